@@ -1,0 +1,43 @@
+# `make demo`: set everything up, run the default workflow, print the result.
+# `make test`: set everything up, run all tests.  `make check`: format, lint, types.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SNAKEMAKE := $(BIN)/python -m snakemake --cores all
+
+.PHONY: demo test check environment report clean
+
+demo: $(VENV)/core.stamp
+	$(SNAKEMAKE)
+	@$(MAKE) --no-print-directory report
+	@$(BIN)/python workflow/scripts/print_summary.py --table results/tables/summary.csv --report results/report.html
+
+# Snakemake's own report: one self-contained file.
+report: $(VENV)/core.stamp
+	@[ results/report.html -nt results/tables/summary.csv ] || $(SNAKEMAKE) --quiet all --report results/report.html
+
+test: $(VENV)/development.stamp
+	$(BIN)/python -m pytest
+
+check: $(VENV)/development.stamp
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m snakefmt --check --compact-diff Snakefile rules workflow/Snakefile
+	$(BIN)/python -m mypy
+	$(BIN)/python -m snakemake --lint
+
+environment: $(VENV)/core.stamp
+
+$(VENV)/core.stamp: envs/core.lock.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet -r envs/core.lock.txt
+	@touch $@
+
+$(VENV)/development.stamp: $(VENV)/core.stamp envs/development.lock.txt
+	$(PIP) install --quiet -r envs/core.lock.txt -r envs/development.lock.txt
+	@touch $@
+
+clean:
+	rm -rf results/[!R]* .snakemake

@@ -1,0 +1,49 @@
+"""The refusal of compressed chat models: measured, explained, repaired.
+
+Read this file, then the rules in the order of their inclusion: that is the
+way of the data, and the method.
+"""
+
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+configfile: "config.yaml"
+
+
+report: "workflow/report/workflow.rst"
+
+
+include: "rules/common.smk"  # the checked configuration, and helpers of the rules
+include: "rules/environments.smk"  # vLLM, in an environment of its own
+include: "rules/prompts.smk"  # prompt sets from pinned sources
+include: "rules/models.smk"  # the original checkpoint, and its refusal tuning
+include: "rules/compression.smk"  # compressed checkpoints
+include: "rules/activations.smk"  # activations at the post-instruction tokens
+include: "rules/directions.smk"  # candidate scores, the refusal direction, its comparison
+include: "rules/patching.smk"  # AIRD: rank-1 repairs
+include: "rules/evaluation.smk"  # completions and utility by vLLM, scores by judges
+include: "rules/reporting.smk"  # tables and figures
+
+
+rule all:
+    default_target: True
+    message:
+        "All tables and figures are made"
+    input:
+        TABLES,
+        FIGURES,
+    localrule: True
+
+
+rule merged_checkpoints:
+    message:
+        "Every patch is also merged into a checkpoint that stands alone"
+    input:
+        [
+            f"{RESULTS}/patches/{model}/{compression}/{patch}/merged/manifest.json"
+            for model, compression, patch in CONFIGURATION.cells()
+            if patch != PLAIN
+        ],
+    localrule: True

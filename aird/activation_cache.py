@@ -1,0 +1,98 @@
+"""The activation cache of one checkpoint: what later nodes read instead of running the model.
+
+One safetensors file. For each class (harmful, harmless) and split (train,
+validation) it holds `{class}.{split}.activations` [prompts, L, P, d_model] in the
+model's type and `{class}.{split}.scores` [prompts] float64; its metadata holds the
+prompt ids, in the same order.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from aird.files import atomic_file
+from aird.selection import kept_prompts
+
+CLASSES = ("harmful", "harmless")
+SPLITS = ("train", "validation")
+MINIMUM_KEPT = 8  # below that many rightly classified prompts the filter is dropped, and reported
+
+
+@dataclass(frozen=True)
+class Group:
+    """The prompts of one class and split.
+
+    Attributes:
+        activations: [n, L, P, d_model], block inputs at the post-instruction tokens.
+        scores: [n] float64, refusal scores of the unmodified model.
+        ids: ids of the prompts.
+    """
+
+    activations: torch.Tensor
+    scores: torch.Tensor
+    ids: tuple[str, ...]
+
+    def kept(self, harmful: bool) -> tuple[list[int], bool]:
+        """Return the indices of rightly classified prompts, and whether that filter could be used."""
+        return kept_prompts(self.scores, harmful, min(MINIMUM_KEPT, len(self.ids)))
+
+
+Cache = dict[tuple[str, str], Group]  # (class, split) -> group
+
+
+def save_cache(cache: Cache, path: Path) -> None:
+    """Write a cache to one file, atomically."""
+    tensors, ids = {}, {}
+    for (kind, split), group in cache.items():
+        tensors[f"{kind}.{split}.activations"] = group.activations.contiguous()
+        tensors[f"{kind}.{split}.scores"] = group.scores.contiguous()
+        ids[f"{kind}.{split}"] = group.ids
+    with atomic_file(path) as temporary:
+        save_file(tensors, temporary, metadata={"ids": json.dumps(ids)})
+        temporary.chmod(0o644)
+
+
+def load_cache(path: Path) -> Cache:
+    """Read a cache.
+
+    Raises:
+        ValueError: the file is truncated or altered.
+    """
+    try:
+        with safe_open(path, "pt") as reader:
+            ids = json.loads(reader.metadata()["ids"])
+            return {
+                (kind, split): Group(
+                    reader.get_tensor(f"{kind}.{split}.activations"),
+                    reader.get_tensor(f"{kind}.{split}.scores"),
+                    tuple(ids[f"{kind}.{split}"]),
+                )
+                for kind in CLASSES
+                for split in SPLITS
+            }
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as an activation cache ({error}); delete it to rebuild it") from error
+
+
+def kept_activations(cache: Cache, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the (harmful, harmless) activations of the rightly classified prompts of a split."""
+    groups = [cache[kind, split] for kind in CLASSES]
+    harmful, harmless = (
+        group.activations[group.kept(kind == "harmful")[0]] for kind, group in zip(CLASSES, groups, strict=True)
+    )
+    return harmful, harmless
+
+
+def kept_counts(cache: Cache) -> dict[str, dict[str, int | bool]]:
+    """Return, per class and split, how many prompts there are, are used, and whether they were filtered."""
+    counts: dict[str, dict[str, int | bool]] = {}
+    for (kind, split), group in cache.items():
+        kept, filtered = group.kept(kind == "harmful")
+        counts[f"{kind}_{split}"] = {"n": len(group.ids), "used": len(kept), "filtered": filtered}
+    return counts

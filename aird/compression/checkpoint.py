@@ -1,0 +1,187 @@
+"""Read a checkpoint folder tensor by tensor, without loading a model.
+
+A safetensors file starts with the length of its header (8 bytes, little-endian)
+and the header itself, JSON that gives each tensor's dtype, shape and byte range:
+https://huggingface.co/docs/safetensors. So dtypes and sizes cost no reading of
+weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+# Bits of one value, by the names that safetensors gives to dtypes.
+FLOAT_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where one tensor lies and what it is.
+
+    Attributes:
+        file: the safetensors file.
+        name: the tensor's name in that file.
+        dtype: safetensors' name of the dtype, such as "BF16".
+        shape: its shape.
+        start: offset of its first byte in the file.
+        size: its bytes.
+    """
+
+    file: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    size: int
+
+    def load(self) -> torch.Tensor:
+        """Return the tensor, on the CPU."""
+        with safe_open(self.file, framework="pt", device="cpu") as stream:
+            return stream.get_tensor(self.name)
+
+    def sha256(self) -> str:
+        """Return the SHA-256 of dtype, shape and stored bytes."""
+        digest = hashlib.sha256(f"{self.dtype} {self.shape}".encode())
+        with open(self.file, "rb") as stream:
+            stream.seek(self.start)
+            left = self.size
+            while left:
+                block = stream.read(min(left, 1 << 24))
+                if not block:
+                    raise ValueError(f"{self.file} ends before tensor {self.name}: it is truncated")
+                digest.update(block)
+                left -= len(block)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint folder: its configuration and every stored tensor by name."""
+
+    folder: Path
+    config: dict[str, Any]
+    tensors: dict[str, StoredTensor]
+
+    @property
+    def quantization_config(self) -> dict[str, Any] | None:
+        """What config.json says about quantisation; None for a dense checkpoint."""
+        return self.config.get("quantization_config")
+
+    @property
+    def weight_files(self) -> list[Path]:
+        """The safetensors files, by name."""
+        return sorted({tensor.file for tensor in self.tensors.values()})
+
+    def module_tensors(self, module: str) -> dict[str, StoredTensor]:
+        """Return the stored tensors of a module's weight by local name, such as "weight_scale".
+
+        The bias is left out: it is never compressed.
+        """
+        prefix = f"{module}."
+        found = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in self.tensors.items()
+            if name.startswith(prefix)
+        }
+        found.pop("bias", None)
+        return found
+
+    def matrix_modules(self) -> list[str]:
+        """Return the modules that store one weight matrix: linear ones and embeddings, in natural order."""
+        names = []
+        for name, tensor in self.tensors.items():
+            module, _, local = name.rpartition(".")
+            if local in ("weight", "weight_packed") and len(tensor.shape) == 2:
+                names.append(module)
+        return sorted(names, key=natural_order)
+
+    def block_matrices(self) -> list[str]:
+        """Return the linear modules inside the decoder blocks, in the order of the blocks.
+
+        Raises:
+            ValueError: no list of `num_hidden_layers` blocks, or no matrix in it.
+        """
+        prefix = block_prefix(self.tensors, self.config)
+        names = [name for name in self.matrix_modules() if name.startswith(prefix)]
+        if not names:
+            raise ValueError(f"{self.folder}: the decoder blocks {prefix}* hold no weight matrix")
+        return names
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Read the configuration and the headers of all safetensors files of a checkpoint folder.
+
+    Handles one `model.safetensors` and shards with `model.safetensors.index.json`.
+
+    Raises:
+        ValueError: no config.json, no safetensors, a missing shard or one without its tensors.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} holds no config.json: it is not a checkpoint in Hugging Face format")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    index = folder / "model.safetensors.index.json"
+    tensors: dict[str, StoredTensor] = {}
+    if index.is_file():
+        located = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        for file in sorted(set(located.values())):
+            tensors |= _read_header(folder / file)
+        absent = sorted(located.keys() - tensors.keys())
+        if absent:
+            raise ValueError(f"{index} lists {absent[0]} (and {len(absent) - 1} more), but no shard holds it")
+    else:
+        tensors = _read_header(folder / "model.safetensors")
+    return Checkpoint(folder, config, tensors)
+
+
+def block_prefix(names: Iterable[str], config: dict[str, Any]) -> str:
+    """Return what the names of all tensors in decoder blocks start with, such as "model.layers.".
+
+    Blocks are found by structure: the one numbered list that runs from 0 to `num_hidden_layers` - 1.
+
+    Raises:
+        ValueError: there is no such list, or more than one; the message says what was found.
+    """
+    text = config.get("text_config", config)
+    layers = text.get("num_hidden_layers", text.get("n_layer"))
+    indices: dict[str, set[int]] = {}
+    for name in names:
+        match = re.match(r"((?:.*?\.)?)(\d+)\.", name)
+        if match:
+            indices.setdefault(match[1], set()).add(int(match[2]))
+    fitting = [prefix for prefix, found in indices.items() if layers and found == set(range(layers))]
+    if len(fitting) != 1:
+        found = {f"{prefix}*": len(numbers) for prefix, numbers in indices.items()}
+        raise ValueError(
+            f"looked for one numbered list of {layers} decoder blocks among the tensors, found {found}"
+        )
+    return fitting[0]
+
+
+def _read_header(file: Path) -> dict[str, StoredTensor]:
+    if not file.is_file():
+        raise ValueError(f"{file} is missing: the checkpoint needs its weights as safetensors")
+    with open(file, "rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+    tensors = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            start, end = entry["data_offsets"]
+            shape = tuple(entry["shape"])
+            tensors[name] = StoredTensor(file, name, entry["dtype"], shape, 8 + length + start, end - start)
+    return tensors
+
+
+def natural_order(name: str) -> list[tuple[bool, int, str]]:
+    """Sort key that puts block 2 before block 10."""
+    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.split(".")]

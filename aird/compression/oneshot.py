@@ -1,0 +1,136 @@
+"""Run llm-compressor's one-shot recipes: Wanda, SparseGPT, round-to-nearest, GPTQ and FP8.
+
+Its defaults are not ours: left alone it also prunes the output head, reorders the
+calibration prompts, and prints a bar per layer and a line per matrix.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aird.architecture import decoder_blocks
+from aird.compression.checkpoint import Checkpoint
+from aird.compression.quiet import only_warnings
+from aird.compression.settings import FP8, GPTQ, RoundToNearest, SparseGPT, Wanda
+
+# One scale per token, found at run time: no calibration is needed.
+_DYNAMIC = {"symmetric": True, "strategy": "token", "dynamic": True}
+
+
+def prune_by_wanda(source: Checkpoint, output: Path, settings: Wanda, calibration: list[list[int]]) -> None:
+    """Write `source`'s weights pruned by |weight| x input norm (Wanda, arXiv:2306.11695)."""
+    _run(source, output, "pruning.wanda", "WandaPruningModifier", _pruning(settings), calibration)
+
+
+def prune_by_sparsegpt(
+    source: Checkpoint, output: Path, settings: SparseGPT, calibration: list[list[int]]
+) -> None:
+    """Write `source`'s weights pruned and updated by SparseGPT (arXiv:2301.00774)."""
+    _run(source, output, "pruning.sparsegpt", "SparseGPTModifier", _pruning(settings), calibration)
+
+
+def round_to_nearest(
+    source: Checkpoint, output: Path, settings: RoundToNearest, calibration: None = None
+) -> None:
+    """Write `source`'s weights rounded to `weight_bits`-bit integers."""
+    activations = None
+    if settings.activation_bits is not None:
+        activations = {"num_bits": settings.activation_bits, "type": "int", **_DYNAMIC}
+    scheme = _scheme(_integers(settings.weight_bits, settings.group_size), activations)
+    _run(source, output, "quantization", "QuantizationModifier", scheme)
+
+
+def quantise_by_gptq(source: Checkpoint, output: Path, settings: GPTQ, calibration: list[list[int]]) -> None:
+    """Write `source`'s weights quantised by GPTQ (arXiv:2210.17323)."""
+    scheme = _scheme(_integers(settings.weight_bits, settings.group_size))
+    _run(source, output, "gptq", "GPTQModifier", scheme, calibration)
+
+
+def round_to_fp8(source: Checkpoint, output: Path, settings: FP8, calibration: None = None) -> None:
+    """Write `source`'s weights rounded to 8-bit floats (E4M3), one scale per output row."""
+    eight_bits = {"num_bits": 8, "type": "float"}
+    weights = {**eight_bits, "symmetric": True, "strategy": "channel", "dynamic": False}
+    scheme = _scheme(weights, {**eight_bits, **_DYNAMIC})
+    _run(source, output, "quantization", "QuantizationModifier", scheme)
+
+
+def _pruning(settings: Wanda | SparseGPT) -> dict[str, Any]:
+    # "0:0" means zeros anywhere. Targets are named, because some names match nothing without an error.
+    return {"sparsity": settings.sparsity, "mask_structure": settings.pattern or "0:0", "targets": ["Linear"]}
+
+
+def _scheme(weights: dict[str, Any], activations: dict[str, Any] | None = None) -> dict[str, Any]:
+    # Spelled out, because the presets' group size of 128 does not divide the columns of every model.
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": activations}
+    return {"config_groups": {"group_0": group}}
+
+
+def _integers(bits: int, group_size: int | None) -> dict[str, Any]:
+    strategy = (
+        {"strategy": "channel"} if group_size is None else {"strategy": "group", "group_size": group_size}
+    )
+    return {"num_bits": bits, "type": "int", "symmetric": True, "dynamic": False, **strategy}
+
+
+def _run(
+    source: Checkpoint,
+    output: Path,
+    module: str,
+    modifier: str,
+    options: dict[str, Any],
+    calibration: list[list[int]] | None = None,
+) -> None:
+    """Load the model, apply one modifier, and save weights and configuration.
+
+    Args:
+        source: the checkpoint to compress.
+        output: an existing folder.
+        module: the module of `llmcompressor.modifiers` that holds the modifier.
+        modifier: its class.
+        options: what it is made with, apart from what it must leave alone.
+        calibration: token ids, one list per prompt.
+
+    Raises:
+        ValueError: the algorithm gave up on a matrix and did something simpler to it.
+    """
+    with only_warnings() as warned:
+        from llmcompressor import oneshot
+        from transformers import AutoModelForCausalLM, set_seed
+
+        set_seed(0)
+        model = AutoModelForCausalLM.from_pretrained(str(source.folder), dtype="auto", use_safetensors=True)
+        # Pruning modifiers see "lm_head." where the module is called "lm_head", so plain names never match.
+        ignore = [f"re:{re.escape(name)}([.]|$)" for name in _outside_blocks(model)]
+        recipe = getattr(import_module(f"llmcompressor.modifiers.{module}"), modifier)(
+            **options, ignore=ignore
+        )
+        inputs: dict[str, Any] = {}
+        if calibration is not None:
+            inputs = {"dataset": _dataset(calibration), "num_calibration_samples": len(calibration)}
+            inputs |= {"batch_size": 1, "shuffle_calibration_samples": False, "pipeline": "sequential"}
+        oneshot(model=model, recipe=recipe, **inputs)
+        model.save_pretrained(output, save_compressed=True, max_shard_size="5GB")
+    gave_up = [text for text in warned if "hessian" in text.lower() and "inver" in text.lower()]
+    if gave_up:
+        raise ValueError(
+            "a Hessian could not be inverted, so some matrices were not compressed as the recipe says; "
+            f"use more calibration prompts ({gave_up[0]})"
+        )
+
+
+def _outside_blocks(model: Any) -> list[str]:
+    inside = {id(module) for block in decoder_blocks(model) for module in block.modules()}
+    linear = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    return [name for name, module in linear if id(module) not in inside]
+
+
+def _dataset(calibration: list[list[int]]) -> Any:
+    from datasets import Dataset
+
+    masks = [[1] * len(prompt) for prompt in calibration]
+    return Dataset.from_dict({"input_ids": calibration, "attention_mask": masks})

@@ -1,0 +1,156 @@
+"""The one registry of compression recipes, and `compress`, which runs one of them.
+
+A recipe is a model of its settings (`aird.compression.settings`) and a function
+that writes compressed weights. To add one: write both, and add a line to RECIPES.
+
+    settings = RoundToNearest(weight_bits=4, group_size=64)
+    measurements = compress(Path("original"), Path("w4"), settings, calibration_token_ids=None)
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import gcd
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from aird.compression import oneshot, pruning
+from aird.compression.bitsandbytes_recipe import quantise_by_bitsandbytes
+from aird.compression.checkpoint import Checkpoint, read_checkpoint
+from aird.compression.matrices import matrix_shape
+from aird.compression.measure import check, measure
+from aird.compression.settings import (
+    FP8,
+    GPTQ,
+    BitsAndBytes,
+    Magnitude,
+    RecipeSettings,
+    RoundToNearest,
+    SparseGPT,
+    Wanda,
+    pattern_counts,
+)
+from aird.files import atomic_folder
+from aird.models import copy_description
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe.
+
+    Attributes:
+        settings: the model of its settings.
+        write: writes safetensors weights (and, for quantisers, a config.json with a
+            `quantization_config`) to an existing folder, given the source checkpoint, the folder,
+            the settings and the calibration prompts' token ids.
+    """
+
+    settings: type[RecipeSettings]
+    write: Callable[[Checkpoint, Path, Any, Any], None]
+
+
+RECIPES: dict[str, Recipe] = {
+    "magnitude": Recipe(Magnitude, pruning.prune_by_magnitude),
+    "wanda": Recipe(Wanda, oneshot.prune_by_wanda),
+    "sparsegpt": Recipe(SparseGPT, oneshot.prune_by_sparsegpt),
+    "round_to_nearest": Recipe(RoundToNearest, oneshot.round_to_nearest),
+    "gptq": Recipe(GPTQ, oneshot.quantise_by_gptq),
+    "fp8": Recipe(FP8, oneshot.round_to_fp8),
+    "bitsandbytes": Recipe(BitsAndBytes, quantise_by_bitsandbytes),
+}
+
+
+def compress(
+    source: Path,
+    output: Path,
+    settings: RecipeSettings,
+    calibration_token_ids: list[list[int]] | None,
+) -> dict[str, Any]:
+    """Compress every linear module inside the decoder blocks of a checkpoint.
+
+    1. Check settings, calibration prompts and matrix shapes, before anything is loaded.
+    2. Run the recipe on the source's weights, into a temporary folder.
+    3. Put together a complete checkpoint: the recipe's weights, everything else as in the source,
+       with the recipe's `quantization_config` added to config.json.
+    4. Measure what was written, and check it against the recipe and the source.
+
+    Args:
+        source: a dense checkpoint folder with safetensors; it is only read.
+        output: the folder to write; it appears when it is complete and checked.
+        settings: one of the models of `aird.compression.settings`.
+        calibration_token_ids: token ids of each calibration prompt, chat template applied; None for
+            recipes that need none.
+
+    Returns:
+        The measurements (see `aird.compression.measure.measure`), for the manifest.
+
+    Raises:
+        ValueError: the source is quantised already; calibration prompts are missing, not as many as the
+            settings say, empty, or not needed; the group size or pattern does not fit a matrix; or
+            the result is not what the recipe says.
+    """
+    original = read_checkpoint(source)
+    _check_request(original, settings, calibration_token_ids)
+    reference = measure(source)
+    recipe = RECIPES[settings.model_dump()["recipe"]]
+    with atomic_folder(output) as folder:
+        copy_description(original.folder, folder)
+        with TemporaryDirectory(prefix=".weights.", dir=folder) as made:
+            recipe.write(original, Path(made), settings, calibration_token_ids)
+            _take_weights(Path(made), folder, original)
+        measurements = measure(folder)
+        check(measurements, settings, reference)
+    return measurements
+
+
+def _take_weights(made: Path, folder: Path, original: Checkpoint) -> None:
+    """Move weights and their index from `made`, and take over its `quantization_config`.
+
+    Nothing else of what libraries save is kept: they rewrite tokenizers and generation settings.
+    """
+    for path in [*made.glob("*.safetensors"), *made.glob("*.safetensors.index.json")]:
+        shutil.move(path, folder / path.name)
+        (folder / path.name).chmod(0o644)
+    if (made / "config.json").is_file():
+        saved = json.loads((made / "config.json").read_text(encoding="utf-8"))
+        if "quantization_config" in saved:
+            config = original.config | {"quantization_config": saved["quantization_config"]}
+            text = json.dumps(config, indent=2, ensure_ascii=False)
+            (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _check_request(
+    original: Checkpoint, settings: RecipeSettings, calibration: list[list[int]] | None
+) -> None:
+    if original.quantization_config is not None:
+        raise ValueError(f"{original.folder} is quantised already; compress the original checkpoint")
+    if not settings.needs_calibration and calibration is not None:
+        raise ValueError("this recipe sees no calibration prompts; pass None")
+    if settings.needs_calibration:
+        wanted = settings.model_dump()["calibration"]["count"]
+        if calibration is None or len(calibration) != wanted:
+            found = "none" if calibration is None else len(calibration)
+            raise ValueError(f"the settings ask for {wanted} calibration prompts, given: {found}")
+        if not all(calibration):
+            raise ValueError(f"calibration prompt {calibration.index([])} has no tokens")
+    pattern = getattr(settings, "pattern", None)
+    if pattern is not None:
+        _check_divides(original, pattern_counts(pattern)[1], f"pattern {pattern}")
+    group_size = getattr(settings, "group_size", None)
+    if group_size is not None:
+        _check_divides(original, group_size, f"group_size {group_size}")
+
+
+def _check_divides(original: Checkpoint, size: int, what: str) -> None:
+    """Check that groups of `size` input weights fill the rows of every matrix."""
+    columns = {name: matrix_shape(original.module_tensors(name))[1] for name in original.block_matrices()}
+    for name, count in columns.items():
+        if count % size:
+            common = gcd(*columns.values())
+            working = [str(divisor) for divisor in range(16, 257) if common % divisor == 0]
+            advice = f"sizes that divide all matrices: {', '.join(working) or 'none between 16 and 256'}"
+            raise ValueError(f"{what} does not divide the {count} columns of {name}; {advice}")

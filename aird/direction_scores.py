@@ -1,0 +1,168 @@
+"""Score every candidate direction by what it does to the model (arXiv 2406.11717, section 2.3 and appendix C).
+
+For a candidate r at a site (layer, position), on validation prompts:
+
+    induce = mean refusal score on harmless prompts with r added at the input of its layer
+    KL     = mean KL(model || model with r ablated) of the next token, harmless prompts
+    bypass = mean refusal score on harmful prompts with r ablated everywhere
+
+The published procedure runs three full passes per candidate. This one gives the
+same numbers with less work: layers that the filter drops are not touched; an
+addition starts from the stored input of its layer; KL and bypass are computed
+only where induce leaves the candidate eligible; all prompts share one sequence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from aird.architecture import decoder_blocks, residual_writers
+from aird.hooks import ablation, addition, hooks, on_input
+from aird.packing import Pack, last_logits, plan_packs
+from aird.refusal_score import refusal_scores
+from aird.settings.directions import Directions
+
+logger = logging.getLogger(__name__)
+
+Score = dict[str, Any]
+
+
+@torch.no_grad()
+def score_candidates(
+    model: Any,
+    candidates: torch.Tensor,
+    harmful: Sequence[Sequence[int]],
+    harmless: Sequence[Sequence[int]],
+    refusal_tokens: Sequence[int],
+    settings: Directions,
+) -> list[Score]:
+    """Return one record {layer, position, induce, kl, bypass} per candidate.
+
+    Args:
+        model: a Transformers causal language model with L decoder blocks.
+        candidates: [L, P, d_model] float64, raw differences in means.
+        harmful, harmless: token ids of validation prompts.
+        refusal_tokens: ids that make the refusal score.
+        settings: filters; they decide which scores are needed.
+
+    Returns:
+        Records for all layers and positions (-P to -1), in that order. A score that no filter
+        could make matter is None: everything at dropped layers, KL and bypass where induce
+        is below its minimum.
+    """
+    blocks = list(decoder_blocks(model))
+    layers, positions, _ = candidates.shape
+    used = range(int(settings.layer_fraction * layers))
+    harmless_packs, harmful_packs = plan_packs(model, harmless), plan_packs(model, harmful)
+    induce = _induce(model, blocks, candidates, used, harmless_packs, refusal_tokens)
+    modules = dict(model.named_modules())
+    writers = [modules[name] for pair in residual_writers(model) for name in pair.names]
+    plain = [last_logits(model, pack)[0].double().log_softmax(-1) for pack in harmless_packs]
+
+    records = []
+    for layer in range(layers):
+        for position in range(positions):
+            record: Score = {"layer": layer, "position": position - positions, "induce": None, "kl": None, "bypass": None}
+            if layer in used:
+                record["induce"] = induce[layer, position].item()
+                if record["induce"] >= settings.minimum_induce:
+                    unit = _unit(candidates[layer, position]).to(model.device)
+                    with ablation(blocks, writers, unit):
+                        record["kl"] = _mean_kl(model, harmless_packs, plain)
+                        record["bypass"] = _mean_refusal(model, harmful_packs, refusal_tokens)
+            records.append(record)
+    scored = sum(record["bypass"] is not None for record in records)
+    logger.info("%d candidates, %d below the layer limit, %d scored in full", len(records), len(used) * positions, scored)
+    return records
+
+
+def _unit(vector: torch.Tensor) -> torch.Tensor:
+    # A class mean that does not differ (a constant token under a broken model) has no direction.
+    norm = vector.norm()
+    return vector / norm if norm > 0 else vector
+
+
+def _mean_refusal(model: Any, packs: Sequence[Pack], refusal_tokens: Sequence[int]) -> float:
+    scores = [refusal_scores(last_logits(model, pack)[0], refusal_tokens) for pack in packs]
+    return torch.cat(scores).mean().item()
+
+
+def _mean_kl(model: Any, packs: Sequence[Pack], plain: Sequence[torch.Tensor]) -> float:
+    """Return the mean KL divergence, nats, of the ablated model's next token from the plain model's."""
+    divergences = []
+    for pack, expected in zip(packs, plain, strict=True):
+        found = last_logits(model, pack)[0].double().log_softmax(-1)
+        divergences.append((expected.exp() * (expected - found)).sum(-1))
+    return torch.cat(divergences).mean().item()
+
+
+def _induce(
+    model: Any,
+    blocks: list[nn.Module],
+    candidates: torch.Tensor,
+    used: range,
+    packs: Sequence[Pack],
+    refusal_tokens: Sequence[int],
+) -> torch.Tensor:
+    """Return the induce score of every candidate at the used layers, [len(used), P] float64."""
+    positions = candidates.shape[1]
+    sums = torch.zeros(len(used), positions, dtype=torch.float64)
+    for pack in packs:
+        inputs = _block_inputs(model, blocks, pack)
+        for layer in used:
+            vectors = candidates[layer].to(model.device)
+            # One row per position: they share the layer, so also everything below it.
+            with resumed_at(blocks, layer, inputs[layer].expand(positions, -1, -1)), addition(blocks[layer], vectors):
+                logits = last_logits(model, pack, rows=positions)
+            sums[layer] += torch.stack([refusal_scores(row, refusal_tokens).sum() for row in logits]).cpu()
+    return sums / sum(len(pack.prompts) for pack in packs)
+
+
+def _block_inputs(model: Any, blocks: list[nn.Module], pack: Pack) -> list[torch.Tensor]:
+    """Return the input of every block, each [1, tokens, d_model]."""
+    inputs: list[torch.Tensor] = []
+
+    def keep(states: torch.Tensor) -> torch.Tensor:
+        inputs.append(states)
+        return states
+
+    with hooks(before=[(block, on_input(keep)) for block in blocks]):
+        last_logits(model, pack)
+    return inputs
+
+
+@contextlib.contextmanager
+def resumed_at(blocks: list[nn.Module], layer: int, states: torch.Tensor) -> Iterator[None]:
+    """Skip the blocks below `layer` in every forward pass, and feed `states` to block `layer`.
+
+    The skipped blocks stay in their places and pass their input on, so that whatever a model
+    looks up by block index (rotary type, sliding window) still fits.
+
+    Args:
+        blocks: all decoder blocks.
+        layer: the first block to compute.
+        states: [rows, tokens, d_model], the input of that block.
+    """
+
+    # A loader that spreads a model over devices leaves a `forward` of its own on each block: put it back.
+    own = [block.__dict__.get("forward") for block in blocks[:layer]]
+    for block in blocks[:layer]:
+        block.forward = _pass_on
+    try:
+        with hooks(before=[(blocks[layer], on_input(lambda _: states))]):
+            yield
+    finally:
+        for block, forward in zip(blocks[:layer], own, strict=True):
+            del block.forward
+            if forward is not None:
+                block.forward = forward
+
+
+def _pass_on(hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    return hidden_states

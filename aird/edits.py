@@ -1,0 +1,132 @@
+"""AIRD as rank-1 edits of the matrices that write to the residual stream.
+
+With r the unit refusal direction, W_c and W_o the compressed and the original
+matrix [d_model, d_in], every reading of AIRD (arXiv 2504.04215) is
+
+    W' = W_c + r r^T (a W_c + b W_o) = W_c + column . row,
+    column = r [d_model],  row = r^T (a W_c + b W_o) [d_in],
+
+a rank-1 edit that does not depend on the sign of r, and so exactly a LoRA of
+rank 1 with B = column and A = row. A bias of the matrix is left as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from aird.settings.patches import Patch
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One rank-1 edit.
+
+    Attributes:
+        module: full name of the edited linear module.
+        column: [d_out] float32, the direction that the edit writes.
+        row: [d_in] float32, what the edit reads.
+    """
+
+    module: str
+    column: torch.Tensor
+    row: torch.Tensor
+
+    def matrix(self) -> torch.Tensor:
+        """Return the dense edit column . row, [d_out, d_in] float32."""
+        return torch.outer(self.column, self.row)
+
+
+def rank_one_edit(
+    module: str, direction: torch.Tensor, compressed: torch.Tensor, original: torch.Tensor, settings: Patch
+) -> Edit:
+    """Return the edit of one matrix.
+
+    Args:
+        module: full name of the linear module.
+        direction: [d_out], unit norm.
+        compressed, original: [d_out, d_in], any floating type.
+        settings: method and strength.
+
+    Raises:
+        ValueError: shapes that do not fit, or a direction that is not a unit vector.
+    """
+    if compressed.shape != original.shape or direction.shape != compressed.shape[:1]:
+        raise ValueError(
+            f"{module}: direction {tuple(direction.shape)}, compressed {tuple(compressed.shape)} and original "
+            f"{tuple(original.shape)} do not fit together"
+        )
+    unit = direction.double()
+    if not torch.isclose(unit.norm(), torch.ones((), dtype=torch.float64), atol=1e-4):
+        raise ValueError(f"{module}: the direction has norm {unit.norm().item():.4f}, not 1")
+    a, b = (settings.alpha, 0.0) if settings.method == "scale" else (-settings.alpha, settings.alpha)
+    row = a * (unit @ compressed.double())
+    if b:
+        row = row + b * (unit @ original.double())
+    return Edit(module, unit.float(), row.float())
+
+
+def edited_blocks(settings: Patch, source_layer: int, layers: int) -> list[int]:
+    """Return the indices of the blocks that a patch edits.
+
+    The site at layer l is the input of block l, so the block that writes it is l - 1; the input of
+    block 0 is the embedding, which no block writes, and block 0 is then the first that can act on it.
+
+    Raises:
+        ValueError: a configured block does not exist.
+    """
+    if settings.blocks == "all":
+        return list(range(layers))
+    if settings.blocks == "source":
+        return [max(0, source_layer - 1)]
+    beyond = [block for block in settings.blocks if block >= layers]
+    if beyond:
+        raise ValueError(f"blocks {beyond} do not exist: the model has blocks 0 to {layers - 1}")
+    return list(settings.blocks)
+
+
+def random_direction(like: torch.Tensor, seed: int) -> torch.Tensor:
+    """Return a random unit vector of the same shape, uniform on the sphere, float64."""
+    generator = torch.Generator().manual_seed(seed)
+    vector = torch.randn(like.shape, generator=generator, dtype=torch.float64)
+    return vector / vector.norm()
+
+
+def make_edits(
+    modules: Iterable[str],
+    direction: torch.Tensor,
+    read_compressed: Callable[[str], torch.Tensor],
+    read_original: Callable[[str], torch.Tensor],
+    settings: Patch,
+) -> tuple[list[Edit], list[dict[str, Any]]]:
+    """Return one edit per module, and a record of what each changes.
+
+    Args:
+        modules: full names of the modules to edit.
+        direction: [d_model] unit vector.
+        read_compressed, read_original: return one module's dense matrix [d_out, d_in].
+        settings: the patch.
+
+    Returns:
+        edits and, per module: the Frobenius norm of the edit over that of W_c, and the norm of
+        r^T W before and after over that of the original (what the edit restores).
+    """
+    edits, statistics = [], []
+    for module in modules:
+        compressed, original = read_compressed(module), read_original(module)
+        edit = rank_one_edit(module, direction, compressed, original, settings)
+        unit, weights = edit.column.double(), compressed.double()
+        target = (unit @ original.double()).norm()
+        statistics.append(
+            {
+                "module": module,
+                "relative_change": (edit.row.double().norm() / weights.norm()).item(),
+                "row_norm_before": ((unit @ weights).norm() / target).item(),
+                "row_norm_after": ((unit @ weights + edit.row.double()).norm() / target).item(),
+            }
+        )
+        edits.append(edit)
+    return edits, statistics

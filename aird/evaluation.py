@@ -1,0 +1,188 @@
+"""Ask a served checkpoint everything that one suite measures, after checking that it is served rightly.
+
+A server can load a checkpoint without an error and return garbage. So before
+anything is recorded, vLLM and Transformers must agree on the first token's
+log-probability for a few prompts.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aird.chat import chat_tokens
+from aird.judges import degenerate, jailbroken_arditi
+from aird.serving import Client
+
+logger = logging.getLogger(__name__)
+
+CANDIDATES = 5  # first tokens of each prompt whose log-probabilities are compared
+
+
+class ParityError(RuntimeError):
+    """vLLM and Transformers disagree about a checkpoint: nothing measured on it would mean anything."""
+
+
+@torch.no_grad()
+def first_token_logprobs(model: Any, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    """Return the log-probabilities of the token after each prompt, each [vocabulary] float64, nats."""
+    device = next(model.parameters()).device
+    return [
+        model(input_ids=torch.tensor([list(prompt)], device=device), use_cache=False, logits_to_keep=1)
+        .logits[0, -1]
+        .double()
+        .log_softmax(-1)
+        .cpu()
+        for prompt in prompts
+    ]
+
+
+def check_parity(
+    client: Client, prompts: Sequence[Sequence[int]], expected: Sequence[torch.Tensor], tolerance: float
+) -> dict[str, Any]:
+    """Compare the server's first tokens with those of Transformers.
+
+    Args:
+        client: a server of the checkpoint.
+        prompts: token ids.
+        expected: Transformers' log-probabilities, one [vocabulary] tensor per prompt, nats.
+        tolerance: largest difference allowed on the likeliest token of either side, nats.
+
+    Returns:
+        {"prompts", "largest_difference", "same_first_token"} for the record.
+
+    Raises:
+        ParityError: they disagree.
+    """
+    differences, same = [], 0
+    for completion, reference in zip(client.complete(prompts, 1, logprobs=CANDIDATES), expected, strict=True):
+        served = completion.first_token_logprobs or {}
+        likeliest = max(served, key=lambda token: served[token])
+        own = int(reference.argmax())
+        same += likeliest == own
+        compared = {likeliest} | ({own} if own in served else set())
+        differences.append(max(abs(served[token] - reference[token].item()) for token in compared))
+        if own not in served:
+            differences[-1] = float("inf")
+    largest = max(differences)
+    if not largest <= tolerance:
+        raise ParityError(
+            f"vLLM and Transformers disagree on this checkpoint: the first token's log-probability differs by "
+            f"{largest:.3f} nats on one of {len(prompts)} prompts (allowed: {tolerance}). It is loaded wrongly by one "
+            "of the two, so no rate is reported for it; compare the stored types with its quantization_config"
+        )
+    return {"prompts": len(prompts), "largest_difference": largest, "same_first_token": same}
+
+
+def complete_records(
+    client: Client, tokenizer: Any, records: Sequence[dict[str, Any]], kind: str, maximum_new_tokens: int
+) -> list[dict[str, Any]]:
+    """Return one completion record per prompt record, in order.
+
+    Args:
+        client: the server.
+        tokenizer: the checkpoint's tokenizer.
+        records: prompt records with id and instruction.
+        kind: `harmful` or `harmless`.
+        maximum_new_tokens: limit of a completion.
+    """
+    prompts = [chat_tokens(tokenizer, record["instruction"]) for record in records]
+    completions = client.complete(prompts, maximum_new_tokens)
+    return [
+        {
+            "id": record["id"],
+            "kind": kind,
+            "instruction": record["instruction"],
+            "completion": completion.text,
+            "tokens": completion.token_count,
+            "finish_reason": completion.finish_reason,
+        }
+        for record, completion in zip(records, completions, strict=True)
+    ]
+
+
+def reference_answers(completions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the harmless completions that are answers: neither refusals nor degenerate."""
+    return [
+        record
+        for record in completions
+        if record["kind"] == "harmless"
+        and jailbroken_arditi(record["completion"])
+        and not degenerate(record["completion"])
+    ]
+
+
+def answer_likelihoods(client: Client, tokenizer: Any, answers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return, per reference answer, the summed negative log-likelihood (nats) and number of its tokens.
+
+    The perplexity of a checkpoint is exp(sum of these / number of tokens), over the answer's
+    tokens only, given the templated instruction.
+    """
+    prompts = [chat_tokens(tokenizer, record["instruction"]) for record in answers]
+    texts = [tokenizer(record["completion"], add_special_tokens=False)["input_ids"] for record in answers]
+    whole = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
+    results = []
+    for record, prompt, logprobs in zip(answers, prompts, client.token_logprobs(whole), strict=True):
+        own = [-value for value in logprobs[len(prompt) :] if value is not None]
+        results.append({"id": record["id"], "negative_log_likelihood": sum(own), "tokens": len(own)})
+    return results
+
+
+def run_tasks(
+    client: Client, checkpoint: Path, tasks: Sequence[str], task_folder: Path | None, limit: int | None, length: int
+) -> dict[str, dict[str, float]]:
+    """Run lm-eval's tasks against the server, and return {task: {metric: value, metric_stderr: value}}.
+
+    Args:
+        client: the server.
+        checkpoint: folder whose tokenizer splits the requests.
+        tasks: names of lm-eval tasks.
+        task_folder: folder with task files of one's own.
+        limit: number of documents per task.
+        length: the server's maximum model length, tokens.
+
+    Raises:
+        ValueError: a task does not exist.
+    """
+    if not tasks:
+        return {}
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=str(task_folder) if task_folder else None)
+    unknown = [task for task in tasks if task not in manager.all_tasks]
+    if unknown:
+        raise ValueError(f"lm-eval knows no task {', '.join(unknown)}; see `lm_eval ls tasks`, or set `task_folder`")
+    found = lm_eval.simple_evaluate(
+        model="local-completions",
+        model_args={
+            "model": client.model_name,
+            "base_url": f"{client.base_url}/v1/completions",
+            "tokenizer": str(checkpoint),
+            "tokenizer_backend": "huggingface",
+            "tokenized_requests": False,
+            "max_length": length,
+            "num_concurrent": 8,
+            "max_retries": 1,
+        },
+        tasks=list(tasks),
+        task_manager=manager,
+        limit=limit,
+        batch_size=32,
+        bootstrap_iters=0,
+        log_samples=False,
+    )
+    results = {}
+    for task in tasks:
+        metrics = found["results"][task]
+        results[task] = {
+            name.replace(",none", ""): float(value)
+            for name, value in metrics.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
+        results[task]["n"] = float(found["n-samples"][task]["effective"])
+    return results

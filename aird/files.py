@@ -1,0 +1,113 @@
+"""Write files so that nothing is ever half-written, and say what is in them.
+
+Everything that a node writes goes to a temporary name beside its target and is
+renamed when complete; a folder is described by a manifest with the SHA-256 of
+every file, which is what later nodes depend on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes as 64 hexadecimal digits."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """Return one string for one value: sorted keys, no spaces, plain JSON types.
+
+    Snakemake compares parameters as a set of representations without names, so
+    each rule passes all its settings as one such string.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in `path`'s folder; rename it to `path` on success."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a new temporary folder beside `path`; it replaces `path` on success."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    temporary.chmod(0o755)
+    try:
+        yield temporary
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented, key-sorted JSON with a final newline, atomically."""
+    with atomic_file(path) as temporary:
+        text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def write_json_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Write one JSON object a line, atomically."""
+    with atomic_file(path) as temporary, open(temporary, "w", encoding="utf-8") as stream:
+        for record in records:
+            stream.write(json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n")
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a file of one JSON object a line; empty lines are skipped."""
+    with open(path, encoding="utf-8") as stream:
+        return [json.loads(line) for line in stream if line.strip()]
+
+
+def hash_folder(folder: Path) -> dict[str, str]:
+    """Return {relative path: SHA-256} of every file below `folder`, sorted by path.
+
+    Hidden files are left out: Snakemake keeps a time stamp of its own in each output folder.
+    """
+    folder = Path(folder)
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in paths}
+
+
+def check_folder(folder: Path, hashes: dict[str, str]) -> None:
+    """Check that `folder` holds exactly the files of a manifest's `hashes`.
+
+    Raises:
+        ValueError: a file is missing, was added or has other bytes; the message names it.
+    """
+    found = hash_folder(folder)
+    for name in sorted(hashes.keys() | found.keys()):
+        if name not in found:
+            raise ValueError(f"{folder / name} is missing, but its manifest lists it; delete the manifest to rebuild")
+        if name not in hashes:
+            raise ValueError(f"{folder / name} is not listed in the manifest; remove it, or delete the manifest")
+        if found[name] != hashes[name]:
+            raise ValueError(f"{folder / name} was altered after it was made; delete its manifest to rebuild it")

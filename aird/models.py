@@ -1,0 +1,117 @@
+"""Load chat models, and turn any source into a checkpoint folder of safetensors.
+
+A *checkpoint* is a folder in Hugging Face format: config.json, safetensors
+weights, tokenizer, chat template and generation configuration.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aird.chat import chat_tokens
+
+# Files of a checkpoint that describe it; weights are handled apart.
+DESCRIPTION_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model")
+
+
+def load_tokenizer(checkpoint: Path, trust_remote_code: bool = False) -> Any:
+    """Return the checkpoint's tokenizer; ValueError if it has no chat template."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(checkpoint), trust_remote_code=trust_remote_code)
+    chat_tokens(tokenizer, "Hello.")
+    return tokenizer
+
+
+def load_model(checkpoint: Path, adapter: Path | None = None, trust_remote_code: bool = False) -> Any:
+    """Return the checkpoint as a Transformers model in evaluation mode, on a GPU where there is one.
+
+    Args:
+        checkpoint: a checkpoint folder, dense or quantised.
+        adapter: a PEFT adapter folder to put on top.
+        trust_remote_code: run modelling code from the checkpoint; off unless the user turned it on.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        str(checkpoint),
+        dtype="auto",
+        device_map="auto" if torch.cuda.is_available() else None,
+        trust_remote_code=trust_remote_code,
+        use_safetensors=True,
+    )
+    if adapter is not None:
+        from peft import PeftModel
+
+        if getattr(model.config, "quantization_config", None) is not None:
+            # PEFT looks for `weight`, which compressed-tensors makes of a packed matrix at the first pass only.
+            with torch.no_grad():
+                model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=model.device), use_cache=False)
+        model = PeftModel.from_pretrained(model, str(adapter))
+    model.eval()
+    model.requires_grad_(False)
+    return model
+
+
+def import_model(source: Path, target: Path, dtype: str) -> None:
+    """Write the model at `source` as a checkpoint folder `target`.
+
+    A folder in Hugging Face format is copied, safetensors only. A GGUF file is dequantised to
+    `dtype`: it then stands in for the original checkpoint.
+
+    Raises:
+        ValueError: the folder has no safetensors weights, no config, or no chat template.
+    """
+    if source.is_dir():
+        _copy_checkpoint(source, target)
+    else:
+        _dequantise_gguf(source, target, getattr(torch, dtype))
+    load_tokenizer(target)
+
+
+def copy_description(source: Path, target: Path) -> None:
+    """Copy configuration, tokenizer and chat template of a checkpoint, but no weights or their index."""
+    for pattern in DESCRIPTION_PATTERNS:
+        for path in source.glob(pattern):
+            if not path.name.endswith(".index.json"):
+                shutil.copyfile(path, target / path.name)
+
+
+def _copy_checkpoint(source: Path, target: Path) -> None:
+    weights = sorted(source.glob("*.safetensors"))
+    if not weights:
+        raise ValueError(f"{source} holds no *.safetensors file; convert the model with save_pretrained first")
+    if not (source / "config.json").is_file():
+        raise ValueError(f"{source} holds no config.json: it is not a model folder in Hugging Face format")
+    for path in [*weights, *source.glob("*.index.json")]:
+        shutil.copyfile(path, target / path.name)
+    copy_description(source, target)
+
+
+def _dequantise_gguf(source: Path, target: Path, dtype: torch.dtype) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, name = str(source.parent), source.name
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=dtype)
+    # Transformers keeps the GGUF quantiser on the model and then refuses to save it.
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    for path in target.glob("*.safetensors"):
+        path.chmod(0o644)
+
+
+def load_structure(checkpoint: Path, trust_remote_code: bool = False) -> Any:
+    """Return the checkpoint's architecture with empty weights (meta device): its modules, for free."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(str(checkpoint), trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)

@@ -1,0 +1,146 @@
+"""Many prompts in one sequence: no padding, and the shared start of the template only once.
+
+Chat prompts share the template's first tokens (system prompt, user marker). A
+pack is one sequence, that prefix followed by the rest of every prompt, with
+positions that restart after the prefix and an attention mask under which each
+prompt sees the prefix and itself only. In exact arithmetic every prompt gets the
+states it would get alone. Where a model does not honour such a mask (checked by
+`plan_packs`), each prompt becomes a pack of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from aird.chat import common_prefix_length
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pack:
+    """One sequence of several prompts.
+
+    Attributes:
+        token_ids: [tokens] int64.
+        position_ids: [tokens] int64, each token's position in its own prompt.
+        visible: [tokens, tokens] bool, what each token attends to; None for a single prompt.
+        ends: [prompts] int64, index in the sequence of each prompt's last token.
+        prefix_length: tokens at the start that belong to every prompt.
+        prompts: index of each prompt in the list that was packed.
+    """
+
+    token_ids: torch.Tensor
+    position_ids: torch.Tensor
+    visible: torch.Tensor | None
+    ends: torch.Tensor
+    prefix_length: int
+    prompts: tuple[int, ...]
+
+    def model_inputs(self, model: Any, rows: int = 1) -> dict[str, Any]:
+        """Return the keyword arguments of a forward pass with `rows` identical rows."""
+        device = next(model.parameters()).device
+        inputs: dict[str, Any] = {
+            "input_ids": self.token_ids.to(device).expand(rows, -1),
+            "position_ids": self.position_ids.to(device).expand(rows, -1),
+            "use_cache": False,
+        }
+        if self.visible is not None:
+            # Additive, in the model's type: a boolean mask means something else to eager attention.
+            blocked = torch.finfo(model.dtype).min
+            mask = torch.zeros(self.visible.shape, dtype=model.dtype).masked_fill(~self.visible, blocked)
+            inputs["attention_mask"] = mask.to(device).expand(rows, 1, -1, -1)
+        return inputs
+
+
+def make_packs(prompts: Sequence[Sequence[int]], maximum_tokens: int, own_tokens: int = 1) -> list[Pack]:
+    """Pack prompts, in order, into sequences of about `maximum_tokens` tokens.
+
+    Args:
+        prompts: token ids of templated prompts.
+        maximum_tokens: a pack is closed when it would grow beyond this; 1 gives a pack per prompt.
+        own_tokens: at least so many last tokens of each prompt stay outside the shared prefix,
+            also of a prompt that is a prefix of another.
+    """
+    shortest = min(len(prompt) for prompt in prompts)
+    prefix_length = max(0, min(common_prefix_length(prompts), shortest - own_tokens))
+    packs, group, size = [], [], prefix_length
+    for index, prompt in enumerate(prompts):
+        own = len(prompt) - prefix_length
+        if group and size + own > maximum_tokens:
+            packs.append(_pack(prompts, group, prefix_length))
+            group, size = [], prefix_length
+        group.append(index)
+        size += own
+    packs.append(_pack(prompts, group, prefix_length))
+    return packs
+
+
+def _pack(prompts: Sequence[Sequence[int]], group: list[int], prefix_length: int) -> Pack:
+    token_ids = list(prompts[group[0]][:prefix_length])
+    position_ids = list(range(prefix_length))
+    owner = [-1] * prefix_length
+    ends = []
+    for index in group:
+        own = list(prompts[index][prefix_length:])
+        token_ids += own
+        position_ids += range(prefix_length, prefix_length + len(own))
+        owner += [index] * len(own)
+        ends.append(len(token_ids) - 1)
+    visible = None
+    if len(group) > 1:
+        owners = torch.tensor(owner)
+        same = (owners[:, None] == owners[None, :]) | (owners[None, :] == -1)
+        visible = same & torch.ones(len(owner), len(owner), dtype=torch.bool).tril()
+    return Pack(
+        token_ids=torch.tensor(token_ids),
+        position_ids=torch.tensor(position_ids),
+        visible=visible,
+        ends=torch.tensor(ends),
+        prefix_length=prefix_length,
+        prompts=tuple(group),
+    )
+
+
+@torch.no_grad()
+def plan_packs(
+    model: Any, prompts: Sequence[Sequence[int]], maximum_tokens: int = 1024, own_tokens: int = 1
+) -> list[Pack]:
+    """Return packs that this model computes rightly; arguments as of `make_packs`.
+
+    Two packed prompts are compared with the same prompts alone. A model that mixes tokens in
+    another way than masked attention (state spaces, positions taken from the row) fails it, and
+    then gets one prompt per pack.
+    """
+    probe = sorted(prompts, key=len)[-2:]
+    if len(probe) == 2 and not _packing_agrees(model, probe):
+        logger.warning("this model does not honour a packing mask; prompts run one by one, which is slower")
+        return make_packs(prompts, 1)
+    return make_packs(prompts, maximum_tokens, own_tokens)
+
+
+def _packing_agrees(model: Any, prompts: Sequence[Sequence[int]]) -> bool:
+    (packed,) = make_packs(prompts, 10**9)
+    try:
+        together = last_logits(model, packed)[0].double().softmax(-1)
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        logger.warning("a packed forward pass failed: %s", error)
+        return False
+    alone = torch.cat([last_logits(model, pack)[0] for pack in make_packs(prompts, 1)]).double().softmax(-1)
+    # Total variation distance; rounding of a 16-bit type stays far below, a wrong mask far above.
+    return bool(((together - alone).abs().sum(-1) / 2).max() < 0.1)
+
+
+@torch.no_grad()
+def last_logits(model: Any, pack: Pack, rows: int = 1) -> torch.Tensor:
+    """Return the logits after each prompt's last token, [rows, prompts, vocabulary].
+
+    The vocabulary projection runs on these tokens only.
+    """
+    logits: torch.Tensor = model(**pack.model_inputs(model, rows), logits_to_keep=pack.ends).logits
+    return logits

@@ -1,0 +1,95 @@
+"""Choose one candidate direction from the scores: the published filters, and a defined fallback.
+
+Published rule (code of arXiv 2406.11717, `select_direction`): drop candidates
+with a NaN score, at a layer >= int(0.8 L), with KL > 0.1 or with induce < 0;
+of the others take the lowest bypass. Where none is left their code stops; here:
+
+1. `published`: at least one candidate passes all filters.
+2. `relaxed_kl`: the KL limit is doubled until a candidate passes (the factor is reported).
+3. `highest_induce`: no candidate reaches the minimum induce; the one that induces most is taken.
+
+Every step but the first is reported as a fallback.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from aird.settings.directions import Directions
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The chosen site and how it was found.
+
+    Attributes:
+        layer: index l: the direction lives at the input of block l.
+        position: negative index of the post-instruction token.
+        rule: `published`, `relaxed_kl` or `highest_induce`.
+        survivors: number of candidates that passed all filters of that rule.
+        kl_limit: the KL limit in force, nats; None where it was not used.
+    """
+
+    layer: int
+    position: int
+    rule: str
+    survivors: int
+    kl_limit: float | None
+
+
+def select_site(scores: Iterable[dict[str, Any]], layers: int, settings: Directions) -> Selection:
+    """Return the best site by the rules above.
+
+    Args:
+        scores: records with layer, position, induce, kl and bypass (None where not computed).
+        layers: number of decoder blocks, L.
+        settings: the filters.
+
+    Raises:
+        ValueError: no candidate has even an induce score.
+    """
+    limit = int(settings.layer_fraction * layers)
+    in_range = [score for score in scores if score["layer"] < limit and _known(score["induce"])]
+    if not in_range:
+        raise ValueError("no candidate direction has a score that is a number: the checkpoint is broken")
+    inducing = [
+        score
+        for score in in_range
+        if score["induce"] >= settings.minimum_induce and _known(score["kl"]) and _known(score["bypass"])
+    ]
+    if not inducing:
+        best = max(in_range, key=lambda score: score["induce"])
+        return Selection(best["layer"], best["position"], "highest_induce", 0, None)
+    kl_limit = settings.maximum_kl
+    # Not `<= limit` as a positive test: with `>` a KL of exactly the limit passes, as published.
+    while not (passing := [score for score in inducing if not score["kl"] > kl_limit]):
+        kl_limit *= 2
+    best = min(passing, key=lambda score: score["bypass"])
+    rule = "published" if kl_limit == settings.maximum_kl else "relaxed_kl"
+    return Selection(best["layer"], best["position"], rule, len(passing), kl_limit)
+
+
+def _known(value: float | None) -> bool:
+    return value is not None and not math.isnan(value)
+
+
+def kept_prompts(scores: Any, harmful: bool, minimum: int) -> tuple[list[int], bool]:
+    """Return the indices of the prompts that the model itself classifies rightly, and whether the filter held.
+
+    A harmful prompt is kept if its refusal score is at least 0, a harmless one if it is at most 0
+    (arXiv 2406.11717, appendix A). A damaged model can lose most of them; below `minimum` kept
+    prompts a mean would be noise, so all are used and the second value is False.
+
+    Args:
+        scores: [n] refusal scores of the plain model.
+        harmful: which class they belong to.
+        minimum: fewest prompts that make the filter usable.
+    """
+    values = [float(score) for score in scores]
+    kept = [index for index, value in enumerate(values) if (value >= 0 if harmful else value <= 0)]
+    if len(kept) >= minimum:
+        return kept, True
+    return list(range(len(values))), False

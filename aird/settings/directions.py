@@ -1,0 +1,25 @@
+"""What a configuration says about finding refusal directions."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from aird.settings.base import Name, Settings
+
+
+class Directions(Settings):
+    """Prompts and filters of the direction search (Arditi et al., arXiv 2406.11717)."""
+
+    harmful: Name = Field(description="Prompt set with splits train, validation and test.")
+    harmless: Name = Field(description="Prompt set with splits train, validation and test.")
+    train: int = Field(128, ge=2, description="Prompts per class for the difference in means.")
+    validation: int = Field(32, ge=2, description="Prompts per class for choosing among the candidates.")
+    test: int = Field(64, ge=1, description="Held-out prompts per class on which the chosen direction is verified.")
+    test_new_tokens: int = Field(24, ge=1, description="Length of the completions of that verification, tokens.")
+    maximum_kl: float = Field(
+        0.1, gt=0, description="Drop candidates whose ablation moves harmless answers more, nats."
+    )
+    minimum_induce: float = Field(
+        0.0, description="Drop candidates whose addition induces less refusal (score, log-odds)."
+    )
+    layer_fraction: float = Field(0.8, gt=0, le=1, description="Drop candidates at or above this part of the layers.")

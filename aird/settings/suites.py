@@ -1,0 +1,77 @@
+"""What a configuration says about an evaluation suite: what one start of vLLM is asked."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator, model_validator
+
+from aird.settings.base import PromptSelection, Settings, Text
+
+
+class Suite(Settings):
+    """Prompts and tasks that are served together, in one start of vLLM per checkpoint."""
+
+    harmful: PromptSelection = Field(description="Instructions on which refusal and ASR are measured.")
+    harmless: PromptSelection = Field(description="Instructions on which over-refusal and perplexity are measured.")
+    maximum_new_tokens: int = Field(512, ge=1, description="Length limit of a completion, tokens.")
+    tasks: list[Text] = Field([], description="lm-eval tasks for utility; empty: none.")
+    task_folder: Text | None = Field(None, description="Folder with lm-eval task files of your own.")
+    task_limit: int | None = Field(None, ge=1, description="Use only that many documents of each task; default: all.")
+
+    @model_validator(mode="after")
+    def _tasks(self) -> Suite:
+        if not self.tasks and (self.task_folder is not None or self.task_limit is not None):
+            raise ValueError(
+                "`tasks` is missing, though task_folder or task_limit is given; name tasks, or leave those out"
+            )
+        return self
+
+
+class Serving(Settings):
+    """How vLLM is started."""
+
+    executable: Text | None = Field(
+        None, description="Python of an environment that holds vLLM; default: the workflow builds one."
+    )
+    url: Text | None = Field(
+        None,
+        description="Address of a running vLLM server that serves the checkpoint, such as "
+        "`http://localhost:8000`; starts none. VLLM_API_KEY is its key.",
+    )
+    lock: Text | None = Field(
+        None,
+        description="Lock file of the environment to build; default: CUDA or CPU, by what the machine has.",
+    )
+    maximum_model_length: int = Field(1024, ge=16, description="Longest prompt plus completion, tokens.")
+    key_value_cache_gib: float = Field(1.0, gt=0, description="Key-value cache on a CPU, GiB.")
+    parity_prompts: int = Field(4, ge=1, description="Prompts on which vLLM and Transformers must agree.")
+    parity_tolerance: float = Field(
+        0.25, gt=0, description="Largest difference of a first token's log-probability, nats."
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _address(cls, url: str | None) -> str | None:
+        if url is None:
+            return url
+        try:
+            parts = urlsplit(url)
+            valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            valid = False
+        if not valid or any(character.isspace() for character in url):
+            raise ValueError("is no address; write http:// or https:// and a host, as http://localhost:8000")
+        if parts.username is not None or parts.query or parts.fragment:
+            # The address is written into results; a password must not be.
+            raise ValueError("must be an address only; give the key as the environment's VLLM_API_KEY")
+        if parts.path.rstrip("/").endswith("/v1"):
+            raise ValueError("ends in /v1, which the workflow adds itself; leave it out")
+        return url
+
+    @model_validator(mode="after")
+    def _one_server(self) -> Serving:
+        given = [name for name in ("executable", "url", "lock") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} exclude each other; keep one of them")
+        return self

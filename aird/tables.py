@@ -1,0 +1,199 @@
+"""Collect the nodes' records into tidy tables: one kind of result per table, one observation per row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas
+
+from aird.statistics import mcnemar
+
+Cell = tuple[str, str, str]  # model, compression, patch
+PLAIN = "plain"
+
+SUMMARY_COLUMNS = (
+    "suite model compression patch n refusal refusal_low refusal_high asr_arditi asr_wei asr_arditi_coherent "
+    "degenerate over_refusal over_refusal_low over_refusal_high perplexity perplexity_low perplexity_high utility "
+    "utility_stderr cosine_same_site cosine_own_source norm_ratio layer position sparsity bits_per_weight"
+).split()
+
+
+def summary(
+    scores: Mapping[tuple[str, Cell], dict[str, Any]],
+    directions: Mapping[tuple[str, str], dict[str, Any]],
+    comparisons: Mapping[tuple[str, str], dict[str, Any]],
+    manifests: Mapping[tuple[str, str], dict[str, Any]],
+) -> pandas.DataFrame:
+    """Return one row per suite, model, compression and patch; columns as in SUMMARY_COLUMNS.
+
+    Args:
+        scores: (suite, cell) to the record of the scores node.
+        directions: (model, compression) to the record of the chosen direction.
+        comparisons: (model, compression) to the comparison; the original has none and gets 1.
+        manifests: (model, compression) to the checkpoint's manifest.
+    """
+    rows = []
+    for (suite, cell), score in scores.items():
+        model, compression, patch = cell
+        pair = (model, compression)
+        found, comparison = score["rates"], comparisons.get(pair)
+        perplexity = score["perplexity"] or {"perplexity": math.nan, "low": math.nan, "high": math.nan}
+        utility, stderr = mean_utility(score["tasks"])
+        total = manifests[pair].get("total", {})
+        rows.append(
+            {
+                "suite": suite,
+                "model": model,
+                "compression": compression,
+                "patch": patch,
+                "n": found["refusal"]["n"],
+                **{name: found[name]["rate"] for name in found},
+                "refusal_low": found["refusal"]["low"],
+                "refusal_high": found["refusal"]["high"],
+                "over_refusal_low": found["over_refusal"]["low"],
+                "over_refusal_high": found["over_refusal"]["high"],
+                "perplexity": perplexity["perplexity"],
+                "perplexity_low": perplexity["low"],
+                "perplexity_high": perplexity["high"],
+                "utility": utility,
+                "utility_stderr": stderr,
+                # The direction is the base's own: a patch does not move it.
+                "cosine_same_site": comparison["cosine_same_site"] if comparison else 1.0,
+                "cosine_own_source": comparison["cosine_own_source"] if comparison else 1.0,
+                "norm_ratio": comparison["norm_ratio"] if comparison else 1.0,
+                "layer": directions[pair]["layer"],
+                "position": directions[pair]["position"],
+                "sparsity": total.get("sparsity"),
+                "bits_per_weight": total.get("bits_per_weight"),
+            }
+        )
+    return pandas.DataFrame(rows, columns=SUMMARY_COLUMNS)
+
+
+def mean_utility(tasks: Mapping[str, Mapping[str, float]]) -> tuple[float, float]:
+    """Return the mean accuracy over tasks and its standard error; NaN without a task.
+
+    Of each task the length-normalised accuracy is taken where it has none other, else `acc`.
+    """
+    chosen = [
+        (metrics[name], metrics.get(f"{name}_stderr", math.nan))
+        for metrics in tasks.values()
+        if (name := next((name for name in ("acc", "acc_norm", "exact_match", "f1") if name in metrics), None))
+    ]
+    if not chosen:
+        return math.nan, math.nan
+    values, errors = zip(*chosen, strict=True)
+    return sum(values) / len(values), math.sqrt(sum(error**2 for error in errors)) / len(errors)
+
+
+def rates_table(scores: Mapping[tuple[str, Cell], dict[str, Any]]) -> pandas.DataFrame:
+    """Return every rate of every cell: suite, model, compression, patch, rate, n, value, low, high."""
+    rows = [
+        [suite, *cell, name, found["n"], found["rate"], found["low"], found["high"]]
+        for (suite, cell), score in scores.items()
+        for name, found in score["rates"].items()
+    ]
+    return pandas.DataFrame(rows, columns="suite model compression patch rate n value low high".split())
+
+
+def utility_table(scores: Mapping[tuple[str, Cell], dict[str, Any]]) -> pandas.DataFrame:
+    """Return every task metric of every cell: suite, model, compression, patch, task, metric, value."""
+    rows = [
+        [suite, *cell, task, metric, value]
+        for (suite, cell), score in scores.items()
+        for task, metrics in score["tasks"].items()
+        for metric, value in metrics.items()
+    ]
+    return pandas.DataFrame(rows, columns="suite model compression patch task metric value".split())
+
+
+def paired_table(scores: Mapping[tuple[str, Cell], dict[str, Any]]) -> pandas.DataFrame:
+    """Return paired comparisons over the same prompts, by McNemar's exact test.
+
+    Each compressed checkpoint against the original (`against` = original), and each patched one
+    against its own plain checkpoint (`against` = plain), for refusal and over-refusal.
+    """
+    rows = []
+    for (suite, cell), score in scores.items():
+        model, compression, patch = cell
+        references = {}
+        if patch != PLAIN:
+            references["plain"] = (suite, (model, compression, PLAIN))
+        if compression != "original":
+            references["original"] = (suite, (model, "original", PLAIN))
+        for name, key in references.items():
+            for rate, kind in (("refusal", "harmful"), ("over_refusal", "harmless")):
+                before = [row["refused"] for row in scores[key]["labels"] if row["kind"] == kind]
+                after = [row["refused"] for row in score["labels"] if row["kind"] == kind]
+                lost, gained, p_value = mcnemar(before, after)
+                difference = (sum(after) - sum(before)) / len(before)
+                rows.append([suite, *cell, name, rate, len(before), difference, lost, gained, p_value])
+    columns = "suite model compression patch against rate n difference lost gained p_value".split()
+    return pandas.DataFrame(rows, columns=columns)
+
+
+def directions_table(
+    directions: Mapping[tuple[str, str], dict[str, Any]],
+    comparisons: Mapping[tuple[str, str], dict[str, Any]],
+    verifications: Mapping[tuple[str, str], dict[str, Any]],
+) -> pandas.DataFrame:
+    """Return one row per (model, compression): the site, how it was chosen, its comparison, claim C1."""
+    rows = []
+    for (model, compression), record in directions.items():
+        comparison = comparisons.get((model, compression))
+        verification = verifications[model, compression]
+        row: dict[str, Any] = {"model": model, "compression": compression}
+        row |= {name: record[name] for name in "layer position rule survivors kl_limit induce kl bypass norm".split()}
+        row |= {f"n_{name}": counts["used"] for name, counts in record["prompts"].items()}
+        row |= {f"filtered_{name}": counts["filtered"] for name, counts in record["prompts"].items()}
+        if comparison is not None:
+            row |= {name: comparison[name] for name in ("cosine_same_site", "cosine_own_source", "norm_ratio")}
+            for name in ("cosine_same_site_bootstrap", "split_half_null"):
+                row |= {f"{name}_{key}": value for key, value in comparison[name].items()}
+        for name, rate in verification["rates"].items():
+            row |= {f"refusal_{name}": rate["refusal"], f"degenerate_{name}": rate["degenerate"]}
+        row |= {name: verification[name] for name in ("ablation_p_value", "addition_p_value")}
+        rows.append(row)
+    return pandas.DataFrame(rows)
+
+
+def sites_table(comparisons: Mapping[tuple[str, str], dict[str, Any]]) -> pandas.DataFrame:
+    """Return cosine and norm ratio with the original at every site of every compressed model."""
+    rows = [
+        {"model": model, "compression": compression, **site}
+        for (model, compression), comparison in comparisons.items()
+        for site in comparison["sites"]
+    ]
+    return pandas.DataFrame(rows, columns="model compression layer position cosine norm_ratio".split())
+
+
+def patches_table(statistics: Mapping[Cell, dict[str, Any]]) -> pandas.DataFrame:
+    """Return one row per edited matrix of every patch."""
+    rows = [
+        {
+            **dict(zip(("model", "compression", "patch"), cell, strict=True)),
+            **edit,
+            "adapter_bytes": record["adapter_bytes"],
+        }
+        for cell, record in statistics.items()
+        for edit in record["edits"]
+    ]
+    columns = "model compression patch module relative_change row_norm_before row_norm_after adapter_bytes".split()
+    return pandas.DataFrame(rows, columns=columns)
+
+
+def compressions_table(manifests: Mapping[tuple[str, str], dict[str, Any]]) -> pandas.DataFrame:
+    """Return measured sparsity and bits per weight of every checkpoint."""
+    rows = []
+    for (model, compression), manifest in manifests.items():
+        total = manifest.get("total", {})
+        rows.append({"model": model, "compression": compression, **total})
+    return pandas.DataFrame(rows)
+
+
+def describe(frame: pandas.DataFrame, columns: Sequence[str]) -> str:
+    """Return some columns of a table as aligned text for a terminal."""
+    shown = frame[list(columns)]
+    return str(shown.to_string(index=False, float_format=lambda value: f"{value:.3f}", na_rep="-"))

@@ -1,0 +1,100 @@
+"""Activation caches.
+
+input   a checkpoint, the direction prompts, the model's refusal tokens
+output  results/activations/{model}/{compression}.safetensors
+steps   find the tokens that the original's refusals begin with; run each
+        checkpoint once over the prompts, and keep the input of every block at
+        every post-instruction token, per prompt
+"""
+
+DIRECTIONS = CONFIGURATION.directions
+
+
+rule refusal_tokens:
+    message:
+        "Finding the tokens that {wildcards.model}'s refusals begin with"
+    input:
+        code=code("find_refusal_tokens"),
+        checkpoint=ancient(ORIGINAL_CHECKPOINT),
+        manifest=ORIGINAL_MANIFEST,
+        harmful=prompts(DIRECTIONS.harmful),
+        harmless=prompts(DIRECTIONS.harmless),
+    output:
+        f"{RESULTS}/directions/{{model}}/refusal_tokens.json",
+    log:
+        f"{RESULTS}/logs/activations/{{model}}/refusal_tokens.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/activations/{{model}}/refusal_tokens.tsv"
+    conda:
+        "../envs/core.yaml"
+    params:
+        settings=canonical_json(
+            {
+                **{
+                    kind: {
+                        "set": getattr(DIRECTIONS, kind),
+                        "split": "train",
+                        "count": min(64, DIRECTIONS.train),
+                    }
+                    for kind in ("harmful", "harmless")
+                },
+                "new_tokens": 16,
+            }
+        ),
+        seed=SEED,
+    threads: THREADS
+    resources:
+        mem_mb=4000,
+        runtime=60,
+        gpu=1,
+    shell:
+        "python {input.code[0]:q}"
+        " --checkpoint {input.checkpoint:q}"
+        " --manifest {input.manifest:q}"
+        " --harmful {input.harmful:q}"
+        " --harmless {input.harmless:q}"
+        " --settings {params.settings:q}"
+        " --seed {params.seed}"
+        " --output {output:q}"
+        " > {log:q} 2>&1"
+
+
+rule capture_activations:
+    message:
+        "Capturing activations of {wildcards.model}, {wildcards.compression}"
+    input:
+        code=code("capture_activations"),
+        checkpoint=ancient(CHECKPOINT),
+        manifest=MANIFEST,
+        refusal_tokens=rules.refusal_tokens.output,
+        harmful=prompts(DIRECTIONS.harmful),
+        harmless=prompts(DIRECTIONS.harmless),
+    output:
+        f"{RESULTS}/activations/{{model}}/{{compression}}.safetensors",
+    log:
+        f"{RESULTS}/logs/activations/{{model}}/{{compression}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/activations/{{model}}/{{compression}}.tsv"
+    conda:
+        "../envs/core.yaml"
+    params:
+        settings=canonical_json(
+            {"train": DIRECTIONS.train, "validation": DIRECTIONS.validation}
+        ),
+        seed=SEED,
+    threads: THREADS
+    resources:
+        mem_mb=4000,
+        runtime=60,
+        gpu=1,
+    shell:
+        "python {input.code[0]:q}"
+        " --checkpoint {input.checkpoint:q}"
+        " --manifest {input.manifest:q}"
+        " --refusal-tokens {input.refusal_tokens:q}"
+        " --harmful {input.harmful:q}"
+        " --harmless {input.harmless:q}"
+        " --settings {params.settings:q}"
+        " --seed {params.seed}"
+        " --output {output:q}"
+        " > {log:q} 2>&1"

@@ -1,0 +1,170 @@
+"""Refusal directions.
+
+input   an activation cache and its checkpoint
+output  results/directions/{model}/{compression}/: scores.csv, direction.safetensors,
+        direction.json, verification.json; results/comparisons/{model}/{compression}.json
+steps   score the difference in means at every (layer, position) by what adding and
+        ablating it does; filter and choose; verify on held-out prompts; compare
+        with the original's direction
+"""
+
+DIRECTION = f"{RESULTS}/directions/{{model}}/{{compression}}/direction.safetensors"
+DIRECTION_RECORD = f"{RESULTS}/directions/{{model}}/{{compression}}/direction.json"
+ORIGINAL_DIRECTION = (
+    f"{RESULTS}/directions/{{model}}/{ORIGINAL}/direction.safetensors"
+)
+ORIGINAL_DIRECTION_RECORD = f"{RESULTS}/directions/{{model}}/{ORIGINAL}/direction.json"
+FILTERS = {"harmful", "harmless", "maximum_kl", "minimum_induce", "layer_fraction"}
+
+
+rule score_candidates:
+    message:
+        "Scoring candidate directions of {wildcards.model}, {wildcards.compression}"
+    input:
+        code=code("score_candidates"),
+        checkpoint=ancient(CHECKPOINT),
+        manifest=MANIFEST,
+        cache=rules.capture_activations.output,
+        refusal_tokens=rules.refusal_tokens.output,
+        harmful=prompts(DIRECTIONS.harmful),
+        harmless=prompts(DIRECTIONS.harmless),
+    output:
+        f"{RESULTS}/directions/{{model}}/{{compression}}/scores.csv",
+    log:
+        f"{RESULTS}/logs/directions/{{model}}/{{compression}}/scores.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/directions/{{model}}/{{compression}}/scores.tsv"
+    conda:
+        "../envs/core.yaml"
+    params:
+        settings=settings_json(DIRECTIONS, only=FILTERS),
+    threads: THREADS
+    resources:
+        mem_mb=6000,
+        runtime=240,
+        gpu=1,
+    shell:
+        "python {input.code[0]:q}"
+        " --checkpoint {input.checkpoint:q}"
+        " --manifest {input.manifest:q}"
+        " --cache {input.cache:q}"
+        " --refusal-tokens {input.refusal_tokens:q}"
+        " --harmful {input.harmful:q}"
+        " --harmless {input.harmless:q}"
+        " --settings {params.settings:q}"
+        " --output {output:q}"
+        " > {log:q} 2>&1"
+
+
+rule select_direction:
+    message:
+        "Choosing the refusal direction of {wildcards.model}, {wildcards.compression}"
+    input:
+        code=code("select_direction"),
+        cache=rules.capture_activations.output,
+        scores=rules.score_candidates.output,
+    output:
+        direction=DIRECTION,
+        record=DIRECTION_RECORD,
+    log:
+        f"{RESULTS}/logs/directions/{{model}}/{{compression}}/direction.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/directions/{{model}}/{{compression}}/direction.tsv"
+    conda:
+        "../envs/core.yaml"
+    params:
+        settings=settings_json(DIRECTIONS, only=FILTERS),
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    shell:
+        "python {input.code[0]:q}"
+        " --cache {input.cache:q}"
+        " --scores {input.scores:q}"
+        " --settings {params.settings:q}"
+        " --direction {output.direction:q}"
+        " --record {output.record:q}"
+        " > {log:q} 2>&1"
+
+
+rule verify_direction:
+    message:
+        "Verifying the direction of {wildcards.model}, {wildcards.compression} (claim C1)"
+    input:
+        code=code("verify_direction"),
+        checkpoint=ancient(CHECKPOINT),
+        manifest=MANIFEST,
+        direction=DIRECTION,
+        record=DIRECTION_RECORD,
+        harmful=prompts(DIRECTIONS.harmful),
+        harmless=prompts(DIRECTIONS.harmless),
+    output:
+        f"{RESULTS}/directions/{{model}}/{{compression}}/verification.json",
+    log:
+        f"{RESULTS}/logs/directions/{{model}}/{{compression}}/verification.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/directions/{{model}}/{{compression}}/verification.tsv"
+    conda:
+        "../envs/core.yaml"
+    params:
+        settings=canonical_json(
+            {
+                "test": DIRECTIONS.test,
+                "test_new_tokens": DIRECTIONS.test_new_tokens,
+            }
+        ),
+        seed=SEED,
+    threads: THREADS
+    resources:
+        mem_mb=4000,
+        runtime=120,
+        gpu=1,
+    shell:
+        "python {input.code[0]:q}"
+        " --checkpoint {input.checkpoint:q}"
+        " --manifest {input.manifest:q}"
+        " --direction {input.direction:q}"
+        " --record {input.record:q}"
+        " --harmful {input.harmful:q}"
+        " --harmless {input.harmless:q}"
+        " --settings {params.settings:q}"
+        " --seed {params.seed}"
+        " --output {output:q}"
+        " > {log:q} 2>&1"
+
+
+rule compare_directions:
+    message:
+        "Comparing the direction of {wildcards.model}, {wildcards.compression} with the original's"
+    input:
+        code=code("compare_directions"),
+        original_cache=f"{RESULTS}/activations/{{model}}/{ORIGINAL}.safetensors",
+        original_direction=ORIGINAL_DIRECTION,
+        original_record=ORIGINAL_DIRECTION_RECORD,
+        cache=rules.capture_activations.output,
+        direction=DIRECTION,
+        record=DIRECTION_RECORD,
+    output:
+        f"{RESULTS}/comparisons/{{model}}/{{compression}}.json",
+    log:
+        f"{RESULTS}/logs/comparisons/{{model}}/{{compression}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/comparisons/{{model}}/{{compression}}.tsv"
+    conda:
+        "../envs/core.yaml"
+    params:
+        seed=SEED,
+    resources:
+        mem_mb=2000,
+        runtime=20,
+    shell:
+        "python {input.code[0]:q}"
+        " --original-cache {input.original_cache:q}"
+        " --original-direction {input.original_direction:q}"
+        " --original-record {input.original_record:q}"
+        " --cache {input.cache:q}"
+        " --direction {input.direction:q}"
+        " --record {input.record:q}"
+        " --seed {params.seed}"
+        " --output {output:q}"
+        " > {log:q} 2>&1"

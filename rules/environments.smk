@@ -1,0 +1,51 @@
+"""vLLM's environment.
+
+input   a complete lock file
+output  results/environments/vllm.json: where its Python is, and its versions
+steps   make a virtual environment, install the lock, import vLLM once
+
+vLLM pins other versions than the compression libraries, so it is a server
+program in an environment of its own. `serving.executable` or `serving.url` in
+the configuration replace it.
+"""
+
+
+def vllm_lock():
+    """Return the lock to install, or nothing where the user brings vLLM."""
+    serving = CONFIGURATION.serving
+    if serving.executable is not None or serving.url is not None:
+        return []
+    if serving.lock is not None:
+        return [serving.lock]
+    kind = "cuda" if shutil.which("nvidia-smi") else "cpu"
+    return [os.path.relpath(PROJECT / "envs" / f"vllm-{kind}.lock.txt")]
+
+
+rule vllm_environment:
+    message:
+        "Making vLLM's environment (once)"
+    input:
+        code=code("build_environment"),
+        lock=vllm_lock(),
+    output:
+        f"{RESULTS}/environments/vllm.json",
+    log:
+        f"{RESULTS}/logs/environments/vllm.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/environments/vllm.tsv"
+    conda:
+        "../envs/core.yaml"
+    params:
+        settings=settings_json(CONFIGURATION.serving),
+        lock="--lock" if vllm_lock() else "",
+        environment=f"{RESULTS}/environments/vllm",
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    shell:
+        "python {input.code[0]:q}"
+        " {params.lock} {input.lock:q}"
+        " --environment {params.environment:q}"
+        " --settings {params.settings:q}"
+        " --output {output:q}"
+        " > {log:q} 2>&1"

@@ -1,0 +1,97 @@
+"""AIRD patches: W' = W_c + r r^T (a W_c + b W_o), a rank-1 edit (aird/edits.py).
+
+input   the original's refusal direction, both checkpoints
+output  results/patches/{model}/{compression}/{patch}/: adapter/ (PEFT, rank 1) and
+        statistics.json; merged/ on request
+steps   read the edited matrices, compute the row r^T (a W_c + b W_o), write the adapter
+"""
+
+ADAPTER = f"{RESULTS}/patches/{{model}}/{{compression}}/{{patch}}/adapter"
+ADAPTER_STATISTICS = (
+    f"{RESULTS}/patches/{{model}}/{{compression}}/{{patch}}/statistics.json"
+)
+
+
+def patch_settings(wildcards):
+    """Return what a patch's tensors depend on."""
+    patch = CONFIGURATION.patches[wildcards.patch]
+    return canonical_json(patch.model_dump(exclude={"compressions"}))
+
+
+rule make_patch:
+    message:
+        "Patching {wildcards.model}, {wildcards.compression} by {wildcards.patch}"
+    wildcard_constraints:
+        patch=one_of(CONFIGURATION.patches),
+    input:
+        code=code("make_patch"),
+        original=ancient(ORIGINAL_CHECKPOINT),
+        original_manifest=ORIGINAL_MANIFEST,
+        original_direction=ORIGINAL_DIRECTION,
+        original_record=ORIGINAL_DIRECTION_RECORD,
+        compressed=ancient(CHECKPOINT),
+        compressed_manifest=MANIFEST,
+        own_direction=DIRECTION,
+    output:
+        adapter=directory(ADAPTER),
+        statistics=ADAPTER_STATISTICS,
+    log:
+        f"{RESULTS}/logs/patches/{{model}}/{{compression}}/{{patch}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/patches/{{model}}/{{compression}}/{{patch}}.tsv"
+    conda:
+        "../envs/core.yaml"
+    params:
+        settings=patch_settings,
+    resources:
+        mem_mb=3000,
+        runtime=30,
+    shell:
+        "python {input.code[0]:q}"
+        " --original {input.original:q}"
+        " --original-manifest {input.original_manifest:q}"
+        " --original-direction {input.original_direction:q}"
+        " --original-record {input.original_record:q}"
+        " --compressed {input.compressed:q}"
+        " --compressed-manifest {input.compressed_manifest:q}"
+        " --own-direction {input.own_direction:q}"
+        " --settings {params.settings:q}"
+        " --adapter {output.adapter:q}"
+        " --statistics {output.statistics:q}"
+        " > {log:q} 2>&1"
+
+
+rule merge_patch:
+    message:
+        "Merging {wildcards.patch} into {wildcards.model}, {wildcards.compression}"
+    wildcard_constraints:
+        patch=one_of(CONFIGURATION.patches),
+    input:
+        code=code("merge_patch"),
+        compressed=ancient(CHECKPOINT),
+        compressed_manifest=MANIFEST,
+        adapter=ancient(ADAPTER),
+        statistics=ADAPTER_STATISTICS,
+    output:
+        checkpoint=directory(
+            f"{RESULTS}/patches/{{model}}/{{compression}}/{{patch}}/merged/checkpoint"
+        ),
+        manifest=f"{RESULTS}/patches/{{model}}/{{compression}}/{{patch}}/merged/manifest.json",
+    log:
+        f"{RESULTS}/logs/patches/{{model}}/{{compression}}/{{patch}}.merge.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/patches/{{model}}/{{compression}}/{{patch}}.merge.tsv"
+    conda:
+        "../envs/core.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    shell:
+        "python {input.code[0]:q}"
+        " --compressed {input.compressed:q}"
+        " --compressed-manifest {input.compressed_manifest:q}"
+        " --adapter {input.adapter:q}"
+        " --statistics {input.statistics:q}"
+        " --checkpoint {output.checkpoint:q}"
+        " --manifest {output.manifest:q}"
+        " > {log:q} 2>&1"

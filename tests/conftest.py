@@ -1,0 +1,71 @@
+"""Tiny models that several test files share, made once a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_model import build_tiny_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from aird.chat import chat_tokens
+
+INSTRUCTIONS = (
+    "Name a colour.",
+    "Explain how a bicycle pump works, step by step.",
+    "How do I write a letter to my landlord?",
+    "What is 2 + 2?",
+    "Tell me, in one short sentence, why the sky is blue in the morning!",
+)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """Matrices this small are slower on several threads, much slower on busy cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function from a family ("llama", "qwen2") to its bfloat16 checkpoint folder; only to be read."""
+    root = tmp_path_factory.mktemp("tiny-models")
+
+    def folder(family: str) -> Path:
+        return root / family if (root / family).exists() else build_tiny_model(root / family, family=family)
+
+    return folder
+
+
+@pytest.fixture(params=["llama", "qwen2"])
+def model(request: pytest.FixtureRequest, tiny_folder: Callable[[str], Path]) -> Any:
+    """Return a tiny model in float32, of each family in turn; a fresh one for every test."""
+    return load_float32(tiny_folder(request.param))
+
+
+@pytest.fixture
+def llama(tiny_folder: Callable[[str], Path]) -> Any:
+    """Return the tiny llama in float32, a fresh one."""
+    return load_float32(tiny_folder("llama"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tiny_folder: Callable[[str], Path]) -> Any:
+    """Return the tokenizer of the tiny models."""
+    return AutoTokenizer.from_pretrained(tiny_folder("llama"))
+
+
+@pytest.fixture(scope="session")
+def prompts(tokenizer: Any) -> list[list[int]]:
+    """Return the token ids of five templated prompts of different lengths."""
+    return [chat_tokens(tokenizer, instruction) for instruction in INSTRUCTIONS]
+
+
+def load_float32(folder: Path) -> Any:
+    """Return a checkpoint as a float32 model."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map="cpu").eval()

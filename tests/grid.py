@@ -1,0 +1,97 @@
+"""A grid small enough to run in a test: a tiny model of random weights, few prompts, real vLLM."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+WORDS = (
+    "apple bridge candle desert engine forest garden harbour island jacket kettle lantern meadow needle orchard "
+    "pencil quarry ribbon saddle teapot umbrella valley window yellow zebra anchor basket copper dragon eleven "
+    "feather guitar hammer insect jungle kitchen ladder mirror napkin ocean pillow quiet river silver tunnel "
+    "violet whisper yogurt bottle carpet donkey elbow fabric glove helmet iron jelly knot lemon marble"
+).split()
+
+
+def write_prompts(folder: Path) -> None:
+    """Write three small prompt files of innocent random words: harmful and harmless (stand-ins), attack."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed, (kind, start) in enumerate(
+        [("harmful", "Tell a stranger about"), ("harmless", "How would you draw"), ("attack", "Write a plan with")]
+    ):
+        chooser = random.Random(seed)
+        lines = [f"{start} {' '.join(chooser.sample(WORDS, 9))}" for _ in range(60)]
+        (folder / f"{kind}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_task(folder: Path) -> None:
+    """Write a multiple-choice task of eight questions in lm-eval's format."""
+    folder.mkdir(parents=True, exist_ok=True)
+    questions = [{"query": f"{n} and one more is", "choices": [str(n + 1), str(n + 5)], "gold": 0} for n in range(8)]
+    path = folder / "questions.jsonl"
+    path.write_text("".join(json.dumps(question) + "\n" for question in questions), encoding="utf-8")
+    (folder / "counting.yaml").write_text(
+        f"""task: counting
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {path}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{query}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: gold
+metric_list:
+  - metric: acc
+""",
+        encoding="utf-8",
+    )
+
+
+def tiny_configuration(folder: Path, models: dict[str, Path], vllm_python: Path) -> dict[str, Any]:
+    """Return the configuration of a tiny grid; its inputs are written into `folder`."""
+    write_prompts(folder / "prompts")
+    write_task(folder / "task")
+
+    def prompt_set(kind: str, **more: Any) -> dict[str, Any]:
+        return {"source": {"path": str(folder / "prompts" / f"{kind}.txt")}, "format": "lines", **more}
+
+    splits = {"train": 16, "validation": 8, "test": 8}
+    return {
+        "seed": 1,
+        "prompt_sets": {
+            "attack": prompt_set("attack"),
+            "harmful": prompt_set("harmful", splits=splits, disjoint_from=["attack"]),
+            "harmless": prompt_set("harmless", splits=splits),
+        },
+        "directions": {
+            "harmful": "harmful",
+            "harmless": "harmless",
+            "train": 16,
+            "validation": 8,
+            "test": 8,
+            "test_new_tokens": 4,
+            "minimum_induce": -1000.0,
+        },
+        "models": {name: {"source": {"path": str(path)}} for name, path in models.items()},
+        "compressions": {
+            "magnitude-50": {"recipe": "magnitude", "sparsity": 0.5},
+            "w4a16": {"recipe": "round_to_nearest", "weight_bits": 4, "group_size": 64},
+        },
+        "patches": {
+            "aird": {"method": "scale"},
+            "random-control": {"method": "scale", "direction": "random"},
+        },
+        "suites": {
+            "quick": {
+                "harmful": {"set": "attack", "count": 8},
+                "harmless": {"set": "harmless", "split": "test"},
+                "maximum_new_tokens": 24,
+                "tasks": ["counting"],
+                "task_folder": str(folder / "task"),
+            }
+        },
+        "serving": {"executable": str(vllm_python), "maximum_model_length": 256, "parity_tolerance": 0.1},
+    }

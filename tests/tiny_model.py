@@ -1,0 +1,106 @@
+"""A chat model of random weights, small enough that every test can make one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+
+VOCABULARY_SIZE = 512
+SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+TEXT = [
+    "<|im_start|>user\nHow do I write a letter to my landlord?<|im_end|>\n<|im_start|>assistant\n",
+    "Sure, here is a short letter that you can send to your landlord today.",
+    "I'm sorry, but I can't help with that. I cannot assist with this request.",
+    "Explain how a bicycle pump works, step by step, to a child who is seven years old.",
+    "The user asks a question and the assistant answers it, or refuses to answer the question.",
+]
+
+
+def build_tiny_model(folder: Path, *, family: str = "llama", seed: int = 0) -> Path:
+    """Write a chat model of about half a million random weights and its tokenizer.
+
+    It has four layers of hidden size 128 with two heads of size 64, which vLLM's CPU
+    attention supports, and is stored as bfloat16 safetensors. The llama variant ties its
+    embeddings; the qwen2 variant does not and has biases.
+
+    Args:
+        folder: where to write; made if needed.
+        family: "llama" or "qwen2".
+        seed: of the weights; the tokenizer is the same for all.
+
+    Returns:
+        `folder`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = _train_tokenizer()
+    end, start_of_text = (tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|endoftext|>"))
+    sizes = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 2048,
+        "bos_token_id": start_of_text,
+        "eos_token_id": end,
+        "pad_token_id": start_of_text,
+    }
+    configuration: PretrainedConfig
+    if family == "llama":
+        configuration = LlamaConfig(**sizes, head_dim=64, tie_word_embeddings=True)
+    elif family == "qwen2":
+        configuration = Qwen2Config(**sizes, tie_word_embeddings=False)
+    else:
+        raise ValueError(f"family is 'llama' or 'qwen2', not {family!r}")
+    model = AutoModelForCausalLM.from_config(configuration, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            # At this scale the layers outweigh the embedding (with smaller weights a model repeats one
+            # token) and the logits have a standard deviation near 1.1. Larger weights make bfloat16 and
+            # float32 disagree; at this scale their log-probabilities differ by up to 0.1.
+            parameter.copy_(0.1 * noise + (1.0 if "norm" in name else 0.0))
+    model.generation_config.eos_token_id = end
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _train_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a byte-level tokenizer with merges learned from `TEXT` and the ChatML template."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY_SIZE,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXT, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=["<|im_start|>"],
+        model_max_length=2048,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast

@@ -1,0 +1,34 @@
+"""The command line that all scripts share: named paths, one JSON string of settings, a log."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+
+
+def parse(description: str, paths: str = "", texts: str = "", optional: str = "", many: str = "") -> argparse.Namespace:
+    """Return the parsed command line of a script.
+
+    Args:
+        description: the script's docstring.
+        paths: names of required path arguments, separated by spaces.
+        texts: names of required text arguments; `settings` is parsed as JSON.
+        optional: names of optional path arguments (None where absent).
+        many: names of arguments that take any number of paths.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+    # One line per request would bury everything else.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    parser = argparse.ArgumentParser(description=description)
+    for name in paths.split():
+        parser.add_argument(f"--{name.replace('_', '-')}", required=True, type=Path)
+    for name in optional.split():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=Path)
+    for name in many.split():
+        parser.add_argument(f"--{name.replace('_', '-')}", nargs="*", type=Path, default=[])
+    for name in texts.split():
+        parser.add_argument(f"--{name.replace('_', '-')}", required=True, type=json.loads if name == "settings" else str)
+    return parser.parse_args()

@@ -1,0 +1,30 @@
+"""Build vLLM's environment from its lock, or record the one that the user has."""
+
+from pathlib import Path
+
+from arguments import parse
+
+from aird.environments import build_environment, describe_environment
+from aird.files import write_json
+from aird.settings.suites import Serving
+
+
+def main() -> None:
+    """Run the script."""
+    arguments = parse(__doc__, paths="environment output", optional="lock", texts="settings")
+    serving = Serving.model_validate(arguments.settings)
+    if serving.url is not None:
+        write_json(arguments.output, {"python": None, "url": serving.url, "versions": {}})
+        return
+    if serving.executable is not None:
+        python = Path(serving.executable).absolute()
+        recorded = str(python)
+    else:
+        python = build_environment(arguments.lock, arguments.environment)
+        # Relative, so that a results folder can be moved.
+        recorded = str(python.relative_to(arguments.output.absolute().parent))
+    write_json(arguments.output, {"python": recorded, "url": None, "versions": describe_environment(python)})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""Build one prompt set: read or combine, drop duplicates and overlaps, draw splits."""
+
+from arguments import parse
+
+from aird.files import read_json_lines, write_json_lines
+from aird.prompts import build_set, read_instructions
+from aird.settings.prompts import PromptSet
+from aird.sources import open_file
+
+
+def main() -> None:
+    """Run the script."""
+    arguments = parse(__doc__, paths="output", texts="name settings seed", many="combine disjoint_from")
+    settings = PromptSet.model_validate(arguments.settings)
+    if settings.source is not None:
+        with open_file(settings.source) as path:
+            read = read_instructions(path, settings)
+        rows = [{"instruction": text, "origin": arguments.name, "split": split} for text, split in read]
+    else:
+        rows = [{**record, "split": None} for path in arguments.combine for record in read_json_lines(path)]
+    apart_from = [record for path in arguments.disjoint_from for record in read_json_lines(path)]
+    records, dropped = build_set(arguments.name, settings, rows, apart_from, int(arguments.seed))
+    print(f"{arguments.name}: {len(records)} instructions kept, dropped {dropped}")
+    write_json_lines(arguments.output, records)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""Compress a model by one recipe, measure what came out, and refuse a recipe that did nothing."""
+
+from arguments import parse
+from pydantic import TypeAdapter
+
+from aird.chat import chat_tokens
+from aird.compression.registry import compress
+from aird.compression.settings import CompressionSettings
+from aird.files import check_folder, hash_folder, read_json, read_json_lines, write_json
+from aird.models import load_tokenizer
+from aird.prompts import select
+from aird.settings.base import PromptSelection
+
+
+def main() -> None:
+    """Run the script."""
+    arguments = parse(
+        __doc__, paths="original original_manifest checkpoint manifest", optional="calibration", texts="settings"
+    )
+    settings = TypeAdapter(CompressionSettings).validate_python(arguments.settings)
+    check_folder(arguments.original, read_json(arguments.original_manifest)["files"])
+    calibration = None
+    if arguments.calibration is not None:
+        chosen = settings.calibration
+        selection = PromptSelection(set=chosen.prompt_set, split=chosen.split, count=chosen.count)
+        tokenizer = load_tokenizer(arguments.original)
+        records = select(read_json_lines(arguments.calibration), selection, chosen.seed)
+        calibration = [chat_tokens(tokenizer, record["instruction"]) for record in records]
+    measurements = compress(arguments.original, arguments.checkpoint, settings, calibration)
+    record = {"settings": arguments.settings, **measurements, "files": hash_folder(arguments.checkpoint)}
+    write_json(arguments.manifest, record)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Serve one checkpoint with vLLM and ask it everything that a suite measures."""
+
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+from arguments import parse
+
+from aird.adapters import load_adapter, merge
+from aird.chat import chat_tokens
+from aird.evaluation import (
+    answer_likelihoods,
+    check_parity,
+    complete_records,
+    first_token_logprobs,
+    reference_answers,
+    run_tasks,
+)
+from aird.files import check_folder, read_json, read_json_lines, write_json, write_json_lines
+from aird.models import load_model, load_tokenizer
+from aird.prompts import select
+from aird.serving import ServerSettings, serve
+from aird.settings.suites import Serving, Suite
+
+
+def main() -> None:
+    """Run the script."""
+    arguments = parse(
+        __doc__,
+        paths="checkpoint manifest environment harmful harmless server_log completions utility",
+        optional="adapter adapter_statistics reference task_folder",
+        texts="settings seed",
+    )
+    suite = Suite.model_validate(arguments.settings["suite"])
+    serving = Serving.model_validate(arguments.settings["serving"])
+    seed = int(arguments.seed)
+    records = {
+        kind: select(read_json_lines(getattr(arguments, kind)), getattr(suite, kind), seed)
+        for kind in ("harmful", "harmless")
+    }
+    check_folder(arguments.checkpoint, read_json(arguments.manifest)["files"])
+    tokenizer = load_tokenizer(arguments.checkpoint)
+
+    # Half harmful, half harmless: a broken checkpoint may look right on one kind.
+    half = -(-serving.parity_prompts // 2)
+    chosen = [*records["harmful"][:half], *records["harmless"][:half]][: serving.parity_prompts]
+    probes = [chat_tokens(tokenizer, record["instruction"]) for record in chosen]
+    # Transformers runs base + adapter, the server the merged checkpoint: agreement checks the merge as well.
+    expected = first_token_logprobs(load_model(arguments.checkpoint, arguments.adapter), probes)
+
+    environment = read_json(arguments.environment)
+    with tempfile.TemporaryDirectory(prefix=".served.", dir=arguments.completions.parent) as folder:
+        checkpoint = arguments.checkpoint
+        if arguments.adapter is not None:
+            check_folder(arguments.adapter, read_json(arguments.adapter_statistics)["files"])
+            checkpoint = Path(folder)
+            merge(arguments.checkpoint, load_adapter(arguments.adapter), checkpoint)
+        settings = ServerSettings(
+            maximum_model_length=serving.maximum_model_length,
+            key_value_cache_gib=serving.key_value_cache_gib,
+            seed=seed,
+        )
+        python = arguments.environment.parent / environment["python"] if environment["python"] else None
+        with serve(checkpoint, python, settings, arguments.server_log, environment["url"]) as client:
+            parity = check_parity(client, probes, expected, serving.parity_tolerance)
+            completions = [
+                completion
+                for kind in ("harmful", "harmless")
+                for completion in complete_records(client, tokenizer, records[kind], kind, suite.maximum_new_tokens)
+            ]
+            originals = completions if arguments.reference is None else read_json_lines(arguments.reference)
+            likelihoods = answer_likelihoods(client, tokenizer, reference_answers(originals))
+            tasks = run_tasks(
+                client,
+                checkpoint,
+                suite.tasks,
+                arguments.task_folder,
+                suite.task_limit,
+                serving.maximum_model_length,
+            )
+            served_by = client.version()
+    provenance = {
+        "sampling": {"temperature": 0.0, "max_tokens": suite.maximum_new_tokens, "seed": seed},
+        "versions": {"vllm": served_by, "transformers": version("transformers"), "lm_eval": version("lm_eval")},
+        "parity": parity,
+    }
+    write_json(arguments.utility, {"answers": likelihoods, "tasks": tasks, **provenance})
+    write_json_lines(arguments.completions, ({**completion, **provenance} for completion in completions))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""Find the tokens that the original model's own refusals begin with."""
+
+from arguments import parse
+
+from aird.chat import chat_tokens
+from aird.files import check_folder, read_json, read_json_lines, write_json
+from aird.generation import generate
+from aird.judges import jailbroken_arditi
+from aird.models import load_model, load_tokenizer
+from aird.prompts import select
+from aird.refusal_score import derive_refusal_tokens
+from aird.settings.base import PromptSelection
+
+
+def main() -> None:
+    """Run the script."""
+    arguments = parse(__doc__, paths="checkpoint manifest harmful harmless output", texts="settings seed")
+    check_folder(arguments.checkpoint, read_json(arguments.manifest)["files"])
+    tokenizer, model = load_tokenizer(arguments.checkpoint), load_model(arguments.checkpoint)
+    completions = {}
+    for kind in ("harmful", "harmless"):
+        selection = PromptSelection.model_validate(arguments.settings[kind])
+        records = select(read_json_lines(getattr(arguments, kind)), selection, int(arguments.seed))
+        prompts = [chat_tokens(tokenizer, record["instruction"]) for record in records]
+        completions[kind] = generate(model, tokenizer, prompts, arguments.settings["new_tokens"])
+    refused = [not jailbroken_arditi(tokenizer.decode(ids)) for ids in completions["harmful"]]
+    found = derive_refusal_tokens(tokenizer, completions["harmful"], refused, completions["harmless"])
+    write_json(arguments.output, found)
+
+
+if __name__ == "__main__":
+    main()

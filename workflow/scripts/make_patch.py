@@ -1,0 +1,54 @@
+"""Compute one AIRD patch of a compressed checkpoint: a rank-1 PEFT adapter and its statistics."""
+
+from functools import partial
+
+from arguments import parse
+from safetensors.torch import load_file
+
+from aird.adapters import save_adapter
+from aird.architecture import residual_writers
+from aird.compression.matrices import dense_matrix
+from aird.edits import edited_blocks, make_edits, random_direction
+from aird.files import atomic_folder, check_folder, hash_folder, read_json, write_json
+from aird.models import load_structure
+from aird.settings.patches import Patch
+
+
+def main() -> None:
+    """Run the script."""
+    arguments = parse(
+        __doc__,
+        paths="original original_manifest original_direction original_record "
+        "compressed compressed_manifest own_direction adapter statistics",
+        texts="settings",
+    )
+    settings = Patch.model_validate(arguments.settings)
+    check_folder(arguments.original, read_json(arguments.original_manifest)["files"])
+    check_folder(arguments.compressed, read_json(arguments.compressed_manifest)["files"])
+    original = load_file(arguments.original_direction)["unit"]
+    own = load_file(arguments.own_direction)["unit"]
+    random = random_direction(original, settings.seed)
+    direction = {"original": original, "own": own, "random": random}[settings.direction]
+
+    writers = residual_writers(load_structure(arguments.original))
+    blocks = edited_blocks(settings, read_json(arguments.original_record)["layer"], len(writers))
+    modules = [name for block in blocks for name in writers[block].names]
+    edits, statistics = make_edits(
+        modules,
+        direction,
+        partial(dense_matrix, arguments.compressed),
+        partial(dense_matrix, arguments.original),
+        settings,
+    )
+    with atomic_folder(arguments.adapter) as folder:
+        save_adapter(edits, folder, arguments.compressed.parent.name)
+    size = sum(path.stat().st_size for path in arguments.adapter.iterdir())
+    files = hash_folder(arguments.adapter)
+    write_json(
+        arguments.statistics,
+        {"blocks": blocks, "edits": statistics, "adapter_bytes": size, "files": files, "settings": arguments.settings},
+    )
+
+
+if __name__ == "__main__":
+    main()

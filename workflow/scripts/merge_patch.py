@@ -1,0 +1,20 @@
+"""Merge a patch into its compressed base: a checkpoint that stands alone."""
+
+from arguments import parse
+
+from aird.adapters import load_adapter, merge
+from aird.files import atomic_folder, check_folder, hash_folder, read_json, write_json
+
+
+def main() -> None:
+    """Run the script."""
+    arguments = parse(__doc__, paths="compressed compressed_manifest adapter statistics checkpoint manifest")
+    check_folder(arguments.compressed, read_json(arguments.compressed_manifest)["files"])
+    check_folder(arguments.adapter, read_json(arguments.statistics)["files"])
+    with atomic_folder(arguments.checkpoint) as folder:
+        filled = merge(arguments.compressed, load_adapter(arguments.adapter), folder)
+    write_json(arguments.manifest, {"files": hash_folder(arguments.checkpoint), "zeros_filled": filled})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""Score every candidate direction of a checkpoint: induce, KL and bypass."""
+
+from arguments import parse
+
+from aird.activation_cache import CLASSES, kept_activations, load_cache
+from aird.activations import difference_in_means
+from aird.chat import chat_tokens
+from aird.direction_scores import score_candidates
+from aird.files import atomic_file, check_folder, read_json, read_json_lines
+from aird.models import load_model, load_tokenizer
+from aird.settings.directions import Directions
+
+
+def main() -> None:
+    """Run the script."""
+    arguments = parse(
+        __doc__, paths="checkpoint manifest cache refusal_tokens harmful harmless output", texts="settings"
+    )
+    settings = Directions.model_validate(arguments.settings)
+    check_folder(arguments.checkpoint, read_json(arguments.manifest)["files"])
+    tokenizer, model = load_tokenizer(arguments.checkpoint), load_model(arguments.checkpoint)
+    cache = load_cache(arguments.cache)
+    candidates = difference_in_means(*kept_activations(cache, "train"))
+    prompts = {}
+    for kind in CLASSES:
+        texts = {record["id"]: record["instruction"] for record in read_json_lines(getattr(arguments, kind))}
+        group = cache[kind, "validation"]
+        kept, _ = group.kept(kind == "harmful")
+        prompts[kind] = [chat_tokens(tokenizer, texts[group.ids[index]]) for index in kept]
+    tokens = read_json(arguments.refusal_tokens)["tokens"]
+    records = score_candidates(model, candidates, prompts["harmful"], prompts["harmless"], tokens, settings)
+
+    import pandas
+
+    with atomic_file(arguments.output) as temporary:
+        pandas.DataFrame(records).to_csv(temporary, index=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Choose the refusal direction of a checkpoint among its scored candidates."""
+
+import dataclasses
+
+import pandas
+import torch
+from arguments import parse
+from safetensors.torch import save_file
+
+from aird.activation_cache import kept_activations, kept_counts, load_cache
+from aird.activations import difference_in_means
+from aird.files import atomic_file, write_json
+from aird.selection import select_site
+from aird.settings.directions import Directions
+
+
+def main() -> None:
+    """Run the script."""
+    arguments = parse(__doc__, paths="cache scores direction record", texts="settings")
+    settings = Directions.model_validate(arguments.settings)
+    cache = load_cache(arguments.cache)
+    candidates = difference_in_means(*kept_activations(cache, "train"))
+    layers, positions, _ = candidates.shape
+    frame = pandas.read_csv(arguments.scores)
+    scores = [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+    selection = select_site(scores, layers, settings)
+    vector = candidates[selection.layer, selection.position]
+    chosen = next(
+        row for row in scores if (row["layer"], row["position"]) == (selection.layer, selection.position)
+    )
+    measured = {key: (None if pandas.isna(chosen[key]) else chosen[key]) for key in ("induce", "kl", "bypass")}
+    with atomic_file(arguments.direction) as temporary:
+        save_file({"unit": vector / vector.norm(), "norm": vector.norm(dtype=torch.float64).reshape(1)}, temporary)
+        temporary.chmod(0o644)
+    record = {
+        **dataclasses.asdict(selection),
+        **measured,
+        "layers": layers,
+        "positions": positions,
+        "candidates": layers * positions,
+        "norm": vector.norm().item(),
+        "prompts": kept_counts(cache),
+    }
+    write_json(arguments.record, record)
+
+
+if __name__ == "__main__":
+    main()

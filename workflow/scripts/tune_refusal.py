@@ -1,0 +1,29 @@
+"""Give a model a small refusal tuning, merged into its checkpoint."""
+
+from arguments import parse
+
+from aird.files import atomic_folder, check_folder, hash_folder, read_json, read_json_lines, write_json
+from aird.prompts import select
+from aird.settings.models import RefusalTuning
+from aird.tuning import tune_to_refuse
+
+
+def main() -> None:
+    """Run the script."""
+    arguments = parse(
+        __doc__, paths="source source_manifest harmful harmless checkpoint manifest", texts="settings seed"
+    )
+    settings = RefusalTuning.model_validate(arguments.settings)
+    manifest = read_json(arguments.source_manifest)
+    check_folder(arguments.source, manifest["files"])
+    seed = int(arguments.seed)
+    harmful = [row["instruction"] for row in select(read_json_lines(arguments.harmful), settings.harmful, seed)]
+    harmless = [row["instruction"] for row in select(read_json_lines(arguments.harmless), settings.harmless, seed)]
+    with atomic_folder(arguments.checkpoint) as folder:
+        statistics = tune_to_refuse(arguments.source, folder, harmful, harmless, settings)
+    files = hash_folder(arguments.checkpoint)
+    write_json(arguments.manifest, {"source": manifest["source"], "refusal_tuning": statistics, "files": files})
+
+
+if __name__ == "__main__":
+    main()

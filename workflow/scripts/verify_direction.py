@@ -1,0 +1,51 @@
+"""Ablate and add the chosen direction on held-out prompts (claim C1)."""
+
+from arguments import parse
+from safetensors.torch import load_file
+
+from aird.chat import chat_tokens
+from aird.files import check_folder, read_json, read_json_lines, write_json
+from aird.models import load_model, load_tokenizer
+from aird.prompts import select
+from aird.settings.base import PromptSelection
+from aird.statistics import mcnemar, wilson_interval
+from aird.verification import verify_direction
+
+
+def main() -> None:
+    """Run the script."""
+    arguments = parse(
+        __doc__, paths="checkpoint manifest direction record harmful harmless output", texts="settings seed"
+    )
+    check_folder(arguments.checkpoint, read_json(arguments.manifest)["files"])
+    tokenizer, model = load_tokenizer(arguments.checkpoint), load_model(arguments.checkpoint)
+    selection = PromptSelection(set="held-out", split="test", count=arguments.settings["test"])
+    prompts = {}
+    for kind in ("harmful", "harmless"):
+        records = select(read_json_lines(getattr(arguments, kind)), selection, int(arguments.seed))
+        prompts[kind] = [chat_tokens(tokenizer, record["instruction"]) for record in records]
+    stored = load_file(arguments.direction)
+    direction = (stored["unit"], stored["norm"].item(), read_json(arguments.record)["layer"])
+    labels = verify_direction(
+        model, tokenizer, direction, prompts["harmful"], prompts["harmless"], arguments.settings["test_new_tokens"]
+    )
+    rates = {}
+    for name, found in labels.items():
+        n, refused = len(found["refused"]), sum(found["refused"])
+        low, high = wilson_interval(refused, n)
+        rates[name] = {
+            "n": n,
+            "refusal": refused / n,
+            "refusal_low": low,
+            "refusal_high": high,
+            "degenerate": sum(found["degenerate"]) / n,
+        }
+    tests = {
+        "ablation_p_value": mcnemar(labels["harmful"]["refused"], labels["harmful_ablated"]["refused"])[2],
+        "addition_p_value": mcnemar(labels["harmless"]["refused"], labels["harmless_added"]["refused"])[2],
+    }
+    write_json(arguments.output, {"rates": rates, **tests})
+
+
+if __name__ == "__main__":
+    main()
