@@ -9,7 +9,10 @@ from snakemake.utils import min_version
 min_version("9.27")
 
 
-configfile: "config.yaml"
+# Another grid replaces the default one; Snakemake alone would merge the two.
+if not workflow.overwrite_configfiles:
+
+    configfile: "config.yaml"
 
 
 report: "workflow/report/workflow.rst"
@@ -29,17 +32,15 @@ include: "rules/reporting.smk"  # tables and figures
 
 rule all:
     default_target: True
-    message:
-        "All tables and figures are made"
     input:
         TABLES,
         FIGURES,
     localrule: True
+    message:
+        "All tables and figures are made"
 
 
 rule merged_checkpoints:
-    message:
-        "Every patch is also merged into a checkpoint that stands alone"
     input:
         [
             f"{RESULTS}/patches/{model}/{compression}/{patch}/merged/manifest.json"
@@ -47,3 +48,5 @@ rule merged_checkpoints:
             if patch != PLAIN
         ],
     localrule: True
+    message:
+        "Every patch is also merged into a checkpoint that stands alone"

@@ -30,8 +30,9 @@ def mistakes(configuration: Configuration) -> list[str]:
         *_prompt_sets(configuration),
         *_uses(configuration),
         *_lengths(configuration),
-        *_leaks(configuration),
     ]
+    # What is built on a wrong name would only hide it among more lines.
+    found = found or list(_leaks(configuration))
     # Three splits of one unknown set are one mistake.
     return list(dict.fromkeys(found))
 
@@ -139,7 +140,7 @@ def _prompt_sets(configuration: Configuration) -> Iterator[str]:
                     yield f"prompt_sets.{name}.{key}: names the set itself; remove {name} from it"
                 elif name in _made_from(configuration, other, ("combine", "disjoint_from")):
                     yield f"prompt_sets.{name}.{key}: {other} is itself made from {name}; remove one of the two"
-        for other in set(prompt_set.combine or []) & set(prompt_set.disjoint_from):
+        for other in sorted(set(prompt_set.combine or []) & set(prompt_set.disjoint_from)):
             yield f"prompt_sets.{name}.disjoint_from: {other} is also in `combine`; remove it from one of the two"
 
 
@@ -158,23 +159,26 @@ def _made_from(configuration: Configuration, name: str, keys: tuple[str, ...] = 
 
 
 def _uses(configuration: Configuration) -> Iterator[str]:
+    absent: dict[tuple[str, str], list[str]] = {}
     for use in uses(configuration):
-        prompt_set = configuration.prompt_sets.get(use.selection.set)
-        split, count = use.selection.split, use.selection.count
+        name, split, count = use.selection.set, use.selection.split, use.selection.count
+        prompt_set = configuration.prompt_sets.get(name)
         if prompt_set is None or split is None or prompt_set.split_field is not None:
             continue
         splits = prompt_set.splits or {}
         if split not in splits:
-            known = ", ".join(splits) or "none"
-            yield (
-                f"{use.key}: prompt set {use.selection.set} has no split {split} (it has: {known}); "
-                f"add it to prompt_sets.{use.selection.set}.splits"
-            )
+            absent.setdefault((use.key, name), []).append(split)
         elif count is not None and count > splits[split]:
             yield (
-                f"{use.count_key}: asks for more than split {split} of prompt set {use.selection.set} has; "
-                f"write at most {splits[split]}, or raise prompt_sets.{use.selection.set}.splits.{split} (found: {count})"
+                f"{use.count_key}: asks for more than split {split} of prompt set {name} has; write at most "
+                f"{splits[split]}, or raise prompt_sets.{name}.splits.{split} (found: {count})"
             )
+    for (key, name), missing in absent.items():
+        known = ", ".join(configuration.prompt_sets[name].splits or {}) or "none"
+        yield (
+            f"{key}: prompt set {name} has no split {' and no split '.join(missing)} (it has: {known}); "
+            f"add it to prompt_sets.{name}.splits"
+        )
     pairs = [("directions", configuration.directions.harmful, configuration.directions.harmless)]
     for model, settings in configuration.models.items():
         if settings.refusal_tuning is not None:
@@ -216,9 +220,12 @@ def _leaks(configuration: Configuration) -> Iterator[str]:
             if _same_prompts(configuration, used.selection, measured.selection):
                 shared.setdefault(used.selection.set, []).append(used.key)
             # Harmless sets hold no harmful prompt; only harmful ones can share some.
-            elif measured.key.endswith(".harmful") and used.key.endswith(".harmful"):
-                if not _apart(configuration, used.selection.set, measured.selection.set):
-                    mixed.setdefault(used.selection.set, []).append(used.key)
+            elif (
+                measured.key.endswith(".harmful")
+                and used.key.endswith(".harmful")
+                and not _apart(configuration, used.selection.set, measured.selection.set)
+            ):
+                mixed.setdefault(used.selection.set, []).append(used.key)
         name = measured.selection.set
         for other, keys in shared.items():
             places = ", ".join(dict.fromkeys(keys))

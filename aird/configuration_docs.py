@@ -23,9 +23,9 @@ measured. Where and how jobs run stands in a profile instead (`profiles/`).
 - `snakemake --configfile FILE` runs another configuration, `snakemake --config seed=1` changes single keys.
 - `config/schema.json` is this reference for editors: `# yaml-language-server: $schema=config/schema.json`.
 
-Unknown keys, missing keys and values of another type are errors, each with one line that names the key and what to
-write. Names become folders below `results/`: letters, digits, `-`, `_` and single dots inside; put a name in quotes that
-YAML would read as a number or a truth value. Paths are relative to the folder where Snakemake runs.
+Unknown keys, missing keys and values of another type are errors, each with one line that names the key and what
+to write. Names become folders below `results/`: letters, digits, `-`, `_` and single dots inside; put a name in
+quotes that YAML would read as a number or a truth value. Paths are relative to the folder where Snakemake runs.
 
 This file is generated: `python -m aird.configuration` writes it and `config/schema.json` anew.
 """
@@ -121,7 +121,7 @@ def _kind(annotation: Any, metadata: list[Any], sections: dict[type[Settings], S
 
 
 def _alternative(option: Any, sections: dict[type[Settings], Section]) -> str:
-    bare, metadata = split_metadata(option)
+    bare, _ = split_metadata(option)
     if get_origin(bare) is list:
         return f"list of: {_kind(get_args(bare)[0], [], sections)}"
     if get_origin(bare) is dict:

@@ -213,7 +213,7 @@ def frontier_figure(summary: pandas.DataFrame) -> Figure:
     legend = _legend_columns(names, width)
     title_lines = 2 if len(models) > 1 else 1
     panel_height = 2.0 if columns > 2 else 2.5
-    height = len(lines) * (panel_height + 0.2 * title_lines) + 0.5 + 0.2 * -(-len(names) // legend)
+    height = len(lines) * (panel_height + 0.2 + 0.2 * title_lines) + 0.5 + 0.2 * -(-len(names) // legend)
     figure = Figure(figsize=(width, height), layout="constrained")
     grid = figure.add_gridspec(len(lines), columns)
     x_limit = _upper_limit(summary["over_refusal_high"])
@@ -226,7 +226,7 @@ def frontier_figure(summary: pandas.DataFrame) -> Figure:
             axes.set_title("\n".join(textwrap.fill(part, 80 // columns) for part in title.split("\n")))
             _rate_axis(axes, "x", x_limit)
             _rate_axis(axes, "y", 1.0)
-            axes.tick_params(labelleft=column == 0, labelbottom=is_lowest)
+            axes.tick_params(labelleft=column == 0)
             if column == 0:
                 axes.set_ylabel("refusal")
             if is_lowest:
@@ -516,6 +516,8 @@ def _rows_of_points(
         for index, (axes, (name, label)) in enumerate(zip(row, quantities, strict=True)):
             _panel_of_points(axes, of_model, places[model], patches, name, with_line[index])
             axes.set_xlabel(label)
+            # Of a tall panel the lower end is out of sight.
+            axes.tick_params(axis="x", labeltop=spans[model] > 40)
         row[0].set_title(model)
         row[0].set_ylim(spans[model] - 0.35, -0.65)
     figure.legend(handles=handles, loc="outside upper left", ncols=legend)

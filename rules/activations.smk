@@ -11,8 +11,6 @@ DIRECTIONS = CONFIGURATION.directions
 
 
 rule refusal_tokens:
-    message:
-        "Finding the tokens that {wildcards.model}'s refusals begin with"
     input:
         code=code("find_refusal_tokens"),
         checkpoint=ancient(ORIGINAL_CHECKPOINT),
@@ -27,6 +25,11 @@ rule refusal_tokens:
         f"{RESULTS}/benchmarks/activations/{{model}}/refusal_tokens.tsv"
     conda:
         "../envs/core.yaml"
+    threads: THREADS
+    resources:
+        mem_mb=4000,
+        runtime=60,
+        gpu=1,
     params:
         settings=canonical_json(
             {
@@ -42,11 +45,8 @@ rule refusal_tokens:
             }
         ),
         seed=SEED,
-    threads: THREADS
-    resources:
-        mem_mb=4000,
-        runtime=60,
-        gpu=1,
+    message:
+        "Finding the tokens that {wildcards.model}'s refusals begin with"
     shell:
         "python {input.code[0]:q}"
         " --checkpoint {input.checkpoint:q}"
@@ -60,8 +60,6 @@ rule refusal_tokens:
 
 
 rule capture_activations:
-    message:
-        "Capturing activations of {wildcards.model}, {wildcards.compression}"
     input:
         code=code("capture_activations"),
         checkpoint=ancient(CHECKPOINT),
@@ -77,16 +75,18 @@ rule capture_activations:
         f"{RESULTS}/benchmarks/activations/{{model}}/{{compression}}.tsv"
     conda:
         "../envs/core.yaml"
-    params:
-        settings=canonical_json(
-            {"train": DIRECTIONS.train, "validation": DIRECTIONS.validation}
-        ),
-        seed=SEED,
     threads: THREADS
     resources:
         mem_mb=4000,
         runtime=60,
         gpu=1,
+    params:
+        settings=canonical_json(
+            {"train": DIRECTIONS.train, "validation": DIRECTIONS.validation}
+        ),
+        seed=SEED,
+    message:
+        "Capturing activations of {wildcards.model}, {wildcards.compression}"
     shell:
         "python {input.code[0]:q}"
         " --checkpoint {input.checkpoint:q}"

@@ -23,6 +23,7 @@ from aird.configuration import (
     ORIGINAL,
     PLAIN,
     ConfigurationError,
+    check_files,
     load_configuration,
 )
 from aird.files import canonical_json
@@ -31,6 +32,7 @@ RESULTS = "results"
 
 try:
     CONFIGURATION = load_configuration(config)
+    check_files(CONFIGURATION, workflow.configfiles)
 except ConfigurationError as error:
     raise WorkflowError(
         f"The configuration has mistakes (keys: config/README.md):\n{error}"
@@ -82,7 +84,7 @@ def settings_json(settings, only=None):
 
     This is the form of every rule's parameters: Snakemake compares nothing else reliably.
     """
-    values = settings.model_dump(exclude_none=True)
+    values = settings.model_dump()
     return canonical_json(
         {key: value for key, value in values.items() if only is None or key in only}
     )
@@ -99,3 +101,218 @@ CHECKPOINT = f"{RESULTS}/models/{{model}}/{{compression}}/checkpoint"
 MANIFEST = f"{RESULTS}/models/{{model}}/{{compression}}/manifest.json"
 ORIGINAL_CHECKPOINT = f"{RESULTS}/models/{{model}}/{ORIGINAL}/checkpoint"
 ORIGINAL_MANIFEST = f"{RESULTS}/models/{{model}}/{ORIGINAL}/manifest.json"
+
+
+# vLLM's environment
+
+
+def vllm_lock():
+    """Return the lock to install, or nothing where the user brings vLLM."""
+    serving = CONFIGURATION.serving
+    if serving.executable is not None or serving.url is not None:
+        return []
+    if serving.lock is not None:
+        return [serving.lock]
+    kind = "cuda" if shutil.which("nvidia-smi") else "cpu"
+    return [os.path.relpath(PROJECT / "envs" / f"vllm-{kind}.lock.txt")]
+
+
+def environment_folder(wildcards, output):
+    """Return the folder of an environment, which stands beside its record."""
+    return os.path.splitext(output[0])[0]
+
+
+# Prompt sets
+
+
+def prompt_source(wildcards):
+    """Return the local file of a prompt set, if it has one; Snakemake then watches it."""
+    source = CONFIGURATION.prompt_sets[wildcards.prompt_set].source
+    return [source.path] if source is not None and source.path is not None else []
+
+
+def combined_sets(wildcards):
+    """Return the sets that this one joins."""
+    return [
+        prompts(name)
+        for name in CONFIGURATION.prompt_sets[wildcards.prompt_set].combine or []
+    ]
+
+
+def excluded_sets(wildcards):
+    """Return the sets that this one must not overlap."""
+    return [
+        prompts(name)
+        for name in CONFIGURATION.prompt_sets[wildcards.prompt_set].disjoint_from
+    ]
+
+
+def prompt_set_settings(wildcards):
+    """Return the settings of a prompt set."""
+    return settings_json(CONFIGURATION.prompt_sets[wildcards.prompt_set])
+
+
+# Models
+
+
+def local_model_files(wildcards):
+    """Return the files of a model's local source; Snakemake then watches them."""
+    path = CONFIGURATION.models[wildcards.model].source.path
+    if path is None:
+        return []
+    if os.path.isdir(path):
+        return sorted(str(file) for file in Path(path).iterdir() if file.is_file())
+    return [path]
+
+
+def import_settings(wildcards):
+    """Return what importing a model depends on."""
+    model = CONFIGURATION.models[wildcards.model]
+    return settings_json(model, only={"source", "dtype", "trust_remote_code"})
+
+
+def tuning(wildcards):
+    """Return the refusal tuning of a model."""
+    return CONFIGURATION.models[wildcards.model].refusal_tuning
+
+
+def tuning_harmful(wildcards):
+    """Return the prompt set of harmful instructions that a tuning uses."""
+    return prompts(tuning(wildcards).harmful.set)
+
+
+def tuning_harmless(wildcards):
+    """Return the prompt set of harmless instructions that a tuning uses."""
+    return prompts(tuning(wildcards).harmless.set)
+
+
+def tuning_settings(wildcards):
+    """Return the settings of a refusal tuning."""
+    return settings_json(tuning(wildcards))
+
+
+# Compression
+
+
+def calibration_set(wildcards):
+    """Return the calibration prompts of a recipe, if it needs any."""
+    settings = CONFIGURATION.compressions[wildcards.compression]
+    return (
+        [prompts(settings.calibration.prompt_set)] if settings.needs_calibration else []
+    )
+
+
+def calibration_flag(wildcards):
+    """Return the flag that goes with the calibration prompts."""
+    settings = CONFIGURATION.compressions[wildcards.compression]
+    return "--calibration" if settings.needs_calibration else ""
+
+
+def compression_settings(wildcards):
+    """Return the settings of a compression."""
+    return settings_json(CONFIGURATION.compressions[wildcards.compression])
+
+
+# Patches
+
+
+def patch_settings(wildcards):
+    """Return what a patch's tensors depend on."""
+    patch = CONFIGURATION.patches[wildcards.patch]
+    return canonical_json(patch.model_dump(exclude={"compressions"}))
+
+
+# Evaluation
+
+
+def suite_prompts(kind):
+    """Return an input function that names the prompt set of a suite."""
+
+    def path(wildcards):
+        return prompts(getattr(CONFIGURATION.suites[wildcards.suite], kind).set)
+
+    return path
+
+
+def patch_input(template):
+    """Return an input function that names a patch's file, or nothing for the plain checkpoint."""
+
+    def path(wildcards):
+        return (
+            []
+            if wildcards.patch == PLAIN
+            else [template.format(**dict(wildcards.items()))]
+        )
+
+    return path
+
+
+def reference_completions(wildcards):
+    """Return the original's completions, whose harmless answers give the perplexity.
+
+    The original itself is measured on its own.
+    """
+    if (wildcards.compression, wildcards.patch) == (ORIGINAL, PLAIN):
+        return []
+    return [
+        f"{RESULTS}/completions/{wildcards.model}/{ORIGINAL}/{PLAIN}/{wildcards.suite}.jsonl"
+    ]
+
+
+def task_files(wildcards):
+    """Return the files of a suite's own lm-eval tasks; Snakemake then watches them."""
+    folder = CONFIGURATION.suites[wildcards.suite].task_folder
+    if folder is None:
+        return []
+    return sorted(
+        str(path)
+        for path in Path(folder).iterdir()
+        if path.is_file() and not path.name.startswith(".")
+    )
+
+
+def optional_flags(wildcards):
+    """Return the flags of the inputs that only some cells have."""
+    flags = []
+    if wildcards.patch != PLAIN:
+        cell = dict(wildcards.items())
+        flags += ["--adapter", ADAPTER.format(**cell)]
+        flags += ["--adapter-statistics", ADAPTER_STATISTICS.format(**cell)]
+    for path in reference_completions(wildcards):
+        flags += ["--reference", path]
+    folder = CONFIGURATION.suites[wildcards.suite].task_folder
+    if folder is not None:
+        flags += ["--task-folder", folder]
+    return flags
+
+
+def suite_settings(wildcards):
+    """Return the settings of a suite and of the server, without where vLLM is."""
+    suite = CONFIGURATION.suites[wildcards.suite].model_dump()
+    where = {"executable", "url", "lock"}
+    serving = CONFIGURATION.serving.model_dump(exclude=where)
+    return canonical_json({"suite": suite, "serving": serving})
+
+
+# Tables and figures
+
+
+def table(name):
+    """Return a table as an item of the report."""
+    caption = TABLE_CAPTIONS.get(name, "other_table")
+    return report(
+        f"{RESULTS}/tables/{name}.csv",
+        caption=f"../workflow/report/{caption}.rst",
+        category="Tables",
+        labels={"table": name},
+    )
+
+
+def results_folder(wildcards):
+    """Return the folder of all results."""
+    return RESULTS
+
+
+def tables_folder(wildcards):
+    """Return the folder of all tables."""
+    return f"{RESULTS}/tables"

@@ -7,30 +7,7 @@ steps   compress by one recipe of the registry (aird/compression/registry.py),
 """
 
 
-def calibration_set(wildcards):
-    """Return the calibration prompts of a recipe, if it needs any."""
-    settings = CONFIGURATION.compressions[wildcards.compression]
-    return (
-        [prompts(settings.calibration.prompt_set)] if settings.needs_calibration else []
-    )
-
-
-def calibration_flag(wildcards):
-    """Return the flag that goes with the calibration prompts."""
-    settings = CONFIGURATION.compressions[wildcards.compression]
-    return "--calibration" if settings.needs_calibration else ""
-
-
-def compression_settings(wildcards):
-    """Return the settings of a compression."""
-    return settings_json(CONFIGURATION.compressions[wildcards.compression])
-
-
 rule compress_model:
-    message:
-        "Compressing {wildcards.model} by {wildcards.compression}"
-    wildcard_constraints:
-        compression=one_of(CONFIGURATION.compressions),
     input:
         code=code("compress_model"),
         original=ancient(ORIGINAL_CHECKPOINT),
@@ -43,16 +20,20 @@ rule compress_model:
         f"{RESULTS}/logs/compression/{{model}}/{{compression}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/compression/{{model}}/{{compression}}.tsv"
+    wildcard_constraints:
+        compression=one_of(CONFIGURATION.compressions),
     conda:
         "../envs/core.yaml"
-    params:
-        settings=compression_settings,
-        calibration=calibration_flag,
     threads: THREADS
     resources:
         mem_mb=8000,
         runtime=120,
         gpu=1,
+    params:
+        settings=compression_settings,
+        calibration=calibration_flag,
+    message:
+        "Compressing {wildcards.model} by {wildcards.compression}"
     shell:
         "python {input.code[0]:q}"
         " --original {input.original:q}"

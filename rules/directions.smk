@@ -10,16 +10,12 @@ steps   score the difference in means at every (layer, position) by what adding 
 
 DIRECTION = f"{RESULTS}/directions/{{model}}/{{compression}}/direction.safetensors"
 DIRECTION_RECORD = f"{RESULTS}/directions/{{model}}/{{compression}}/direction.json"
-ORIGINAL_DIRECTION = (
-    f"{RESULTS}/directions/{{model}}/{ORIGINAL}/direction.safetensors"
-)
+ORIGINAL_DIRECTION = f"{RESULTS}/directions/{{model}}/{ORIGINAL}/direction.safetensors"
 ORIGINAL_DIRECTION_RECORD = f"{RESULTS}/directions/{{model}}/{ORIGINAL}/direction.json"
 FILTERS = {"harmful", "harmless", "maximum_kl", "minimum_induce", "layer_fraction"}
 
 
 rule score_candidates:
-    message:
-        "Scoring candidate directions of {wildcards.model}, {wildcards.compression}"
     input:
         code=code("score_candidates"),
         checkpoint=ancient(CHECKPOINT),
@@ -36,13 +32,15 @@ rule score_candidates:
         f"{RESULTS}/benchmarks/directions/{{model}}/{{compression}}/scores.tsv"
     conda:
         "../envs/core.yaml"
-    params:
-        settings=settings_json(DIRECTIONS, only=FILTERS),
     threads: THREADS
     resources:
         mem_mb=6000,
         runtime=240,
         gpu=1,
+    params:
+        settings=settings_json(DIRECTIONS, only=FILTERS),
+    message:
+        "Scoring candidate directions of {wildcards.model}, {wildcards.compression}"
     shell:
         "python {input.code[0]:q}"
         " --checkpoint {input.checkpoint:q}"
@@ -57,8 +55,6 @@ rule score_candidates:
 
 
 rule select_direction:
-    message:
-        "Choosing the refusal direction of {wildcards.model}, {wildcards.compression}"
     input:
         code=code("select_direction"),
         cache=rules.capture_activations.output,
@@ -72,11 +68,13 @@ rule select_direction:
         f"{RESULTS}/benchmarks/directions/{{model}}/{{compression}}/direction.tsv"
     conda:
         "../envs/core.yaml"
-    params:
-        settings=settings_json(DIRECTIONS, only=FILTERS),
     resources:
         mem_mb=2000,
         runtime=10,
+    params:
+        settings=settings_json(DIRECTIONS, only=FILTERS),
+    message:
+        "Choosing the refusal direction of {wildcards.model}, {wildcards.compression}"
     shell:
         "python {input.code[0]:q}"
         " --cache {input.cache:q}"
@@ -88,8 +86,6 @@ rule select_direction:
 
 
 rule verify_direction:
-    message:
-        "Verifying the direction of {wildcards.model}, {wildcards.compression} (claim C1)"
     input:
         code=code("verify_direction"),
         checkpoint=ancient(CHECKPOINT),
@@ -106,6 +102,11 @@ rule verify_direction:
         f"{RESULTS}/benchmarks/directions/{{model}}/{{compression}}/verification.tsv"
     conda:
         "../envs/core.yaml"
+    threads: THREADS
+    resources:
+        mem_mb=4000,
+        runtime=120,
+        gpu=1,
     params:
         settings=canonical_json(
             {
@@ -114,11 +115,8 @@ rule verify_direction:
             }
         ),
         seed=SEED,
-    threads: THREADS
-    resources:
-        mem_mb=4000,
-        runtime=120,
-        gpu=1,
+    message:
+        "Verifying the direction of {wildcards.model}, {wildcards.compression} (claim C1)"
     shell:
         "python {input.code[0]:q}"
         " --checkpoint {input.checkpoint:q}"
@@ -134,8 +132,6 @@ rule verify_direction:
 
 
 rule compare_directions:
-    message:
-        "Comparing the direction of {wildcards.model}, {wildcards.compression} with the original's"
     input:
         code=code("compare_directions"),
         original_cache=f"{RESULTS}/activations/{{model}}/{ORIGINAL}.safetensors",
@@ -152,11 +148,13 @@ rule compare_directions:
         f"{RESULTS}/benchmarks/comparisons/{{model}}/{{compression}}.tsv"
     conda:
         "../envs/core.yaml"
-    params:
-        seed=SEED,
     resources:
         mem_mb=2000,
         runtime=20,
+    params:
+        seed=SEED,
+    message:
+        "Comparing the direction of {wildcards.model}, {wildcards.compression} with the original's"
     shell:
         "python {input.code[0]:q}"
         " --original-cache {input.original_cache:q}"

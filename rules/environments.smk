@@ -10,20 +10,7 @@ the configuration replace it.
 """
 
 
-def vllm_lock():
-    """Return the lock to install, or nothing where the user brings vLLM."""
-    serving = CONFIGURATION.serving
-    if serving.executable is not None or serving.url is not None:
-        return []
-    if serving.lock is not None:
-        return [serving.lock]
-    kind = "cuda" if shutil.which("nvidia-smi") else "cpu"
-    return [os.path.relpath(PROJECT / "envs" / f"vllm-{kind}.lock.txt")]
-
-
 rule vllm_environment:
-    message:
-        "Making vLLM's environment (once)"
     input:
         code=code("build_environment"),
         lock=vllm_lock(),
@@ -35,13 +22,15 @@ rule vllm_environment:
         f"{RESULTS}/benchmarks/environments/vllm.tsv"
     conda:
         "../envs/core.yaml"
-    params:
-        settings=settings_json(CONFIGURATION.serving),
-        lock="--lock" if vllm_lock() else "",
-        environment=f"{RESULTS}/environments/vllm",
     resources:
         mem_mb=2000,
         runtime=30,
+    params:
+        settings=settings_json(CONFIGURATION.serving),
+        lock="--lock" if vllm_lock() else "",
+        environment=environment_folder,
+    message:
+        "Making vLLM's environment (once)"
     shell:
         "python {input.code[0]:q}"
         " {params.lock} {input.lock:q}"

@@ -11,79 +11,7 @@ steps   start vLLM on the checkpoint, check that it agrees with Transformers, as
 CELL = "{model}/{compression}/{patch}/{suite}"
 
 
-def suite_prompts(kind):
-    """Return an input function that names the prompt set of a suite."""
-
-    def path(wildcards):
-        return prompts(getattr(CONFIGURATION.suites[wildcards.suite], kind).set)
-
-    return path
-
-
-def patch_input(template):
-    """Return an input function that names a patch's file, or nothing for the plain checkpoint."""
-
-    def path(wildcards):
-        return (
-            []
-            if wildcards.patch == PLAIN
-            else [template.format(**dict(wildcards.items()))]
-        )
-
-    return path
-
-
-def reference_completions(wildcards):
-    """Return the original's completions, whose harmless answers give the perplexity.
-
-    The original itself is measured on its own.
-    """
-    if (wildcards.compression, wildcards.patch) == (ORIGINAL, PLAIN):
-        return []
-    return [
-        f"{RESULTS}/completions/{wildcards.model}/{ORIGINAL}/{PLAIN}/{wildcards.suite}.jsonl"
-    ]
-
-
-def task_files(wildcards):
-    """Return the files of a suite's own lm-eval tasks; Snakemake then watches them."""
-    folder = CONFIGURATION.suites[wildcards.suite].task_folder
-    if folder is None:
-        return []
-    return sorted(
-        str(path)
-        for path in Path(folder).iterdir()
-        if path.is_file() and not path.name.startswith(".")
-    )
-
-
-def optional_flags(wildcards):
-    """Return the flags of the inputs that only some cells have."""
-    flags = []
-    if wildcards.patch != PLAIN:
-        cell = dict(wildcards.items())
-        flags += ["--adapter", ADAPTER.format(**cell)]
-        flags += ["--adapter-statistics", ADAPTER_STATISTICS.format(**cell)]
-    for path in reference_completions(wildcards):
-        flags += ["--reference", path]
-    folder = CONFIGURATION.suites[wildcards.suite].task_folder
-    if folder is not None:
-        flags += ["--task-folder", folder]
-    return flags
-
-
-def suite_settings(wildcards):
-    """Return the settings of a suite and of the server, without where vLLM is."""
-    suite = CONFIGURATION.suites[wildcards.suite].model_dump(exclude_none=True)
-    serving = CONFIGURATION.serving.model_dump(
-        exclude_none=True, exclude={"executable", "url", "lock"}
-    )
-    return canonical_json({"suite": suite, "serving": serving})
-
-
 rule evaluate_suite:
-    message:
-        "Serving {wildcards.model}, {wildcards.compression}, {wildcards.patch} for suite {wildcards.suite}"
     input:
         code=code("evaluate_suite"),
         environment=rules.vllm_environment.output,
@@ -104,15 +32,17 @@ rule evaluate_suite:
         f"{RESULTS}/benchmarks/evaluation/{CELL}.tsv"
     conda:
         "../envs/core.yaml"
-    params:
-        settings=suite_settings,
-        optional=optional_flags,
-        seed=SEED,
     threads: THREADS
     resources:
         mem_mb=8000,
         runtime=240,
         gpu=1,
+    params:
+        settings=suite_settings,
+        optional=optional_flags,
+        seed=SEED,
+    message:
+        "Serving {wildcards.model}, {wildcards.compression}, {wildcards.patch} for suite {wildcards.suite}"
     shell:
         "python {input.code[0]:q}"
         " --checkpoint {input.checkpoint:q}"
@@ -130,8 +60,6 @@ rule evaluate_suite:
 
 
 rule score_completions:
-    message:
-        "Scoring {wildcards.model}, {wildcards.compression}, {wildcards.patch}, {wildcards.suite}"
     input:
         code=code("score_completions"),
         completions=rules.evaluate_suite.output.completions,
@@ -144,11 +72,13 @@ rule score_completions:
         f"{RESULTS}/benchmarks/scores/{CELL}.tsv"
     conda:
         "../envs/core.yaml"
-    params:
-        seed=SEED,
     resources:
         mem_mb=1000,
         runtime=10,
+    params:
+        seed=SEED,
+    message:
+        "Scoring {wildcards.model}, {wildcards.compression}, {wildcards.patch}, {wildcards.suite}"
     shell:
         "python {input.code[0]:q}"
         " --completions {input.completions:q}"

@@ -12,17 +12,7 @@ ADAPTER_STATISTICS = (
 )
 
 
-def patch_settings(wildcards):
-    """Return what a patch's tensors depend on."""
-    patch = CONFIGURATION.patches[wildcards.patch]
-    return canonical_json(patch.model_dump(exclude={"compressions"}))
-
-
 rule make_patch:
-    message:
-        "Patching {wildcards.model}, {wildcards.compression} by {wildcards.patch}"
-    wildcard_constraints:
-        patch=one_of(CONFIGURATION.patches),
     input:
         code=code("make_patch"),
         original=ancient(ORIGINAL_CHECKPOINT),
@@ -39,13 +29,17 @@ rule make_patch:
         f"{RESULTS}/logs/patches/{{model}}/{{compression}}/{{patch}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/patches/{{model}}/{{compression}}/{{patch}}.tsv"
+    wildcard_constraints:
+        patch=one_of(CONFIGURATION.patches),
     conda:
         "../envs/core.yaml"
-    params:
-        settings=patch_settings,
     resources:
         mem_mb=3000,
         runtime=30,
+    params:
+        settings=patch_settings,
+    message:
+        "Patching {wildcards.model}, {wildcards.compression} by {wildcards.patch}"
     shell:
         "python {input.code[0]:q}"
         " --original {input.original:q}"
@@ -62,10 +56,6 @@ rule make_patch:
 
 
 rule merge_patch:
-    message:
-        "Merging {wildcards.patch} into {wildcards.model}, {wildcards.compression}"
-    wildcard_constraints:
-        patch=one_of(CONFIGURATION.patches),
     input:
         code=code("merge_patch"),
         compressed=ancient(CHECKPOINT),
@@ -81,11 +71,15 @@ rule merge_patch:
         f"{RESULTS}/logs/patches/{{model}}/{{compression}}/{{patch}}.merge.log",
     benchmark:
         f"{RESULTS}/benchmarks/patches/{{model}}/{{compression}}/{{patch}}.merge.tsv"
+    wildcard_constraints:
+        patch=one_of(CONFIGURATION.patches),
     conda:
         "../envs/core.yaml"
     resources:
         mem_mb=4000,
         runtime=30,
+    message:
+        "Merging {wildcards.patch} into {wildcards.model}, {wildcards.compression}"
     shell:
         "python {input.code[0]:q}"
         " --compressed {input.compressed:q}"

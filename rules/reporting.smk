@@ -6,20 +6,11 @@ steps   collect records into tidy tables, one kind of result each; draw figures 
         the tables. `snakemake --report results/report.html` makes the report.
 """
 
-PAIRS = sorted({(model, compression) for model, compression, _ in CONFIGURATION.cells()})
+PAIRS = sorted(
+    {(model, compression) for model, compression, _ in CONFIGURATION.cells()}
+)
 TABLE_NAMES = "summary rates tasks paired directions sites candidates patches compressions".split()
 TABLE_CAPTIONS = {name: f"{name}_table" for name in ("summary", "directions", "paired")}
-
-
-def table(name):
-    """Return a table as an item of the report."""
-    caption = TABLE_CAPTIONS.get(name, "other_table")
-    return report(
-        f"{RESULTS}/tables/{name}.csv",
-        caption=f"../workflow/report/{caption}.rst",
-        category="Tables",
-        labels={"table": name},
-    )
 
 
 TABLES = [f"{RESULTS}/tables/{name}.csv" for name in TABLE_NAMES]
@@ -34,8 +25,6 @@ FIGURES += [f"{RESULTS}/figures/{name}.svg" for name in DIRECTION_FIGURES]
 
 
 rule make_tables:
-    message:
-        "Making the tables"
     input:
         code=code("make_tables"),
         scores=[
@@ -70,6 +59,9 @@ rule make_tables:
         f"{RESULTS}/benchmarks/reporting/tables.tsv"
     conda:
         "../envs/core.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=10,
     params:
         settings=canonical_json(
             {
@@ -80,11 +72,10 @@ rule make_tables:
                 "plain": PLAIN,
             }
         ),
-        results=RESULTS,
-        tables=f"{RESULTS}/tables",
-    resources:
-        mem_mb=2000,
-        runtime=10,
+        results=results_folder,
+        tables=tables_folder,
+    message:
+        "Making the tables"
     shell:
         "python {input.code[0]:q}"
         " --results {params.results:q}"
@@ -94,10 +85,6 @@ rule make_tables:
 
 
 rule make_suite_figure:
-    message:
-        "Drawing {wildcards.name} of suite {wildcards.suite}"
-    wildcard_constraints:
-        name=one_of(SUITE_FIGURES),
     input:
         code=code("make_figures"),
         tables=TABLES,
@@ -112,13 +99,17 @@ rule make_suite_figure:
         f"{RESULTS}/logs/reporting/{{name}}.{{suite}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/reporting/{{name}}.{{suite}}.tsv"
+    wildcard_constraints:
+        name=one_of(SUITE_FIGURES),
     conda:
         "../envs/core.yaml"
-    params:
-        tables=f"{RESULTS}/tables",
     resources:
         mem_mb=1000,
         runtime=10,
+    params:
+        tables=tables_folder,
+    message:
+        "Drawing {wildcards.name} of suite {wildcards.suite}"
     shell:
         "python {input.code[0]:q}"
         " --tables {params.tables:q}"
@@ -129,10 +120,6 @@ rule make_suite_figure:
 
 
 rule make_direction_figure:
-    message:
-        "Drawing {wildcards.name}"
-    wildcard_constraints:
-        name=one_of(DIRECTION_FIGURES),
     input:
         code=code("make_figures"),
         tables=TABLES,
@@ -147,13 +134,17 @@ rule make_direction_figure:
         f"{RESULTS}/logs/reporting/{{name}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/reporting/{{name}}.tsv"
+    wildcard_constraints:
+        name=one_of(DIRECTION_FIGURES),
     conda:
         "../envs/core.yaml"
-    params:
-        tables=f"{RESULTS}/tables",
     resources:
         mem_mb=1000,
         runtime=10,
+    params:
+        tables=tables_folder,
+    message:
+        "Drawing {wildcards.name}"
     shell:
         "python {input.code[0]:q}"
         " --tables {params.tables:q}"

@@ -1,7 +1,11 @@
-"""Tiny models that several test files share, made once a run."""
+"""What several test files share: tiny models, made once a run, and vLLM's environment, built once."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,8 @@ from tiny_model import build_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aird.chat import chat_tokens
+
+ROOT = Path(__file__).resolve().parent.parent
 
 INSTRUCTIONS = (
     "Name a colour.",
@@ -69,3 +75,18 @@ def prompts(tokenizer: Any) -> list[list[int]]:
 def load_float32(folder: Path) -> Any:
     """Return a checkpoint as a float32 model."""
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map="cpu").eval()
+
+
+@pytest.fixture(scope="session")
+def vllm_python() -> Path:
+    """Return the Python of an environment that holds vLLM.
+
+    AIRD_VLLM_PYTHON names one; otherwise the workflow's own node builds it below results/, where
+    the next run finds it.
+    """
+    if "AIRD_VLLM_PYTHON" in os.environ:
+        return Path(os.environ["AIRD_VLLM_PYTHON"])
+    record = ROOT / "results" / "environments" / "vllm.json"
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--quiet", "all", "--"]
+    subprocess.run([*command, str(record.relative_to(ROOT))], cwd=ROOT, check=True)
+    return record.parent / json.loads(record.read_text())["python"]

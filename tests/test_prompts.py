@@ -13,7 +13,6 @@ from aird.prompts import NearDuplicates, build_set, overlaps, read_instructions,
 from aird.settings.base import PromptSelection
 from aird.settings.prompts import PromptSet
 
-# Two digits each, so that no two numbers share most of their words with one another.
 WORDS = "apple bread cheese dates eggs figs grapes honey ice jam kale lemon mint nuts olives plums".split()
 
 
@@ -136,16 +135,27 @@ def test_signs_are_compared_as_a_whole() -> None:
     assert not holds("?!", "apple")
 
 
-def test_build_set_drops_duplicates_and_numbers_what_is_left() -> None:
-    source = texts("Boil an egg.", "boil an EGG", "Fry a fish.", "Boil an egg", "Peel a pear.")
+def test_repeated_instructions_are_dropped_and_the_rest_is_numbered() -> None:
+    source = texts("Boil an egg.", "Boil an egg.", "Fry a fish.", "boil an EGG", "Peel a pear.", "Fry a fish.")
     kept, dropped = build_set("cooking", settings(format="lines"), source, [], 0)
+    # A set without drawn splits is a benchmark: what is nearly a duplicate stays.
     assert [(record["id"], record["instruction"]) for record in kept] == [
         ("cooking-0001", "Boil an egg."),
         ("cooking-0002", "Fry a fish."),
-        ("cooking-0003", "Peel a pear."),
+        ("cooking-0003", "boil an EGG"),
+        ("cooking-0004", "Peel a pear."),
     ]
     assert dropped == {"duplicates": 2, "overlapping": 0}
     assert all(record["origin"] == "here" and record["split"] is None for record in kept)
+
+
+def test_near_duplicates_are_dropped_where_splits_are_drawn() -> None:
+    source = texts("Boil an egg.", "boil an EGG", "Fry a fish.", "Boil an egg", "Peel a pear.")
+    wanted = settings(format="lines", splits={"train": 1, "test": 1})
+    kept, dropped = build_set("cooking", wanted, source, [], 0)
+    assert [record["instruction"] for record in kept] == ["Boil an egg.", "Fry a fish.", "Peel a pear."]
+    assert dropped == {"duplicates": 2, "overlapping": 0}
+    assert sorted(str(record["split"]) for record in kept) == ["None", "test", "train"]
 
 
 def test_build_set_is_disjoint_from_others() -> None:

@@ -140,6 +140,15 @@ def session_members(session: int) -> list[psutil.Process]:
     return members
 
 
+def has_engine(session: int) -> bool:
+    """Tell whether vLLM has started its engine's process in a session."""
+    for process in session_members(session):
+        with contextlib.suppress(psutil.NoSuchProcess):  # vLLM also starts short-lived ones
+            if "EngineCore" in process.name():
+                return True
+    return False
+
+
 def is_listening(port: int) -> bool:
     """Tell whether something accepts connections on a port of the loopback address."""
     with socket.socket() as connection:
@@ -148,8 +157,11 @@ def is_listening(port: int) -> bool:
 
 def server_port(session: int) -> int:
     """Return the port on vLLM's command line."""
-    commands = [" ".join(process.cmdline()) for process in session_members(session)]
-    return int(next(match[1] for command in commands if (match := re.search(r"--port=(\d+)", command))))
+    for process in session_members(session):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if match := re.search(r"--port=(\d+)", " ".join(process.cmdline())):
+                return int(match[1])
+    raise AssertionError(f"no process of session {session} names a port")
 
 
 class Job:
@@ -183,13 +195,6 @@ class Job:
         wait_for(lambda: os.getsid(launcher) == launcher, "the launcher's session")
         return launcher
 
-    def wait_for_engine(self, session: int) -> None:
-        """Return when vLLM has started its engine's process."""
-        wait_for(
-            lambda: any("EngineCore" in process.name() for process in session_members(session)),
-            "the engine's process",
-        )
-
 
 @pytest.fixture
 def job(tmp_path: Path, checkpoint: Path, vllm_python: Path) -> Iterator[Job]:
@@ -201,6 +206,8 @@ def job(tmp_path: Path, checkpoint: Path, vllm_python: Path) -> Iterator[Job]:
     finally:
         started.process.kill()
         started.process.communicate()
+        with contextlib.suppress(AssertionError):  # the launcher cleans up if it can
+            wait_for(lambda: not session_members(session), "the server to end")
         for process in session_members(session):
             with contextlib.suppress(psutil.Error):
                 process.kill()
@@ -390,18 +397,22 @@ def test_job_killed_while_serving(job: Job) -> None:
     wait_for(job.ready.exists, "the server")
     port = server_port(session)
     assert is_listening(port)
-    scratch = {process.environ().get("TMPDIR") for process in session_members(session)} - {None}
+    scratch = set()
+    for process in session_members(session):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            scratch.add(process.environ().get("TMPDIR", ""))
+    scratch.discard("")
     job.process.kill()
     wait_for(lambda: not session_members(session), "the server to end")
     assert not is_listening(port)
     assert scratch
-    assert not any(Path(str(folder)).exists() for folder in scratch)
+    assert not any(Path(folder).exists() for folder in scratch)
 
 
 def test_job_killed_while_starting(job: Job) -> None:
     """SIGKILL of a job whose server has just started its engine leaves no process."""
     session = job.session()
-    job.wait_for_engine(session)
+    wait_for(lambda: has_engine(session), "the engine's process")
     port = server_port(session)
     job.process.kill()
     wait_for(lambda: not session_members(session), "the server to end")

@@ -37,7 +37,7 @@ class Patch(Settings):
         if blocks in ("source", "all"):
             return blocks
         if not isinstance(blocks, list):
-            raise ValueError("must be source, all or a list of block indices, such as [8, 9]")
+            raise ValueError("is neither source, all nor a list; write source, all or block indices, such as [8, 9]")
         if not blocks:
             raise ValueError("is an empty list; name at least one block, or write source or all")
         if any(type(block) is not int or block < 0 for block in blocks):

@@ -1,0 +1,220 @@
+"""The tables, from hand-made records of the nodes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from aird import tables
+
+RATES = ("refusal", "asr_arditi", "asr_wei", "asr_arditi_coherent", "degenerate", "over_refusal")
+ORIGINAL = ("small", "original", "plain")
+PRUNED = ("small", "pruned", "plain")
+PATCHED = ("small", "pruned", "repair")
+
+
+def score(harmful: list[int], harmless: list[int], **more: Any) -> dict[str, Any]:
+    """Return the record of a scores node whose labels are given; its rates are simply numbered."""
+    labels = [{"kind": "harmful", "refused": bool(value)} for value in harmful]
+    labels += [{"kind": "harmless", "refused": bool(value)} for value in harmless]
+    rates = {
+        name: {"n": len(harmful), "rate": index / 10, "low": index / 10 - 0.01, "high": index / 10 + 0.01}
+        for index, name in enumerate(RATES)
+    }
+    return {"rates": rates, "perplexity": None, "tasks": {}, "labels": labels, **more}
+
+
+@pytest.fixture
+def scores() -> dict[Any, Any]:
+    tasks = {
+        "boolq": {"acc": 0.5, "acc_stderr": 0.03, "acc_norm": 0.9, "n": 10.0},
+        "hellaswag": {"acc_norm": 0.7, "acc_norm_stderr": 0.04},
+    }
+    perplexity = {"n": 4, "perplexity": 9.0, "low": 8.0, "high": 11.0}
+    return {
+        ("main", ORIGINAL): score([1, 1, 1, 1, 0], [0, 0, 0], perplexity=perplexity, tasks=tasks),
+        ("main", PRUNED): score([1, 0, 0, 0, 0], [0, 1, 0]),
+        ("main", PATCHED): score([1, 1, 1, 0, 1], [0, 1, 1]),
+    }
+
+
+@pytest.fixture
+def directions() -> dict[Any, Any]:
+    base = {"rule": "published", "survivors": 3, "kl_limit": 0.1, "induce": 2.0, "kl": 0.05, "bypass": -4.0, "norm": 7.0}
+    prompts = {"harmful_train": {"n": 128, "used": 120, "filtered": True}}
+    return {
+        ("small", "original"): {"layer": 17, "position": -1, **base, "prompts": prompts},
+        ("small", "pruned"): {"layer": 16, "position": -2, **base, "rule": "relaxed_kl", "prompts": prompts},
+    }
+
+
+@pytest.fixture
+def comparisons() -> dict[Any, Any]:
+    interval = {"mean": 0.6, "low": 0.5, "high": 0.7}
+    return {
+        ("small", "pruned"): {
+            "cosine_same_site": 0.55,
+            "cosine_own_source": 0.45,
+            "norm_ratio": 0.61,
+            "cosine_same_site_bootstrap": interval,
+            "split_half_null": {"mean": 0.9, "low": 0.8, "high": 0.95},
+            "sites": [
+                {"layer": 0, "position": -1, "cosine": 0.1, "norm_ratio": 0.2},
+                {"layer": 1, "position": -1, "cosine": 0.3, "norm_ratio": 0.4},
+            ],
+        }
+    }
+
+
+MANIFESTS: dict[Any, Any] = {
+    ("small", "original"): {"files": {}},
+    ("small", "pruned"): {"total": {"sparsity": 0.5, "bits_per_weight": 16.0}},
+}
+
+
+def row(frame: Any, **wanted: Any) -> dict[str, Any]:
+    """Return the one row with these values."""
+    for name, value in wanted.items():
+        frame = frame[frame[name] == value]
+    assert len(frame) == 1
+    return frame.iloc[0].to_dict()
+
+
+def test_summary(scores: Any, directions: Any, comparisons: Any) -> None:
+    frame = tables.summary(scores, directions, comparisons, MANIFESTS)
+    assert list(frame.columns) == tables.SUMMARY_COLUMNS
+    assert len(frame) == 3
+    assert not set(RATES) - set(frame.columns)
+    original = row(frame, compression="original")
+    assert (original["suite"], original["model"], original["patch"], original["n"]) == ("main", "small", "plain", 5)
+    assert [original[name] for name in RATES] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
+    assert (original["refusal_low"], original["refusal_high"]) == (-0.01, 0.01)
+    assert (original["over_refusal_low"], original["over_refusal_high"]) == (0.49, 0.51)
+    assert (original["perplexity"], original["perplexity_low"], original["perplexity_high"]) == (9.0, 8.0, 11.0)
+    assert original["utility"] == pytest.approx((0.5 + 0.7) / 2)
+    assert original["utility_stderr"] == pytest.approx(0.05 / 2)
+    # The original agrees with itself.
+    assert [original[name] for name in ("cosine_same_site", "cosine_own_source", "norm_ratio")] == [1, 1, 1]
+    assert (original["layer"], original["position"]) == (17, -1)
+    assert math.isnan(original["sparsity"])
+
+    for patch in ("plain", "repair"):
+        pruned = row(frame, compression="pruned", patch=patch)
+        assert [pruned[name] for name in ("cosine_same_site", "cosine_own_source", "norm_ratio")] == [0.55, 0.45, 0.61]
+        assert (pruned["layer"], pruned["position"]) == (16, -2)
+        assert (pruned["sparsity"], pruned["bits_per_weight"]) == (0.5, 16.0)
+        assert math.isnan(pruned["perplexity"])
+        assert math.isnan(pruned["utility"])
+
+
+def test_mean_utility() -> None:
+    assert tables.mean_utility({"a": {"acc": 0.2, "acc_stderr": 0.1}}) == (0.2, 0.1)
+    value, error = tables.mean_utility({"a": {"exact_match": 0.2, "exact_match_stderr": 0.3}, "b": {"f1": 0.4, "f1_stderr": 0.4}})
+    assert value == pytest.approx(0.3)
+    assert error == pytest.approx(0.25)
+    value, error = tables.mean_utility({"a": {"acc": 0.2}})
+    assert value == 0.2
+    assert math.isnan(error)
+    assert all(math.isnan(number) for number in tables.mean_utility({"a": {"bleu": 3.0}}))
+
+
+def test_rates_table(scores: Any) -> None:
+    frame = tables.rates_table(scores)
+    assert len(frame) == 3 * 6
+    found = row(frame, patch="repair", rate="asr_wei")
+    assert found == {
+        "suite": "main", "model": "small", "compression": "pruned", "patch": "repair", "rate": "asr_wei",
+        "n": 5, "value": 0.2, "low": 0.19, "high": pytest.approx(0.21),
+    }  # fmt: skip
+
+
+def test_utility_table(scores: Any) -> None:
+    frame = tables.utility_table(scores)
+    assert len(frame) == 6
+    assert row(frame, task="boolq", metric="acc_norm")["value"] == 0.9
+    assert set(frame["compression"]) == {"original"}
+
+
+def test_paired_table(scores: Any) -> None:
+    frame = tables.paired_table(scores)
+    # The pruned one against the original, the patched one against both; two rates each.
+    assert len(frame) == 6
+    assert "original" not in set(frame["compression"])
+    pruned = row(frame, patch="plain", rate="refusal")
+    assert (pruned["against"], pruned["n"], pruned["lost"], pruned["gained"]) == ("original", 5, 3, 0)
+    assert pruned["difference"] == pytest.approx(-3 / 5)
+    assert pruned["p_value"] == pytest.approx(2 / 2**3)
+    repaired = row(frame, patch="repair", rate="refusal", against="plain")
+    assert (repaired["lost"], repaired["gained"], repaired["p_value"]) == (0, 3, pytest.approx(0.25))
+    against_original = row(frame, patch="repair", rate="refusal", against="original")
+    assert (against_original["lost"], against_original["gained"]) == (1, 1)
+    assert against_original["difference"] == 0
+    assert against_original["p_value"] == 1
+    harmless = row(frame, patch="repair", rate="over_refusal", against="plain")
+    assert (harmless["n"], harmless["lost"], harmless["gained"]) == (3, 0, 1)
+    assert harmless["difference"] == pytest.approx(1 / 3)
+
+
+def test_a_patched_original_is_compared_with_its_plain_self_only() -> None:
+    patched = ("small", "original", "repair")
+    frame = tables.paired_table({("main", ORIGINAL): score([1, 0], [0]), ("main", patched): score([1, 1], [0])})
+    assert list(frame["against"]) == ["plain", "plain"]
+
+
+def test_directions_table(directions: Any, comparisons: Any) -> None:
+    rates = {"plain_harmful": {"refusal": 0.9, "degenerate": 0.0}, "ablated_harmful": {"refusal": 0.1, "degenerate": 0.2}}
+    verification = {"rates": rates, "ablation_p_value": 0.001, "addition_p_value": 0.002}
+    frame = tables.directions_table(directions, comparisons, dict.fromkeys(directions, verification))
+    pruned = row(frame, compression="pruned")
+    expected = {
+        "model": "small", "layer": 16, "position": -2, "rule": "relaxed_kl", "survivors": 3, "kl_limit": 0.1,
+        "induce": 2.0, "kl": 0.05, "bypass": -4.0, "norm": 7.0, "n_harmful_train": 120, "filtered_harmful_train": True,
+        "cosine_same_site": 0.55, "cosine_own_source": 0.45, "norm_ratio": 0.61,
+        "cosine_same_site_bootstrap_low": 0.5, "split_half_null_mean": 0.9,
+        "refusal_ablated_harmful": 0.1, "degenerate_ablated_harmful": 0.2, "refusal_plain_harmful": 0.9,
+        "ablation_p_value": 0.001, "addition_p_value": 0.002,
+    }  # fmt: skip
+    assert {name: pruned[name] for name in expected} == expected
+    assert math.isnan(row(frame, compression="original")["cosine_same_site"])
+
+
+def test_sites_table(comparisons: Any) -> None:
+    assert tables.sites_table(comparisons).to_dict("records") == [
+        {"model": "small", "compression": "pruned", "layer": 0, "position": -1, "cosine": 0.1, "norm_ratio": 0.2},
+        {"model": "small", "compression": "pruned", "layer": 1, "position": -1, "cosine": 0.3, "norm_ratio": 0.4},
+    ]
+    assert list(tables.sites_table({}).columns) == "model compression layer position cosine norm_ratio".split()
+
+
+def test_patches_table() -> None:
+    edits = [
+        {"module": name, "relative_change": 0.1, "row_norm_before": 0.5, "row_norm_after": 1.0} for name in ("a", "b")
+    ]
+    frame = tables.patches_table({PATCHED: {"edits": edits, "adapter_bytes": 99}})
+    assert list(frame["module"]) == ["a", "b"]
+    assert row(frame, module="b") == {
+        "model": "small", "compression": "pruned", "patch": "repair", "module": "b", "relative_change": 0.1,
+        "row_norm_before": 0.5, "row_norm_after": 1.0, "adapter_bytes": 99,
+    }  # fmt: skip
+    assert "module" in tables.patches_table({}).columns
+
+
+def test_compressions_table() -> None:
+    frame = tables.compressions_table(MANIFESTS)
+    assert row(frame, compression="pruned")["sparsity"] == 0.5
+    assert math.isnan(row(frame, compression="original")["sparsity"])
+
+
+def test_describe(scores: Any, directions: Any, comparisons: Any) -> None:
+    text = tables.describe(
+        tables.summary(scores, directions, comparisons, MANIFESTS), ["compression", "patch", "perplexity", "asr_wei"]
+    )
+    lines = [line.split() for line in text.splitlines()]
+    assert lines == [
+        ["compression", "patch", "perplexity", "asr_wei"],
+        ["original", "plain", "9.000", "0.200"],
+        ["pruned", "plain", "-", "0.200"],
+        ["pruned", "repair", "-", "0.200"],
+    ]
