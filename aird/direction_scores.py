@@ -68,7 +68,13 @@ def score_candidates(
     records = []
     for layer in range(layers):
         for position in range(positions):
-            record: Score = {"layer": layer, "position": position - positions, "induce": None, "kl": None, "bypass": None}
+            record: Score = {
+                "layer": layer,
+                "position": position - positions,
+                "induce": None,
+                "kl": None,
+                "bypass": None,
+            }
             if layer in used:
                 record["induce"] = induce[layer, position].item()
                 if record["induce"] >= settings.minimum_induce:
@@ -78,7 +84,9 @@ def score_candidates(
                         record["bypass"] = _mean_refusal(model, harmful_packs, refusal_tokens)
             records.append(record)
     scored = sum(record["bypass"] is not None for record in records)
-    logger.info("%d candidates, %d below the layer limit, %d scored in full", len(records), len(used) * positions, scored)
+    logger.info(
+        "%d candidates, %d below the layer limit, %d scored in full", len(records), len(used) * positions, scored
+    )
     return records
 
 
@@ -149,7 +157,6 @@ def resumed_at(blocks: list[nn.Module], layer: int, states: torch.Tensor) -> Ite
         layer: the first block to compute.
         states: [rows, tokens, d_model], the input of that block.
     """
-
     # A loader that spreads a model over devices leaves a `forward` of its own on each block: put it back.
     own = [block.__dict__.get("forward") for block in blocks[:layer]]
     for block in blocks[:layer]:

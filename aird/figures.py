@@ -203,10 +203,7 @@ def frontier_figure(summary: pandas.DataFrame) -> Figure:
         if len(shown) > 1 and only_star:
             shown = [name for name in shown if name != ORIGINAL]
         columns = 2 if len(shown) in (2, 4) else 3
-        lines += [
-            [(model, name) for name in shown[start : start + columns]]
-            for start in range(0, len(shown), columns)
-        ]
+        lines += [[(model, name) for name in shown[start : start + columns]] for start in range(0, len(shown), columns)]
     columns = max(map(len, lines))
     names = [f"{ORIGINAL}, {PLAIN}", *patches]
     width = WIDTH if columns > 1 else 5.0
@@ -281,11 +278,10 @@ def candidates_figure(candidates: pandas.DataFrame, directions: pandas.DataFrame
     if not pairs:
         return _note("no candidate direction was scored")
     # A column without any value is read as objects.
-    scores = candidates.astype({name: float for name in ("induce", "kl", "bypass")})
+    scores = candidates.astype(dict.fromkeys(("induce", "kl", "bypass"), float))
     # Induce and bypass are the same quantity, so they share a scale.
     reach = (
-        numpy.nanmax(numpy.abs(numpy.append(scores[["induce", "bypass"]].to_numpy(), numpy.nan)), initial=0.0)
-        or 1.0
+        numpy.nanmax(numpy.abs(numpy.append(scores[["induce", "bypass"]].to_numpy(), numpy.nan)), initial=0.0) or 1.0
     )
     signed = Normalize(-reach, reach)
     known_kl = scores["kl"][scores["kl"] > 0]
@@ -303,9 +299,7 @@ def candidates_figure(candidates: pandas.DataFrame, directions: pandas.DataFrame
     ]
     heights = []
     for model, compression in pairs:
-        positions = scores.loc[
-            (scores["model"] == model) & (scores["compression"] == compression), "position"
-        ]
+        positions = scores.loc[(scores["model"] == model) & (scores["compression"] == compression), "position"]
         heights.append(max(0.62, 0.155 * positions.nunique()))
     bar = 0.13
     height = sum(heights) + 0.52 * len(pairs) + bar + 1.25
@@ -325,13 +319,11 @@ def candidates_figure(candidates: pandas.DataFrame, directions: pandas.DataFrame
                 axes.set_ylabel("position")
                 axes.set_title(f"{model}, {compression}")
             if column == 2 and "rule" in chosen and len(chosen) and chosen["rule"].iloc[0] != "published":
-                axes.set_title(
-                    f"fallback: {chosen['rule'].iloc[0]}", loc="right", weight="normal", style="italic"
-                )
+                axes.set_title(f"fallback: {chosen['rule'].iloc[0]}", loc="right", weight="normal", style="italic")
     for column, (name, label, _, _) in enumerate(looks):
         axes = figure.add_subplot(grid[0, column])
         colour_bar = figure.colorbar(images[name], cax=axes, orientation="horizontal")
-        colour_bar.outline.set_linewidth(0.5)  # type: ignore[operator]
+        colour_bar.outline.set_linewidth(0.5)
         if name == "kl":
             # Powers of ten would be set with exponents too small to read.
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -339,9 +331,7 @@ def candidates_figure(candidates: pandas.DataFrame, directions: pandas.DataFrame
         else:
             axes.xaxis.set_major_locator(MaxNLocator(5, symmetric=True))
         axes.set_title(label, weight="normal", loc="center")
-    site = Line2D(
-        [], [], marker="o", color="black", markerfacecolor="white", linestyle="none", label="chosen site"
-    )
+    site = Line2D([], [], marker="o", color="black", markerfacecolor="white", linestyle="none", label="chosen site")
     figure.legend(
         handles=[site, Patch(facecolor="#e4e4e4", edgecolor="#aaaaaa", hatch="////", label="not computed")],
         loc="outside upper left",
@@ -441,9 +431,7 @@ def sites_figure(sites: pandas.DataFrame, directions: pandas.DataFrame) -> Figur
         for axes, name in ((left, "cosine"), (right, "norm_ratio")):
             axes.axvline(original["layer"], color=REFERENCE, linestyle=":", linewidth=1.2, zorder=1)
             for index, compression in enumerate(compressions):
-                _site_lines(
-                    axes, rows[rows["compression"] == compression], name, int(original["position"]), index
-                )
+                _site_lines(axes, rows[rows["compression"] == compression], name, int(original["position"]), index)
             axes.set_xlabel("layer")
             axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
             axes.margins(x=0.02)
@@ -502,9 +490,7 @@ def _rows_of_points(
     plain = frame[(frame["compression"] == ORIGINAL) & (frame["patch"] == PLAIN)]
     lined = [name for (name, _), has_line in zip(quantities, with_line, strict=True) if has_line]
     if plain[lined].notna().any(axis=None):
-        handles.append(
-            Line2D([], [], color=REFERENCE, linestyle="--", linewidth=1.1, label=f"{ORIGINAL}, {PLAIN}")
-        )
+        handles.append(Line2D([], [], color=REFERENCE, linestyle="--", linewidth=1.1, label=f"{ORIGINAL}, {PLAIN}"))
     legend = _legend_columns([str(handle.get_label()) for handle in handles], WIDTH)
     height = sum(panel_heights) + 0.78 * len(models) + 0.2 * -(-len(handles) // legend) + 0.15
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
@@ -675,9 +661,7 @@ def _ordered(values: Iterable[str], first: str | None = None) -> list[str]:
 def _check_one_suite(summary: pandas.DataFrame) -> None:
     suites = _ordered(summary["suite"])
     if len(suites) > 1:
-        raise ValueError(
-            f"a figure shows one suite, but the rows are of {', '.join(suites)}: filter them first"
-        )
+        raise ValueError(f"a figure shows one suite, but the rows are of {', '.join(suites)}: filter them first")
 
 
 def _note(text: str) -> Figure:

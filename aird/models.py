@@ -37,7 +37,7 @@ def load_model(checkpoint: Path, adapter: Path | None = None, trust_remote_code:
     """
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         str(checkpoint),
         dtype="auto",
         device_map="auto" if torch.cuda.is_available() else None,
@@ -97,7 +97,7 @@ def _dequantise_gguf(source: Path, target: Path, dtype: torch.dtype) -> None:
 
     folder, name = str(source.parent), source.name
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=dtype)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=dtype)
     # Transformers keeps the GGUF quantiser on the model and then refuses to save it.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):

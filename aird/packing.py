@@ -69,7 +69,9 @@ def make_packs(prompts: Sequence[Sequence[int]], maximum_tokens: int, own_tokens
     """
     shortest = min(len(prompt) for prompt in prompts)
     prefix_length = max(0, min(common_prefix_length(prompts), shortest - own_tokens))
-    packs, group, size = [], [], prefix_length
+    packs: list[Pack] = []
+    group: list[int] = []
+    size = prefix_length
     for index, prompt in enumerate(prompts):
         own = len(prompt) - prefix_length
         if group and size + own > maximum_tokens:

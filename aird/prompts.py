@@ -41,7 +41,9 @@ def read_instructions(path: Path, settings: PromptSet) -> list[tuple[str, str | 
             except (KeyError, TypeError):
                 fields = sorted(record) if isinstance(record, dict) else type(record).__name__
                 wanted = [name for name in (settings.field, settings.split_field) if name]
-                raise ValueError(f"record {number} of {path.name} lacks {' or '.join(wanted)} (it has {fields})") from None
+                raise ValueError(
+                    f"record {number} of {path.name} lacks {' or '.join(wanted)} (it has {fields})"
+                ) from None
         if not isinstance(text, str):
             raise ValueError(f"record {number} of {path.name}: the instruction is {type(text).__name__}, not text")
         if text.strip():

@@ -57,7 +57,9 @@ def derive_refusal_tokens(
         share of harmless answers], ...]}. `derived` is False where fewer than five refusals were
         seen; then the tokens are those of `FALLBACK_WORDS`.
     """
-    first = Counter(ids[0] for ids, refused in zip(harmful_completions, harmful_refused, strict=True) if refused and ids)
+    first = Counter(
+        ids[0] for ids, refused in zip(harmful_completions, harmful_refused, strict=True) if refused and ids
+    )
     refusals = sum(first.values())
     answers = Counter(ids[0] for ids in harmless_completions if ids)
     shares = [

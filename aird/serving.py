@@ -508,9 +508,7 @@ def _lora_rank(adapters: Mapping[str, Path]) -> int:
 def _environment(interpreter: str, settings: ServerSettings, on_cpu: bool) -> dict[str, str]:
     """Return the environment of the server's processes."""
     environment = {name: value for name, value in os.environ.items() if name not in SECRETS}
-    environment |= dict.fromkeys(
-        ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK"), "1"
-    )
+    environment |= dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK"), "1")
     environment["PYTHONSAFEPATH"] = "1"  # the job's folder must not shadow the server's modules
     # Tools of the server's environment, such as ninja, are looked up on PATH.
     folder = Path(interpreter).absolute().parent

@@ -18,9 +18,9 @@ import torch
 
 from aird.chat import chat_tokens
 from aird.generation import generate
-from aird.settings.models import RefusalTuning
 from aird.models import load_model, load_tokenizer
 from aird.packing import make_packs
+from aird.settings.models import RefusalTuning
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def tune_to_refuse(
     examples += _own_answer_examples(model, tokenizer, harmless, settings.maximum_answer_tokens)
     logger.info("tuning on %d harmful and %d harmless examples", len(harmful), len(harmless))
     lora = LoraConfig(r=settings.rank, lora_alpha=2 * settings.rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    tuned = get_peft_model(model, lora)
+    tuned: Any = get_peft_model(model, lora)
     losses = _train(tuned, examples, settings)
     merged = tuned.merge_and_unload()
     merged.save_pretrained(target)

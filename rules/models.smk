@@ -66,11 +66,11 @@ rule tune_refusal:
         model=one_of(TUNED),
     conda:
         "../envs/core.yaml"
-    threads: THREADS
+    threads: ALL_THREADS
     resources:
         mem_mb=8000,
         runtime=60,
-        gpu=1,
+        gpu=GPU,
     params:
         settings=tuning_settings,
         seed=SEED,

@@ -6,8 +6,11 @@ steps   collect records into tidy tables, one kind of result each; draw figures 
         the tables. `snakemake --report results/report.html` makes the report.
 """
 
-PAIRS = sorted(
-    {(model, compression) for model, compression, _ in CONFIGURATION.cells()}
+# A dictionary keeps the configuration's order.
+PAIRS = list(
+    dict.fromkeys(
+        (model, compression) for model, compression, _ in CONFIGURATION.cells()
+    )
 )
 TABLE_NAMES = "summary rates tasks paired directions sites candidates patches compressions".split()
 TABLE_CAPTIONS = {name: f"{name}_table" for name in ("summary", "directions", "paired")}

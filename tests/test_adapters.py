@@ -194,9 +194,7 @@ def test_sharded_checkpoint(tiny_folder: Callable[[str], Path], edits: list[Edit
 
 
 @pytest.mark.parametrize("name", ["w4a16", "w8a8"])
-def test_quantised_checkpoint(
-    name: str, compressed: Callable[[str], Path], edits: list[Edit], tmp_path: Path
-) -> None:
+def test_quantised_checkpoint(name: str, compressed: Callable[[str], Path], edits: list[Edit], tmp_path: Path) -> None:
     base = compressed(name)
     before = hash_folder(base)
     adapter = adapter_of(edits, tmp_path / "adapter")

@@ -39,7 +39,7 @@ def test_no_token_is_added_in_front(tokenizer: Any) -> None:
 def test_a_tokenizer_without_a_template(tokenizer: Any) -> None:
     plain = copy.deepcopy(tokenizer)
     plain.chat_template = None
-    with pytest.raises(ValueError, match="no chat template.*chat \\(instruct\\) version"):
+    with pytest.raises(ValueError, match=r"no chat template.*chat \(instruct\) version"):
         chat_tokens(plain, "Hello.")
     with pytest.raises(ValueError, match="no chat template"):
         post_instruction_tokens(plain)

@@ -227,14 +227,10 @@ def test_biases_untied_head_and_shards(tmp_path: Path) -> None:
     for settings in (Magnitude(sparsity=0.3), RoundToNearest(weight_bits=4, group_size=32)):
         output = tmp_path / type(settings).__name__
         measurements = compress(source, output, settings, None)
-        assert {"lm_head.weight", "model.layers.0.self_attn.q_proj.bias"} <= measurements[
-            "other_tensors"
-        ].keys()
+        assert {"lm_head.weight", "model.layers.0.self_attn.q_proj.bias"} <= measurements["other_tensors"].keys()
         model = load_model(output)
         assert torch.isfinite(logits_of(model)).all()
-        assert torch.equal(
-            model.get_submodule(OUTPUT_PROJECTION).weight, dense_matrix(output, OUTPUT_PROJECTION)
-        )
+        assert torch.equal(model.get_submodule(OUTPUT_PROJECTION).weight, dense_matrix(output, OUTPUT_PROJECTION))
     sharded = matrix_tensors(tmp_path / "Magnitude", OUTPUT_PROJECTION)
     file, tensor = sharded["weight"]
     with safe_open(tmp_path / "Magnitude" / file, framework="pt") as stream:
@@ -245,25 +241,18 @@ def test_matrix_tensors_and_absent_modules(made: Any) -> None:
     checkpoint, _ = made("round-4")
     file = "model.safetensors"
     assert matrix_tensors(checkpoint, OUTPUT_PROJECTION) == {
-        local: (file, f"{OUTPUT_PROJECTION}.{local}")
-        for local in ("weight_packed", "weight_scale", "weight_shape")
+        local: (file, f"{OUTPUT_PROJECTION}.{local}") for local in ("weight_packed", "weight_scale", "weight_shape")
     }
     assert dense_matrix(checkpoint, "model.embed_tokens").shape[1] == 128
     for absent in ("model.layers.1.self_attn.out_proj", "model.layers.1.self_attn"):
-        with pytest.raises(
-            ValueError, match=rf"no weight matrix of {absent}; similar names: model\.layers\.1\."
-        ):
+        with pytest.raises(ValueError, match=rf"no weight matrix of {absent}; similar names: model\.layers\.1\."):
             dense_matrix(checkpoint, absent)
 
 
-def test_trap_target_that_matches_nothing(
-    original: Path, calibration: list[list[int]], tmp_path: Path
-) -> None:
+def test_trap_target_that_matches_nothing(original: Path, calibration: list[list[int]], tmp_path: Path) -> None:
     options = {"sparsity": 0.5, "targets": "__ALL_PRUNABLE__"}
     (tmp_path / "config.json").write_bytes((original / "config.json").read_bytes())
-    oneshot._run(
-        read_checkpoint(original), tmp_path, "pruning.wanda", "WandaPruningModifier", options, calibration
-    )
+    oneshot._run(read_checkpoint(original), tmp_path, "pruning.wanda", "WandaPruningModifier", options, calibration)
     with pytest.raises(ValueError, match="sparsity is off: all matrices together .* instead of 0.5"):
         check(measure(tmp_path), CASES["wanda"][0], measure(original))
 
@@ -318,9 +307,7 @@ def test_check_refuses_what_was_not_asked_for(original: Path, made: Any) -> None
 
 
 def test_group_size_must_divide_columns(original: Path, tmp_path: Path) -> None:
-    message = (
-        r"group_size 96 does not divide the 256 columns of model.layers.0.mlp.down_proj.*: 16, 32, 64, 128$"
-    )
+    message = r"group_size 96 does not divide the 256 columns of model.layers.0.mlp.down_proj.*: 16, 32, 64, 128$"
     for settings in (
         RoundToNearest(weight_bits=4, group_size=96),
         GPTQ(group_size=96, calibration=CALIBRATION),

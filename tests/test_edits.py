@@ -104,13 +104,13 @@ def test_matrices_of_sixteen_bits_are_multiplied_in_float64() -> None:
 @pytest.mark.parametrize("shapes", [((2,), (2, 3), (2, 4)), ((3,), (2, 3), (2, 3)), ((2, 1), (2, 3), (2, 3))])
 def test_shapes_that_do_not_fit(shapes: tuple[tuple[int, ...], ...]) -> None:
     direction, compressed, original = (torch.ones(shape) for shape in shapes)
-    with pytest.raises(ValueError, match="some.module.*do not fit"):
+    with pytest.raises(ValueError, match=r"some\.module.*do not fit"):
         rank_one_edit("some.module", direction, compressed, original, patch("scale"))
 
 
 @pytest.mark.parametrize("direction", [[1.2, 1.6], [0.0, 0.0], [math.nan, 1.0], [0.6, 0.81]])
 def test_a_direction_that_is_not_a_unit_vector(direction: list[float]) -> None:
-    with pytest.raises(ValueError, match="some.module.*not 1"):
+    with pytest.raises(ValueError, match=r"some\.module.*not 1"):
         rank_one_edit("some.module", torch.tensor(direction), COMPRESSED, ORIGINAL, patch("scale"))
 
 
@@ -143,9 +143,7 @@ def test_random_direction() -> None:
 def test_make_edits_records_what_it_changes() -> None:
     compressed = {"a": COMPRESSED, "b": torch.tensor([[0.0], [5.0]])}
     original = {"a": ORIGINAL, "b": torch.tensor([[0.0], [10.0]])}
-    edits, statistics = make_edits(
-        ["a", "b"], R, compressed.__getitem__, original.__getitem__, patch("project", 0.5)
-    )
+    edits, statistics = make_edits(["a", "b"], R, compressed.__getitem__, original.__getitem__, patch("project", 0.5))
     assert [edit.module for edit in edits] == ["a", "b"]
     assert edits[0].row.tolist() == pytest.approx([0.7, 0.0, 0.3], abs=1e-6)
     assert edits[1].row.tolist() == pytest.approx([2.0])  # 0.5 x (8 - 4)

@@ -43,7 +43,7 @@ def summary_frame(grid: Grid) -> pandas.DataFrame:
     rows = []
     for index, (model, compression, patch) in enumerate(cells):
         refusal, over_refusal = index / len(cells), 0.3 * index / len(cells)
-        row: dict[str, Any] = {name: math.nan for name in SUMMARY_COLUMNS}
+        row: dict[str, Any] = dict.fromkeys(SUMMARY_COLUMNS, math.nan)
         row |= {"suite": "safety", "model": model, "compression": compression, "patch": patch, "n": 100}
         row |= {
             "refusal": refusal,
@@ -71,7 +71,7 @@ def candidate_frame(grid: Grid) -> pandas.DataFrame:
                     kl = 0.01 * (layer - 3) if scored else None
                     bypass = -0.5 * layer - position if scored else None
                     rows.append([model, compression, layer, position, induce, kl, bypass])
-    return pandas.DataFrame(rows, columns="model compression layer position induce kl bypass".split())
+    return pandas.DataFrame(rows, columns=["model", "compression", "layer", "position", "induce", "kl", "bypass"])
 
 
 def direction_frame(grid: Grid) -> pandas.DataFrame:
@@ -82,7 +82,7 @@ def direction_frame(grid: Grid) -> pandas.DataFrame:
             null = (math.nan, math.nan) if compression == "original" else (0.9, 0.97)
             rule = "relaxed_kl" if index == 1 else "published"
             rows.append([model, compression, 4 + index % 3, -1 - index % POSITIONS, rule, *null])
-    columns = "model compression layer position rule split_half_null_low split_half_null_high".split()
+    columns = ["model", "compression", "layer", "position", "rule", "split_half_null_low", "split_half_null_high"]
     return pandas.DataFrame(rows, columns=columns)
 
 
@@ -95,7 +95,7 @@ def site_frame(grid: Grid) -> pandas.DataFrame:
         for layer in range(LAYERS)
         for position in range(-POSITIONS, 0)
     ]
-    return pandas.DataFrame(rows, columns="model compression layer position cosine norm_ratio".split())
+    return pandas.DataFrame(rows, columns=["model", "compression", "layer", "position", "cosine", "norm_ratio"])
 
 
 def draw_suite(summary: pandas.DataFrame) -> dict[str, Figure]:
@@ -231,9 +231,7 @@ def test_frontier_points_are_the_rates_of_the_table() -> None:
             cell = (model, "original", "plain") if label == "original" else (model, compression, label)
             row = indexed.loc[cell]
             assert (x.item(), y.item()) == (row["over_refusal"], row["refusal"])
-            numpy.testing.assert_allclose(
-                vertical[0, :, 1], [row["refusal_low"], row["refusal_high"]], atol=1e-12
-            )
+            numpy.testing.assert_allclose(vertical[0, :, 1], [row["refusal_low"], row["refusal_high"]], atol=1e-12)
             expected = [row["over_refusal_low"], row["over_refusal_high"]]
             numpy.testing.assert_allclose(horizontal[0, :, 0], expected, atol=1e-12)
 
@@ -281,9 +279,7 @@ def test_ratios_far_apart_get_a_logarithmic_axis() -> None:
     """A broken patch must not press all others onto one line."""
     summary = summary_frame(SMALL)
     assert figures.utility_figure(summary).axes[0].get_xscale() == "linear"
-    broken = summary.assign(
-        perplexity_high=summary["perplexity_high"].where(summary["patch"] == "plain", 5000)
-    )
+    broken = summary.assign(perplexity_high=summary["perplexity_high"].where(summary["patch"] == "plain", 5000))
     axes = figures.utility_figure(broken).axes[0]
     assert axes.get_xscale() == "log"
     assert len(axes.get_xticks()) >= 2
@@ -325,12 +321,8 @@ def test_lines_are_the_sites_of_the_table() -> None:
     figure = figures.sites_figure(sites, directions)
     for index, axes in enumerate(figure.axes):
         name, model = ("cosine", "norm_ratio")[index % 2], LARGE[0][index // 2]
-        original = directions[
-            (directions["model"] == model) & (directions["compression"] == "original")
-        ].iloc[0]
-        lines = {
-            str(line.get_label()): line for line in axes.lines if not str(line.get_label()).startswith("_")
-        }
+        original = directions[(directions["model"] == model) & (directions["compression"] == "original")].iloc[0]
+        lines = {str(line.get_label()): line for line in axes.lines if not str(line.get_label()).startswith("_")}
         assert list(lines) == list(LARGE[1])
         for compression, line in lines.items():
             rows = sites[(sites["model"] == model) & (sites["compression"] == compression)]
@@ -356,9 +348,7 @@ def test_two_suites_are_refused() -> None:
 def test_script_draws_the_chosen_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The script reads the tables, takes the suite by name and writes one file, nothing half."""
     summary = summary_frame(SMALL).replace({"model": {"tiny": "007"}})
-    pandas.concat([summary, summary.assign(suite="other", n=77)]).to_csv(
-        tmp_path / "summary.csv", index=False
-    )
+    pandas.concat([summary, summary.assign(suite="other", n=77)]).to_csv(tmp_path / "summary.csv", index=False)
     output = tmp_path / "figures" / "refusal.svg"
     monkeypatch.syspath_prepend(str(PROJECT / "workflow" / "scripts"))
 

@@ -13,7 +13,24 @@ from aird.prompts import NearDuplicates, build_set, overlaps, read_instructions,
 from aird.settings.base import PromptSelection
 from aird.settings.prompts import PromptSet
 
-WORDS = "apple bread cheese dates eggs figs grapes honey ice jam kale lemon mint nuts olives plums".split()
+WORDS = [
+    "apple",
+    "bread",
+    "cheese",
+    "dates",
+    "eggs",
+    "figs",
+    "grapes",
+    "honey",
+    "ice",
+    "jam",
+    "kale",
+    "lemon",
+    "mint",
+    "nuts",
+    "olives",
+    "plums",
+]
 
 
 def settings(**values: Any) -> PromptSet:
@@ -78,35 +95,39 @@ def test_lines_are_stripped_and_empty_ones_skipped(tmp_path: Path) -> None:
     assert read_instructions(path, settings(format="lines")) == [("Boil an egg.", None), ("Fry an egg.", None)]
 
 
+GOAL = {"field": "goal"}
+NESTED = {"field": "goal", "records": "rows"}
+
+
 @pytest.mark.parametrize(
-    ("name", "content", "more", "message"),
+    ("form", "content", "more", "message"),
     [
-        ("a.json", "[{]", {"format": "json", "field": "goal"}, "a.json cannot be read as json"),
-        ("a.jsonl", '{"goal": "x"}\n{', {"format": "jsonl", "field": "goal"}, "a.jsonl cannot be read as jsonl"),
-        ("a.yaml", "a: [b\nc: }", {"format": "yaml", "field": "goal"}, "a.yaml cannot be read as yaml"),
-        ("a.parquet", "not parquet", {"format": "parquet", "field": "goal"}, "a.parquet cannot be read as parquet"),
-        ("a.json", '{"rows": []}', {"format": "json", "field": "goal"}, "holds no list at its top level"),
-        ("a.json", '{"rows": 3}', {"format": "json", "field": "goal", "records": "rows"}, "holds no list at rows"),
-        ("a.json", "[]", {"format": "json", "field": "goal", "records": "rows"}, "holds no list at rows"),
-        ("a.yaml", "", {"format": "yaml", "field": "goal", "records": "rows"}, "holds no list at rows"),
-        ("a.json", '[{"goal": "x"}, {"text": "y"}]', {"format": "json", "field": "goal"}, r"record 2 of a.json lacks goal \(it has \['text'\]\)"),
-        ("a.json", '[{"goal": "x"}]', {"format": "json", "field": "goal", "split_field": "part"}, "record 1 of a.json lacks goal or part"),
-        ("a.json", '["x"]', {"format": "json", "field": "goal"}, "record 1 of a.json lacks goal"),
-        ("a.json", '[{"goal": "x"}, {"goal": 3}]', {"format": "json", "field": "goal"}, "record 2 of a.json: the instruction is int"),
-        ("a.csv", "part,goal\ntrain\n", {"format": "csv", "field": "goal"}, "record 1 of a.csv: the instruction is NoneType"),
-        ("a.txt", "\n  \n", {"format": "lines"}, "a.txt holds no instruction"),
-        ("a.json", "[]", {"format": "json", "field": "goal"}, "a.json holds no instruction"),
+        ("json", "[{]", GOAL, r"file\.json cannot be read as json"),
+        ("jsonl", '{"goal": "x"}\n{', GOAL, r"file\.jsonl cannot be read as jsonl"),
+        ("yaml", "a: [b\nc: }", GOAL, r"file\.yaml cannot be read as yaml"),
+        ("parquet", "not parquet", GOAL, r"file\.parquet cannot be read as parquet"),
+        ("json", '{"rows": []}', GOAL, "holds no list at its top level"),
+        ("json", '{"rows": 3}', NESTED, "holds no list at rows"),
+        ("json", "[]", NESTED, "holds no list at rows"),
+        ("yaml", "", NESTED, "holds no list at rows"),
+        ("json", '[{"goal": "x"}, {"a": "y"}]', GOAL, r"record 2 of file\.json lacks goal \(it has \['a'\]\)"),
+        ("json", '[{"goal": "x"}]', {**GOAL, "split_field": "part"}, r"record 1 of file\.json lacks goal or part"),
+        ("json", '["x"]', GOAL, r"record 1 of file\.json lacks goal"),
+        ("json", '[{"goal": "x"}, {"goal": 3}]', GOAL, r"record 2 of file\.json: the instruction is int"),
+        ("csv", "part,goal\ntrain\n", GOAL, r"record 1 of file\.csv: the instruction is NoneType"),
+        ("lines", "\n  \n", {}, r"file\.lines holds no instruction"),
+        ("json", "[]", GOAL, r"file\.json holds no instruction"),
     ],
-)  # fmt: skip
-def test_bad_files_are_named(tmp_path: Path, name: str, content: str, more: dict[str, Any], message: str) -> None:
-    path = write(tmp_path / name, content)
+)
+def test_bad_files_are_named(tmp_path: Path, form: str, content: str, more: dict[str, Any], message: str) -> None:
+    path = write(tmp_path / f"file.{form}", content)
     with pytest.raises(ValueError, match=message):
-        read_instructions(path, settings(**more))
+        read_instructions(path, settings(format=form, **more))
 
 
 def test_bytes_that_are_not_text(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="a.txt cannot be read as lines"):
+    with pytest.raises(ValueError, match=r"a\.txt cannot be read as lines"):
         read_instructions(tmp_path / "a.txt", settings(format="lines"))
 
 
@@ -175,7 +196,7 @@ def source_with_ids(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def test_nothing_left_is_an_error() -> None:
     source = texts("Boil an egg.")
-    with pytest.raises(ValueError, match="prompt set cooking: no instruction is left.*'overlapping': 1"):
+    with pytest.raises(ValueError, match=r"prompt set cooking: no instruction is left.*'overlapping': 1"):
         build_set("cooking", settings(format="lines"), source, source, 0)
 
 

@@ -34,9 +34,7 @@ def published_scores(model: str) -> list[dict[str, Any]]:
     ("model", "layers", "candidates", "position", "layer", "survivors"),
     [("gemma-2b-it", 18, 90, -2, 10, 13), ("qwen-1_8b-chat", 24, 120, -2, 15, 12)],
 )
-def test_published_choices(
-    model: str, layers: int, candidates: int, position: int, layer: int, survivors: int
-) -> None:
+def test_published_choices(model: str, layers: int, candidates: int, position: int, layer: int, survivors: int) -> None:
     scores = published_scores(model)
     assert len(scores) == candidates
     assert select_site(scores, layers, SETTINGS) == Selection(layer, position, "published", survivors, 0.1)
@@ -124,9 +122,7 @@ def test_no_number_at_all_is_an_error() -> None:
 
 
 def test_settings_move_the_filters() -> None:
-    settings = Directions(
-        harmful="a", harmless="b", maximum_kl=1.0, minimum_induce=2.0, layer_fraction=1.0
-    )
+    settings = Directions(harmful="a", harmless="b", maximum_kl=1.0, minimum_induce=2.0, layer_fraction=1.0)
     scores = [score(1, -1, 1.9, 0.0, -9.0), score(9, -1, 2.0, 0.9, -1.0)]
     assert select_site(scores, 10, settings) == Selection(9, -1, "published", 1, 1.0)
 

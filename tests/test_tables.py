@@ -42,7 +42,15 @@ def scores() -> dict[Any, Any]:
 
 @pytest.fixture
 def directions() -> dict[Any, Any]:
-    base = {"rule": "published", "survivors": 3, "kl_limit": 0.1, "induce": 2.0, "kl": 0.05, "bypass": -4.0, "norm": 7.0}
+    base = {
+        "rule": "published",
+        "survivors": 3,
+        "kl_limit": 0.1,
+        "induce": 2.0,
+        "kl": 0.05,
+        "bypass": -4.0,
+        "norm": 7.0,
+    }
     prompts = {"harmful_train": {"n": 128, "used": 120, "filtered": True}}
     return {
         ("small", "original"): {"layer": 17, "position": -1, **base, "prompts": prompts},
@@ -111,7 +119,9 @@ def test_summary(scores: Any, directions: Any, comparisons: Any) -> None:
 
 def test_mean_utility() -> None:
     assert tables.mean_utility({"a": {"acc": 0.2, "acc_stderr": 0.1}}) == (0.2, 0.1)
-    value, error = tables.mean_utility({"a": {"exact_match": 0.2, "exact_match_stderr": 0.3}, "b": {"f1": 0.4, "f1_stderr": 0.4}})
+    value, error = tables.mean_utility(
+        {"a": {"exact_match": 0.2, "exact_match_stderr": 0.3}, "b": {"f1": 0.4, "f1_stderr": 0.4}}
+    )
     assert value == pytest.approx(0.3)
     assert error == pytest.approx(0.25)
     value, error = tables.mean_utility({"a": {"acc": 0.2}})
@@ -164,7 +174,10 @@ def test_a_patched_original_is_compared_with_its_plain_self_only() -> None:
 
 
 def test_directions_table(directions: Any, comparisons: Any) -> None:
-    rates = {"plain_harmful": {"refusal": 0.9, "degenerate": 0.0}, "ablated_harmful": {"refusal": 0.1, "degenerate": 0.2}}
+    rates = {
+        "plain_harmful": {"refusal": 0.9, "degenerate": 0.0},
+        "ablated_harmful": {"refusal": 0.1, "degenerate": 0.2},
+    }
     verification = {"rates": rates, "ablation_p_value": 0.001, "addition_p_value": 0.002}
     frame = tables.directions_table(directions, comparisons, dict.fromkeys(directions, verification))
     pruned = row(frame, compression="pruned")
@@ -185,7 +198,7 @@ def test_sites_table(comparisons: Any) -> None:
         {"model": "small", "compression": "pruned", "layer": 0, "position": -1, "cosine": 0.1, "norm_ratio": 0.2},
         {"model": "small", "compression": "pruned", "layer": 1, "position": -1, "cosine": 0.3, "norm_ratio": 0.4},
     ]
-    assert list(tables.sites_table({}).columns) == "model compression layer position cosine norm_ratio".split()
+    assert list(tables.sites_table({}).columns) == ["model", "compression", "layer", "position", "cosine", "norm_ratio"]
 
 
 def test_patches_table() -> None:

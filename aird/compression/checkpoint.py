@@ -87,11 +87,7 @@ class Checkpoint:
         The bias is left out: it is never compressed.
         """
         prefix = f"{module}."
-        found = {
-            name.removeprefix(prefix): tensor
-            for name, tensor in self.tensors.items()
-            if name.startswith(prefix)
-        }
+        found = {name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
         found.pop("bias", None)
         return found
 
@@ -161,9 +157,7 @@ def block_prefix(names: Iterable[str], config: dict[str, Any]) -> str:
     fitting = [prefix for prefix, found in indices.items() if layers and found == set(range(layers))]
     if len(fitting) != 1:
         found = {f"{prefix}*": len(numbers) for prefix, numbers in indices.items()}
-        raise ValueError(
-            f"looked for one numbered list of {layers} decoder blocks among the tensors, found {found}"
-        )
+        raise ValueError(f"looked for one numbered list of {layers} decoder blocks among the tensors, found {found}")
     return fitting[0]
 
 

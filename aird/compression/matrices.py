@@ -86,9 +86,7 @@ def matrix_shape(stored: dict[str, StoredTensor]) -> tuple[int, int]:
     if "weight_shape" in stored:
         rows, columns = stored["weight_shape"].load().tolist()
     elif "weight" not in stored:
-        raise ValueError(
-            f"{', '.join(tensor.name for tensor in stored.values())}: the weight's shape is missing"
-        )
+        raise ValueError(f"{', '.join(tensor.name for tensor in stored.values())}: the weight's shape is missing")
     elif stored_format(stored) == "bitsandbytes-nf4":
         state = next(tensor for local, tensor in stored.items() if "quant_state" in local)
         rows, columns = json.loads(bytes(state.load().tolist()))["shape"]
@@ -146,9 +144,7 @@ def quantization_scheme(checkpoint: Checkpoint, module: str) -> Any:
     if config is None:
         return None
     if config.get("quant_method") != "compressed-tensors":
-        raise ValueError(
-            f"{checkpoint.folder}: quantised with {config.get('quant_method')}, which is not supported"
-        )
+        raise ValueError(f"{checkpoint.folder}: quantised with {config.get('quant_method')}, which is not supported")
     from compressed_tensors.quantization import QuantizationConfig
     from compressed_tensors.utils import match_targets
 

@@ -86,9 +86,7 @@ def check(measurements: dict[str, Any], settings: RecipeSettings, reference: dic
         *_check_others(measurements, reference),
     ]
     if failures:
-        raise ValueError(
-            f"the {_name(settings)} checkpoint is not what its recipe says: " + "; ".join(failures)
-        )
+        raise ValueError(f"the {_name(settings)} checkpoint is not what its recipe says: " + "; ".join(failures))
 
 
 def check_stored_formats(measurements: dict[str, Any]) -> None:
@@ -213,9 +211,7 @@ def _check_sparsity(measurements: dict[str, Any], settings: RecipeSettings) -> l
     return _failure("sparsity is off", off) + _failure(f"pattern {pattern} is broken", broken)
 
 
-def _check_bits(
-    measurements: dict[str, Any], settings: RecipeSettings, reference: dict[str, Any]
-) -> list[str]:
+def _check_bits(measurements: dict[str, Any], settings: RecipeSettings, reference: dict[str, Any]) -> list[str]:
     nominal = settings.storage_bits
     if nominal is None:
         return []

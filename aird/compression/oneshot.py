@@ -27,16 +27,12 @@ def prune_by_wanda(source: Checkpoint, output: Path, settings: Wanda, calibratio
     _run(source, output, "pruning.wanda", "WandaPruningModifier", _pruning(settings), calibration)
 
 
-def prune_by_sparsegpt(
-    source: Checkpoint, output: Path, settings: SparseGPT, calibration: list[list[int]]
-) -> None:
+def prune_by_sparsegpt(source: Checkpoint, output: Path, settings: SparseGPT, calibration: list[list[int]]) -> None:
     """Write `source`'s weights pruned and updated by SparseGPT (arXiv:2301.00774)."""
     _run(source, output, "pruning.sparsegpt", "SparseGPTModifier", _pruning(settings), calibration)
 
 
-def round_to_nearest(
-    source: Checkpoint, output: Path, settings: RoundToNearest, calibration: None = None
-) -> None:
+def round_to_nearest(source: Checkpoint, output: Path, settings: RoundToNearest, calibration: None = None) -> None:
     """Write `source`'s weights rounded to `weight_bits`-bit integers."""
     activations = None
     if settings.activation_bits is not None:
@@ -71,9 +67,7 @@ def _scheme(weights: dict[str, Any], activations: dict[str, Any] | None = None) 
 
 
 def _integers(bits: int, group_size: int | None) -> dict[str, Any]:
-    strategy = (
-        {"strategy": "channel"} if group_size is None else {"strategy": "group", "group_size": group_size}
-    )
+    strategy = {"strategy": "channel"} if group_size is None else {"strategy": "group", "group_size": group_size}
     return {"num_bits": bits, "type": "int", "symmetric": True, "dynamic": False, **strategy}
 
 
@@ -106,9 +100,7 @@ def _run(
         model = AutoModelForCausalLM.from_pretrained(str(source.folder), dtype="auto", use_safetensors=True)
         # Pruning modifiers see "lm_head." where the module is called "lm_head", so plain names never match.
         ignore = [f"re:{re.escape(name)}([.]|$)" for name in _outside_blocks(model)]
-        recipe = getattr(import_module(f"llmcompressor.modifiers.{module}"), modifier)(
-            **options, ignore=ignore
-        )
+        recipe = getattr(import_module(f"llmcompressor.modifiers.{module}"), modifier)(**options, ignore=ignore)
         inputs: dict[str, Any] = {}
         if calibration is not None:
             inputs = {"dataset": _dataset(calibration), "num_calibration_samples": len(calibration)}

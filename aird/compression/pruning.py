@@ -14,9 +14,7 @@ from aird.compression.checkpoint import Checkpoint
 from aird.compression.settings import Magnitude, pattern_counts
 
 
-def prune_by_magnitude(
-    source: Checkpoint, output: Path, settings: Magnitude, calibration: None = None
-) -> None:
+def prune_by_magnitude(source: Checkpoint, output: Path, settings: Magnitude, calibration: None = None) -> None:
     """Write `source`'s weight files to `output` with the smallest weights of each matrix zeroed.
 
     Shards keep their names; one shard at a time is in memory.

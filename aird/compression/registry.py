@@ -123,9 +123,7 @@ def _take_weights(made: Path, folder: Path, original: Checkpoint) -> None:
             (folder / "config.json").write_text(text + "\n", encoding="utf-8")
 
 
-def _check_request(
-    original: Checkpoint, settings: RecipeSettings, calibration: list[list[int]] | None
-) -> None:
+def _check_request(original: Checkpoint, settings: RecipeSettings, calibration: list[list[int]] | None) -> None:
     if original.quantization_config is not None:
         raise ValueError(f"{original.folder} is quantised already; compress the original checkpoint")
     if not settings.needs_calibration and calibration is not None:

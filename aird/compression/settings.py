@@ -81,9 +81,7 @@ class PruningSettings(RecipeSettings):
         pattern = values.get("pattern")
         if pattern in _BASE_60:
             wanted = _BASE_60[pattern]
-            raise ValueError(
-                f'write pattern: "{wanted}" in quotes; YAML reads {wanted} as the number {pattern}'
-            )
+            raise ValueError(f'write pattern: "{wanted}" in quotes; YAML reads {wanted} as the number {pattern}')
         if pattern in ("2:4", "4:8") and values.get("sparsity") is None:
             zeros, size = pattern_counts(pattern)
             return {**values, "sparsity": zeros / size}
@@ -148,9 +146,7 @@ class RoundToNearest(RecipeSettings):
     @model_validator(mode="after")
     def _servable(self) -> RoundToNearest:
         if self.activation_bits is not None and self.weight_bits != 8:
-            raise ValueError(
-                "activation_bits: 8 needs weight_bits: 8; 4-bit weights would be stored in 8 bits"
-            )
+            raise ValueError("activation_bits: 8 needs weight_bits: 8; 4-bit weights would be stored in 8 bits")
         if self.activation_bits is not None and self.group_size is not None:
             raise ValueError("activation_bits: 8 needs one scale per output row; leave `group_size` out")
         return self

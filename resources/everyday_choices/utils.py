@@ -18,7 +18,5 @@ def load_questions(data_files: dict[str, str], **_ignored) -> DatasetDict:
     splits = {}
     for split, name in data_files.items():
         with (HERE / name).open(encoding="utf-8") as lines:
-            splits[split] = Dataset.from_list(
-                [json.loads(line) for line in lines if line.strip()]
-            )
+            splits[split] = Dataset.from_list([json.loads(line) for line in lines if line.strip()])
     return DatasetDict(splits)

@@ -30,5 +30,7 @@ def parse(description: str, paths: str = "", texts: str = "", optional: str = ""
     for name in many.split():
         parser.add_argument(f"--{name.replace('_', '-')}", nargs="*", type=Path, default=[])
     for name in texts.split():
-        parser.add_argument(f"--{name.replace('_', '-')}", required=True, type=json.loads if name == "settings" else str)
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", required=True, type=json.loads if name == "settings" else str
+        )
     return parser.parse_args()

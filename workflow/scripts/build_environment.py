@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from arguments import parse
-
 from aird.environments import build_environment, describe_environment
 from aird.files import write_json
 from aird.settings.suites import Serving
+
+from arguments import parse
 
 
 def main() -> None:

@@ -1,11 +1,11 @@
 """Build one prompt set: read or combine, drop duplicates and overlaps, draw splits."""
 
-from arguments import parse
-
 from aird.files import read_json_lines, write_json_lines
 from aird.prompts import build_set, read_instructions
 from aird.settings.prompts import PromptSet
 from aird.sources import open_file
+
+from arguments import parse
 
 
 def main() -> None:

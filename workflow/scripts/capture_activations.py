@@ -1,7 +1,5 @@
 """Run a checkpoint once over the direction prompts and keep its activations."""
 
-from arguments import parse
-
 from aird.activation_cache import CLASSES, SPLITS, Group, save_cache
 from aird.activations import capture
 from aird.chat import chat_tokens, post_instruction_tokens
@@ -10,10 +8,14 @@ from aird.models import load_model, load_tokenizer
 from aird.prompts import select
 from aird.settings.base import PromptSelection
 
+from arguments import parse
+
 
 def main() -> None:
     """Run the script."""
-    arguments = parse(__doc__, paths="checkpoint manifest refusal_tokens harmful harmless output", texts="settings seed")
+    arguments = parse(
+        __doc__, paths="checkpoint manifest refusal_tokens harmful harmless output", texts="settings seed"
+    )
     check_folder(arguments.checkpoint, read_json(arguments.manifest)["files"])
     tokenizer, model = load_tokenizer(arguments.checkpoint), load_model(arguments.checkpoint)
     positions = len(post_instruction_tokens(tokenizer))

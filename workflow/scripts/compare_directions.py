@@ -1,12 +1,13 @@
 """Compare a checkpoint's refusal direction with the original's."""
 
-from arguments import parse
 from safetensors.torch import load_file
 
 from aird.activation_cache import kept_activations, load_cache
 from aird.activations import difference_in_means
 from aird.comparison import bootstrap_cosine, cosine, cosine_and_norm_grids, projections, split_half_null
 from aird.files import read_json, write_json
+
+from arguments import parse
 
 
 def main() -> None:
@@ -25,7 +26,10 @@ def main() -> None:
     differences = [difference_in_means(*kept_activations(each, "train")) for each in (original_cache, cache)]
     # All prompts here, filtered by neither model: a paired resample needs the same prompts in both.
     original_site, site = (
-        tuple(each[kind, "train"].activations[:, layer, position] for kind in ("harmful", "harmless"))
+        (
+            each["harmful", "train"].activations[:, layer, position],
+            each["harmless", "train"].activations[:, layer, position],
+        )
         for each in (original_cache, cache)
     )
     same_site = [difference[layer, position] for difference in differences]

@@ -1,15 +1,16 @@
 """Compress a model by one recipe, measure what came out, and refuse a recipe that did nothing."""
 
-from arguments import parse
 from pydantic import TypeAdapter
 
 from aird.chat import chat_tokens
 from aird.compression.registry import compress
-from aird.compression.settings import CompressionSettings
+from aird.compression.settings import CalibrationSettings, CompressionSettings
 from aird.files import check_folder, hash_folder, read_json, read_json_lines, write_json
 from aird.models import load_tokenizer
 from aird.prompts import select
 from aird.settings.base import PromptSelection
+
+from arguments import parse
 
 
 def main() -> None:
@@ -21,7 +22,7 @@ def main() -> None:
     check_folder(arguments.original, read_json(arguments.original_manifest)["files"])
     calibration = None
     if arguments.calibration is not None:
-        chosen = settings.calibration
+        chosen: CalibrationSettings = settings.calibration  # type: ignore[union-attr]  # only these get prompts
         selection = PromptSelection(set=chosen.prompt_set, split=chosen.split, count=chosen.count)
         tokenizer = load_tokenizer(arguments.original)
         records = select(read_json_lines(arguments.calibration), selection, chosen.seed)

@@ -4,8 +4,6 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-from arguments import parse
-
 from aird.adapters import load_adapter, merge
 from aird.chat import chat_tokens
 from aird.evaluation import (
@@ -21,6 +19,8 @@ from aird.models import load_model, load_tokenizer
 from aird.prompts import select
 from aird.serving import ServerSettings, serve
 from aird.settings.suites import Serving, Suite
+
+from arguments import parse
 
 
 def main() -> None:

@@ -1,7 +1,5 @@
 """Find the tokens that the original model's own refusals begin with."""
 
-from arguments import parse
-
 from aird.chat import chat_tokens
 from aird.files import check_folder, read_json, read_json_lines, write_json
 from aird.generation import generate
@@ -10,6 +8,8 @@ from aird.models import load_model, load_tokenizer
 from aird.prompts import select
 from aird.refusal_score import derive_refusal_tokens
 from aird.settings.base import PromptSelection
+
+from arguments import parse
 
 
 def main() -> None:

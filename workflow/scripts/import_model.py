@@ -1,11 +1,11 @@
 """Fetch a model from its pinned source and write it as a checkpoint folder with a manifest."""
 
-from arguments import parse
-
 from aird.files import atomic_folder, hash_folder, write_json
 from aird.models import import_model
 from aird.settings.models import Model
 from aird.sources import open_model
+
+from arguments import parse
 
 
 def main() -> None:

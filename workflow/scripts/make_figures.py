@@ -4,11 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas
-from arguments import parse
 from matplotlib.figure import Figure
 
 from aird import figures
 from aird.files import atomic_file
+
+from arguments import parse
 
 SUITE_FIGURES: dict[str, Callable[..., Figure]] = {
     "refusal": figures.refusal_figure,
@@ -24,9 +25,7 @@ DIRECTION_FIGURES: dict[str, tuple[Callable[..., Figure], str]] = {
 
 def read(tables: Path, name: str) -> pandas.DataFrame:
     """Return a table; names are text even where they look like numbers."""
-    return pandas.read_csv(
-        tables / f"{name}.csv", dtype=dict.fromkeys(("suite", "model", "compression", "patch"), str)
-    )
+    return pandas.read_csv(tables / f"{name}.csv", dtype=dict.fromkeys(("suite", "model", "compression", "patch"), str))
 
 
 def draw(name: str, tables: Path, suite: str | None) -> Figure:
@@ -39,9 +38,7 @@ def draw(name: str, tables: Path, suite: str | None) -> Figure:
         function, table = DIRECTION_FIGURES[name]
         return function(read(tables, table), read(tables, "directions"))
     if name not in SUITE_FIGURES:
-        raise ValueError(
-            f"there is no figure {name}; known: {', '.join([*SUITE_FIGURES, *DIRECTION_FIGURES])}"
-        )
+        raise ValueError(f"there is no figure {name}; known: {', '.join([*SUITE_FIGURES, *DIRECTION_FIGURES])}")
     summary = read(tables, "summary")
     known = list(dict.fromkeys(summary["suite"]))
     if suite is None and known:

@@ -2,7 +2,6 @@
 
 from functools import partial
 
-from arguments import parse
 from safetensors.torch import load_file
 
 from aird.adapters import save_adapter
@@ -12,6 +11,8 @@ from aird.edits import edited_blocks, make_edits, random_direction
 from aird.files import atomic_folder, check_folder, hash_folder, read_json, write_json
 from aird.models import load_structure
 from aird.settings.patches import Patch
+
+from arguments import parse
 
 
 def main() -> None:

@@ -1,12 +1,14 @@
 """Collect the records of all nodes into tidy CSV tables."""
 
 from pathlib import Path
+from typing import Any
 
 import pandas
-from arguments import parse
 
 from aird import tables
 from aird.files import atomic_file, read_json
+
+from arguments import parse
 
 
 def main() -> None:
@@ -22,7 +24,7 @@ def main() -> None:
         for cell in cells
     }
 
-    def read(pattern: str, keys: list[tuple[str, ...]]) -> dict[tuple[str, ...], dict]:
+    def read(pattern: str, keys: list[Any]) -> dict[Any, dict[str, Any]]:
         return {key: read_json(results / pattern.format("/".join(key))) for key in keys}
 
     directions = read("directions/{}/direction.json", pairs)

@@ -1,9 +1,9 @@
 """Merge a patch into its compressed base: a checkpoint that stands alone."""
 
-from arguments import parse
-
 from aird.adapters import load_adapter, merge
 from aird.files import atomic_folder, check_folder, hash_folder, read_json, write_json
+
+from arguments import parse
 
 
 def main() -> None:

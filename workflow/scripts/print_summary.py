@@ -1,9 +1,10 @@
 """Print the summary table and where the report is."""
 
 import pandas
-from arguments import parse
 
 from aird.tables import describe
+
+from arguments import parse
 
 COLUMNS = (
     "model compression patch n refusal refusal_low refusal_high over_refusal degenerate perplexity utility "

@@ -1,7 +1,5 @@
 """Score every candidate direction of a checkpoint: induce, KL and bypass."""
 
-from arguments import parse
-
 from aird.activation_cache import CLASSES, kept_activations, load_cache
 from aird.activations import difference_in_means
 from aird.chat import chat_tokens
@@ -9,6 +7,8 @@ from aird.direction_scores import score_candidates
 from aird.files import atomic_file, check_folder, read_json, read_json_lines
 from aird.models import load_model, load_tokenizer
 from aird.settings.directions import Directions
+
+from arguments import parse
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
 """Label every completion with every judge, and count."""
 
-from arguments import parse
-
 from aird.files import read_json, read_json_lines, write_json
 from aird.scores import label, perplexity, rates
+
+from arguments import parse
 
 
 def main() -> None:

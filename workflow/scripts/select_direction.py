@@ -4,7 +4,6 @@ import dataclasses
 
 import pandas
 import torch
-from arguments import parse
 from safetensors.torch import save_file
 
 from aird.activation_cache import kept_activations, kept_counts, load_cache
@@ -12,6 +11,8 @@ from aird.activations import difference_in_means
 from aird.files import atomic_file, write_json
 from aird.selection import select_site
 from aird.settings.directions import Directions
+
+from arguments import parse
 
 
 def main() -> None:
@@ -25,9 +26,7 @@ def main() -> None:
     scores = [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
     selection = select_site(scores, layers, settings)
     vector = candidates[selection.layer, selection.position]
-    chosen = next(
-        row for row in scores if (row["layer"], row["position"]) == (selection.layer, selection.position)
-    )
+    chosen = next(row for row in scores if (row["layer"], row["position"]) == (selection.layer, selection.position))
     measured = {key: (None if pandas.isna(chosen[key]) else chosen[key]) for key in ("induce", "kl", "bypass")}
     with atomic_file(arguments.direction) as temporary:
         save_file({"unit": vector / vector.norm(), "norm": vector.norm(dtype=torch.float64).reshape(1)}, temporary)

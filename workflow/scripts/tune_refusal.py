@@ -1,11 +1,11 @@
 """Give a model a small refusal tuning, merged into its checkpoint."""
 
-from arguments import parse
-
 from aird.files import atomic_folder, check_folder, hash_folder, read_json, read_json_lines, write_json
 from aird.prompts import select
 from aird.settings.models import RefusalTuning
 from aird.tuning import tune_to_refuse
+
+from arguments import parse
 
 
 def main() -> None:

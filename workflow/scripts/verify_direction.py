@@ -1,6 +1,5 @@
 """Ablate and add the chosen direction on held-out prompts (claim C1)."""
 
-from arguments import parse
 from safetensors.torch import load_file
 
 from aird.chat import chat_tokens
@@ -10,6 +9,8 @@ from aird.prompts import select
 from aird.settings.base import PromptSelection
 from aird.statistics import mcnemar, wilson_interval
 from aird.verification import verify_direction
+
+from arguments import parse
 
 
 def main() -> None:
