@@ -53,8 +53,8 @@ def score_candidates(
 
     Returns:
         Records for all layers and positions (-P to -1), in that order. A score that no filter
-        could make matter is None: everything at dropped layers, KL and bypass where induce
-        is below its minimum.
+        could make matter is None: everything at dropped layers and where the classes do not
+        differ at all, KL and bypass where induce is below its minimum.
     """
     blocks = list(decoder_blocks(model))
     layers, positions, _ = candidates.shape
@@ -75,10 +75,12 @@ def score_candidates(
                 "kl": None,
                 "bypass": None,
             }
-            if layer in used:
+            # At layer 0 the template's fixed tokens are the same under every prompt: no direction there.
+            if layer in used and bool(candidates[layer, position].any()):
                 record["induce"] = induce[layer, position].item()
                 if record["induce"] >= settings.minimum_induce:
-                    unit = _unit(candidates[layer, position]).to(model.device)
+                    vector = candidates[layer, position]
+                    unit = (vector / vector.norm()).to(model.device)
                     with ablation(blocks, writers, unit):
                         record["kl"] = _mean_kl(model, harmless_packs, plain)
                         record["bypass"] = _mean_refusal(model, harmful_packs, refusal_tokens)
@@ -88,12 +90,6 @@ def score_candidates(
         "%d candidates, %d below the layer limit, %d scored in full", len(records), len(used) * positions, scored
     )
     return records
-
-
-def _unit(vector: torch.Tensor) -> torch.Tensor:
-    # A class mean that does not differ (a constant token under a broken model) has no direction.
-    norm = vector.norm()
-    return vector / norm if norm > 0 else vector
 
 
 def _mean_refusal(model: Any, packs: Sequence[Pack], refusal_tokens: Sequence[int]) -> float:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from aird.architecture import decoder_blocks
 from aird.chat import chat_tokens
 from aird.generation import generate
 from aird.models import load_model, load_tokenizer
@@ -59,7 +60,12 @@ def tune_to_refuse(
     examples = _refusal_examples(tokenizer, harmful, settings.seed)
     examples += _own_answer_examples(model, tokenizer, harmless, settings.maximum_answer_tokens)
     logger.info("tuning on %d harmful and %d harmless examples", len(harmful), len(harmless))
-    lora = LoraConfig(r=settings.rank, lora_alpha=2 * settings.rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    lora = LoraConfig(
+        r=settings.rank,
+        lora_alpha=2 * settings.rank,
+        target_modules=_linear_modules(model, settings.first_block),
+        task_type="CAUSAL_LM",
+    )
     tuned: Any = get_peft_model(model, lora)
     losses = _train(tuned, examples, settings)
     merged = tuned.merge_and_unload()
@@ -69,6 +75,19 @@ def tune_to_refuse(
         path.chmod(0o644)
     steps = settings.epochs * math.ceil(len(examples) / settings.batch_size)
     return {"harmful": len(harmful), "harmless": len(harmless), "steps": steps, "epoch_losses": losses}
+
+
+def _linear_modules(model: Any, first_block: int) -> list[str]:
+    """Return the names of the linear modules of all blocks from `first_block` on."""
+    chosen = {
+        module
+        for block in list(decoder_blocks(model))[first_block:]
+        for module in block.modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    if not chosen:
+        raise ValueError(f"refusal_tuning.first_block is {first_block}, but the model has no such block")
+    return [name for name, module in model.named_modules() if module in chosen]
 
 
 Example = tuple[list[int], list[int]]  # token ids, labels

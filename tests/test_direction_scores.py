@@ -104,15 +104,16 @@ def test_every_score_equals_a_direct_computation(
     compared = 0
     for record in records:
         layer, position = record["layer"], record["position"]
-        if layer >= 3:  # int(0.8 x 4)
+        vector = candidates[layer, position]
+        # int(0.8 x 4) is 3; at layer 0 a template token has the same state in every prompt.
+        if layer >= 3 or not vector.any():
             assert (record["induce"], record["kl"], record["bypass"]) == (None, None, None)
             continue
-        vector = candidates[layer, position]
         assert record["induce"] == pytest.approx(plain.induce(harmless, layer, vector), abs=1e-4)
         assert record["kl"] == pytest.approx(plain.kl(harmless, vector), abs=1e-4)
         assert record["bypass"] == pytest.approx(plain.bypass(harmful, vector), abs=1e-4)
         compared += 1
-    assert compared == 3 * POSITIONS
+    assert compared >= 2 * POSITIONS
     # The candidates differ by far more than the tolerance, or swapped records would go unseen.
     for name in ("induce", "bypass"):
         values = sorted(record[name] for record in records if record[name] is not None and record["layer"] > 0)
@@ -125,13 +126,12 @@ def test_scores_are_none_where_filters_drop_the_candidate(
 ) -> None:
     harmful, harmless = classes
     full = score_candidates(model, candidates, harmful, harmless, REFUSAL_TOKENS, directions(-1000.0, 0.5))
-    # At layer 0 every template token has the same state in all prompts: five equal scores.
     limit = sorted(record["induce"] for record in full if record["layer"] == 1)[2]
     found = score_candidates(model, candidates, harmful, harmless, REFUSAL_TOKENS, directions(limit, 0.5))
     dropped = scored = 0
     for record, expected in zip(found, full, strict=True):
         assert record["induce"] == expected["induce"]
-        if record["layer"] >= 2:  # int(0.5 x 4)
+        if record["layer"] >= 2 or expected["induce"] is None:  # int(0.5 x 4)
             assert record["induce"] is record["kl"] is record["bypass"] is None
         elif expected["induce"] < limit:
             assert record["kl"] is record["bypass"] is None
@@ -140,20 +140,17 @@ def test_scores_are_none_where_filters_drop_the_candidate(
             assert (record["kl"], record["bypass"]) == (expected["kl"], expected["bypass"])
             scored += 1
     assert dropped >= 2
-    assert scored >= 3
+    assert scored >= 2
 
 
 def test_a_site_without_a_difference_has_no_direction(
     llama: Any, classes: tuple[list[list[int]], list[list[int]]]
 ) -> None:
-    """Adding or ablating nothing: the plain model's scores, and no divergence."""
-    harmful, harmless = classes
-    nothing = torch.zeros(LAYERS, 1, 128, dtype=torch.float64)
-    records = score_candidates(llama, nothing, harmful, harmless, REFUSAL_TOKENS, directions(-1000.0))
-    plain = Plain(llama)
-    scores = [plain.refusal_score(plain.last_logits(prompt)) for prompt in harmless]
-    assert records[1]["induce"] == pytest.approx(sum(scores) / 2, abs=1e-4)
-    assert records[1]["kl"] == pytest.approx(0, abs=1e-6)
+    candidates = torch.zeros(LAYERS, 2, 128, dtype=torch.float64)
+    candidates[1, 0, 0] = 1.0
+    records = score_candidates(llama, candidates, *classes, REFUSAL_TOKENS, directions(-1000.0))
+    scored = {(record["layer"], record["position"]) for record in records if record["induce"] is not None}
+    assert scored == {(1, -2)}
 
 
 def test_a_broken_model_scores_nan_and_does_not_stop(
