@@ -150,6 +150,7 @@ def directions_table(
         row |= {f"filtered_{name}": counts["filtered"] for name, counts in record["prompts"].items()}
         if comparison is not None:
             row |= {name: comparison[name] for name in ("cosine_same_site", "cosine_own_source", "norm_ratio")}
+            row |= {f"original_{name}": value for name, value in comparison["site"].items()}
             for name in ("cosine_same_site_bootstrap", "split_half_null"):
                 row |= {f"{name}_{key}": value for key, value in comparison[name].items()}
         for name, rate in verification["rates"].items():

@@ -1,24 +1,30 @@
-"""Print the summary table and where the report is."""
+"""Print the finding in words, the summary table, and where the report is."""
 
 import pandas
 
+from aird.findings import findings
 from aird.tables import describe
 
 from arguments import parse
 
 COLUMNS = (
-    "model compression patch n refusal refusal_low refusal_high over_refusal degenerate perplexity utility "
+    "compression patch n refusal refusal_low refusal_high over_refusal degenerate perplexity utility "
     "cosine_same_site norm_ratio"
 ).split()
 
 
 def main() -> None:
     """Run the script."""
-    arguments = parse(__doc__, paths="table report")
+    arguments = parse(__doc__, paths="tables report")
+    summary, paired, directions = (
+        pandas.read_csv(arguments.tables / f"{name}.csv") for name in ("summary", "paired", "directions")
+    )
+    for (suite, model), rows in summary.groupby(["suite", "model"], sort=False):
+        print(f"\n{model}, suite {suite}\n")
+        print(describe(rows, COLUMNS))
     print()
-    print(describe(pandas.read_csv(arguments.table), COLUMNS))
-    print(f"\nrefusal: share of harmful prompts refused, with its 95% interval; all numbers: {arguments.table}")
-    print(f"report:  {arguments.report}")
+    print("\n".join(findings(summary, paired, directions)))
+    print(f"\nAll numbers: {arguments.tables}/\nReport:      {arguments.report}")
 
 
 if __name__ == "__main__":
