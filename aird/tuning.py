@@ -54,6 +54,7 @@ def tune_to_refuse(
         Statistics for the manifest: numbers of examples and steps, mean loss of each epoch.
     """
     from peft import LoraConfig, get_peft_model
+    from peft.tuners.lora import LoraLayer
 
     torch.manual_seed(settings.seed)
     tokenizer, model = load_tokenizer(source), load_model(source)
@@ -68,6 +69,9 @@ def tune_to_refuse(
     )
     tuned: Any = get_peft_model(model, lora)
     losses = _train(tuned, examples, settings)
+    for module in tuned.modules():
+        if isinstance(module, LoraLayer):
+            module.scale_layer(settings.strength)
     merged = tuned.merge_and_unload()
     merged.save_pretrained(target)
     tokenizer.save_pretrained(target)

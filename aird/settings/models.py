@@ -19,6 +19,9 @@ class RefusalTuning(Settings):
     epochs: int = Field(2, ge=1, description="Passes over the examples.")
     batch_size: int = Field(16, ge=1, description="Examples per optimiser step.")
     learning_rate: float = Field(5e-4, gt=0, description="Peak learning rate of AdamW.")
+    strength: float = Field(
+        1.0, gt=0, le=1, description="Part of the learnt change that is merged; less refuses less of everything."
+    )
     first_block: int = Field(
         0, ge=0, description="Leave the blocks below this one as they are; the backward pass then ends there."
     )
