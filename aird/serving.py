@@ -473,7 +473,6 @@ def _arguments(checkpoint: Path, settings: ServerSettings, port: int, mark: str,
         "port": port,
         "max-model-len": settings.maximum_model_length,
         "max-num-seqs": settings.maximum_sequences,
-        "kv-cache-memory-bytes": int(settings.key_value_cache_gib * 2**30),
         "dtype": settings.dtype,
         "seed": settings.seed,
     }
@@ -483,6 +482,8 @@ def _arguments(checkpoint: Path, settings: ServerSettings, port: int, mark: str,
     arguments += ["--no-enable-prefix-caching", "--disable-uvicorn-access-log"]
     if on_cpu:
         arguments += ["--enforce-eager"]  # torch.compile takes longer than most jobs' decoding
+        # A GPU's memory is the job's own, and vLLM finds out how much of it is left.
+        arguments += [f"--kv-cache-memory-bytes={int(settings.key_value_cache_gib * 2**30)}"]
     if settings.adapters:
         arguments += ["--enable-lora", f"--max-loras={len(settings.adapters)}"]
         arguments += [f"--max-lora-rank={_lora_rank(settings.adapters)}", "--lora-modules"]
