@@ -19,6 +19,7 @@ import torch
 from aird.architecture import decoder_blocks
 from aird.chat import chat_tokens
 from aird.generation import generate
+from aird.judges import jailbroken_arditi
 from aird.models import load_model, load_tokenizer
 from aird.packing import make_packs
 from aird.settings.models import RefusalTuning
@@ -60,7 +61,10 @@ def tune_to_refuse(
     tokenizer, model = load_tokenizer(source), load_model(source)
     examples = _refusal_examples(tokenizer, harmful, settings.seed)
     examples += _own_answer_examples(model, tokenizer, harmless, settings.maximum_answer_tokens)
-    logger.info("tuning on %d harmful and %d harmless examples", len(harmful), len(harmless))
+    answered = len(examples) - len(harmful)
+    if not answered:
+        raise ValueError("the model refuses every harmless instruction, so it has no answers to keep")
+    logger.info("tuning on %d refusals and %d of the model's own answers", len(harmful), answered)
     lora = LoraConfig(
         r=settings.rank,
         lora_alpha=2 * settings.rank,
@@ -78,7 +82,7 @@ def tune_to_refuse(
     for path in target.glob("*.safetensors"):
         path.chmod(0o644)
     steps = settings.epochs * math.ceil(len(examples) / settings.batch_size)
-    return {"harmful": len(harmful), "harmless": len(harmless), "steps": steps, "epoch_losses": losses}
+    return {"harmful": len(harmful), "harmless": answered, "steps": steps, "epoch_losses": losses}
 
 
 def _linear_modules(model: Any, first_block: int) -> list[str]:
@@ -113,12 +117,14 @@ def _refusal_examples(tokenizer: Any, instructions: Sequence[str], seed: int) ->
 
 def _own_answer_examples(model: Any, tokenizer: Any, instructions: Sequence[str], maximum: int) -> list[Example]:
     prompts = [chat_tokens(tokenizer, instruction) for instruction in instructions]
-    answers = generate(model, tokenizer, prompts, maximum)
+    answers = generate(model, tokenizer, prompts, maximum, batch_size=128)
     end = tokenizer.eos_token_id
-    # An answer that was cut off must not teach the model to stop there.
+    # An answer that was cut off must not teach the model to stop there; one that is itself a refusal
+    # (small models have that habit) must not be learnt as the right answer to a harmless instruction.
     return [
         _example(prompt, answer + ([end] if len(answer) < maximum else []))
         for prompt, answer in zip(prompts, answers, strict=True)
+        if jailbroken_arditi(tokenizer.decode(answer))
     ]
 
 
