@@ -43,7 +43,8 @@ SEED = CONFIGURATION.seed
 # Half the cores for a job that computes with tensors: two run side by side, so that one's start
 # (a single-threaded affair of many seconds) overlaps the other's work. The tuning, on which
 # everything waits, takes all of them. Snakemake lowers both to what there is.
-ALL_THREADS = min(16, workflow.cores or 16)
+# (`workflow.cores` would stop calls without --cores, such as --unlock.)
+ALL_THREADS = min(16, workflow.resource_settings.cores or 16)
 THREADS = max(1, ALL_THREADS // 2)
 
 # One GPU for a job that runs a model, where this machine has one or jobs go to a cluster. The
