@@ -64,6 +64,7 @@ def comparisons() -> dict[Any, Any]:
     return {
         ("small", "pruned"): {
             "cosine_same_site": 0.55,
+            "site": {"layer": 17, "position": -1},
             "cosine_own_source": 0.45,
             "norm_ratio": 0.61,
             "cosine_same_site_bootstrap": interval,
@@ -185,6 +186,7 @@ def test_directions_table(directions: Any, comparisons: Any) -> None:
         "model": "small", "layer": 16, "position": -2, "rule": "relaxed_kl", "survivors": 3, "kl_limit": 0.1,
         "induce": 2.0, "kl": 0.05, "bypass": -4.0, "norm": 7.0, "n_harmful_train": 120, "filtered_harmful_train": True,
         "cosine_same_site": 0.55, "cosine_own_source": 0.45, "norm_ratio": 0.61,
+        "original_layer": 17, "original_position": -1,
         "cosine_same_site_bootstrap_low": 0.5, "split_half_null_mean": 0.9,
         "refusal_ablated_harmful": 0.1, "degenerate_ablated_harmful": 0.2, "refusal_plain_harmful": 0.9,
         "ablation_p_value": 0.001, "addition_p_value": 0.002,
