@@ -94,7 +94,7 @@ rule make_suite_figure:
     output:
         report(
             f"{RESULTS}/figures/{{name}}.{{suite}}.svg",
-            caption="../workflow/report/{name}.rst",
+            caption="../workflow/report/figure.rst",
             category="Figures",
             labels={"figure": "{name}", "suite": "{suite}"},
         ),
@@ -129,7 +129,7 @@ rule make_direction_figure:
     output:
         report(
             f"{RESULTS}/figures/{{name}}.svg",
-            caption="../workflow/report/{name}.rst",
+            caption="../workflow/report/figure.rst",
             category="Figures",
             labels={"figure": "{name}"},
         ),
