@@ -29,7 +29,7 @@ rule refusal_tokens:
     resources:
         mem_mb=4000,
         runtime=60,
-        gpu=GPU,
+        gpu=gpus,
     params:
         settings=canonical_json(
             {
@@ -79,7 +79,7 @@ rule capture_activations:
     resources:
         mem_mb=4000,
         runtime=60,
-        gpu=GPU,
+        gpu=gpus,
     params:
         settings=canonical_json(
             {"train": DIRECTIONS.train, "validation": DIRECTIONS.validation}

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
+from snakemake.settings.enums import Quietness
 
 # The project's folder; the library is imported from it, whatever is installed elsewhere.
 PROJECT = Path(workflow.basedir)
@@ -47,9 +49,6 @@ SEED = CONFIGURATION.seed
 ALL_THREADS = min(16, workflow.resource_settings.cores or 16)
 THREADS = max(1, ALL_THREADS // 2)
 
-# One GPU for a job that runs a model, where this machine has one or jobs go to a cluster. The
-# profile limits how many run at once.
-GPU = 1 if shutil.which("nvidia-smi") or not workflow.local_exec else 0
 TUNED = [
     name
     for name, model in CONFIGURATION.models.items()
@@ -69,6 +68,15 @@ wildcard_constraints:
     compression=one_of([ORIGINAL, *CONFIGURATION.compressions]),
     patch=one_of([PLAIN, *CONFIGURATION.patches]),
     suite=one_of(CONFIGURATION.suites),
+
+
+if workflow.output_settings.dryrun:
+    # A plan is the table of what would run: on one screen, not a screen per job. Errors of a real
+    # run need the lines of their job, so the profile cannot say this for both.
+    for handler in logger.handlers:
+        for record_filter in handler.filters:
+            if hasattr(record_filter, "quiet"):
+                record_filter.quiet = {*record_filter.quiet, Quietness.RULES}
 
 
 # Jobs run with the Python that runs Snakemake and find the library in the project's folder,
@@ -98,6 +106,15 @@ def settings_json(settings, only=None):
     return canonical_json(
         {key: value for key, value in values.items() if only is None or key in only}
     )
+
+
+def gpus(wildcards):
+    """Return one GPU for a job that runs a model, where this machine has one or a cluster does.
+
+    A function, as the executor is not known yet while the workflow is parsed. The profile limits
+    how many run at once.
+    """
+    return 1 if shutil.which("nvidia-smi") or not workflow.local_exec else 0
 
 
 def prompts(name):

@@ -28,7 +28,7 @@ rule compress_model:
     resources:
         mem_mb=8000,
         runtime=120,
-        gpu=GPU,
+        gpu=gpus,
     params:
         settings=compression_settings,
         calibration=calibration_flag,

@@ -36,7 +36,7 @@ rule score_candidates:
     resources:
         mem_mb=6000,
         runtime=240,
-        gpu=GPU,
+        gpu=gpus,
     params:
         settings=settings_json(DIRECTIONS, only=FILTERS),
     message:
@@ -106,7 +106,7 @@ rule verify_direction:
     resources:
         mem_mb=4000,
         runtime=120,
-        gpu=GPU,
+        gpu=gpus,
     params:
         settings=canonical_json(
             {

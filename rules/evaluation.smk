@@ -36,7 +36,7 @@ rule evaluate_suite:
     resources:
         mem_mb=8000,
         runtime=240,
-        gpu=GPU,
+        gpu=gpus,
     params:
         settings=suite_settings,
         optional=optional_flags,

@@ -70,7 +70,7 @@ rule tune_refusal:
     resources:
         mem_mb=8000,
         runtime=60,
-        gpu=GPU,
+        gpu=gpus,
     params:
         settings=tuning_settings,
         seed=SEED,
