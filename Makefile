@@ -11,7 +11,7 @@ SNAKEMAKE := $(BIN)/python -m snakemake --cores all
 demo: $(VENV)/core.stamp
 	$(SNAKEMAKE)
 	@$(MAKE) --no-print-directory report
-	@$(BIN)/python workflow/scripts/print_summary.py --tables results/tables --report results/report.html
+	@PYTHONPATH=. $(BIN)/python workflow/scripts/print_summary.py --tables results/tables --report results/report.html
 
 # Snakemake's own report: one self-contained file.
 report: $(VENV)/core.stamp
