@@ -35,15 +35,6 @@ LONG_PROMPTS = [[1, first, second, 2, 201] for first in range(20) for second in 
 
 
 @pytest.fixture(scope="module")
-def vllm_python() -> Path:
-    """Interpreter of an environment with vLLM."""
-    value = os.environ.get("AIRD_VLLM_PYTHON")
-    if not value:
-        pytest.skip("AIRD_VLLM_PYTHON does not name the Python of an environment with vLLM")
-    return Path(value)
-
-
-@pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny chat model."""
     return build_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
