@@ -55,7 +55,6 @@ def save_cache(cache: Cache, path: Path) -> None:
         ids[f"{kind}.{split}"] = group.ids
     with atomic_file(path) as temporary:
         save_file(tensors, temporary, metadata={"ids": json.dumps(ids)})
-        temporary.chmod(0o644)
 
 
 def load_cache(path: Path) -> Cache:

@@ -36,7 +36,6 @@ def save_adapter(edits: Sequence[Edit], folder: Path, base: str) -> None:
         tensors[f"{_PREFIX}{edit.module}.lora_A.weight"] = edit.row.unsqueeze(0).contiguous()
         tensors[f"{_PREFIX}{edit.module}.lora_B.weight"] = edit.column.unsqueeze(1).contiguous()
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    (folder / "adapter_model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
     configuration = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

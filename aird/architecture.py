@@ -84,6 +84,12 @@ def residual_writers(model: nn.Module) -> list[Writers]:
     return [_writers(names[block], block, final) for block, final in finals.items()]
 
 
+def writer_modules(model: nn.Module) -> list[nn.Module]:
+    """Return the linear modules that `residual_writers` names, block by block, attention first."""
+    modules = dict(model.named_modules())
+    return [modules[name] for pair in residual_writers(model) for name in pair.names]
+
+
 def _run_one_token(model: nn.Module) -> None:
     parameter = next(model.parameters())
     token = torch.zeros((1, 1), dtype=torch.long, device=parameter.device)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from aird.architecture import decoder_blocks, residual_writers
+from aird.architecture import decoder_blocks, writer_modules
 from aird.hooks import ablation, addition, hooks, on_input
 from aird.packing import Pack, last_logits, plan_packs
 from aird.refusal_score import refusal_scores
@@ -61,8 +61,7 @@ def score_candidates(
     used = range(int(settings.layer_fraction * layers))
     harmless_packs, harmful_packs = plan_packs(model, harmless), plan_packs(model, harmful)
     induce = _induce(model, blocks, candidates, used, harmless_packs, refusal_tokens)
-    modules = dict(model.named_modules())
-    writers = [modules[name] for pair in residual_writers(model) for name in pair.names]
+    writers = writer_modules(model)
     plain = [last_logits(model, pack)[0].double().log_softmax(-1) for pack in harmless_packs]
 
     records = []

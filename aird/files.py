@@ -17,6 +17,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+# Some libraries (safetensors) write for the owner alone; results are to be read like other files.
+FILE_MODE = 0o644
+
 
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file's bytes as 64 hexadecimal digits."""
@@ -41,6 +44,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield temporary
+        temporary.chmod(FILE_MODE)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -55,6 +59,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     temporary.chmod(0o755)
     try:
         yield temporary
+        for written in temporary.rglob("*"):
+            if written.is_file():
+                written.chmod(FILE_MODE)
         if path.exists():
             shutil.rmtree(path)
         os.replace(temporary, path)

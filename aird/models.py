@@ -104,8 +104,6 @@ def _dequantise_gguf(source: Path, target: Path, dtype: torch.dtype) -> None:
         del model.config.quantization_config
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
-    for path in target.glob("*.safetensors"):
-        path.chmod(0o644)
 
 
 def load_structure(checkpoint: Path, trust_remote_code: bool = False) -> Any:

@@ -79,8 +79,6 @@ def tune_to_refuse(
     merged = tuned.merge_and_unload()
     merged.save_pretrained(target)
     tokenizer.save_pretrained(target)
-    for path in target.glob("*.safetensors"):
-        path.chmod(0o644)
     steps = settings.epochs * math.ceil(len(examples) / settings.batch_size)
     return {"harmful": len(harmful), "harmless": answered, "steps": steps, "epoch_losses": losses}
 
@@ -159,7 +157,7 @@ def _train(model: Any, examples: list[Example], settings: RefusalTuning) -> list
 
 
 def _batches(examples: list[Example], size: int, order: random.Random) -> list[list[Example]]:
-    """Shuffle, then sort by length within groups of eight batches, so that batches pad little."""
+    """Shuffle, then sort within groups of eight batches, so that a batch holds examples of like length."""
     shuffled = order.sample(examples, len(examples))
     batches = []
     for start in range(0, len(shuffled), 8 * size):

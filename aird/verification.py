@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from aird.architecture import decoder_blocks, residual_writers
+from aird.architecture import decoder_blocks, writer_modules
 from aird.generation import generate
 from aird.hooks import ablation, addition
 from aird.judges import degenerate, jailbroken_arditi
@@ -41,8 +41,7 @@ def verify_direction(
     """
     unit, norm, layer = direction
     blocks = list(decoder_blocks(model))
-    modules = dict(model.named_modules())
-    writers = [modules[name] for pair in residual_writers(model) for name in pair.names]
+    writers = writer_modules(model)
     unit = unit.to(model.device)
     runs: dict[str, tuple[Sequence[Sequence[int]], contextlib.AbstractContextManager[None]]] = {
         "harmful": (harmful, contextlib.nullcontext()),

@@ -138,3 +138,13 @@ def test_check_folder_names_an_added_file(folder: Path) -> None:
     (folder / "sub" / "new").touch()
     with pytest.raises(ValueError, match="sub/new is not listed"):
         check_folder(folder, hashes)
+
+
+def test_outputs_are_readable_whatever_wrote_them(tmp_path: Path) -> None:
+    with atomic_file(tmp_path / "file") as temporary:
+        temporary.touch(mode=0o600)
+    with atomic_folder(tmp_path / "folder") as temporary:
+        (temporary / "inner").mkdir()
+        (temporary / "inner" / "weights").touch(mode=0o600)
+    for path in (tmp_path / "file", tmp_path / "folder" / "inner" / "weights"):
+        assert path.stat().st_mode & 0o777 == 0o644

@@ -28,8 +28,6 @@ def prune_by_magnitude(source: Checkpoint, output: Path, settings: Magnitude, ca
                 tensor = stream.get_tensor(name)
                 tensors[name] = _pruned(tensor, settings) if name in names else tensor
         save_file(tensors, output / file.name, metadata=metadata)
-        # safetensors makes files that only their owner can read.
-        (output / file.name).chmod(0o644)
     for index in source.folder.glob("*.safetensors.index.json"):
         shutil.copyfile(index, output / index.name)
 

@@ -114,7 +114,6 @@ def _take_weights(made: Path, folder: Path, original: Checkpoint) -> None:
     """
     for path in [*made.glob("*.safetensors"), *made.glob("*.safetensors.index.json")]:
         shutil.move(path, folder / path.name)
-        (folder / path.name).chmod(0o644)
     if (made / "config.json").is_file():
         saved = json.loads((made / "config.json").read_text(encoding="utf-8"))
         if "quantization_config" in saved:

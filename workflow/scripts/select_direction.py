@@ -30,7 +30,6 @@ def main() -> None:
     measured = {key: (None if pandas.isna(chosen[key]) else chosen[key]) for key in ("induce", "kl", "bypass")}
     with atomic_file(arguments.direction) as temporary:
         save_file({"unit": vector / vector.norm(), "norm": vector.norm(dtype=torch.float64).reshape(1)}, temporary)
-        temporary.chmod(0o644)
     record = {
         **dataclasses.asdict(selection),
         **measured,
