@@ -26,6 +26,7 @@ from aird.architecture import decoder_blocks, writer_modules
 from aird.hooks import ablation, addition, hooks, on_input
 from aird.packing import Pack, last_logits, plan_packs
 from aird.refusal_score import refusal_scores
+from aird.selection import eligible_scores
 from aird.settings.directions import Directions
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,10 @@ def score_candidates(
     Returns:
         Records for all layers and positions (-P to -1), in that order. A score that no filter
         could make matter is None: everything at dropped layers and where the classes do not
-        differ at all, KL and bypass where induce is below its minimum.
+        differ at all, KL and bypass where induce does not make the candidate eligible.
+
+    Raises:
+        ValueError: no candidate has an induce score that is a number.
     """
     blocks = list(decoder_blocks(model))
     layers, positions, _ = candidates.shape
@@ -64,29 +68,27 @@ def score_candidates(
     writers = writer_modules(model)
     plain = [last_logits(model, pack)[0].double().log_softmax(-1) for pack in harmless_packs]
 
-    records = []
+    records: list[Score] = []
     for layer in range(layers):
         for position in range(positions):
-            record: Score = {
-                "layer": layer,
-                "position": position - positions,
-                "induce": None,
-                "kl": None,
-                "bypass": None,
-            }
             # At layer 0 the template's fixed tokens are the same under every prompt: no direction there.
-            if layer in used and bool(candidates[layer, position].any()):
-                record["induce"] = induce[layer, position].item()
-                if record["induce"] >= settings.minimum_induce:
-                    vector = candidates[layer, position]
-                    unit = (vector / vector.norm()).to(model.device)
-                    with ablation(blocks, writers, unit):
-                        record["kl"] = _mean_kl(model, harmless_packs, plain)
-                        record["bypass"] = _mean_refusal(model, harmful_packs, refusal_tokens)
-            records.append(record)
-    scored = sum(record["bypass"] is not None for record in records)
+            scored = layer in used and bool(candidates[layer, position].any())
+            found = induce[layer, position].item() if scored else None
+            records.append(
+                {"layer": layer, "position": position - positions, "induce": found, "kl": None, "bypass": None}
+            )
+    eligible, _ = eligible_scores(records, layers, settings)
+    for record in eligible:
+        vector = candidates[record["layer"], record["position"]]
+        unit = (vector / vector.norm()).to(model.device)
+        with ablation(blocks, writers, unit):
+            record["kl"] = _mean_kl(model, harmless_packs, plain)
+            record["bypass"] = _mean_refusal(model, harmful_packs, refusal_tokens)
     logger.info(
-        "%d candidates, %d below the layer limit, %d scored in full", len(records), len(used) * positions, scored
+        "%d candidates, %d below the layer limit, %d scored in full",
+        len(records),
+        len(used) * positions,
+        len(eligible),
     )
     return records
 

@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 
+from aird.adapters import load_adapter, merge
 from aird.chat import chat_tokens
+from aird.compression.dense import is_weight_only, write_dense_copy
 from aird.judges import degenerate, jailbroken_arditi
 from aird.serving import Client
 
@@ -39,6 +41,29 @@ def first_token_logprobs(model: Any, prompts: Sequence[Sequence[int]]) -> list[t
         .cpu()
         for prompt in prompts
     ]
+
+
+def prepare_checkpoint(checkpoint: Path, adapter: Path | None, on_cpu: bool, scratch: Path) -> Path:
+    """Return the folder to serve: the checkpoint itself, or a copy in `scratch` that computes the same.
+
+    Args:
+        checkpoint: the compressed checkpoint.
+        adapter: a rank-1 adapter to merge into it; None serves it plain.
+        on_cpu: whether vLLM will run on a CPU, where it lacks kernels for packed weights.
+        scratch: an existing, empty folder.
+    """
+    served = checkpoint
+    if adapter is not None:
+        served = scratch / "merged"
+        served.mkdir()
+        merge(checkpoint, load_adapter(adapter), served)
+    if on_cpu and is_weight_only(served):
+        dense = scratch / "dense"
+        dense.mkdir()
+        write_dense_copy(served, dense)
+        logger.info("serving a dense copy of the quantised weights: vLLM lacks kernels for them on a CPU")
+        served = dense
+    return served
 
 
 def check_parity(

@@ -30,6 +30,10 @@ def load_tokenizer(checkpoint: Path, trust_remote_code: bool = False) -> Any:
 def load_model(checkpoint: Path, adapter: Path | None = None, trust_remote_code: bool = False) -> Any:
     """Return the checkpoint as a Transformers model in evaluation mode, on a GPU where there is one.
 
+    On a GPU it computes in the checkpoint's type. On a CPU it computes in float32: many CPUs have no
+    16-bit arithmetic, PyTorch then emulates it at a tenth of the speed, and results would depend on
+    which CPU it was.
+
     Args:
         checkpoint: a checkpoint folder, dense or quantised.
         adapter: a PEFT adapter folder to put on top.
@@ -39,7 +43,7 @@ def load_model(checkpoint: Path, adapter: Path | None = None, trust_remote_code:
 
     model: Any = AutoModelForCausalLM.from_pretrained(
         str(checkpoint),
-        dtype="auto",
+        dtype="auto" if torch.cuda.is_available() else torch.float32,
         device_map="auto" if torch.cuda.is_available() else None,
         trust_remote_code=trust_remote_code,
         use_safetensors=True,
@@ -55,6 +59,13 @@ def load_model(checkpoint: Path, adapter: Path | None = None, trust_remote_code:
     model.eval()
     model.requires_grad_(False)
     return model
+
+
+def stored_dtype(checkpoint: Path) -> torch.dtype:
+    """Return the type that the checkpoint's configuration names; float32 where it names none."""
+    from transformers import AutoConfig
+
+    return getattr(AutoConfig.from_pretrained(str(checkpoint)), "dtype", None) or torch.float32
 
 
 def import_model(source: Path, target: Path, dtype: str) -> None:

@@ -111,7 +111,7 @@ def _pack(prompts: Sequence[Sequence[int]], group: list[int], prefix_length: int
 
 @torch.no_grad()
 def plan_packs(
-    model: Any, prompts: Sequence[Sequence[int]], maximum_tokens: int = 1024, own_tokens: int = 1
+    model: Any, prompts: Sequence[Sequence[int]], maximum_tokens: int = 512, own_tokens: int = 1
 ) -> list[Pack]:
     """Return packs that this model computes rightly; arguments as of `make_packs`.
 

@@ -6,7 +6,9 @@ of the others take the lowest bypass. Where none is left their code stops; here:
 
 1. `published`: at least one candidate passes all filters.
 2. `relaxed_kl`: the KL limit is doubled until a candidate passes (the factor is reported).
-3. `highest_induce`: no candidate reaches the minimum induce; the one that induces most is taken.
+3. `relaxed_induce`: no candidate reaches the minimum induce, as in a damaged model. The tenth that
+   induces most takes part instead, then as above. (The one that induces most, alone, would nearly
+   always lie in the last layers, next to the refusal tokens.)
 
 Every step but the first is reported as a fallback.
 """
@@ -20,6 +22,9 @@ from typing import Any
 
 from aird.settings.directions import Directions
 
+# Of the candidates in range, the part that takes part where none induces refusal.
+FALLBACK_SHARE = 0.1
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -28,16 +33,40 @@ class Selection:
     Attributes:
         layer: index l: the direction lives at the input of block l.
         position: negative index of the post-instruction token.
-        rule: `published`, `relaxed_kl` or `highest_induce`.
+        rule: `published`, `relaxed_kl` or `relaxed_induce`.
         survivors: number of candidates that passed all filters of that rule.
-        kl_limit: the KL limit in force, nats; None where it was not used.
+        kl_limit: the KL limit in force, nats.
     """
 
     layer: int
     position: int
     rule: str
     survivors: int
-    kl_limit: float | None
+    kl_limit: float
+
+
+def eligible_scores(
+    scores: Iterable[dict[str, Any]], layers: int, settings: Directions
+) -> tuple[list[dict[str, Any]], bool]:
+    """Return the records that induce enough to be scored in full, and whether they reach the minimum.
+
+    Args:
+        scores: records with layer and induce (None where not computed).
+        layers: number of decoder blocks, L.
+        settings: the filters.
+
+    Raises:
+        ValueError: no candidate has an induce score that is a number.
+    """
+    limit = int(settings.layer_fraction * layers)
+    in_range = [score for score in scores if score["layer"] < limit and _known(score["induce"])]
+    if not in_range:
+        raise ValueError("no candidate direction has a score that is a number: the checkpoint is broken")
+    reaching = [score for score in in_range if score["induce"] >= settings.minimum_induce]
+    if reaching:
+        return reaching, True
+    ranked = sorted(in_range, key=lambda score: score["induce"], reverse=True)
+    return ranked[: math.ceil(len(ranked) * FALLBACK_SHARE)], False
 
 
 def select_site(scores: Iterable[dict[str, Any]], layers: int, settings: Directions) -> Selection:
@@ -49,27 +78,19 @@ def select_site(scores: Iterable[dict[str, Any]], layers: int, settings: Directi
         settings: the filters.
 
     Raises:
-        ValueError: no candidate has even an induce score.
+        ValueError: no eligible candidate has scores that are numbers.
     """
-    limit = int(settings.layer_fraction * layers)
-    in_range = [score for score in scores if score["layer"] < limit and _known(score["induce"])]
-    if not in_range:
-        raise ValueError("no candidate direction has a score that is a number: the checkpoint is broken")
-    inducing = [
-        score
-        for score in in_range
-        if score["induce"] >= settings.minimum_induce and _known(score["kl"]) and _known(score["bypass"])
-    ]
-    if not inducing:
-        best = max(in_range, key=lambda score: score["induce"])
-        return Selection(best["layer"], best["position"], "highest_induce", 0, None)
+    eligible, reached = eligible_scores(scores, layers, settings)
+    scored = [score for score in eligible if _known(score["kl"]) and _known(score["bypass"])]
+    if not scored:
+        raise ValueError("ablating a candidate direction gives no number: the checkpoint is broken")
     kl_limit = settings.maximum_kl
     # Not `<= limit` as a positive test: with `>` a KL of exactly the limit passes, as published.
-    while not (passing := [score for score in inducing if not score["kl"] > kl_limit]):
+    while not (passing := [score for score in scored if not score["kl"] > kl_limit]):
         kl_limit *= 2
     best = min(passing, key=lambda score: score["bypass"])
-    rule = "published" if kl_limit == settings.maximum_kl else "relaxed_kl"
-    return Selection(best["layer"], best["position"], rule, len(passing), kl_limit)
+    relaxed = "published" if kl_limit == settings.maximum_kl else "relaxed_kl"
+    return Selection(best["layer"], best["position"], relaxed if reached else "relaxed_induce", len(passing), kl_limit)
 
 
 def _known(value: float | None) -> bool:

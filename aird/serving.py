@@ -90,7 +90,7 @@ class ServerSettings:
         threads: OpenMP threads on the CPU; None leaves OMP_NUM_THREADS as it is.
         adapters: folder of a PEFT LoRA adapter by the name to ask for it.
         start_timeout_seconds: how long the server may take until it is healthy.
-        dtype: vLLM's --dtype; "auto" takes the checkpoint's.
+        dtype: vLLM's --dtype; None takes the checkpoint's on a GPU, and float32 on a CPU as `load_model` does.
         seed: vLLM's --seed (greedy decoding does not depend on it).
         extra_arguments: further arguments of vLLM's API server; they win over the above.
     """
@@ -101,7 +101,7 @@ class ServerSettings:
     threads: int | None = None
     adapters: Mapping[str, Path] = dataclasses.field(default_factory=dict)
     start_timeout_seconds: float = 600.0
-    dtype: str = "auto"
+    dtype: str | None = None
     seed: int = 0
     extra_arguments: tuple[str, ...] = ()
 
@@ -473,7 +473,7 @@ def _arguments(checkpoint: Path, settings: ServerSettings, port: int, mark: str,
         "port": port,
         "max-model-len": settings.maximum_model_length,
         "max-num-seqs": settings.maximum_sequences,
-        "dtype": settings.dtype,
+        "dtype": settings.dtype or ("float32" if on_cpu else "auto"),
         "seed": settings.seed,
     }
     arguments = [f"--{name}={value}" for name, value in options.items()]

@@ -18,9 +18,11 @@ import torch
 
 from aird.architecture import decoder_blocks
 from aird.chat import chat_tokens
+from aird.direction_scores import resumed_at
 from aird.generation import generate
+from aird.hooks import hooks, on_input
 from aird.judges import jailbroken_arditi
-from aird.models import load_model, load_tokenizer
+from aird.models import load_model, load_tokenizer, stored_dtype
 from aird.packing import make_packs
 from aird.settings.models import RefusalTuning
 
@@ -76,7 +78,8 @@ def tune_to_refuse(
     for module in tuned.modules():
         if isinstance(module, LoraLayer):
             module.scale_layer(settings.strength)
-    merged = tuned.merge_and_unload()
+    # Computed in float32 on a CPU, stored in the source's own type.
+    merged = tuned.merge_and_unload().to(stored_dtype(source))
     merged.save_pretrained(target)
     tokenizer.save_pretrained(target)
     steps = settings.epochs * math.ceil(len(examples) / settings.batch_size)
@@ -114,40 +117,57 @@ def _refusal_examples(tokenizer: Any, instructions: Sequence[str], seed: int) ->
 
 
 def _own_answer_examples(model: Any, tokenizer: Any, instructions: Sequence[str], maximum: int) -> list[Example]:
+    """Return the model's greedy answers as examples.
+
+    Small models refuse some harmless instructions by habit. There the answer is made again without
+    the tokens that those refusals began with, as a refusal must not be learnt as the right answer
+    and the instruction is one of those that decide how much the tuned model will over-refuse.
+    """
     prompts = [chat_tokens(tokenizer, instruction) for instruction in instructions]
     answers = generate(model, tokenizer, prompts, maximum, batch_size=128)
+    refused = _refused(tokenizer, answers)
+    if refused:
+        starts = sorted({answers[index][0] for index in refused})
+        again = generate(model, tokenizer, [prompts[index] for index in refused], maximum, begin_suppress_tokens=starts)
+        for index, answer in zip(refused, again, strict=True):
+            answers[index] = answer
+    dropped = set(_refused(tokenizer, answers))
     end = tokenizer.eos_token_id
-    # An answer that was cut off must not teach the model to stop there; one that is itself a refusal
-    # (small models have that habit) must not be learnt as the right answer to a harmless instruction.
+    # An answer that was cut off must not teach the model to stop there.
     return [
         _example(prompt, answer + ([end] if len(answer) < maximum else []))
-        for prompt, answer in zip(prompts, answers, strict=True)
-        if jailbroken_arditi(tokenizer.decode(answer))
+        for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
+        if index not in dropped
     ]
+
+
+def _refused(tokenizer: Any, answers: Sequence[list[int]]) -> list[int]:
+    return [index for index, answer in enumerate(answers) if not jailbroken_arditi(tokenizer.decode(answer))]
 
 
 def _train(model: Any, examples: list[Example], settings: RefusalTuning) -> list[float]:
     """Run the optimiser over the examples; return the mean loss (nats per answer token) of each epoch."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
-    batches_per_epoch = math.ceil(len(examples) / settings.batch_size)
-    total = settings.epochs * batches_per_epoch
+    size = settings.batch_size
+    total = settings.epochs * math.ceil(len(examples) / size)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: min((step + 1) / max(1, total // 10), 0.5 * (1 + math.cos(math.pi * step / total)))
     )
     order = random.Random(settings.seed)
+    inputs = _frozen_states(model, examples, settings.first_block)
     model.train()
     losses = []
     for epoch in range(settings.epochs):
+        shuffled = order.sample(range(len(examples)), len(examples))
         epoch_losses = []
-        for batch in _batches(examples, settings.batch_size, order):
-            loss = _loss(model, batch)
-            loss.backward()
+        for start in range(0, len(shuffled), size):
+            batch = shuffled[start : start + size]
+            epoch_losses.append(_accumulate(model, examples, inputs, batch, settings.first_block))
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimiser.step()
             schedule.step()
             optimiser.zero_grad(set_to_none=True)
-            epoch_losses.append(loss.item())
         losses.append(sum(epoch_losses) / len(epoch_losses))
         logger.info("epoch %d: loss %.3f nats per answer token", epoch + 1, losses[-1])
         if not math.isfinite(losses[-1]):
@@ -156,23 +176,53 @@ def _train(model: Any, examples: list[Example], settings: RefusalTuning) -> list
     return losses
 
 
-def _batches(examples: list[Example], size: int, order: random.Random) -> list[list[Example]]:
-    """Shuffle, then sort within groups of eight batches, so that a batch holds examples of like length."""
-    shuffled = order.sample(examples, len(examples))
-    batches = []
-    for start in range(0, len(shuffled), 8 * size):
-        group = sorted(shuffled[start : start + 8 * size], key=lambda example: len(example[0]))
-        batches += [group[index : index + size] for index in range(0, len(group), size)]
-    order.shuffle(batches)
-    return batches
+# Attention costs the square of a pack's length, and each pack repeats the template's shared start.
+PACK_TOKENS = 320
 
 
-def _loss(model: Any, batch: list[Example]) -> torch.Tensor:
-    # One pack: the template's shared start is computed once, and nothing is padded.
-    (pack,) = make_packs([ids for ids, _ in batch], maximum_tokens=10**9)
-    shared = pack.prefix_length
-    labels = torch.tensor([IGNORED] * shared + [label for _, own in batch for label in own[shared:]])
-    # The vocabulary projection is the dearest layer: only tokens that predict an answer token pass it.
-    places = (labels != IGNORED).nonzero().squeeze(1)
-    logits = model(**pack.model_inputs(model), logits_to_keep=places - 1).logits[0].float()
-    return torch.nn.functional.cross_entropy(logits, labels[places].to(logits.device))
+@torch.no_grad()
+def _frozen_states(model: Any, examples: list[Example], first_block: int) -> list[torch.Tensor]:
+    """Return the input of block `first_block` for every example, [tokens, d_model].
+
+    The blocks below are not tuned, so they need to run only once.
+    """
+    blocks = list(decoder_blocks(model))
+    states: list[torch.Tensor] = []
+    for pack in make_packs([ids for ids, _ in examples], PACK_TOKENS):
+        kept: list[torch.Tensor] = []
+
+        def keep(hidden: torch.Tensor, kept: list[torch.Tensor] = kept) -> torch.Tensor:
+            kept.append(hidden[0])
+            return hidden
+
+        with hooks(before=[(blocks[first_block], on_input(keep))]):
+            model(**pack.model_inputs(model), logits_to_keep=1)
+        start = pack.prefix_length
+        for end in (pack.ends + 1).tolist():
+            states.append(torch.cat([kept[0][: pack.prefix_length], kept[0][start:end]]))
+            start = end
+    return states
+
+
+def _accumulate(
+    model: Any, examples: list[Example], inputs: list[torch.Tensor], batch: Sequence[int], first_block: int
+) -> float:
+    """Add the gradient of the mean loss over a batch's answer tokens; return that loss."""
+    blocks = list(decoder_blocks(model))
+    answer_tokens = sum(label != IGNORED for index in batch for label in examples[index][1])
+    total = 0.0
+    for pack in make_packs([examples[index][0] for index in batch], PACK_TOKENS):
+        shared = pack.prefix_length
+        members = [batch[place] for place in pack.prompts]
+        states = torch.cat([inputs[members[0]][:shared], *(inputs[index][shared:] for index in members)])
+        labels = torch.tensor(
+            [IGNORED] * shared + [label for index in members for label in examples[index][1][shared:]]
+        )
+        # The vocabulary projection is the dearest layer: only tokens that predict an answer token pass it.
+        places = (labels != IGNORED).nonzero().squeeze(1)
+        with resumed_at(blocks, first_block, states.unsqueeze(0)):
+            logits = model(**pack.model_inputs(model), logits_to_keep=places - 1).logits[0].float()
+        loss = torch.nn.functional.cross_entropy(logits, labels[places].to(logits.device), reduction="sum")
+        (loss / answer_tokens).backward()
+        total += loss.item() / answer_tokens
+    return total

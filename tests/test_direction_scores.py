@@ -153,15 +153,21 @@ def test_a_site_without_a_difference_has_no_direction(
     assert scored == {(1, -2)}
 
 
-def test_a_broken_model_scores_nan_and_does_not_stop(
-    llama: Any, classes: tuple[list[list[int]], list[list[int]]]
+def test_a_tenth_is_scored_in_full_where_none_reaches_the_minimum(
+    model: Any, classes: tuple[list[list[int]], list[list[int]]], candidates: torch.Tensor
 ) -> None:
+    records = score_candidates(model, candidates, *classes, REFUSAL_TOKENS, directions(1000.0))
+    known = sorted((record["induce"] for record in records if record["induce"] is not None), reverse=True)
+    full = [record["induce"] for record in records if record["bypass"] is not None]
+    assert 0 < len(full) == math.ceil(len(known) / 10)
+    assert sorted(full, reverse=True) == known[: len(full)]
+
+
+def test_a_broken_model_is_an_error(llama: Any, classes: tuple[list[list[int]], list[list[int]]]) -> None:
     llama.model.norm.weight.data.fill_(torch.nan)
-    harmful, harmless = classes
     some = torch.ones(LAYERS, 1, 128, dtype=torch.float64)
-    records = score_candidates(llama, some, harmful, harmless, REFUSAL_TOKENS, directions(-1000.0))
-    assert math.isnan(records[0]["induce"])
-    assert records[0]["kl"] is None
+    with pytest.raises(ValueError, match="broken"):
+        score_candidates(llama, some, *classes, REFUSAL_TOKENS, directions(-1000.0))
 
 
 def test_the_model_is_left_as_it_was(

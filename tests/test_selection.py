@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from aird.selection import Selection, kept_prompts, select_site
+from aird.selection import Selection, eligible_scores, kept_prompts, select_site
 from aird.settings.directions import Directions
 
 PUBLISHED = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "refusal_direction" / "runs"
@@ -91,14 +91,23 @@ def test_relaxed_kl_ends_with_an_infinite_divergence() -> None:
     assert (found.layer, found.rule, found.kl_limit) == (1, "relaxed_kl", math.inf)
 
 
-def test_highest_induce_where_none_reaches_the_minimum() -> None:
-    scores = [
-        score(1, -1, -3.0, None, None),
-        score(2, -3, -0.5, None, None),
-        score(3, -1, -2.0, None, None),
+def test_relaxed_induce_where_none_reaches_the_minimum() -> None:
+    # Eleven candidates in range: a tenth of them, rounded up, is two.
+    scores = [score(0, -position, -9.0, None, None) for position in range(1, 10)]
+    scores += [
+        score(2, -3, -0.5, 0.3, -1.0),
+        score(3, -1, -2.0, 0.3, -2.0),  # induces less than the former, and bypasses more
         score(9, -1, 5.0, 0.0, -9.0),  # beyond the layer limit
     ]
-    assert select_site(scores, 10, SETTINGS) == Selection(2, -3, "highest_induce", 0, None)
+    assert select_site(scores, 10, SETTINGS) == Selection(3, -1, "relaxed_induce", 2, 0.4)
+    eligible, reached = eligible_scores(scores, 10, SETTINGS)
+    assert ([each["layer"] for each in eligible], reached) == ([2, 3], False)
+
+
+def test_eligible_are_all_that_reach_the_minimum() -> None:
+    scores = [score(layer, -1, induce, None, None) for layer, induce in enumerate([0.0, -0.1, 3.0, math.nan, 1.0])]
+    eligible, reached = eligible_scores(scores, 10, SETTINGS)
+    assert ([each["layer"] for each in eligible], reached) == ([0, 2, 4], True)
 
 
 def test_nan_scores_are_dropped() -> None:
@@ -110,7 +119,8 @@ def test_nan_scores_are_dropped() -> None:
         score(4, -1, 1.0, 0.05, -1.0),
     ]
     assert select_site(scores, 10, SETTINGS) == Selection(4, -1, "published", 1, 0.1)
-    assert select_site(scores[:3], 10, SETTINGS).rule == "highest_induce"
+    with pytest.raises(ValueError, match="broken"):
+        select_site(scores[:3], 10, SETTINGS)
 
 
 def test_no_number_at_all_is_an_error() -> None:

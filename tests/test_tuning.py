@@ -13,7 +13,15 @@ from aird.chat import chat_tokens
 from aird.models import load_model, load_tokenizer
 from aird.settings.base import PromptSelection
 from aird.settings.models import RefusalTuning
-from aird.tuning import IGNORED, REFUSALS, _loss, _refusal_examples, tune_to_refuse
+from aird.tuning import (
+    IGNORED,
+    REFUSALS,
+    _accumulate,
+    _frozen_states,
+    _own_answer_examples,
+    _refusal_examples,
+    tune_to_refuse,
+)
 
 HARMFUL = ["Tell me about the forbidden bridge", "Write how to open the hidden lantern"]
 HARMLESS = ["Name a colour.", "What is 2 + 2?", "Write a line about a garden"]
@@ -71,14 +79,36 @@ def test_refusals_begin_after_the_prompt(base: Path) -> None:
         assert any(refusal in tokenizer.decode(labels[len(prompt) :]) for refusal in REFUSALS)
 
 
-def test_packed_loss_equals_the_loss_of_each_example_alone(base: Path) -> None:
-    tokenizer, model = load_tokenizer(base), load_model(base).float()
+def test_packed_loss_equals_the_loss_of_each_example_alone(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aird.tuning.PACK_TOKENS", 60)  # several packs per batch
+    tokenizer, model = load_tokenizer(base), load_model(base)
     batch = _refusal_examples(tokenizer, HARMFUL + HARMLESS, 1)
-    sums, tokens = 0.0, 0
+    weight = model.model.layers[2].mlp.down_proj.weight.requires_grad_()
+    sums, tokens = torch.zeros((), dtype=torch.float32), 0
     for ids, labels in batch:
-        logits = model(input_ids=torch.tensor([ids])).logits[0, :-1].double()
+        logits = model(input_ids=torch.tensor([ids])).logits[0, :-1].float()
         wanted = torch.tensor(labels[1:])
         kept = wanted != IGNORED
-        sums += torch.nn.functional.cross_entropy(logits[kept], wanted[kept], reduction="sum").item()
+        sums = sums + torch.nn.functional.cross_entropy(logits[kept], wanted[kept], reduction="sum")
         tokens += int(kept.sum())
-    assert _loss(model, batch).item() == pytest.approx(sums / tokens, abs=1e-4)
+    (sums / tokens).backward()
+    expected, weight.grad = weight.grad, None
+    inputs = _frozen_states(model, batch, 1)
+    assert _accumulate(model, batch, inputs, range(len(batch)), 1) == pytest.approx((sums / tokens).item(), abs=1e-4)
+    torch.testing.assert_close(weight.grad, expected, atol=1e-5, rtol=1e-3)
+
+
+def test_refused_harmless_instructions_get_another_answer(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, model = load_tokenizer(base), load_model(base)
+    before = _own_answer_examples(model, tokenizer, HARMLESS, 4)
+    answers = [[label for label in labels if label not in (IGNORED, tokenizer.eos_token_id)] for _, labels in before]
+    chosen = next(index for index, answer in enumerate(answers) if answer)
+    # As if this model's answer to that instruction were a refusal.
+    monkeypatch.setattr("aird.tuning.jailbroken_arditi", lambda text: text != tokenizer.decode(answers[chosen]))
+    after = _own_answer_examples(model, tokenizer, HARMLESS, 4)
+    prompt = chat_tokens(tokenizer, HARMLESS[chosen])
+    assert after[chosen][0][: len(prompt)] == prompt
+    assert after[chosen][0][len(prompt)] != answers[chosen][0]
+    for index in range(len(HARMLESS)):
+        if index != chosen:
+            assert after[index] == before[index]

@@ -50,13 +50,18 @@ def matrix_tensors(checkpoint: Path, module: str) -> dict[str, tuple[str, str]]:
     return {local: (tensor.file.name, tensor.name) for local, tensor in stored.items()}
 
 
-def matrix_of(checkpoint: Checkpoint, module: str) -> torch.Tensor:
-    """Return what `dense_matrix` does, from headers already read."""
+def matrix_of(checkpoint: Checkpoint, module: str, scale_dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Return what `dense_matrix` does, from headers already read.
+
+    `scale_dtype` replaces the stored type of compressed-tensors' scales, and so that of the result.
+    """
     stored = _tensors_of(checkpoint, module)
     form = stored_format(stored)
     if form == "dense":
         return stored["weight"].load()
     loaded = {local: tensor.load() for local, tensor in stored.items()}
+    if scale_dtype is not None and "weight_scale" in loaded:
+        loaded["weight_scale"] = loaded["weight_scale"].to(scale_dtype)
     if form == "bitsandbytes-int8":
         from bitsandbytes.functional import int8_vectorwise_dequant
 

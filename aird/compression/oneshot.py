@@ -98,6 +98,12 @@ def _run(
 
         set_seed(0)
         model = AutoModelForCausalLM.from_pretrained(str(source.folder), dtype="auto", use_safetensors=True)
+        stored = model.dtype
+        # 16-bit arithmetic is emulated on many CPUs. Pruned weights go back to their type without loss;
+        # quantisation's scales would not.
+        on_cpu_in_float32 = module.startswith("pruning.") and not torch.cuda.is_available()
+        if on_cpu_in_float32:
+            model.float()
         # Pruning modifiers see "lm_head." where the module is called "lm_head", so plain names never match.
         ignore = [f"re:{re.escape(name)}([.]|$)" for name in _outside_blocks(model)]
         recipe = getattr(import_module(f"llmcompressor.modifiers.{module}"), modifier)(**options, ignore=ignore)
@@ -106,6 +112,8 @@ def _run(
             inputs = {"dataset": _dataset(calibration), "num_calibration_samples": len(calibration)}
             inputs |= {"batch_size": 1, "shuffle_calibration_samples": False, "pipeline": "sequential"}
         oneshot(model=model, recipe=recipe, **inputs)
+        if on_cpu_in_float32:
+            model.to(stored)
         model.save_pretrained(output, save_compressed=True, max_shard_size="5GB")
     gave_up = [text for text in warned if "hessian" in text.lower() and "inver" in text.lower()]
     if gave_up:

@@ -4,20 +4,20 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-from aird.adapters import load_adapter, merge
 from aird.chat import chat_tokens
 from aird.evaluation import (
     answer_likelihoods,
     check_parity,
     complete_records,
     first_token_logprobs,
+    prepare_checkpoint,
     reference_answers,
     run_tasks,
 )
 from aird.files import check_folder, read_json, read_json_lines, write_json, write_json_lines
 from aird.models import load_model, load_tokenizer
 from aird.prompts import select
-from aird.serving import ServerSettings, serve
+from aird.serving import ServerSettings, detect_accelerator, serve
 from aird.settings.suites import Serving, Suite
 
 from arguments import parse
@@ -50,11 +50,10 @@ def main() -> None:
 
     environment = read_json(arguments.environment)
     with tempfile.TemporaryDirectory(prefix=".served.", dir=arguments.completions.parent) as folder:
-        checkpoint = arguments.checkpoint
         if arguments.adapter is not None:
             check_folder(arguments.adapter, read_json(arguments.adapter_statistics)["files"])
-            checkpoint = Path(folder)
-            merge(arguments.checkpoint, load_adapter(arguments.adapter), checkpoint)
+        on_cpu = environment["url"] is None and detect_accelerator() == "cpu"
+        checkpoint = prepare_checkpoint(arguments.checkpoint, arguments.adapter, on_cpu, Path(folder))
         settings = ServerSettings(
             maximum_model_length=serving.maximum_model_length,
             key_value_cache_gib=serving.key_value_cache_gib,

@@ -1,0 +1,64 @@
+"""A dense copy of a checkpoint whose weights alone are quantised: the same numbers, for any kernel.
+
+vLLM has no kernel for packed integers on a CPU without AVX-512, and none for
+bitsandbytes on any CPU. Weight-only quantisation computes with the dequantised
+matrix, so a dense copy gives the same results.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from aird.compression.checkpoint import Checkpoint, read_checkpoint
+from aird.compression.matrices import declared_format, matrix_of, quantization_scheme, stored_format
+from aird.files import write_json
+from aird.models import copy_description
+
+
+def is_weight_only(folder: Path) -> bool:
+    """Return whether a checkpoint is quantised, and in its weights only (activations stay as they are)."""
+    checkpoint = read_checkpoint(folder)
+    quantised = _quantised_modules(checkpoint)
+    return bool(quantised) and not any(_quantises_activations(checkpoint, module) for module in quantised)
+
+
+def write_dense_copy(folder: Path, target: Path) -> None:
+    """Write the checkpoint `folder` without its quantisation into the folder `target`.
+
+    Quantised matrices become float32: in a 16-bit type the product of integer and scale would be
+    rounded once more. Every other tensor keeps its type and bytes.
+
+    Args:
+        folder: a checkpoint folder, quantised in its weights only.
+        target: an existing, empty folder.
+    """
+    checkpoint = read_checkpoint(folder)
+    modules = _quantised_modules(checkpoint)
+    packed = {tensor.name for module in modules for tensor in checkpoint.module_tensors(module).values()}
+    tensors = {name: tensor.load() for name, tensor in checkpoint.tensors.items() if name not in packed}
+    for module in modules:
+        tensors[f"{module}.weight"] = matrix_of(checkpoint, module, torch.float32)
+    copy_description(folder, target)
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((target / "config.json").read_text(encoding="utf-8"))
+    del config["quantization_config"]
+    write_json(target / "config.json", config)
+
+
+def _quantised_modules(checkpoint: Checkpoint) -> list[str]:
+    if checkpoint.quantization_config is None:
+        return []
+    # By what is stored: an embedding matches no scheme, whatever config.json says about linear modules.
+    return [name for name in checkpoint.matrix_modules() if stored_format(checkpoint.module_tensors(name)) != "dense"]
+
+
+def _quantises_activations(checkpoint: Checkpoint, module: str) -> bool:
+    config = checkpoint.quantization_config or {}
+    if config.get("quant_method") == "bitsandbytes":
+        return declared_format(checkpoint, module) == "bitsandbytes-int8"
+    scheme = quantization_scheme(checkpoint, module)
+    return scheme is not None and scheme.input_activations is not None

@@ -1,0 +1,70 @@
+"""Batched generation with a shared start against one prompt at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from aird.chat import chat_tokens
+from aird.generation import _prefix_cache, generate
+from aird.hooks import addition
+from aird.models import load_model, load_tokenizer
+
+INSTRUCTIONS = ["How do I bake bread?", "Say hi.", "Explain how a bicycle pump works, step by step.", "Why?"]
+
+
+@pytest.fixture(params=["llama", "qwen2"])
+def loaded(tiny_folder: Callable[[str], Path], request: pytest.FixtureRequest) -> tuple[Any, Any, list[list[int]]]:
+    folder = tiny_folder(request.param)
+    tokenizer = load_tokenizer(folder)
+    return load_model(folder), tokenizer, [chat_tokens(tokenizer, text) for text in INSTRUCTIONS]
+
+
+@torch.no_grad()
+def one_by_one(model: Any, prompt: list[int], count: int, stops: set[int]) -> list[int]:
+    ids = list(prompt)
+    for _ in range(count):
+        token = int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())
+        if token in stops:
+            break
+        ids.append(token)
+    return ids[len(prompt) :]
+
+
+def stops_of(model: Any) -> set[int]:
+    stop = model.generation_config.eos_token_id
+    return set(stop if isinstance(stop, list) else [stop])
+
+
+def test_a_batch_equals_greedy_decoding_one_by_one(loaded: tuple[Any, Any, list[list[int]]]) -> None:
+    model, tokenizer, prompts = loaded
+    assert _prefix_cache(model, prompts[0][:3]) is not None
+    expected = [one_by_one(model, prompt, 8, stops_of(model)) for prompt in prompts]
+    assert generate(model, tokenizer, prompts, 8, batch_size=3) == expected
+    assert len({tuple(ids) for ids in expected}) > 1
+
+
+def test_hooks_act_on_the_shared_start_too(loaded: tuple[Any, Any, list[list[int]]]) -> None:
+    model, tokenizer, prompts = loaded
+    vector = 4 * torch.randn(128, generator=torch.Generator().manual_seed(3))
+    with addition(model.model.layers[1], vector):
+        expected = [one_by_one(model, prompt, 6, stops_of(model)) for prompt in prompts]
+        assert generate(model, tokenizer, prompts, 6) == expected
+    assert generate(model, tokenizer, prompts, 6) != expected
+
+
+def test_suppressed_tokens_do_not_begin_a_continuation(loaded: tuple[Any, Any, list[list[int]]]) -> None:
+    model, tokenizer, prompts = loaded
+    first = {ids[0] for ids in generate(model, tokenizer, prompts, 4) if ids}
+    again = generate(model, tokenizer, prompts, 4, begin_suppress_tokens=sorted(first))
+    assert first and not first & {ids[0] for ids in again if ids}
+
+
+def test_one_prompt_and_equal_prompts(loaded: tuple[Any, Any, list[list[int]]]) -> None:
+    model, tokenizer, prompts = loaded
+    alone = generate(model, tokenizer, prompts[:1], 5)
+    assert generate(model, tokenizer, [prompts[0]] * 3, 5) == alone * 3
