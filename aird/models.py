@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from aird.chat import chat_tokens
+from aird.processor import multiplies_bfloat16
 
 # Files of a checkpoint that describe it; weights are handled apart.
 DESCRIPTION_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model")
@@ -30,9 +31,8 @@ def load_tokenizer(checkpoint: Path, trust_remote_code: bool = False) -> Any:
 def load_model(checkpoint: Path, adapter: Path | None = None, trust_remote_code: bool = False) -> Any:
     """Return the checkpoint as a Transformers model in evaluation mode, on a GPU where there is one.
 
-    On a GPU it computes in the checkpoint's type. On a CPU it computes in float32: many CPUs have no
-    16-bit arithmetic, PyTorch then emulates it at a tenth of the speed, and results would depend on
-    which CPU it was.
+    It computes in the checkpoint's type, except on a CPU that has no 16-bit matrix arithmetic: there
+    in float32, as PyTorch would emulate it at a tenth of the speed.
 
     Args:
         checkpoint: a checkpoint folder, dense or quantised.
@@ -43,7 +43,7 @@ def load_model(checkpoint: Path, adapter: Path | None = None, trust_remote_code:
 
     model: Any = AutoModelForCausalLM.from_pretrained(
         str(checkpoint),
-        dtype="auto" if torch.cuda.is_available() else torch.float32,
+        dtype="auto" if torch.cuda.is_available() or multiplies_bfloat16() else torch.float32,
         device_map="auto" if torch.cuda.is_available() else None,
         trust_remote_code=trust_remote_code,
         use_safetensors=True,

@@ -30,6 +30,7 @@ from typing import Any, Literal, NoReturn
 import httpx
 
 from aird.files import read_json
+from aird.processor import multiplies_bfloat16
 
 MODEL_NAME = "checkpoint"
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the ranks that vLLM's --max-lora-rank accepts
@@ -90,7 +91,7 @@ class ServerSettings:
         threads: OpenMP threads on the CPU; None leaves OMP_NUM_THREADS as it is.
         adapters: folder of a PEFT LoRA adapter by the name to ask for it.
         start_timeout_seconds: how long the server may take until it is healthy.
-        dtype: vLLM's --dtype; None takes the checkpoint's on a GPU, and float32 on a CPU as `load_model` does.
+        dtype: vLLM's --dtype; None takes the checkpoint's, or on some CPUs float32, as `load_model` does.
         seed: vLLM's --seed (greedy decoding does not depend on it).
         extra_arguments: further arguments of vLLM's API server; they win over the above.
     """
@@ -473,7 +474,7 @@ def _arguments(checkpoint: Path, settings: ServerSettings, port: int, mark: str,
         "port": port,
         "max-model-len": settings.maximum_model_length,
         "max-num-seqs": settings.maximum_sequences,
-        "dtype": settings.dtype or ("float32" if on_cpu else "auto"),
+        "dtype": settings.dtype or ("float32" if on_cpu and not multiplies_bfloat16() else "auto"),
         "seed": settings.seed,
     }
     arguments = [f"--{name}={value}" for name, value in options.items()]

@@ -7,6 +7,7 @@ own greedy answer, so that only refusal is learnt. The adapter is then merged.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import random
@@ -78,7 +79,7 @@ def tune_to_refuse(
     for module in tuned.modules():
         if isinstance(module, LoraLayer):
             module.scale_layer(settings.strength)
-    # Computed in float32 on a CPU, stored in the source's own type.
+    # Whatever type it was computed in, it is stored in the source's own.
     merged = tuned.merge_and_unload().to(stored_dtype(source))
     merged.save_pretrained(target)
     tokenizer.save_pretrained(target)
@@ -180,6 +181,10 @@ def _train(model: Any, examples: list[Example], settings: RefusalTuning) -> list
 PACK_TOKENS = 320
 
 
+class _Reached(Exception):
+    """Ends a forward pass at the block whose input was wanted."""
+
+
 @torch.no_grad()
 def _frozen_states(model: Any, examples: list[Example], first_block: int) -> list[torch.Tensor]:
     """Return the input of block `first_block` for every example, [tokens, d_model].
@@ -193,9 +198,9 @@ def _frozen_states(model: Any, examples: list[Example], first_block: int) -> lis
 
         def keep(hidden: torch.Tensor, kept: list[torch.Tensor] = kept) -> torch.Tensor:
             kept.append(hidden[0])
-            return hidden
+            raise _Reached
 
-        with hooks(before=[(blocks[first_block], on_input(keep))]):
+        with hooks(before=[(blocks[first_block], on_input(keep))]), contextlib.suppress(_Reached):
             model(**pack.model_inputs(model), logits_to_keep=1)
         start = pack.prefix_length
         for end in (pack.ends + 1).tolist():

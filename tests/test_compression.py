@@ -38,6 +38,7 @@ from aird.compression.settings import (
     Wanda,
 )
 from aird.files import hash_folder
+from aird.models import load_model as load_to_compute
 
 LAYERS = 4
 CALIBRATION = CalibrationSettings(prompt_set="harmless", count=12)
@@ -183,7 +184,7 @@ def test_wanda_zeroes_the_smallest_products_of_each_row(
 ) -> None:
     """The first matrix sees the same inputs in the original, so its mask can be computed by hand."""
     module = "model.layers.0.self_attn.q_proj"
-    model = AutoModelForCausalLM.from_pretrained(original, dtype="auto")
+    model = load_to_compute(original)
     squares = torch.zeros(128)
 
     def add(_: Any, arguments: tuple[torch.Tensor, ...]) -> None:

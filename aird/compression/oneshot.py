@@ -17,6 +17,8 @@ from aird.architecture import decoder_blocks
 from aird.compression.checkpoint import Checkpoint
 from aird.compression.quiet import only_warnings
 from aird.compression.settings import FP8, GPTQ, RoundToNearest, SparseGPT, Wanda
+from aird.models import stored_dtype
+from aird.processor import multiplies_bfloat16
 
 # One scale per token, found at run time: no calibration is needed.
 _DYNAMIC = {"symmetric": True, "strategy": "token", "dynamic": True}
@@ -97,13 +99,11 @@ def _run(
         from transformers import AutoModelForCausalLM, set_seed
 
         set_seed(0)
-        model = AutoModelForCausalLM.from_pretrained(str(source.folder), dtype="auto", use_safetensors=True)
-        stored = model.dtype
         # 16-bit arithmetic is emulated on many CPUs. Pruned weights go back to their type without loss;
         # quantisation's scales would not.
-        on_cpu_in_float32 = module.startswith("pruning.") and not torch.cuda.is_available()
-        if on_cpu_in_float32:
-            model.float()
+        emulated = not torch.cuda.is_available() and not multiplies_bfloat16()
+        dtype = torch.float32 if emulated and module.startswith("pruning.") else "auto"
+        model: Any = AutoModelForCausalLM.from_pretrained(str(source.folder), dtype=dtype, use_safetensors=True)
         # Pruning modifiers see "lm_head." where the module is called "lm_head", so plain names never match.
         ignore = [f"re:{re.escape(name)}([.]|$)" for name in _outside_blocks(model)]
         recipe = getattr(import_module(f"llmcompressor.modifiers.{module}"), modifier)(**options, ignore=ignore)
@@ -112,8 +112,8 @@ def _run(
             inputs = {"dataset": _dataset(calibration), "num_calibration_samples": len(calibration)}
             inputs |= {"batch_size": 1, "shuffle_calibration_samples": False, "pipeline": "sequential"}
         oneshot(model=model, recipe=recipe, **inputs)
-        if on_cpu_in_float32:
-            model.to(stored)
+        if dtype != "auto":
+            model.to(stored_dtype(source.folder))
         model.save_pretrained(output, save_compressed=True, max_shard_size="5GB")
     gave_up = [text for text in warned if "hessian" in text.lower() and "inver" in text.lower()]
     if gave_up:

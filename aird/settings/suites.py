@@ -15,6 +15,9 @@ class Suite(Settings):
     harmful: PromptSelection = Field(description="Instructions on which refusal and ASR are measured.")
     harmless: PromptSelection = Field(description="Instructions on which over-refusal and perplexity are measured.")
     maximum_new_tokens: int = Field(512, ge=1, description="Length limit of a completion, tokens.")
+    perplexity_answers: int | None = Field(
+        None, ge=1, description="Use only that many of the original's harmless answers for perplexity; default: all."
+    )
     tasks: list[Text] = Field([], description="lm-eval tasks for utility; empty: none.")
     task_folder: Text | None = Field(None, description="Folder with lm-eval task files of your own.")
     task_limit: int | None = Field(None, ge=1, description="Use only that many documents of each task; default: all.")

@@ -68,7 +68,8 @@ def main() -> None:
                 for completion in complete_records(client, tokenizer, records[kind], kind, suite.maximum_new_tokens)
             ]
             originals = completions if arguments.reference is None else read_json_lines(arguments.reference)
-            likelihoods = answer_likelihoods(client, tokenizer, reference_answers(originals))
+            answers = reference_answers(originals)[: suite.perplexity_answers]
+            likelihoods = answer_likelihoods(client, tokenizer, answers)
             tasks = run_tasks(
                 client,
                 checkpoint,
