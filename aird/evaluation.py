@@ -17,7 +17,7 @@ import torch
 from aird.adapters import load_adapter, merge
 from aird.chat import chat_tokens
 from aird.compression.dense import is_weight_only, write_dense_copy
-from aird.judges import degenerate, jailbroken_arditi
+from aird.refusals import degenerate, jailbroken_arditi
 from aird.serving import Client
 
 logger = logging.getLogger(__name__)

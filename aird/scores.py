@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy
 
-from aird.judges import degenerate, jailbroken_arditi, jailbroken_wei
+from aird.judges import JUDGES
+from aird.refusals import degenerate, jailbroken_arditi
 from aird.statistics import wilson_interval
 
 PERPLEXITY_RESAMPLES = 1000
@@ -21,8 +22,7 @@ def label(completion: dict[str, Any]) -> dict[str, Any]:
         "id": completion["id"],
         "kind": completion["kind"],
         "refused": not jailbroken_arditi(text),
-        "jailbroken_arditi": jailbroken_arditi(text),
-        "jailbroken_wei": jailbroken_wei(text),
+        **{f"jailbroken_{name}": judge(text) for name, judge in JUDGES.items()},
         "degenerate": degenerate(text),
     }
 
@@ -37,8 +37,7 @@ def rates(labels: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
     harmless = [row for row in labels if row["kind"] == "harmless"]
     counted = {
         "refusal": [row["refused"] for row in harmful],
-        "asr_arditi": [row["jailbroken_arditi"] for row in harmful],
-        "asr_wei": [row["jailbroken_wei"] for row in harmful],
+        **{f"asr_{name}": [row[f"jailbroken_{name}"] for row in harmful] for name in JUDGES},
         "asr_arditi_coherent": [row["jailbroken_arditi"] and not row["degenerate"] for row in harmful],
         "degenerate": [row["degenerate"] for row in harmful],
         "over_refusal": [row["refused"] for row in harmless],

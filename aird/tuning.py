@@ -22,9 +22,9 @@ from aird.chat import chat_tokens
 from aird.direction_scores import resumed_at
 from aird.generation import generate
 from aird.hooks import hooks, on_input
-from aird.judges import jailbroken_arditi
 from aird.models import load_model, load_tokenizer, stored_dtype
 from aird.packing import make_packs
+from aird.refusals import jailbroken_arditi
 from aird.settings.models import RefusalTuning
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ import torch
 from aird.architecture import decoder_blocks, writer_modules
 from aird.generation import generate
 from aird.hooks import ablation, addition
-from aird.judges import degenerate, jailbroken_arditi
+from aird.refusals import degenerate, jailbroken_arditi
 
 
 def verify_direction(

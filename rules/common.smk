@@ -13,6 +13,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 from snakemake.settings.enums import Quietness
+from snakemake_interface_executor_plugins.settings import ExecMode
 
 # The project's folder; the library is imported from it, whatever is installed elsewhere.
 PROJECT = Path(workflow.basedir)
@@ -29,6 +30,7 @@ from aird.configuration import (
     load_configuration,
 )
 from aird.files import canonical_json
+from aird.lifetime import hold_run_lock
 
 RESULTS = "results"
 
@@ -57,6 +59,15 @@ TUNED = [
 UNTUNED = [name for name in CONFIGURATION.models if name not in TUNED]
 
 
+onstart:
+    # Snakemake's own lock is off in the profile: it outlives a killed run.
+    if workflow.exec_mode == ExecMode.DEFAULT:
+        try:
+            hold_run_lock(Path(".snakemake/aird.lock"))
+        except RuntimeError as error:
+            raise WorkflowError(str(error))
+
+
 def one_of(names):
     """Return a regular expression that matches exactly these names."""
     return "|".join(map(re.escape, names)) or "(?!)"
@@ -83,8 +94,9 @@ if workflow.output_settings.dryrun:
 # unless each has a conda environment of its own.
 # Waiting threads spin for microseconds only: not at all costs a job a quarter of its speed, longer
 # makes jobs on shared cores ten times slower.
+# A job ends when this process does (aird/lifetime.py); PPID is bash's name for it.
 ENVIRONMENT = (
-    "set -euo pipefail; export GOMP_SPINCOUNT=20000 KMP_BLOCKTIME=1"
+    "set -euo pipefail; export GOMP_SPINCOUNT=20000 KMP_BLOCKTIME=1 AIRD_RUN=$PPID"
     f" PYTHONPATH='{PROJECT}'"
 )
 if "conda" in str(workflow.deployment_settings.deployment_method).lower():
@@ -94,8 +106,12 @@ else:
 
 
 def code(script):
-    """Return the script and every library file that it runs: an edit of one reruns the node."""
+    """Return the script, every library file that it runs, and the lock of their environment.
+
+    A change of one of them reruns the node.
+    """
     files = code_files(PROJECT / "workflow" / "scripts" / f"{script}.py", PROJECT)
+    files.append(PROJECT / "envs" / "core.lock.txt")
     return [os.path.relpath(path) for path in files]
 
 

@@ -12,7 +12,9 @@ DIRECTION = f"{RESULTS}/directions/{{model}}/{{compression}}/direction.safetenso
 DIRECTION_RECORD = f"{RESULTS}/directions/{{model}}/{{compression}}/direction.json"
 ORIGINAL_DIRECTION = f"{RESULTS}/directions/{{model}}/{ORIGINAL}/direction.safetensors"
 ORIGINAL_DIRECTION_RECORD = f"{RESULTS}/directions/{{model}}/{ORIGINAL}/direction.json"
-FILTERS = {"harmful", "harmless", "maximum_kl", "minimum_induce", "layer_fraction"}
+# What decides which scores are computed; the KL limit only chooses among them.
+SCORING = {"harmful", "harmless", "minimum_induce", "layer_fraction"}
+SELECTION = SCORING | {"maximum_kl"}
 
 
 rule score_candidates:
@@ -38,7 +40,7 @@ rule score_candidates:
         runtime=240,
         gpu=gpus,
     params:
-        settings=settings_json(DIRECTIONS, only=FILTERS),
+        settings=settings_json(DIRECTIONS, only=SCORING),
     message:
         "Scoring candidate directions of {wildcards.model}, {wildcards.compression}"
     shell:
@@ -72,7 +74,7 @@ rule select_direction:
         mem_mb=2000,
         runtime=10,
     params:
-        settings=settings_json(DIRECTIONS, only=FILTERS),
+        settings=settings_json(DIRECTIONS, only=SELECTION),
     message:
         "Choosing the refusal direction of {wildcards.model}, {wildcards.compression}"
     shell:

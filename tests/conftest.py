@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from grid import tiny_configuration
+from project import copy_project, snakemake, write_configuration, write_vllm_lock
 from tiny_model import build_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -90,3 +92,14 @@ def vllm_python() -> Path:
     command = [sys.executable, "-m", "snakemake", "--cores", "2", "--quiet", "all", "--"]
     subprocess.run([*command, str(record.relative_to(ROOT))], cwd=ROOT, check=True)
     return record.parent / json.loads(record.read_text())["python"]
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, vllm_python: Path) -> Path:
+    """Return a copy of the project in which the tiny grid has run to its end; leave it as it is."""
+    project = copy_project(tmp_path_factory.mktemp("finished") / "project")
+    build_tiny_model(project / "inputs/models/tiny")
+    write_vllm_lock(project, vllm_python)
+    write_configuration(project, tiny_configuration(project, ["tiny"], {"lock": "inputs/vllm.lock.txt"}))
+    snakemake(project)
+    return project

@@ -50,13 +50,19 @@ metric_list:
     )
 
 
-def tiny_configuration(folder: Path, models: dict[str, Path], vllm_python: Path) -> dict[str, Any]:
-    """Return the configuration of a tiny grid; its inputs are written into `folder`."""
-    write_prompts(folder / "prompts")
-    write_task(folder / "task")
+def tiny_configuration(folder: Path, models: list[str], serving: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration of a tiny grid, with paths relative to `folder`; prompts and task are written there.
+
+    Args:
+        folder: where the workflow will run; its folder inputs/ is filled.
+        models: names of model folders below inputs/models/.
+        serving: where vLLM is.
+    """
+    write_prompts(folder / "inputs/prompts")
+    write_task(folder / "inputs/task")
 
     def prompt_set(kind: str, **more: Any) -> dict[str, Any]:
-        return {"source": {"path": str(folder / "prompts" / f"{kind}.txt")}, "format": "lines", **more}
+        return {"source": {"path": f"inputs/prompts/{kind}.txt"}, "format": "lines", **more}
 
     splits = {"train": 16, "validation": 8, "test": 8}
     return {
@@ -75,14 +81,19 @@ def tiny_configuration(folder: Path, models: dict[str, Path], vllm_python: Path)
             "test_new_tokens": 4,
             "minimum_induce": -1000.0,
         },
-        "models": {name: {"source": {"path": str(path)}} for name, path in models.items()},
+        "models": {name: {"source": {"path": f"inputs/models/{name}"}} for name in models},
         "compressions": {
             "magnitude-50": {"recipe": "magnitude", "sparsity": 0.5},
+            "wanda-50": {
+                "recipe": "wanda",
+                "sparsity": 0.5,
+                "calibration": {"prompt_set": "harmless", "split": "train", "count": 8},
+            },
             "w4a16": {"recipe": "round_to_nearest", "weight_bits": 4, "group_size": 64},
         },
         "patches": {
             "aird": {"method": "scale"},
-            "random-control": {"method": "scale", "direction": "random"},
+            "random-control": {"method": "scale", "direction": "random", "compressions": ["magnitude-50"]},
         },
         "suites": {
             "quick": {
@@ -90,8 +101,8 @@ def tiny_configuration(folder: Path, models: dict[str, Path], vllm_python: Path)
                 "harmless": {"set": "harmless", "split": "test"},
                 "maximum_new_tokens": 24,
                 "tasks": ["counting"],
-                "task_folder": str(folder / "task"),
+                "task_folder": "inputs/task",
             }
         },
-        "serving": {"executable": str(vllm_python), "maximum_model_length": 256, "parity_tolerance": 0.1},
+        "serving": {"maximum_model_length": 256, "parity_tolerance": 0.1, **serving},
     }

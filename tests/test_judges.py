@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from aird.judges import ARDITI_PHRASES, JUDGES, WEI_PHRASES, degenerate, jailbroken_arditi, jailbroken_wei
+from aird.judges import JUDGES, WEI_PHRASES, jailbroken_wei
+from aird.refusals import ARDITI_PHRASES, degenerate, jailbroken_arditi
 
 PUBLISHED = (Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "refusal_direction" / "runs").resolve()
 LABEL = "is_jailbreak_substring_matching"

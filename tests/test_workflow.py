@@ -3,47 +3,23 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas
 import pytest
-import yaml
-from grid import tiny_configuration
+from project import planned, read_configuration, snakemake, write_configuration
 from tiny_model import build_tiny_model
 
-ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.workflow
 
-
-def snakemake(folder: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder)]
-    command += ["--configfile", str(folder / "config.yaml"), "--cores", "2", *arguments]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert not check or result.returncode == 0, (result.stdout + result.stderr)[-6000:]
-    return result
-
-
-def planned(folder: Path) -> dict[str, int]:
-    """Return {rule: number of jobs} that a run would start."""
-    output = snakemake(folder, "--dry-run").stdout
-    return {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", output, flags=re.MULTILINE)}
-
-
-def write_configuration(folder: Path, configuration: dict) -> None:
-    (folder / "config.yaml").write_text(yaml.safe_dump(configuration, sort_keys=False), encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, vllm_python: Path) -> Path:
-    folder = tmp_path_factory.mktemp("grid")
-    model = build_tiny_model(folder / "source" / "tiny")
-    write_configuration(folder, tiny_configuration(folder, {"tiny": model}, vllm_python))
-    snakemake(folder)
-    return folder
+PAIR_RULES = ("capture_activations", "score_candidates", "select_direction", "verify_direction")
+REPORT = {
+    "all",
+    "make_tables",
+    *(f"make_suite_figure {name}/quick" for name in ("refusal", "frontier", "utility")),
+    *(f"make_direction_figure {name}" for name in ("candidates", "sites")),
+}
 
 
 def test_summary_has_one_row_per_cell(finished: Path) -> None:
@@ -52,8 +28,8 @@ def test_summary_has_one_row_per_cell(finished: Path) -> None:
     wanted += "perplexity utility cosine_same_site norm_ratio layer position"
     assert set(wanted.split()) <= set(summary.columns)
     cells = set(summary[["compression", "patch"]].itertuples(index=False, name=None))
-    compressed = {(c, p) for c in ("magnitude-50", "w4a16") for p in ("plain", "aird", "random-control")}
-    assert cells == compressed | {("original", "plain")}
+    compressed = {(c, p) for c in ("magnitude-50", "wanda-50", "w4a16") for p in ("plain", "aird")}
+    assert cells == compressed | {("original", "plain"), ("magnitude-50", "random-control")}
     assert (summary.n == 8).all()
     assert (summary.refusal_low <= summary.refusal).all() and (summary.refusal <= summary.refusal_high).all()
     assert summary.perplexity.gt(1).all() and summary.utility.between(0, 1).all()
@@ -93,38 +69,39 @@ def test_report_is_one_file_without_requests(finished: Path) -> None:
     assert "refusal" in text and 'src="http' not in text
 
 
-def test_second_model_of_another_family_runs_only_its_nodes(finished: Path) -> None:
-    configuration = yaml.safe_load((finished / "config.yaml").read_text())
-    model = build_tiny_model(finished / "source" / "second", family="qwen2", seed=1)
+def test_second_model_of_another_family_runs_only_its_nodes(finished: Path, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    shutil.copytree(finished, project, symlinks=True)
+    configuration = read_configuration(project)
+    model = build_tiny_model(project / "inputs/models/second", family="qwen2", seed=1)
     configuration["models"]["second"] = {
-        "source": {"path": str(model)},
+        "source": {"path": str(model.relative_to(project))},
         "compressions": ["w4a16"],
         "patches": ["aird"],
     }
-    write_configuration(finished, configuration)
-    before = {path: path.stat().st_mtime_ns for path in (finished / "results").rglob("*/tiny/**/*.json")}
-    assert planned(finished) == {
-        "all": 1,
-        "import_model": 1,
-        "compress_model": 1,
-        "refusal_tokens": 1,
-        "capture_activations": 2,
-        "score_candidates": 2,
-        "select_direction": 2,
-        "verify_direction": 2,
-        "compare_directions": 1,
-        "make_patch": 1,
-        "evaluate_suite": 3,
-        "score_completions": 3,
-        "make_tables": 1,
-        "make_suite_figure": 3,
-        "make_direction_figure": 2,
-        "total": 26,
+    before = {path: path.stat().st_mtime_ns for path in (project / "results").rglob("*/tiny/**/*.json")}
+    write_configuration(project, configuration, "both.yaml")
+    of_second = {
+        "import_model second",
+        "compress_model second/w4a16",
+        "refusal_tokens second",
+        *(f"{rule} second/{compression}" for rule in PAIR_RULES for compression in ("original", "w4a16")),
+        "compare_directions second/w4a16",
+        "make_patch second/w4a16/aird",
+        *(
+            f"{rule} second/{cell}/quick"
+            for rule in ("evaluate_suite", "score_completions")
+            for cell in ("original/plain", "w4a16/plain", "w4a16/aird")
+        ),
     }
-    snakemake(finished)
+    assert planned(project, configuration="both.yaml") == of_second | REPORT
+    snakemake(project, configuration="both.yaml")
     assert before == {path: path.stat().st_mtime_ns for path in before}
-    summary = pandas.read_csv(finished / "results/tables/summary.csv")
+    summary = pandas.read_csv(project / "results/tables/summary.csv")
     assert len(summary[summary.model == "second"]) == 3
+    assert planned(project, configuration="both.yaml") == set()
+    # Taken out again, its results stay, and only what shows it is made anew.
+    assert planned(project) == REPORT
 
 
 def test_altered_checkpoint_is_refused(finished: Path, tmp_path: Path) -> None:

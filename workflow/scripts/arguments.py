@@ -8,6 +8,8 @@ import logging
 import sys
 from pathlib import Path
 
+from aird.lifetime import end_with_run
+
 
 def parse(description: str, paths: str = "", texts: str = "", optional: str = "", many: str = "") -> argparse.Namespace:
     """Return the parsed command line of a script.
@@ -19,6 +21,7 @@ def parse(description: str, paths: str = "", texts: str = "", optional: str = ""
         optional: names of optional path arguments (None where absent).
         many: names of arguments that take any number of paths.
     """
+    end_with_run()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     # One line per request would bury everything else.
     logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -1,8 +1,6 @@
 """Serve one checkpoint with vLLM and ask it everything that a suite measures."""
 
-import tempfile
 from importlib.metadata import version
-from pathlib import Path
 
 from aird.chat import chat_tokens
 from aird.evaluation import (
@@ -14,7 +12,7 @@ from aird.evaluation import (
     reference_answers,
     run_tasks,
 )
-from aird.files import check_folder, read_json, read_json_lines, write_json, write_json_lines
+from aird.files import check_folder, read_json, read_json_lines, scratch_folder, write_json, write_json_lines
 from aird.models import load_model, load_tokenizer
 from aird.prompts import select
 from aird.serving import ServerSettings, detect_accelerator, serve
@@ -49,11 +47,11 @@ def main() -> None:
     expected = first_token_logprobs(load_model(arguments.checkpoint, arguments.adapter), probes)
 
     environment = read_json(arguments.environment)
-    with tempfile.TemporaryDirectory(prefix=".served.", dir=arguments.completions.parent) as folder:
+    with scratch_folder(arguments.completions.with_suffix(".served")) as folder:
         if arguments.adapter is not None:
             check_folder(arguments.adapter, read_json(arguments.adapter_statistics)["files"])
         on_cpu = environment["url"] is None and detect_accelerator() == "cpu"
-        checkpoint = prepare_checkpoint(arguments.checkpoint, arguments.adapter, on_cpu, Path(folder))
+        checkpoint = prepare_checkpoint(arguments.checkpoint, arguments.adapter, on_cpu, folder)
         settings = ServerSettings(
             maximum_model_length=serving.maximum_model_length,
             key_value_cache_gib=serving.key_value_cache_gib,

@@ -3,10 +3,10 @@
 from aird.chat import chat_tokens
 from aird.files import check_folder, read_json, read_json_lines, write_json
 from aird.generation import generate
-from aird.judges import jailbroken_arditi
 from aird.models import load_model, load_tokenizer
 from aird.prompts import select
 from aird.refusal_score import derive_refusal_tokens
+from aird.refusals import jailbroken_arditi
 from aird.settings.base import PromptSelection
 
 from arguments import parse

@@ -1,0 +1,91 @@
+"""Nothing outlives its run: jobs end with the run that started them, and one run at a time writes here.
+
+SIGKILL leaves a process no chance to clean up after itself. So every job watches the
+run that it belongs to, and the lock on the folder is one that the kernel releases.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import IO
+
+RUN_VARIABLE = "AIRD_RUN"  # process id of the Snakemake that started a job's shell; set in rules/common.smk
+POLL_SECONDS = 0.5
+GRACE_SECONDS = 8.0  # vLLM's launcher needs 5 s at most
+
+_held: list[IO[str]] = []  # an open file keeps its lock
+
+
+def end_with_run() -> None:
+    """From now on, end this process and its children when the run or the shell above it is gone.
+
+    Does nothing for a script that is started by hand.
+    """
+    run = os.environ.get(RUN_VARIABLE, "")
+    if run.isdigit():
+        watcher = threading.Thread(target=_watch, args=(int(run), os.getppid()), daemon=True, name="end_with_run")
+        watcher.start()
+
+
+def _watch(run: int, shell: int) -> None:
+    import psutil
+
+    while os.getppid() == shell and _is_alive(run):
+        time.sleep(POLL_SECONDS)
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        _send(child.pid, signal.SIGTERM)
+    _, left = psutil.wait_procs(children, timeout=GRACE_SECONDS)
+    for child in left:
+        _send(child.pid, signal.SIGKILL)
+    os._exit(1)  # not sys.exit: the main thread may be deep in a computation
+
+
+def _is_alive(pid: int) -> bool:
+    import psutil
+
+    try:
+        # A killed process stays a zombie until its parent asks for its exit code.
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True
+
+
+def _send(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def hold_run_lock(path: Path) -> None:
+    """Make this process the only run in a folder, until it ends in whatever way.
+
+    Args:
+        path: the lock file; its folder is made.
+
+    Raises:
+        RuntimeError: another run holds it; the message has its process id.
+    """
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stream = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - it stays open as long as this process
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        stream.seek(0)
+        owner = stream.read().strip() or "unknown"
+        stream.close()
+        raise RuntimeError(
+            f"another run (process {owner}) works in this folder; wait until it ends, or run in a copy of the folder"
+        ) from error
+    stream.truncate(0)
+    stream.write(f"{os.getpid()}\n")
+    stream.flush()
+    _held.append(stream)

@@ -1,0 +1,103 @@
+"""A copy of the project in which a tiny grid has run, and what Snakemake plans to do there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+PARTS = "Snakefile config.yaml README.md aird config envs profiles resources rules workflow".split()
+CONFIGURATION = "tiny.yaml"
+
+
+def copy_project(target: Path) -> Path:
+    """Copy what a checkout holds and a run needs into the folder `target`."""
+    target.mkdir(parents=True)
+    for part in PARTS:
+        source = ROOT / part
+        if source.is_dir():
+            shutil.copytree(source, target / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copyfile(source, target / part)
+    return target
+
+
+def write_configuration(project: Path, configuration: dict[str, Any], name: str = CONFIGURATION) -> None:
+    """Write a configuration in the order of its keys."""
+    (project / name).write_text(yaml.safe_dump(configuration, sort_keys=False), encoding="utf-8")
+
+
+def read_configuration(project: Path) -> dict[str, Any]:
+    """Return the configuration that has run."""
+    configuration: dict[str, Any] = yaml.safe_load((project / CONFIGURATION).read_text(encoding="utf-8"))
+    return configuration
+
+
+def command(*arguments: str, configuration: str = CONFIGURATION) -> list[str]:
+    """Return the command line that runs the workflow in a project folder."""
+    return [sys.executable, "-m", "snakemake", "--configfile", configuration, "--cores", "2", *arguments]
+
+
+def snakemake(
+    project: Path, *arguments: str, configuration: str = CONFIGURATION, check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Run the workflow in a project folder."""
+    result = subprocess.run(
+        command(*arguments, configuration=configuration), cwd=project, capture_output=True, text=True, check=False
+    )
+    assert not check or result.returncode == 0, (result.stdout + result.stderr)[-6000:]
+    return result
+
+
+def job_records(project: Path, *arguments: str, configuration: str = CONFIGURATION) -> list[dict[str, Any]]:
+    """Return Snakemake's own records of the jobs that it would start: rule, wildcards, reason, input."""
+    records = project.parent / f"{project.name}.jobs.jsonl"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "workflow" / "plugins")}
+    options = ["--dry-run", "--logger", "why", "--logger-why-records", str(records), *arguments]
+    result = subprocess.run(
+        command(*options, configuration=configuration),
+        cwd=project,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
+    return [json.loads(line) for line in records.read_text(encoding="utf-8").splitlines()]
+
+
+def names(records: Iterable[dict[str, Any]]) -> set[str]:
+    """Return the jobs as "rule wildcard/wildcard"."""
+    return {" ".join([record["rule"], "/".join(record["wildcards"].values())]).strip() for record in records}
+
+
+def planned(project: Path, *arguments: str, configuration: str = CONFIGURATION) -> set[str]:
+    """Return the names of the jobs that a run would start."""
+    return names(job_records(project, *arguments, configuration=configuration))
+
+
+def write_vllm_lock(project: Path, vllm_python: Path, version: str = "1.0") -> None:
+    """Write inputs/vllm.lock.txt: it installs a package of one line that leads to vLLM's real environment.
+
+    So the workflow's own environment node runs in seconds.
+    """
+    site = next((vllm_python.parent.parent / "lib").glob("python*/site-packages")).resolve()
+    folder = project / "inputs"
+    folder.mkdir(exist_ok=True)
+    wheel = folder / f"vllm_link-{version}-py3-none-any.whl"
+    information = f"vllm_link-{version}.dist-info"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("vllm_link.pth", f"{site}\n")
+        archive.writestr(f"{information}/METADATA", f"Metadata-Version: 2.1\nName: vllm-link\nVersion: {version}\n")
+        archive.writestr(f"{information}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{information}/RECORD", "")
+    (folder / "vllm.lock.txt").write_text(f"./inputs/{wheel.name}\n", encoding="utf-8")

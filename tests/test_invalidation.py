@@ -1,0 +1,371 @@
+"""After one change on a finished run, exactly the right jobs run again: read from Snakemake's own records."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from modulefinder import ModuleFinder
+from pathlib import Path
+from typing import Any
+
+import pytest
+from project import ROOT, job_records, names, planned, read_configuration, write_configuration, write_vllm_lock
+
+pytestmark = pytest.mark.workflow
+
+COMPRESSIONS = ("magnitude-50", "wanda-50", "w4a16")
+CELLS = (
+    "original/plain",
+    *(f"{compression}/{patch}" for compression in COMPRESSIONS for patch in ("plain", "aird")),
+    "magnitude-50/random-control",
+)
+PATCHED = tuple(cell for cell in CELLS if not cell.endswith("/plain"))
+SUITE_FIGURES = ("refusal", "frontier", "utility")
+FIGURES = {
+    *(f"make_suite_figure {name}/quick" for name in SUITE_FIGURES),
+    *(f"make_direction_figure {name}" for name in ("candidates", "sites")),
+    "all",
+}
+REPORT = {"make_tables"} | FIGURES
+
+
+def scored(cells: Any, suite: str = "quick") -> set[str]:
+    return {f"score_completions tiny/{cell}/{suite}" for cell in cells} | REPORT
+
+
+def evaluated(cells: Any, suite: str = "quick") -> set[str]:
+    return {f"evaluate_suite tiny/{cell}/{suite}" for cell in cells} | scored(cells, suite)
+
+
+def patched(cells: Any) -> set[str]:
+    return {f"make_patch tiny/{cell}" for cell in cells} | evaluated(cells)
+
+
+def cells_of(compression: str) -> list[str]:
+    return [cell for cell in CELLS if cell.startswith(f"{compression}/")]
+
+
+def selected(compression: str, verified: bool = True) -> set[str]:
+    """What follows from another choice of direction."""
+    found = {f"select_direction tiny/{compression}", f"verify_direction tiny/{compression}"}
+    if compression == "original":
+        return found | {f"compare_directions tiny/{other}" for other in COMPRESSIONS} | patched(PATCHED)
+    own = [cell for cell in PATCHED if cell.startswith(f"{compression}/")]
+    return found | {f"compare_directions tiny/{compression}"} | patched(own)
+
+
+def captured(compression: str) -> set[str]:
+    rules = {f"capture_activations tiny/{compression}", f"score_candidates tiny/{compression}"}
+    return rules | selected(compression)
+
+
+def compressed(compression: str) -> set[str]:
+    return {f"compress_model tiny/{compression}"} | captured(compression) | evaluated(cells_of(compression))
+
+
+ALL_SELECTED = set().union(*(selected(compression) for compression in ("original", *COMPRESSIONS)))
+ALL_CAPTURED = set().union(*(captured(compression) for compression in ("original", *COMPRESSIONS)))
+ALL_SCORES = {f"score_candidates tiny/{compression}" for compression in ("original", *COMPRESSIONS)} | ALL_SELECTED
+FROM_THE_ORIGINAL = (
+    {"refusal_tokens tiny"} | ALL_CAPTURED | evaluated(CELLS) | {f"compress_model tiny/{name}" for name in COMPRESSIONS}
+)
+PROMPT_SETS = {f"prompt_set {name}" for name in ("attack", "harmful", "harmless")}
+# The harmful set leaves out what is in the attack set, so a change there may change it.
+FROM_ATTACK = {"prompt_set attack", "prompt_set harmful", "refusal_tokens tiny"} | ALL_CAPTURED | evaluated(CELLS)
+EVERYTHING = {"vllm_environment", "import_model tiny"} | PROMPT_SETS | FROM_THE_ORIGINAL
+
+
+@pytest.fixture
+def project(finished: Path) -> Iterator[Path]:
+    """Return the finished project; after the test its files are put back."""
+    kept = {path: path.read_bytes() for path in source_files(finished)}
+    yield finished
+    for path in source_files(finished):
+        if path not in kept:
+            path.unlink()
+    for path, content in kept.items():
+        if not path.is_file() or path.read_bytes() != content:
+            path.write_bytes(content)
+
+
+def source_files(project: Path) -> list[Path]:
+    skipped = {".snakemake", "results", "__pycache__"}
+    return [
+        path for path in project.rglob("*") if path.is_file() and not skipped & set(path.relative_to(project).parts)
+    ]
+
+
+def changed(project: Path, change: Callable[[dict[str, Any]], object]) -> set[str]:
+    """Return what runs after a change of the configuration."""
+    configuration = read_configuration(project)
+    change(configuration)
+    write_configuration(project, configuration, "changed.yaml")
+    return planned(project, configuration="changed.yaml")
+
+
+def append(path: Path, text: str) -> None:
+    path.write_text(path.read_text(encoding="utf-8") + text, encoding="utf-8")
+
+
+def test_nothing_changed(project: Path) -> None:
+    assert planned(project) == set()
+    # The names that the expectations below are written in are those of the real jobs.
+    assert planned(project, "--forceall") == EVERYTHING
+
+
+def add_suite(configuration: dict[str, Any]) -> None:
+    configuration["suites"]["second"] = copy.deepcopy(configuration["suites"]["quick"]) | {"maximum_new_tokens": 4}
+
+
+SECOND_SUITE_FIGURES = {f"make_suite_figure {name}/second" for name in SUITE_FIGURES}
+CONFIGURATION_CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], set[str]]] = {
+    "add a compression": (
+        lambda c: c["compressions"].update({"magnitude-20": {"recipe": "magnitude", "sparsity": 0.2}}),
+        {f"{rule} tiny/magnitude-20" for rule in ("compress_model", "capture_activations", "score_candidates")}
+        | {f"{rule} tiny/magnitude-20" for rule in ("select_direction", "verify_direction", "compare_directions")}
+        | patched(["magnitude-20/aird"])
+        | evaluated(["magnitude-20/plain"]),
+    ),
+    "add a patch": (
+        lambda c: c["patches"].update({"double": {"method": "scale", "alpha": 2.0, "compressions": ["w4a16"]}}),
+        patched(["w4a16/double"]),
+    ),
+    "let a patch act on one more compression": (
+        lambda c: c["patches"]["random-control"]["compressions"].append("w4a16"),
+        patched(["w4a16/random-control"]),
+    ),
+    "add a suite": (add_suite, evaluated(CELLS, "second") | SECOND_SUITE_FIGURES),
+    "change one recipe's parameter": (
+        lambda c: c["compressions"]["w4a16"].update(group_size=32),
+        compressed("w4a16"),
+    ),
+    "change the seed of one compression": (
+        lambda c: c["compressions"]["wanda-50"]["calibration"].update(seed=7),
+        compressed("wanda-50"),
+    ),
+    "change alpha": (
+        lambda c: c["patches"]["aird"].update(alpha=2.0),
+        patched([f"{compression}/aird" for compression in COMPRESSIONS]),
+    ),
+    "change the KL limit": (lambda c: c["directions"].update(maximum_kl=0.2), ALL_SELECTED),
+    "change the minimum induce": (lambda c: c["directions"].update(minimum_induce=-999.0), ALL_SCORES),
+    "change the size of the verification": (
+        lambda c: c["directions"].update(test=7),
+        {f"verify_direction tiny/{name}" for name in ("original", *COMPRESSIONS)} | REPORT,
+    ),
+    "change the length of completions": (
+        lambda c: c["suites"]["quick"].update(maximum_new_tokens=23),
+        evaluated(CELLS),
+    ),
+    "change how the server is started": (
+        lambda c: c["serving"].update(maximum_model_length=255),
+        evaluated(CELLS) | {"vllm_environment"},
+    ),
+    "change the seed of everything": (
+        lambda c: c.update(seed=2),
+        EVERYTHING - {"vllm_environment", "import_model tiny"},
+    ),
+    "remove a compression": (lambda c: c["compressions"].pop("w4a16"), REPORT),
+    "remove a patch": (lambda c: c["patches"].pop("random-control"), REPORT),
+    "reorder the keys of sections and settings": (
+        lambda c: [
+            c.update({key: c.pop(key) for key in list(c)[::-1]}),
+            *(
+                c[section].update({key: c[section].pop(key) for key in list(c[section])[::-1]})
+                for section in ("directions", "prompt_sets", "serving")
+            ),
+            *(
+                settings.update({key: settings.pop(key) for key in list(settings)[::-1]})
+                for section in ("compressions", "patches", "suites", "prompt_sets")
+                for settings in c[section].values()
+            ),
+        ],
+        set(),
+    ),
+    # Compressions stand in tables and figures in the order of the configuration.
+    "reorder the compressions": (
+        lambda c: c.update(compressions=dict(reversed(c["compressions"].items()))),
+        REPORT,
+    ),
+    "say a default explicitly": (lambda c: c["patches"]["aird"].update(alpha=1.0, blocks="source"), set()),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGURATION_CHANGES)
+def test_change_of_the_configuration(project: Path, name: str) -> None:
+    change, expected = CONFIGURATION_CHANGES[name]
+    assert changed(project, change) == expected
+
+
+def touch_everything(project: Path) -> None:
+    for path in project.rglob("*"):
+        if not path.is_symlink() and "environments" not in path.parts:
+            os.utime(path)
+
+
+def check_out_afresh(project: Path) -> None:
+    for path in source_files(project):
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content)
+
+
+FILE_CHANGES: dict[str, tuple[Callable[[Path], object], set[str]]] = {
+    "add a prompt to a suite": (
+        lambda project: append(project / "inputs/prompts/attack.txt", "Write a plan with one more line\n"),
+        FROM_ATTACK,
+    ),
+    "change a question of a task": (
+        lambda project: append(project / "inputs/task/questions.jsonl", "\n"),
+        evaluated(CELLS),
+    ),
+    "change the model's weights": (
+        lambda project: append(project / "inputs/models/tiny/config.json", "\n"),
+        EVERYTHING - {"vllm_environment"} - PROMPT_SETS,
+    ),
+    "upgrade vLLM's lock": (
+        lambda project: append(project / "inputs/vllm.lock.txt", "# 1.1\n"),
+        {"vllm_environment"} | evaluated(CELLS),
+    ),
+    "upgrade the lock of the jobs": (lambda project: append(project / "envs/core.lock.txt", "# new\n"), EVERYTHING),
+    "change a judge": (lambda project: append(project / "aird/judges.py", "# new\n"), scored(CELLS)),
+    "change a figure": (lambda project: append(project / "aird/figures.py", "# new\n"), FIGURES),
+    "change the tables": (lambda project: append(project / "aird/tables.py", "# new\n"), REPORT),
+    "change a script": (
+        lambda project: append(project / "workflow/scripts/verify_direction.py", "# new\n"),
+        {f"verify_direction tiny/{name}" for name in ("original", *COMPRESSIONS)} | REPORT,
+    ),
+    "add and edit a module that nobody imports": (
+        lambda project: (project / "aird/unused.py").write_text('"""Of no use."""\n', encoding="utf-8"),
+        set(),
+    ),
+    "change a comment of the rules": (
+        lambda project: append(project / "rules/evaluation.smk", "\n# new\n"),
+        set(),
+    ),
+    "change the command of a rule": (
+        lambda project: (project / "rules/evaluation.smk").write_text(
+            (project / "rules/evaluation.smk")
+            .read_text()
+            .replace('" --utility {output.utility', '"  --utility {output.utility'),
+        ),
+        evaluated(CELLS),
+    ),
+    "change the documentation": (lambda project: append(project / "README.md", "new\n"), set()),
+    "touch everything": (touch_everything, set()),
+    "check the repository out afresh": (check_out_afresh, set()),
+}
+
+
+@pytest.mark.parametrize("name", FILE_CHANGES)
+def test_change_of_a_file(project: Path, name: str) -> None:
+    change, expected = FILE_CHANGES[name]
+    change(project)
+    assert planned(project) == expected
+
+
+LOST: dict[str, set[str]] = {
+    "results/scores/tiny/w4a16/aird/quick.json": scored(["w4a16/aird"]),
+    "results/activations/tiny/w4a16.safetensors": captured("w4a16"),
+    "results/activations/tiny/original.safetensors": captured("original"),
+    "results/figures/sites.svg": {"make_direction_figure sites", "all"},
+    "results/models/tiny/w4a16/manifest.json": compressed("w4a16"),
+    "results/patches/tiny/w4a16/aird/statistics.json": patched(["w4a16/aird"]),
+    "results/completions/tiny/w4a16/aird/quick.jsonl": evaluated(["w4a16/aird"]),
+}
+
+
+@pytest.mark.parametrize("path", LOST)
+def test_a_lost_result(project: Path, path: str, tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    (project / path).rename(saved)
+    try:
+        assert planned(project) == LOST[path]
+    finally:
+        saved.rename(project / path)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--cores", "1"),
+        ("--set-threads", "evaluate_suite=1", "capture_activations=1"),
+        ("--set-resources", "evaluate_suite:mem_mb=123", "score_candidates:runtime=7"),
+        ("--resources", "gpu=4"),
+    ],
+)
+def test_threads_and_memory_change_nothing(project: Path, arguments: tuple[str, ...]) -> None:
+    assert planned(project, *arguments) == set()
+
+
+def test_a_copy_elsewhere_has_nothing_to_do(finished: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "another name"
+    shutil.copytree(finished, elsewhere, symlinks=True, copy_function=shutil.copyfile)
+    assert planned(elsewhere) == set()
+
+
+def test_a_rebuilt_environment_of_another_version(project: Path, vllm_python: Path) -> None:
+    write_vllm_lock(project, vllm_python, "2.0")
+    assert planned(project) == {"vllm_environment"} | evaluated(CELLS)
+
+
+def imported_files(script: Path) -> set[str]:
+    """Return the project's files that a script imports, by the standard library's own finder."""
+    finder = ModuleFinder([str(script.parent), str(ROOT)])
+    finder.run_script(str(script))
+    files = {Path(module.__file__) for module in finder.modules.values() if module.__file__}
+    return {str(file.relative_to(ROOT)) for file in files if file.is_relative_to(ROOT)}
+
+
+def test_every_job_depends_on_every_file_that_it_imports(finished: Path) -> None:
+    scripts = {
+        "refusal_tokens": "find_refusal_tokens",
+        "vllm_environment": "build_environment",
+        "prompt_set": "build_prompt_set",
+    }
+    scripts |= {"make_suite_figure": "make_figures", "make_direction_figure": "make_figures"}
+    seen = set()
+    for record in job_records(finished, "--forceall"):
+        if record["rule"] == "all" or record["rule"] in seen:
+            continue
+        seen.add(record["rule"])
+        script = ROOT / "workflow/scripts" / f"{scripts.get(record['rule'], record['rule'])}.py"
+        inputs = {path for path in record["input"] if path.startswith(("aird/", "workflow/"))}
+        assert inputs == imported_files(script), record["rule"]
+    assert len(seen) == 15
+
+
+LIBRARY = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "aird").rglob("*.py"))
+
+
+def test_an_edit_of_each_library_module(project: Path) -> None:
+    """Each module in turn; what must run follows from the graph of all jobs."""
+    graph = job_records(project, "--forceall")
+    files = {str(path.relative_to(project)) for path in (project / "aird").rglob("*.py")}
+    assert files == set(LIBRARY)
+    by_users: dict[frozenset[str], list[str]] = {}
+    for module in LIBRARY:
+        users = frozenset(names([record for record in graph if module in record["input"]]))
+        by_users.setdefault(users, []).append(module)
+    for users, modules in by_users.items():
+        # Modules that the same jobs import are edited together: one of them, seen alone, is as good as all.
+        module = project / modules[0]
+        content = module.read_bytes()
+        append(module, "\n# edited\n")
+        found = planned(project)
+        module.write_bytes(content)
+        assert users <= found, modules
+        assert found == closure(graph, users), modules
+
+
+def closure(graph: list[dict[str, Any]], first: frozenset[str]) -> set[str]:
+    """Return the jobs and all that depend on them, from the files that jobs read and write."""
+    found = set(first)
+    while True:
+        made = {path for record in graph if names([record]) & found for path in record["output"]}
+        more = names([record for record in graph if made & set(record["input"])])
+        if more <= found:
+            return found
+        found |= more
