@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SNAKEMAKE := $(BIN)/python -m snakemake --cores all
 
-.PHONY: demo test check environment report why clean
+.PHONY: demo test check environment report tables why clean
 
 demo: $(VENV)/core.stamp
 	$(SNAKEMAKE)
@@ -16,6 +16,10 @@ demo: $(VENV)/core.stamp
 # Snakemake's own report: one self-contained file.
 report: $(VENV)/core.stamp
 	@[ results/report.html -nt results/tables/summary.csv ] || $(SNAKEMAKE) --quiet all --report results/report.html
+
+# The summary as Markdown, as it stands in the README.
+tables: $(VENV)/core.stamp
+	@PYTHONPATH=. $(BIN)/python workflow/scripts/print_markdown.py --tables results/tables
 
 # Why each job would run, in words; runs nothing.
 why: $(VENV)/core.stamp

@@ -1,0 +1,94 @@
+"""The workflow on a real single-node Slurm, through profiles/slurm."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from datetime import datetime
+from itertools import combinations
+from pathlib import Path
+
+import pandas
+import pytest
+from grid import tiny_configuration
+from project import copy_project, snakemake, write_configuration, write_vllm_lock
+from slurm import NoSlurm, running_slurm
+from tiny_model import build_tiny_model
+
+pytestmark = pytest.mark.workflow
+
+# What only a test needs: no accounting, and no long waits for jobs of seconds.
+PROFILE = ["--workflow-profile", "profiles/slurm", "--slurm-no-account", "--slurm-status-command", "squeue"]
+PROFILE += ["--slurm-init-seconds-before-status-checks", "5", "--latency-wait", "20", "--retries", "0"]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    try:
+        with running_slurm(tmp_path_factory.mktemp("slurm")):
+            yield
+    except NoSlurm as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="module")
+def project(cluster: None, tmp_path_factory: pytest.TempPathFactory, vllm_python: Path) -> Path:
+    """Return a project in which a grid of one compression has run on Slurm."""
+    project = copy_project(tmp_path_factory.mktemp("cluster") / "project")
+    build_tiny_model(project / "inputs/models/tiny")
+    write_vllm_lock(project, vllm_python)
+    configuration = tiny_configuration(project, ["tiny"], {"lock": "inputs/vllm.lock.txt"})
+    configuration["compressions"] = {"magnitude-50": configuration["compressions"]["magnitude-50"]}
+    configuration["patches"] = {"aird": configuration["patches"]["aird"]}
+    write_configuration(project, configuration)
+    snakemake(project, *PROFILE)
+    return project
+
+
+def slurm_jobs() -> list[dict[str, str]]:
+    """Return what Slurm remembers of its jobs, allocated GPU ids included."""
+    found = subprocess.run(["scontrol", "show", "job", "-d", "-o"], capture_output=True, text=True, check=True).stdout
+    return [dict(re.findall(r"(\w+)=(\S*)", line)) | {"line": line} for line in found.splitlines() if "JobId=" in line]
+
+
+def test_the_grid_runs_to_its_end(project: Path) -> None:
+    summary = pandas.read_csv(project / "results/tables/summary.csv")
+    assert set(zip(summary.compression, summary.patch, strict=True)) == {
+        ("original", "plain"),
+        ("magnitude-50", "plain"),
+        ("magnitude-50", "aird"),
+    }
+    assert "Nothing to be done" in (lambda run: run.stdout + run.stderr)(snakemake(project))
+
+
+def test_jobs_that_run_a_model_get_a_gpu_of_their_own(project: Path) -> None:
+    using = {}
+    for job in slurm_jobs():
+        index = re.search(r"GRES=gpu\S*\(IDX:([\d,-]+)\)", job["line"])
+        if index:
+            times = [datetime.fromisoformat(job[name]) for name in ("StartTime", "EndTime")]
+            using[job["JobId"]] = (index[1], *times)
+    # Original and compressed: capture, score, verify; three cells; the refusal tokens.
+    assert len(using) == 2 * 3 + 3 + 1
+    assert {index for index, _, _ in using.values()} <= {"0", "1"}
+    for (first, start, end), (second, other_start, other_end) in combinations(using.values(), 2):
+        assert first != second or end <= other_start or other_end <= start
+
+
+def test_small_jobs_share_a_submission(project: Path) -> None:
+    comments = [job.get("Comment", "") for job in slurm_jobs()]
+    assert len(comments) < 31 - 6
+    assert not any("score_completions" in comment and "wildcards" in comment for comment in comments)
+
+
+def test_the_log_of_a_failed_job_is_shown(project: Path) -> None:
+    weights = project / "results/models/tiny/magnitude-50/checkpoint/model.safetensors"
+    content = weights.read_bytes()
+    verification = project / "results/directions/tiny/magnitude-50/verification.json"
+    verification.unlink()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    failed = snakemake(project, *PROFILE, str(verification.relative_to(project)), check=False)
+    weights.write_bytes(content)
+    assert failed.returncode != 0
+    assert "model.safetensors was altered" in failed.stdout + failed.stderr
