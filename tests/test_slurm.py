@@ -63,17 +63,19 @@ def test_the_grid_runs_to_its_end(project: Path) -> None:
 
 
 def test_jobs_that_run_a_model_get_a_gpu_of_their_own(project: Path) -> None:
-    using = {}
-    for job in slurm_jobs():
-        index = re.search(r"GRES=gpu\S*\(IDX:([\d,-]+)\)", job["line"])
-        if index:
-            times = [datetime.fromisoformat(job[name]) for name in ("StartTime", "EndTime")]
-            using[job["JobId"]] = (index[1], *times)
-    # Original and compressed: capture, score, verify; three cells; the refusal tokens.
-    assert len(using) == 2 * 3 + 3 + 1
-    assert {index for index, _, _ in using.values()} <= {"0", "1"}
-    for (first, start, end), (second, other_start, other_end) in combinations(using.values(), 2):
+    using = []
+    for log in (project / "results/logs").rglob("*.log"):
+        found = re.search(r"^(\S+ \S+),\d+ aird.gpus: this job runs on GPU (\d+)", log.read_text(), re.MULTILINE)
+        if found:
+            start = datetime.strptime(found[1], "%Y-%m-%d %H:%M:%S")
+            using.append((found[2], start, datetime.fromtimestamp(log.stat().st_mtime)))
+    # Refusal tokens and compression; original and compressed: capture, score, verify; three cells.
+    assert len(using) == 2 + 2 * 3 + 3
+    assert {index for index, *_ in using} <= {"0", "1"}
+    for (first, start, end), (second, other_start, other_end) in combinations(using, 2):
         assert first != second or end <= other_start or other_end <= start
+    asked = [job for job in slurm_jobs() if "gpu" in job.get("TresPerJob", "")]
+    assert len(asked) == len(using)
 
 
 def test_small_jobs_share_a_submission(project: Path) -> None:

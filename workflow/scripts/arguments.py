@@ -8,10 +8,13 @@ import logging
 import sys
 from pathlib import Path
 
+from aird.gpus import take_gpu
 from aird.lifetime import end_with_run
 
 
-def parse(description: str, paths: str = "", texts: str = "", optional: str = "", many: str = "") -> argparse.Namespace:
+def parse(
+    description: str, paths: str = "", texts: str = "", optional: str = "", many: str = "", gpu: bool = False
+) -> argparse.Namespace:
     """Return the parsed command line of a script.
 
     Args:
@@ -20,6 +23,7 @@ def parse(description: str, paths: str = "", texts: str = "", optional: str = ""
         texts: names of required text arguments; `settings` is parsed as JSON.
         optional: names of optional path arguments (None where absent).
         many: names of arguments that take any number of paths.
+        gpu: the script runs a model, so it takes a GPU of its own where there are several.
     """
     end_with_run()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
@@ -36,4 +40,7 @@ def parse(description: str, paths: str = "", texts: str = "", optional: str = ""
         parser.add_argument(
             f"--{name.replace('_', '-')}", required=True, type=json.loads if name == "settings" else str
         )
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if gpu:
+        take_gpu()
+    return arguments

@@ -14,7 +14,7 @@ from arguments import parse
 def main() -> None:
     """Run the script."""
     arguments = parse(
-        __doc__, paths="checkpoint manifest refusal_tokens harmful harmless output", texts="settings seed"
+        __doc__, paths="checkpoint manifest refusal_tokens harmful harmless output", texts="settings seed", gpu=True
     )
     check_folder(arguments.checkpoint, read_json(arguments.manifest)["files"])
     tokenizer, model = load_tokenizer(arguments.checkpoint), load_model(arguments.checkpoint)

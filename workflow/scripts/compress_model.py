@@ -16,7 +16,11 @@ from arguments import parse
 def main() -> None:
     """Run the script."""
     arguments = parse(
-        __doc__, paths="original original_manifest checkpoint manifest", optional="calibration", texts="settings"
+        __doc__,
+        paths="original original_manifest checkpoint manifest",
+        optional="calibration",
+        texts="settings",
+        gpu=True,
     )
     settings = TypeAdapter(CompressionSettings).validate_python(arguments.settings)
     check_folder(arguments.original, read_json(arguments.original_manifest)["files"])

@@ -28,6 +28,7 @@ def main() -> None:
         paths="checkpoint manifest environment harmful harmless server_log completions utility",
         optional="adapter adapter_statistics reference task_folder",
         texts="settings seed",
+        gpu=True,
     )
     suite = Suite.model_validate(arguments.settings["suite"])
     serving = Serving.model_validate(arguments.settings["serving"])

@@ -14,7 +14,7 @@ from arguments import parse
 def main() -> None:
     """Run the script."""
     arguments = parse(
-        __doc__, paths="checkpoint manifest cache refusal_tokens harmful harmless output", texts="settings"
+        __doc__, paths="checkpoint manifest cache refusal_tokens harmful harmless output", texts="settings", gpu=True
     )
     settings = Directions.model_validate(arguments.settings)
     check_folder(arguments.checkpoint, read_json(arguments.manifest)["files"])

@@ -11,7 +11,7 @@ from arguments import parse
 def main() -> None:
     """Run the script."""
     arguments = parse(
-        __doc__, paths="source source_manifest harmful harmless checkpoint manifest", texts="settings seed"
+        __doc__, paths="source source_manifest harmful harmless checkpoint manifest", texts="settings seed", gpu=True
     )
     settings = RefusalTuning.model_validate(arguments.settings)
     manifest = read_json(arguments.source_manifest)
