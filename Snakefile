@@ -35,6 +35,7 @@ rule all:
     input:
         TABLES,
         FIGURES,
+        SCORES,
     localrule: True
     message:
         "All tables and figures are made"

@@ -26,7 +26,9 @@ rule vllm_environment:
         mem_mb=2000,
         runtime=30,
     params:
-        settings=settings_json(CONFIGURATION.serving),
+        settings=settings_json(
+            CONFIGURATION.serving, only={"executable", "url", "lock"}
+        ),
         lock="--lock" if vllm_lock() else "",
         environment=environment_folder,
     message:

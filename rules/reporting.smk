@@ -27,14 +27,18 @@ FIGURES = [
 FIGURES += [f"{RESULTS}/figures/{name}.svg" for name in DIRECTION_FIGURES]
 
 
+# Asked for by the main target as well, so that a deleted one is made again.
+SCORES = [
+    f"{RESULTS}/scores/{'/'.join(cell)}/{suite}.json"
+    for cell in CONFIGURATION.cells()
+    for suite in CONFIGURATION.suites
+]
+
+
 rule make_tables:
     input:
         code=code("make_tables"),
-        scores=[
-            f"{RESULTS}/scores/{'/'.join(cell)}/{suite}.json"
-            for cell in CONFIGURATION.cells()
-            for suite in CONFIGURATION.suites
-        ],
+        scores=SCORES,
         directions=[
             f"{RESULTS}/directions/{model}/{compression}/{file}"
             for model, compression in PAIRS

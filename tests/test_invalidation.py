@@ -268,12 +268,10 @@ def test_change_of_a_file(project: Path, name: str) -> None:
 
 LOST: dict[str, set[str]] = {
     "results/scores/tiny/w4a16/aird/quick.json": scored(["w4a16/aird"]),
-    "results/activations/tiny/w4a16.safetensors": captured("w4a16"),
-    "results/activations/tiny/original.safetensors": captured("original"),
     "results/figures/sites.svg": {"make_direction_figure sites", "all"},
-    "results/models/tiny/w4a16/manifest.json": compressed("w4a16"),
-    "results/patches/tiny/w4a16/aird/statistics.json": patched(["w4a16/aird"]),
-    "results/completions/tiny/w4a16/aird/quick.jsonl": evaluated(["w4a16/aird"]),
+    # Large artifacts may be deleted to save space: they are made again when something needs them.
+    "results/activations/tiny/w4a16.safetensors": set(),
+    "results/completions/tiny/w4a16/aird/quick.jsonl": set(),
 }
 
 
@@ -334,7 +332,7 @@ def test_every_job_depends_on_every_file_that_it_imports(finished: Path) -> None
         script = ROOT / "workflow/scripts" / f"{scripts.get(record['rule'], record['rule'])}.py"
         inputs = {path for path in record["input"] if path.startswith(("aird/", "workflow/"))}
         assert inputs == imported_files(script), record["rule"]
-    assert len(seen) == 15
+    assert len(seen) == 16
 
 
 LIBRARY = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "aird").rglob("*.py"))

@@ -29,8 +29,6 @@ DETERMINISTIC = (
     "directions/tiny/*/*",
     "comparisons/tiny/*.json",
     "patches/tiny/*/aird/adapter/*",
-    "completions/tiny/*/*/quick.jsonl",
-    "scores/tiny/*/*/quick.json",
 )
 
 
