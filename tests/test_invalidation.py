@@ -161,11 +161,11 @@ CONFIGURATION_CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], set[s
     ),
     "change how the server is started": (
         lambda c: c["serving"].update(maximum_model_length=255),
-        evaluated(CELLS) | {"vllm_environment"},
+        evaluated(CELLS),
     ),
     "change the seed of everything": (
         lambda c: c.update(seed=2),
-        EVERYTHING - {"vllm_environment", "import_model tiny"},
+        PROMPT_SETS | {"refusal_tokens tiny", "compress_model tiny/wanda-50"} | ALL_CAPTURED | evaluated(CELLS),
     ),
     "remove a compression": (lambda c: c["compressions"].pop("w4a16"), REPORT),
     "remove a patch": (lambda c: c["patches"].pop("random-control"), REPORT),
