@@ -23,6 +23,8 @@ rule refusal_tokens:
         f"{RESULTS}/logs/activations/{{model}}/refusal_tokens.log",
     benchmark:
         f"{RESULTS}/benchmarks/activations/{{model}}/refusal_tokens.tsv"
+    # Every patch waits for the original's direction, so that nothing should wait in front of it.
+    priority: 10
     conda:
         "../envs/core.yaml"
     threads: THREADS
@@ -73,6 +75,8 @@ rule capture_activations:
         f"{RESULTS}/logs/activations/{{model}}/{{compression}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/activations/{{model}}/{{compression}}.tsv"
+    # Every patch waits for the original's direction, so that nothing should wait in front of it.
+    priority: 10
     conda:
         "../envs/core.yaml"
     threads: THREADS

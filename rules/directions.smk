@@ -32,6 +32,8 @@ rule score_candidates:
         f"{RESULTS}/logs/directions/{{model}}/{{compression}}/scores.log",
     benchmark:
         f"{RESULTS}/benchmarks/directions/{{model}}/{{compression}}/scores.tsv"
+    # Every patch waits for the original's direction, so that nothing should wait in front of it.
+    priority: 10
     conda:
         "../envs/core.yaml"
     threads: THREADS
