@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from aird import serving
 from aird.serving import Client, ServerSettings, serve
 
-DEADLINE_SECONDS = 60.0
+DEADLINE_SECONDS = 400.0  # a server starts in 30 s, on a busy and slow machine in minutes
 SETTINGS = ServerSettings(maximum_model_length=1024, key_value_cache_gib=0.25, threads=1, dtype="float32")
 # So many tokens that a server is still busy when it is killed.
 LONG_PROMPTS = [[1, first, second, 2, 201] for first in range(20) for second in range(100)]
