@@ -14,14 +14,13 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import IO
+
+from aird.lifetime import take_lock
 
 logger = logging.getLogger(__name__)
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 POLL_SECONDS = 1.0
-
-_held: list[IO[str]] = []  # an open file keeps its lock
 
 
 def visible_gpus() -> list[str]:
@@ -55,23 +54,15 @@ def take_gpu(folder: Path | None = None) -> str | None:
         if ids:
             logger.info("this job runs on GPU %s, the only one that it sees", ids[0])
         return None
-    import fcntl
-
     folder = folder or Path(tempfile.gettempdir()) / f"aird-gpus-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     told = False
     while True:
         for name in ids:
-            stream = open(folder / f"{name}.lock", "a", encoding="utf-8")  # noqa: SIM115 - it stays open
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                stream.close()
-                continue
-            _held.append(stream)
-            os.environ[VISIBLE] = name
-            logger.info("this job runs on GPU %s of %s", name, ", ".join(ids))
-            return name
+            if take_lock(folder / f"{name}.lock"):
+                os.environ[VISIBLE] = name
+                logger.info("this job runs on GPU %s of %s", name, ", ".join(ids))
+                return name
         if not told:
             logger.info("waiting for one of the GPUs %s", ", ".join(ids))
             told = True

@@ -72,20 +72,26 @@ def hold_run_lock(path: Path) -> None:
     Raises:
         RuntimeError: another run holds it; the message has its process id.
     """
-    import fcntl
-
     path.parent.mkdir(parents=True, exist_ok=True)
-    stream = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - it stays open as long as this process
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        stream.seek(0)
-        owner = stream.read().strip() or "unknown"
-        stream.close()
+    if not take_lock(path):
+        owner = path.read_text(encoding="utf-8").strip() or "unknown"
         raise RuntimeError(
             f"another run (process {owner}) works in this folder; wait until it ends, or run in a copy of the folder"
-        ) from error
+        )
+
+
+def take_lock(path: Path) -> bool:
+    """Lock a file until this process ends, and write its id there; return False if another process holds it."""
+    import fcntl
+
+    stream = open(path, "a", encoding="utf-8")  # noqa: SIM115 - it stays open as long as this process
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        stream.close()
+        return False
     stream.truncate(0)
     stream.write(f"{os.getpid()}\n")
     stream.flush()
     _held.append(stream)
+    return True

@@ -28,6 +28,11 @@ def load_tokenizer(checkpoint: Path, trust_remote_code: bool = False) -> Any:
     return tokenizer
 
 
+def compute_dtype() -> torch.dtype | str:
+    """Return the type to load a model in: "auto", its own, or float32 where the processor would emulate that."""
+    return "auto" if torch.cuda.is_available() or multiplies_bfloat16() else torch.float32
+
+
 def load_model(checkpoint: Path, adapter: Path | None = None, trust_remote_code: bool = False) -> Any:
     """Return the checkpoint as a Transformers model in evaluation mode, on a GPU where there is one.
 
@@ -43,7 +48,7 @@ def load_model(checkpoint: Path, adapter: Path | None = None, trust_remote_code:
 
     model: Any = AutoModelForCausalLM.from_pretrained(
         str(checkpoint),
-        dtype="auto" if torch.cuda.is_available() or multiplies_bfloat16() else torch.float32,
+        dtype=compute_dtype(),
         device_map="auto" if torch.cuda.is_available() else None,
         trust_remote_code=trust_remote_code,
         use_safetensors=True,

@@ -47,7 +47,7 @@ def cells_of(compression: str) -> list[str]:
     return [cell for cell in CELLS if cell.startswith(f"{compression}/")]
 
 
-def selected(compression: str, verified: bool = True) -> set[str]:
+def selected(compression: str) -> set[str]:
     """What follows from another choice of direction."""
     found = {f"select_direction tiny/{compression}", f"verify_direction tiny/{compression}"}
     if compression == "original":
@@ -348,7 +348,7 @@ def test_an_edit_of_each_library_module(project: Path) -> None:
         users = frozenset(names([record for record in graph if module in record["input"]]))
         by_users.setdefault(users, []).append(module)
     for users, modules in by_users.items():
-        # Modules that the same jobs import are edited together: one of them, seen alone, is as good as all.
+        # Modules that the same jobs import are inputs of the same jobs: one of them stands for all.
         module = project / modules[0]
         content = module.read_bytes()
         append(module, "\n# edited\n")

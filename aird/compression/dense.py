@@ -7,7 +7,6 @@ matrix, so a dense copy gives the same results.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -15,7 +14,7 @@ from safetensors.torch import save_file
 
 from aird.compression.checkpoint import Checkpoint, read_checkpoint
 from aird.compression.matrices import declared_format, matrix_of, quantization_scheme, stored_format
-from aird.files import write_json
+from aird.files import read_json, write_json
 from aird.models import copy_description
 
 
@@ -44,7 +43,7 @@ def write_dense_copy(folder: Path, target: Path) -> None:
         tensors[f"{module}.weight"] = matrix_of(checkpoint, module, torch.float32)
     copy_description(folder, target)
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((target / "config.json").read_text(encoding="utf-8"))
+    config = read_json(target / "config.json")
     del config["quantization_config"]
     write_json(target / "config.json", config)
 

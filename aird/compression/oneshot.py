@@ -17,8 +17,7 @@ from aird.architecture import decoder_blocks
 from aird.compression.checkpoint import Checkpoint
 from aird.compression.quiet import only_warnings
 from aird.compression.settings import FP8, GPTQ, RoundToNearest, SparseGPT, Wanda
-from aird.models import stored_dtype
-from aird.processor import multiplies_bfloat16
+from aird.models import compute_dtype, stored_dtype
 
 # One scale per token, found at run time: no calibration is needed.
 _DYNAMIC = {"symmetric": True, "strategy": "token", "dynamic": True}
@@ -101,8 +100,7 @@ def _run(
         set_seed(0)
         # 16-bit arithmetic is emulated on many CPUs. Pruned weights go back to their type without loss;
         # quantisation's scales would not.
-        emulated = not torch.cuda.is_available() and not multiplies_bfloat16()
-        dtype = torch.float32 if emulated and module.startswith("pruning.") else "auto"
+        dtype = compute_dtype() if module.startswith("pruning.") else "auto"
         model: Any = AutoModelForCausalLM.from_pretrained(str(source.folder), dtype=dtype, use_safetensors=True)
         # Pruning modifiers see "lm_head." where the module is called "lm_head", so plain names never match.
         ignore = [f"re:{re.escape(name)}([.]|$)" for name in _outside_blocks(model)]
