@@ -27,12 +27,19 @@ def visible_gpus() -> list[str]:
     """Return the ids of the GPUs that this process may use: CUDA_VISIBLE_DEVICES, else all that nvidia-smi lists."""
     if VISIBLE in os.environ:
         return [name.strip() for name in os.environ[VISIBLE].split(",") if name.strip() not in ("", "-1")]
+    return listed_gpus()
+
+
+def listed_gpus() -> list[str]:
+    """Return the ids of the GPUs that nvidia-smi lists; none where it is missing or fails."""
     executable = shutil.which("nvidia-smi")
     if executable is None:
         return []
     try:
         listing = subprocess.run([executable, "-L"], check=False, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
+        return []
+    if listing.returncode != 0:
         return []
     return [str(index) for index, line in enumerate(listing.stdout.splitlines()) if line.startswith("GPU ")]
 

@@ -30,6 +30,7 @@ from typing import Any, Literal, NoReturn
 import httpx
 
 from aird.files import read_json
+from aird.gpus import VISIBLE, listed_gpus
 from aird.processor import multiplies_bfloat16
 
 MODEL_NAME = "checkpoint"
@@ -132,14 +133,8 @@ class Completion:
 
 def detect_accelerator() -> Literal["cpu", "cuda"]:
     """Return "cuda" if nvidia-smi lists a GPU that CUDA_VISIBLE_DEVICES does not hide, else "cpu"."""
-    executable = shutil.which("nvidia-smi")
-    if executable is None or os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
-        return "cpu"
-    try:
-        listing = subprocess.run([executable, "-L"], check=False, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return "cpu"
-    return "cuda" if listing.returncode == 0 and "GPU " in listing.stdout else "cpu"
+    hidden = os.environ.get(VISIBLE, "0").strip() in ("", "-1")
+    return "cuda" if not hidden and listed_gpus() else "cpu"
 
 
 class _Server:

@@ -18,6 +18,15 @@ ROOT = Path(__file__).resolve().parent.parent
 PARTS = "Snakefile config.yaml README.md aird config envs profiles resources rules workflow".split()
 CONFIGURATION = "tiny.yaml"
 
+# The jobs that show what the tiny grid found.
+SUITE_FIGURES = ("refusal", "frontier", "utility")
+FIGURES = {
+    *(f"make_suite_figure {name}/quick" for name in SUITE_FIGURES),
+    *(f"make_direction_figure {name}" for name in ("candidates", "sites")),
+    "all",
+}
+REPORT = {"make_tables"} | FIGURES
+
 
 def copy_project(target: Path) -> Path:
     """Copy what a checkout holds and a run needs into the folder `target`."""

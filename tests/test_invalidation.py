@@ -11,7 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from project import ROOT, job_records, names, planned, read_configuration, write_configuration, write_vllm_lock
+from project import (
+    FIGURES,
+    REPORT,
+    ROOT,
+    SUITE_FIGURES,
+    job_records,
+    names,
+    planned,
+    read_configuration,
+    write_configuration,
+    write_vllm_lock,
+)
 
 pytestmark = pytest.mark.workflow
 
@@ -22,13 +33,6 @@ CELLS = (
     "magnitude-50/random-control",
 )
 PATCHED = tuple(cell for cell in CELLS if not cell.endswith("/plain"))
-SUITE_FIGURES = ("refusal", "frontier", "utility")
-FIGURES = {
-    *(f"make_suite_figure {name}/quick" for name in SUITE_FIGURES),
-    *(f"make_direction_figure {name}" for name in ("candidates", "sites")),
-    "all",
-}
-REPORT = {"make_tables"} | FIGURES
 
 
 def scored(cells: Any, suite: str = "quick") -> set[str]:

@@ -8,18 +8,12 @@ from pathlib import Path
 
 import pandas
 import pytest
-from project import planned, read_configuration, snakemake, write_configuration
+from project import REPORT, planned, read_configuration, snakemake, write_configuration
 from tiny_model import build_tiny_model
 
 pytestmark = pytest.mark.workflow
 
 PAIR_RULES = ("capture_activations", "score_candidates", "select_direction", "verify_direction")
-REPORT = {
-    "all",
-    "make_tables",
-    *(f"make_suite_figure {name}/quick" for name in ("refusal", "frontier", "utility")),
-    *(f"make_direction_figure {name}" for name in ("candidates", "sites")),
-}
 
 
 def test_summary_has_one_row_per_cell(finished: Path) -> None:
