@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SNAKEMAKE := $(BIN)/python -m snakemake --cores all
 
-.PHONY: demo test check environment report tables why clean
+.PHONY: demo test check environment cluster bench report tables why clean
 
 demo: $(VENV)/core.stamp
 	$(SNAKEMAKE)
@@ -37,14 +37,22 @@ check: $(VENV)/development.stamp
 
 environment: $(VENV)/core.stamp
 
+# What profiles/kubernetes and profiles/object-storage need on top.
+cluster: $(VENV)/core.stamp
+	$(PIP) install --quiet -r envs/core.lock.txt -r envs/cluster.lock.txt
+
+# Time and memory, measured on this machine.
+bench: $(VENV)/core.stamp
+	$(BIN)/python benchmarks/planning.py
+
 $(VENV)/core.stamp: envs/core.lock.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet -r envs/core.lock.txt
 	@touch $@
 
-$(VENV)/development.stamp: $(VENV)/core.stamp envs/development.lock.txt
-	$(PIP) install --quiet -r envs/core.lock.txt -r envs/development.lock.txt
+$(VENV)/development.stamp: $(VENV)/core.stamp envs/cluster.lock.txt envs/development.lock.txt
+	$(PIP) install --quiet -r envs/core.lock.txt -r envs/cluster.lock.txt -r envs/development.lock.txt
 	@touch $@
 
 clean:

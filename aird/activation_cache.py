@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
-from aird.files import atomic_file
 from aird.selection import kept_prompts
+from aird.tensor_files import load_tensors, save_tensors
 
 CLASSES = ("harmful", "harmless")
 SPLITS = ("train", "validation")
@@ -50,11 +48,10 @@ def save_cache(cache: Cache, path: Path) -> None:
     """Write a cache to one file, atomically."""
     tensors, ids = {}, {}
     for (kind, split), group in cache.items():
-        tensors[f"{kind}.{split}.activations"] = group.activations.contiguous()
-        tensors[f"{kind}.{split}.scores"] = group.scores.contiguous()
+        tensors[f"{kind}.{split}.activations"] = group.activations
+        tensors[f"{kind}.{split}.scores"] = group.scores
         ids[f"{kind}.{split}"] = group.ids
-    with atomic_file(path) as temporary:
-        save_file(tensors, temporary, metadata={"ids": json.dumps(ids)})
+    save_tensors(tensors, path, {"ids": json.dumps(ids)})
 
 
 def load_cache(path: Path) -> Cache:
@@ -63,20 +60,15 @@ def load_cache(path: Path) -> Cache:
     Raises:
         ValueError: the file is truncated or altered.
     """
-    try:
-        with safe_open(path, "pt") as reader:
-            ids = json.loads(reader.metadata()["ids"])
-            return {
-                (kind, split): Group(
-                    reader.get_tensor(f"{kind}.{split}.activations"),
-                    reader.get_tensor(f"{kind}.{split}.scores"),
-                    tuple(ids[f"{kind}.{split}"]),
-                )
-                for kind in CLASSES
-                for split in SPLITS
-            }
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read as an activation cache ({error}); delete it to rebuild it") from error
+    tensors, metadata = load_tensors(path)
+    ids = json.loads(metadata["ids"])
+    return {
+        (kind, split): Group(
+            tensors[f"{kind}.{split}.activations"], tensors[f"{kind}.{split}.scores"], tuple(ids[f"{kind}.{split}"])
+        )
+        for kind in CLASSES
+        for split in SPLITS
+    }
 
 
 def kept_activations(cache: Cache, split: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,6 +8,7 @@ log-probability for a few prompts.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -75,10 +76,10 @@ def check_parity(
         client: a server of the checkpoint.
         prompts: token ids.
         expected: Transformers' log-probabilities, one [vocabulary] tensor per prompt, nats.
-        tolerance: largest difference allowed on the likeliest token of either side, nats.
+        tolerance: difference allowed on the likeliest token of either side, nats.
 
     Returns:
-        {"prompts", "largest_difference", "same_first_token"} for the record.
+        {"prompts", "largest_difference", "upper_quartile_difference", "same_first_token"} for the record.
 
     Raises:
         ParityError: they disagree.
@@ -93,15 +94,25 @@ def check_parity(
         differences.append(max(abs(served[token] - reference[token].item()) for token in compared))
         if own not in served:
             differences[-1] = float("inf")
-    largest = max(differences)
-    # One by one: the maximum of a list passes over a NaN.
-    if not all(difference <= tolerance for difference in differences):
+    broken = any(math.isnan(difference) for difference in differences)
+    # Not the largest: rounding to bfloat16 alone moves one prompt in some dozens by half a nat, while
+    # what loads wrongly is wrong on most prompts.
+    ordered = sorted(differences)
+    quartile = ordered[math.ceil(0.75 * len(ordered)) - 1]
+    if broken or quartile > tolerance:
         raise ParityError(
-            f"vLLM and Transformers disagree on this checkpoint: the first token's log-probability differs by "
-            f"{largest:.3f} nats on one of {len(prompts)} prompts (allowed: {tolerance}). It is loaded wrongly by one "
-            "of the two, so no rate is reported for it; compare the stored types with its quantization_config"
+            f"vLLM and Transformers disagree on this checkpoint: on a quarter of {len(prompts)} prompts the first "
+            f"token's log-probability differs by {math.nan if broken else quartile:.3f} nats or more (allowed: "
+            f"{tolerance}). It is loaded wrongly by one of the two, so no rate is reported for it; compare the stored "
+            "types with its quantization_config"
         )
-    return {"prompts": len(prompts), "largest_difference": largest, "same_first_token": same}
+    return {
+        "prompts": len(prompts),
+        # Unknown where one side's first token is not among the other's candidates.
+        "largest_difference": ordered[-1] if math.isfinite(ordered[-1]) else None,
+        "upper_quartile_difference": quartile,
+        "same_first_token": same,
+    }
 
 
 def complete_records(

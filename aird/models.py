@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from aird.chat import chat_tokens
+from aird.compression.checkpoint import read_checkpoint
 from aird.processor import multiplies_bfloat16
 
 # Files of a checkpoint that describe it; weights are handled apart.
@@ -80,13 +82,37 @@ def import_model(source: Path, target: Path, dtype: str) -> None:
     `dtype`: it then stands in for the original checkpoint.
 
     Raises:
-        ValueError: the folder has no safetensors weights, no config, or no chat template.
+        ValueError: the source has no safetensors weights, no config or no chat template, or a weight
+            is truncated, missing, NaN or infinite.
     """
     if source.is_dir():
         _copy_checkpoint(source, target)
     else:
         _dequantise_gguf(source, target, getattr(torch, dtype))
+    check_weights(target, source)
     load_tokenizer(target)
+
+
+def check_weights(checkpoint: Path, source: Path) -> None:
+    """Read every weight of a checkpoint once: all are there, complete and finite.
+
+    Args:
+        checkpoint: a checkpoint folder.
+        source: what it was made from, for the message.
+
+    Raises:
+        ValueError: names the file or tensor.
+    """
+    for file in sorted(checkpoint.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt") as reader:
+                for name in reader.keys():  # noqa: SIM118 - it is no dictionary
+                    tensor = reader.get_tensor(name)
+                    if tensor.is_floating_point() and not bool(tensor.float().isfinite().all()):
+                        raise ValueError(f"{source}: tensor {name} of {file.name} holds NaN or infinite values")
+        except SafetensorError as error:
+            raise ValueError(f"{source}: {file.name} is truncated or altered ({error}); fetch it again") from error
+    read_checkpoint(checkpoint)  # an index that lists what no shard holds
 
 
 def copy_description(source: Path, target: Path) -> None:
@@ -112,8 +138,11 @@ def _dequantise_gguf(source: Path, target: Path, dtype: torch.dtype) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder, name = str(source.parent), source.name
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=dtype)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=dtype)
+    except Exception as error:  # the reader raises whatever its damaged numbers lead to
+        raise ValueError(f"{source} cannot be read as a GGUF model ({error}); fetch it again") from error
     # Transformers keeps the GGUF quantiser on the model and then refuses to save it.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):

@@ -6,11 +6,13 @@ every cluster job.
 
 import os
 import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.io import sourcecache_entry
 from snakemake.logging import logger
 from snakemake.settings.enums import Quietness
 from snakemake_interface_executor_plugins.settings import ExecMode
@@ -97,12 +99,14 @@ if workflow.output_settings.dryrun:
 # A job ends when this process does (aird/lifetime.py); PPID is bash's name for it.
 ENVIRONMENT = (
     "set -euo pipefail; export GOMP_SPINCOUNT=20000 KMP_BLOCKTIME=1 AIRD_RUN=$PPID"
-    f" PYTHONPATH='{PROJECT}'"
+    f" PYTHONPATH={shlex.quote(str(PROJECT))}"
 )
 if "conda" in str(workflow.deployment_settings.deployment_method).lower():
     shell.prefix(f"{ENVIRONMENT}; ")
 else:
-    shell.prefix(f"{ENVIRONMENT} PATH='{Path(sys.executable).parent}':\"$PATH\"; ")
+    shell.prefix(
+        f'{ENVIRONMENT} PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"; '
+    )
 
 
 def code(script):
@@ -112,7 +116,18 @@ def code(script):
     """
     files = code_files(PROJECT / "workflow" / "scripts" / f"{script}.py", PROJECT)
     files.append(PROJECT / "envs" / "core.lock.txt")
-    return [os.path.relpath(path) for path in files]
+    return sources(os.path.relpath(path) for path in files)
+
+
+def sources(paths):
+    """Return files of the user's or the project's own as inputs.
+
+    With object storage every other path lies in the bucket, while these come to each job with the
+    workflow's sources.
+    """
+    if workflow.storage_settings.default_storage_provider is None:
+        return list(paths)
+    return [sourcecache_entry(path, path) for path in paths]
 
 
 def settings_json(settings, only=None):
@@ -157,9 +172,9 @@ def vllm_lock():
     if serving.executable is not None or serving.url is not None:
         return []
     if serving.lock is not None:
-        return [serving.lock]
+        return sources([serving.lock])
     kind = "cuda" if shutil.which("nvidia-smi") else "cpu"
-    return [os.path.relpath(PROJECT / "envs" / f"vllm-{kind}.lock.txt")]
+    return sources([os.path.relpath(PROJECT / "envs" / f"vllm-{kind}.lock.txt")])
 
 
 def environment_folder(wildcards, output):
@@ -173,7 +188,9 @@ def environment_folder(wildcards, output):
 def prompt_source(wildcards):
     """Return the local file of a prompt set, if it has one; Snakemake then watches it."""
     source = CONFIGURATION.prompt_sets[wildcards.prompt_set].source
-    return [source.path] if source is not None and source.path is not None else []
+    return (
+        sources([source.path]) if source is not None and source.path is not None else []
+    )
 
 
 def combined_sets(wildcards):
@@ -206,8 +223,10 @@ def local_model_files(wildcards):
     if path is None:
         return []
     if os.path.isdir(path):
-        return sorted(str(file) for file in Path(path).iterdir() if file.is_file())
-    return [path]
+        return sources(
+            sorted(str(file) for file in Path(path).iterdir() if file.is_file())
+        )
+    return sources([path])
 
 
 def import_settings(wildcards):
@@ -309,25 +328,23 @@ def task_files(wildcards):
     folder = CONFIGURATION.suites[wildcards.suite].task_folder
     if folder is None:
         return []
-    return sorted(
-        str(path)
-        for path in Path(folder).iterdir()
-        if path.is_file() and not path.name.startswith(".")
+    return sources(
+        sorted(
+            str(path)
+            for path in Path(folder).iterdir()
+            if path.is_file() and not path.name.startswith(".")
+        )
     )
 
 
-def optional_flags(wildcards):
+def optional_flags(wildcards, input):
     """Return the flags of the inputs that only some cells have."""
     flags = []
-    if wildcards.patch != PLAIN:
-        cell = dict(wildcards.items())
-        flags += ["--adapter", ADAPTER.format(**cell)]
-        flags += ["--adapter-statistics", ADAPTER_STATISTICS.format(**cell)]
-    for path in reference_completions(wildcards):
-        flags += ["--reference", path]
-    folder = CONFIGURATION.suites[wildcards.suite].task_folder
-    if folder is not None:
-        flags += ["--task-folder", folder]
+    for name in ("adapter", "adapter_statistics", "reference"):
+        for path in getattr(input, name):
+            flags += [f"--{name.replace('_', '-')}", path]
+    if input.tasks:
+        flags += ["--task-folder", os.path.dirname(input.tasks[0])]
     return flags
 
 
@@ -353,11 +370,16 @@ def table(name):
     )
 
 
-def results_folder(wildcards):
-    """Return the folder of all results."""
-    return RESULTS
+def results_folder(wildcards, input):
+    """Return the folder of all results: with object storage, where this job's copies lie."""
+    return str(input.scores[0]).removesuffix(SCORES[0].removeprefix(RESULTS))
 
 
-def tables_folder(wildcards):
-    """Return the folder of all tables."""
-    return f"{RESULTS}/tables"
+def tables_folder(wildcards, input):
+    """Return the folder of the tables that a job reads."""
+    return os.path.dirname(input.tables[0])
+
+
+def written_tables_folder(wildcards, output):
+    """Return the folder of the tables that a job writes."""
+    return os.path.dirname(output[0])

@@ -80,7 +80,7 @@ rule make_tables:
             }
         ),
         results=results_folder,
-        tables=tables_folder,
+        tables=written_tables_folder,
     message:
         "Making the tables"
     shell:

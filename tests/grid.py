@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
+EVERYDAY_CHOICES = Path(__file__).resolve().parent.parent / "resources" / "everyday_choices"
 WORDS = (
     "apple bridge candle desert engine forest garden harbour island jacket kettle lantern meadow needle orchard "
     "pencil quarry ribbon saddle teapot umbrella valley window yellow zebra anchor basket copper dragon eleven "
@@ -30,18 +32,21 @@ def write_task(folder: Path) -> None:
     """Write a multiple-choice task of eight questions in lm-eval's format."""
     folder.mkdir(parents=True, exist_ok=True)
     questions = [{"query": f"{n} and one more is", "choices": [str(n + 1), str(n + 5)], "gold": 0} for n in range(8)]
-    path = folder / "questions.jsonl"
-    path.write_text("".join(json.dumps(question) + "\n" for question in questions), encoding="utf-8")
+    lines = "".join(json.dumps(question) + "\n" for question in questions)
+    (folder / "questions.jsonl").write_text(lines, encoding="utf-8")
+    # It finds its questions beside itself, so that a folder can be moved.
+    shutil.copy(EVERYDAY_CHOICES / "utils.py", folder / "utils.py")
     (folder / "counting.yaml").write_text(
-        f"""task: counting
+        """task: counting
 dataset_path: json
+custom_dataset: !function utils.load_questions
 dataset_kwargs:
   data_files:
-    test: {path}
+    test: questions.jsonl
 test_split: test
 output_type: multiple_choice
-doc_to_text: "{{{{query}}}}"
-doc_to_choice: "{{{{choices}}}}"
+doc_to_text: "{{query}}"
+doc_to_choice: "{{choices}}"
 doc_to_target: gold
 metric_list:
   - metric: acc

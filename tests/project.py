@@ -94,6 +94,17 @@ def planned(project: Path, *arguments: str, configuration: str = CONFIGURATION) 
     return names(job_records(project, *arguments, configuration=configuration))
 
 
+def closure(graph: list[dict[str, Any]], first: Iterable[str]) -> set[str]:
+    """Return the jobs and all that depend on them, from the files that jobs read and write."""
+    found = set(first)
+    while True:
+        made = {path for record in graph if names([record]) & found for path in record["output"]}
+        more = names([record for record in graph if made & set(record["input"])])
+        if more <= found:
+            return found
+        found |= more
+
+
 def write_vllm_lock(project: Path, vllm_python: Path, version: str = "1.0") -> None:
     """Write inputs/vllm.lock.txt: it installs a package of one line that leads to vLLM's real environment.
 

@@ -36,11 +36,19 @@ def test_round_trip(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["cache.safetensors"]
 
 
-def test_a_truncated_cache_says_what_to_do(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["truncated", "altered activation", "altered id"])
+def test_a_damaged_cache_says_what_to_do(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "cache.safetensors"
     save_cache(make_cache(), path)
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="delete it to rebuild"):
+    content = path.read_bytes()
+    if damage == "truncated":
+        content = content[:-100]
+    elif damage == "altered activation":
+        content = content[:-1] + bytes([content[-1] ^ 1])
+    else:
+        content = content.replace(b"harmful-train-3", b"harmful-train-9")
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"cache.safetensors cannot be read .*; delete it"):
         load_cache(path)
 
 

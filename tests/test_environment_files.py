@@ -42,9 +42,12 @@ def test_a_lock_pins_everything(lock: Path) -> None:
     assert len(pins(lock)) > 10
 
 
-def test_development_changes_no_pin_of_the_jobs() -> None:
-    core, development = pins(ENVIRONMENTS / "core.lock.txt"), pins(ENVIRONMENTS / "development.lock.txt")
-    assert not core.keys() & development.keys()
+def test_what_is_installed_on_top_changes_no_pin_of_the_jobs() -> None:
+    core, cluster, development = (
+        pins(ENVIRONMENTS / f"{name}.lock.txt") for name in ("core", "cluster", "development")
+    )
+    assert not core.keys() & (cluster.keys() | development.keys())
+    assert not cluster.keys() & development.keys()
 
 
 def test_installed_versions_are_the_pinned_ones() -> None:

@@ -60,13 +60,30 @@ def test_first_token_logprobs(llama: Any, prompts: list[list[int]]) -> None:
 
 def test_parity_by_hand() -> None:
     found = parity([{0: -0.5, 2: -1.0}, {1: -0.2, 0: -3.0}], [[-0.6, -9.0, -1.0], [-2.0, -0.3, -9.0]])
-    assert found == {"prompts": 2, "largest_difference": pytest.approx(0.1), "same_first_token": 2}
+    assert found == {
+        "prompts": 2,
+        "largest_difference": pytest.approx(0.1),
+        "upper_quartile_difference": pytest.approx(0.1),
+        "same_first_token": 2,
+    }
 
 
 def test_parity_allows_a_near_tie() -> None:
     """Two tokens of almost equal probability may change places; both are compared."""
     found = parity([{0: -0.70, 1: -0.71}], [[-0.72, -0.66]])
-    assert found == {"prompts": 1, "largest_difference": pytest.approx(0.05), "same_first_token": 0}
+    assert (found["largest_difference"], found["same_first_token"]) == (pytest.approx(0.05), 0)
+
+
+def test_parity_forgives_a_quarter_of_the_prompts_and_no_nan() -> None:
+    """Rounding moves single prompts far; a checkpoint that is loaded wrongly is wrong on most."""
+    right, wrong = ({0: -0.5}, [-0.5, -9.0]), ({0: -0.5}, [-1.5, -9.0])
+    cases = [right, right, right, wrong]
+    found = parity(*(list(side) for side in zip(*cases, strict=True)))
+    assert (found["upper_quartile_difference"], found["largest_difference"]) == (0, 1)
+    with pytest.raises(ParityError, match=r"quarter of 4 prompts .* 1.000 nats"):
+        parity(*(list(side) for side in zip(*[right, right, wrong, wrong], strict=True)))
+    with pytest.raises(ParityError, match="nan nats"):
+        parity(*(list(side) for side in zip(*[right, right, right, ({0: -0.5}, [float("nan"), -9.0])], strict=True)))
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from project import (
     REPORT,
     ROOT,
     SUITE_FIGURES,
+    closure,
     job_records,
     names,
     planned,
@@ -360,14 +361,3 @@ def test_an_edit_of_each_library_module(project: Path) -> None:
         module.write_bytes(content)
         assert users <= found, modules
         assert found == closure(graph, users), modules
-
-
-def closure(graph: list[dict[str, Any]], first: frozenset[str]) -> set[str]:
-    """Return the jobs and all that depend on them, from the files that jobs read and write."""
-    found = set(first)
-    while True:
-        made = {path for record in graph if names([record]) & found for path in record["output"]}
-        more = names([record for record in graph if made & set(record["input"])])
-        if more <= found:
-            return found
-        found |= more

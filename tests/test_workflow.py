@@ -36,7 +36,7 @@ def test_completions_hold_prompts_parameters_and_versions(finished: Path) -> Non
     records = [json.loads(line) for line in lines]
     assert [record["kind"] for record in records] == ["harmful"] * 8 + ["harmless"] * 8
     assert all(record["sampling"]["temperature"] == 0 and record["versions"]["vllm"] for record in records)
-    assert all(record["parity"]["largest_difference"] < 0.1 for record in records)
+    assert all(record["parity"]["upper_quartile_difference"] < 0.1 for record in records)
 
 
 def test_adapter_leaves_the_base_alone_and_loads_in_peft(finished: Path) -> None:

@@ -48,9 +48,11 @@ class Serving(Settings):
     )
     maximum_model_length: int = Field(1024, ge=16, description="Longest prompt plus completion, tokens.")
     key_value_cache_gib: float = Field(1.0, gt=0, description="Key-value cache on a CPU, GiB.")
-    parity_prompts: int = Field(4, ge=1, description="Prompts on which vLLM and Transformers must agree.")
+    parity_prompts: int = Field(8, ge=1, description="Prompts on which vLLM and Transformers must agree.")
     parity_tolerance: float = Field(
-        0.25, gt=0, description="Largest difference of a first token's log-probability, nats."
+        0.25,
+        gt=0,
+        description="How far a first token's log-probability may differ on three quarters of these prompts, nats.",
     )
 
     @field_validator("url")

@@ -1,11 +1,10 @@
 """Compare a checkpoint's refusal direction with the original's."""
 
-from safetensors.torch import load_file
-
 from aird.activation_cache import kept_activations, load_cache
 from aird.activations import difference_in_means
 from aird.comparison import bootstrap_cosine, cosine, cosine_and_norm_grids, projections, split_half_null
 from aird.files import read_json, write_json
+from aird.tensor_files import load_tensors
 
 from arguments import parse
 
@@ -19,7 +18,9 @@ def main() -> None:
     )
     seed = int(arguments.seed)
     original_cache, cache = load_cache(arguments.original_cache), load_cache(arguments.cache)
-    original_unit, unit = (load_file(path)["unit"] for path in (arguments.original_direction, arguments.direction))
+    original_unit, unit = (
+        load_tensors(path)[0]["unit"] for path in (arguments.original_direction, arguments.direction)
+    )
     original_record, record = read_json(arguments.original_record), read_json(arguments.record)
     layer, position = original_record["layer"], original_record["position"]
 

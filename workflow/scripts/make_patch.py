@@ -2,8 +2,6 @@
 
 from functools import partial
 
-from safetensors.torch import load_file
-
 from aird.adapters import save_adapter
 from aird.architecture import residual_writers
 from aird.compression.matrices import dense_matrix
@@ -11,6 +9,7 @@ from aird.edits import edited_blocks, make_edits, random_direction
 from aird.files import atomic_folder, check_folder, hash_folder, read_json, write_json
 from aird.models import load_structure
 from aird.settings.patches import Patch
+from aird.tensor_files import load_tensors
 
 from arguments import parse
 
@@ -26,8 +25,8 @@ def main() -> None:
     settings = Patch.model_validate(arguments.settings)
     check_folder(arguments.original, read_json(arguments.original_manifest)["files"])
     check_folder(arguments.compressed, read_json(arguments.compressed_manifest)["files"])
-    original = load_file(arguments.original_direction)["unit"]
-    own = load_file(arguments.own_direction)["unit"]
+    original = load_tensors(arguments.original_direction)[0]["unit"]
+    own = load_tensors(arguments.own_direction)[0]["unit"]
     random = random_direction(original, settings.seed)
     direction = {"original": original, "own": own, "random": random}[settings.direction]
 

@@ -4,13 +4,13 @@ import dataclasses
 
 import pandas
 import torch
-from safetensors.torch import save_file
 
 from aird.activation_cache import kept_activations, kept_counts, load_cache
 from aird.activations import difference_in_means
-from aird.files import atomic_file, write_json
+from aird.files import write_json
 from aird.selection import select_site
 from aird.settings.directions import Directions
+from aird.tensor_files import save_tensors
 
 from arguments import parse
 
@@ -28,8 +28,8 @@ def main() -> None:
     vector = candidates[selection.layer, selection.position]
     chosen = next(row for row in scores if (row["layer"], row["position"]) == (selection.layer, selection.position))
     measured = {key: (None if pandas.isna(chosen[key]) else chosen[key]) for key in ("induce", "kl", "bypass")}
-    with atomic_file(arguments.direction) as temporary:
-        save_file({"unit": vector / vector.norm(), "norm": vector.norm(dtype=torch.float64).reshape(1)}, temporary)
+    norm = vector.norm(dtype=torch.float64)
+    save_tensors({"unit": vector / vector.norm(), "norm": norm.reshape(1)}, arguments.direction)
     record = {
         **dataclasses.asdict(selection),
         **measured,

@@ -1,13 +1,12 @@
 """Ablate and add the chosen direction on held-out prompts (claim C1)."""
 
-from safetensors.torch import load_file
-
 from aird.chat import chat_tokens
 from aird.files import check_folder, read_json, read_json_lines, write_json
 from aird.models import load_model, load_tokenizer
 from aird.prompts import select
 from aird.settings.base import PromptSelection
 from aird.statistics import mcnemar, wilson_interval
+from aird.tensor_files import load_tensors
 from aird.verification import verify_direction
 
 from arguments import parse
@@ -25,7 +24,7 @@ def main() -> None:
     for kind in ("harmful", "harmless"):
         records = select(read_json_lines(getattr(arguments, kind)), selection, int(arguments.seed))
         prompts[kind] = [chat_tokens(tokenizer, record["instruction"]) for record in records]
-    stored = load_file(arguments.direction)
+    stored, _ = load_tensors(arguments.direction)
     direction = (stored["unit"], stored["norm"].item(), read_json(arguments.record)["layer"])
     labels = verify_direction(
         model, tokenizer, direction, prompts["harmful"], prompts["harmless"], arguments.settings["test_new_tokens"]

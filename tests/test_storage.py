@@ -1,0 +1,81 @@
+"""Results in object storage: profiles/object-storage and profiles/kubernetes, against a real S3 server on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pandas
+import pytest
+from grid import tiny_configuration
+from moto.server import ThreadedMotoServer
+from project import copy_project, job_records, names, planned, snakemake, write_configuration
+from tiny_model import build_tiny_model
+
+pytestmark = pytest.mark.workflow
+
+BUCKET = "my-bucket"  # as in the profiles
+
+
+@pytest.fixture(scope="module")
+def storage() -> Iterator[Any]:
+    """Return a client of an S3 server with an empty bucket."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    client = boto3.client(
+        "s3",
+        endpoint_url=f"http://{host}:{port}",
+        region_name="us-east-1",
+        aws_access_key_id="key",
+        aws_secret_access_key="secret",
+    )
+    client.create_bucket(Bucket=BUCKET)
+    yield client
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def environment(storage: Any) -> Iterator[list[str]]:
+    """Put the bucket's keys into the environment; return the option that names the server."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SNAKEMAKE_STORAGE_S3_ACCESS_KEY", "key")
+        patch.setenv("SNAKEMAKE_STORAGE_S3_SECRET_KEY", "secret")
+        yield ["--storage-s3-endpoint-url", storage.meta.endpoint_url]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, vllm_python: Path) -> Path:
+    """Return a project with a grid of one compression, and nothing run."""
+    project = copy_project(tmp_path_factory.mktemp("stored") / "project")
+    build_tiny_model(project / "inputs/models/tiny")
+    configuration = tiny_configuration(project, ["tiny"], {"executable": str(vllm_python)})
+    configuration["compressions"] = {"magnitude-50": configuration["compressions"]["magnitude-50"]}
+    configuration["patches"] = {"aird": configuration["patches"]["aird"]}
+    write_configuration(project, configuration)
+    return project
+
+
+@pytest.mark.parametrize("profile", ["object-storage", "kubernetes"])
+def test_a_profile_plans_the_same_jobs(project: Path, environment: list[str], profile: str) -> None:
+    options = ["--workflow-profile", f"profiles/{profile}", *environment]
+    records = job_records(project, *options)
+    assert names(records) == planned(project)
+    # Code comes with the sources, everything else from the bucket.
+    evaluation = next(record for record in records if record["rule"] == "evaluate_suite")
+    for path in evaluation["input"]:
+        assert path.startswith(("aird/", "workflow/", "envs/", "inputs/")) == (BUCKET not in path), path
+
+
+def test_the_grid_runs_with_its_results_in_the_bucket(project: Path, environment: list[str], storage: Any) -> None:
+    options = ["--workflow-profile", "profiles/object-storage", *environment]
+    snakemake(project, *options)
+    pages = storage.get_paginator("list_objects_v2").paginate(Bucket=BUCKET)
+    stored = {entry["Key"] for page in pages for entry in page["Contents"]}
+    assert "aird/results/models/tiny/magnitude-50/checkpoint/model.safetensors" in stored
+    assert not any(key.endswith(".py") for key in stored)
+    body = storage.get_object(Bucket=BUCKET, Key="aird/results/tables/summary.csv")["Body"]
+    assert set(pandas.read_csv(body).patch) == {"plain", "aird"}
+    assert planned(project, *options) == set()

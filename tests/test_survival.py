@@ -1,0 +1,250 @@
+"""Whatever is killed, the same command finishes, and its results are those of an undisturbed run."""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from project import closure, command, job_records, planned, snakemake
+
+pytestmark = pytest.mark.workflow
+
+MARK = "AIRD_TEST_MARK"
+KILLS = int(os.environ.get("AIRD_TEST_KILLS", "6"))  # .ci/run asks for 30
+LONGEST_WAIT_SECONDS = 6.0  # between finding a victim and killing it
+END_SECONDS = 30.0  # until nothing of a killed run is alive
+# What an interrupted job may leave, and what differs between any two runs: times, logs, environments.
+VARYING = {"logs", "benchmarks", "environments"}
+
+
+@pytest.fixture
+def project(finished: Path, tmp_path: Path) -> Path:
+    """Return the finished project without its results."""
+    return Path(shutil.copytree(finished, tmp_path / "project", ignore=shutil.ignore_patterns("results", ".snakemake")))
+
+
+class Run:
+    """A run of the workflow in the background; all its processes inherit a mark."""
+
+    def __init__(self, project: Path, log: Path, *arguments: str) -> None:
+        self.mark = secrets.token_hex(8)
+        self.log = log
+        with log.open("wb") as stream:
+            self.process = subprocess.Popen(
+                command(*arguments), cwd=project, stdout=stream, stderr=stream, env={**os.environ, MARK: self.mark}
+            )
+
+    def processes(self) -> list[psutil.Process]:
+        """Return what is alive of this run, the run itself first."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return sorted(found, key=lambda process: process.pid != self.process.pid)
+
+    def victims(self, kind: str) -> list[psutil.Process]:
+        """Return the processes of one kind: run, job or server."""
+        found = []
+        for process in self.processes():
+            try:
+                line = process.cmdline()
+            except psutil.Error:
+                continue
+            is_server = any("vllm.entrypoints.openai.api_server" in part for part in line)
+            is_job = len(line) > 1 and line[1].startswith("workflow/scripts/")
+            kinds = {"run": process.pid == self.process.pid, "job": is_job, "server": is_server}
+            if kinds[kind]:
+                found.append(process)
+        return found
+
+    def kill(self, kind: str, chooser: random.Random) -> bool:
+        """Wait for a process of that kind, then for a random time; kill one. Return False if the run ended first."""
+        while not self.victims(kind):
+            if self.process.poll() is not None:
+                return False
+            time.sleep(0.1)
+        time.sleep(chooser.uniform(0, LONGEST_WAIT_SECONDS))
+        victims = self.victims(kind)
+        if not victims:
+            return False
+        chooser.choice(victims).kill()
+        return True
+
+    def wait_until_gone(self) -> list[list[str]]:
+        """Wait for the run to end, and return the command lines of what outlives it by too much."""
+        self.process.wait(timeout=600)
+        deadline = time.monotonic() + END_SECONDS
+        while (left := self.processes()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        lines = [process.cmdline() for process in left]
+        for process in left:
+            process.kill()
+        return lines
+
+
+def contents(project: Path) -> dict[str, bytes]:
+    """Return every result that does not depend on time, hidden files included."""
+    found = {}
+    for path in sorted((project / "results").rglob("*")):
+        name = path.relative_to(project / "results")
+        if path.is_file() and name.parts[0] not in VARYING and path.name not in (".snakemake_timestamp", "report.html"):
+            found[str(name)] = path.read_bytes()
+    return found
+
+
+def differing(project: Path, other: Path) -> list[str]:
+    first, second = contents(project), contents(other)
+    return sorted(name for name in first.keys() | second.keys() if first.get(name) != second.get(name))
+
+
+def test_kills_at_random_moments(finished: Path, project: Path, tmp_path: Path) -> None:
+    chooser = random.Random(KILLS)
+    killed = dict.fromkeys(("run", "job", "server"), 0)
+    while sum(killed.values()) < KILLS:
+        kind = min(killed, key=lambda name: killed[name])
+        run = Run(project, tmp_path / "run.log")
+        killed[kind] += run.kill(kind, chooser)
+        assert run.wait_until_gone() == [], f"alive after a killed {kind}"
+        if run.process.returncode == 0:
+            # It finished before there was a victim, or did not need it any more: from the start again.
+            assert differing(project, finished) == []
+            shutil.rmtree(project / "results")
+            shutil.rmtree(project / ".snakemake")
+    snakemake(project)
+    assert differing(project, finished) == []
+    assert planned(project) == set()
+
+
+@pytest.fixture
+def running(project: Path, tmp_path: Path) -> Iterator[Run]:
+    """Return a run that has begun its first jobs."""
+    run = Run(project, tmp_path / "running.log")
+    while not run.victims("job"):
+        assert run.process.poll() is None, run.log.read_text()
+        time.sleep(0.1)
+    yield run
+    if run.process.poll() is None:
+        run.process.kill()
+    run.wait_until_gone()
+
+
+def test_a_second_run_in_the_same_folder_is_refused(project: Path, running: Run) -> None:
+    second = snakemake(project, check=False)
+    assert second.returncode == 1
+    assert f"another run (process {running.process.pid}) works in this folder" in second.stdout + second.stderr
+    assert running.process.poll() is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_is_resumed_where_it_was(project: Path, running: Run, number: int) -> None:
+    graph = job_records(project, "--forceall")
+    weights = project / "results/models/tiny/magnitude-50/manifest.json"
+    while not weights.is_file():
+        assert running.process.poll() is None, running.log.read_text()
+        time.sleep(0.1)
+    running.process.send_signal(number)
+    assert running.wait_until_gone() == []
+    missing = {
+        " ".join([record["rule"], "/".join(record["wildcards"].values())]).strip()
+        for record in graph
+        if not all((project / path).exists() for path in record["output"])
+    }
+    assert "import_model tiny" not in missing
+    assert planned(project) == closure(graph, missing | {"all"})
+
+
+# A file system of its own over results/, in a name space that ends with the command.
+FULL = """
+set -eu
+mount -t tmpfs -o size=700k tmpfs results
+{command} > full.log 2>&1 && exit 9
+find results -type f > left.txt
+mount -o remount,size=200M results
+{command} > enough.log 2>&1
+find results -type f > made.txt
+"""
+
+
+def test_a_full_disk(project: Path) -> None:
+    (project / "results").mkdir()
+    manifest = "results/models/tiny/original/manifest.json"
+    line = subprocess.list2cmdline(command(manifest))
+    inside = ["unshare", "--map-root-user", "--mount", "bash", "-c", FULL.format(command=line)]
+    result = subprocess.run(inside, cwd=project, capture_output=True, text=True, check=False)
+    if "unshare" in result.stderr or "mount" in result.stderr:
+        pytest.skip(f"no file system can be mounted here: {result.stderr.strip()}")
+    assert result.returncode == 0, (project / "enough.log").read_text()
+    assert "No space left on device" in (project / "full.log").read_text()
+    left = (project / "left.txt").read_text().splitlines()
+    assert not [path for path in left if "/models/" in path]
+    assert manifest in (project / "made.txt").read_text().splitlines()
+
+
+def test_no_network(project: Path) -> None:
+    """What needs a registry fails with one sentence that names it, on a machine without any network."""
+    line = subprocess.list2cmdline(
+        command("--config", "seed=1", "--", "results/prompts/online.jsonl", configuration="online.yaml")
+    )
+    (project / "online.yaml").write_text(
+        (project / "tiny.yaml")
+        .read_text()
+        .replace(
+            "prompt_sets:\n",
+            "prompt_sets:\n  online:\n    source: {wheel: 'pyrit==0.0.1', file: a.txt, sha256: " + "0" * 64 + "}\n"
+            "    format: lines\n",
+        )
+    )
+    result = subprocess.run(
+        ["unshare", "--map-root-user", "--net", "bash", "-c", line],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "unshare" in result.stderr:
+        pytest.skip(f"no network name space can be made here: {result.stderr.strip()}")
+    assert result.returncode == 1
+    assert "pip could not download pyrit==0.0.1" in result.stdout + result.stderr
+
+
+HOSTILE = 'it\'s $(touch pwned) `touch pwned`; touch pwned & "x" .txt'
+
+
+def test_hostile_names_of_files_and_folders(finished: Path, tmp_path: Path) -> None:
+    """Names that a shell would act on are names, in the project's own folder as in the configuration."""
+    project = tmp_path / "$(touch pwned) it's; touch pwned"
+    shutil.copytree(finished, project, ignore=shutil.ignore_patterns("results", ".snakemake"))
+    (project / "inputs/prompts/attack.txt").rename(project / "inputs" / HOSTILE)
+    (project / "inputs/models/tiny").rename(project / "inputs/models/a 'b' $(touch pwned)")
+    text = (project / "tiny.yaml").read_text()
+    text = text.replace("inputs/prompts/attack.txt", '"' + f"inputs/{HOSTILE}".replace('"', '\\"') + '"')
+    text = text.replace("inputs/models/tiny", "\"inputs/models/a 'b' $(touch pwned)\"")
+    (project / "tiny.yaml").write_text(text)
+    targets = [
+        "results/prompts/attack.jsonl",
+        "results/models/tiny/original/manifest.json",
+        "results/environments/vllm.json",
+    ]
+    environment = {**os.environ, "HF_TOKEN": "hf_secret_of_the_user", "PYTHONDONTWRITEBYTECODE": "1"}
+    result = subprocess.run(
+        command(*targets), cwd=project, capture_output=True, text=True, check=False, env=environment
+    )
+    assert result.returncode == 0, (result.stdout + result.stderr)[-3000:]
+    assert not list(tmp_path.rglob("pwned"))
+    written = [path for path in (*project.rglob("results/**/*.json*"), *project.rglob("*.log")) if path.is_file()]
+    assert len(written) > 4
+    assert not [path for path in written if "hf_secret_of_the_user" in path.read_text(errors="replace")]
+    assert sys.executable  # the run used this interpreter
