@@ -14,9 +14,8 @@ only where induce leaves the candidate eligible; all prompts share one sequence.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from aird.architecture import decoder_blocks, writer_modules
 from aird.hooks import ablation, addition, hooks, on_input
 from aird.packing import Pack, last_logits, plan_packs
 from aird.refusal_score import refusal_scores
+from aird.resuming import resumed_at
 from aird.selection import eligible_scores
 from aird.settings.directions import Directions
 
@@ -140,33 +140,3 @@ def _block_inputs(model: Any, blocks: list[nn.Module], pack: Pack) -> list[torch
     with hooks(before=[(block, on_input(keep)) for block in blocks]):
         last_logits(model, pack)
     return inputs
-
-
-@contextlib.contextmanager
-def resumed_at(blocks: list[nn.Module], layer: int, states: torch.Tensor) -> Iterator[None]:
-    """Skip the blocks below `layer` in every forward pass, and feed `states` to block `layer`.
-
-    The skipped blocks stay in their places and pass their input on, so that whatever a model
-    looks up by block index (rotary type, sliding window) still fits.
-
-    Args:
-        blocks: all decoder blocks.
-        layer: the first block to compute.
-        states: [rows, tokens, d_model], the input of that block.
-    """
-    # A loader that spreads a model over devices leaves a `forward` of its own on each block: put it back.
-    own = [block.__dict__.get("forward") for block in blocks[:layer]]
-    for block in blocks[:layer]:
-        block.forward = _pass_on
-    try:
-        with hooks(before=[(blocks[layer], on_input(lambda _: states))]):
-            yield
-    finally:
-        for block, forward in zip(blocks[:layer], own, strict=True):
-            del block.forward
-            if forward is not None:
-                block.forward = forward
-
-
-def _pass_on(hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-    return hidden_states

@@ -35,7 +35,12 @@ def compute_dtype() -> torch.dtype | str:
     return "auto" if torch.cuda.is_available() or multiplies_bfloat16() else torch.float32
 
 
-def load_model(checkpoint: Path, adapter: Path | None = None, trust_remote_code: bool = False) -> Any:
+def load_model(
+    checkpoint: Path,
+    adapter: Path | None = None,
+    trust_remote_code: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Any:
     """Return the checkpoint as a Transformers model in evaluation mode, on a GPU where there is one.
 
     It computes in the checkpoint's type, except on a CPU that has no 16-bit matrix arithmetic: there
@@ -45,12 +50,13 @@ def load_model(checkpoint: Path, adapter: Path | None = None, trust_remote_code:
         checkpoint: a checkpoint folder, dense or quantised.
         adapter: a PEFT adapter folder to put on top.
         trust_remote_code: run modelling code from the checkpoint; off unless the user turned it on.
+        dtype: the type to compute in, instead of that.
     """
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(
         str(checkpoint),
-        dtype=compute_dtype(),
+        dtype=dtype or compute_dtype(),
         device_map="auto" if torch.cuda.is_available() else None,
         trust_remote_code=trust_remote_code,
         use_safetensors=True,

@@ -12,6 +12,8 @@ from safetensors.torch import save_file
 
 from aird.files import atomic_file
 
+# One key: safetensors writes several in random order, and equal results should be equal files.
+KEY = "aird"
 HASH = "sha256"
 
 
@@ -19,8 +21,9 @@ def save_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[st
     """Write tensors and text atomically, with the SHA-256 of both in the file's metadata."""
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     metadata = metadata or {}
+    text = json.dumps({**metadata, HASH: _digest(contiguous, metadata)}, sort_keys=True)
     with atomic_file(path) as temporary:
-        save_file(contiguous, temporary, metadata={**metadata, HASH: _digest(contiguous, metadata)})
+        save_file(contiguous, temporary, metadata={KEY: text})
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -31,7 +34,7 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """
     try:
         with safe_open(path, "pt") as reader:
-            metadata = dict(reader.metadata())
+            metadata = json.loads(reader.metadata()[KEY])
             tensors = {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118 - no dictionary
         if metadata.pop(HASH) != _digest(tensors, metadata):
             raise ValueError("its content does not have the SHA-256 that it was written with")

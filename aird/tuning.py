@@ -19,12 +19,12 @@ import torch
 
 from aird.architecture import decoder_blocks
 from aird.chat import chat_tokens
-from aird.direction_scores import resumed_at
 from aird.generation import generate
 from aird.hooks import hooks, on_input
 from aird.models import load_model, load_tokenizer, stored_dtype
 from aird.packing import make_packs
 from aird.refusals import jailbroken_arditi
+from aird.resuming import Reached, resumed_at
 from aird.settings.models import RefusalTuning
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,8 @@ def tune_to_refuse(
     from peft.tuners.lora import LoraLayer
 
     torch.manual_seed(settings.seed)
-    tokenizer, model = load_tokenizer(source), load_model(source)
+    # In float32 everywhere: rounded otherwise, the tuned model would refuse visibly more or less.
+    tokenizer, model = load_tokenizer(source), load_model(source, dtype=torch.float32)
     examples = _refusal_examples(tokenizer, harmful, settings.seed)
     examples += _own_answer_examples(model, tokenizer, harmless, settings.maximum_answer_tokens)
     answered = len(examples) - len(harmful)
@@ -181,10 +182,6 @@ def _train(model: Any, examples: list[Example], settings: RefusalTuning) -> list
 PACK_TOKENS = 320
 
 
-class _Reached(Exception):
-    """Ends a forward pass at the block whose input was wanted."""
-
-
 @torch.no_grad()
 def _frozen_states(model: Any, examples: list[Example], first_block: int) -> list[torch.Tensor]:
     """Return the input of block `first_block` for every example, [tokens, d_model].
@@ -198,9 +195,9 @@ def _frozen_states(model: Any, examples: list[Example], first_block: int) -> lis
 
         def keep(hidden: torch.Tensor, kept: list[torch.Tensor] = kept) -> torch.Tensor:
             kept.append(hidden[0])
-            raise _Reached
+            raise Reached
 
-        with hooks(before=[(blocks[first_block], on_input(keep))]), contextlib.suppress(_Reached):
+        with hooks(before=[(blocks[first_block], on_input(keep))]), contextlib.suppress(Reached):
             model(**pack.model_inputs(model), logits_to_keep=1)
         start = pack.prefix_length
         for end in (pack.ends + 1).tolist():

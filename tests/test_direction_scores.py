@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from aird.activations import capture, difference_in_means
-from aird.direction_scores import resumed_at, score_candidates
+from aird.direction_scores import score_candidates
+from aird.resuming import resumed_at
 from aird.settings.directions import Directions
 
 REFUSAL_TOKENS = [40, 318, 7]

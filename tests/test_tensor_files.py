@@ -24,6 +24,12 @@ def test_round_trip(tmp_path: Path) -> None:
     assert set(load_file(path)) == {"unit", "small", "turned"}  # any reader of safetensors can use it
 
 
+def test_equal_content_is_an_equal_file(tmp_path: Path) -> None:
+    for name in "ab":
+        save_tensors(TENSORS, tmp_path / name, {"one": "1", "two": "2", "three": "3"})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
 def test_every_changed_bit_is_found(tmp_path: Path) -> None:
     path = tmp_path / "file.safetensors"
     save_tensors(TENSORS, path, {"note": "text"})

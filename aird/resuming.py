@@ -1,0 +1,46 @@
+"""Run a part of a model: start at a block whose input is known, and stop where enough is known."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from aird.hooks import hooks, on_input
+
+
+class Reached(Exception):
+    """Ends a forward pass at the place whose value was wanted; raised by a hook, caught around the pass."""
+
+
+@contextlib.contextmanager
+def resumed_at(blocks: list[nn.Module], layer: int, states: torch.Tensor) -> Iterator[None]:
+    """Skip the blocks below `layer` in every forward pass, and feed `states` to block `layer`.
+
+    The skipped blocks stay in their places and pass their input on, so that whatever a model
+    looks up by block index (rotary type, sliding window) still fits.
+
+    Args:
+        blocks: all decoder blocks.
+        layer: the first block to compute.
+        states: [rows, tokens, d_model], the input of that block.
+    """
+    # A loader that spreads a model over devices leaves a `forward` of its own on each block: put it back.
+    own = [block.__dict__.get("forward") for block in blocks[:layer]]
+    for block in blocks[:layer]:
+        block.forward = _pass_on
+    try:
+        with hooks(before=[(blocks[layer], on_input(lambda _: states))]):
+            yield
+    finally:
+        for block, forward in zip(blocks[:layer], own, strict=True):
+            del block.forward
+            if forward is not None:
+                block.forward = forward
+
+
+def _pass_on(hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    return hidden_states
