@@ -13,7 +13,7 @@ rule prompt_set:
         combine=combined_sets,
         disjoint_from=excluded_sets,
     output:
-        ensure(f"{RESULTS}/prompts/{{prompt_set}}.jsonl", non_empty=True),
+        f"{RESULTS}/prompts/{{prompt_set}}.jsonl",
     log:
         f"{RESULTS}/logs/prompts/{{prompt_set}}.log",
     benchmark:

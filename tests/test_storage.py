@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ BUCKET = "my-bucket"  # as in the profiles
 @pytest.fixture(scope="module")
 def storage() -> Iterator[Any]:
     """Return a client of an S3 server with an empty bucket."""
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line per request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
