@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import secrets
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.workflow
 
 MARK = "AIRD_TEST_MARK"
 KILLS = int(os.environ.get("AIRD_TEST_KILLS", "6"))  # .ci/run asks for 30
-LONGEST_WAIT_SECONDS = 6.0  # between finding a victim and killing it
+LONGEST_WAIT_SECONDS = 5.0  # between finding a victim and killing it
 END_SECONDS = 30.0  # until nothing of a killed run is alive
 # What an interrupted job may leave, and what differs between any two runs: times, logs, environments.
 VARYING = {"logs", "benchmarks", "environments"}
@@ -56,32 +57,35 @@ class Run:
         return sorted(found, key=lambda process: process.pid != self.process.pid)
 
     def victims(self, kind: str) -> list[psutil.Process]:
-        """Return the processes of one kind: run, job or server."""
-        found = []
+        """Return the processes of one kind: the run, every job's script, one process of every server."""
+        jobs: list[psutil.Process] = []
+        servers: dict[int, list[psutil.Process]] = {}
         for process in self.processes():
             try:
-                line = process.cmdline()
-            except psutil.Error:
+                line, group = process.cmdline(), os.getpgid(process.pid)
+            except (psutil.Error, ProcessLookupError):
                 continue
-            is_server = any("vllm.entrypoints.openai.api_server" in part for part in line)
-            is_job = len(line) > 1 and line[1].startswith("workflow/scripts/")
-            kinds = {"run": process.pid == self.process.pid, "job": is_job, "server": is_server}
-            if kinds[kind]:
-                found.append(process)
-        return found
+            if any("vllm.entrypoints.openai.api_server" in part for part in line):
+                # Its launcher or vLLM itself, as it comes.
+                servers.setdefault(group, []).append(process)
+            elif len(line) > 1 and line[1].startswith("workflow/scripts/"):
+                jobs.append(process)
+        if kind == "run":
+            return [psutil.Process(self.process.pid)] if self.process.poll() is None else []
+        return jobs if kind == "job" else [random.choice(group) for group in servers.values()]
 
-    def kill(self, kind: str, chooser: random.Random) -> bool:
-        """Wait for a process of that kind, then for a random time; kill one. Return False if the run ended first."""
+    def kill(self, kind: str) -> int:
+        """Wait for a process of that kind, then for a random time; kill all there are. Return how many."""
         while not self.victims(kind):
             if self.process.poll() is not None:
-                return False
+                return 0
             time.sleep(0.1)
-        time.sleep(chooser.uniform(0, LONGEST_WAIT_SECONDS))
+        time.sleep(random.uniform(0, LONGEST_WAIT_SECONDS))
         victims = self.victims(kind)
-        if not victims:
-            return False
-        chooser.choice(victims).kill()
-        return True
+        for process in victims:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        return len(victims)
 
     def wait_until_gone(self) -> list[list[str]]:
         """Wait for the run to end, and return the command lines of what outlives it by too much."""
@@ -111,15 +115,14 @@ def differing(project: Path, other: Path) -> list[str]:
 
 
 def test_kills_at_random_moments(finished: Path, project: Path, tmp_path: Path) -> None:
-    chooser = random.Random(KILLS)
     killed = dict.fromkeys(("run", "job", "server"), 0)
     while sum(killed.values()) < KILLS:
         kind = min(killed, key=lambda name: killed[name])
         run = Run(project, tmp_path / "run.log")
-        killed[kind] += run.kill(kind, chooser)
+        killed[kind] += run.kill(kind)
         assert run.wait_until_gone() == [], f"alive after a killed {kind}"
         if run.process.returncode == 0:
-            # It finished before there was a victim, or did not need it any more: from the start again.
+            # It finished before there was a victim: from the start again.
             assert differing(project, finished) == []
             shutil.rmtree(project / "results")
             shutil.rmtree(project / ".snakemake")
