@@ -13,19 +13,46 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from aird.architecture import residual_writers
 from aird.chat import chat_tokens
 from aird.compression.checkpoint import read_checkpoint
+from aird.files import check_folder, read_json
 from aird.processor import multiplies_bfloat16
 
 # Files of a checkpoint that describe it; weights are handled apart.
-DESCRIPTION_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model")
+# Python files are only in checkpoints whose user turned `trust_remote_code` on.
+DESCRIPTION_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", "*.py")
+CODE_PATTERN = "*.py"
+TRUST = "trust_remote_code"  # key of a manifest
+_trusted: list[bool] = []
 
 
-def load_tokenizer(checkpoint: Path, trust_remote_code: bool = False) -> Any:
+def open_checkpoint(folder: Path, manifest: Path) -> dict[str, Any]:
+    """Check a checkpoint's files against its manifest; return the manifest.
+
+    Where it says that the user trusts the model's own code, that code may run from now on in this
+    process, which handles checkpoints of one model.
+
+    Raises:
+        ValueError: a file is missing, was added or altered.
+    """
+    record: dict[str, Any] = read_json(manifest)
+    check_folder(folder, record["files"])
+    if record.get(TRUST):
+        _trusted.append(True)
+    return record
+
+
+def code_is_trusted() -> bool:
+    """Return whether modelling code that comes with a checkpoint may run; off unless the user turned it on."""
+    return bool(_trusted)
+
+
+def load_tokenizer(checkpoint: Path) -> Any:
     """Return the checkpoint's tokenizer; ValueError if it has no chat template."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(checkpoint), trust_remote_code=trust_remote_code)
+    tokenizer = AutoTokenizer.from_pretrained(str(checkpoint), trust_remote_code=code_is_trusted())
     chat_tokens(tokenizer, "Hello.")
     return tokenizer
 
@@ -38,7 +65,6 @@ def compute_dtype() -> torch.dtype | str:
 def load_model(
     checkpoint: Path,
     adapter: Path | None = None,
-    trust_remote_code: bool = False,
     dtype: torch.dtype | None = None,
 ) -> Any:
     """Return the checkpoint as a Transformers model in evaluation mode, on a GPU where there is one.
@@ -49,7 +75,6 @@ def load_model(
     Args:
         checkpoint: a checkpoint folder, dense or quantised.
         adapter: a PEFT adapter folder to put on top.
-        trust_remote_code: run modelling code from the checkpoint; off unless the user turned it on.
         dtype: the type to compute in, instead of that.
     """
     from transformers import AutoModelForCausalLM
@@ -58,7 +83,7 @@ def load_model(
         str(checkpoint),
         dtype=dtype or compute_dtype(),
         device_map="auto" if torch.cuda.is_available() else None,
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=code_is_trusted(),
         use_safetensors=True,
     )
     if adapter is not None:
@@ -78,25 +103,40 @@ def stored_dtype(checkpoint: Path) -> torch.dtype:
     """Return the type that the checkpoint's configuration names; float32 where it names none."""
     from transformers import AutoConfig
 
-    return getattr(AutoConfig.from_pretrained(str(checkpoint)), "dtype", None) or torch.float32
+    config = AutoConfig.from_pretrained(str(checkpoint), trust_remote_code=code_is_trusted())
+    return getattr(config, "dtype", None) or torch.float32
 
 
-def import_model(source: Path, target: Path, dtype: str) -> None:
+def import_model(source: Path, target: Path, dtype: str, trust_remote_code: bool = False) -> None:
     """Write the model at `source` as a checkpoint folder `target`.
 
-    A folder in Hugging Face format is copied, safetensors only. A GGUF file is dequantised to
-    `dtype`: it then stands in for the original checkpoint.
+    A folder in Hugging Face format is copied, safetensors only, and its own code only where that is
+    trusted. A GGUF file is dequantised to `dtype`: it then stands in for the original checkpoint.
 
     Raises:
-        ValueError: the source has no safetensors weights, no config or no chat template, or a weight
-            is truncated, missing, NaN or infinite.
+        ValueError: the source has no safetensors weights, no config or no chat template, a weight is
+            truncated, missing, NaN or infinite, it needs code that is not trusted, or its blocks lack
+            the structure that directions and AIRD need.
     """
     if source.is_dir():
         _copy_checkpoint(source, target)
     else:
         _dequantise_gguf(source, target, getattr(torch, dtype))
     check_weights(target, source)
+    if trust_remote_code:
+        _trusted.append(True)
+    else:
+        for path in target.glob(CODE_PATTERN):
+            path.unlink()
     load_tokenizer(target)
+    try:
+        residual_writers(load_structure(target))
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"{source} needs modelling code of its own; to let it run, write trust_remote_code: true for this model"
+        ) from error
 
 
 def check_weights(checkpoint: Path, source: Path) -> None:
@@ -157,10 +197,10 @@ def _dequantise_gguf(source: Path, target: Path, dtype: torch.dtype) -> None:
     tokenizer.save_pretrained(target)
 
 
-def load_structure(checkpoint: Path, trust_remote_code: bool = False) -> Any:
+def load_structure(checkpoint: Path) -> Any:
     """Return the checkpoint's architecture with empty weights (meta device): its modules, for free."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(str(checkpoint), trust_remote_code=trust_remote_code)
+    config = AutoConfig.from_pretrained(str(checkpoint), trust_remote_code=code_is_trusted())
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=code_is_trusted())

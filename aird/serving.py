@@ -94,6 +94,7 @@ class ServerSettings:
         start_timeout_seconds: how long the server may take until it is healthy.
         dtype: vLLM's --dtype; None takes the checkpoint's, or on some CPUs float32, as `load_model` does.
         seed: vLLM's --seed (greedy decoding does not depend on it).
+        trust_remote_code: let vLLM run modelling code that the checkpoint brings.
         extra_arguments: further arguments of vLLM's API server; they win over the above.
     """
 
@@ -105,6 +106,7 @@ class ServerSettings:
     start_timeout_seconds: float = 600.0
     dtype: str | None = None
     seed: int = 0
+    trust_remote_code: bool = False
     extra_arguments: tuple[str, ...] = ()
 
 
@@ -476,6 +478,8 @@ def _arguments(checkpoint: Path, settings: ServerSettings, port: int, mark: str,
     arguments += ["--served-model-name", MODEL_NAME, mark]
     # A cached prefix would make a result depend on what was asked before it.
     arguments += ["--no-enable-prefix-caching", "--disable-uvicorn-access-log"]
+    if settings.trust_remote_code:
+        arguments += ["--trust-remote-code"]
     if on_cpu:
         arguments += ["--enforce-eager"]  # torch.compile takes longer than most jobs' decoding
         # A GPU's memory is the job's own, and vLLM finds out how much of it is left.

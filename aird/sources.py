@@ -44,10 +44,15 @@ def open_file(source: FileSource) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def open_model(source: ModelSource) -> Iterator[Path]:
-    """Yield the local path of a model: a GGUF file, or a folder in Hugging Face format."""
+def open_model(source: ModelSource, trust_remote_code: bool = False) -> Iterator[Path]:
+    """Yield the local path of a model: a GGUF file, or a folder in Hugging Face format.
+
+    Args:
+        source: where the model is.
+        trust_remote_code: fetch the code that a hub model brings, too.
+    """
     if source.hub is not None:
-        yield _model_from_hub(source.hub, str(source.revision))
+        yield _model_from_hub(source.hub, str(source.revision), trust_remote_code)
     elif source.path is not None and Path(source.path).is_dir():
         yield Path(source.path)
     else:
@@ -86,11 +91,13 @@ def _file_from_hub(repository: str, revision: str, file: str) -> Path:
         return Path(hf_hub_download(repository, file, repo_type="dataset", revision=revision))
 
 
-def _model_from_hub(repository: str, revision: str) -> Path:
+def _model_from_hub(repository: str, revision: str, trust_remote_code: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     # Weights as safetensors only: a pickle can run code when it is opened.
     wanted = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model"]
+    if trust_remote_code:
+        wanted.append("*.py")
     with _hub_errors(f"model {repository} at {revision}"):
         return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
 

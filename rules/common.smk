@@ -4,6 +4,8 @@ Nothing heavy is imported here: the workflow is parsed on every start and in
 every cluster job.
 """
 
+import functools
+import gc
 import os
 import re
 import shlex
@@ -31,8 +33,12 @@ from aird.configuration import (
     check_files,
     load_configuration,
 )
-from aird.files import canonical_json
+from aird.files import atomic_file, canonical_json, sha256_of
 from aird.lifetime import hold_run_lock
+
+# A plan is made of millions of small objects that live until its end; looking for garbage among
+# them every few hundred would take a fifth of the time.
+gc.set_threshold(200_000, 50, 100)
 
 RESULTS = "results"
 
@@ -109,14 +115,25 @@ else:
     )
 
 
-def code(script):
-    """Return the script, every library file that it runs, and the lock of their environment.
+SCRIPTS = os.path.relpath(PROJECT / "workflow" / "scripts")
+hash_of = functools.cache(sha256_of)
 
-    A change of one of them reruns the node.
+
+def code(script):
+    """Return a file with the hashes of a script, of every library file that it runs, and of their lock.
+
+    A change of one of them changes this file, and so reruns the node. One input instead of
+    twenty: planning takes half the time.
     """
     files = code_files(PROJECT / "workflow" / "scripts" / f"{script}.py", PROJECT)
     files.append(PROJECT / "envs" / "core.lock.txt")
-    return sources(os.path.relpath(path) for path in files)
+    lines = [f"{hash_of(path)}  {os.path.relpath(path, PROJECT)}" for path in files]
+    text = "\n".join(lines) + "\n"
+    record = Path(RESULTS) / "code" / f"{script}.sha256"
+    if not record.is_file() or record.read_text(encoding="utf-8") != text:
+        with atomic_file(record) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return sources([str(record)])
 
 
 def sources(paths):

@@ -35,7 +35,7 @@ rule compress_model:
     message:
         "Compressing {wildcards.model} by {wildcards.compression}"
     shell:
-        "python {input.code[0]:q}"
+        "python {SCRIPTS:q}/compress_model.py"
         " --original {input.original:q}"
         " --original-manifest {input.original_manifest:q}"
         " {params.calibration} {input.calibration:q}"

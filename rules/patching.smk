@@ -41,7 +41,7 @@ rule make_patch:
     message:
         "Patching {wildcards.model}, {wildcards.compression} by {wildcards.patch}"
     shell:
-        "python {input.code[0]:q}"
+        "python {SCRIPTS:q}/make_patch.py"
         " --original {input.original:q}"
         " --original-manifest {input.original_manifest:q}"
         " --original-direction {input.original_direction:q}"
@@ -81,7 +81,7 @@ rule merge_patch:
     message:
         "Merging {wildcards.patch} into {wildcards.model}, {wildcards.compression}"
     shell:
-        "python {input.code[0]:q}"
+        "python {SCRIPTS:q}/merge_patch.py"
         " --compressed {input.compressed:q}"
         " --compressed-manifest {input.compressed_manifest:q}"
         " --adapter {input.adapter:q}"

@@ -12,8 +12,11 @@ import numpy
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from aird.models import import_model
+from aird import models
+from aird.files import hash_folder, write_json
+from aird.models import code_is_trusted, import_model, load_model, open_checkpoint
 
 
 @pytest.fixture
@@ -83,3 +86,55 @@ def test_a_truncated_gguf(tmp_path: Path, kept: float) -> None:
     path.write_bytes(content[: int(len(content) * kept)])
     with pytest.raises(ValueError, match=r"model.gguf cannot be read as a GGUF model .*; fetch it again"):
         imported(path, tmp_path)
+
+
+def test_blocks_that_aird_cannot_edit(source: Path, tmp_path: Path) -> None:
+    """GPT-2's blocks end in layers that are not linear modules: said at the import, not hours later."""
+    config = GPT2Config(vocab_size=512, n_embd=64, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+    GPT2LMHeadModel(config).save_pretrained(source)
+    with pytest.raises(ValueError, match="exactly two linear modules"):
+        imported(source, tmp_path)
+
+
+CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+@pytest.fixture
+def with_code(source: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a model folder that needs its own code, and trust nothing yet."""
+    monkeypatch.setattr(models, "_trusted", [])
+    (source / "own.py").write_text(CODE, encoding="utf-8")
+    config = json.loads((source / "config.json").read_text())
+    code = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
+    config |= {"model_type": "own", "architectures": ["OwnForCausalLM"], "auto_map": code}
+    (source / "config.json").write_text(json.dumps(config))
+    return source
+
+
+def test_code_of_a_model_runs_only_where_it_is_trusted(with_code: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="source needs modelling code of its own; .* trust_remote_code: true"):
+        imported(with_code, tmp_path)
+    assert not list((tmp_path / "target").glob("*.py"))
+    assert not code_is_trusted()
+
+
+def test_trust_travels_with_the_manifest(with_code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, manifest = tmp_path / "trusted", tmp_path / "manifest.json"
+    folder.mkdir()
+    import_model(with_code, folder, "bfloat16", trust_remote_code=True)
+    monkeypatch.setattr(models, "_trusted", [])
+    for trust in (False, True):
+        write_json(manifest, {"files": hash_folder(folder), "trust_remote_code": trust})
+        open_checkpoint(folder, manifest)
+        assert code_is_trusted() is trust
+    assert type(load_model(folder)).__name__ == "OwnForCausalLM"

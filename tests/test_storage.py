@@ -68,7 +68,7 @@ def test_a_profile_plans_the_same_jobs(project: Path, environment: list[str], pr
     # Code comes with the sources, everything else from the bucket.
     evaluation = next(record for record in records if record["rule"] == "evaluate_suite")
     for path in evaluation["input"]:
-        assert path.startswith(("aird/", "workflow/", "envs/", "inputs/")) == (BUCKET not in path), path
+        assert path.startswith(("results/code/", "inputs/")) == (BUCKET not in path), path
 
 
 def test_the_grid_runs_with_its_results_in_the_bucket(project: Path, environment: list[str], storage: Any) -> None:

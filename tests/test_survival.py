@@ -25,7 +25,7 @@ KILLS = int(os.environ.get("AIRD_TEST_KILLS", "6"))  # .ci/run asks for 30
 LONGEST_WAIT_SECONDS = 5.0  # between finding a victim and killing it
 END_SECONDS = 30.0  # until nothing of a killed run is alive
 # What an interrupted job may leave, and what differs between any two runs: times, logs, environments.
-VARYING = {"logs", "benchmarks", "environments"}
+VARYING = {"logs", "benchmarks", "environments", "code"}
 
 
 @pytest.fixture
@@ -169,7 +169,10 @@ def test_an_interrupted_run_is_resumed_where_it_was(project: Path, running: Run,
     interrupted = names(
         record
         for record in graph
-        if any(line[1] == record["input"][0] and set(record["output"]) <= set(line) for line in lines)
+        if any(
+            f"results/code/{Path(line[1]).stem}.sha256" in record["input"] and set(record["output"]) <= set(line)
+            for line in lines
+        )
     )
     assert 1 <= len(interrupted) <= 2
     assert found <= closure(graph, missing | interrupted | {"all"})

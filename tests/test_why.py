@@ -17,7 +17,11 @@ MADE_BY = {"results/a.json": "capture_activations", "results/b.json": "capture_a
 @pytest.mark.parametrize(
     ("reason", "words"),
     [
-        ("Updated input files: aird/judges.py", ["aird/judges.py changed"]),
+        ("Updated input files: inputs/a.txt", ["inputs/a.txt changed"]),
+        (
+            "Updated input files: results/code/make_patch.sha256, inputs/a.txt",
+            ["its code changed (its script, a module that it imports, or the lock)", "inputs/a.txt changed"],
+        ),
         (
             "Input files updated by another job: results/c.json, results/a.json, results/b.json",
             ["the results of capture_activations, tune are made anew"],

@@ -7,6 +7,7 @@ from pathlib import Path
 from aird.compression.checkpoint import Checkpoint
 from aird.compression.quiet import without_progress_bars
 from aird.compression.settings import BitsAndBytes
+from aird.models import code_is_trusted
 
 
 def quantise_by_bitsandbytes(
@@ -32,5 +33,6 @@ def quantise_by_bitsandbytes(
             quantization_config=config,
             device_map="cpu",
             use_safetensors=True,
+            trust_remote_code=code_is_trusted(),
         )
         model.save_pretrained(output, max_shard_size="5GB")

@@ -17,7 +17,7 @@ from aird.architecture import decoder_blocks
 from aird.compression.checkpoint import Checkpoint
 from aird.compression.quiet import only_warnings
 from aird.compression.settings import FP8, GPTQ, RoundToNearest, SparseGPT, Wanda
-from aird.models import compute_dtype, stored_dtype
+from aird.models import code_is_trusted, compute_dtype, stored_dtype
 
 # One scale per token, found at run time: no calibration is needed.
 _DYNAMIC = {"symmetric": True, "strategy": "token", "dynamic": True}
@@ -101,7 +101,9 @@ def _run(
         # 16-bit arithmetic is emulated on many CPUs. Pruned weights go back to their type without loss;
         # quantisation's scales would not.
         dtype = compute_dtype() if module.startswith("pruning.") else "auto"
-        model: Any = AutoModelForCausalLM.from_pretrained(str(source.folder), dtype=dtype, use_safetensors=True)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            str(source.folder), dtype=dtype, use_safetensors=True, trust_remote_code=code_is_trusted()
+        )
         # Pruning modifiers see "lm_head." where the module is called "lm_head", so plain names never match.
         ignore = [f"re:{re.escape(name)}([.]|$)" for name in _outside_blocks(model)]
         recipe = getattr(import_module(f"llmcompressor.modifiers.{module}"), modifier)(**options, ignore=ignore)

@@ -3,8 +3,8 @@
 from aird.activation_cache import CLASSES, SPLITS, Group, save_cache
 from aird.activations import capture
 from aird.chat import chat_tokens, post_instruction_tokens
-from aird.files import check_folder, read_json, read_json_lines
-from aird.models import load_model, load_tokenizer
+from aird.files import read_json, read_json_lines
+from aird.models import load_model, load_tokenizer, open_checkpoint
 from aird.prompts import select
 from aird.settings.base import PromptSelection
 
@@ -16,7 +16,7 @@ def main() -> None:
     arguments = parse(
         __doc__, paths="checkpoint manifest refusal_tokens harmful harmless output", texts="settings seed", gpu=True
     )
-    check_folder(arguments.checkpoint, read_json(arguments.manifest)["files"])
+    open_checkpoint(arguments.checkpoint, arguments.manifest)
     tokenizer, model = load_tokenizer(arguments.checkpoint), load_model(arguments.checkpoint)
     positions = len(post_instruction_tokens(tokenizer))
     tokens = read_json(arguments.refusal_tokens)["tokens"]

@@ -5,8 +5,8 @@ from pydantic import TypeAdapter
 from aird.chat import chat_tokens
 from aird.compression.registry import compress
 from aird.compression.settings import CalibrationSettings, CompressionSettings
-from aird.files import check_folder, hash_folder, read_json, read_json_lines, write_json
-from aird.models import load_tokenizer
+from aird.files import hash_folder, read_json_lines, write_json
+from aird.models import TRUST, code_is_trusted, load_tokenizer, open_checkpoint
 from aird.prompts import select
 from aird.settings.base import PromptSelection
 
@@ -23,7 +23,7 @@ def main() -> None:
         gpu=True,
     )
     settings = TypeAdapter(CompressionSettings).validate_python(arguments.settings)
-    check_folder(arguments.original, read_json(arguments.original_manifest)["files"])
+    open_checkpoint(arguments.original, arguments.original_manifest)
     calibration = None
     if arguments.calibration is not None:
         chosen: CalibrationSettings = settings.calibration  # type: ignore[union-attr]  # only these get prompts
@@ -32,7 +32,8 @@ def main() -> None:
         records = select(read_json_lines(arguments.calibration), selection, chosen.seed)
         calibration = [chat_tokens(tokenizer, record["instruction"]) for record in records]
     measurements = compress(arguments.original, arguments.checkpoint, settings, calibration)
-    record = {"settings": arguments.settings, **measurements, "files": hash_folder(arguments.checkpoint)}
+    files = hash_folder(arguments.checkpoint)
+    record = {"settings": arguments.settings, TRUST: code_is_trusted(), **measurements, "files": files}
     write_json(arguments.manifest, record)
 
 

@@ -13,7 +13,7 @@ from aird.evaluation import (
     run_tasks,
 )
 from aird.files import check_folder, read_json, read_json_lines, scratch_folder, write_json, write_json_lines
-from aird.models import load_model, load_tokenizer
+from aird.models import code_is_trusted, load_model, load_tokenizer, open_checkpoint
 from aird.prompts import select
 from aird.serving import ServerSettings, detect_accelerator, serve
 from aird.settings.suites import Serving, Suite
@@ -37,7 +37,7 @@ def main() -> None:
         kind: select(read_json_lines(getattr(arguments, kind)), getattr(suite, kind), seed)
         for kind in ("harmful", "harmless")
     }
-    check_folder(arguments.checkpoint, read_json(arguments.manifest)["files"])
+    open_checkpoint(arguments.checkpoint, arguments.manifest)
     tokenizer = load_tokenizer(arguments.checkpoint)
 
     # Half harmful, half harmless: a broken checkpoint may look right on one kind.
@@ -57,6 +57,7 @@ def main() -> None:
             maximum_model_length=serving.maximum_model_length,
             key_value_cache_gib=serving.key_value_cache_gib,
             seed=seed,
+            trust_remote_code=code_is_trusted(),
         )
         python = arguments.environment.parent / environment["python"] if environment["python"] else None
         with serve(checkpoint, python, settings, arguments.server_log, environment["url"]) as client:

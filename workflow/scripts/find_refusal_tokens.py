@@ -1,9 +1,9 @@
 """Find the tokens that the original model's own refusals begin with."""
 
 from aird.chat import chat_tokens
-from aird.files import check_folder, read_json, read_json_lines, write_json
+from aird.files import read_json_lines, write_json
 from aird.generation import generate
-from aird.models import load_model, load_tokenizer
+from aird.models import load_model, load_tokenizer, open_checkpoint
 from aird.prompts import select
 from aird.refusal_score import derive_refusal_tokens
 from aird.refusals import jailbroken_arditi
@@ -15,7 +15,7 @@ from arguments import parse
 def main() -> None:
     """Run the script."""
     arguments = parse(__doc__, paths="checkpoint manifest harmful harmless output", texts="settings seed", gpu=True)
-    check_folder(arguments.checkpoint, read_json(arguments.manifest)["files"])
+    open_checkpoint(arguments.checkpoint, arguments.manifest)
     tokenizer, model = load_tokenizer(arguments.checkpoint), load_model(arguments.checkpoint)
     completions = {}
     for kind in ("harmful", "harmless"):

@@ -1,7 +1,7 @@
 """Fetch a model from its pinned source and write it as a checkpoint folder with a manifest."""
 
 from aird.files import atomic_folder, hash_folder, write_json
-from aird.models import import_model
+from aird.models import TRUST, import_model
 from aird.settings.models import Model
 from aird.sources import open_model
 
@@ -12,10 +12,12 @@ def main() -> None:
     """Run the script."""
     arguments = parse(__doc__, paths="checkpoint manifest", texts="settings")
     settings = Model.model_validate(arguments.settings)
-    with open_model(settings.source) as source, atomic_folder(arguments.checkpoint) as folder:
-        import_model(source, folder, settings.dtype)
+    trust = settings.trust_remote_code
+    with open_model(settings.source, trust) as source, atomic_folder(arguments.checkpoint) as folder:
+        import_model(source, folder, settings.dtype, trust)
     source_record = settings.source.model_dump(exclude_none=True)
-    write_json(arguments.manifest, {"source": source_record, "files": hash_folder(arguments.checkpoint)})
+    files = hash_folder(arguments.checkpoint)
+    write_json(arguments.manifest, {"source": source_record, TRUST: trust, "files": files})
 
 
 if __name__ == "__main__":

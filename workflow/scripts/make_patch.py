@@ -6,8 +6,8 @@ from aird.adapters import save_adapter
 from aird.architecture import residual_writers
 from aird.compression.matrices import dense_matrix
 from aird.edits import edited_blocks, make_edits, random_direction
-from aird.files import atomic_folder, check_folder, hash_folder, read_json, write_json
-from aird.models import load_structure
+from aird.files import atomic_folder, hash_folder, read_json, write_json
+from aird.models import load_structure, open_checkpoint
 from aird.settings.patches import Patch
 from aird.tensor_files import load_tensors
 
@@ -23,8 +23,8 @@ def main() -> None:
         texts="settings",
     )
     settings = Patch.model_validate(arguments.settings)
-    check_folder(arguments.original, read_json(arguments.original_manifest)["files"])
-    check_folder(arguments.compressed, read_json(arguments.compressed_manifest)["files"])
+    open_checkpoint(arguments.original, arguments.original_manifest)
+    open_checkpoint(arguments.compressed, arguments.compressed_manifest)
     original = load_tensors(arguments.original_direction)[0]["unit"]
     own = load_tensors(arguments.own_direction)[0]["unit"]
     random = random_direction(original, settings.seed)

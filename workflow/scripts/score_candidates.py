@@ -4,8 +4,8 @@ from aird.activation_cache import CLASSES, kept_activations, load_cache
 from aird.activations import difference_in_means
 from aird.chat import chat_tokens
 from aird.direction_scores import score_candidates
-from aird.files import atomic_file, check_folder, read_json, read_json_lines
-from aird.models import load_model, load_tokenizer
+from aird.files import atomic_file, read_json, read_json_lines
+from aird.models import load_model, load_tokenizer, open_checkpoint
 from aird.settings.directions import Directions
 
 from arguments import parse
@@ -17,7 +17,7 @@ def main() -> None:
         __doc__, paths="checkpoint manifest cache refusal_tokens harmful harmless output", texts="settings", gpu=True
     )
     settings = Directions.model_validate(arguments.settings)
-    check_folder(arguments.checkpoint, read_json(arguments.manifest)["files"])
+    open_checkpoint(arguments.checkpoint, arguments.manifest)
     tokenizer, model = load_tokenizer(arguments.checkpoint), load_model(arguments.checkpoint)
     cache = load_cache(arguments.cache)
     candidates = difference_in_means(*kept_activations(cache, "train"))

@@ -1,6 +1,7 @@
 """Give a model a small refusal tuning, merged into its checkpoint."""
 
-from aird.files import atomic_folder, check_folder, hash_folder, read_json, read_json_lines, write_json
+from aird.files import atomic_folder, hash_folder, read_json_lines, write_json
+from aird.models import TRUST, code_is_trusted, open_checkpoint
 from aird.prompts import select
 from aird.settings.models import RefusalTuning
 from aird.tuning import tune_to_refuse
@@ -14,15 +15,15 @@ def main() -> None:
         __doc__, paths="source source_manifest harmful harmless checkpoint manifest", texts="settings seed", gpu=True
     )
     settings = RefusalTuning.model_validate(arguments.settings)
-    manifest = read_json(arguments.source_manifest)
-    check_folder(arguments.source, manifest["files"])
+    manifest = open_checkpoint(arguments.source, arguments.source_manifest)
     seed = int(arguments.seed)
     harmful = [row["instruction"] for row in select(read_json_lines(arguments.harmful), settings.harmful, seed)]
     harmless = [row["instruction"] for row in select(read_json_lines(arguments.harmless), settings.harmless, seed)]
     with atomic_folder(arguments.checkpoint) as folder:
         statistics = tune_to_refuse(arguments.source, folder, harmful, harmless, settings)
     files = hash_folder(arguments.checkpoint)
-    write_json(arguments.manifest, {"source": manifest["source"], "refusal_tuning": statistics, "files": files})
+    record = {"source": manifest["source"], TRUST: code_is_trusted(), "refusal_tuning": statistics, "files": files}
+    write_json(arguments.manifest, record)
 
 
 if __name__ == "__main__":

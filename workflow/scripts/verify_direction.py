@@ -1,8 +1,8 @@
 """Ablate and add the chosen direction on held-out prompts (claim C1)."""
 
 from aird.chat import chat_tokens
-from aird.files import check_folder, read_json, read_json_lines, write_json
-from aird.models import load_model, load_tokenizer
+from aird.files import read_json, read_json_lines, write_json
+from aird.models import load_model, load_tokenizer, open_checkpoint
 from aird.prompts import select
 from aird.settings.base import PromptSelection
 from aird.statistics import mcnemar, wilson_interval
@@ -17,7 +17,7 @@ def main() -> None:
     arguments = parse(
         __doc__, paths="checkpoint manifest direction record harmful harmless output", texts="settings seed", gpu=True
     )
-    check_folder(arguments.checkpoint, read_json(arguments.manifest)["files"])
+    open_checkpoint(arguments.checkpoint, arguments.manifest)
     tokenizer, model = load_tokenizer(arguments.checkpoint), load_model(arguments.checkpoint)
     selection = PromptSelection(set="held-out", split="test", count=arguments.settings["test"])
     prompts = {}

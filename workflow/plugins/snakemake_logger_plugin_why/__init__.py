@@ -17,6 +17,7 @@ from snakemake_interface_logger_plugins.common import LogEvent
 from snakemake_interface_logger_plugins.settings import LogHandlerSettingsBase
 
 SHOWN = 3  # files named per reason
+CODE_RECORD = re.compile(r"results/code/\w+\.sha256")
 
 # What Snakemake's reasons begin with, and how that reads for somebody who did not write the rules.
 UPDATED = "Updated input files: "
@@ -115,14 +116,20 @@ def in_words(reason: str, made_by: dict[str, str]) -> list[str]:
     words = []
     for part in re.split(r"; (?=[A-Z])", reason):
         if part.startswith(UPDATED):
-            words.append(f"{_listed(part, UPDATED)} changed")
+            # One file holds the hashes of all code that a job runs (rules/common.smk).
+            found = _paths(part, UPDATED)
+            others = [path for path in found if not CODE_RECORD.fullmatch(path)]
+            if len(others) < len(found):
+                words.append("its code changed (its script, a module that it imports, or the lock)")
+            if others:
+                words.append(f"{_listed(others)} changed")
         elif part.startswith(REMADE):
             rules = sorted({made_by.get(_plain(path), path) for path in _paths(part, REMADE)})
             words.append(f"the results of {', '.join(rules)} are made anew")
         elif part.startswith(MISSING):
-            words.append(f"{_listed(part, MISSING)} does not exist yet")
+            words.append(f"{_listed(_paths(part, MISSING))} does not exist yet")
         elif part.startswith(INCOMPLETE):
-            words.append(f"{_listed(part, INCOMPLETE)} was left unfinished by an interrupted run")
+            words.append(f"{_listed(_paths(part, INCOMPLETE))} was left unfinished by an interrupted run")
         elif part.startswith(SET_CHANGED):
             words.append("it reads other files than before (a grid cell, an import or a source was added or removed)")
         elif part.startswith(PARAMS_CHANGED):
@@ -143,7 +150,6 @@ def _plain(path: str) -> str:
     return re.sub(r" \([^)]*\)$", "", str(path))
 
 
-def _listed(part: str, start: str) -> str:
-    paths = _paths(part, start)
+def _listed(paths: list[str]) -> str:
     more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
     return ", ".join(paths[:SHOWN]) + more
