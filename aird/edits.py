@@ -72,8 +72,9 @@ def rank_one_edit(
 def edited_blocks(settings: Patch, source_layer: int, layers: int) -> list[int]:
     """Return the indices of the blocks that a patch edits.
 
-    The site at layer l is the input of block l, so the block that writes it is l - 1; the input of
-    block 0 is the embedding, which no block writes, and block 0 is then the first that can act on it.
+    The site at layer l is the input of block l, so the block that writes it is l - 1 (the last of
+    `depth` blocks); the input of block 0 is the embedding, which no block writes, and block 0 is then
+    the first that can act on it.
 
     Raises:
         ValueError: a configured block does not exist.
@@ -81,7 +82,8 @@ def edited_blocks(settings: Patch, source_layer: int, layers: int) -> list[int]:
     if settings.blocks == "all":
         return list(range(layers))
     if settings.blocks == "source":
-        return [max(0, source_layer - 1)]
+        last = max(0, source_layer - 1)
+        return list(range(max(0, last + 1 - settings.depth), last + 1))
     beyond = [block for block in settings.blocks if block >= layers]
     if beyond:
         raise ValueError(f"blocks {beyond} do not exist: the model has blocks 0 to {layers - 1}")
@@ -111,22 +113,26 @@ def make_edits(
         settings: the patch.
 
     Returns:
-        edits and, per module: the Frobenius norm of the edit over that of W_c, and the norm of
-        r^T W before and after over that of the original (what the edit restores).
+        edits, and `edit_statistics` of each.
     """
     edits, statistics = [], []
     for module in modules:
         compressed, original = read_compressed(module), read_original(module)
         edit = rank_one_edit(module, direction, compressed, original, settings)
-        unit, weights = edit.column.double(), compressed.double()
-        target = (unit @ original.double()).norm()
-        statistics.append(
-            {
-                "module": module,
-                "relative_change": (edit.row.double().norm() / weights.norm()).item(),
-                "row_norm_before": ((unit @ weights).norm() / target).item(),
-                "row_norm_after": ((unit @ weights + edit.row.double()).norm() / target).item(),
-            }
-        )
+        statistics.append(edit_statistics(edit, compressed, original))
         edits.append(edit)
     return edits, statistics
+
+
+def edit_statistics(edit: Edit, compressed: torch.Tensor, original: torch.Tensor) -> dict[str, Any]:
+    """Return the module's name, the Frobenius norm of its edit over that of W_c, and the norm of r^T W
+    before and after over that of the original (what the edit restores).
+    """
+    unit, weights = edit.column.double(), compressed.double()
+    target = (unit @ original.double()).norm()
+    return {
+        "module": edit.module,
+        "relative_change": (edit.row.double().norm() / weights.norm()).item(),
+        "row_norm_before": ((unit @ weights).norm() / target).item(),
+        "row_norm_after": ((unit @ weights + edit.row.double()).norm() / target).item(),
+    }

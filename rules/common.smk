@@ -303,6 +303,13 @@ def patch_settings(wildcards):
     return canonical_json(patch.model_dump(exclude={"compressions"}))
 
 
+def fit_settings(wildcards):
+    """Return what a fitted patch depends on: its settings, and how many prompts it is fitted on."""
+    patch = CONFIGURATION.patches[wildcards.patch]
+    settings = patch.model_dump(exclude={"compressions"})
+    return canonical_json({"patch": settings, "train": CONFIGURATION.directions.train})
+
+
 # Evaluation
 
 

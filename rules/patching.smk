@@ -3,8 +3,14 @@
 input   the original's refusal direction, both checkpoints
 output  results/patches/{model}/{compression}/{patch}/: adapter/ (PEFT, rank 1) and
         statistics.json; merged/ on request
-steps   read the edited matrices, compute the row r^T (a W_c + b W_o), write the adapter
+steps   read the edited matrices, compute the row r^T (a W_c + b W_o), write the adapter; or
+        fit the row on the direction prompts, module by module
 """
+
+FITTED = [
+    name for name, patch in CONFIGURATION.patches.items() if patch.method == "fit"
+]
+COMPUTED = [name for name in CONFIGURATION.patches if name not in FITTED]
 
 ADAPTER = f"{RESULTS}/patches/{{model}}/{{compression}}/{{patch}}/adapter"
 ADAPTER_STATISTICS = (
@@ -30,7 +36,7 @@ rule make_patch:
     benchmark:
         f"{RESULTS}/benchmarks/patches/{{model}}/{{compression}}/{{patch}}.tsv"
     wildcard_constraints:
-        patch=one_of(CONFIGURATION.patches),
+        patch=one_of(COMPUTED),
     conda:
         "../envs/core.yaml"
     resources:
@@ -50,6 +56,57 @@ rule make_patch:
         " --compressed-manifest {input.compressed_manifest:q}"
         " --own-direction {input.own_direction:q}"
         " --settings {params.settings:q}"
+        " --adapter {output.adapter:q}"
+        " --statistics {output.statistics:q}"
+        " > {log:q} 2>&1"
+
+
+rule fit_patch:
+    input:
+        code=code("fit_patch"),
+        original=ancient(ORIGINAL_CHECKPOINT),
+        original_manifest=ORIGINAL_MANIFEST,
+        original_direction=ORIGINAL_DIRECTION,
+        original_record=ORIGINAL_DIRECTION_RECORD,
+        compressed=ancient(CHECKPOINT),
+        compressed_manifest=MANIFEST,
+        own_direction=DIRECTION,
+        harmful=prompts(DIRECTIONS.harmful),
+        harmless=prompts(DIRECTIONS.harmless),
+    output:
+        adapter=directory(ADAPTER),
+        statistics=ADAPTER_STATISTICS,
+    log:
+        f"{RESULTS}/logs/patches/{{model}}/{{compression}}/{{patch}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/patches/{{model}}/{{compression}}/{{patch}}.tsv"
+    wildcard_constraints:
+        patch=one_of(FITTED),
+    conda:
+        "../envs/core.yaml"
+    threads: THREADS
+    resources:
+        mem_mb=6000,
+        runtime=60,
+        gpu=gpus,
+    params:
+        settings=fit_settings,
+        seed=SEED,
+    message:
+        "Fitting {wildcards.patch} to {wildcards.model}, {wildcards.compression}"
+    shell:
+        "python {SCRIPTS:q}/fit_patch.py"
+        " --original {input.original:q}"
+        " --original-manifest {input.original_manifest:q}"
+        " --original-direction {input.original_direction:q}"
+        " --original-record {input.original_record:q}"
+        " --compressed {input.compressed:q}"
+        " --compressed-manifest {input.compressed_manifest:q}"
+        " --own-direction {input.own_direction:q}"
+        " --harmful {input.harmful:q}"
+        " --harmless {input.harmless:q}"
+        " --settings {params.settings:q}"
+        " --seed {params.seed}"
         " --adapter {output.adapter:q}"
         " --statistics {output.statistics:q}"
         " > {log:q} 2>&1"

@@ -98,6 +98,26 @@ def test_second_model_of_another_family_runs_only_its_nodes(finished: Path, tmp_
     assert planned(project) == REPORT
 
 
+def test_a_fitted_patch_is_fitted_and_evaluated(finished: Path, tmp_path: Path) -> None:
+    from aird.adapters import load_adapter
+
+    project = tmp_path / "project"
+    shutil.copytree(finished, project, symlinks=True)
+    configuration = read_configuration(project)
+    configuration["patches"]["fitted"] = {"method": "fit", "depth": 2, "compressions": ["w4a16"]}
+    write_configuration(project, configuration)
+    cell = "tiny/w4a16/fitted"
+    jobs = {f"fit_patch {cell}", f"evaluate_suite {cell}/quick", f"score_completions {cell}/quick"}
+    assert planned(project) == jobs | REPORT
+    snakemake(project, f"results/patches/{cell}/statistics.json")
+    statistics = json.loads((project / f"results/patches/{cell}/statistics.json").read_text())
+    layer = json.loads((project / "results/directions/tiny/original/direction.json").read_text())["layer"]
+    assert statistics["blocks"] == list(range(max(0, layer - 2), max(1, layer)))
+    edits = load_adapter(project / f"results/patches/{cell}/adapter")
+    assert len(edits) == 2 * len(statistics["blocks"])
+    assert all(edit.row.isfinite().all() and edit.row.abs().max() > 0 for edit in edits)
+
+
 def test_altered_checkpoint_is_refused(finished: Path, tmp_path: Path) -> None:
     results = finished / "results"
     weights = results / "models/tiny/magnitude-50/checkpoint/model.safetensors"

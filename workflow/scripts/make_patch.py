@@ -2,11 +2,11 @@
 
 from functools import partial
 
-from aird.adapters import save_adapter
+from aird.adapters import write_patch
 from aird.architecture import residual_writers
 from aird.compression.matrices import dense_matrix
 from aird.edits import edited_blocks, make_edits, random_direction
-from aird.files import atomic_folder, hash_folder, read_json, write_json
+from aird.files import read_json
 from aird.models import load_structure, open_checkpoint
 from aird.settings.patches import Patch
 from aird.tensor_files import load_tensors
@@ -40,14 +40,8 @@ def main() -> None:
         partial(dense_matrix, arguments.original),
         settings,
     )
-    with atomic_folder(arguments.adapter) as folder:
-        save_adapter(edits, folder, arguments.compressed.parent.name)
-    size = sum(path.stat().st_size for path in arguments.adapter.iterdir())
-    files = hash_folder(arguments.adapter)
-    write_json(
-        arguments.statistics,
-        {"blocks": blocks, "edits": statistics, "adapter_bytes": size, "files": files, "settings": arguments.settings},
-    )
+    record = {"blocks": blocks, "edits": statistics, "settings": arguments.settings}
+    write_patch(edits, record, arguments.adapter, arguments.statistics, arguments.compressed.parent.name)
 
 
 if __name__ == "__main__":
