@@ -50,7 +50,7 @@ rule refusal_tokens:
     message:
         "Finding the tokens that {wildcards.model}'s refusals begin with"
     shell:
-        "python {SCRIPTS:q}/find_refusal_tokens.py"
+        'python "$SCRIPTS"/find_refusal_tokens.py'
         " --checkpoint {input.checkpoint:q}"
         " --manifest {input.manifest:q}"
         " --harmful {input.harmful:q}"
@@ -92,7 +92,7 @@ rule capture_activations:
     message:
         "Capturing activations of {wildcards.model}, {wildcards.compression}"
     shell:
-        "python {SCRIPTS:q}/capture_activations.py"
+        'python "$SCRIPTS"/capture_activations.py'
         " --checkpoint {input.checkpoint:q}"
         " --manifest {input.manifest:q}"
         " --refusal-tokens {input.refusal_tokens:q}"

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 from snakemake.io import sourcecache_entry
+from snakemake.jobs import Job
 from snakemake.logging import logger
 from snakemake.settings.enums import Quietness
 from snakemake_interface_executor_plugins.settings import ExecMode
@@ -35,10 +36,6 @@ from aird.configuration import (
 )
 from aird.files import atomic_file, canonical_json, sha256_of
 from aird.lifetime import hold_run_lock
-
-# A plan is made of millions of small objects that live until its end; looking for garbage among
-# them every few hundred would take a fifth of the time.
-gc.set_threshold(200_000, 50, 100)
 
 RESULTS = "results"
 
@@ -92,10 +89,20 @@ wildcard_constraints:
 if workflow.output_settings.dryrun:
     # A plan is the table of what would run: on one screen, not a screen per job. Errors of a real
     # run need the lines of their job, so the profile cannot say this for both.
-    for handler in logger.handlers:
-        for record_filter in handler.filters:
-            if hasattr(record_filter, "quiet"):
-                record_filter.quiet = {*record_filter.quiet, Quietness.RULES}
+    quiet_filters = [
+        record_filter
+        for handler in logger.handlers
+        for record_filter in handler.filters
+        if hasattr(record_filter, "quiet")
+    ]
+    for record_filter in quiet_filters:
+        record_filter.quiet = {*record_filter.quiet, Quietness.RULES}
+    # Nor are they made: formatting what nobody sees is a third of a plan's time. A logger of the
+    # user's own (`make why`) still gets them.
+    if len(quiet_filters) == len(logger.handlers):
+        Job.log_info = lambda job, *_, **__: None
+    # A plan is millions of small objects that live until its end: there is no garbage to look for.
+    gc.disable()
 
 
 # Jobs run with the Python that runs Snakemake and find the library in the project's folder,
@@ -106,6 +113,7 @@ if workflow.output_settings.dryrun:
 ENVIRONMENT = (
     "set -euo pipefail; export GOMP_SPINCOUNT=20000 KMP_BLOCKTIME=1 AIRD_RUN=$PPID"
     f" PYTHONPATH={shlex.quote(str(PROJECT))}"
+    f" SCRIPTS={shlex.quote(os.path.relpath(PROJECT / 'workflow' / 'scripts'))}"
 )
 if "conda" in str(workflow.deployment_settings.deployment_method).lower():
     shell.prefix(f"{ENVIRONMENT}; ")
@@ -115,7 +123,6 @@ else:
     )
 
 
-SCRIPTS = os.path.relpath(PROJECT / "workflow" / "scripts")
 hash_of = functools.cache(sha256_of)
 
 
@@ -158,13 +165,16 @@ def settings_json(settings, only=None):
     )
 
 
+HAS_GPU = shutil.which("nvidia-smi") is not None
+
+
 def gpus(wildcards):
     """Return one GPU for a job that runs a model, where this machine has one or a cluster does.
 
     A function, as the executor is not known yet while the workflow is parsed. The profile limits
     how many run at once.
     """
-    return 1 if shutil.which("nvidia-smi") or not workflow.local_exec else 0
+    return 1 if HAS_GPU or not workflow.local_exec else 0
 
 
 def prompts(name):
@@ -190,7 +200,7 @@ def vllm_lock():
         return []
     if serving.lock is not None:
         return sources([serving.lock])
-    kind = "cuda" if shutil.which("nvidia-smi") else "cpu"
+    kind = "cuda" if HAS_GPU else "cpu"
     return sources([os.path.relpath(PROJECT / "envs" / f"vllm-{kind}.lock.txt")])
 
 
@@ -372,12 +382,19 @@ def optional_flags(wildcards, input):
     return flags
 
 
+# One string per suite, made once and not once per job.
+SERVING_SETTINGS = CONFIGURATION.serving.model_dump(
+    exclude={"executable", "url", "lock"}
+)
+SUITE_SETTINGS = {
+    name: canonical_json({"suite": suite.model_dump(), "serving": SERVING_SETTINGS})
+    for name, suite in CONFIGURATION.suites.items()
+}
+
+
 def suite_settings(wildcards):
     """Return the settings of a suite and of the server, without where vLLM is."""
-    suite = CONFIGURATION.suites[wildcards.suite].model_dump()
-    where = {"executable", "url", "lock"}
-    serving = CONFIGURATION.serving.model_dump(exclude=where)
-    return canonical_json({"suite": suite, "serving": serving})
+    return SUITE_SETTINGS[wildcards.suite]
 
 
 # Tables and figures

@@ -35,7 +35,7 @@ rule compress_model:
     message:
         "Compressing {wildcards.model} by {wildcards.compression}"
     shell:
-        "python {SCRIPTS:q}/compress_model.py"
+        'python "$SCRIPTS"/compress_model.py'
         " --original {input.original:q}"
         " --original-manifest {input.original_manifest:q}"
         " {params.calibration} {input.calibration:q}"

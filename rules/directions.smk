@@ -46,7 +46,7 @@ rule score_candidates:
     message:
         "Scoring candidate directions of {wildcards.model}, {wildcards.compression}"
     shell:
-        "python {SCRIPTS:q}/score_candidates.py"
+        'python "$SCRIPTS"/score_candidates.py'
         " --checkpoint {input.checkpoint:q}"
         " --manifest {input.manifest:q}"
         " --cache {input.cache:q}"
@@ -80,7 +80,7 @@ rule select_direction:
     message:
         "Choosing the refusal direction of {wildcards.model}, {wildcards.compression}"
     shell:
-        "python {SCRIPTS:q}/select_direction.py"
+        'python "$SCRIPTS"/select_direction.py'
         " --cache {input.cache:q}"
         " --scores {input.scores:q}"
         " --settings {params.settings:q}"
@@ -122,7 +122,7 @@ rule verify_direction:
     message:
         "Verifying the direction of {wildcards.model}, {wildcards.compression} (claim C1)"
     shell:
-        "python {SCRIPTS:q}/verify_direction.py"
+        'python "$SCRIPTS"/verify_direction.py'
         " --checkpoint {input.checkpoint:q}"
         " --manifest {input.manifest:q}"
         " --direction {input.direction:q}"
@@ -160,7 +160,7 @@ rule compare_directions:
     message:
         "Comparing the direction of {wildcards.model}, {wildcards.compression} with the original's"
     shell:
-        "python {SCRIPTS:q}/compare_directions.py"
+        'python "$SCRIPTS"/compare_directions.py'
         " --original-cache {input.original_cache:q}"
         " --original-direction {input.original_direction:q}"
         " --original-record {input.original_record:q}"

@@ -34,7 +34,7 @@ rule vllm_environment:
     message:
         "Making vLLM's environment (once)"
     shell:
-        "python {SCRIPTS:q}/build_environment.py"
+        'python "$SCRIPTS"/build_environment.py'
         " {params.lock} {input.lock:q}"
         " --environment {params.environment:q}"
         " --settings {params.settings:q}"

@@ -45,7 +45,7 @@ rule evaluate_suite:
     message:
         "Serving {wildcards.model}, {wildcards.compression}, {wildcards.patch} for suite {wildcards.suite}"
     shell:
-        "python {SCRIPTS:q}/evaluate_suite.py"
+        'python "$SCRIPTS"/evaluate_suite.py'
         " --checkpoint {input.checkpoint:q}"
         " --manifest {input.manifest:q}"
         " --environment {input.environment:q}"
@@ -81,7 +81,7 @@ rule score_completions:
     message:
         "Scoring {wildcards.model}, {wildcards.compression}, {wildcards.patch}, {wildcards.suite}"
     shell:
-        "python {SCRIPTS:q}/score_completions.py"
+        'python "$SCRIPTS"/score_completions.py'
         " --completions {input.completions:q}"
         " --utility {input.utility:q}"
         " --seed {params.seed}"

@@ -33,7 +33,7 @@ rule import_model:
     message:
         "Importing {wildcards.model}"
     shell:
-        "python {SCRIPTS:q}/import_model.py"
+        'python "$SCRIPTS"/import_model.py'
         " --settings {params.settings:q}"
         " --checkpoint {output.checkpoint:q}"
         " --manifest {output.manifest:q}"
@@ -77,7 +77,7 @@ rule tune_refusal:
     message:
         "Tuning {wildcards.model} to refuse"
     shell:
-        "python {SCRIPTS:q}/tune_refusal.py"
+        'python "$SCRIPTS"/tune_refusal.py'
         " --source {input.source:q}"
         " --source-manifest {input.source_manifest:q}"
         " --harmful {input.harmful:q}"

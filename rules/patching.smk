@@ -47,7 +47,7 @@ rule make_patch:
     message:
         "Patching {wildcards.model}, {wildcards.compression} by {wildcards.patch}"
     shell:
-        "python {SCRIPTS:q}/make_patch.py"
+        'python "$SCRIPTS"/make_patch.py'
         " --original {input.original:q}"
         " --original-manifest {input.original_manifest:q}"
         " --original-direction {input.original_direction:q}"
@@ -95,7 +95,7 @@ rule fit_patch:
     message:
         "Fitting {wildcards.patch} to {wildcards.model}, {wildcards.compression}"
     shell:
-        "python {SCRIPTS:q}/fit_patch.py"
+        'python "$SCRIPTS"/fit_patch.py'
         " --original {input.original:q}"
         " --original-manifest {input.original_manifest:q}"
         " --original-direction {input.original_direction:q}"
@@ -138,7 +138,7 @@ rule merge_patch:
     message:
         "Merging {wildcards.patch} into {wildcards.model}, {wildcards.compression}"
     shell:
-        "python {SCRIPTS:q}/merge_patch.py"
+        'python "$SCRIPTS"/merge_patch.py'
         " --compressed {input.compressed:q}"
         " --compressed-manifest {input.compressed_manifest:q}"
         " --adapter {input.adapter:q}"

@@ -30,7 +30,7 @@ rule prompt_set:
     message:
         "Building prompt set {wildcards.prompt_set}"
     shell:
-        "python {SCRIPTS:q}/build_prompt_set.py"
+        'python "$SCRIPTS"/build_prompt_set.py'
         " --name {wildcards.prompt_set:q}"
         " --settings {params.settings:q}"
         " --seed {params.seed}"

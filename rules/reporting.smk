@@ -84,7 +84,7 @@ rule make_tables:
     message:
         "Making the tables"
     shell:
-        "python {SCRIPTS:q}/make_tables.py"
+        'python "$SCRIPTS"/make_tables.py'
         " --results {params.results:q}"
         " --settings {params.settings:q}"
         " --output {params.tables:q}"
@@ -118,7 +118,7 @@ rule make_suite_figure:
     message:
         "Drawing {wildcards.name} of suite {wildcards.suite}"
     shell:
-        "python {SCRIPTS:q}/make_figures.py"
+        'python "$SCRIPTS"/make_figures.py'
         " --tables {params.tables:q}"
         " --figure {wildcards.name:q}"
         " --suite {wildcards.suite:q}"
@@ -153,7 +153,7 @@ rule make_direction_figure:
     message:
         "Drawing {wildcards.name}"
     shell:
-        "python {SCRIPTS:q}/make_figures.py"
+        'python "$SCRIPTS"/make_figures.py'
         " --tables {params.tables:q}"
         " --figure {wildcards.name:q}"
         " --output {output:q}"
