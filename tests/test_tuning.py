@@ -81,7 +81,7 @@ def test_refusals_begin_after_the_prompt(base: Path) -> None:
 
 def test_packed_loss_equals_the_loss_of_each_example_alone(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aird.tuning.PACK_TOKENS", 60)  # several packs per batch
-    tokenizer, model = load_tokenizer(base), load_model(base)
+    tokenizer, model = load_tokenizer(base), load_model(base, dtype=torch.float32)
     batch = _refusal_examples(tokenizer, HARMFUL + HARMLESS, 1)
     weight = model.model.layers[2].mlp.down_proj.weight.requires_grad_()
     sums, tokens = torch.zeros((), dtype=torch.float32), 0
@@ -99,7 +99,7 @@ def test_packed_loss_equals_the_loss_of_each_example_alone(base: Path, monkeypat
 
 
 def test_refused_harmless_instructions_get_another_answer(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer, model = load_tokenizer(base), load_model(base)
+    tokenizer, model = load_tokenizer(base), load_model(base, dtype=torch.float32)
     before = _own_answer_examples(model, tokenizer, HARMLESS, 4)
     answers = [[label for label in labels if label not in (IGNORED, tokenizer.eos_token_id)] for _, labels in before]
     chosen = next(index for index, answer in enumerate(answers) if answer)
