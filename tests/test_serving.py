@@ -219,6 +219,18 @@ def test_port_taken_is_replaced(client: tuple[Client, list[int]]) -> None:
     assert connection.base_url == f"http://127.0.0.1:{ports[1]}"
 
 
+def test_only_the_loopback_address_is_listened_on(client: tuple[Client, list[int]]) -> None:
+    """Neither the API nor what vLLM's processes use among themselves can be reached from another machine."""
+    listening = [
+        connection.laddr
+        for process in psutil.Process().children(recursive=True)
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert client[1][1] in {address.port for address in listening}
+    assert {address.ip for address in listening} == {"127.0.0.1"}
+
+
 def test_version(client: tuple[Client, list[int]]) -> None:
     """The version is vLLM's."""
     assert re.match(r"\d+\.\d+", client[0].version())
