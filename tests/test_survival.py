@@ -42,7 +42,13 @@ class Run:
         self.log = log
         with log.open("wb") as stream:
             self.process = subprocess.Popen(
-                command(*arguments), cwd=project, stdout=stream, stderr=stream, env={**os.environ, MARK: self.mark}
+                command(*arguments),
+                cwd=project,
+                stdout=stream,
+                stderr=stream,
+                env={**os.environ, MARK: self.mark},
+                # A shell in the background hands on that SIGINT is ignored.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     def processes(self) -> list[psutil.Process]:
@@ -183,7 +189,7 @@ FULL = """
 set -eu
 mount -t tmpfs -o size=700k tmpfs results
 {command} > full.log 2>&1 && exit 9
-find results -type f -not -path 'results/logs/*' > left.txt
+find results -type f -not -path 'results/logs/*' -not -path 'results/code/*' > left.txt
 mount -o remount,size=200M results
 {command} > enough.log 2>&1
 find results -type f > made.txt
