@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import secrets
@@ -12,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -26,6 +28,9 @@ LONGEST_WAIT_SECONDS = 5.0  # between finding a victim and killing it
 END_SECONDS = 30.0  # until nothing of a killed run is alive
 # What an interrupted job may leave, and what differs between any two runs: times, logs, environments.
 VARYING = {"logs", "benchmarks", "environments", "code"}
+# vLLM batches prompts as they arrive. Its numbers were equal to the last bit whenever this was tried, but
+# nothing promises that on every processor.
+SERVED = {"completions", "utility", "scores", "tables", "figures"}
 
 
 @pytest.fixture
@@ -115,9 +120,29 @@ def contents(project: Path) -> dict[str, bytes]:
     return found
 
 
+def outline(name: str, content: bytes) -> Any:
+    """Return what of a served result cannot depend on rounding: its prompts, keys, rows."""
+    text = content.decode("utf-8")
+    if name.endswith(".jsonl"):
+        return [(record["id"], sorted(record)) for record in map(json.loads, text.splitlines())]
+    if name.endswith(".json"):
+        return sorted(json.loads(text))
+    if name.endswith(".csv"):
+        return text.splitlines()[0], len(text.splitlines())
+    return text.endswith("</svg>\n")
+
+
 def differing(project: Path, other: Path) -> list[str]:
+    """Return the results that differ: in a bit, or in their outline where vLLM's batches decide on the last bits."""
     first, second = contents(project), contents(other)
-    return sorted(name for name in first.keys() | second.keys() if first.get(name) != second.get(name))
+    found = []
+    for name in sorted(first.keys() | second.keys()):
+        same = first.get(name) == second.get(name)
+        if not same and name in first and name in second and name.split("/")[0] in SERVED:
+            same = outline(name, first[name]) == outline(name, second[name])
+        if not same:
+            found.append(name)
+    return found
 
 
 def test_kills_at_random_moments(finished: Path, project: Path, tmp_path: Path) -> None:
