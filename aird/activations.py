@@ -38,7 +38,7 @@ def capture(
     scores = torch.empty(len(prompts), dtype=torch.float64)
     # What is kept of a prompt lies behind the shared prefix, or it would be read from another prompt.
     for pack in plan_packs(model, prompts, own_tokens=positions):
-        wanted = pack.ends[:, None] + torch.arange(1 - positions, 1)
+        wanted = pack.last_tokens(positions)
         states: list[torch.Tensor] = []
 
         def keep(hidden: torch.Tensor, wanted: torch.Tensor = wanted, states: list[Any] = states) -> torch.Tensor:

@@ -97,6 +97,13 @@ def random_direction(like: torch.Tensor, seed: int) -> torch.Tensor:
     return vector / vector.norm()
 
 
+def patch_direction(settings: Patch, original: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """Return the unit direction that a patch uses: the original's, the compressed model's own, or a random one."""
+    if settings.direction == "random":
+        return random_direction(original, settings.seed)
+    return own if settings.direction == "own" else original
+
+
 def make_edits(
     modules: Iterable[str],
     direction: torch.Tensor,

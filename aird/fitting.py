@@ -24,9 +24,9 @@ from torch import nn
 
 from aird.architecture import decoder_blocks, residual_writers
 from aird.edits import Edit
-from aird.hooks import hooks, on_input
+from aird.hooks import hooks
 from aird.packing import Pack, plan_packs
-from aird.resuming import Reached, resumed_at
+from aird.resuming import Reached, block_input, resumed_at
 
 Projections = dict[str, torch.Tensor]  # module -> [prompts, positions] float64
 
@@ -53,7 +53,7 @@ def record_projections(
 
         def keep(name: str, pack: Pack = pack) -> Callable[..., None]:
             def hook(_: nn.Module, __: Any, output: torch.Tensor) -> None:
-                found[name][list(pack.prompts)] = _project(output, direction, _places(pack, positions))
+                found[name][list(pack.prompts)] = _project(output, direction, pack.last_tokens(positions))
 
             return hook
 
@@ -105,7 +105,7 @@ def fit_edits(
     positions = next(iter(wanted.values())).shape[1]
     packs = plan_packs(model, prompts, own_tokens=positions)
     first, last = min(blocks), max(blocks)
-    states = [_block_input(model, layers, pack, first, None, first) for pack in packs]
+    states = [block_input(model, layers, pack, first) for pack in packs]
     edits: list[Edit] = []
     with contextlib.ExitStack() as active:
         for index in range(first, last + 1):
@@ -116,10 +116,9 @@ def fit_edits(
                 active.enter_context(edited(named[name], edit))
                 edits.append(edit)
             if index < last:
-                states = [
-                    _block_input(model, layers, pack, index, state, index + 1)
-                    for pack, state in zip(packs, states, strict=True)
-                ]
+                for place, pack in enumerate(packs):
+                    with resumed_at(layers, index, states[place]):
+                        states[place] = block_input(model, layers, pack, index + 1)
     return edits
 
 
@@ -155,29 +154,8 @@ def edited(module: nn.Module, edit: Edit) -> Iterator[None]:
         yield
 
 
-def _places(pack: Pack, positions: int) -> torch.Tensor:
-    """Return where in a pack each prompt's last tokens stand, [prompts, P]."""
-    return pack.ends[:, None] + torch.arange(1 - positions, 1)
-
-
 def _project(output: torch.Tensor, direction: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     return output[0, places.to(output.device)].double().cpu() @ direction.double()
-
-
-def _block_input(
-    model: Any, layers: list[nn.Module], pack: Pack, start: int, states: torch.Tensor | None, wanted: int
-) -> torch.Tensor:
-    """Return the input of block `wanted`, [1, tokens, d_model]; with `states`, blocks below `start` are skipped."""
-    kept: list[torch.Tensor] = []
-
-    def keep(hidden: torch.Tensor) -> torch.Tensor:
-        kept.append(hidden)
-        raise Reached
-
-    resumed = resumed_at(layers, start, states) if states is not None else contextlib.nullcontext()
-    with resumed, hooks(before=[(layers[wanted], on_input(keep))]), contextlib.suppress(Reached):
-        model(**pack.model_inputs(model), logits_to_keep=1)
-    return kept[0]
 
 
 def _features(
@@ -203,7 +181,7 @@ def _features(
 
         with resumed_at(layers, block, state), hooks(forward=[(module, keep)]), contextlib.suppress(Reached):
             model(**pack.model_inputs(model), logits_to_keep=1)
-        places = _places(pack, positions)
+        places = pack.last_tokens(positions)
         found = kept[0][0, places.to(kept[0].device)].double().cpu()
         if features is None:
             features = torch.empty(count, positions, found.shape[-1], dtype=torch.float64)

@@ -20,8 +20,7 @@ from aird.files import check_folder, read_json
 from aird.processor import multiplies_bfloat16
 
 # Files of a checkpoint that describe it; weights are handled apart.
-# Python files are only in checkpoints whose user turned `trust_remote_code` on.
-DESCRIPTION_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", "*.py")
+DESCRIPTION_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model")
 CODE_PATTERN = "*.py"
 TRUST = "trust_remote_code"  # key of a manifest
 _trusted: list[bool] = []
@@ -119,15 +118,12 @@ def import_model(source: Path, target: Path, dtype: str, trust_remote_code: bool
             the structure that directions and AIRD need.
     """
     if source.is_dir():
-        _copy_checkpoint(source, target)
+        _copy_checkpoint(source, target, trust_remote_code)
     else:
         _dequantise_gguf(source, target, getattr(torch, dtype))
     check_weights(target, source)
     if trust_remote_code:
         _trusted.append(True)
-    else:
-        for path in target.glob(CODE_PATTERN):
-            path.unlink()
     load_tokenizer(target)
     try:
         residual_writers(load_structure(target))
@@ -161,15 +157,18 @@ def check_weights(checkpoint: Path, source: Path) -> None:
     read_checkpoint(checkpoint)  # an index that lists what no shard holds
 
 
-def copy_description(source: Path, target: Path) -> None:
-    """Copy configuration, tokenizer and chat template of a checkpoint, but no weights or their index."""
-    for pattern in DESCRIPTION_PATTERNS:
+def copy_description(source: Path, target: Path, with_code: bool = True) -> None:
+    """Copy configuration, tokenizer, chat template and own code of a checkpoint, but no weights or their index.
+
+    A checkpoint of this project holds code only where the user trusts it (`import_model`).
+    """
+    for pattern in (*DESCRIPTION_PATTERNS, *([CODE_PATTERN] if with_code else [])):
         for path in source.glob(pattern):
             if not path.name.endswith(".index.json"):
                 shutil.copyfile(path, target / path.name)
 
 
-def _copy_checkpoint(source: Path, target: Path) -> None:
+def _copy_checkpoint(source: Path, target: Path, with_code: bool) -> None:
     weights = sorted(source.glob("*.safetensors"))
     if not weights:
         raise ValueError(f"{source} holds no *.safetensors file; convert the model with save_pretrained first")
@@ -177,7 +176,7 @@ def _copy_checkpoint(source: Path, target: Path) -> None:
         raise ValueError(f"{source} holds no config.json: it is not a model folder in Hugging Face format")
     for path in [*weights, *source.glob("*.index.json")]:
         shutil.copyfile(path, target / path.name)
-    copy_description(source, target)
+    copy_description(source, target, with_code)
 
 
 def _dequantise_gguf(source: Path, target: Path, dtype: torch.dtype) -> None:

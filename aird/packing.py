@@ -42,6 +42,10 @@ class Pack:
     prefix_length: int
     prompts: tuple[int, ...]
 
+    def last_tokens(self, count: int) -> torch.Tensor:
+        """Return where in the sequence each prompt's last `count` tokens stand, [prompts, count] int64."""
+        return self.ends[:, None] + torch.arange(1 - count, 1)
+
     def model_inputs(self, model: Any, rows: int = 1) -> dict[str, Any]:
         """Return the keyword arguments of a forward pass with `rows` identical rows."""
         device = next(model.parameters()).device

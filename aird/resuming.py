@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from aird.hooks import hooks, on_input
+from aird.packing import Pack
 
 
 class Reached(Exception):
@@ -44,3 +45,19 @@ def resumed_at(blocks: list[nn.Module], layer: int, states: torch.Tensor) -> Ite
 
 def _pass_on(hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
     return hidden_states
+
+
+def block_input(model: Any, blocks: list[nn.Module], pack: Pack, wanted: int) -> torch.Tensor:
+    """Return the input of block `wanted`, [1, tokens, d_model]; the pass ends there.
+
+    Inside `resumed_at` the pass begins where that says.
+    """
+    kept: list[torch.Tensor] = []
+
+    def keep(hidden: torch.Tensor) -> torch.Tensor:
+        kept.append(hidden)
+        raise Reached
+
+    with hooks(before=[(blocks[wanted], on_input(keep))]), contextlib.suppress(Reached):
+        model(**pack.model_inputs(model), logits_to_keep=1)
+    return kept[0]

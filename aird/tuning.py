@@ -7,7 +7,6 @@ own greedy answer, so that only refusal is learnt. The adapter is then merged.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import random
@@ -20,11 +19,10 @@ import torch
 from aird.architecture import decoder_blocks
 from aird.chat import chat_tokens
 from aird.generation import generate
-from aird.hooks import hooks, on_input
 from aird.models import load_model, load_tokenizer, stored_dtype
 from aird.packing import make_packs
 from aird.refusals import jailbroken_arditi
-from aird.resuming import Reached, resumed_at
+from aird.resuming import block_input, resumed_at
 from aird.settings.models import RefusalTuning
 
 logger = logging.getLogger(__name__)
@@ -191,17 +189,10 @@ def _frozen_states(model: Any, examples: list[Example], first_block: int) -> lis
     blocks = list(decoder_blocks(model))
     states: list[torch.Tensor] = []
     for pack in make_packs([ids for ids, _ in examples], PACK_TOKENS):
-        kept: list[torch.Tensor] = []
-
-        def keep(hidden: torch.Tensor, kept: list[torch.Tensor] = kept) -> torch.Tensor:
-            kept.append(hidden[0])
-            raise Reached
-
-        with hooks(before=[(blocks[first_block], on_input(keep))]), contextlib.suppress(Reached):
-            model(**pack.model_inputs(model), logits_to_keep=1)
+        hidden = block_input(model, blocks, pack, first_block)[0]
         start = pack.prefix_length
         for end in (pack.ends + 1).tolist():
-            states.append(torch.cat([kept[0][: pack.prefix_length], kept[0][start:end]]))
+            states.append(torch.cat([hidden[: pack.prefix_length], hidden[start:end]]))
             start = end
     return states
 

@@ -4,7 +4,7 @@ from aird.adapters import write_patch
 from aird.architecture import residual_writers
 from aird.chat import chat_tokens, post_instruction_tokens
 from aird.compression.matrices import dense_matrix
-from aird.edits import edit_statistics, edited_blocks, random_direction
+from aird.edits import edit_statistics, edited_blocks, patch_direction
 from aird.files import read_json, read_json_lines
 from aird.fitting import fit_edits, record_projections, targets
 from aird.models import load_model, load_tokenizer, open_checkpoint
@@ -28,11 +28,8 @@ def main() -> None:
     settings = Patch.model_validate(arguments.settings["patch"])
     open_checkpoint(arguments.original, arguments.original_manifest)
     open_checkpoint(arguments.compressed, arguments.compressed_manifest)
-    direction = load_tensors(arguments.original_direction)[0]["unit"]
-    if settings.direction == "own":
-        direction = load_tensors(arguments.own_direction)[0]["unit"]
-    elif settings.direction == "random":
-        direction = random_direction(direction, settings.seed)
+    directions = (arguments.original_direction, arguments.own_direction)
+    direction = patch_direction(settings, *(load_tensors(path)[0]["unit"] for path in directions))
 
     tokenizer = load_tokenizer(arguments.original)
     positions = len(post_instruction_tokens(tokenizer))

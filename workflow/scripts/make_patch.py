@@ -5,7 +5,7 @@ from functools import partial
 from aird.adapters import write_patch
 from aird.architecture import residual_writers
 from aird.compression.matrices import dense_matrix
-from aird.edits import edited_blocks, make_edits, random_direction
+from aird.edits import edited_blocks, make_edits, patch_direction
 from aird.files import read_json
 from aird.models import load_structure, open_checkpoint
 from aird.settings.patches import Patch
@@ -25,10 +25,8 @@ def main() -> None:
     settings = Patch.model_validate(arguments.settings)
     open_checkpoint(arguments.original, arguments.original_manifest)
     open_checkpoint(arguments.compressed, arguments.compressed_manifest)
-    original = load_tensors(arguments.original_direction)[0]["unit"]
-    own = load_tensors(arguments.own_direction)[0]["unit"]
-    random = random_direction(original, settings.seed)
-    direction = {"original": original, "own": own, "random": random}[settings.direction]
+    directions = (arguments.original_direction, arguments.own_direction)
+    direction = patch_direction(settings, *(load_tensors(path)[0]["unit"] for path in directions))
 
     writers = residual_writers(load_structure(arguments.original))
     blocks = edited_blocks(settings, read_json(arguments.original_record)["layer"], len(writers))
