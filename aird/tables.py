@@ -20,6 +20,16 @@ SUMMARY_COLUMNS = (
 ).split()
 
 
+# Of a comparison: numbers, and {"mean", "low", "high"} of resamples or of a null.
+COMPARED = (
+    "cosine_same_site cosine_own_source norm_ratio cosine_same_site_shared cosine_own_source_shared "
+    "cosine_same_site_p_value cosine_own_source_p_value"
+).split()
+COMPARED_INTERVALS = (
+    "cosine_same_site_bootstrap split_half_null cosine_own_source_bootstrap own_source_null norm_ratio_bootstrap"
+).split()
+
+
 def summary(
     scores: Mapping[tuple[str, Cell], dict[str, Any]],
     directions: Mapping[tuple[str, str], dict[str, Any]],
@@ -149,15 +159,45 @@ def directions_table(
         row |= {f"n_{name}": counts["used"] for name, counts in record["prompts"].items()}
         row |= {f"filtered_{name}": counts["filtered"] for name, counts in record["prompts"].items()}
         if comparison is not None:
-            row |= {name: comparison[name] for name in ("cosine_same_site", "cosine_own_source", "norm_ratio")}
+            row |= {name: comparison[name] for name in COMPARED}
             row |= {f"original_{name}": value for name, value in comparison["site"].items()}
-            for name in ("cosine_same_site_bootstrap", "split_half_null"):
+            for name in COMPARED_INTERVALS:
                 row |= {f"{name}_{key}": value for key, value in comparison[name].items()}
+            row |= _separations(comparison["projections"])
         for name, rate in verification["rates"].items():
             row |= {f"refusal_{name}": rate["refusal"], f"degenerate_{name}": rate["degenerate"]}
         row |= {name: verification[name] for name in ("ablation_p_value", "addition_p_value")}
         rows.append(row)
     return pandas.DataFrame(rows)
+
+
+def _separations(projections: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Return, along both directions, how far the compressed model's classes are apart, in standard deviations.
+
+    Also the original's along its own direction, as what to compare with.
+    """
+    found = {(row["states_of"], row["direction"], row["kind"]): row for row in projections}
+    separations = {}
+    for name, whose, direction in (
+        ("separation_on_original", "compressed", "original"),
+        ("separation_on_own", "compressed", "own"),
+        ("original_separation", "original", "original"),
+    ):
+        harmful, harmless = (found[whose, direction, kind] for kind in ("harmful", "harmless"))
+        spread = math.sqrt((harmful["standard_deviation"] ** 2 + harmless["standard_deviation"] ** 2) / 2)
+        separations[name] = (harmful["mean"] - harmless["mean"]) / spread if spread else math.nan
+    return separations
+
+
+def projections_table(comparisons: Mapping[tuple[str, str], dict[str, Any]]) -> pandas.DataFrame:
+    """Return the activations' component along both directions: whose, of which prompts, at which site."""
+    rows = [
+        {"model": model, "compression": compression, **row}
+        for (model, compression), comparison in comparisons.items()
+        for row in comparison["projections"]
+    ]
+    columns = "model compression states_of kind direction layer position n mean standard_deviation".split()
+    return pandas.DataFrame(rows, columns=columns)
 
 
 def sites_table(comparisons: Mapping[tuple[str, str], dict[str, Any]]) -> pandas.DataFrame:

@@ -12,7 +12,7 @@ PAIRS = list(
         (model, compression) for model, compression, _ in CONFIGURATION.cells()
     )
 )
-TABLE_NAMES = "summary rates tasks paired directions sites candidates patches compressions".split()
+TABLE_NAMES = "summary rates tasks paired directions projections sites candidates patches compressions".split()
 TABLE_CAPTIONS = {name: f"{name}_table" for name in ("summary", "directions", "paired")}
 
 

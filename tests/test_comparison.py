@@ -1,13 +1,27 @@
-"""Cosines, their null and their intervals."""
+"""Cosines, their nulls and their intervals."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
-from aird.comparison import bootstrap_cosine, cosine, cosine_and_norm_grids, projections, split_half_null
+from aird.activation_cache import Group
+from aird.comparison import (
+    BOOTSTRAP_RESAMPLES,
+    SPLIT_HALVES,
+    Found,
+    bootstrap,
+    compare,
+    cosine,
+    cosine_and_norm_grids,
+    projections,
+    share_at_most,
+    split_half_cosines,
+    summarise,
+)
 
 
 def gaussian(count: int, width: int, seed: int, shift: float = 0.0) -> torch.Tensor:
@@ -34,72 +48,144 @@ def test_grids_by_hand() -> None:
     ]
 
 
-def test_split_half_null_without_noise_is_one() -> None:
-    harmful = torch.tensor([[1.0, 2.0]]).repeat(7, 1)
-    harmless = torch.tensor([[0.0, -1.0]]).repeat(8, 1)
-    assert split_half_null(harmful, harmless, 0) == dict.fromkeys(("mean", "low", "high"), pytest.approx(1))
+def test_split_halves_without_noise_agree() -> None:
+    states = torch.tensor([[1.0, 2.0]]).repeat(7, 1), torch.tensor([[0.0, -1.0]]).repeat(8, 1)
+    found = split_half_cosines(states, states, 0)
+    assert found.shape == (SPLIT_HALVES,)
+    torch.testing.assert_close(found, torch.ones_like(found))
 
 
-def test_split_half_null_of_noise_is_around_zero() -> None:
-    found = split_half_null(gaussian(60, 400, 0), gaussian(60, 400, 1), 0)
+def test_split_halves_of_noise_are_around_zero() -> None:
+    states = gaussian(60, 400, 0), gaussian(60, 400, 1)
+    found = summarise(split_half_cosines(states, states, 0))
     # Halves of one sample without a signal: standard deviation 1 / sqrt(400) around 0.
     assert abs(found["mean"]) < 0.1
     assert found["low"] < 0 < found["high"]
 
 
-def test_split_half_null_has_the_expected_value() -> None:
+def test_split_halves_have_the_expected_value() -> None:
     """(1 + 4/k)^-1 with k = n rho^2 / d (arXiv 2609.30275), n prompts a class, rho the distance of the means."""
     count, width, distance = 100, 64, 2.0
-    found = [
-        split_half_null(gaussian(count, width, 10 + seed, distance), gaussian(count, width, 50 + seed), seed)["mean"]
-        for seed in range(8)
-    ]
+    found = []
+    for seed in range(8):
+        states = gaussian(count, width, 10 + seed, distance), gaussian(count, width, 50 + seed)
+        found.append(split_half_cosines(states, states, seed).mean().item())
     expected = 1 / (1 + 4 / (count * distance**2 / width))  # 0.61
     assert sum(found) / len(found) == pytest.approx(expected, abs=0.07)
 
 
-def test_split_half_null_splits_by_the_seed() -> None:
+def test_splits_are_drawn_by_the_seed() -> None:
     states = gaussian(20, 8, 0, 3.0), gaussian(21, 8, 1)
-    one = split_half_null(*states, 5)
-    assert split_half_null(*states, 5) == one
-    assert split_half_null(*states, 6) != one
-    assert one["low"] < one["mean"] < one["high"] <= 1
+    one = split_half_cosines(states, states, 5)
+    assert torch.equal(split_half_cosines(states, states, 5), one)
+    assert not torch.equal(split_half_cosines(states, states, 6), one)
+    assert one.max() <= 1
 
 
 def test_split_halves_of_two_prompts_share_none() -> None:
     """Each half has one prompt, so the cosine is that of two fixed differences, in one of two pairings."""
-    harmful = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    harmless = torch.zeros(2, 2)
-    assert split_half_null(harmful, harmless, 0) == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    states = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.zeros(2, 2)
+    assert (split_half_cosines(states, states, 0) == 0).all()
+
+
+def test_halves_at_two_sites_have_the_angle_between_the_sites() -> None:
+    one = torch.tensor([[3.0, 4.0]]).repeat(6, 1), torch.zeros(6, 2)
+    other = torch.tensor([[4.0, 3.0]]).repeat(6, 1), torch.zeros(6, 2)
+    found = split_half_cosines(one, other, 0)
+    torch.testing.assert_close(found, torch.full_like(found, 24 / 25))
 
 
 def test_bootstrap_draws_the_same_prompts_for_both_models() -> None:
     original = gaussian(12, 16, 0, 1.0), gaussian(9, 16, 1)
-    doubled = (2 * original[0], 2 * original[1])
-    expected = {"mean": pytest.approx(1), "low": pytest.approx(1), "high": pytest.approx(1)}
+    cosines, ratios = bootstrap(original, (2 * original[0], 2 * original[1]), 0)
     # With other draws for the second model the cosines of so few prompts would lie far below 1.
-    assert bootstrap_cosine(original, doubled, 0) == expected
-    opposite = (-original[0], -original[1])
-    assert bootstrap_cosine(original, opposite, 0)["mean"] == pytest.approx(-1)
+    torch.testing.assert_close(cosines, torch.ones(BOOTSTRAP_RESAMPLES, dtype=torch.float64))
+    torch.testing.assert_close(ratios, torch.full_like(ratios, 2.0))
+    assert bootstrap(original, (-original[0], -original[1]), 0)[0].max() == pytest.approx(-1)
 
 
 def test_bootstrap_interval() -> None:
     original = gaussian(50, 8, 0, 3.0), gaussian(50, 8, 1)
-    compressed = (original[0] + 0.5 * gaussian(50, 8, 2), original[1] + 0.5 * gaussian(50, 8, 3))
-    found = bootstrap_cosine(original, compressed, 0)
-    estimate = torch.nn.functional.cosine_similarity(
-        original[0].mean(0) - original[1].mean(0), compressed[0].mean(0) - compressed[1].mean(0), dim=0
-    ).item()
+    compressed = original[0] + 0.5 * gaussian(50, 8, 2), original[1] + 0.5 * gaussian(50, 8, 3)
+    found = summarise(bootstrap(original, compressed, 0)[0])
+    estimate = cosine(original[0].mean(0) - original[1].mean(0), compressed[0].mean(0) - compressed[1].mean(0))
     assert found["low"] < estimate < found["high"] < 1
     assert found["low"] < found["mean"] < found["high"]
-    assert bootstrap_cosine(original, compressed, 0) == found
-    assert bootstrap_cosine(original, compressed, 1) != found
+    assert summarise(bootstrap(original, compressed, 0)[0]) == found
+    assert summarise(bootstrap(original, compressed, 1)[0]) != found
+
+
+def test_share_at_most_is_never_zero() -> None:
+    null = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    assert share_at_most(null, 0.25) == 3 / 5
+    assert share_at_most(null, 0.0) == 1 / 5
+    assert share_at_most(null, 1.0) == 1
 
 
 def test_projections_by_hand() -> None:
     states = torch.tensor([[5.0, 0.0], [0.0, 5.0], [5.0, 5.0]])
     # Components 3, 4 and 7.
     assert projections(states, torch.tensor([0.6, 0.8])) == {
+        "n": 3,
         "mean": pytest.approx(14 / 3),
         "standard_deviation": pytest.approx(math.sqrt(((3 - 14 / 3) ** 2 + (4 - 14 / 3) ** 2 + (7 - 14 / 3) ** 2) / 2)),
     }
+
+
+def cache(rotation: torch.Tensor | None, scores: list[float], count: int = 40) -> Any:
+    """Return a cache of two layers and two positions, with a difference along axis 0, rotated if asked for."""
+    groups = {}
+    for index, kind in enumerate(("harmful", "harmless")):
+        states = torch.stack(
+            [gaussian(count, 4, 10 * site + index, 0 if index else 3.0 + site) for site in range(4)], dim=1
+        ).reshape(count, 2, 2, 4)
+        if rotation is not None:
+            states = states @ rotation
+        kept = torch.tensor(scores if index == 0 else [-1.0] * count, dtype=torch.float64)
+        groups[kind, "train"] = Group(states, kept, tuple(map(str, range(count))))
+    return groups
+
+
+def unit(axis: int) -> torch.Tensor:
+    return torch.eye(4, dtype=torch.float64)[axis]
+
+
+def test_a_rotated_model_is_below_both_nulls_and_a_scaled_one_is_not() -> None:
+    original = Found(cache(None, [1.0] * 40), unit(0), 1, -1)
+    # Axis 0 becomes axis 1.
+    rotation = torch.eye(4, dtype=torch.float64)[[1, 0, 2, 3]]
+    rotated = compare(original, Found(cache(rotation, [1.0] * 40), unit(1), 0, -2), 0)
+    assert rotated["site"] == {"layer": 1, "position": -1} and rotated["own_site"] == {"layer": 0, "position": -2}
+    for name, null in (("cosine_same_site", "split_half_null"), ("cosine_own_source", "own_source_null")):
+        assert rotated[f"{name}_shared"] < 0.5 < rotated[null]["low"]
+        assert rotated[f"{name}_p_value"] == 1 / (1 + SPLIT_HALVES)
+    scaled = compare(original, Found(cache(2 * torch.eye(4, dtype=torch.float64), [1.0] * 40), unit(0), 1, -1), 0)
+    assert (scaled["cosine_same_site"], scaled["cosine_own_source"]) == (pytest.approx(1), pytest.approx(1))
+    assert scaled["cosine_same_site_p_value"] == 1
+    assert scaled["norm_ratio"] == pytest.approx(2)
+    assert scaled["norm_ratio_bootstrap"] == dict.fromkeys(("mean", "low", "high"), pytest.approx(2))
+    assert len(scaled["sites"]) == 4
+
+
+def test_which_prompts_survive_moves_only_the_cosine_in_use() -> None:
+    original = Found(cache(None, [1.0] * 40), unit(0), 1, -1)
+    # The same model, but half of its harmful prompts count as misclassified.
+    found = compare(original, Found(cache(None, [1.0] * 20 + [-1.0] * 20), unit(0), 1, -1), 0)
+    assert found["cosine_same_site"] < 1 - 1e-4
+    assert found["cosine_same_site_shared"] == pytest.approx(1)
+
+
+def test_projections_are_of_both_models_along_both_directions() -> None:
+    original = Found(cache(None, [1.0] * 40), unit(0), 1, -1)
+    rotation = torch.eye(4, dtype=torch.float64)[[1, 0, 2, 3]]
+    compressed = Found(cache(rotation, [1.0] * 40), unit(1), 0, -2)
+    found = {
+        (row["states_of"], row["kind"], row["direction"]): row
+        for row in compare(original, compressed, 0)["projections"]
+    }
+    assert len(found) == 8
+    assert found["original", "harmful", "original"]["mean"] == pytest.approx(6, abs=0.7)  # shift 3 + 3
+    assert found["compressed", "harmful", "original"]["mean"] == pytest.approx(0, abs=0.7)
+    assert found["compressed", "harmful", "own"]["mean"] == pytest.approx(3, abs=0.7)
+    assert found["compressed", "harmless", "own"]["mean"] == pytest.approx(0, abs=0.7)
+    assert {(row["layer"], row["position"]) for row in found.values()} == {(1, -1), (0, -2)}

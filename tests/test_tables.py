@@ -58,6 +58,14 @@ def directions() -> dict[Any, Any]:
     }
 
 
+def projection(whose: str, kind: str, direction: str, mean: float) -> dict[str, Any]:
+    where = {"layer": 17, "position": -1} if direction == "original" else {"layer": 16, "position": -2}
+    # Standard deviations 1 and 3 make 5 ** 0.5 together.
+    spread = 1.0 if kind == "harmful" else 3.0
+    values = {"n": 128, "mean": mean, "standard_deviation": spread}
+    return {"states_of": whose, "kind": kind, "direction": direction, **where, **values}
+
+
 @pytest.fixture
 def comparisons() -> dict[Any, Any]:
     interval = {"mean": 0.6, "low": 0.5, "high": 0.7}
@@ -68,7 +76,24 @@ def comparisons() -> dict[Any, Any]:
             "cosine_own_source": 0.45,
             "norm_ratio": 0.61,
             "cosine_same_site_bootstrap": interval,
+            "cosine_own_source_bootstrap": interval,
+            "norm_ratio_bootstrap": interval,
             "split_half_null": {"mean": 0.9, "low": 0.8, "high": 0.95},
+            "own_source_null": {"mean": 0.8, "low": 0.7, "high": 0.85},
+            "cosine_same_site_shared": 0.56,
+            "cosine_own_source_shared": 0.46,
+            "cosine_same_site_p_value": 0.001,
+            "cosine_own_source_p_value": 0.002,
+            "projections": [
+                projection(whose, kind, direction, mean)
+                for whose, direction, means in (
+                    ("original", "original", (6.0, 0.0)),
+                    ("compressed", "original", (1.0, -1.0)),
+                    ("original", "own", (9.0, 9.0)),
+                    ("compressed", "own", (3.0, -1.0)),
+                )
+                for kind, mean in zip(("harmful", "harmless"), means, strict=True)
+            ],
             "sites": [
                 {"layer": 0, "position": -1, "cosine": 0.1, "norm_ratio": 0.2},
                 {"layer": 1, "position": -1, "cosine": 0.3, "norm_ratio": 0.4},
@@ -190,9 +215,23 @@ def test_directions_table(directions: Any, comparisons: Any) -> None:
         "cosine_same_site_bootstrap_low": 0.5, "split_half_null_mean": 0.9,
         "refusal_ablated_harmful": 0.1, "degenerate_ablated_harmful": 0.2, "refusal_plain_harmful": 0.9,
         "ablation_p_value": 0.001, "addition_p_value": 0.002,
+        "cosine_same_site_shared": 0.56, "cosine_own_source_p_value": 0.002, "own_source_null_low": 0.7,
+        "cosine_own_source_bootstrap_high": 0.7, "norm_ratio_bootstrap_low": 0.5,
+        "separation_on_original": pytest.approx(2 / 5**0.5), "separation_on_own": pytest.approx(4 / 5**0.5),
+        "original_separation": pytest.approx(6 / 5**0.5),
     }  # fmt: skip
     assert {name: pruned[name] for name in expected} == expected
     assert math.isnan(row(frame, compression="original")["cosine_same_site"])
+
+
+def test_projections_table(comparisons: Any) -> None:
+    frame = tables.projections_table(comparisons)
+    assert len(frame) == 8
+    assert row(frame, states_of="compressed", kind="harmless", direction="own") == {
+        "model": "small", "compression": "pruned", "states_of": "compressed", "kind": "harmless", "direction": "own",
+        "layer": 16, "position": -2, "n": 128, "mean": -1.0, "standard_deviation": 3.0,
+    }  # fmt: skip
+    assert list(tables.projections_table({}).columns) == list(frame.columns)
 
 
 def test_sites_table(comparisons: Any) -> None:

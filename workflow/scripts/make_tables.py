@@ -45,6 +45,7 @@ def main() -> None:
         "tasks": tables.utility_table(scores),
         "paired": tables.paired_table(scores),
         "directions": tables.directions_table(directions, comparisons, verifications),
+        "projections": tables.projections_table(comparisons),
         "sites": tables.sites_table(comparisons),
         "candidates": candidates,
         "patches": tables.patches_table(patches),

@@ -20,9 +20,10 @@ def main() -> None:
     open_checkpoint(arguments.checkpoint, arguments.manifest)
     tokenizer, model = load_tokenizer(arguments.checkpoint), load_model(arguments.checkpoint)
     selection = PromptSelection(set="held-out", split="test", count=arguments.settings["test"])
-    prompts = {}
+    prompts, ids = {}, {}
     for kind in ("harmful", "harmless"):
         records = select(read_json_lines(getattr(arguments, kind)), selection, int(arguments.seed))
+        ids[kind] = [record["id"] for record in records]
         prompts[kind] = [chat_tokens(tokenizer, record["instruction"]) for record in records]
     stored, _ = load_tensors(arguments.direction)
     direction = (stored["unit"], stored["norm"].item(), read_json(arguments.record)["layer"])
@@ -44,7 +45,7 @@ def main() -> None:
         "ablation_p_value": mcnemar(labels["harmful"]["refused"], labels["harmful_ablated"]["refused"])[2],
         "addition_p_value": mcnemar(labels["harmless"]["refused"], labels["harmless_added"]["refused"])[2],
     }
-    write_json(arguments.output, {"rates": rates, **tests})
+    write_json(arguments.output, {"rates": rates, **tests, "ids": ids, "labels": labels})
 
 
 if __name__ == "__main__":
