@@ -19,7 +19,7 @@ from aird.adapters import load_adapter, merge
 from aird.chat import chat_tokens
 from aird.compression.dense import is_weight_only, write_dense_copy
 from aird.refusals import degenerate, jailbroken_arditi
-from aird.serving import Client
+from aird.server_client import Client
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from aird.evaluation import (
     first_token_logprobs,
     reference_answers,
 )
-from aird.serving import Completion
+from aird.server_client import Completion
 
 ANSWER = "Put the egg into boiling water."
 

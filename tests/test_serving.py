@@ -25,8 +25,9 @@ from safetensors.torch import load_file, save_file
 from tiny_model import build_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from aird import serving
-from aird.serving import Client, ServerSettings, serve
+from aird import server_process, serving
+from aird.server_client import Client
+from aird.serving import ServerSettings, serve
 
 DEADLINE_SECONDS = 400.0  # a server starts in 30 s, on a busy and slow machine in minutes
 SETTINGS = ServerSettings(maximum_model_length=1024, key_value_cache_gib=0.25, threads=1, dtype="float32")
@@ -452,7 +453,7 @@ def test_server_that_ends_while_starting(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_server_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that is not ready in time is killed, even if it and its children ignore SIGTERM."""
-    monkeypatch.setattr(serving, "STOP_GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(server_process, "STOP_GRACE_SECONDS", 0.5)
     python = stand_in(tmp_path, "trap '' TERM\nsleep 1000 &\necho pids $$ $!\nwait\nsleep 1000")
     settings = ServerSettings(64, start_timeout_seconds=1.0)
     with (
