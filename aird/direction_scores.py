@@ -32,6 +32,7 @@ from aird.settings.directions import Directions
 logger = logging.getLogger(__name__)
 
 Score = dict[str, Any]
+PromptScores = dict[str, torch.Tensor]
 
 
 @torch.no_grad()
@@ -42,8 +43,8 @@ def score_candidates(
     harmless: Sequence[Sequence[int]],
     refusal_tokens: Sequence[int],
     settings: Directions,
-) -> list[Score]:
-    """Return one record {layer, position, induce, kl, bypass} per candidate.
+) -> PromptScores:
+    """Return what every candidate does to every prompt.
 
     Args:
         model: a Transformers causal language model with L decoder blocks.
@@ -53,8 +54,9 @@ def score_candidates(
         settings: filters; they decide which scores are needed.
 
     Returns:
-        Records for all layers and positions (-P to -1), in that order. A score that no filter
-        could make matter is None: everything at dropped layers and where the classes do not
+        {"induce": [L, P, harmless prompts], "kl": [L, P, harmless prompts], "bypass": [L, P, harmful
+        prompts]} float64, on the CPU; `mean_scores` makes one record per candidate of it. What no
+        filter could make matter is NaN: everything at dropped layers and where the classes do not
         differ at all, KL and bypass where induce does not make the candidate eligible.
 
     Raises:
@@ -63,48 +65,54 @@ def score_candidates(
     blocks = list(decoder_blocks(model))
     layers, positions, _ = candidates.shape
     used = range(int(settings.layer_fraction * layers))
+    counts = {"induce": len(harmless), "kl": len(harmless), "bypass": len(harmful)}
+    scores = {
+        name: torch.full((layers, positions, count), torch.nan, dtype=torch.float64) for name, count in counts.items()
+    }
     harmless_packs, harmful_packs = plan_packs(model, harmless), plan_packs(model, harmful)
-    induce = _induce(model, blocks, candidates, used, harmless_packs, refusal_tokens)
+    scores["induce"][: len(used)] = _induce(model, blocks, candidates, used, harmless_packs, refusal_tokens)
+    # At layer 0 the template's fixed tokens are the same under every prompt: no direction there.
+    scores["induce"][~candidates.any(dim=-1)] = torch.nan
     writers = writer_modules(model)
     plain = [last_logits(model, pack)[0].double().log_softmax(-1) for pack in harmless_packs]
 
-    records: list[Score] = []
-    for layer in range(layers):
-        for position in range(positions):
-            # At layer 0 the template's fixed tokens are the same under every prompt: no direction there.
-            scored = layer in used and bool(candidates[layer, position].any())
-            found = induce[layer, position].item() if scored else None
-            records.append(
-                {"layer": layer, "position": position - positions, "induce": found, "kl": None, "bypass": None}
-            )
-    eligible, _ = eligible_scores(records, layers, settings)
+    eligible, _ = eligible_scores(mean_scores(scores), layers, settings)
     for record in eligible:
-        vector = candidates[record["layer"], record["position"]]
-        unit = (vector / vector.norm()).to(model.device)
+        site = record["layer"], record["position"]
+        unit = (candidates[site] / candidates[site].norm()).to(model.device)
         with ablation(blocks, writers, unit):
-            record["kl"] = _mean_kl(model, harmless_packs, plain)
-            record["bypass"] = _mean_refusal(model, harmful_packs, refusal_tokens)
+            for pack, expected in zip(harmless_packs, plain, strict=True):
+                found = last_logits(model, pack)[0].double().log_softmax(-1)
+                divergence = (expected.exp() * (expected - found)).sum(-1)
+                scores["kl"][site][list(pack.prompts)] = divergence.cpu()
+            for pack in harmful_packs:
+                refusal = refusal_scores(last_logits(model, pack)[0], refusal_tokens)
+                scores["bypass"][site][list(pack.prompts)] = refusal.cpu()
     logger.info(
         "%d candidates, %d below the layer limit, %d scored in full",
-        len(records),
+        layers * positions,
         len(used) * positions,
         len(eligible),
     )
-    return records
+    return scores
 
 
-def _mean_refusal(model: Any, packs: Sequence[Pack], refusal_tokens: Sequence[int]) -> float:
-    scores = [refusal_scores(last_logits(model, pack)[0], refusal_tokens) for pack in packs]
-    return torch.cat(scores).mean().item()
+def mean_scores(scores: PromptScores) -> list[Score]:
+    """Return one record {layer, position, induce, kl, bypass} per candidate: the means over its prompts.
 
-
-def _mean_kl(model: Any, packs: Sequence[Pack], plain: Sequence[torch.Tensor]) -> float:
-    """Return the mean KL divergence, nats, of the ablated model's next token from the plain model's."""
-    divergences = []
-    for pack, expected in zip(packs, plain, strict=True):
-        found = last_logits(model, pack)[0].double().log_softmax(-1)
-        divergences.append((expected.exp() * (expected - found)).sum(-1))
-    return torch.cat(divergences).mean().item()
+    Records come for all layers and positions (-P to -1), in that order; a score that is not a number is None.
+    """
+    layers, positions, _ = scores["induce"].shape
+    means = {name: values.mean(dim=-1) for name, values in scores.items()}
+    return [
+        {"layer": layer, "position": position - positions}
+        | {
+            name: None if value[layer, position].isnan() else value[layer, position].item()
+            for name, value in means.items()
+        }
+        for layer in range(layers)
+        for position in range(positions)
+    ]
 
 
 def _induce(
@@ -115,9 +123,9 @@ def _induce(
     packs: Sequence[Pack],
     refusal_tokens: Sequence[int],
 ) -> torch.Tensor:
-    """Return the induce score of every candidate at the used layers, [len(used), P] float64."""
+    """Return the induce score of every candidate at the used layers, [len(used), P, prompts] float64."""
     positions = candidates.shape[1]
-    sums = torch.zeros(len(used), positions, dtype=torch.float64)
+    scores = torch.empty(len(used), positions, sum(len(pack.prompts) for pack in packs), dtype=torch.float64)
     for pack in packs:
         inputs = _block_inputs(model, blocks, pack)
         for layer in used:
@@ -125,8 +133,9 @@ def _induce(
             # One row per position: they share the layer, so also everything below it.
             with resumed_at(blocks, layer, inputs[layer].expand(positions, -1, -1)), addition(blocks[layer], vectors):
                 logits = last_logits(model, pack, rows=positions)
-            sums[layer] += torch.stack([refusal_scores(row, refusal_tokens).sum() for row in logits]).cpu()
-    return sums / sum(len(pack.prompts) for pack in packs)
+            for position, row in enumerate(logits):
+                scores[layer, position, list(pack.prompts)] = refusal_scores(row, refusal_tokens).cpu()
+    return scores
 
 
 def _block_inputs(model: Any, blocks: list[nn.Module], pack: Pack) -> list[torch.Tensor]:

@@ -1,8 +1,8 @@
 """Refusal directions.
 
 input   an activation cache and its checkpoint
-output  results/directions/{model}/{compression}/: scores.csv, direction.safetensors,
-        direction.json, verification.json; results/comparisons/{model}/{compression}.json
+output  results/directions/{model}/{compression}/: scores.csv, prompt_scores.safetensors,
+        direction.safetensors, direction.json, verification.json; results/comparisons/{model}/{compression}.json
 steps   score the difference in means at every (layer, position) by what adding and
         ablating it does; filter and choose; verify on held-out prompts; compare
         with the original's direction
@@ -27,7 +27,8 @@ rule score_candidates:
         harmful=prompts(DIRECTIONS.harmful),
         harmless=prompts(DIRECTIONS.harmless),
     output:
-        f"{RESULTS}/directions/{{model}}/{{compression}}/scores.csv",
+        scores=f"{RESULTS}/directions/{{model}}/{{compression}}/scores.csv",
+        prompt_scores=f"{RESULTS}/directions/{{model}}/{{compression}}/prompt_scores.safetensors",
     log:
         f"{RESULTS}/logs/directions/{{model}}/{{compression}}/scores.log",
     benchmark:
@@ -54,7 +55,8 @@ rule score_candidates:
         " --harmful {input.harmful:q}"
         " --harmless {input.harmless:q}"
         " --settings {params.settings:q}"
-        " --output {output:q}"
+        " --scores {output.scores:q}"
+        " --prompt-scores {output.prompt_scores:q}"
         " > {log:q} 2>&1"
 
 
@@ -62,7 +64,7 @@ rule select_direction:
     input:
         code=code("select_direction"),
         cache=rules.capture_activations.output,
-        scores=rules.score_candidates.output,
+        scores=rules.score_candidates.output.scores,
     output:
         direction=DIRECTION,
         record=DIRECTION_RECORD,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from aird.activations import capture, difference_in_means
-from aird.direction_scores import score_candidates
+from aird.direction_scores import mean_scores, score_candidates
 from aird.resuming import resumed_at
 from aird.settings.directions import Directions
 
@@ -40,14 +40,14 @@ class Plain:
         probability = (sum(exponentials[token] for token in REFUSAL_TOKENS) / exponentials.sum()).item()
         return math.log(probability + 1e-8) - math.log(1 - probability + 1e-8)
 
-    def induce(self, prompts: list[list[int]], layer: int, vector: torch.Tensor) -> float:
+    def induce(self, prompts: list[list[int]], layer: int, vector: torch.Tensor) -> list[float]:
         def add(_: Any, args: Any, kwargs: Any) -> Any:
             return (args[0] + vector, *args[1:]), kwargs
 
         handle = self.model.model.layers[layer].register_forward_pre_hook(add, with_kwargs=True)
         scores = [self.refusal_score(self.last_logits(prompt)) for prompt in prompts]
         handle.remove()
-        return sum(scores) / len(scores)
+        return scores
 
     def ablated_logits(self, prompts: list[list[int]], vector: torch.Tensor) -> list[torch.Tensor]:
         norm = vector.norm()
@@ -67,17 +67,16 @@ class Plain:
             handle.remove()
         return logits
 
-    def kl(self, prompts: list[list[int]], vector: torch.Tensor) -> float:
+    def kl(self, prompts: list[list[int]], vector: torch.Tensor) -> list[float]:
         divergences = []
         for prompt, ablated in zip(prompts, self.ablated_logits(prompts, vector), strict=True):
             p = self.last_logits(prompt).softmax(-1)
             q = ablated.softmax(-1)
             divergences.append((p * (p / q).log()).sum().item())
-        return sum(divergences) / len(divergences)
+        return divergences
 
-    def bypass(self, prompts: list[list[int]], vector: torch.Tensor) -> float:
-        scores = [self.refusal_score(logits) for logits in self.ablated_logits(prompts, vector)]
-        return sum(scores) / len(scores)
+    def bypass(self, prompts: list[list[int]], vector: torch.Tensor) -> list[float]:
+        return [self.refusal_score(logits) for logits in self.ablated_logits(prompts, vector)]
 
 
 @pytest.fixture
@@ -93,43 +92,58 @@ def candidates(model: Any, classes: tuple[list[list[int]], list[list[int]]]) -> 
     return difference_in_means(harmful, harmless)
 
 
-def test_every_score_equals_a_direct_computation(
+def test_every_score_equals_a_direct_computation_in_float64(
     model: Any, classes: tuple[list[list[int]], list[list[int]]], candidates: torch.Tensor
 ) -> None:
     harmful, harmless = classes
-    records = score_candidates(model, candidates, harmful, harmless, REFUSAL_TOKENS, directions(-1000.0))
-    assert [(record["layer"], record["position"]) for record in records] == [
-        (layer, position) for layer in range(LAYERS) for position in range(-POSITIONS, 0)
-    ]
+    everything = directions(-1000.0, layer_fraction=1.0)
+    scores = score_candidates(model.double(), candidates, harmful, harmless, REFUSAL_TOKENS, everything)
     plain = Plain(model)
     compared = 0
-    for record in records:
-        layer, position = record["layer"], record["position"]
-        vector = candidates[layer, position]
-        # int(0.8 x 4) is 3; at layer 0 a template token has the same state in every prompt.
-        if layer >= 3 or not vector.any():
-            assert (record["induce"], record["kl"], record["bypass"]) == (None, None, None)
-            continue
-        assert record["induce"] == pytest.approx(plain.induce(harmless, layer, vector), abs=1e-4)
-        assert record["kl"] == pytest.approx(plain.kl(harmless, vector), abs=1e-4)
-        assert record["bypass"] == pytest.approx(plain.bypass(harmful, vector), abs=1e-4)
-        compared += 1
-    assert compared >= 2 * POSITIONS
+    for layer in range(LAYERS):
+        for position in range(POSITIONS):
+            vector = candidates[layer, position]
+            found = {name: values[layer, position] for name, values in scores.items()}
+            # At layer 0 a template token has the same state in every prompt.
+            if not vector.any():
+                assert all(values.isnan().all() for values in found.values())
+                continue
+            assert found["induce"].tolist() == pytest.approx(plain.induce(harmless, layer, vector), abs=1e-9)
+            assert found["kl"].tolist() == pytest.approx(plain.kl(harmless, vector), abs=1e-9)
+            assert found["bypass"].tolist() == pytest.approx(plain.bypass(harmful, vector), abs=1e-9)
+            compared += 1
+    assert compared >= 3 * POSITIONS
     # The candidates differ by far more than the tolerance, or swapped records would go unseen.
+    records = [record for record in mean_scores(scores) if record["layer"] > 0]
     for name in ("induce", "bypass"):
-        values = sorted(record[name] for record in records if record[name] is not None and record["layer"] > 0)
-        assert min(after - before for before, after in pairwise(values)) > 2e-4
-    assert max(record["kl"] for record in records if record["kl"] is not None) > 0.05
+        values = sorted(record[name] for record in records)
+        assert min(after - before for before, after in pairwise(values)) > 1e-6
+    assert max(record["kl"] for record in records) > 0.05
+
+
+def test_a_record_is_a_candidates_mean_over_its_prompts() -> None:
+    induce = torch.tensor([[[1.0, 3.0], [2.0, torch.nan]]], dtype=torch.float64)
+    bypass = torch.tensor([[[1.0, 2.0, 6.0], [torch.nan] * 3]], dtype=torch.float64)
+    assert mean_scores({"induce": induce, "kl": induce / 4, "bypass": bypass}) == [
+        {"layer": 0, "position": -2, "induce": 2.0, "kl": 0.5, "bypass": 3.0},
+        {"layer": 0, "position": -1, "induce": None, "kl": None, "bypass": None},
+    ]
 
 
 def test_scores_are_none_where_filters_drop_the_candidate(
     model: Any, classes: tuple[list[list[int]], list[list[int]]], candidates: torch.Tensor
 ) -> None:
     harmful, harmless = classes
-    full = score_candidates(model, candidates, harmful, harmless, REFUSAL_TOKENS, directions(-1000.0, 0.5))
+
+    def scored(limit: float) -> list[dict[str, Any]]:
+        return mean_scores(
+            score_candidates(model, candidates, harmful, harmless, REFUSAL_TOKENS, directions(limit, 0.5))
+        )
+
+    full = scored(-1000.0)
     limit = sorted(record["induce"] for record in full if record["layer"] == 1)[2]
-    found = score_candidates(model, candidates, harmful, harmless, REFUSAL_TOKENS, directions(limit, 0.5))
-    dropped = scored = 0
+    found = scored(limit)
+    dropped = complete = 0
     for record, expected in zip(found, full, strict=True):
         assert record["induce"] == expected["induce"]
         if record["layer"] >= 2 or expected["induce"] is None:  # int(0.5 x 4)
@@ -139,9 +153,9 @@ def test_scores_are_none_where_filters_drop_the_candidate(
             dropped += 1
         else:
             assert (record["kl"], record["bypass"]) == (expected["kl"], expected["bypass"])
-            scored += 1
+            complete += 1
     assert dropped >= 2
-    assert scored >= 2
+    assert complete >= 2
 
 
 def test_a_site_without_a_difference_has_no_direction(
@@ -149,7 +163,7 @@ def test_a_site_without_a_difference_has_no_direction(
 ) -> None:
     candidates = torch.zeros(LAYERS, 2, 128, dtype=torch.float64)
     candidates[1, 0, 0] = 1.0
-    records = score_candidates(llama, candidates, *classes, REFUSAL_TOKENS, directions(-1000.0))
+    records = mean_scores(score_candidates(llama, candidates, *classes, REFUSAL_TOKENS, directions(-1000.0)))
     scored = {(record["layer"], record["position"]) for record in records if record["induce"] is not None}
     assert scored == {(1, -2)}
 
@@ -157,7 +171,7 @@ def test_a_site_without_a_difference_has_no_direction(
 def test_a_tenth_is_scored_in_full_where_none_reaches_the_minimum(
     model: Any, classes: tuple[list[list[int]], list[list[int]]], candidates: torch.Tensor
 ) -> None:
-    records = score_candidates(model, candidates, *classes, REFUSAL_TOKENS, directions(1000.0))
+    records = mean_scores(score_candidates(model, candidates, *classes, REFUSAL_TOKENS, directions(1000.0)))
     known = sorted((record["induce"] for record in records if record["induce"] is not None), reverse=True)
     full = [record["induce"] for record in records if record["bypass"] is not None]
     assert 0 < len(full) == math.ceil(len(known) / 10)

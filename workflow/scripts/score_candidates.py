@@ -3,10 +3,11 @@
 from aird.activation_cache import CLASSES, kept_activations, load_cache
 from aird.activations import difference_in_means
 from aird.chat import chat_tokens
-from aird.direction_scores import score_candidates
+from aird.direction_scores import mean_scores, score_candidates
 from aird.files import atomic_file, read_json, read_json_lines
 from aird.models import load_model, load_tokenizer, open_checkpoint
 from aird.settings.directions import Directions
+from aird.tensor_files import save_tensors
 
 from arguments import parse
 
@@ -14,7 +15,10 @@ from arguments import parse
 def main() -> None:
     """Run the script."""
     arguments = parse(
-        __doc__, paths="checkpoint manifest cache refusal_tokens harmful harmless output", texts="settings", gpu=True
+        __doc__,
+        paths="checkpoint manifest cache refusal_tokens harmful harmless scores prompt_scores",
+        texts="settings",
+        gpu=True,
     )
     settings = Directions.model_validate(arguments.settings)
     open_checkpoint(arguments.checkpoint, arguments.manifest)
@@ -28,12 +32,13 @@ def main() -> None:
         kept, _ = group.kept(kind == "harmful")
         prompts[kind] = [chat_tokens(tokenizer, texts[group.ids[index]]) for index in kept]
     tokens = read_json(arguments.refusal_tokens)["tokens"]
-    records = score_candidates(model, candidates, prompts["harmful"], prompts["harmless"], tokens, settings)
+    scores = score_candidates(model, candidates, prompts["harmful"], prompts["harmless"], tokens, settings)
 
     import pandas
 
-    with atomic_file(arguments.output) as temporary:
-        pandas.DataFrame(records).to_csv(temporary, index=False)
+    save_tensors(scores, arguments.prompt_scores)
+    with atomic_file(arguments.scores) as temporary:
+        pandas.DataFrame(mean_scores(scores)).to_csv(temporary, index=False)
 
 
 if __name__ == "__main__":
