@@ -26,6 +26,7 @@ from aird.compression.measure import check, check_stored_formats, fulfils_patter
 from aird.compression.pruning import zero_smallest, zero_smallest_in_groups
 from aird.compression.registry import RECIPES, compress
 from aird.compression.settings import (
+    AWQ,
     FP8,
     GPTQ,
     BitsAndBytes,
@@ -57,6 +58,7 @@ CASES: dict[str, tuple[RecipeSettings, str]] = {
     "round-8": (RoundToNearest(weight_bits=8, group_size=32), "pack-quantized"),
     "w8a8": (RoundToNearest(weight_bits=8, activation_bits=8), "int-quantized"),
     "gptq": (GPTQ(group_size=32, calibration=CALIBRATION), "pack-quantized"),
+    "awq": (AWQ(group_size=32, calibration=CALIBRATION), "pack-quantized"),
     "fp8": (FP8(), "float-quantized"),
     "int8": (BitsAndBytes(variant="int8"), "bitsandbytes-int8"),
     "nf4": (BitsAndBytes(variant="nf4"), "bitsandbytes-nf4"),
@@ -153,6 +155,11 @@ def test_recipe_writes_what_it_says(
     served = load_model(original)
     for module, weight in dense.items():
         served.get_submodule(module).weight.data = weight.to(torch.bfloat16)
+    if settings.rescales_norms:
+        changed = {
+            name: tensor.load() for name, tensor in read_checkpoint(checkpoint).tensors.items() if "norm" in name
+        }
+        served.load_state_dict(changed, strict=False)
     expected = logits_of(served)
     assert (logits_of(model) - expected).abs().mean() < 0.1 * expected.std()
 
@@ -200,6 +207,31 @@ def test_wanda_zeroes_the_smallest_products_of_each_row(
     pruned_most = metric.masked_fill(~zeros, -torch.inf).max(dim=1).values
     assert (zeros.sum(dim=1) == 64).all()
     assert (pruned_most <= kept_least * (1 + 1e-4)).all()
+
+
+def test_awq_scales_norms_but_no_input_of_a_residual_writer(original: Path, made: Any) -> None:
+    """Writers keep the original's inputs, so their matrices can be compared; the other scales cancel in the norms."""
+    checkpoint, measurements = made("awq")
+    norm = "model.layers.1.input_layernorm.weight"
+    before, after = read_checkpoint(original).tensors[norm].load(), read_checkpoint(checkpoint).tensors[norm].load()
+    scales = before.float() / after.float()
+    assert scales.max() > 1.1 * scales.min()
+    reader = "model.layers.1.self_attn.q_proj"
+    for module, factors in ((OUTPUT_PROJECTION, torch.ones(128)), (reader, scales)):
+        expected = dense_matrix(original, module).float() * factors
+        error = (dense_matrix(checkpoint, module).float() - expected).abs()
+        # Half a step of the 16 values between the least and the greatest weight of 32, and rounded scales.
+        groups = expected.reshape(128, -1, 32)
+        step = (groups.amax(-1) - groups.amin(-1)).repeat_interleave(32, dim=1) / 15
+        assert (error <= 0.52 * step + 0.01 * expected.abs()).all(), module
+    settings = CASES["awq"][0]
+    check(measurements, settings, measure(original))
+    for name in ("model.norm.weight", "model.embed_tokens.weight"):
+        altered = measurements | {"other_tensors": measurements["other_tensors"] | {name: "altered"}}
+        with pytest.raises(ValueError, match=f"must leave as it is: {name}"):
+            check(altered, settings, measure(original))
+    with pytest.raises(ValueError, match="must leave as it is: .*input_layernorm"):
+        check(measurements, CASES["gptq"][0], measure(original))
 
 
 def test_zero_smallest_is_exact_with_ties() -> None:
@@ -371,7 +403,7 @@ def test_blocks_are_in_natural_order() -> None:
             "leave `group_size` out",
         ),
         ({"recipe": "fp8", "group_size": 64}, "Extra inputs are not permitted"),
-        ({"recipe": "awq"}, "does not match any of the expected tags"),
+        ({"recipe": "hqq"}, "does not match any of the expected tags"),
     ],
 )
 def test_settings_refuse(values: dict[str, Any], message: str) -> None:

@@ -7,6 +7,7 @@ config.json declares. So numbers come from the written safetensors only.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def check(measurements: dict[str, Any], settings: RecipeSettings, reference: dic
         ValueError: other matrices than the original's; stored dtypes that disagree with config.json
             or the recipe; a sparsity more than 0.01 off, or an N:M pattern broken; bits per weight
             not below the original's, or not those of the recipe; a changed embedding, output head,
-            norm or bias. The message names every kind of failure and its first case.
+            bias or, unless the recipe rescales them, norm. The message names every kind of failure and its first case.
     """
     failures = [
         *_check_names(measurements, reference),
@@ -83,7 +84,7 @@ def check(measurements: dict[str, Any], settings: RecipeSettings, reference: dic
         *_check_format(measurements, settings),
         *_check_sparsity(measurements, settings),
         *_check_bits(measurements, settings, reference),
-        *_check_others(measurements, reference),
+        *_check_others(measurements, settings, reference),
     ]
     if failures:
         raise ValueError(f"the {_name(settings)} checkpoint is not what its recipe says: " + "; ".join(failures))
@@ -225,9 +226,18 @@ def _check_bits(measurements: dict[str, Any], settings: RecipeSettings, referenc
     return _failure("bits per weight are off", sorted(off))
 
 
-def _check_others(measurements: dict[str, Any], reference: dict[str, Any]) -> list[str]:
+def _check_others(measurements: dict[str, Any], settings: RecipeSettings, reference: dict[str, Any]) -> list[str]:
     here, there = measurements["other_tensors"], reference["other_tensors"]
-    touched = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
+    matrices = measurements["matrices"]
+    blocks = {re.split(r"\.\d+\.", module)[0] for module in matrices}
+
+    def may_change(name: str) -> bool:
+        # Of a block, what is no matrix's bias.
+        in_block = re.split(r"\.\d+\.", name)[0] in blocks and name in here and name in there
+        return settings.rescales_norms and in_block and name.rpartition(".")[0] not in matrices
+
+    different = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
+    touched = [name for name in different if not may_change(name)]
     return _failure("touched what it must leave as it is", touched)
 
 

@@ -1,4 +1,4 @@
-"""Run llm-compressor's one-shot recipes: Wanda, SparseGPT, round-to-nearest, GPTQ and FP8.
+"""Run llm-compressor's one-shot recipes: Wanda, SparseGPT, round-to-nearest, GPTQ, AWQ and FP8.
 
 Its defaults are not ours: left alone it also prunes the output head, reorders the
 calibration prompts, and prints a bar per layer and a line per matrix.
@@ -6,17 +6,20 @@ calibration prompts, and prints a bar per layer and a line per matrix.
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
-from aird.architecture import decoder_blocks
+from aird.architecture import decoder_blocks, residual_writers
 from aird.compression.checkpoint import Checkpoint
 from aird.compression.quiet import only_warnings
-from aird.compression.settings import FP8, GPTQ, RoundToNearest, SparseGPT, Wanda
+from aird.compression.settings import AWQ, FP8, GPTQ, RoundToNearest, SparseGPT, Wanda
 from aird.models import code_is_trusted, compute_dtype, stored_dtype
 
 # One scale per token, found at run time: no calibration is needed.
@@ -46,6 +49,13 @@ def quantise_by_gptq(source: Checkpoint, output: Path, settings: GPTQ, calibrati
     """Write `source`'s weights quantised by GPTQ (arXiv:2210.17323)."""
     scheme = _scheme(_integers(settings.weight_bits, settings.group_size))
     _run(source, output, "gptq", "GPTQModifier", scheme, calibration)
+
+
+def quantise_by_awq(source: Checkpoint, output: Path, settings: AWQ, calibration: list[list[int]]) -> None:
+    """Write `source`'s weights, their input channels scaled, rounded with a zero point (AWQ, arXiv:2306.00978)."""
+    weights = {**_integers(settings.weight_bits, settings.group_size), "symmetric": False}
+    with _pinning_no_memory():
+        _run(source, output, "quantization", "QuantizationModifier", _scheme(weights), calibration, _channel_scales)
 
 
 def round_to_fp8(source: Checkpoint, output: Path, settings: FP8, calibration: None = None) -> None:
@@ -79,6 +89,7 @@ def _run(
     modifier: str,
     options: dict[str, Any],
     calibration: list[list[int]] | None = None,
+    first: Callable[[Any], Any] | None = None,
 ) -> None:
     """Load the model, apply one modifier, and save weights and configuration.
 
@@ -89,6 +100,7 @@ def _run(
         modifier: its class.
         options: what it is made with, apart from what it must leave alone.
         calibration: token ids, one list per prompt.
+        first: makes, of the model, a modifier that has to run before.
 
     Raises:
         ValueError: the algorithm gave up on a matrix and did something simpler to it.
@@ -106,7 +118,9 @@ def _run(
         )
         # Pruning modifiers see "lm_head." where the module is called "lm_head", so plain names never match.
         ignore = [f"re:{re.escape(name)}([.]|$)" for name in _outside_blocks(model)]
-        recipe = getattr(import_module(f"llmcompressor.modifiers.{module}"), modifier)(**options, ignore=ignore)
+        recipe = [getattr(import_module(f"llmcompressor.modifiers.{module}"), modifier)(**options, ignore=ignore)]
+        if first is not None:
+            recipe.insert(0, first(model))
         inputs: dict[str, Any] = {}
         if calibration is not None:
             inputs = {"dataset": _dataset(calibration), "num_calibration_samples": len(calibration)}
@@ -121,6 +135,33 @@ def _run(
             "a Hessian could not be inverted, so some matrices were not compressed as the recipe says; "
             f"use more calibration prompts ({gave_up[0]})"
         )
+
+
+def _channel_scales(model: Any) -> Any:
+    """Return AWQ's search for channel scales, without those that would reach into the residual writers' inputs."""
+    from compressed_tensors.utils import match_name
+    from llmcompressor.modifiers.transform.awq import AWQModifier
+    from llmcompressor.modifiers.transform.awq.dynamic_mappings import get_layer_mappings_from_model
+
+    writers = [name for pair in residual_writers(model) for name in pair.names]
+    kept = [
+        mapping
+        for mapping in get_layer_mappings_from_model(model)
+        if not any(match_name(writer, target) for target in mapping.balance_layers for writer in writers)
+    ]
+    return AWQModifier(mappings=kept)
+
+
+@contextlib.contextmanager
+def _pinning_no_memory() -> Iterator[None]:
+    """Where there is no GPU, let AWQ not pin the memory that would be copied to it, which fails."""
+    from llmcompressor.pipelines.cache import IntermediatesCache
+
+    if torch.cuda.is_available():
+        yield
+        return
+    with mock.patch.object(IntermediatesCache, "pin_memory", lambda *_: None):
+        yield
 
 
 def _outside_blocks(model: Any) -> list[str]:

@@ -24,6 +24,7 @@ from aird.compression.checkpoint import Checkpoint, read_checkpoint
 from aird.compression.matrices import matrix_shape
 from aird.compression.measure import check, measure
 from aird.compression.settings import (
+    AWQ,
     FP8,
     GPTQ,
     BitsAndBytes,
@@ -59,6 +60,7 @@ RECIPES: dict[str, Recipe] = {
     "sparsegpt": Recipe(SparseGPT, oneshot.prune_by_sparsegpt),
     "round_to_nearest": Recipe(RoundToNearest, oneshot.round_to_nearest),
     "gptq": Recipe(GPTQ, oneshot.quantise_by_gptq),
+    "awq": Recipe(AWQ, oneshot.quantise_by_awq),
     "fp8": Recipe(FP8, oneshot.round_to_fp8),
     "bitsandbytes": Recipe(BitsAndBytes, quantise_by_bitsandbytes),
 }

@@ -34,7 +34,7 @@ class CalibrationSettings(Settings):
 
 
 class RecipeSettings(Settings):
-    """Base of all recipes. Every recipe leaves embeddings, norms, biases and the output head as they are."""
+    """Base of all recipes. They leave embeddings, biases and the output head as they are, and norms but for AWQ."""
 
     @property
     def needs_calibration(self) -> bool:
@@ -50,6 +50,11 @@ class RecipeSettings(Settings):
     def storage_bits(self) -> int | None:
         """Stored bits of one weight without scales; None where weights keep the original's dtype."""
         return None
+
+    @property
+    def rescales_norms(self) -> bool:
+        """Whether the norms inside the decoder blocks change with the matrices that read them."""
+        return False
 
     @property
     def storage_format(self) -> str:
@@ -186,6 +191,39 @@ class GPTQ(RecipeSettings):
         return "pack-quantized"
 
 
+class AWQ(RecipeSettings):
+    """Scale input channels by how much the activations use them, then round with a zero point (arXiv:2306.00978).
+
+    The scales go into the norm before each group of matrices. Matrices that write to the residual
+    stream are rounded unscaled, so that their inputs stay the original's: AIRD compares the two.
+    """
+
+    recipe: Literal["awq"] = "awq"
+    weight_bits: Literal[4] = Field(4, description="Bits of one weight.")
+    group_size: int | None = Field(
+        128,
+        gt=0,
+        description="Input weights that share one scale; it must divide the columns of every matrix. "
+        "null: one scale per output row.",
+    )
+    calibration: CalibrationSettings = Field(description="The prompts that show which input channels matter.")
+
+    @property
+    def storage_bits(self) -> int | None:
+        """Bits of one weight."""
+        return self.weight_bits
+
+    @property
+    def storage_format(self) -> str:
+        """Packed into 32-bit integers."""
+        return "pack-quantized"
+
+    @property
+    def rescales_norms(self) -> bool:
+        """The scales of the input channels."""
+        return True
+
+
 class FP8(RecipeSettings):
     """Round weights to 8-bit floats (E4M3), one scale per output row; activations per token at run time."""
 
@@ -220,6 +258,6 @@ class BitsAndBytes(RecipeSettings):
 
 
 CompressionSettings = Annotated[
-    Magnitude | Wanda | SparseGPT | RoundToNearest | GPTQ | FP8 | BitsAndBytes,
+    Magnitude | Wanda | SparseGPT | RoundToNearest | GPTQ | AWQ | FP8 | BitsAndBytes,
     Field(discriminator="recipe"),
 ]
