@@ -114,7 +114,7 @@ CASES: dict[str, list[Case]] = {
     ],
     "recipes": [
         ("compressions.wanda.recipe", "wnda", "compressions.wanda.recipe:", "did you mean wanda?"),
-        ("compressions.wanda.recipe", "awq", "compressions.wanda.recipe:", "write one of magnitude, wanda"),
+        ("compressions.wanda.recipe", "aqlm", "compressions.wanda.recipe:", "write one of magnitude, wanda"),
         ("compressions.wanda.recipe", ABSENT, "compressions.wanda.recipe:", "missing; write one of magnitude"),
         ("compressions.wanda.recipe", 4, "compressions.wanda.recipe:", "must be text; write one of"),
         ("compressions.wanda", {"recipe": "fp8", "bits": 8}, "compressions.wanda.bits:", "there is no such key"),
