@@ -17,14 +17,23 @@ TABLE_CAPTIONS = {name: f"{name}_table" for name in ("summary", "directions", "p
 
 
 TABLES = [f"{RESULTS}/tables/{name}.csv" for name in TABLE_NAMES]
-SUITE_FIGURES = ["refusal", "frontier", "utility"]
-DIRECTION_FIGURES = ["candidates", "sites"]
-FIGURES = [
-    f"{RESULTS}/figures/{name}.{suite}.svg"
-    for name in SUITE_FIGURES
+# A suite's figures carry its name: refusal.safety.
+FIGURE_NAMES = [
+    f"{name}.{suite}"
+    for name in ("refusal", "frontier", "utility")
     for suite in CONFIGURATION.suites
 ]
-FIGURES += [f"{RESULTS}/figures/{name}.svg" for name in DIRECTION_FIGURES]
+FIGURE_NAMES += ["candidates", "sites"]
+FIGURES = [f"{RESULTS}/figures/{name}.svg" for name in FIGURE_NAMES]
+
+
+# Figures join patches that differ in their strength alone.
+PATCH_SETTINGS = canonical_json(
+    {
+        name: patch.model_dump(exclude={"compressions"})
+        for name, patch in CONFIGURATION.patches.items()
+    }
+)
 
 
 # Asked for by the main target as well, so that a deleted one is made again.
@@ -91,70 +100,37 @@ rule make_tables:
         " > {log:q} 2>&1"
 
 
-rule make_suite_figure:
+rule make_figure:
     input:
         code=code("make_figures"),
         tables=TABLES,
     output:
         report(
-            f"{RESULTS}/figures/{{name}}.{{suite}}.svg",
+            f"{RESULTS}/figures/{{figure}}.svg",
             caption="../workflow/report/figure.rst",
             category="Figures",
-            labels={"figure": "{name}", "suite": "{suite}"},
+            labels={"figure": "{figure}"},
         ),
     log:
-        f"{RESULTS}/logs/reporting/{{name}}.{{suite}}.log",
+        f"{RESULTS}/logs/reporting/{{figure}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/reporting/{{name}}.{{suite}}.tsv"
+        f"{RESULTS}/benchmarks/reporting/{{figure}}.tsv"
     wildcard_constraints:
-        name=one_of(SUITE_FIGURES),
+        figure=one_of(FIGURE_NAMES),
     conda:
         "../envs/core.yaml"
     resources:
         mem_mb=1000,
         runtime=10,
     params:
+        settings=PATCH_SETTINGS,
         tables=tables_folder,
     message:
-        "Drawing {wildcards.name} of suite {wildcards.suite}"
+        "Drawing {wildcards.figure}"
     shell:
         'python "$SCRIPTS"/make_figures.py'
         " --tables {params.tables:q}"
-        " --figure {wildcards.name:q}"
-        " --suite {wildcards.suite:q}"
-        " --output {output:q}"
-        " > {log:q} 2>&1"
-
-
-rule make_direction_figure:
-    input:
-        code=code("make_figures"),
-        tables=TABLES,
-    output:
-        report(
-            f"{RESULTS}/figures/{{name}}.svg",
-            caption="../workflow/report/figure.rst",
-            category="Figures",
-            labels={"figure": "{name}"},
-        ),
-    log:
-        f"{RESULTS}/logs/reporting/{{name}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/reporting/{{name}}.tsv"
-    wildcard_constraints:
-        name=one_of(DIRECTION_FIGURES),
-    conda:
-        "../envs/core.yaml"
-    resources:
-        mem_mb=1000,
-        runtime=10,
-    params:
-        tables=tables_folder,
-    message:
-        "Drawing {wildcards.name}"
-    shell:
-        'python "$SCRIPTS"/make_figures.py'
-        " --tables {params.tables:q}"
-        " --figure {wildcards.name:q}"
+        " --settings {params.settings:q}"
+        " --figure {wildcards.figure:q}"
         " --output {output:q}"
         " > {log:q} 2>&1"

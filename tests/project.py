@@ -21,8 +21,8 @@ CONFIGURATION = "tiny.yaml"
 # The jobs that show what the tiny grid found.
 SUITE_FIGURES = ("refusal", "frontier", "utility")
 FIGURES = {
-    *(f"make_suite_figure {name}/quick" for name in SUITE_FIGURES),
-    *(f"make_direction_figure {name}" for name in ("candidates", "sites")),
+    *(f"make_figure {name}.quick" for name in SUITE_FIGURES),
+    *(f"make_figure {name}" for name in ("candidates", "sites")),
     "all",
 }
 REPORT = {"make_tables"} | FIGURES

@@ -217,23 +217,57 @@ def test_labels_stand_beside_their_points() -> None:
     assert ticks["w4a16"] == (points["plain"][1][1] + points["aird"][1][0]) / 2
 
 
-def test_frontier_points_are_the_rates_of_the_table() -> None:
-    """Each panel holds the patches of its compression and the original."""
+def test_frontier_points_are_the_numbers_of_the_table() -> None:
+    """Each panel holds the patches of its compression; the left ones the original as well."""
     summary = summary_frame(LARGE)
     figure = figures.frontier_figure(summary)
     pairs = [(model, compression) for model in LARGE[0] for compression in LARGE[1]]
-    assert [axes.get_title(loc="left") for axes in figure.axes] == ["\n".join(pair) for pair in pairs]
+    assert [axes.get_title(loc="left") for axes in figure.axes[::2]] == [", ".join(pair) for pair in pairs]
     indexed = summary.set_index(["model", "compression", "patch"])
-    for axes, (model, compression) in zip(figure.axes, pairs, strict=True):
+    for index, axes in enumerate(figure.axes):
+        model, compression = pairs[index // 2]
         points = drawn_points(axes)
-        assert list(points) == ["original", "plain", *LARGE[2]]
+        is_perplexity = bool(index % 2)
+        assert list(points) == ["original"] * (not is_perplexity) + ["plain", *LARGE[2]]
         for label, (x, y, (horizontal, vertical)) in points.items():
             cell = (model, "original", "plain") if label == "original" else (model, compression, label)
             row = indexed.loc[cell]
-            assert (x.item(), y.item()) == (row["over_refusal"], row["refusal"])
+            cost, unit = ("perplexity", indexed.loc[model, compression, "plain"]["perplexity"])
+            if not is_perplexity:
+                cost, unit = "over_refusal", 1
+            assert (x.item(), y.item()) == (row[cost] / unit, row["refusal"])
             numpy.testing.assert_allclose(vertical[0, :, 1], [row["refusal_low"], row["refusal_high"]], atol=1e-12)
-            expected = [row["over_refusal_low"], row["over_refusal_high"]]
+            expected = [row[f"{cost}_low"] / unit, row[f"{cost}_high"] / unit]
             numpy.testing.assert_allclose(horizontal[0, :, 0], expected, atol=1e-12)
+
+
+def test_patches_that_differ_in_strength_alone_are_one_curve_from_the_plain_checkpoint() -> None:
+    """The curve goes through its points in the order of alpha, whatever the order of the table."""
+    summary = summary_frame((["tiny"], ["w4a16"], ["strong", "weak", "control"]))
+    settings = {
+        "strong": {"method": "scale", "direction": "original", "alpha": 4.0},
+        "weak": {"method": "scale", "direction": "original", "alpha": 0.5},
+        "control": {"method": "scale", "direction": "random", "alpha": 1.0},
+    }
+    for axes in figures.frontier_figure(summary, settings).axes:
+        points = drawn_points(axes)
+        expected = [points[name][1].item() for name in ("plain", "weak", "strong")]
+        curves = [line for line in axes.lines if len(numpy.asarray(line.get_xdata())) == 3 and line.get_alpha() == 0.55]
+        assert [list(numpy.asarray(line.get_ydata())) for line in curves] == [expected]
+        assert "weak, α = 0.5" in {text.get_text() for text in axes.texts}
+        assert "control" in {text.get_text() for text in axes.texts}
+    alone = figures.frontier_figure(summary, {**settings, "weak": {**settings["weak"], "direction": "own"}})
+    assert not any(line.get_alpha() == 0.55 for axes in alone.axes for line in axes.lines)
+
+
+def test_names_of_points_do_not_overlap() -> None:
+    """Five patches of the same refusal: their names stand apart, in the panel's order."""
+    summary = summary_frame((["tiny"], ["w4a16"], ["a", "b", "c", "d"]))
+    summary.loc[summary["compression"] == "w4a16", "refusal"] = 0.03
+    (axes,) = figures.frontier_panel(summary, "tiny", "w4a16", "over_refusal").axes
+    heights = sorted(text.get_position()[1] for text in axes.texts)
+    assert len(heights) == 6
+    assert numpy.diff(heights).min() > 0.08 and heights[0] >= 0 and heights[-1] <= 1
 
 
 def test_a_patched_original_has_a_panel() -> None:
@@ -241,7 +275,7 @@ def test_a_patched_original_has_a_panel() -> None:
     summary = summary_frame(SMALL)
     patched = summary[summary["patch"] == "aird"].assign(compression="original")
     figure = figures.frontier_figure(pandas.concat([summary, patched]))
-    assert [list(drawn_points(axes)) for axes in figure.axes] == [
+    assert [list(drawn_points(axes)) for axes in figure.axes[::2]] == [
         ["original", "aird"],
         ["original", "plain", "aird"],
     ]
@@ -352,17 +386,17 @@ def test_script_draws_the_chosen_suite(tmp_path: Path, monkeypatch: pytest.Monke
     output = tmp_path / "figures" / "refusal.svg"
     monkeypatch.syspath_prepend(str(PROJECT / "workflow" / "scripts"))
 
-    def run(*arguments: str) -> str:
-        command = ["make_figures.py", "--tables", tmp_path, "--output", output, "--figure", *arguments]
+    def run(figure: str) -> str:
+        command = ["make_figures.py", "--tables", tmp_path, "--output", output, "--settings", "{}", "--figure", figure]
         monkeypatch.setattr(sys, "argv", [str(part) for part in command])
         runpy.run_module("make_figures", run_name="__main__")
         return output.read_text(encoding="utf-8")
 
-    text = run("refusal", "--suite", "other")
+    text = run("refusal.other")
     assert list(output.parent.iterdir()) == [output]
     assert "n = 77" in text and ">007<" in text
-    assert "n = 100" in run("refusal")
+    assert "n = 100" in run("refusal.safety")
     with pytest.raises(ValueError, match="the tables have no suite missing; they have: safety, other"):
-        run("refusal", "--suite", "missing")
-    with pytest.raises(ValueError, match="there is no figure pie; known: refusal, frontier"):
+        run("refusal.missing")
+    with pytest.raises(ValueError, match="there is no figure pie; known: refusal.SUITE, frontier.SUITE"):
         run("pie")

@@ -124,7 +124,7 @@ def add_suite(configuration: dict[str, Any]) -> None:
     configuration["suites"]["second"] = copy.deepcopy(configuration["suites"]["quick"]) | {"maximum_new_tokens": 4}
 
 
-SECOND_SUITE_FIGURES = {f"make_suite_figure {name}/second" for name in SUITE_FIGURES}
+SECOND_SUITE_FIGURES = {f"make_figure {name}.second" for name in SUITE_FIGURES}
 CONFIGURATION_CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], set[str]]] = {
     "add a compression": (
         lambda c: c["compressions"].update({"magnitude-20": {"recipe": "magnitude", "sparsity": 0.2}}),
@@ -236,7 +236,7 @@ FILE_CHANGES: dict[str, tuple[Callable[[Path], object], set[str]]] = {
     ),
     "upgrade the lock of the jobs": (lambda project: append(project / "envs/core.lock.txt", "# new\n"), EVERYTHING),
     "change a judge": (lambda project: append(project / "aird/judges.py", "# new\n"), scored(CELLS)),
-    "change a figure": (lambda project: append(project / "aird/figures.py", "# new\n"), FIGURES),
+    "change a figure": (lambda project: append(project / "aird/figures/style.py", "# new\n"), FIGURES),
     "change the tables": (lambda project: append(project / "aird/tables.py", "# new\n"), REPORT),
     "change a script": (
         lambda project: append(project / "workflow/scripts/verify_direction.py", "# new\n"),
@@ -273,7 +273,7 @@ def test_change_of_a_file(project: Path, name: str) -> None:
 
 LOST: dict[str, set[str]] = {
     "results/scores/tiny/w4a16/aird/quick.json": scored(["w4a16/aird"]),
-    "results/figures/sites.svg": {"make_direction_figure sites", "all"},
+    "results/figures/sites.svg": {"make_figure sites", "all"},
     # Large artifacts may be deleted to save space: they are made again when something needs them.
     "results/activations/tiny/w4a16.safetensors": set(),
     "results/completions/tiny/w4a16/aird/quick.jsonl": set(),
@@ -327,8 +327,8 @@ def test_every_job_depends_on_every_file_that_it_imports(finished: Path) -> None
         "refusal_tokens": "find_refusal_tokens",
         "vllm_environment": "build_environment",
         "prompt_set": "build_prompt_set",
+        "make_figure": "make_figures",
     }
-    scripts |= {"make_suite_figure": "make_figures", "make_direction_figure": "make_figures"}
     seen = set()
     for record in job_records(finished, "--forceall"):
         if record["rule"] == "all" or record["rule"] in seen:
@@ -336,7 +336,7 @@ def test_every_job_depends_on_every_file_that_it_imports(finished: Path) -> None
         seen.add(record["rule"])
         script = ROOT / "workflow/scripts" / f"{scripts.get(record['rule'], record['rule'])}.py"
         assert code_of(finished, record) - {"envs/core.lock.txt"} == imported_files(script), record["rule"]
-    assert len(seen) == 16
+    assert len(seen) == 15
 
 
 def code_of(project: Path, record: dict[str, Any]) -> set[str]:
