@@ -171,8 +171,8 @@ def answer_likelihoods(client: Client, tokenizer: Any, answers: Sequence[dict[st
 
 def run_tasks(
     client: Client, checkpoint: Path, tasks: Sequence[str], task_folder: Path | None, limit: int | None, length: int
-) -> dict[str, dict[str, float]]:
-    """Run lm-eval's tasks against the server, and return {task: {metric: value, metric_stderr: value}}.
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, list[float]]]]:
+    """Run lm-eval's tasks against the server.
 
     Args:
         client: the server.
@@ -182,11 +182,15 @@ def run_tasks(
         limit: number of documents per task.
         length: the server's maximum model length, tokens.
 
+    Returns:
+        {task: {metric: value, metric_stderr: value}}, and {task: {metric: one value per question}},
+        the questions in lm-eval's order: with these, two checkpoints are compared question by question.
+
     Raises:
         ValueError: a task does not exist.
     """
     if not tasks:
-        return {}
+        return {}, {}
     import lm_eval
     from lm_eval.tasks import TaskManager
 
@@ -211,9 +215,9 @@ def run_tasks(
         limit=limit,
         batch_size=32,
         bootstrap_iters=0,
-        log_samples=False,
+        log_samples=True,
     )
-    results = {}
+    results, questions = {}, {}
     for task in tasks:
         metrics = found["results"][task]
         results[task] = {
@@ -222,4 +226,15 @@ def run_tasks(
             if isinstance(value, int | float) and not isinstance(value, bool)
         }
         results[task]["n"] = float(found["n-samples"][task]["effective"])
-    return results
+        questions[task] = _per_question(found["samples"].get(task, []))
+    return results, questions
+
+
+def _per_question(samples: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
+    """Return {metric: one value per question} of a task's samples; a metric of the whole set has none."""
+    if not samples:
+        return {}
+    # A task may score the same answers in several ways; the first is the one that its metrics are named after.
+    first = sorted((s for s in samples if s["filter"] == samples[0]["filter"]), key=lambda sample: sample["doc_id"])
+    names = [name for name in first[0]["metrics"] if isinstance(first[0][name], int | float)]
+    return {name: [float(sample[name]) for sample in first] for name in names}

@@ -70,7 +70,7 @@ def main() -> None:
             originals = completions if arguments.reference is None else read_json_lines(arguments.reference)
             answers = reference_answers(originals)[: suite.perplexity_answers]
             likelihoods = answer_likelihoods(client, tokenizer, answers)
-            tasks = run_tasks(
+            tasks, questions = run_tasks(
                 client,
                 checkpoint,
                 suite.tasks,
@@ -84,7 +84,7 @@ def main() -> None:
         "versions": {"vllm": served_by, "transformers": version("transformers"), "lm_eval": version("lm_eval")},
         "parity": parity,
     }
-    write_json(arguments.utility, {"answers": likelihoods, "tasks": tasks, **provenance})
+    write_json(arguments.utility, {"answers": likelihoods, "tasks": tasks, "questions": questions, **provenance})
     write_json_lines(arguments.completions, ({**completion, **provenance} for completion in completions))
 
 

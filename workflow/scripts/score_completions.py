@@ -17,6 +17,9 @@ def main() -> None:
         # An undefined perplexity (no reference answer) is null in JSON.
         "perplexity": found if found["n"] else None,
         "tasks": utility["tasks"],
+        # What tables of paired differences are made of.
+        "answers": utility["answers"],
+        "questions": utility["questions"],
         "parity": utility["parity"],
         "labels": labels,
     }
