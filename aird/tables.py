@@ -156,6 +156,7 @@ def directions_table(
         verification = verifications[model, compression]
         row: dict[str, Any] = {"model": model, "compression": compression}
         row |= {name: record[name] for name in "layer position rule survivors kl_limit induce kl bypass norm".split()}
+        row |= _stability(record["stability"])
         row |= {f"n_{name}": counts["used"] for name, counts in record["prompts"].items()}
         row |= {f"filtered_{name}": counts["filtered"] for name, counts in record["prompts"].items()}
         if comparison is not None:
@@ -169,6 +170,15 @@ def directions_table(
         row |= {name: verification[name] for name in ("ablation_p_value", "addition_p_value")}
         rows.append(row)
     return pandas.DataFrame(rows)
+
+
+def _stability(stability: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what resampled validation prompts choose: the same site how often, which sites, which layers."""
+    sites = "; ".join(
+        f"({site['layer']}, {site['position']}) {100 * site['share']:.0f}%" for site in stability["sites"][:3]
+    )
+    names = ("same_site", "layer_low", "layer_high")
+    return {f"resampled_{name}": stability[name] for name in names} | {"resampled_sites": sites}
 
 
 def _separations(projections: Sequence[dict[str, Any]]) -> dict[str, float]:

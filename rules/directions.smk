@@ -65,6 +65,7 @@ rule select_direction:
         code=code("select_direction"),
         cache=rules.capture_activations.output,
         scores=rules.score_candidates.output.scores,
+        prompt_scores=rules.score_candidates.output.prompt_scores,
     output:
         direction=DIRECTION,
         record=DIRECTION_RECORD,
@@ -79,13 +80,16 @@ rule select_direction:
         runtime=10,
     params:
         settings=settings_json(DIRECTIONS, only=SELECTION),
+        seed=SEED,
     message:
         "Choosing the refusal direction of {wildcards.model}, {wildcards.compression}"
     shell:
         'python "$SCRIPTS"/select_direction.py'
         " --cache {input.cache:q}"
         " --scores {input.scores:q}"
+        " --prompt-scores {input.prompt_scores:q}"
         " --settings {params.settings:q}"
+        " --seed {params.seed}"
         " --direction {output.direction:q}"
         " --record {output.record:q}"
         " > {log:q} 2>&1"

@@ -42,7 +42,7 @@ def scores() -> dict[Any, Any]:
 
 @pytest.fixture
 def directions() -> dict[Any, Any]:
-    base = {
+    base: dict[str, Any] = {
         "rule": "published",
         "survivors": 3,
         "kl_limit": 0.1,
@@ -52,6 +52,8 @@ def directions() -> dict[Any, Any]:
         "norm": 7.0,
     }
     prompts = {"harmful_train": {"n": 128, "used": 120, "filtered": True}}
+    sites = [{"layer": 17, "position": -1, "share": 0.7}, {"layer": 16, "position": -2, "share": 0.3}]
+    base["stability"] = {"same_site": 0.7, "layer_low": 16, "layer_high": 17, "sites": sites}
     return {
         ("small", "original"): {"layer": 17, "position": -1, **base, "prompts": prompts},
         ("small", "pruned"): {"layer": 16, "position": -2, **base, "rule": "relaxed_kl", "prompts": prompts},
@@ -218,6 +220,8 @@ def test_directions_table(directions: Any, comparisons: Any) -> None:
         "cosine_same_site_shared": 0.56, "cosine_own_source_p_value": 0.002, "own_source_null_low": 0.7,
         "cosine_own_source_bootstrap_high": 0.7, "norm_ratio_bootstrap_low": 0.5,
         "separation_on_original": pytest.approx(2 / 5**0.5), "separation_on_own": pytest.approx(4 / 5**0.5),
+        "resampled_same_site": 0.7, "resampled_layer_low": 16, "resampled_layer_high": 17,
+        "resampled_sites": "(17, -1) 70%; (16, -2) 30%",
         "original_separation": pytest.approx(6 / 5**0.5),
     }  # fmt: skip
     assert {name: pruned[name] for name in expected} == expected
