@@ -9,11 +9,15 @@ prompt ids, in the same order.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from aird.activations import capture
+from aird.chat import chat_tokens, post_instruction_tokens
 from aird.selection import kept_prompts
 from aird.tensor_files import load_tensors, save_tensors
 
@@ -42,6 +46,28 @@ class Group:
 
 
 Cache = dict[tuple[str, str], Group]  # (class, split) -> group
+
+
+def capture_cache(
+    model: Any,
+    tokenizer: Any,
+    records: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]],
+    refusal_tokens: Sequence[int],
+) -> Cache:
+    """Run a model once over the direction prompts, and return its activations and refusal scores.
+
+    Args:
+        model, tokenizer: the checkpoint.
+        records: (class, split) to prompt records with id and instruction.
+        refusal_tokens: ids that make the refusal score.
+    """
+    positions = len(post_instruction_tokens(tokenizer))
+    cache = {}
+    for key, chosen in records.items():
+        prompts = [chat_tokens(tokenizer, record["instruction"]) for record in chosen]
+        activations, scores = capture(model, prompts, positions, refusal_tokens)
+        cache[key] = Group(activations, scores, tuple(record["id"] for record in chosen))
+    return cache
 
 
 def save_cache(cache: Cache, path: Path) -> None:
@@ -77,6 +103,27 @@ def kept_activations(cache: Cache, split: str) -> tuple[torch.Tensor, torch.Tens
     harmful, harmless = (
         group.activations[group.kept(kind == "harmful")[0]] for kind, group in zip(CLASSES, groups, strict=True)
     )
+    return harmful, harmless
+
+
+def kept_prompts_of(
+    cache: Cache, split: str, tokenizer: Any, records: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Return the token ids of the rightly classified (harmful, harmless) prompts of a split.
+
+    Args:
+        cache: the checkpoint's cache.
+        split: train or validation.
+        tokenizer: the checkpoint's tokenizer.
+        records: class to prompt records with id and instruction; more than the cache's do no harm.
+    """
+    found = []
+    for kind in CLASSES:
+        texts = {record["id"]: record["instruction"] for record in records[kind]}
+        group = cache[kind, split]
+        kept, _ = group.kept(kind == "harmful")
+        found.append([chat_tokens(tokenizer, texts[group.ids[index]]) for index in kept])
+    harmful, harmless = found
     return harmful, harmless
 
 

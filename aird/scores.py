@@ -15,6 +15,29 @@ from aird.statistics import wilson_interval
 PERPLEXITY_RESAMPLES = 1000
 
 
+def score(completions: Sequence[dict[str, Any]], utility: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Return the record of the scores node: rates, perplexity, tasks, parity, and what is behind them.
+
+    Args:
+        completions: completion records.
+        utility: what the evaluation measured besides: answers, tasks, questions, parity.
+        seed: of the bootstrap.
+    """
+    labels = [label(record) for record in completions]
+    found = perplexity(utility["answers"], seed)
+    return {
+        "rates": rates(labels),
+        # An undefined perplexity (no reference answer) is null in JSON.
+        "perplexity": found if found["n"] else None,
+        "tasks": utility["tasks"],
+        # What tables of paired differences are made of.
+        "answers": utility["answers"],
+        "questions": utility["questions"],
+        "parity": utility["parity"],
+        "labels": labels,
+    }
+
+
 def label(completion: dict[str, Any]) -> dict[str, Any]:
     """Return the labels of one completion record; its text is not part of them."""
     text = completion["completion"]

@@ -28,6 +28,7 @@ rule make_patch:
         compressed=ancient(CHECKPOINT),
         compressed_manifest=MANIFEST,
         own_direction=DIRECTION,
+        own_record=DIRECTION_RECORD,
     output:
         adapter=directory(ADAPTER),
         statistics=ADAPTER_STATISTICS,
@@ -55,6 +56,7 @@ rule make_patch:
         " --compressed {input.compressed:q}"
         " --compressed-manifest {input.compressed_manifest:q}"
         " --own-direction {input.own_direction:q}"
+        " --own-record {input.own_record:q}"
         " --settings {params.settings:q}"
         " --adapter {output.adapter:q}"
         " --statistics {output.statistics:q}"
@@ -71,6 +73,7 @@ rule fit_patch:
         compressed=ancient(CHECKPOINT),
         compressed_manifest=MANIFEST,
         own_direction=DIRECTION,
+        own_record=DIRECTION_RECORD,
         harmful=prompts(DIRECTIONS.harmful),
         harmless=prompts(DIRECTIONS.harmless),
     output:
@@ -103,6 +106,7 @@ rule fit_patch:
         " --compressed {input.compressed:q}"
         " --compressed-manifest {input.compressed_manifest:q}"
         " --own-direction {input.own_direction:q}"
+        " --own-record {input.own_record:q}"
         " --harmful {input.harmful:q}"
         " --harmless {input.harmless:q}"
         " --settings {params.settings:q}"

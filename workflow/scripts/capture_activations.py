@@ -1,8 +1,6 @@
 """Run a checkpoint once over the direction prompts and keep its activations."""
 
-from aird.activation_cache import CLASSES, SPLITS, Group, save_cache
-from aird.activations import capture
-from aird.chat import chat_tokens, post_instruction_tokens
+from aird.activation_cache import CLASSES, SPLITS, capture_cache, save_cache
 from aird.files import read_json, read_json_lines
 from aird.models import load_model, load_tokenizer, open_checkpoint
 from aird.prompts import select
@@ -17,19 +15,15 @@ def main() -> None:
         __doc__, paths="checkpoint manifest refusal_tokens harmful harmless output", texts="settings seed", gpu=True
     )
     open_checkpoint(arguments.checkpoint, arguments.manifest)
-    tokenizer, model = load_tokenizer(arguments.checkpoint), load_model(arguments.checkpoint)
-    positions = len(post_instruction_tokens(tokenizer))
-    tokens = read_json(arguments.refusal_tokens)["tokens"]
-    cache = {}
+    chosen = {}
     for kind in CLASSES:
         records = read_json_lines(getattr(arguments, kind))
         for split in SPLITS:
             selection = PromptSelection(set=kind, split=split, count=arguments.settings[split])
-            chosen = select(records, selection, int(arguments.seed))
-            prompts = [chat_tokens(tokenizer, record["instruction"]) for record in chosen]
-            activations, scores = capture(model, prompts, positions, tokens)
-            cache[kind, split] = Group(activations, scores, tuple(record["id"] for record in chosen))
-    save_cache(cache, arguments.output)
+            chosen[kind, split] = select(records, selection, int(arguments.seed))
+    tokenizer, model = load_tokenizer(arguments.checkpoint), load_model(arguments.checkpoint)
+    tokens = read_json(arguments.refusal_tokens)["tokens"]
+    save_cache(capture_cache(model, tokenizer, chosen, tokens), arguments.output)
 
 
 if __name__ == "__main__":

@@ -4,16 +4,16 @@ from pathlib import Path
 
 from aird.activation_cache import load_cache
 from aird.comparison import Found, compare
-from aird.files import read_json, write_json
-from aird.tensor_files import load_tensors
+from aird.directions import load_direction
+from aird.files import write_json
 
 from arguments import parse
 
 
 def read(cache: Path, direction: Path, record: Path) -> Found:
     """Return a checkpoint's activations and its direction."""
-    site = read_json(record)
-    return Found(load_cache(cache), load_tensors(direction)[0]["unit"], site["layer"], site["position"])
+    found = load_direction(direction, record)
+    return Found(load_cache(cache), found.unit, found.layer, found.position)
 
 
 def main() -> None:

@@ -1,8 +1,7 @@
 """Score every candidate direction of a checkpoint: induce, KL and bypass."""
 
-from aird.activation_cache import CLASSES, kept_activations, load_cache
+from aird.activation_cache import CLASSES, kept_activations, kept_prompts_of, load_cache
 from aird.activations import difference_in_means
-from aird.chat import chat_tokens
 from aird.direction_scores import mean_scores, score_candidates
 from aird.files import atomic_file, read_json, read_json_lines
 from aird.models import load_model, load_tokenizer, open_checkpoint
@@ -25,14 +24,10 @@ def main() -> None:
     tokenizer, model = load_tokenizer(arguments.checkpoint), load_model(arguments.checkpoint)
     cache = load_cache(arguments.cache)
     candidates = difference_in_means(*kept_activations(cache, "train"))
-    prompts = {}
-    for kind in CLASSES:
-        texts = {record["id"]: record["instruction"] for record in read_json_lines(getattr(arguments, kind))}
-        group = cache[kind, "validation"]
-        kept, _ = group.kept(kind == "harmful")
-        prompts[kind] = [chat_tokens(tokenizer, texts[group.ids[index]]) for index in kept]
+    records = {kind: read_json_lines(getattr(arguments, kind)) for kind in CLASSES}
+    harmful, harmless = kept_prompts_of(cache, "validation", tokenizer, records)
     tokens = read_json(arguments.refusal_tokens)["tokens"]
-    scores = score_candidates(model, candidates, prompts["harmful"], prompts["harmless"], tokens, settings)
+    scores = score_candidates(model, candidates, harmful, harmless, tokens, settings)
 
     import pandas
 

@@ -1,12 +1,12 @@
 """Ablate and add the chosen direction on held-out prompts (claim C1)."""
 
 from aird.chat import chat_tokens
-from aird.files import read_json, read_json_lines, write_json
+from aird.directions import load_direction
+from aird.files import read_json_lines, write_json
 from aird.models import load_model, load_tokenizer, open_checkpoint
 from aird.prompts import select
 from aird.settings.base import PromptSelection
 from aird.statistics import mcnemar, wilson_interval
-from aird.tensor_files import load_tensors
 from aird.verification import verify_direction
 
 from arguments import parse
@@ -25,10 +25,14 @@ def main() -> None:
         records = select(read_json_lines(getattr(arguments, kind)), selection, int(arguments.seed))
         ids[kind] = [record["id"] for record in records]
         prompts[kind] = [chat_tokens(tokenizer, record["instruction"]) for record in records]
-    stored, _ = load_tensors(arguments.direction)
-    direction = (stored["unit"], stored["norm"].item(), read_json(arguments.record)["layer"])
+    direction = load_direction(arguments.direction, arguments.record)
     labels = verify_direction(
-        model, tokenizer, direction, prompts["harmful"], prompts["harmless"], arguments.settings["test_new_tokens"]
+        model,
+        tokenizer,
+        (direction.unit, direction.norm, direction.layer),
+        prompts["harmful"],
+        prompts["harmless"],
+        arguments.settings["test_new_tokens"],
     )
     rates = {}
     for name, found in labels.items():

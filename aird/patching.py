@@ -1,0 +1,62 @@
+"""Compute a patch of a compressed checkpoint: which matrices, which direction, which rows.
+
+The formula's members need the matrices alone and are made here; a fitted patch runs both models
+over the direction prompts (aird/fitted_patch.py).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aird.architecture import residual_writers
+from aird.compression.matrices import dense_matrix
+from aird.directions import Direction
+from aird.edits import Edit, edited_blocks, make_edits, patch_direction
+from aird.models import load_structure
+from aird.settings.patches import Patch
+
+Patched = tuple[list[Edit], dict[str, Any]]  # the edits, and the record of what they change
+
+
+def compute_patch(
+    original: Path, compressed: Path, direction: Direction, own: Direction | None, settings: Patch
+) -> Patched:
+    """Return the edits of a patch that needs no prompts (`scale`, `project`), and its record.
+
+    Args:
+        original, compressed: checkpoint folders.
+        direction: the original's refusal direction.
+        own: the compressed checkpoint's direction; needed where the settings ask for it.
+        settings: the patch.
+
+    Raises:
+        ValueError: a block does not exist, or shapes do not fit together.
+    """
+    unit = patch_unit(direction, own, settings)
+    writers = residual_writers(load_structure(original))
+    blocks = edited_blocks(settings, direction.layer, len(writers))
+    modules = [name for block in blocks for name in writers[block].names]
+    edits, statistics = make_edits(
+        modules, unit, partial(dense_matrix, compressed), partial(dense_matrix, original), settings
+    )
+    return edits, patch_record(blocks, statistics, settings)
+
+
+def patch_unit(direction: Direction, own: Direction | None, settings: Patch) -> torch.Tensor:
+    """Return the unit direction of a patch, [d_model] float64.
+
+    Raises:
+        ValueError: the settings ask for the compressed model's own direction, which is not given.
+    """
+    if own is None and settings.direction == "own":
+        raise ValueError("direction: own needs the compressed model's own direction, which was not given")
+    return patch_direction(settings, direction.unit, own.unit if own else direction.unit)
+
+
+def patch_record(blocks: list[int], statistics: list[dict[str, Any]], settings: Patch) -> dict[str, Any]:
+    """Return what is written about a patch besides its adapter's size and hashes."""
+    return {"blocks": blocks, "edits": statistics, "settings": settings.model_dump(exclude={"compressions"})}
