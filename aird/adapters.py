@@ -125,6 +125,12 @@ def merge(base: Path, edits: Sequence[Edit], target: Path) -> dict[str, float]:
     return filled
 
 
+def merge_into(base: Path, edits: Sequence[Edit], folder: Path) -> dict[str, float]:
+    """Do what `merge` does, for a folder that appears when complete."""
+    with atomic_folder(folder) as temporary:
+        return merge(base, edits, temporary)
+
+
 def _rewrite_shards(
     base: Path, target: Path, dense: dict[str, torch.Tensor], stored: dict[str, dict[str, tuple[str, str]]]
 ) -> dict[str, str | None]:

@@ -19,7 +19,7 @@ from aird.adapters import load_adapter, merge
 from aird.chat import chat_tokens
 from aird.compression.dense import is_weight_only, write_dense_copy
 from aird.refusals import degenerate, jailbroken_arditi
-from aird.server_client import Client
+from aird.server_client import Client, Completer
 
 logger = logging.getLogger(__name__)
 
@@ -116,12 +116,12 @@ def check_parity(
 
 
 def complete_records(
-    client: Client, tokenizer: Any, records: Sequence[dict[str, Any]], kind: str, maximum_new_tokens: int
+    client: Completer, tokenizer: Any, records: Sequence[dict[str, Any]], kind: str, maximum_new_tokens: int
 ) -> list[dict[str, Any]]:
     """Return one completion record per prompt record, in order.
 
     Args:
-        client: the server.
+        client: the server, or a model in this process.
         tokenizer: the checkpoint's tokenizer.
         records: prompt records with id and instruction.
         kind: `harmful` or `harmless`.
@@ -153,7 +153,7 @@ def reference_answers(completions: Sequence[dict[str, Any]]) -> list[dict[str, A
     ]
 
 
-def answer_likelihoods(client: Client, tokenizer: Any, answers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def answer_likelihoods(client: Completer, tokenizer: Any, answers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return, per reference answer, the summed negative log-likelihood (nats) and number of its tokens.
 
     The perplexity of a checkpoint is exp(sum of these / number of tokens), over the answer's

@@ -38,8 +38,13 @@ def open_checkpoint(folder: Path, manifest: Path) -> dict[str, Any]:
     record: dict[str, Any] = read_json(manifest)
     check_folder(folder, record["files"])
     if record.get(TRUST):
-        _trusted.append(True)
+        trust_code()
     return record
+
+
+def trust_code() -> None:
+    """From now on, modelling code that comes with a checkpoint may run in this process."""
+    _trusted.append(True)
 
 
 def code_is_trusted() -> bool:
@@ -123,7 +128,7 @@ def import_model(source: Path, target: Path, dtype: str, trust_remote_code: bool
         _dequantise_gguf(source, target, getattr(torch, dtype))
     check_weights(target, source)
     if trust_remote_code:
-        _trusted.append(True)
+        trust_code()
     load_tokenizer(target)
     try:
         residual_writers(load_structure(target))
@@ -168,13 +173,21 @@ def copy_description(source: Path, target: Path, with_code: bool = True) -> None
                 shutil.copyfile(path, target / path.name)
 
 
+def check_folder_format(folder: Path) -> None:
+    """Check that a folder holds a model in Hugging Face format with safetensors weights.
+
+    Raises:
+        ValueError: says what is missing.
+    """
+    if not any(folder.glob("*.safetensors")):
+        raise ValueError(f"{folder} holds no *.safetensors file; convert the model with save_pretrained first")
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} holds no config.json: it is not a model folder in Hugging Face format")
+
+
 def _copy_checkpoint(source: Path, target: Path, with_code: bool) -> None:
-    weights = sorted(source.glob("*.safetensors"))
-    if not weights:
-        raise ValueError(f"{source} holds no *.safetensors file; convert the model with save_pretrained first")
-    if not (source / "config.json").is_file():
-        raise ValueError(f"{source} holds no config.json: it is not a model folder in Hugging Face format")
-    for path in [*weights, *source.glob("*.index.json")]:
+    check_folder_format(source)
+    for path in [*sorted(source.glob("*.safetensors")), *source.glob("*.index.json")]:
         shutil.copyfile(path, target / path.name)
     copy_description(source, target, with_code)
 

@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import httpx
 
@@ -40,6 +40,18 @@ class Completion:
     def token_count(self) -> int:
         """Number of generated tokens."""
         return len(self.token_ids)
+
+
+class Completer(Protocol):
+    """What answers prompts: a server's client, or a model in this process."""
+
+    def complete(self, prompts: Sequence[Sequence[int]], maximum_new_tokens: int) -> list[Completion]:
+        """Complete each prompt greedily."""
+        ...
+
+    def token_logprobs(self, prompts: Sequence[Sequence[int]]) -> list[list[float | None]]:
+        """Return the log-probability (nats) of each prompt token given those before it; None for the first."""
+        ...
 
 
 class Client:

@@ -52,13 +52,35 @@ def open_model(source: ModelSource, trust_remote_code: bool = False) -> Iterator
         trust_remote_code: fetch the code that a hub model brings, too.
     """
     if source.hub is not None:
-        yield _model_from_hub(source.hub, str(source.revision), trust_remote_code)
+        yield model_from_hub(source.hub, str(source.revision), trust_remote_code)
     elif source.path is not None and Path(source.path).is_dir():
         yield Path(source.path)
     else:
         as_file = FileSource(wheel=source.wheel, file=source.file, path=source.path, sha256=source.sha256)
         with open_file(as_file) as path:
             yield path
+
+
+def model_from_hub(repository: str, revision: str | None, trust_remote_code: bool) -> Path:
+    """Return the local folder of a hub model; its name is the commit.
+
+    Args:
+        repository: organisation/name.
+        revision: commit, branch or tag; None takes the repository's default branch.
+        trust_remote_code: fetch the code that the model brings, too.
+
+    Raises:
+        SourceError: no network, no such repository or revision, or no leave to read it.
+    """
+    from huggingface_hub import snapshot_download
+
+    # Weights as safetensors only: a pickle can run code when it is opened.
+    wanted = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model"]
+    wanted.append("README.md")  # the model card, which names the licence
+    if trust_remote_code:
+        wanted.append("*.py")
+    with _hub_errors(f"model {repository} at {revision or 'its default branch'}"):
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
 
 
 def _check_hash(path: Path, expected: str | None) -> None:
@@ -89,17 +111,6 @@ def _file_from_hub(repository: str, revision: str, file: str) -> Path:
 
     with _hub_errors(f"{file} of dataset {repository} at {revision}"):
         return Path(hf_hub_download(repository, file, repo_type="dataset", revision=revision))
-
-
-def _model_from_hub(repository: str, revision: str, trust_remote_code: bool) -> Path:
-    from huggingface_hub import snapshot_download
-
-    # Weights as safetensors only: a pickle can run code when it is opened.
-    wanted = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model"]
-    if trust_remote_code:
-        wanted.append("*.py")
-    with _hub_errors(f"model {repository} at {revision}"):
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
 
 
 @contextlib.contextmanager

@@ -1,0 +1,7 @@
+"""`python -m aird`."""
+
+import sys
+
+from aird.commands.main import main
+
+sys.exit(main())

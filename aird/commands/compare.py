@@ -1,0 +1,106 @@
+"""`aird compare`: compare the refusal directions of a model and of its compressed form."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from aird.commands.inputs import open_model_folder, prompt_files
+from aird.commands.search import add_search_arguments, describe, read_provenance, read_search_prompts, run_search
+
+SUMMARY = "compare the refusal directions of a model and of its compressed form"
+DESCRIPTION = """\
+Did compression move the refusal direction?
+
+The cosine between the two directions at the original's site, and between each model's own, each with a null:
+the same cosine between two halves of the original's own prompts. Below the null, something changed; a cosine
+alone says nothing, and lost refusal does not follow from it."""
+EPILOG = """\
+examples:
+  aird compare Qwen/Qwen2.5-1.5B-Instruct my-quantised-model \\
+      --harmful harmful.txt --harmless harmless.txt --output comparison
+  aird compare direction-of-original direction-of-compressed --output comparison
+      (folders that `aird direction` wrote, from the same prompts and with the same refusal tokens)
+
+files in the output folder:
+  comparison.json   cosines, their bootstrap intervals, nulls and p-values, norm ratio, projections, every site
+  original/, compressed/   as `aird direction` writes them, for each model that was searched here
+
+common errors:
+  "rest on other prompts": make both folders from the same prompt files with the same --seed and sizes
+  "other refusal tokens": search the compressed model with --refusal-tokens of the original"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("original", help="model folder, hub id, or a folder that `aird direction` wrote")
+    parser.add_argument("compressed", help="the same for the compressed model")
+    add_search_arguments(parser, required=False)
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where the files go")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the command."""
+    from aird.comparison import Found, compare
+    from aird.direction_search import is_search, load_search
+    from aird.files import write_json
+
+    names = ("original", "compressed")
+    ready = {name: is_search(Path(getattr(arguments, name))) for name in names}
+    prompts = None if all(ready.values()) else read_search_prompts(arguments)
+    models = {
+        name: open_model_folder(getattr(arguments, name), arguments.trust_remote_code)
+        for name in names
+        if not ready[name]
+    }
+    found: dict[str, Any] = {}
+    files = []
+    for name in names:
+        folder = Path(getattr(arguments, name))
+        files.append(read_provenance(folder).get("prompts") if ready[name] else prompt_files(arguments))
+        if ready[name]:
+            found[name] = load_search(folder)
+        else:
+            assert prompts is not None
+            # Both are scored with the tokens that the original's refusals begin with.
+            tokens = found["original"].refusal_tokens if name == "compressed" else None
+            found[name] = run_search(models[name], prompts, arguments, arguments.output / name, tokens)
+            print(describe(found[name]))
+    # A folder of the workflow does not name its files; its prompt ids are compared all the same.
+    _check_pair(found["original"], found["compressed"], files[0] == files[1] or None in files)
+    original, compressed = (
+        Found(each.cache, each.direction.unit, each.direction.layer, each.direction.position)
+        for each in (found["original"], found["compressed"])
+    )
+    record = compare(original, compressed, arguments.seed)
+    write_json(arguments.output / "comparison.json", record)
+    for name, null in (("cosine_same_site", "split_half_null"), ("cosine_own_source", "own_source_null")):
+        low = record[null]["low"]
+        verdict = "below the null: it changed" if record[f"{name}_shared"] < low else "not below the null"
+        print(f"  {name:18} {record[name]:.3f}   null {low:.3f} to {record[null]['high']:.3f}   {verdict}")
+    print(f"  {'norm_ratio':18} {record['norm_ratio']:.3f}")
+    print(f"  written to         {arguments.output / 'comparison.json'}")
+
+
+def _check_pair(original: Any, compressed: Any, same_files: bool) -> None:
+    """Check that two searches can be compared.
+
+    Raises:
+        ValueError: other prompts, other refusal tokens, or models of other shapes.
+    """
+    same_ids = all(group.ids == compressed.cache[key].ids for key, group in original.cache.items())
+    if not (same_files and same_ids):
+        raise ValueError(
+            "the two directions rest on other prompts, so that nothing can be compared: use the same files"
+        )
+    if original.refusal_tokens["tokens"] != compressed.refusal_tokens["tokens"]:
+        raise ValueError(
+            "the two directions were scored with other refusal tokens: search the compressed model again with "
+            "--refusal-tokens of the original"
+        )
+    shapes = [each.cache["harmful", "train"].activations.shape[1:] for each in (original, compressed)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"the two models have other layers, positions or width: {tuple(shapes[0])}, {tuple(shapes[1])}"
+        )

@@ -1,0 +1,170 @@
+"""`aird evaluate`: measure refusal, over-refusal and perplexity of one model, patched or not."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from aird.commands.inputs import (
+    add_prompt_arguments,
+    choose,
+    open_model_folder,
+    prompt_files,
+    read_prompts,
+    validated,
+)
+from aird.commands.search import PROVENANCE
+
+SUMMARY = "measure refusal, over-refusal and perplexity"
+VLLM_VARIABLE = "AIRD_VLLM_PYTHON"
+WORKFLOW_RECORD = Path("results/environments/vllm.json")
+DESCRIPTION = f"""\
+Ask a model harmful and harmless instructions, greedily, and count refusals.
+
+Served by vLLM where there is one: --vllm names the Python of an environment that holds it, {VLLM_VARIABLE} does
+the same, --url names a running server, and in a folder where the workflow has run its own is found. Before anything
+is counted, vLLM and Transformers must agree on the first tokens. Without vLLM, Transformers answers: slower."""
+EPILOG = """\
+examples:
+  aird evaluate my-quantised-model --harmful attack.txt --harmless everyday.txt --output scores
+  aird evaluate my-quantised-model --adapter adapter --reference scores/completions.jsonl ... --output patched
+      (perplexity of the same harmless answers, so that it can be compared)
+  aird evaluate compressed --vllm .venv-vllm/bin/python --tasks boolq,hellaswag ... --output scores
+  aird evaluate compressed --harmful results/prompts/advbench.jsonl --harmless results/prompts/harmless.jsonl \\
+      --count 200 --output scores    (prompt sets of the workflow)
+
+files in the output folder:
+  completions.jsonl   every completion with sampling parameters and versions. They can hold harmful text:
+                      publish rates, not completions
+  utility.json        log-likelihoods of the harmless answers, lm-eval's tasks
+  scores.json         refusal, attack success by two judges, degenerate text, over-refusal: n, rate, 95% interval;
+                      perplexity; the labels of each prompt
+
+common errors:
+  "disagree on this checkpoint": vLLM or Transformers loads it wrongly; no rate is reported for it
+  "tasks need vLLM": give --vllm or --url
+  refusal without over-refusal says nothing: a model that refuses everything is no repair"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("model", help="folder in Hugging Face format, or hub id, with @revision if wanted")
+    parser.add_argument("--adapter", type=Path, metavar="FOLDER", help="an adapter that `aird patch` wrote")
+    add_prompt_arguments(parser, True, " to ask")
+    parser.add_argument("--count", type=int, help="ask only that many of each file (default: all)")
+    parser.add_argument("--tokens", type=int, default=64, help="length limit of a completion (default: 64)")
+    parser.add_argument(
+        "--reference", type=Path, metavar="FILE", help="completions.jsonl of the original, for the perplexity"
+    )
+    parser.add_argument("--tasks", help="lm-eval tasks, separated by commas (needs vLLM)")
+    parser.add_argument("--task-limit", type=int, help="use only that many documents of each task")
+    server = parser.add_mutually_exclusive_group()
+    server.add_argument("--vllm", type=Path, metavar="PYTHON", help="Python of an environment that holds vLLM")
+    server.add_argument("--url", help="address of a running vLLM server that serves the model (and the adapter merged)")
+    server.add_argument("--transformers", action="store_true", help="do not look for vLLM")
+    parser.add_argument("--length", type=int, default=1024, help="longest prompt plus completion (default: 1024)")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where the files go")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the command."""
+    from aird.files import read_json_lines, write_json, write_json_lines
+    from aird.scores import score
+    from aird.settings.suites import Serving, Suite
+    from aird.suite_run import run_served, run_with_transformers
+
+    suite = validated(
+        Suite,
+        {
+            "harmful": {"set": "harmful", "count": arguments.count},
+            "harmless": {"set": "harmless", "count": arguments.count},
+            "maximum_new_tokens": arguments.tokens,
+            "tasks": [name for name in (arguments.tasks or "").split(",") if name],
+            "task_limit": arguments.task_limit,
+        },
+    )
+    serving = validated(Serving, {"url": arguments.url, "maximum_model_length": arguments.length})
+    records = {
+        kind: choose(
+            read_prompts(getattr(arguments, kind), kind, arguments.field), kind, arguments.count, arguments.seed
+        )
+        for kind in ("harmful", "harmless")
+    }
+    for name in ("reference", "vllm"):
+        path = getattr(arguments, name)
+        if path is not None and not path.is_file():
+            raise ValueError(f"--{name}: there is no file {path}")
+    if arguments.adapter is not None and not (arguments.adapter / "adapter_config.json").is_file():
+        raise ValueError(f"--adapter: {arguments.adapter} holds no adapter_config.json: it is no PEFT adapter folder")
+    reference = read_json_lines(arguments.reference) if arguments.reference else None
+    python = None if arguments.url or arguments.transformers else find_vllm(arguments.vllm)
+    served = python is not None or arguments.url is not None
+    if suite.tasks and not served:
+        raise ValueError("--tasks need vLLM: name its Python with --vllm, or a server's address with --url")
+    model = open_model_folder(arguments.model, arguments.trust_remote_code)
+    print(f"Asking {model.name} by {f'vLLM ({arguments.url or python})' if served else 'Transformers'} ...", flush=True)
+    output: Path = arguments.output
+    output.mkdir(parents=True, exist_ok=True)
+    if served:
+        completions, utility = run_served(
+            model.folder,
+            arguments.adapter,
+            records,
+            suite,
+            serving,
+            python=python,
+            reference=reference,
+            seed=arguments.seed,
+            scratch=output / "served",
+            log=output / "server.log",
+        )
+    else:
+        completions, utility = run_with_transformers(
+            model.folder, arguments.adapter, records, suite, reference, arguments.seed
+        )
+    scores = score(completions, utility, arguments.seed)
+    write_json(output / "utility.json", utility)
+    write_json_lines(output / "completions.jsonl", completions)
+    write_json(output / "scores.json", scores)
+    adapter = str(arguments.adapter) if arguments.adapter else None
+    provenance = {"model": model.record(), "adapter": adapter, "prompts": prompt_files(arguments)}
+    write_json(output / PROVENANCE, provenance)
+    print(_describe(scores))
+    print(f"  {'written to':22} {output}")
+
+
+def find_vllm(named: Path | None) -> Path | None:
+    """Return the Python of an environment with vLLM: the named one, the variable's, the workflow's, or none.
+
+    Raises:
+        ValueError: the variable names no file.
+    """
+    if named is not None:
+        return named
+    variable = os.environ.get(VLLM_VARIABLE)
+    if variable:
+        if not Path(variable).is_file():
+            raise ValueError(f"{VLLM_VARIABLE} names {variable}, which is no file")
+        return Path(variable)
+    if WORKFLOW_RECORD.is_file():
+        python = json.loads(WORKFLOW_RECORD.read_text(encoding="utf-8"))["python"]
+        if python is not None and (WORKFLOW_RECORD.parent / python).is_file():
+            return WORKFLOW_RECORD.parent / python
+    return None
+
+
+def _describe(scores: dict[str, Any]) -> str:
+    lines = []
+    for name, found in scores["rates"].items():
+        interval = f"({100 * found['low']:.1f} to {100 * found['high']:.1f})"
+        lines.append(f"  {name:22} {100 * found['rate']:5.1f}% {interval:18} n = {found['n']}")
+    if scores["perplexity"]:
+        found = scores["perplexity"]
+        lines.append(f"  {'perplexity':22} {found['perplexity']:.2f} ({found['low']:.2f} to {found['high']:.2f})")
+    for task, metrics in scores["tasks"].items():
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items() if not name.endswith("_stderr"))
+        lines.append(f"  {task:22} {shown}")
+    return "\n".join(lines)

@@ -1,0 +1,203 @@
+"""What a user names on the command line: models and prompt files, found and checked before anything runs."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from aird.files import read_json_lines, sha256_of
+from aird.prompts import Record, build_set, read_instructions, select
+from aird.settings.base import PromptSelection, Settings
+from aird.settings.prompts import PromptSet
+from aird.settings.sources import REPOSITORY_PATTERN, FileSource
+
+FORMATS = {
+    ".txt": "lines",
+    ".jsonl": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".yaml": "yaml",
+    ".yml": "yaml",
+}
+# Looked for in this order where --field does not say it; names that published prompt lists use.
+FIELDS = ("instruction", "prompt", "goal", "question", "text")
+SomeSettings = TypeVar("SomeSettings", bound=Settings)
+WORKFLOW_KEYS = {"id", "instruction", "split"}  # of a record in results/prompts/
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model that was found.
+
+    Attributes:
+        folder: its files, in Hugging Face format.
+        name: what the user calls it; a hub id without its revision.
+        commit: the hub's commit; None for a local folder.
+    """
+
+    folder: Path
+    name: str
+    commit: str | None
+
+    def record(self) -> dict[str, Any]:
+        """Return what a result says about its model."""
+        return {"name": self.name, "commit": self.commit}
+
+
+def open_model_folder(text: str, trust_remote_code: bool) -> ModelFolder:
+    """Return the model that `text` names: a folder, or `organisation/name`, or that with `@revision`.
+
+    Raises:
+        ValueError: neither a folder nor a hub id, or no chat model in safetensors.
+        SourceError: the hub does not have it, or cannot be reached.
+    """
+    from aird.models import check_folder_format, load_tokenizer, trust_code
+    from aird.sources import SourceError, model_from_hub
+
+    if trust_remote_code:
+        trust_code()
+    path = Path(text).expanduser()
+    commit = None
+    if path.is_dir():
+        folder, name = path, text
+    else:
+        name, _, revision = text.partition("@")
+        if path.exists() or not re.match(REPOSITORY_PATTERN, name) or text.startswith((".", "/", "~")):
+            raise ValueError(
+                f"{text} is no folder; name a model folder in Hugging Face format (config.json, *.safetensors, "
+                "tokenizer), or a hub id such as Qwen/Qwen2.5-7B-Instruct"
+            )
+        try:
+            folder = model_from_hub(name, revision or None, trust_remote_code)
+        except SourceError as error:
+            raise SourceError(f"there is no folder {text} here, and as a hub id: {error}") from error
+        commit = folder.name
+    check_folder_format(folder)
+    try:
+        load_tokenizer(folder)
+    except OSError as error:
+        raise ValueError(f"{text} holds no tokenizer that can be read: {error}") from error
+    return ModelFolder(folder, name, commit)
+
+
+def add_prompt_arguments(parser: argparse.ArgumentParser, required: bool = True, what: str = "") -> None:
+    """Add --harmful, --harmless, --field and --seed."""
+    for kind in ("harmful", "harmless"):
+        parser.add_argument(
+            f"--{kind}",
+            type=Path,
+            required=required,
+            metavar="FILE",
+            help=f"{kind} instructions{what}: .txt (one a line), .jsonl, .json, .csv, .parquet or .yaml",
+        )
+    parser.add_argument("--field", help=f"field or column with the instruction (default: the first of {FIELDS})")
+    parser.add_argument("--seed", type=int, default=42, help="of every random draw (default: 42)")
+
+
+def read_prompts(path: Path, kind: str, field: str | None) -> list[Record]:
+    """Return the prompt records of a file, {"id", "instruction", "origin", "split"}.
+
+    A prompt set of the workflow (results/prompts/*.jsonl) keeps its ids and splits; any other file
+    gets ids from `kind`, and no split.
+
+    Raises:
+        ValueError: no such file, an unknown ending, no such field, nothing in it.
+    """
+    if not path.is_file():
+        raise ValueError(f"--{kind}: there is no file {path}")
+    form: Any = FORMATS.get(path.suffix.lower())
+    if form is None:
+        raise ValueError(f"--{kind}: {path} ends in none of {', '.join(FORMATS)}, so its format is unknown")
+    if form == "jsonl" and field is None:
+        records = _workflow_set(path)
+        if records is not None:
+            return records
+    wanted = None if form == "lines" else field or _guess_field(path, kind, form)
+    settings = PromptSet(source=FileSource(path=str(path)), format=form, field=wanted)
+    try:
+        rows = [{"instruction": text, "origin": kind, "split": None} for text, _ in read_instructions(path, settings)]
+    except ValueError as error:
+        raise ValueError(f"--{kind}: {error}") from error
+    return build_set(kind, settings, rows, [], seed=0)[0]
+
+
+def with_splits(records: list[Record], kind: str, sizes: dict[str, int], seed: int) -> list[Record]:
+    """Return records that have splits of at least these sizes: their own, or drawn with the seed.
+
+    Raises:
+        ValueError: there are too few.
+    """
+    options = " ".join(f"--{split} {size}" for split, size in sizes.items())
+    try:
+        if not any(record["split"] for record in records):
+            settings = PromptSet(combine=[kind], splits=sizes)
+            records, _ = build_set(kind, settings, records, [], seed)
+        for split, size in sizes.items():
+            select(records, PromptSelection(set=kind, split=split, count=size), seed)
+    except ValueError as error:
+        raise ValueError(f"--{kind}: {error}; give more prompts, or ask for fewer ({options})") from error
+    return records
+
+
+def choose(records: list[Record], kind: str, count: int | None, seed: int) -> list[Record]:
+    """Return `count` records of all, drawn with the seed; None returns all.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    try:
+        return select(records, PromptSelection(set=kind, count=count), seed)
+    except ValueError as error:
+        raise ValueError(f"--{kind}: {error}; ask for fewer with --count") from error
+
+
+def validated(kind: type[SomeSettings], values: dict[str, Any]) -> SomeSettings:
+    """Return typed settings.
+
+    Raises:
+        ValueError: one line for each value that cannot be.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        messages = [
+            f"--{str(found['loc'][-1]).replace('_', '-') if found['loc'] else kind.__name__.lower()}: "
+            f"{found['msg'].removeprefix('Value error, ')}"
+            for found in error.errors()
+        ]
+        raise ValueError("; ".join(messages)) from None
+
+
+def prompt_files(arguments: argparse.Namespace) -> dict[str, str]:
+    """Return the SHA-256 of the prompt files that a command was given."""
+    return {kind: sha256_of(getattr(arguments, kind)) for kind in ("harmful", "harmless")}
+
+
+def _workflow_set(path: Path) -> list[Record] | None:
+    try:
+        records = read_json_lines(path)
+    except ValueError:
+        return None  # the reader of prompt sets says where the file is wrong
+    fits = all(isinstance(record, dict) and record.keys() >= WORKFLOW_KEYS for record in records)
+    return records if records and fits else None
+
+
+def _guess_field(path: Path, kind: str, form: str) -> str:
+    """Return the field that holds the instruction, by its name."""
+    tried = []
+    for name in FIELDS:
+        try:
+            read_instructions(path, PromptSet(source=FileSource(path=str(path)), format=form, field=name))  # type: ignore[arg-type]
+        except ValueError as error:
+            tried.append(str(error))
+            continue
+        return name
+    if any("lacks" in message for message in tried):
+        raise ValueError(f"--{kind}: {tried[0]}; name the field with --field")
+    raise ValueError(f"--{kind}: {tried[0]}")

@@ -1,0 +1,82 @@
+"""Parse the command line, run one command, and turn bad input into one line."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from aird.commands import compare, direction, evaluate, patch
+
+COMMANDS = (direction, compare, patch, evaluate)
+BAD_INPUT = 2  # exit code, as argparse's own
+FAILURE = 1
+
+DESCRIPTION = """\
+What did compression do to the refusal of a chat model, and can it be repaired?
+
+  aird direction   find the refusal direction of one model
+  aird compare     compare the directions of a model and of its compressed form
+  aird patch       repair a compressed model: a rank-1 adapter that PEFT and vLLM load
+  aird evaluate    measure refusal, over-refusal and perplexity
+
+Each works on a folder in Hugging Face format or on a hub id (organisation/name, with a commit
+or a branch after an @), and writes the files that the workflow writes. The workflow itself, with
+every step cached and all tables and figures, is `snakemake --cores all` in a checkout."""
+
+EPILOG = """\
+First steps:
+  aird direction Qwen/Qwen2.5-1.5B-Instruct --harmful harmful.txt --harmless harmless.txt --output direction
+  aird patch Qwen/Qwen2.5-1.5B-Instruct my-quantised-model --direction direction --output adapter
+  aird evaluate my-quantised-model --adapter adapter --harmful attack.txt --harmless everyday.txt --output scores
+
+`aird COMMAND --help` explains each with its files and common errors."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    top = argparse.ArgumentParser(
+        prog="aird", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    subparsers = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        name = command.__name__.rpartition(".")[2]
+        subparser = subparsers.add_parser(
+            name,
+            help=command.SUMMARY,
+            description=command.DESCRIPTION,
+            epilog=command.EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_arguments(subparser)
+        subparser.add_argument(
+            "--trust-remote-code", action="store_true", help="run modelling code that the model brings (default: never)"
+        )
+        subparser.add_argument("--debug", action="store_true", help="show where in the code an error arose")
+        subparser.set_defaults(run=command.run)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return 0, or 2 for input that cannot work, or 1 for what failed on the way."""
+    options = parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "huggingface_hub", "aird.packing"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        options.run(options)
+    except (ValueError, OSError, RuntimeError) as error:
+        if options.debug:
+            raise
+        # What is wrong with the input is a ValueError or a missing file; the message says what to write.
+        expected = isinstance(error, ValueError | OSError) or type(error).__name__ == "SourceError"
+        text = str(error) if not expected else " ".join(str(error).split())
+        print(f"aird {options.command}: error: {text or type(error).__name__}", file=sys.stderr)
+        return BAD_INPUT if expected else FAILURE
+    except KeyboardInterrupt:
+        print(f"aird {options.command}: interrupted", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,147 @@
+"""`aird patch`: repair a compressed model by a rank-1 adapter."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, get_args
+
+from aird.commands.inputs import open_model_folder, read_prompts, validated, with_splits
+from aird.commands.search import add_search_arguments, describe, read_search_prompts, run_search
+from aird.settings.patches import Patch
+
+SUMMARY = "repair a compressed model: a rank-1 adapter that PEFT and vLLM load"
+DESCRIPTION = """\
+Put refusal back into a compressed model, without touching its weights.
+
+Every edit is W' = W_c + r (row), with r the refusal direction of the original model: a LoRA adapter of rank 1 and
+a few KB, for the matrices that write to the residual stream. The method says where the row comes from:
+  scale     a multiple of what the compressed matrix itself writes along r (one block by default)
+  project   the difference to what the original matrix writes along r
+  fit       ridge regression on the direction prompts, module by module, so that the compressed model writes
+            along r what the original wrote (needs --harmful and --harmless; restores most)"""
+EPILOG = """\
+examples:
+  aird patch Qwen/Qwen2.5-1.5B-Instruct my-quantised-model --harmful harmful.txt --harmless harmless.txt \\
+      --output adapter
+  aird patch original compressed --direction direction --method scale --alpha 1 --output adapter
+      (direction is a folder that `aird direction original` wrote; nothing runs but the formula)
+  aird patch original compressed --direction direction --method scale --merged merged --output adapter
+      (also a checkpoint that stands alone, for servers without LoRA)
+
+files:
+  adapter/                   adapter_config.json, adapter_model.safetensors, README.md (model card)
+  adapter.statistics.json    what each edit changes, size and SHA-256 of the adapter's files
+
+use the adapter:
+  PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("compressed"), "adapter")
+  python -m vllm.entrypoints.openai.api_server --model compressed --enable-lora --lora-modules aird=adapter
+
+common errors:
+  "needs the instructions": --method fit is fitted on prompts; give --harmful and --harmless, or another method
+  "do not fit together": ORIGINAL is not the model that COMPRESSED was made from
+  then measure it: `aird evaluate compressed --adapter adapter ...`, on other prompts, harmless ones included"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("original", help="the model before compression: folder or hub id")
+    parser.add_argument("compressed", help="its compressed form: folder or hub id")
+    parser.add_argument(
+        "--direction", type=Path, metavar="FOLDER", help="what `aird direction ORIGINAL` wrote; else it is found first"
+    )
+    add_search_arguments(parser, required=False)
+    methods = get_args(Patch.model_fields["method"].annotation)
+    parser.add_argument(
+        "--method", choices=methods, help="default: fit where prompts are given, scale where only --direction is"
+    )
+    parser.add_argument("--alpha", type=float, default=1.0, help="strength (default: 1)")
+    parser.add_argument("--blocks", default="source", help="source (default), all, or indices such as 8,9,10")
+    parser.add_argument("--depth", type=int, default=1, help="with source: how many blocks, ending there (default: 1)")
+    parser.add_argument("--ridge", type=float, default=0.01, help="penalty of a fit (default: 0.01)")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the adapter folder")
+    parser.add_argument("--merged", type=Path, metavar="FOLDER", help="also write the merged checkpoint")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the command."""
+    from aird.adapters import load_adapter, merge_into, write_patch
+    from aird.direction_search import is_search
+    from aird.directions import load_direction
+    from aird.fitted_patch import fit_patch
+    from aird.patching import compute_patch
+
+    settings = _settings(arguments)
+    prompts = _prompts(arguments, settings)
+    if arguments.direction is not None and not is_search(arguments.direction):
+        raise ValueError(f"--direction: {arguments.direction} holds no direction.json; make it with `aird direction`")
+    original = open_model_folder(arguments.original, arguments.trust_remote_code)
+    compressed = open_model_folder(arguments.compressed, arguments.trust_remote_code)
+    if arguments.direction is not None:
+        direction = load_direction(
+            arguments.direction / "direction.safetensors", arguments.direction / "direction.json"
+        )
+    else:
+        found = run_search(original, prompts, arguments, None)
+        print(describe(found))
+        direction = found.direction
+    print(f"Patching {compressed.name} by {settings.method} ...", flush=True)
+    if settings.method == "fit":
+        fitted_on = [_instructions(prompts[kind], arguments) for kind in ("harmful", "harmless")]
+        edits, record = fit_patch(
+            original.folder, compressed.folder, direction, None, fitted_on[0], fitted_on[1], settings
+        )
+    else:
+        edits, record = compute_patch(original.folder, compressed.folder, direction, None, settings)
+    statistics = arguments.output.with_name(f"{arguments.output.name}.statistics.json")
+    base = compressed.name if compressed.commit else str(compressed.folder.absolute())
+    record |= {"original": original.record(), "compressed": compressed.record()}
+    write_patch(edits, record, arguments.output, statistics, base)
+    print(f"  edited          {', '.join(edit.module for edit in edits[:4])}{' ...' if len(edits) > 4 else ''}")
+    print(f"  written to      {arguments.output}, {statistics}")
+    if arguments.merged is not None:
+        merge_into(compressed.folder, load_adapter(arguments.output), arguments.merged)
+        print(f"  merged into     {arguments.merged}")
+
+
+def _settings(arguments: argparse.Namespace) -> Patch:
+    blocks: Any = arguments.blocks
+    if blocks not in ("source", "all"):
+        try:
+            blocks = [int(part) for part in blocks.split(",")]
+        except ValueError:
+            raise ValueError(f"--blocks: {blocks} is neither source, all nor indices such as 8,9,10") from None
+    given = arguments.harmful is not None and arguments.harmless is not None
+    method = arguments.method or ("fit" if given else "scale")
+    values = {"method": method, "alpha": arguments.alpha, "blocks": blocks, "depth": arguments.depth}
+    return validated(Patch, {**values, "ridge": arguments.ridge})
+
+
+def _prompts(arguments: argparse.Namespace, settings: Patch) -> dict[str, list[dict[str, Any]]]:
+    """Return the direction prompts where something needs them.
+
+    Raises:
+        ValueError: they are needed and missing.
+    """
+    if arguments.direction is None:
+        return read_search_prompts(arguments)
+    if settings.method != "fit":
+        return {}
+    if arguments.harmful is None or arguments.harmless is None:
+        raise ValueError(
+            "--method fit needs the instructions that it is fitted on: give --harmful and --harmless, or another method"
+        )
+    sizes = {"train": arguments.train}
+    return {
+        kind: with_splits(read_prompts(getattr(arguments, kind), kind, arguments.field), kind, sizes, arguments.seed)
+        for kind in ("harmful", "harmless")
+    }
+
+
+def _instructions(records: list[dict[str, Any]], arguments: argparse.Namespace) -> list[str]:
+    """Return the training instructions, the ones that the direction rests on."""
+    from aird.prompts import select
+    from aird.settings.base import PromptSelection
+
+    selection = PromptSelection(set="fit", split="train", count=arguments.train)
+    return [record["instruction"] for record in select(records, selection, arguments.seed)]

@@ -1,0 +1,105 @@
+"""What `direction`, `compare` and `patch` share: a direction is read from a folder, or found on the spot."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from aird.commands.inputs import ModelFolder, add_prompt_arguments, prompt_files, read_prompts, validated, with_splits
+from aird.files import read_json, write_json
+
+PROVENANCE = "provenance.json"
+
+
+def add_search_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """Add the prompts and the sizes and filters of a search."""
+    add_prompt_arguments(parser, required, " that the direction is found with")
+    parser.add_argument("--train", type=int, default=128, help="prompts per class for the difference in means")
+    parser.add_argument("--validation", type=int, default=32, help="prompts per class for choosing among candidates")
+    parser.add_argument("--maximum-kl", type=float, default=0.1, help="KL limit of a candidate, nats (default: 0.1)")
+    parser.add_argument(
+        "--minimum-induce", type=float, default=0.0, help="least refusal score that adding it induces (default: 0)"
+    )
+
+
+def read_search_prompts(arguments: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """Return the direction prompts of both classes, with splits.
+
+    Raises:
+        ValueError: a file is missing, unreadable or too short.
+    """
+    sizes = {"train": arguments.train, "validation": arguments.validation}
+    prompts = {}
+    for kind in ("harmful", "harmless"):
+        path = getattr(arguments, kind)
+        if path is None:
+            raise ValueError(f"--{kind} is missing: a direction is found from harmful and harmless instructions")
+        prompts[kind] = with_splits(read_prompts(path, kind, arguments.field), kind, sizes, arguments.seed)
+    return prompts
+
+
+def run_search(
+    model: ModelFolder,
+    prompts: dict[str, list[dict[str, Any]]],
+    arguments: argparse.Namespace,
+    output: Path | None,
+    refusal_tokens: dict[str, Any] | None = None,
+) -> Any:
+    """Search a model's direction; write it to the folder `output` unless that is None."""
+    from aird.direction_search import save_search, search_direction
+    from aird.settings.directions import Directions
+
+    settings = validated(
+        Directions,
+        {
+            "harmful": "harmful",
+            "harmless": "harmless",
+            "train": arguments.train,
+            "validation": arguments.validation,
+            "maximum_kl": arguments.maximum_kl,
+            "minimum_induce": arguments.minimum_induce,
+        },
+    )
+    print(f"Searching the refusal direction of {model.name} ...", flush=True)
+    found = search_direction(
+        model.folder, prompts["harmful"], prompts["harmless"], settings, arguments.seed, refusal_tokens
+    )
+    if output is not None:
+        save_search(found, output)
+        write_json(
+            output / PROVENANCE,
+            {
+                "model": model.record(),
+                "prompts": prompt_files(arguments),
+                "seed": arguments.seed,
+                "settings": settings.model_dump(include={"train", "validation", "maximum_kl", "minimum_induce"}),
+            },
+        )
+    return found
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """Return what a direction folder says about its model and prompts; empty for one of the workflow's."""
+    path = folder / PROVENANCE
+    return dict(read_json(path)) if path.is_file() else {}
+
+
+def describe(found: Any) -> str:
+    """Return a search's result in a few lines."""
+    record, tokens = found.direction.record, found.refusal_tokens
+    used = {name: f"{counts['used']} of {counts['n']}" for name, counts in record["prompts"].items()}
+    lines = [
+        f"  site            layer {record['layer']} of {record['layers']}, position {record['position']}",
+        f"  chosen by       {record['rule']}, {record['survivors']} of {record['candidates']} candidates passed",
+        f"  prompts kept    harmful {used['harmful_train']}, harmless {used['harmless_train']}",
+        f"  norm            {record['norm']:.3g}",
+    ]
+    if record["rule"] != "published":
+        lines.append("  note            no candidate passes the published filters: this is the reported fallback")
+    if not tokens["derived"]:
+        lines.append(
+            f"  note            only {tokens['refusals']} refusals were seen, so the refusal tokens are a guess: "
+            "does this model refuse at all?"
+        )
+    return "\n".join(lines)
