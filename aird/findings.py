@@ -6,14 +6,17 @@ from collections.abc import Iterator
 
 import pandas
 
-SIGNIFICANT = 0.05  # two-sided level below which a difference is called one
+from aird.claims import ALL
+from aird.verdicts import SIGNIFICANT
 
 
-def findings(summary: pandas.DataFrame, paired: pandas.DataFrame, directions: pandas.DataFrame) -> Iterator[str]:
-    """Yield a sentence or two per model, compression and patch.
+def findings(
+    summary: pandas.DataFrame, paired: pandas.DataFrame, directions: pandas.DataFrame, claims: pandas.DataFrame
+) -> Iterator[str]:
+    """Yield a sentence or two per model, compression and patch, and one per claim.
 
     Args:
-        summary, paired, directions: the tables of the same names.
+        summary, paired, directions, claims: the tables of the same names.
     """
     for suite, model in summary[["suite", "model"]].drop_duplicates().itertuples(index=False, name=None):
         rows = summary[(summary.suite == suite) & (summary.model == model)]
@@ -27,6 +30,19 @@ def findings(summary: pandas.DataFrame, paired: pandas.DataFrame, directions: pa
             if compression != "original":
                 sites = directions[(directions.model == model) & (directions.compression == compression)]
                 yield from _compression(rows[rows.compression == compression], tests, sites.iloc[0])
+        yield from _claims(claims[(claims.model == model) & claims.suite.isin(("", suite))])
+
+
+def _claims(claims: pandas.DataFrame) -> Iterator[str]:
+    """Yield the verdict on each claim over all compressions, with that on each of them."""
+    for overall in claims[claims.compression == ALL].itertuples():
+        same = claims[(claims.claim == overall.claim) & (claims.patch == overall.patch) & (claims.compression != ALL)]
+        # C3 asks another question of each compression than of all of them.
+        each = same if overall.claim == "C3" else same[same.statement == overall.statement]
+        listed = ", ".join(f"{row.compression}: {row.verdict}" for row in each.itertuples())
+        patch = f", {overall.patch}" if overall.patch else ""
+        reason = f" ({overall.reason})" if overall.claim == "C3" and overall.reason else ""
+        yield f"  {overall.claim}{patch}, {overall.statement}: {overall.verdict.upper()}{reason}; {listed}."
 
 
 def percent(rate: float) -> str:
@@ -42,12 +58,13 @@ def _compression(rows: pandas.DataFrame, tests: pandas.DataFrame, site: pandas.S
         what = f"did not change refusal measurably ({_points(test.difference)} points)"
     null = f"{site.split_half_null_low:.2f} to {site.split_half_null_high:.2f}"
     same = (site.layer, site.position) == (site.original_layer, site.original_position)
-    moved = "below" if site.cosine_same_site < site.split_half_null_low else "within or above"
+    # Of all prompts, as the null is.
+    moved = "below" if site.cosine_same_site_shared < site.split_half_null_low else "within or above"
     source = "the same source site" if same else f"source site ({site.layer}, {site.position})"
     yield (
-        f"  {plain.compression} {what} (p = {test.p_value:.2g}), to {percent(plain.refusal)}; its direction has cosine "
-        f"{site.cosine_same_site:.2f} with the original's at the same site, {moved} the split-half null ({null}), norm "
-        f"ratio {site.norm_ratio:.2f}, {source}."
+        f"  {plain.compression} {what} (p = {test.p_value:.2g}), to {percent(plain.refusal)}; its direction has "
+        f"cosine {site.cosine_same_site_shared:.2f} with the original's at the same site, {moved} the split-half null "
+        f"({null}), norm ratio {site.norm_ratio:.2f}, {source}."
     )
     for row in rows[rows.patch != "plain"].itertuples():
         refusal, over = _test(tests, row, "plain"), _test(tests, row, "plain", "over_refusal")

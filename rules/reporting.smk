@@ -12,8 +12,8 @@ PAIRS = list(
         (model, compression) for model, compression, _ in CONFIGURATION.cells()
     )
 )
-TABLE_NAMES = "summary rates tasks paired directions projections sites candidates patches compressions".split()
-TABLE_CAPTIONS = {name: f"{name}_table" for name in ("summary", "directions", "paired")}
+TABLE_NAMES = "summary claims rates tasks paired directions projections sites candidates patches compressions".split()
+TABLE_CAPTIONS = {name: f"{name}_table" for name in ("summary", "claims", "directions", "paired")}
 
 
 TABLES = [f"{RESULTS}/tables/{name}.csv" for name in TABLE_NAMES]
@@ -86,6 +86,17 @@ rule make_tables:
                 "suites": list(CONFIGURATION.suites),
                 "original": ORIGINAL,
                 "plain": PLAIN,
+                "pruned": [
+                    name
+                    for name, compression in CONFIGURATION.compressions.items()
+                    if compression.target_sparsity is not None
+                ],
+                "controls": [
+                    name
+                    for name, patch in CONFIGURATION.patches.items()
+                    if patch.direction == "random"
+                ],
+                "seed": SEED,
             }
         ),
         results=results_folder,

@@ -7,7 +7,7 @@ import pandas
 from aird.findings import findings
 
 
-def tables() -> tuple[pandas.DataFrame, pandas.DataFrame, pandas.DataFrame]:
+def tables() -> tuple[pandas.DataFrame, pandas.DataFrame, pandas.DataFrame, pandas.DataFrame]:
     columns = "suite model compression patch n refusal over_refusal perplexity utility".split()
     summary = pandas.DataFrame(
         [
@@ -26,14 +26,31 @@ def tables() -> tuple[pandas.DataFrame, pandas.DataFrame, pandas.DataFrame]:
         ],
         columns=columns,
     )
-    columns = "model compression layer position cosine_same_site norm_ratio original_layer original_position".split()
+    columns = (
+        "model compression layer position cosine_same_site_shared norm_ratio original_layer original_position".split()
+    )
     columns += ["split_half_null_low", "split_half_null_high"]
     directions = pandas.DataFrame([["m", "pruned", 9, -1, 0.6, 0.5, 12, -1, 0.9, 0.97]], columns=columns)
-    return summary, paired, directions
+    columns = "model suite compression patch claim statement verdict reason".split()
+    claims = pandas.DataFrame(
+        [
+            ["m", "", "pruned", "", "C2", "moves the direction", "holds", ""],
+            ["m", "", "pruned", "", "C2", "pruning moves both", "undecided", "so"],
+            ["m", "", "all", "", "C2", "pruning moves both", "undecided", "pruned"],
+            ["m", "safety", "pruned", "", "C3", "lost where moved", "holds", ""],
+            ["m", "safety", "all", "", "C3", "more lost where moved further", "undecided", "too few"],
+            ["m", "safety", "pruned", "aird", "C4", "repaired", "does not hold", "so"],
+            ["m", "safety", "all", "aird", "C4", "repaired", "does not hold", "pruned"],
+            ["m", "other", "all", "aird", "C4", "repaired", "holds", ""],
+            ["another", "", "all", "", "C2", "pruning moves both", "holds", ""],
+        ],
+        columns=columns,
+    )
+    return summary, paired, directions, claims
 
 
 def test_a_damaged_and_repaired_checkpoint() -> None:
-    original, pruned, aird = findings(*tables())
+    original, pruned, aird, *_ = findings(*tables())
     assert "refuses 95.0% of 200" in original and "5.0% of the harmless" in original
     assert "pruned changed refusal by -45.0 points (p = 1e-20), to 50.0%" in pruned
     assert "cosine 0.60" in pruned and "below the split-half null (0.90 to 0.97)" in pruned
@@ -42,10 +59,18 @@ def test_a_damaged_and_repaired_checkpoint() -> None:
 
 
 def test_what_is_not_measurable_is_called_so() -> None:
-    summary, paired, directions = tables()
+    summary, paired, directions, claims = tables()
     paired["p_value"] = 0.4
-    directions = directions.assign(layer=12, cosine_same_site=0.95)
-    _, pruned, aird = findings(summary, paired, directions)
+    directions = directions.assign(layer=12, cosine_same_site_shared=0.95)
+    _, pruned, aird, *_ = findings(summary, paired, directions, claims)
     assert "did not change refusal measurably" in pruned and "the same source site" in pruned
     assert "within or above the split-half null" in pruned
     assert "(no measurable change)" in aird
+
+
+def test_every_claim_has_its_verdict() -> None:
+    assert list(findings(*tables()))[3:] == [
+        "  C2, pruning moves both: UNDECIDED; pruned: undecided.",
+        "  C3, more lost where moved further: UNDECIDED (too few); pruned: holds.",
+        "  C4, aird, repaired: DOES NOT HOLD; pruned: does not hold.",
+    ]

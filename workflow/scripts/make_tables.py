@@ -6,6 +6,7 @@ from typing import Any
 import pandas
 
 from aird import tables
+from aird.claims import Evidence, claims_table
 from aird.files import atomic_file, read_json
 
 from arguments import parse
@@ -39,8 +40,18 @@ def main() -> None:
         for model, compression in pairs
     )
     candidates = candidates["model compression layer position induce kl bypass".split()]
+    evidence = Evidence(
+        directions,
+        verifications,
+        comparisons,
+        scores,
+        frozenset(grid["pruned"]),
+        frozenset(grid["controls"]),
+        grid["seed"],
+    )
     made = {
         "summary": tables.summary(scores, directions, comparisons, manifests),
+        "claims": claims_table(evidence),
         "rates": tables.rates_table(scores),
         "tasks": tables.utility_table(scores),
         "paired": tables.paired_table(scores),

@@ -19,11 +19,14 @@ def main() -> None:
     summary, paired, directions = (
         pandas.read_csv(arguments.tables / f"{name}.csv") for name in ("summary", "paired", "directions")
     )
+    # Empty text is no suite and no patch, not an unknown one.
+    claims = pandas.read_csv(arguments.tables / "claims.csv", keep_default_na=False)
     for (suite, model), rows in summary.groupby(["suite", "model"], sort=False):
         print(f"\n{model}, suite {suite}\n")
         print(describe(rows, COLUMNS))
     print()
-    print("\n".join(findings(summary, paired, directions)))
+    print("\n".join(findings(summary, paired, directions, claims)))
+    print("\nHow the verdicts on C1 to C4 are reached: docs/claims.md")
     print(f"\nAll numbers: {arguments.tables}/\nReport:      {arguments.report}")
 
 
