@@ -68,7 +68,15 @@ def compare(original: Found, compressed: Found, seed: int) -> dict[str, Any]:
     Args:
         original, compressed: two checkpoints whose caches hold the same prompts in the same order.
         seed: of splits and resamples.
+
+    Raises:
+        ValueError: the caches hold other prompts.
     """
+    for key, group in original.cache.items():
+        if group.ids != compressed.cache[key].ids:
+            raise ValueError(
+                f"the two activation caches hold different {' '.join(key)} prompts: make both from one set"
+            )
     differences = [difference_in_means(*kept_activations(each.cache, "train")) for each in (original, compressed)]
     one, other = (difference[original.layer, original.position] for difference in differences)
     at_site, compressed_at_site = original.states_at(original), compressed.states_at(original)

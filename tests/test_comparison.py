@@ -189,3 +189,9 @@ def test_projections_are_of_both_models_along_both_directions() -> None:
     assert found["compressed", "harmful", "own"]["mean"] == pytest.approx(3, abs=0.7)
     assert found["compressed", "harmless", "own"]["mean"] == pytest.approx(0, abs=0.7)
     assert {(row["layer"], row["position"]) for row in found.values()} == {(1, -1), (0, -2)}
+
+
+def test_caches_of_other_prompts_are_not_compared() -> None:
+    one, other = cache(None, [1.0] * 40), cache(None, [1.0] * 20, 20)
+    with pytest.raises(ValueError, match="different harmful train prompts"):
+        compare(Found(one, unit(0), 1, -1), Found(other, unit(0), 1, -1), 0)
