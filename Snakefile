@@ -36,9 +36,10 @@ rule all:
         TABLES,
         FIGURES,
         SCORES,
+        CARDS,
     localrule: True
     message:
-        "All tables and figures are made"
+        "All tables, figures and model cards are made"
 
 
 rule merged_checkpoints:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -18,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from aird.compression.matrices import dense_matrix, matrix_tensors
 from aird.edits import Edit
-from aird.files import atomic_folder, hash_folder, read_json, write_json
+from aird.files import read_json, write_json
 from aird.models import copy_description
 
 _PREFIX = "base_model.model."  # PEFT's name for the wrapped model
@@ -50,23 +49,6 @@ def save_adapter(edits: Sequence[Edit], folder: Path, base: str) -> None:
         "target_modules": sorted(edit.module for edit in edits),
     }
     write_json(folder / "adapter_config.json", configuration)
-
-
-def write_patch(edits: Sequence[Edit], record: dict[str, Any], folder: Path, statistics: Path, base: str) -> None:
-    """Write the adapter folder of a patch, and beside it `record` with the adapter's size and hashes.
-
-    Args:
-        edits: at least one edit.
-        record: what else to say about the patch.
-        folder: the adapter folder; it appears when complete.
-        statistics: the JSON file for the record.
-        base: name of the base checkpoint.
-    """
-    with atomic_folder(folder) as temporary:
-        save_adapter(edits, temporary, base)
-    files = hash_folder(folder)
-    size = sum((folder / name).stat().st_size for name in files)
-    write_json(statistics, {**record, "adapter_bytes": size, "files": files})
 
 
 def load_adapter(folder: Path) -> list[Edit]:
@@ -123,12 +105,6 @@ def merge(base: Path, edits: Sequence[Edit], target: Path) -> dict[str, float]:
     if quantised:
         _ignore_modules(target / "config.json", quantised)
     return filled
-
-
-def merge_into(base: Path, edits: Sequence[Edit], folder: Path) -> dict[str, float]:
-    """Do what `merge` does, for a folder that appears when complete."""
-    with atomic_folder(folder) as temporary:
-        return merge(base, edits, temporary)
 
 
 def _rewrite_shards(

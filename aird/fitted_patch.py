@@ -51,4 +51,4 @@ def fit_patch(
     edits = fit_edits(load_model(compressed), prompts, wanted, unit, blocks, settings.ridge)
     folders = (compressed, original)
     statistics = [edit_statistics(edit, *(dense_matrix(folder, edit.module) for folder in folders)) for edit in edits]
-    return edits, patch_record(blocks, statistics, settings)
+    return edits, patch_record(blocks, statistics, settings, direction, unit)

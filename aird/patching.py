@@ -6,6 +6,7 @@ over the direction prompts (aird/fitted_patch.py).
 
 from __future__ import annotations
 
+import hashlib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def compute_patch(
     edits, statistics = make_edits(
         modules, unit, partial(dense_matrix, compressed), partial(dense_matrix, original), settings
     )
-    return edits, patch_record(blocks, statistics, settings)
+    return edits, patch_record(blocks, statistics, settings, direction, unit)
 
 
 def patch_unit(direction: Direction, own: Direction | None, settings: Patch) -> torch.Tensor:
@@ -57,6 +58,22 @@ def patch_unit(direction: Direction, own: Direction | None, settings: Patch) -> 
     return patch_direction(settings, direction.unit, own.unit if own else direction.unit)
 
 
-def patch_record(blocks: list[int], statistics: list[dict[str, Any]], settings: Patch) -> dict[str, Any]:
-    """Return what is written about a patch besides its adapter's size and hashes."""
-    return {"blocks": blocks, "edits": statistics, "settings": settings.model_dump(exclude={"compressions"})}
+def patch_record(
+    blocks: list[int], statistics: list[dict[str, Any]], settings: Patch, direction: Direction, unit: torch.Tensor
+) -> dict[str, Any]:
+    """Return what is written about a patch besides its adapter's size and hashes.
+
+    Args:
+        blocks: indices of the edited blocks.
+        statistics: `edit_statistics` of each edit.
+        settings: the patch.
+        direction: the original's direction, whose site says which blocks are edited.
+        unit: [d_model], the direction that is written.
+    """
+    sha256 = hashlib.sha256(unit.double().contiguous().numpy().tobytes()).hexdigest()
+    return {
+        "blocks": blocks,
+        "edits": statistics,
+        "settings": settings.model_dump(exclude={"compressions"}),
+        "direction": {"layer": direction.layer, "position": direction.position, "sha256": sha256},
+    }

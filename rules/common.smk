@@ -424,3 +424,8 @@ def tables_folder(wildcards, input):
 def written_tables_folder(wildcards, output):
     """Return the folder of the tables that a job writes."""
     return os.path.dirname(output[0])
+
+
+def written_cards_folder(wildcards, output):
+    """Return the folder of all model cards, below which each has its model, compression and patch."""
+    return str(Path(output[0]).parents[3])

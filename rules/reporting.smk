@@ -1,9 +1,10 @@
 """Tables, figures and what the report shows.
 
 input   the records of every node of the grid
-output  results/tables/*.csv, results/figures/*.svg
+output  results/tables/*.csv, results/figures/*.svg, results/cards/
 steps   collect records into tidy tables, one kind of result each; draw figures from
-        the tables. `snakemake --report results/report.html` makes the report.
+        the tables; put the numbers into each patch's model card.
+        `snakemake --report results/report.html` makes the report.
 """
 
 # A dictionary keeps the configuration's order.
@@ -42,6 +43,11 @@ SCORES = [
     for cell in CONFIGURATION.cells()
     for suite in CONFIGURATION.suites
 ]
+
+
+# Sorted, as their order means nothing here.
+PATCHED_CELLS = sorted(cell for cell in CONFIGURATION.cells() if cell[2] != PLAIN)
+CARDS = [f"{RESULTS}/cards/{'/'.join(cell)}/README.md" for cell in PATCHED_CELLS]
 
 
 rule make_tables:
@@ -144,4 +150,47 @@ rule make_figure:
         " --settings {params.settings:q}"
         " --figure {wildcards.figure:q}"
         " --output {output:q}"
+        " > {log:q} 2>&1"
+
+
+rule make_cards:
+    input:
+        code=code("make_cards"),
+        scores=SCORES,
+        adapters=ancient(
+            [f"{RESULTS}/patches/{'/'.join(cell)}/adapter" for cell in PATCHED_CELLS]
+        ),
+        statistics=[
+            f"{RESULTS}/patches/{'/'.join(cell)}/statistics.json"
+            for cell in PATCHED_CELLS
+        ],
+    output:
+        CARDS,
+    log:
+        f"{RESULTS}/logs/reporting/cards.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/reporting/cards.tsv"
+    conda:
+        "../envs/core.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        settings=canonical_json(
+            {
+                "cells": PATCHED_CELLS,
+                "suites": sorted(CONFIGURATION.suites),
+                "original": ORIGINAL,
+                "plain": PLAIN,
+            }
+        ),
+        results=results_folder,
+        cards=written_cards_folder,
+    message:
+        "Writing the model cards of the patches"
+    shell:
+        'python "$SCRIPTS"/make_cards.py'
+        " --results {params.results:q}"
+        " --settings {params.settings:q}"
+        " --output {params.cards:q}"
         " > {log:q} 2>&1"

@@ -37,7 +37,7 @@ PATCHED = tuple(cell for cell in CELLS if not cell.endswith("/plain"))
 
 
 def scored(cells: Any, suite: str = "quick") -> set[str]:
-    return {f"score_completions tiny/{cell}/{suite}" for cell in cells} | REPORT
+    return {f"score_completions tiny/{cell}/{suite}" for cell in cells} | REPORT | {"make_cards"}
 
 
 def evaluated(cells: Any, suite: str = "quick") -> set[str]:
@@ -172,8 +172,8 @@ CONFIGURATION_CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], set[s
         lambda c: c.update(seed=2),
         PROMPT_SETS | {"refusal_tokens tiny", "compress_model tiny/wanda-50"} | ALL_CAPTURED | evaluated(CELLS),
     ),
-    "remove a compression": (lambda c: c["compressions"].pop("w4a16"), REPORT),
-    "remove a patch": (lambda c: c["patches"].pop("random-control"), REPORT),
+    "remove a compression": (lambda c: c["compressions"].pop("w4a16"), REPORT | {"make_cards"}),
+    "remove a patch": (lambda c: c["patches"].pop("random-control"), REPORT | {"make_cards"}),
     "reorder the keys of sections and settings": (
         lambda c: [
             c.update({key: c.pop(key) for key in list(c)[::-1]}),
@@ -257,6 +257,14 @@ FILE_CHANGES: dict[str, tuple[Callable[[Path], object], set[str]]] = {
             .replace('" --utility {output.utility', '"  --utility {output.utility'),
         ),
         evaluated(CELLS),
+    ),
+    "change the numbers of the model cards": (
+        lambda project: append(project / "aird/evaluated_card.py", "# new\n"),
+        {"make_cards", "all"},
+    ),
+    "change the text of the model cards": (
+        lambda project: append(project / "aird/model_card.py", "# new\n"),
+        patched(PATCHED),
     ),
     "change the documentation": (lambda project: append(project / "README.md", "new\n"), set()),
     "touch everything": (touch_everything, set()),

@@ -65,10 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    from aird.adapters import load_adapter, merge_into, write_patch
+    from aird.card_metadata import read_licence
     from aird.direction_search import is_search
     from aird.directions import load_direction
+    from aird.files import read_json
     from aird.fitted_patch import fit_patch
+    from aird.patch_files import write_merged, write_patch
     from aird.patching import compute_patch
 
     settings = _settings(arguments)
@@ -96,11 +98,12 @@ def run(arguments: argparse.Namespace) -> None:
     statistics = arguments.output.with_name(f"{arguments.output.name}.statistics.json")
     base = compressed.name if compressed.commit else str(compressed.folder.absolute())
     record |= {"original": original.record(), "compressed": compressed.record()}
-    write_patch(edits, record, arguments.output, statistics, base)
+    licence = read_licence(compressed.folder) or read_licence(original.folder)
+    write_patch(edits, record, arguments.output, statistics, base, licence)
     print(f"  edited          {', '.join(edit.module for edit in edits[:4])}{' ...' if len(edits) > 4 else ''}")
     print(f"  written to      {arguments.output}, {statistics}")
     if arguments.merged is not None:
-        merge_into(compressed.folder, load_adapter(arguments.output), arguments.merged)
+        write_merged(compressed.folder, arguments.output, read_json(statistics), arguments.merged)
         print(f"  merged into     {arguments.merged}")
 
 

@@ -1,10 +1,10 @@
 """Fit one AIRD patch of a compressed checkpoint on the direction prompts (aird/fitting.py)."""
 
-from aird.adapters import write_patch
 from aird.directions import load_direction
 from aird.files import read_json_lines
 from aird.fitted_patch import fit_patch
 from aird.models import open_checkpoint
+from aird.patch_files import write_patch
 from aird.prompts import select
 from aird.settings.base import PromptSelection
 from aird.settings.patches import Patch
@@ -22,7 +22,7 @@ def main() -> None:
         gpu=True,
     )
     settings = Patch.model_validate(arguments.settings["patch"])
-    open_checkpoint(arguments.original, arguments.original_manifest)
+    manifest = open_checkpoint(arguments.original, arguments.original_manifest)
     open_checkpoint(arguments.compressed, arguments.compressed_manifest)
     direction = load_direction(arguments.original_direction, arguments.original_record)
     own = load_direction(arguments.own_direction, arguments.own_record)
@@ -32,7 +32,8 @@ def main() -> None:
         for path in (arguments.harmful, arguments.harmless)
     )
     edits, record = fit_patch(arguments.original, arguments.compressed, direction, own, harmful, harmless, settings)
-    write_patch(edits, record, arguments.adapter, arguments.statistics, arguments.compressed.parent.name)
+    base = arguments.compressed.parent.name
+    write_patch(edits, record, arguments.adapter, arguments.statistics, base, manifest.get("licence"))
 
 
 if __name__ == "__main__":

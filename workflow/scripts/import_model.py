@@ -1,5 +1,6 @@
 """Fetch a model from its pinned source and write it as a checkpoint folder with a manifest."""
 
+from aird.card_metadata import read_licence
 from aird.files import atomic_folder, hash_folder, write_json
 from aird.models import TRUST, import_model
 from aird.settings.models import Model
@@ -15,9 +16,11 @@ def main() -> None:
     trust = settings.trust_remote_code
     with open_model(settings.source, trust) as source, atomic_folder(arguments.checkpoint) as folder:
         import_model(source, folder, settings.dtype, trust)
+        licence = read_licence(source)
     source_record = settings.source.model_dump(exclude_none=True)
     files = hash_folder(arguments.checkpoint)
-    write_json(arguments.manifest, {"source": source_record, TRUST: trust, "files": files})
+    record = {"source": source_record, "licence": licence, TRUST: trust, "files": files}
+    write_json(arguments.manifest, record)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Compute one AIRD patch of a compressed checkpoint: a rank-1 PEFT adapter and its statistics."""
 
-from aird.adapters import write_patch
 from aird.directions import load_direction
 from aird.models import open_checkpoint
+from aird.patch_files import write_patch
 from aird.patching import compute_patch
 from aird.settings.patches import Patch
 
@@ -18,12 +18,13 @@ def main() -> None:
         texts="settings",
     )
     settings = Patch.model_validate(arguments.settings)
-    open_checkpoint(arguments.original, arguments.original_manifest)
+    manifest = open_checkpoint(arguments.original, arguments.original_manifest)
     open_checkpoint(arguments.compressed, arguments.compressed_manifest)
     direction = load_direction(arguments.original_direction, arguments.original_record)
     own = load_direction(arguments.own_direction, arguments.own_record)
     edits, record = compute_patch(arguments.original, arguments.compressed, direction, own, settings)
-    write_patch(edits, record, arguments.adapter, arguments.statistics, arguments.compressed.parent.name)
+    base = arguments.compressed.parent.name
+    write_patch(edits, record, arguments.adapter, arguments.statistics, base, manifest.get("licence"))
 
 
 if __name__ == "__main__":

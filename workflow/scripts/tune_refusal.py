@@ -22,7 +22,8 @@ def main() -> None:
     with atomic_folder(arguments.checkpoint) as folder:
         statistics = tune_to_refuse(arguments.source, folder, harmful, harmless, settings)
     files = hash_folder(arguments.checkpoint)
-    record = {"source": manifest["source"], TRUST: code_is_trusted(), "refusal_tuning": statistics, "files": files}
+    inherited = {name: manifest[name] for name in ("source", "licence")}
+    record = {**inherited, TRUST: code_is_trusted(), "refusal_tuning": statistics, "files": files}
     write_json(arguments.manifest, record)
 
 

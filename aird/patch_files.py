@@ -1,0 +1,59 @@
+"""Write what a patch leaves behind: the adapter folder with its model card, and the record beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from aird.adapters import load_adapter, merge, save_adapter
+from aird.card_metadata import CARD
+from aird.edits import Edit
+from aird.files import atomic_folder, hash_folder, write_json
+from aird.model_card import patch_card
+
+
+def write_patch(
+    edits: Sequence[Edit],
+    record: dict[str, Any],
+    folder: Path,
+    statistics: Path,
+    base: str,
+    licence: str | None = None,
+) -> None:
+    """Write the adapter folder of a patch, and beside it `record` with the adapter's size and hashes.
+
+    Args:
+        edits: at least one edit.
+        record: what else to say about the patch (`patch_record`).
+        folder: the adapter folder; it appears when complete.
+        statistics: the JSON file for the record.
+        base: name of the base checkpoint.
+        licence: the base's licence, if it is known.
+    """
+    with atomic_folder(folder) as temporary:
+        save_adapter(edits, temporary, base)
+        weights = hash_folder(temporary)
+        size = sum((temporary / name).stat().st_size for name in weights)
+        record = {**record, "base": base, "licence": licence, "weights": weights}
+        (temporary / CARD).write_text(patch_card(record, base, licence), encoding="utf-8")
+    write_json(statistics, {**record, "adapter_bytes": size, "files": hash_folder(folder)})
+
+
+def write_merged(base: Path, adapter: Path, record: dict[str, Any], folder: Path) -> dict[str, float]:
+    """Write a checkpoint with an adapter merged in, and its model card.
+
+    Args:
+        base: the compressed checkpoint.
+        adapter: the adapter folder.
+        record: what `write_patch` wrote beside it.
+        folder: the merged checkpoint; it appears when complete.
+
+    Returns:
+        {module: share of the matrix's zeros that the edit filled}.
+    """
+    with atomic_folder(folder) as temporary:
+        filled = merge(base, load_adapter(adapter), temporary)
+        card = patch_card(record, record["base"], record["licence"], merged=True)
+        (temporary / CARD).write_text(card, encoding="utf-8")
+    return filled
