@@ -13,7 +13,7 @@ import torch
 
 from aird.architecture import decoder_blocks
 from aird.hooks import hooks, on_input
-from aird.packing import last_logits, plan_packs
+from aird.packing import Pack, last_logits, run_packed
 from aird.refusal_score import refusal_scores
 
 
@@ -36,24 +36,27 @@ def capture(
     blocks = list(decoder_blocks(model))
     kept: torch.Tensor | None = None
     scores = torch.empty(len(prompts), dtype=torch.float64)
-    # What is kept of a prompt lies behind the shared prefix, or it would be read from another prompt.
-    for pack in plan_packs(model, prompts, own_tokens=positions):
-        wanted = pack.last_tokens(positions)
+
+    def run(pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:
+        wanted = pack.last_tokens(positions).to(model.device)
         states: list[torch.Tensor] = []
 
-        def keep(hidden: torch.Tensor, wanted: torch.Tensor = wanted, states: list[Any] = states) -> torch.Tensor:
+        def keep(hidden: torch.Tensor) -> torch.Tensor:
             # Only what is kept leaves the device, so memory grows with it and not with the prompts' length.
             states.append(hidden[0, wanted.to(hidden.device)].to("cpu"))
             return hidden
 
         with hooks(before=[(block, on_input(keep)) for block in blocks]):
             logits = last_logits(model, pack)
-        stacked = torch.stack(states, dim=1)
+        return torch.stack(states, dim=1), refusal_scores(logits[0], refusal_tokens).cpu()
+
+    # What is kept of a prompt lies behind the shared prefix, or it would be read from another prompt.
+    for pack, (states, refusal) in run_packed(model, prompts, run, own_tokens=positions):
         if kept is None:
-            kept = torch.empty((len(prompts), *stacked.shape[1:]), dtype=stacked.dtype)
+            kept = torch.empty((len(prompts), *states.shape[1:]), dtype=states.dtype)
         indices = list(pack.prompts)
-        kept[indices] = stacked
-        scores[indices] = refusal_scores(logits[0], refusal_tokens).cpu()
+        kept[indices] = states
+        scores[indices] = refusal
     assert kept is not None, "no prompt was given"
     if not bool(kept.isfinite().all()):
         raise ValueError("the model returns NaN or infinite activations: the checkpoint is broken")

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from aird.architecture import decoder_blocks, writer_modules
+from aird.batching import Batches
 from aird.hooks import ablation, addition, hooks, on_input
 from aird.packing import Pack, last_logits, plan_packs
 from aird.refusal_score import refusal_scores
@@ -77,17 +78,25 @@ def score_candidates(
     plain = [last_logits(model, pack)[0].double().log_softmax(-1) for pack in harmless_packs]
 
     eligible, _ = eligible_scores(mean_scores(scores), layers, settings)
-    for record in eligible:
-        site = record["layer"], record["position"]
-        unit = (candidates[site] / candidates[site].norm()).to(model.device)
-        with ablation(blocks, writers, unit):
+    sites = [(record["layer"], record["position"] + positions) for record in eligible]
+    batches = Batches(1, model.device)
+
+    def ablate(batch: Sequence[tuple[int, int]]) -> None:
+        vectors = torch.stack([candidates[site] for site in batch])
+        units = (vectors / vectors.norm(dim=-1, keepdim=True)).to(model.device)
+        # One row per candidate, from which its own direction is removed.
+        with ablation(blocks, writers, units):
             for pack, expected in zip(harmless_packs, plain, strict=True):
-                found = last_logits(model, pack)[0].double().log_softmax(-1)
-                divergence = (expected.exp() * (expected - found)).sum(-1)
-                scores["kl"][site][list(pack.prompts)] = divergence.cpu()
+                for site, logits in zip(batch, last_logits(model, pack, rows=len(batch)), strict=True):
+                    found = logits.double().log_softmax(-1)
+                    divergence = (expected.exp() * (expected - found)).sum(-1)
+                    scores["kl"][site][list(pack.prompts)] = divergence.cpu()
             for pack in harmful_packs:
-                refusal = refusal_scores(last_logits(model, pack)[0], refusal_tokens)
-                scores["bypass"][site][list(pack.prompts)] = refusal.cpu()
+                for site, logits in zip(batch, last_logits(model, pack, rows=len(batch)), strict=True):
+                    scores["bypass"][site][list(pack.prompts)] = refusal_scores(logits, refusal_tokens).cpu()
+
+    for _ in batches.run(sites, ablate):
+        pass
     logger.info(
         "%d candidates, %d below the layer limit, %d scored in full",
         layers * positions,
@@ -126,15 +135,23 @@ def _induce(
     """Return the induce score of every candidate at the used layers, [len(used), P, prompts] float64."""
     positions = candidates.shape[1]
     scores = torch.empty(len(used), positions, sum(len(pack.prompts) for pack in packs), dtype=torch.float64)
+    # One row per position: they share the layer, so also everything below it.
+    batches = Batches(positions, model.device)
+    batches.grows = False  # there are no more
     for pack in packs:
         inputs = _block_inputs(model, blocks, pack)
         for layer in used:
-            vectors = candidates[layer].to(model.device)
-            # One row per position: they share the layer, so also everything below it.
-            with resumed_at(blocks, layer, inputs[layer].expand(positions, -1, -1)), addition(blocks[layer], vectors):
-                logits = last_logits(model, pack, rows=positions)
-            for position, row in enumerate(logits):
-                scores[layer, position, list(pack.prompts)] = refusal_scores(row, refusal_tokens).cpu()
+
+            def add(batch: Sequence[int], layer: int = layer, pack: Pack = pack, below: Any = inputs) -> torch.Tensor:
+                vectors = candidates[layer, list(batch)].to(model.device)
+                states = below[layer].expand(len(batch), -1, -1)
+                with resumed_at(blocks, layer, states), addition(blocks[layer], vectors):
+                    logits = last_logits(model, pack, rows=len(batch))
+                return torch.stack([refusal_scores(row, refusal_tokens).cpu() for row in logits])
+
+            for batch, found in batches.run(range(positions), add):
+                for position, values in zip(batch, found, strict=True):
+                    scores[layer, position, list(pack.prompts)] = values
     return scores
 
 

@@ -5,21 +5,27 @@ pack is one sequence, that prefix followed by the rest of every prompt, with
 positions that restart after the prefix and an attention mask under which each
 prompt sees the prefix and itself only. In exact arithmetic every prompt gets the
 states it would get alone. Where a model does not honour such a mask (checked by
-`plan_packs`), each prompt becomes a pack of its own.
+`honours_packs`), each prompt becomes a pack of its own.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from aird.batching import Batches
 from aird.chat import common_prefix_length
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+# What a pack starts with. Longer ones waste attention on pairs of prompts that do not see each other.
+PACK_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -62,72 +68,122 @@ class Pack:
         return inputs
 
 
+class Packer:
+    """Prompts that share the start of their template, ready to be put into packs.
+
+    Attributes:
+        prefix_length: tokens at the start that all prompts share, and that a pack holds once.
+        own_lengths: of each prompt, its tokens behind that prefix.
+    """
+
+    def __init__(self, prompts: Sequence[Sequence[int]], own_tokens: int = 1) -> None:
+        """Find the shared prefix.
+
+        Args:
+            prompts: token ids of templated prompts.
+            own_tokens: at least so many last tokens of each prompt stay outside the shared prefix,
+                also of a prompt that is a prefix of another.
+        """
+        self._prompts = prompts
+        shortest = min(len(prompt) for prompt in prompts)
+        self.prefix_length = max(0, min(common_prefix_length(prompts), shortest - own_tokens))
+        self.own_lengths = [len(prompt) - self.prefix_length for prompt in prompts]
+
+    def pack(self, group: Sequence[int]) -> Pack:
+        """Return one pack of the prompts with these indices."""
+        prefix_length = self.prefix_length
+        token_ids = list(self._prompts[group[0]][:prefix_length])
+        position_ids = list(range(prefix_length))
+        owner = [-1] * prefix_length
+        ends = []
+        for index in group:
+            own = list(self._prompts[index][prefix_length:])
+            token_ids += own
+            position_ids += range(prefix_length, prefix_length + len(own))
+            owner += [index] * len(own)
+            ends.append(len(token_ids) - 1)
+        visible = None
+        if len(group) > 1:
+            owners = torch.tensor(owner)
+            same = (owners[:, None] == owners[None, :]) | (owners[None, :] == -1)
+            visible = same & torch.ones(len(owner), len(owner), dtype=torch.bool).tril()
+        return Pack(
+            token_ids=torch.tensor(token_ids),
+            position_ids=torch.tensor(position_ids),
+            visible=visible,
+            ends=torch.tensor(ends),
+            prefix_length=prefix_length,
+            prompts=tuple(group),
+        )
+
+
 def make_packs(prompts: Sequence[Sequence[int]], maximum_tokens: int, own_tokens: int = 1) -> list[Pack]:
     """Pack prompts, in order, into sequences of about `maximum_tokens` tokens.
 
     Args:
         prompts: token ids of templated prompts.
         maximum_tokens: a pack is closed when it would grow beyond this; 1 gives a pack per prompt.
-        own_tokens: at least so many last tokens of each prompt stay outside the shared prefix,
-            also of a prompt that is a prefix of another.
+        own_tokens: as of `Packer`.
     """
-    shortest = min(len(prompt) for prompt in prompts)
-    prefix_length = max(0, min(common_prefix_length(prompts), shortest - own_tokens))
-    packs: list[Pack] = []
-    group: list[int] = []
-    size = prefix_length
-    for index, prompt in enumerate(prompts):
-        own = len(prompt) - prefix_length
-        if group and size + own > maximum_tokens:
-            packs.append(_pack(prompts, group, prefix_length))
-            group, size = [], prefix_length
-        group.append(index)
+    packer = Packer(prompts, own_tokens)
+    groups: list[list[int]] = []
+    size = maximum_tokens
+    for index, own in enumerate(packer.own_lengths):
+        if not groups or size + own > maximum_tokens:
+            groups.append([])
+            size = packer.prefix_length
+        groups[-1].append(index)
         size += own
-    packs.append(_pack(prompts, group, prefix_length))
-    return packs
-
-
-def _pack(prompts: Sequence[Sequence[int]], group: list[int], prefix_length: int) -> Pack:
-    token_ids = list(prompts[group[0]][:prefix_length])
-    position_ids = list(range(prefix_length))
-    owner = [-1] * prefix_length
-    ends = []
-    for index in group:
-        own = list(prompts[index][prefix_length:])
-        token_ids += own
-        position_ids += range(prefix_length, prefix_length + len(own))
-        owner += [index] * len(own)
-        ends.append(len(token_ids) - 1)
-    visible = None
-    if len(group) > 1:
-        owners = torch.tensor(owner)
-        same = (owners[:, None] == owners[None, :]) | (owners[None, :] == -1)
-        visible = same & torch.ones(len(owner), len(owner), dtype=torch.bool).tril()
-    return Pack(
-        token_ids=torch.tensor(token_ids),
-        position_ids=torch.tensor(position_ids),
-        visible=visible,
-        ends=torch.tensor(ends),
-        prefix_length=prefix_length,
-        prompts=tuple(group),
-    )
+    return [packer.pack(group) for group in groups]
 
 
 @torch.no_grad()
 def plan_packs(
-    model: Any, prompts: Sequence[Sequence[int]], maximum_tokens: int = 512, own_tokens: int = 1
+    model: Any, prompts: Sequence[Sequence[int]], maximum_tokens: int = PACK_TOKENS, own_tokens: int = 1
 ) -> list[Pack]:
-    """Return packs that this model computes rightly; arguments as of `make_packs`.
+    """Return packs that this model computes rightly; arguments as of `make_packs`."""
+    return make_packs(prompts, maximum_tokens if honours_packs(model, prompts) else 1, own_tokens)
+
+
+def run_packed(
+    model: Any, prompts: Sequence[Sequence[int]], work: Callable[[Pack], Result], own_tokens: int = 1
+) -> Iterator[tuple[Pack, Result]]:
+    """Yield (pack, work(pack)) for packs that hold all prompts once, as large as pays on this device.
+
+    Args:
+        model: a Transformers causal language model.
+        prompts: token ids of templated prompts.
+        work: runs one pack; again, in parts, where it did not fit.
+        own_tokens: as of `Packer`.
+    """
+    packer = Packer(prompts, own_tokens)
+
+    def run(group: Sequence[int]) -> tuple[Pack, Result]:
+        pack = packer.pack(group)
+        return pack, work(pack)
+
+    # The prefix takes its part of the first pack's tokens, so that packs are those of `make_packs`.
+    first = PACK_TOKENS - packer.prefix_length if honours_packs(model, prompts) else 1
+    batches = Batches(max(1, first), model.device)
+    if first == 1:
+        batches.grows = False
+    for _, done in batches.run(range(len(prompts)), run, packer.own_lengths):
+        yield done
+
+
+@torch.no_grad()
+def honours_packs(model: Any, prompts: Sequence[Sequence[int]]) -> bool:
+    """Return whether this model computes packs rightly.
 
     Two packed prompts are compared with the same prompts alone. A model that mixes tokens in
     another way than masked attention (state spaces, positions taken from the row) fails it, and
     then gets one prompt per pack.
     """
     probe = sorted(prompts, key=len)[-2:]
-    if len(probe) == 2 and not _packing_agrees(model, probe):
-        logger.warning("this model does not honour a packing mask; prompts run one by one, which is slower")
-        return make_packs(prompts, 1)
-    return make_packs(prompts, maximum_tokens, own_tokens)
+    if len(probe) < 2 or _packing_agrees(model, probe):
+        return True
+    logger.warning("this model does not honour a packing mask; prompts run one by one, which is slower")
+    return False
 
 
 def _packing_agrees(model: Any, prompts: Sequence[Sequence[int]]) -> bool:
