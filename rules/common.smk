@@ -20,10 +20,13 @@ from snakemake.logging import logger
 from snakemake.settings.enums import Quietness
 from snakemake_interface_executor_plugins.settings import ExecMode
 
-# The project's folder; the library is imported from it, whatever is installed elsewhere.
-PROJECT = Path(workflow.basedir)
-if PROJECT.name == "workflow":
-    PROJECT = PROJECT.parent
+# The project's folder: where this file's own folder is, whether the project is the workflow or a module
+# of another one. The library is imported from it, whatever is installed elsewhere.
+PROJECT = Path(
+    os.path.abspath(
+        os.path.join(workflow.current_basedir.get_path_or_uri(secret_free=True), "..")
+    )
+)
 sys.path.insert(0, str(PROJECT))
 
 from aird.code_dependencies import code_files

@@ -14,7 +14,9 @@ PAIRS = list(
     )
 )
 TABLE_NAMES = "summary claims rates tasks paired directions projections sites candidates patches compressions".split()
-TABLE_CAPTIONS = {name: f"{name}_table" for name in ("summary", "claims", "directions", "paired")}
+TABLE_CAPTIONS = {
+    name: f"{name}_table" for name in ("summary", "claims", "directions", "paired")
+}
 
 
 TABLES = [f"{RESULTS}/tables/{name}.csv" for name in TABLE_NAMES]
