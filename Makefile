@@ -41,9 +41,9 @@ environment: $(VENV)/core.stamp
 cluster: $(VENV)/core.stamp
 	$(PIP) install --quiet -r envs/core.lock.txt -r envs/cluster.lock.txt
 
-# Time and memory, measured on this machine.
+# Time and memory, measured on this machine: benchmarks/results.md.
 bench: $(VENV)/core.stamp
-	$(BIN)/python benchmarks/planning.py
+	$(BIN)/python -m benchmarks
 
 $(VENV)/core.stamp: envs/core.lock.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'

@@ -8,6 +8,7 @@ the quantisation's `ignore` list; every other tensor keeps its bytes.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -110,7 +111,7 @@ def merge(base: Path, edits: Sequence[Edit], target: Path) -> dict[str, float]:
 def _rewrite_shards(
     base: Path, target: Path, dense: dict[str, torch.Tensor], stored: dict[str, dict[str, tuple[str, str]]]
 ) -> dict[str, str | None]:
-    """Copy the shards, replacing the edited matrices; return {tensor name: new file, or None if dropped}."""
+    """Write edited shards, link the others; return {tensor name: new file, or None if dropped}."""
     moved: dict[str, str | None] = {}
     replaced_in: dict[str, dict[str, torch.Tensor]] = {}
     dropped: set[str] = set()
@@ -126,13 +127,24 @@ def _rewrite_shards(
         with safe_open(shard, "pt") as reader:
             names = list(reader.keys())
             if shard.name not in replaced_in and not dropped.intersection(names):
-                (target / shard.name).write_bytes(shard.read_bytes())
+                _link(shard, target / shard.name)
                 continue
             tensors_out = {name: reader.get_tensor(name) for name in names if name not in dropped}
             metadata = reader.metadata()
         tensors_out.update(replaced_in.get(shard.name, {}))
         save_file(tensors_out, target / shard.name, metadata=metadata or {"format": "pt"})
     return moved
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give an untouched shard a second name; copy it where the file system has no links.
+
+    Checkpoints are never written again, and their manifests know their bytes.
+    """
+    try:
+        target.hardlink_to(source.resolve())
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _rewrite_index(target: Path, moved: dict[str, str | None]) -> None:

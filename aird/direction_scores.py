@@ -72,8 +72,6 @@ def score_candidates(
     }
     harmless_packs, harmful_packs = plan_packs(model, harmless), plan_packs(model, harmful)
     scores["induce"][: len(used)] = _induce(model, blocks, candidates, used, harmless_packs, refusal_tokens)
-    # At layer 0 the template's fixed tokens are the same under every prompt: no direction there.
-    scores["induce"][~candidates.any(dim=-1)] = torch.nan
     writers = writer_modules(model)
     plain = [last_logits(model, pack)[0].double().log_softmax(-1) for pack in harmless_packs]
 
@@ -132,9 +130,12 @@ def _induce(
     packs: Sequence[Pack],
     refusal_tokens: Sequence[int],
 ) -> torch.Tensor:
-    """Return the induce score of every candidate at the used layers, [len(used), P, prompts] float64."""
+    """Return the induce score of every candidate at the used layers, [len(used), P, prompts] float64; else NaN."""
     positions = candidates.shape[1]
-    scores = torch.empty(len(used), positions, sum(len(pack.prompts) for pack in packs), dtype=torch.float64)
+    shape = len(used), positions, sum(len(pack.prompts) for pack in packs)
+    scores = torch.full(shape, torch.nan, dtype=torch.float64)
+    # At layer 0 the template's fixed tokens are the same under every prompt: no direction there.
+    sites = {layer: candidates[layer].any(dim=-1).nonzero().flatten().tolist() for layer in used}
     # One row per position: they share the layer, so also everything below it.
     batches = Batches(positions, model.device)
     batches.grows = False  # there are no more
@@ -149,7 +150,7 @@ def _induce(
                     logits = last_logits(model, pack, rows=len(batch))
                 return torch.stack([refusal_scores(row, refusal_tokens).cpu() for row in logits])
 
-            for batch, found in batches.run(range(positions), add):
+            for batch, found in batches.run(sites[layer], add):
                 for position, values in zip(batch, found, strict=True):
                     scores[layer, position, list(pack.prompts)] = values
     return scores

@@ -20,6 +20,8 @@ import torch
 
 from aird.settings.patches import Patch
 
+ROWS = 64  # rows of a matrix that are converted to float64 at once: they stay in the processor's cache
+
 
 @dataclass(frozen=True)
 class Edit:
@@ -63,9 +65,9 @@ def rank_one_edit(
     if not torch.isclose(unit.norm(), torch.ones((), dtype=torch.float64), atol=1e-4):
         raise ValueError(f"{module}: the direction has norm {unit.norm().item():.4f}, not 1")
     a, b = (settings.alpha, 0.0) if settings.method == "scale" else (-settings.alpha, settings.alpha)
-    row = a * (unit @ compressed.double())
+    row = a * along(unit, compressed)
     if b:
-        row = row + b * (unit @ original.double())
+        row = row + b * along(unit, original)
     return Edit(module, unit.float(), row.float())
 
 
@@ -135,11 +137,23 @@ def edit_statistics(edit: Edit, compressed: torch.Tensor, original: torch.Tensor
     """Return the module's name, the Frobenius norm of its edit over that of W_c, and the norm of r^T W
     before and after over that of the original (what the edit restores).
     """
-    unit, weights = edit.column.double(), compressed.double()
-    target = (unit @ original.double()).norm()
+    unit = edit.column.double()
+    before, target = along(unit, compressed), along(unit, original).norm()
+    norm = torch.stack([rows.double().square().sum() for rows in compressed.split(ROWS)]).sum().sqrt()
     return {
         "module": edit.module,
-        "relative_change": (edit.row.double().norm() / weights.norm()).item(),
-        "row_norm_before": ((unit @ weights).norm() / target).item(),
-        "row_norm_after": ((unit @ weights + edit.row.double()).norm() / target).item(),
+        "relative_change": (edit.row.double().norm() / norm).item(),
+        "row_norm_before": (before.norm() / target).item(),
+        "row_norm_after": ((before + edit.row.double()).norm() / target).item(),
     }
+
+
+def along(unit: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """Return r^T W, [d_in] float64, without a float64 copy of the whole matrix.
+
+    Args:
+        unit: r, [d_out] float64.
+        matrix: W, [d_out, d_in], any floating type.
+    """
+    parts = zip(unit.split(ROWS), matrix.split(ROWS), strict=True)
+    return torch.stack([part @ rows.double() for part, rows in parts]).sum(0)

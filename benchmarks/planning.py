@@ -1,4 +1,4 @@
-"""How long Snakemake takes to plan grids of growing size, and how much memory: `make bench`.
+"""How long Snakemake takes to plan grids of growing size, and how much memory.
 
 Each grid is planned in a fresh process (`snakemake --dry-run`) in a folder without
 results, so that every job of the grid is in the plan. Writes benchmarks/planning.md.
@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from benchmarks.measure import Result
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = ((1, 12, 4, 3), (5, 12, 4, 3), (10, 12, 4, 3), (25, 12, 4, 3), (50, 12, 4, 3))
@@ -58,20 +60,19 @@ def plan(folder: Path, configuration: dict[str, Any]) -> tuple[int, float, float
     return int(total[1]), seconds, usage.ru_maxrss / 1024
 
 
-def main() -> None:
-    """Plan all sizes and write the table."""
+def run() -> list[Result]:
+    """Plan all sizes, write the table, and return what time grows with."""
     rows = []
     for size in SIZES:
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "resources").symlink_to(ROOT / "resources")
             rows.append((size, *plan(Path(folder), grid(*size))))
-        print(*rows[-1], flush=True)
-    (_, few, short, _), (_, many, long, _) = rows[-2:]
+    (_, few, short, _), (_, many, long, peak) = rows[-2:]
     exponent = math.log(long / short) / math.log(many / few)
     lines = [
         "# Planning",
         "",
-        "`make bench` on two cores: `snakemake --dry-run` without results.",
+        "`snakemake --dry-run` without results on two cores: `python -m benchmarks planning`.",
         "",
         "| models x compressions x patches x suites | jobs | seconds | peak MiB | milliseconds per job |",
         "| --- | ---: | ---: | ---: | ---: |",
@@ -84,7 +85,5 @@ def main() -> None:
         "",
     ]
     (ROOT / "benchmarks" / "planning.md").write_text("\n".join(lines), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
+    measured = f"{many} jobs in {long:.1f} s; table in benchmarks/planning.md"
+    return [Result("growth of planning with jobs: exponent of time", exponent, peak, None, measured)]

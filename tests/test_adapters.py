@@ -188,6 +188,9 @@ def test_sharded_checkpoint(tiny_folder: Callable[[str], Path], edits: list[Edit
     after = hash_folder(checkpoint)
     touched = {index["weight_map"][f"{module}.weight"] for module in MODULES}
     assert {name for name in before if before[name] != after.get(name)} - touched <= {"model.safetensors.index.json"}
+    # Untouched shards are not even copied.
+    for name in shards:
+        assert (checkpoint / name).samefile(base / name) == (name not in touched)
 
     with_adapter = load_model(base, adapter_of(edits, tmp_path / "adapter"))
     torch.testing.assert_close(logits_of(load(checkpoint)), logits_of(with_adapter), atol=1e-4, rtol=0)

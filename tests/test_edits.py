@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from aird.edits import edited_blocks, make_edits, random_direction, rank_one_edit
+from aird.edits import along, edited_blocks, make_edits, random_direction, rank_one_edit
 from aird.settings.patches import Patch
 
 R = torch.tensor([0.6, 0.8], dtype=torch.float64)
@@ -164,3 +164,10 @@ def test_make_edits_records_what_it_changes() -> None:
         "row_norm_before": pytest.approx(0.5),
         "row_norm_after": pytest.approx(0.75),
     }
+
+
+def test_the_product_along_a_direction_is_that_of_the_whole_matrix() -> None:
+    generator = torch.Generator().manual_seed(3)
+    matrix = torch.randn(150, 40, generator=generator).bfloat16()  # not a multiple of what is read at once
+    unit = torch.nn.functional.normalize(torch.randn(150, generator=generator, dtype=torch.float64), dim=0)
+    torch.testing.assert_close(along(unit, matrix), unit @ matrix.double(), atol=1e-12, rtol=0)
