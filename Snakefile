@@ -34,6 +34,7 @@ rule all:
     default_target: True
     input:
         TABLES,
+        TIMINGS,
         FIGURES,
         SCORES,
         CARDS,

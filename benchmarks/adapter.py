@@ -25,6 +25,7 @@ from aird.edits import Edit
 from aird.patching import compute_patch
 from aird.settings.patches import Patch
 from benchmarks.measure import Result, memory_rate, peak_mb, reset_peak, timed
+from benchmarks.workload import RESULTS
 
 HIDDEN, INTERMEDIATE, BLOCKS, VOCABULARY = 4096, 11008, 3, 4000
 SIZES = {
@@ -96,7 +97,7 @@ def bytes_read() -> int:
 
 def run() -> list[Result]:
     """Compute, write and merge one patch of one block."""
-    with tempfile.TemporaryDirectory(dir=Path(__file__).parent) as temporary:
+    with tempfile.TemporaryDirectory(dir=RESULTS) as temporary:
         folder = Path(temporary)
         original, compressed = (
             write_checkpoint(folder / name, seed) for seed, name in enumerate(("original", "compressed"))

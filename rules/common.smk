@@ -419,6 +419,11 @@ def results_folder(wildcards, input):
     return str(input.scores[0]).removesuffix(SCORES[0].removeprefix(RESULTS))
 
 
+def benchmarks_folder(wildcards, input):
+    """Return the folder of the benchmark files, which stands beside that of the tables."""
+    return os.path.join(os.path.dirname(tables_folder(wildcards, input)), "benchmarks")
+
+
 def tables_folder(wildcards, input):
     """Return the folder of the tables that a job reads."""
     return os.path.dirname(input.tables[0])

@@ -3,7 +3,7 @@
 input   the records of every node of the grid
 output  results/tables/*.csv, results/figures/*.svg, results/cards/
 steps   collect records into tidy tables, one kind of result each; draw figures from
-        the tables; put the numbers into each patch's model card.
+        the tables; put the numbers into each patch's model card; collect where the time went.
         `snakemake --report results/report.html` makes the report.
 """
 
@@ -20,6 +20,7 @@ TABLE_CAPTIONS = {
 
 
 TABLES = [f"{RESULTS}/tables/{name}.csv" for name in TABLE_NAMES]
+TIMINGS = f"{RESULTS}/tables/timings.csv"
 # A suite's figures carry its name: refusal.safety.
 FIGURE_NAMES = [
     f"{name}.{suite}"
@@ -116,6 +117,33 @@ rule make_tables:
         " --results {params.results:q}"
         " --settings {params.settings:q}"
         " --output {params.tables:q}"
+        " > {log:q} 2>&1"
+
+
+# Benchmark files are no inputs that Snakemake knows: the table tells of the run that made the others.
+rule make_timings:
+    input:
+        code=code("make_timings"),
+        tables=TABLES,
+    output:
+        TIMINGS,
+    log:
+        f"{RESULTS}/logs/reporting/timings.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/reporting/timings.tsv"
+    conda:
+        "../envs/core.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        benchmarks=benchmarks_folder,
+    message:
+        "Collecting where the time went"
+    shell:
+        'python "$SCRIPTS"/make_timings.py'
+        " --benchmarks {params.benchmarks:q}"
+        " --output {output:q}"
         " > {log:q} 2>&1"
 
 

@@ -25,7 +25,7 @@ FIGURES = {
     *(f"make_figure {name}" for name in ("candidates", "sites")),
     "all",
 }
-REPORT = {"make_tables"} | FIGURES
+REPORT = {"make_tables", "make_timings"} | FIGURES
 
 
 def copy_project(target: Path) -> Path:

@@ -1,0 +1,17 @@
+"""Collect the benchmark files of all jobs into one table."""
+
+from aird.files import atomic_file
+from aird.timings import timings_table
+
+from arguments import parse
+
+
+def main() -> None:
+    """Run the script."""
+    arguments = parse(__doc__, paths="benchmarks output")
+    with atomic_file(arguments.output) as temporary:
+        timings_table(arguments.benchmarks).to_csv(temporary, index=False)
+
+
+if __name__ == "__main__":
+    main()
