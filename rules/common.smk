@@ -302,6 +302,17 @@ def calibration_flag(wildcards):
     return "--calibration" if settings.needs_calibration else ""
 
 
+def compression_environment(wildcards):
+    """Return the record of GPTQModel's environment for a recipe that runs there."""
+    needed = CONFIGURATION.compressions[wildcards.compression].needs_environment
+    return [f"{RESULTS}/environments/gptq.json"] if needed else []
+
+
+def environment_flag(wildcards):
+    """Return the flag that goes with that record."""
+    return "--environment" if compression_environment(wildcards) else ""
+
+
 def compression_settings(wildcards):
     """Return the settings of a compression."""
     return settings_json(CONFIGURATION.compressions[wildcards.compression])
@@ -390,7 +401,10 @@ SERVING_SETTINGS = CONFIGURATION.serving.model_dump(
     exclude={"executable", "url", "lock"}
 )
 SUITE_SETTINGS = {
-    name: canonical_json({"suite": suite.model_dump(), "serving": SERVING_SETTINGS})
+    # The judge only reads the completions.
+    name: canonical_json(
+        {"suite": suite.model_dump(exclude={"judge"}), "serving": SERVING_SETTINGS}
+    )
     for name, suite in CONFIGURATION.suites.items()
 }
 
@@ -398,6 +412,40 @@ SUITE_SETTINGS = {
 def suite_settings(wildcards):
     """Return the settings of a suite and of the server, without where vLLM is."""
     return SUITE_SETTINGS[wildcards.suite]
+
+
+JUDGED = [
+    name for name, suite in CONFIGURATION.suites.items() if suite.judge is not None
+]
+
+
+def judge_files(wildcards):
+    """Return the files of a judge's local folder; Snakemake then watches them."""
+    path = CONFIGURATION.suites[wildcards.suite].judge.source.path
+    if path is None:
+        return []
+    return sources(sorted(str(file) for file in Path(path).iterdir() if file.is_file()))
+
+
+def judge_source(wildcards):
+    """Return where a suite's judge comes from."""
+    return settings_json(CONFIGURATION.suites[wildcards.suite].judge.source)
+
+
+def judge_settings(wildcards):
+    """Return how a suite's judge is asked."""
+    return settings_json(CONFIGURATION.suites[wildcards.suite].judge)
+
+
+def judgement(wildcards):
+    """Return the judge's answers on a cell's completions, where the suite has a judge."""
+    path = f"{RESULTS}/judgements/{{model}}/{{compression}}/{{patch}}/{{suite}}.jsonl"
+    return [path.format(**wildcards)] if wildcards.suite in JUDGED else []
+
+
+def judgement_flag(wildcards):
+    """Return the flag that goes with them."""
+    return "--judgement" if wildcards.suite in JUDGED else ""
 
 
 # Tables and figures

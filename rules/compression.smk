@@ -1,6 +1,6 @@
 """Compressed checkpoints.
 
-input   the original checkpoint; calibration prompts, if the recipe needs them
+input   the original checkpoint; calibration prompts and GPTQModel's environment, if the recipe needs them
 output  results/models/{model}/{compression}/checkpoint and manifest.json
 steps   compress by one recipe of the registry (aird/compression/registry.py),
         measure sparsity, bits per weight and hashes, fail if nothing happened
@@ -13,6 +13,7 @@ rule compress_model:
         original=ancient(ORIGINAL_CHECKPOINT),
         original_manifest=ORIGINAL_MANIFEST,
         calibration=calibration_set,
+        environment=compression_environment,
     output:
         checkpoint=directory(CHECKPOINT),
         manifest=MANIFEST,
@@ -32,6 +33,7 @@ rule compress_model:
     params:
         settings=compression_settings,
         calibration=calibration_flag,
+        environment=environment_flag,
     message:
         "Compressing {wildcards.model} by {wildcards.compression}"
     shell:
@@ -39,6 +41,7 @@ rule compress_model:
         " --original {input.original:q}"
         " --original-manifest {input.original_manifest:q}"
         " {params.calibration} {input.calibration:q}"
+        " {params.environment} {input.environment:q}"
         " --settings {params.settings:q}"
         " --checkpoint {output.checkpoint:q}"
         " --manifest {output.manifest:q}"

@@ -1,8 +1,8 @@
-"""vLLM's environment.
+"""Environments of vLLM and of GPTQModel.
 
 input   a complete lock file
-output  results/environments/vllm.json: where its Python is, and its versions
-steps   make a virtual environment, install the lock, import vLLM once
+output  results/environments/vllm.json, gptq.json: where its Python is, and its versions
+steps   make a virtual environment, install the lock, import the tool once
 
 vLLM pins other versions than the compression libraries, so it is a server
 program in an environment of its own. `serving.executable` or `serving.url` in
@@ -38,5 +38,32 @@ rule vllm_environment:
         " {params.lock} {input.lock:q}"
         " --environment {params.environment:q}"
         " --settings {params.settings:q}"
+        " --output {output:q}"
+        " > {log:q} 2>&1"
+
+
+rule gptq_environment:
+    input:
+        code=code("build_gptq_environment"),
+        lock=sources([os.path.relpath(PROJECT / "envs" / "gptq.lock.txt")]),
+    output:
+        f"{RESULTS}/environments/gptq.json",
+    log:
+        f"{RESULTS}/logs/environments/gptq.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/environments/gptq.tsv"
+    conda:
+        "../envs/core.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    params:
+        environment=environment_folder,
+    message:
+        "Making GPTQModel's environment (once)"
+    shell:
+        'python "$SCRIPTS"/build_gptq_environment.py'
+        " --lock {input.lock:q}"
+        " --environment {params.environment:q}"
         " --output {output:q}"
         " > {log:q} 2>&1"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from aird.compression.settings import (
     CalibrationSettings,
     CompressionSettings,
     Magnitude,
+    OptimumGPTQ,
     RecipeSettings,
     RoundToNearest,
     SparseGPT,
@@ -232,6 +234,45 @@ def test_awq_scales_norms_but_no_input_of_a_residual_writer(original: Path, made
             check(altered, settings, measure(original))
     with pytest.raises(ValueError, match="must leave as it is: .*input_layernorm"):
         check(measurements, CASES["gptq"][0], measure(original))
+
+
+@pytest.mark.skipif("AIRD_GPTQ_PYTHON" not in os.environ, reason="needs the Python of envs/gptq.lock.txt")
+@pytest.mark.parametrize("group_size", [32, None])
+def test_optimum_gptq_in_its_own_environment(
+    group_size: int | None, original: Path, calibration: list[list[int]], tmp_path: Path
+) -> None:
+    """Real GPTQModel's integers are those that Transformers computes with, and closer than rounding for its inputs."""
+    settings = OptimumGPTQ(group_size=group_size, calibration=CALIBRATION)
+    with pytest.raises(ValueError, match="needs the Python of an environment with optimum"):
+        compress(original, tmp_path / "none", settings, calibration)
+    python = Path(os.environ["AIRD_GPTQ_PYTHON"])
+    measurements = compress(original, tmp_path / "gptq", settings, calibration, python)
+    assert measurements["total"]["formats"] == ["pack-quantized"]
+    assert 4 < measurements["total"]["bits_per_weight"] < 4.8
+    model = load_model(tmp_path / "gptq")
+    compressed = logits_of(model)
+    for module in measurements["matrices"]:
+        assert torch.equal(model.get_submodule(module).weight, dense_matrix(tmp_path / "gptq", module)), module
+    rounding = RoundToNearest(weight_bits=4, group_size=group_size)
+    compress(original, tmp_path / "round", rounding, None)
+    inputs = torch.tensor([calibration[0]])
+    with torch.no_grad():
+        expected = load_model(original)(input_ids=inputs, use_cache=False).logits.float()
+        gptq = model(input_ids=inputs, use_cache=False).logits.float()
+        rounded = load_model(tmp_path / "round")(input_ids=inputs, use_cache=False).logits.float()
+    assert torch.isfinite(compressed).all()
+    assert (gptq - expected).square().mean() < (rounded - expected).square().mean()
+
+
+def test_other_environment_that_fails(original: Path, calibration: list[list[int]], tmp_path: Path) -> None:
+    """An environment without GPTQModel is an error with its output, and leaves no checkpoint."""
+    settings = OptimumGPTQ(group_size=32, calibration=CALIBRATION)
+    empty = tmp_path / "python"
+    empty.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    empty.chmod(0o755)
+    with pytest.raises(RuntimeError, match="No module named 'torch'"):
+        compress(original, tmp_path / "output", settings, calibration, empty)
+    assert not (tmp_path / "output").exists()
 
 
 def test_zero_smallest_is_exact_with_ties() -> None:

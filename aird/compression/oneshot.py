@@ -117,7 +117,7 @@ def _run(
             str(source.folder), dtype=dtype, use_safetensors=True, trust_remote_code=code_is_trusted()
         )
         # Pruning modifiers see "lm_head." where the module is called "lm_head", so plain names never match.
-        ignore = [f"re:{re.escape(name)}([.]|$)" for name in _outside_blocks(model)]
+        ignore = [f"re:{re.escape(name)}([.]|$)" for name in outside_blocks(model)]
         recipe = [getattr(import_module(f"llmcompressor.modifiers.{module}"), modifier)(**options, ignore=ignore)]
         if first is not None:
             recipe.insert(0, first(model))
@@ -164,7 +164,8 @@ def _pinning_no_memory() -> Iterator[None]:
         yield
 
 
-def _outside_blocks(model: Any) -> list[str]:
+def outside_blocks(model: Any) -> list[str]:
+    """Return the names of the linear modules outside the decoder blocks, such as the output head."""
     inside = {id(module) for block in decoder_blocks(model) for module in block.modules()}
     linear = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     return [name for name, module in linear if id(module) not in inside]

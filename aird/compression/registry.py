@@ -23,12 +23,14 @@ from aird.compression.bitsandbytes_recipe import quantise_by_bitsandbytes
 from aird.compression.checkpoint import Checkpoint, read_checkpoint
 from aird.compression.matrices import matrix_shape
 from aird.compression.measure import check, measure
+from aird.compression.optimum_gptq import quantise_by_optimum
 from aird.compression.settings import (
     AWQ,
     FP8,
     GPTQ,
     BitsAndBytes,
     Magnitude,
+    OptimumGPTQ,
     RecipeSettings,
     RoundToNearest,
     SparseGPT,
@@ -47,11 +49,12 @@ class Recipe:
         settings: the model of its settings.
         write: writes safetensors weights (and, for quantisers, a config.json with a
             `quantization_config`) to an existing folder, given the source checkpoint, the folder,
-            the settings and the calibration prompts' token ids.
+            the settings and the calibration prompts' token ids; where the settings need an
+            environment of their own, also its Python.
     """
 
     settings: type[RecipeSettings]
-    write: Callable[[Checkpoint, Path, Any, Any], None]
+    write: Callable[..., None]
 
 
 RECIPES: dict[str, Recipe] = {
@@ -60,6 +63,7 @@ RECIPES: dict[str, Recipe] = {
     "sparsegpt": Recipe(SparseGPT, oneshot.prune_by_sparsegpt),
     "round_to_nearest": Recipe(RoundToNearest, oneshot.round_to_nearest),
     "gptq": Recipe(GPTQ, oneshot.quantise_by_gptq),
+    "optimum_gptq": Recipe(OptimumGPTQ, quantise_by_optimum),
     "awq": Recipe(AWQ, oneshot.quantise_by_awq),
     "fp8": Recipe(FP8, oneshot.round_to_fp8),
     "bitsandbytes": Recipe(BitsAndBytes, quantise_by_bitsandbytes),
@@ -71,6 +75,7 @@ def compress(
     output: Path,
     settings: RecipeSettings,
     calibration_token_ids: list[list[int]] | None,
+    python: Path | None = None,
 ) -> dict[str, Any]:
     """Compress every linear module inside the decoder blocks of a checkpoint.
 
@@ -86,23 +91,27 @@ def compress(
         settings: one of the models of `aird.compression.settings`.
         calibration_token_ids: token ids of each calibration prompt, chat template applied; None for
             recipes that need none.
+        python: interpreter of the environment of recipes that need one.
 
     Returns:
         The measurements (see `aird.compression.measure.measure`), for the manifest.
 
     Raises:
-        ValueError: the source is quantised already; calibration prompts are missing, not as many as the
-            settings say, empty, or not needed; the group size or pattern does not fit a matrix; or
-            the result is not what the recipe says.
+        ValueError: the source is quantised already; a needed environment is missing; calibration prompts
+            are missing, not as many as the settings say, empty, or not needed; the group size or
+            pattern does not fit a matrix; or the result is not what the recipe says.
     """
     original = read_checkpoint(source)
     _check_request(original, settings, calibration_token_ids)
+    if settings.needs_environment and python is None:
+        raise ValueError("this recipe needs the Python of an environment with optimum and GPTQModel; none is given")
+    environment = [python] if settings.needs_environment else []
     reference = measure(source)
     recipe = RECIPES[settings.model_dump()["recipe"]]
     with atomic_folder(output) as folder:
         copy_description(original.folder, folder)
         with TemporaryDirectory(prefix=".weights.", dir=folder) as made:
-            recipe.write(original, Path(made), settings, calibration_token_ids)
+            recipe.write(original, Path(made), settings, calibration_token_ids, *environment)
             _take_weights(Path(made), folder, original)
         measurements = measure(folder)
         check(measurements, settings, reference)

@@ -42,6 +42,11 @@ class RecipeSettings(Settings):
         return "calibration" in type(self).model_fields
 
     @property
+    def needs_environment(self) -> bool:
+        """Whether the recipe runs in GPTQModel's own environment."""
+        return False
+
+    @property
     def target_sparsity(self) -> float | None:
         """Share of zeros that the recipe promises in each matrix; None where it promises none."""
         return None
@@ -191,6 +196,17 @@ class GPTQ(RecipeSettings):
         return "pack-quantized"
 
 
+class OptimumGPTQ(GPTQ):
+    """GPTQ as optimum and GPTQModel do it, in an environment of their own (`envs/gptq.lock.txt`)."""
+
+    recipe: Literal["optimum_gptq"] = "optimum_gptq"  # type: ignore[assignment]  # another value of the same key
+
+    @property
+    def needs_environment(self) -> bool:
+        """GPTQModel wants newer versions of torch and Transformers."""
+        return True
+
+
 class AWQ(RecipeSettings):
     """Scale input channels by how much the activations use them, then round with a zero point (arXiv:2306.00978).
 
@@ -258,6 +274,6 @@ class BitsAndBytes(RecipeSettings):
 
 
 CompressionSettings = Annotated[
-    Magnitude | Wanda | SparseGPT | RoundToNearest | GPTQ | AWQ | FP8 | BitsAndBytes,
+    Magnitude | Wanda | SparseGPT | RoundToNearest | GPTQ | OptimumGPTQ | AWQ | FP8 | BitsAndBytes,
     Field(discriminator="recipe"),
 ]

@@ -5,7 +5,7 @@ from pydantic import TypeAdapter
 from aird.chat import chat_tokens
 from aird.compression.registry import compress
 from aird.compression.settings import CalibrationSettings, CompressionSettings
-from aird.files import hash_folder, read_json_lines, write_json
+from aird.files import hash_folder, read_json, read_json_lines, write_json
 from aird.models import TRUST, code_is_trusted, load_tokenizer, open_checkpoint
 from aird.prompts import select
 from aird.settings.base import PromptSelection
@@ -18,7 +18,7 @@ def main() -> None:
     arguments = parse(
         __doc__,
         paths="original original_manifest checkpoint manifest",
-        optional="calibration",
+        optional="calibration environment",
         texts="settings",
         gpu=True,
     )
@@ -31,7 +31,10 @@ def main() -> None:
         tokenizer = load_tokenizer(arguments.original)
         records = select(read_json_lines(arguments.calibration), selection, chosen.seed)
         calibration = [chat_tokens(tokenizer, record["instruction"]) for record in records]
-    measurements = compress(arguments.original, arguments.checkpoint, settings, calibration)
+    python = None
+    if arguments.environment is not None:
+        python = arguments.environment.absolute().parent / read_json(arguments.environment)["python"]
+    measurements = compress(arguments.original, arguments.checkpoint, settings, calibration, python)
     files = hash_folder(arguments.checkpoint)
     record = {"settings": arguments.settings, TRUST: code_is_trusted(), **measurements, "files": files}
     write_json(arguments.manifest, record)
