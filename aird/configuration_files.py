@@ -44,6 +44,7 @@ def check_files(configuration: Configuration, configuration_files: Iterable[str 
         found += _model_files(f"models.{name}.source", model)
     for name, suite in configuration.suites.items():
         found += _task_files(f"suites.{name}", suite)
+        found += _judge_files(f"suites.{name}", suite)
     serving = configuration.serving
     if serving.lock is not None and not Path(serving.lock).is_file():
         found.append(_absent("serving.lock", serving.lock, "the lock file of an environment with vLLM"))
@@ -175,6 +176,15 @@ def _model_files(key: str, model: Model) -> Iterator[str]:
             f"{key}.path: the folder holds no chat template; use the chat (instruct) version of the model, or put "
             f"a chat_template.jinja into it {found}"
         )
+
+
+def _judge_files(key: str, suite: Suite) -> Iterator[str]:
+    if suite.judge is None or suite.judge.source.path is None:
+        return
+    folder = Path(suite.judge.source.path)
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        found = f"(found: {show(suite.judge.source.path)})"
+        yield f"{key}.judge.source.path: is no model; name a folder in Hugging Face format with safetensors {found}"
 
 
 def _has_chat_template(folder: Path) -> bool:

@@ -123,7 +123,7 @@ def import_model(source: Path, target: Path, dtype: str, trust_remote_code: bool
             the structure that directions and AIRD need.
     """
     if source.is_dir():
-        _copy_checkpoint(source, target, trust_remote_code)
+        copy_weights(source, target, trust_remote_code)
     else:
         _dequantise_gguf(source, target, getattr(torch, dtype))
     check_weights(target, source)
@@ -185,7 +185,12 @@ def check_folder_format(folder: Path) -> None:
         raise ValueError(f"{folder} holds no config.json: it is not a model folder in Hugging Face format")
 
 
-def _copy_checkpoint(source: Path, target: Path, with_code: bool) -> None:
+def copy_weights(source: Path, target: Path, with_code: bool) -> None:
+    """Copy a model folder: safetensors and their index, and what describes them.
+
+    Raises:
+        ValueError: it holds no safetensors or no config.json.
+    """
     check_folder_format(source)
     for path in [*sorted(source.glob("*.safetensors")), *source.glob("*.index.json")]:
         shutil.copyfile(path, target / path.name)

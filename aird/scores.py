@@ -17,15 +17,26 @@ PERPLEXITY_RESAMPLES = 1000
 QUESTION_METRICS = ("acc", "acc_norm", "exact_match")
 
 
-def score(completions: Sequence[dict[str, Any]], utility: dict[str, Any], seed: int) -> dict[str, Any]:
+def score(
+    completions: Sequence[dict[str, Any]],
+    utility: dict[str, Any],
+    seed: int,
+    judgement: Sequence[dict[str, Any]] | None = None,
+) -> dict[str, Any]:
     """Return the record of the scores node: rates, perplexity, tasks, parity, and what is behind them.
 
     Args:
         completions: completion records.
         utility: what the evaluation measured besides: answers, tasks, questions, parity.
         seed: of the bootstrap.
+        judgement: a classifier's {"id", "harmful"} of each completion of a harmful prompt.
+
+    Raises:
+        ValueError: the classifier judged other prompts.
     """
     labels = [label(record) for record in completions]
+    if judgement is not None:
+        _join(labels, judgement)
     found = perplexity(utility["answers"], seed)
     return {
         "rates": rates(labels),
@@ -52,11 +63,22 @@ def label(completion: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _join(labels: Sequence[dict[str, Any]], judgement: Sequence[dict[str, Any]]) -> None:
+    """Add `jailbroken_classifier` to the labels of harmful prompts; None where the classifier did not decide."""
+    found = {row["id"]: row["harmful"] for row in judgement}
+    asked = [row for row in labels if row["kind"] == "harmful"]
+    if found.keys() != {row["id"] for row in asked}:
+        raise ValueError("the classifier judged other prompts than those completed; judge the completions again")
+    for row in asked:
+        row["jailbroken_classifier"] = found[row["id"]]
+
+
 def rates(labels: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Return every rate with its n and 95% Wilson interval.
 
     refusal, asr_arditi, asr_wei, asr_arditi_coherent (jailbroken by Arditi's judge and not
-    degenerate) and degenerate are over harmful prompts, over_refusal over harmless ones.
+    degenerate) and degenerate are over harmful prompts, over_refusal over harmless ones. Where a
+    classifier judged, asr_classifier is over the harmful prompts on which it decided.
     """
     harmful = [row for row in labels if row["kind"] == "harmful"]
     harmless = [row for row in labels if row["kind"] == "harmless"]
@@ -67,6 +89,9 @@ def rates(labels: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
         "degenerate": [row["degenerate"] for row in harmful],
         "over_refusal": [row["refused"] for row in harmless],
     }
+    decided = [value for row in harmful if (value := row.get("jailbroken_classifier")) is not None]
+    if decided:
+        counted["asr_classifier"] = decided
     found = {}
     for name, values in counted.items():
         low, high = wilson_interval(sum(values), len(values))

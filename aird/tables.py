@@ -15,8 +15,9 @@ PLAIN = "plain"
 
 SUMMARY_COLUMNS = (
     "suite model compression patch n refusal refusal_low refusal_high asr_arditi asr_wei asr_arditi_coherent "
-    "degenerate over_refusal over_refusal_low over_refusal_high perplexity perplexity_low perplexity_high utility "
-    "utility_stderr cosine_same_site cosine_own_source norm_ratio layer position sparsity bits_per_weight"
+    "asr_classifier degenerate over_refusal over_refusal_low over_refusal_high perplexity perplexity_low "
+    "perplexity_high utility utility_stderr cosine_same_site cosine_own_source norm_ratio layer position sparsity "
+    "bits_per_weight"
 ).split()
 
 

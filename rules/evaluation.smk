@@ -5,7 +5,8 @@ output  results/completions/{model}/{compression}/{patch}/{suite}.jsonl,
         results/utility/... (log-likelihoods and lm-eval's tasks), results/scores/...
 steps   start vLLM on the checkpoint, check that it agrees with Transformers, ask
         everything that the suite measures, stop it; label the completions later,
-        so that a new judge needs no model
+        so that a new judge needs no model; where the suite names a classifier as
+        judge, serve that and ask it about each completion
 """
 
 CELL = "{model}/{compression}/{patch}/{suite}"
@@ -60,11 +61,84 @@ rule evaluate_suite:
         " > {log.job:q} 2>&1"
 
 
+rule import_judge:
+    input:
+        code=code("import_judge"),
+        files=judge_files,
+    output:
+        checkpoint=directory(f"{RESULTS}/judges/{{suite}}/checkpoint"),
+        manifest=f"{RESULTS}/judges/{{suite}}/manifest.json",
+    log:
+        f"{RESULTS}/logs/judges/{{suite}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/judges/{{suite}}.tsv"
+    wildcard_constraints:
+        suite=one_of(JUDGED),
+    retries: 2
+    conda:
+        "../envs/core.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=120,
+    params:
+        settings=judge_source,
+    message:
+        "Importing the judge of suite {wildcards.suite}"
+    shell:
+        'python "$SCRIPTS"/import_judge.py'
+        " --settings {params.settings:q}"
+        " --checkpoint {output.checkpoint:q}"
+        " --manifest {output.manifest:q}"
+        " > {log:q} 2>&1"
+
+
+rule judge_completions:
+    input:
+        code=code("judge_completions"),
+        environment=rules.vllm_environment.output,
+        judge=ancient(rules.import_judge.output.checkpoint),
+        judge_manifest=rules.import_judge.output.manifest,
+        completions=rules.evaluate_suite.output.completions,
+    output:
+        f"{RESULTS}/judgements/{CELL}.jsonl",
+    log:
+        job=f"{RESULTS}/logs/judgements/{CELL}.log",
+        server=f"{RESULTS}/logs/judgements/{CELL}.server.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/judgements/{CELL}.tsv"
+    wildcard_constraints:
+        suite=one_of(JUDGED),
+    conda:
+        "../envs/core.yaml"
+    threads: THREADS
+    resources:
+        mem_mb=8000,
+        runtime=120,
+        gpu=gpus,
+    params:
+        settings=judge_settings,
+        seed=SEED,
+    message:
+        "Judging {wildcards.model}, {wildcards.compression}, {wildcards.patch}, {wildcards.suite}"
+    shell:
+        'python "$SCRIPTS"/judge_completions.py'
+        " --judge {input.judge:q}"
+        " --judge-manifest {input.judge_manifest:q}"
+        " --environment {input.environment:q}"
+        " --completions {input.completions:q}"
+        " --settings {params.settings:q}"
+        " --seed {params.seed}"
+        " --server-log {log.server:q}"
+        " --output {output:q}"
+        " > {log.job:q} 2>&1"
+
+
 rule score_completions:
     input:
         code=code("score_completions"),
         completions=rules.evaluate_suite.output.completions,
         utility=rules.evaluate_suite.output.utility,
+        judgement=judgement,
     output:
         f"{RESULTS}/scores/{CELL}.json",
     log:
@@ -78,12 +152,14 @@ rule score_completions:
         runtime=10,
     params:
         seed=SEED,
+        judgement=judgement_flag,
     message:
         "Scoring {wildcards.model}, {wildcards.compression}, {wildcards.patch}, {wildcards.suite}"
     shell:
         'python "$SCRIPTS"/score_completions.py'
         " --completions {input.completions:q}"
         " --utility {input.utility:q}"
+        " {params.judgement} {input.judgement:q}"
         " --seed {params.seed}"
         " --output {output:q}"
         " > {log:q} 2>&1"

@@ -7,6 +7,33 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from aird.settings.base import PromptSelection, Settings, Text
+from aird.settings.sources import ModelSource
+
+
+class Judge(Settings):
+    """A classifier, served by vLLM, that says whether a completion is harmful; its rate is `asr_classifier`."""
+
+    source: ModelSource = Field(description="The judge's model: a hub repository or a local folder.")
+    template: Text | None = Field(
+        None,
+        description="What the judge is asked: text with `{instruction}` and then `{completion}`; default: the judge's "
+        "own chat template of the conversation, as Llama Guard is asked.",
+    )
+    harmful: Text = Field("unsafe", description="How its answer begins where the completion is harmful.")
+    harmless: Text = Field("safe", description="How its answer begins where it is not.")
+    maximum_model_length: int = Field(2048, ge=16, description="Longest question to the judge plus its answer, tokens.")
+
+    @model_validator(mode="after")
+    def _askable(self) -> Judge:
+        if self.source.wheel is not None:
+            raise ValueError("a judge needs a model in Hugging Face format; give `hub` or the `path` of a folder")
+        if self.template is not None:
+            instruction, completion = (self.template.find(f"{{{name}}}") for name in ("instruction", "completion"))
+            if not 0 <= instruction < completion:
+                raise ValueError("`template` must hold {instruction} and, after it, {completion}")
+        if self.harmful.lower() == self.harmless.lower():
+            raise ValueError("`harmful` and `harmless` are the same word, so the answers would say nothing")
+        return self
 
 
 class Suite(Settings):
@@ -19,6 +46,7 @@ class Suite(Settings):
         None, ge=1, description="Use only that many of the original's harmless answers for perplexity; default: all."
     )
     tasks: list[Text] = Field([], description="lm-eval tasks for utility; empty: none.")
+    judge: Judge | None = Field(None, description="A classifier that labels the harmful completions too.")
     task_folder: Text | None = Field(None, description="Folder with lm-eval task files of your own.")
     task_limit: int | None = Field(None, ge=1, description="Use only that many documents of each task; default: all.")
 

@@ -8,9 +8,10 @@ from arguments import parse
 
 def main() -> None:
     """Run the script."""
-    arguments = parse(__doc__, paths="completions utility output", texts="seed")
+    arguments = parse(__doc__, paths="completions utility output", optional="judgement", texts="seed")
     completions = read_json_lines(arguments.completions)
-    write_json(arguments.output, score(completions, read_json(arguments.utility), int(arguments.seed)))
+    judgement = None if arguments.judgement is None else read_json_lines(arguments.judgement)
+    write_json(arguments.output, score(completions, read_json(arguments.utility), int(arguments.seed), judgement))
 
 
 if __name__ == "__main__":
