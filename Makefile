@@ -6,16 +6,23 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SNAKEMAKE := $(BIN)/python -m snakemake --cores all
 
-.PHONY: demo test check environment cluster bench report tables why clean
+.PHONY: demo test check environment cluster bench report snakemake-report screenshots tables why clean
 
 demo: $(VENV)/core.stamp
 	$(SNAKEMAKE)
-	@$(MAKE) --no-print-directory report
 	@PYTHONPATH=. $(BIN)/python workflow/scripts/print_summary.py --tables results/tables --report results/report.html
 
-# Snakemake's own report: one self-contained file.
+# The report alone, from what has run; a plain run makes it as well.
 report: $(VENV)/core.stamp
-	@[ results/report.html -nt results/tables/summary.csv ] || $(SNAKEMAKE) --quiet all --report results/report.html
+	$(SNAKEMAKE) results/report.html
+
+# Snakemake's own report: the same captions, and the command of every job.
+snakemake-report: $(VENV)/core.stamp
+	$(SNAKEMAKE) --quiet all --report results/snakemake-report.html
+
+# The README's pictures, from a finished run.
+screenshots: $(VENV)/development.stamp
+	$(BIN)/python docs/screenshots.py
 
 # The summary as Markdown, as it stands in the README.
 tables: $(VENV)/core.stamp

@@ -27,7 +27,7 @@ include: "rules/activations.smk"  # activations at the post-instruction tokens
 include: "rules/directions.smk"  # candidate scores, the refusal direction, its comparison
 include: "rules/patching.smk"  # AIRD: rank-1 repairs
 include: "rules/evaluation.smk"  # completions and utility by vLLM, scores by judges
-include: "rules/reporting.smk"  # tables and figures
+include: "rules/reporting.smk"  # tables, figures and the report
 
 
 rule all:
@@ -38,9 +38,10 @@ rule all:
         FIGURES,
         SCORES,
         CARDS,
+        REPORT,
     localrule: True
     message:
-        "All tables, figures and model cards are made"
+        "Tables, figures, model cards and results/report.html are made"
 
 
 rule merged_checkpoints:

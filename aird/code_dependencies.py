@@ -19,7 +19,8 @@ def code_files(script: Path, root: Path) -> list[Path]:
         root: the project's folder; imports are looked for below it and beside the script.
 
     Returns:
-        The script first, then the imported files, sorted.
+        The script first, then the imported files, sorted. The data files of an imported package, such
+        as templates, belong to it.
     """
     found: set[Path] = set()
     stack = [script]
@@ -28,7 +29,13 @@ def code_files(script: Path, root: Path) -> list[Path]:
         if path not in found:
             found.add(path)
             stack += _imported_files(path, root)
+            if path.name == "__init__.py":
+                found.update(_data_files(path.parent))
     return [script, *sorted(found - {script})]
+
+
+def _data_files(package: Path) -> list[Path]:
+    return [path for path in package.iterdir() if path.is_file() and path.suffix not in (".py", ".pyc", ".typed")]
 
 
 @cache

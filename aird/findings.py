@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pandas
 
@@ -33,13 +34,37 @@ def findings(
         yield from _claims(claims[(claims.model == model) & claims.suite.isin(("", suite))])
 
 
-def _claims(claims: pandas.DataFrame) -> Iterator[str]:
-    """Yield the verdict on each claim over all compressions, with that on each of them."""
+@dataclass(frozen=True)
+class Overall:
+    """A verdict over all compressions of a model, and those on each of them: (compression, verdict)."""
+
+    claim: str
+    patch: str
+    statement: str
+    verdict: str
+    reason: str
+    each: list[tuple[str, str]]
+
+
+def overall_verdicts(claims: pandas.DataFrame) -> Iterator[Overall]:
+    """Yield the verdict on each claim over all compressions.
+
+    Args:
+        claims: rows of one model and suite of the table of that name; no patch is empty text.
+    """
     for overall in claims[claims.compression == ALL].itertuples():
         same = claims[(claims.claim == overall.claim) & (claims.patch == overall.patch) & (claims.compression != ALL)]
         # C3 asks another question of each compression than of all of them.
         each = same if overall.claim == "C3" else same[same.statement == overall.statement]
-        listed = ", ".join(f"{row.compression}: {row.verdict}" for row in each.itertuples())
+        pairs = list(zip(each.compression, each.verdict, strict=True))
+        yield Overall(
+            overall.claim, overall.patch, overall.statement, overall.verdict, str(overall.reason or ""), pairs
+        )
+
+
+def _claims(claims: pandas.DataFrame) -> Iterator[str]:
+    for overall in overall_verdicts(claims):
+        listed = ", ".join(f"{compression}: {verdict}" for compression, verdict in overall.each)
         patch = f", {overall.patch}" if overall.patch else ""
         reason = f" ({overall.reason})" if overall.claim == "C3" and overall.reason else ""
         yield f"  {overall.claim}{patch}, {overall.statement}: {overall.verdict.upper()}{reason}; {listed}."

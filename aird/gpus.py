@@ -32,6 +32,11 @@ def visible_gpus() -> list[str]:
 
 def listed_gpus() -> list[str]:
     """Return the ids of the GPUs that nvidia-smi lists; none where it is missing or fails."""
+    return [str(index) for index in range(len(gpu_names()))]
+
+
+def gpu_names() -> list[str]:
+    """Return the product names of the GPUs that nvidia-smi lists, in its order; none where it is missing or fails."""
     executable = shutil.which("nvidia-smi")
     if executable is None:
         return []
@@ -41,7 +46,8 @@ def listed_gpus() -> list[str]:
         return []
     if listing.returncode != 0:
         return []
-    return [str(index) for index, line in enumerate(listing.stdout.splitlines()) if line.startswith("GPU ")]
+    lines = [line for line in listing.stdout.splitlines() if line.startswith("GPU ")]
+    return [line.partition(":")[2].partition("(")[0].strip() for line in lines]
 
 
 def take_gpu(folder: Path | None = None) -> str | None:

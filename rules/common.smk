@@ -485,3 +485,13 @@ def written_tables_folder(wildcards, output):
 def written_cards_folder(wildcards, output):
     """Return the folder of all model cards, below which each has its model, compression and patch."""
     return str(Path(output[0]).parents[3])
+
+
+def run_command(wildcards, input):
+    """Return the command that makes everything again.
+
+    As a function of `input` it is not tracked: another name of the same configuration is no change.
+    """
+    files = workflow.overwrite_configfiles
+    chosen = ["--configfile", *map(os.path.relpath, files)] if files else []
+    return shlex.join(["snakemake", "--cores", "all", *chosen])

@@ -1,10 +1,11 @@
-"""Tables, figures and what the report shows.
+"""Tables, figures and the report.
 
 input   the records of every node of the grid
-output  results/tables/*.csv, results/figures/*.svg, results/cards/
+output  results/tables/*.csv, results/figures/*.svg, results/cards/, results/report.html
 steps   collect records into tidy tables, one kind of result each; draw figures from
-        the tables; put the numbers into each patch's model card; collect where the time went.
-        `snakemake --report results/report.html` makes the report.
+        the tables; put the numbers into each patch's model card; collect where the
+        time went; put everything into one page. (Snakemake's own report, with the same
+        captions and every job's code: `make snakemake-report`.)
 """
 
 # A dictionary keeps the configuration's order.
@@ -29,6 +30,10 @@ FIGURE_NAMES = [
 ]
 FIGURE_NAMES += ["candidates", "sites"]
 FIGURES = [f"{RESULTS}/figures/{name}.svg" for name in FIGURE_NAMES]
+REPORT = f"{RESULTS}/report.html"
+CAPTIONS = sorted(
+    os.path.relpath(path) for path in (PROJECT / "workflow" / "report").glob("*.rst")
+)
 
 
 # Figures join patches that differ in their strength alone.
@@ -223,4 +228,49 @@ rule make_cards:
         " --results {params.results:q}"
         " --settings {params.settings:q}"
         " --output {params.cards:q}"
+        " > {log:q} 2>&1"
+
+
+rule make_report:
+    input:
+        code=code("make_report"),
+        tables=TABLES,
+        timings=TIMINGS,
+        figures=FIGURES,
+        captions=sources(CAPTIONS),
+        manifests=[
+            f"{RESULTS}/models/{model}/{compression}/manifest.json"
+            for model, compression in PAIRS
+        ],
+        records=rules.vllm_environment.output,
+        locks=sources([os.path.relpath(PROJECT / "envs" / "core.lock.txt")])
+        + vllm_lock(),
+    output:
+        REPORT,
+    log:
+        f"{RESULTS}/logs/reporting/report.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/reporting/report.tsv"
+    conda:
+        "../envs/core.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        settings=canonical_json(CONFIGURATION.model_dump()),
+        command=run_command,
+    message:
+        "Writing the report"
+    shell:
+        'python "$SCRIPTS"/make_report.py'
+        " --tables {input.tables:q}"
+        " --timings {input.timings:q}"
+        " --figures {input.figures:q}"
+        " --captions {input.captions:q}"
+        " --manifests {input.manifests:q}"
+        " --records {input.records:q}"
+        " --locks {input.locks:q}"
+        " --command {params.command:q}"
+        " --settings {params.settings:q}"
+        " --output {output:q}"
         " > {log:q} 2>&1"

@@ -23,6 +23,7 @@ SUITE_FIGURES = ("refusal", "frontier", "utility")
 FIGURES = {
     *(f"make_figure {name}.quick" for name in SUITE_FIGURES),
     *(f"make_figure {name}" for name in ("candidates", "sites")),
+    "make_report",
     "all",
 }
 REPORT = {"make_tables", "make_timings"} | FIGURES

@@ -6,7 +6,6 @@ import math
 import runpy
 import sys
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,88 +13,13 @@ import matplotlib
 import numpy
 import pandas
 import pytest
+from frames import LARGE, POSITIONS, SMALL, Grid, candidate_frame, direction_frame, site_frame, summary_frame
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from aird import figures
-from aird.tables import SUMMARY_COLUMNS
 
 PROJECT = Path(__file__).parent.parent
-LAYERS, POSITIONS = 10, 3
-SMALL = (["tiny"], ["w4a16"], ["aird"])
-LARGE = (
-    ["tiny-135m", "larger-1b-instruct"],
-    ["magnitude-30", "wanda-50", "w4a16", "gptq-w4-group-128"],
-    ["aird", "aird-project", "aird-all-blocks", "aird-own", "random-control"],
-)
-Grid = tuple[Sequence[str], Sequence[str], Sequence[str]]
-
-
-def summary_frame(grid: Grid) -> pandas.DataFrame:
-    """Return a summary with a different value in every cell; the first rate is 0."""
-    models, compressions, patches = grid
-    cells = [
-        (model, compression, patch)
-        for model in models
-        for compression in ["original", *compressions]
-        for patch in ["plain", *([] if compression == "original" else patches)]
-    ]
-    rows = []
-    for index, (model, compression, patch) in enumerate(cells):
-        refusal, over_refusal = index / len(cells), 0.3 * index / len(cells)
-        row: dict[str, Any] = dict.fromkeys(SUMMARY_COLUMNS, math.nan)
-        row |= {"suite": "safety", "model": model, "compression": compression, "patch": patch, "n": 100}
-        row |= {
-            "refusal": refusal,
-            "refusal_low": max(refusal - 0.1, 0),
-            "refusal_high": min(refusal + 0.08, 1),
-        }
-        # Rounding: the lower bound of a rate of 0 can come out above it.
-        row |= {"over_refusal": over_refusal, "over_refusal_low": over_refusal * 0.9 + 1e-17}
-        row |= {"over_refusal_high": over_refusal + 0.05}
-        row |= {"perplexity": 10 + index, "perplexity_low": 9 + index, "perplexity_high": 12 + index}
-        row |= {"utility": 0.4 + 0.2 * refusal, "utility_stderr": 0.01}
-        rows.append(row)
-    return pandas.DataFrame(rows, columns=SUMMARY_COLUMNS)
-
-
-def candidate_frame(grid: Grid) -> pandas.DataFrame:
-    """Return candidates with every kind of score: none, induce only, all three, a KL of 0."""
-    rows = []
-    for model in grid[0]:
-        for compression in ["original", *grid[1]]:
-            for layer in range(LAYERS):
-                for position in range(-POSITIONS, 0):
-                    induce = layer - 2.0 + position / 10 if layer < 8 else None
-                    scored = induce is not None and induce >= 0
-                    kl = 0.01 * (layer - 3) if scored else None
-                    bypass = -0.5 * layer - position if scored else None
-                    rows.append([model, compression, layer, position, induce, kl, bypass])
-    return pandas.DataFrame(rows, columns=["model", "compression", "layer", "position", "induce", "kl", "bypass"])
-
-
-def direction_frame(grid: Grid) -> pandas.DataFrame:
-    """Return one chosen site per pair; the null is known for compressed models only, as in the table."""
-    rows = []
-    for model in grid[0]:
-        for index, compression in enumerate(["original", *grid[1]]):
-            null = (math.nan, math.nan) if compression == "original" else (0.9, 0.97)
-            rule = "relaxed_kl" if index == 1 else "published"
-            rows.append([model, compression, 4 + index % 3, -1 - index % POSITIONS, rule, *null])
-    columns = ["model", "compression", "layer", "position", "rule", "split_half_null_low", "split_half_null_high"]
-    return pandas.DataFrame(rows, columns=columns)
-
-
-def site_frame(grid: Grid) -> pandas.DataFrame:
-    """Return a comparison at every site; at layer 0 there is no direction."""
-    rows = [
-        [model, name, layer, position, *((0.0, math.nan) if layer == 0 else (1 - layer / 20, 1 + index / 10))]
-        for model in grid[0]
-        for index, name in enumerate(grid[1])
-        for layer in range(LAYERS)
-        for position in range(-POSITIONS, 0)
-    ]
-    return pandas.DataFrame(rows, columns=["model", "compression", "layer", "position", "cosine", "norm_ratio"])
 
 
 def draw_suite(summary: pandas.DataFrame) -> dict[str, Figure]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import pandas
 import pytest
 
-from aird.timings import COLUMNS, timings_table
+from aird.timings import COLUMNS, by_stage, duration, timings_table
 
 HEADER = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n"
 
@@ -36,3 +38,23 @@ def test_another_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.tsv").write_text("a\tb\n1\t2\n")
     with pytest.raises(ValueError, match=r"x\.tsv is no benchmark file"):
         timings_table(tmp_path)
+
+
+def test_jobs_of_a_stage_are_added_up() -> None:
+    rows = [
+        ["scores", "m/a", 60.0, 1.0, 100.0],
+        ["scores", "m/b", 90.5, 1.0, 300.0],
+        ["prompts", "x", 0.2, math.nan, math.nan],
+    ]
+    totals = by_stage(pandas.DataFrame(rows, columns="stage node seconds processor_seconds peak_mib".split()))
+    assert list(totals["stage"]) == ["scores", "prompts"]
+    assert totals.iloc[0].to_list() == ["scores", 2, 150.5, 90.5, 300.0]
+    assert math.isnan(totals.iloc[1]["peak_mib"])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.0 s"), (8.44, "8.4 s"), (59.4, "59 s"), (185, "3:05 min"), (3599.6, "1:00:00 h"), (7810, "2:10:10 h")],
+)
+def test_durations_are_written_as_people_do(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -57,7 +58,23 @@ def test_second_run_has_nothing_to_do(finished: Path) -> None:
 
 
 def test_report_is_one_file_without_requests(finished: Path) -> None:
-    report = finished / "results/report.html"
+    text = (finished / "results/report.html").read_text(encoding="utf-8")
+    assert (
+        "Where the time goes" in text
+        and ">evaluation<" in text
+        and "snakemake --cores all --configfile tiny.yaml" in text
+    )
+    assert not re.search(r'(src|href)="(https?:)?//(?!arxiv)', text)
+    # Prompts and completions stay where they are.
+    for path in (finished / "results/completions").rglob("*.jsonl"):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            assert record["instruction"] not in text
+            assert len(record["completion"]) < 20 or record["completion"] not in text
+
+
+def test_snakemakes_own_report_is_one_file_without_requests(finished: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.html"
     snakemake(finished, "--report", str(report))
     text = report.read_text(encoding="utf-8")
     assert "refusal" in text and 'src="http' not in text

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pandas
 from matplotlib.figure import Figure
 
 from aird.figures.candidates import candidates_figure
-from aird.figures.frontier import frontier_figure
+from aird.figures.frontier import Patches, frontier_figure
 from aird.figures.refusal import refusal_figure
 from aird.figures.sites import sites_figure
 from aird.figures.utility import utility_figure
 
-Patches = Mapping[str, Mapping[str, Any]]
 SUITE_FIGURES: dict[str, Callable[[pandas.DataFrame, Patches], Figure]] = {
     "refusal": lambda summary, _: refusal_figure(summary),
     "frontier": frontier_figure,

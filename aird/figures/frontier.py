@@ -29,13 +29,15 @@ from aird.figures.style import (
 )
 from aird.tables import PLAIN
 
-PANEL_WIDTH, PANEL_HEIGHT = 4.6, 2.9  # inches, with room for the names of the points
+PANEL_HEIGHT, TITLE_HEIGHT = 2.7, 0.35  # inches
+LEFT, PLOT_WIDTH, BOTTOM, LABELS = 0.62, 2.3, 0.5, 0.3
+Patches = Mapping[str, Mapping[str, Any]]
 COSTS = {"over_refusal": "over-refusal of harmless prompts", "perplexity_ratio": f"perplexity / that of {PLAIN}"}
 STAR = {"color": REFERENCE, "marker": "*", "markersize": 10}
 LINE = 0.085  # height of a line of labels, as a share of the axes
 
 
-def sweeps(patches: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+def sweeps(patches: Patches) -> list[list[str]]:
     """Return the patches that differ in alpha alone, each group in the order of alpha.
 
     Args:
@@ -49,7 +51,7 @@ def sweeps(patches: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 
 
 @styled
-def frontier_figure(summary: pandas.DataFrame, patches: Mapping[str, Mapping[str, Any]] | None = None) -> Figure:
+def frontier_figure(summary: pandas.DataFrame, patches: Patches | None = None) -> Figure:
     """Draw all panels of a suite: one row per model and compression, one column per cost.
 
     Args:
@@ -64,16 +66,12 @@ def frontier_figure(summary: pandas.DataFrame, patches: Mapping[str, Mapping[str
     pairs = frontier_pairs(summary)
     if not pairs:
         return note("no checkpoint was measured")
-    figure = Figure(figsize=(2 * PANEL_WIDTH, PANEL_HEIGHT * len(pairs)))
-    panels = figure.subplots(len(pairs), 2, squeeze=False)
-    # Fixed margins: names of points stand in the right third of each panel.
-    rows = len(pairs)
-    figure.subplots_adjust(
-        left=0.08, right=0.825, top=1 - 0.32 / (PANEL_HEIGHT * rows), bottom=0.5 / (PANEL_HEIGHT * rows)
-    )
-    figure.subplots_adjust(wspace=0.85, hspace=0.42)
-    for (model, compression), line in zip(pairs, panels, strict=True):
-        for axes, cost in zip(line, COSTS, strict=True):
+    width, height = _panel_width(summary, patches or {}), PANEL_HEIGHT + TITLE_HEIGHT
+    figure = Figure(figsize=(2 * width, height * len(pairs)))
+    for index, (model, compression) in enumerate(pairs):
+        bottom = height * (len(pairs) - 1 - index)
+        for column, cost in enumerate(COSTS):
+            axes = _add_axes(figure, (column * width, bottom))
             _panel(axes, summary, model, compression, cost, patches or {})
             several = summary["model"].nunique() > 1
             axes.set_title(f"{model}, {compression}" if several else compression)
@@ -86,7 +84,7 @@ def frontier_panel(
     model: str,
     compression: str,
     cost: str,
-    patches: Mapping[str, Mapping[str, Any]] | None = None,
+    patches: Patches | None = None,
 ) -> Figure:
     """Draw one panel by itself, small enough for a phone.
 
@@ -96,10 +94,30 @@ def frontier_panel(
         cost: `over_refusal` or `perplexity_ratio`.
         patches: as in `frontier_figure`.
     """
-    figure = Figure(figsize=(PANEL_WIDTH, PANEL_HEIGHT))
-    axes = figure.add_axes((0.125, 0.165, 0.535, 0.81))
+    width = _panel_width(summary, patches or {})
+    figure = Figure(figsize=(width, PANEL_HEIGHT))
+    axes = _add_axes(figure, (0, 0))
     _panel(axes, summary, model, compression, cost, patches or {})
     return figure
+
+
+def _panel_width(summary: pandas.DataFrame, patches: Patches) -> float:
+    """Return the width of a panel with the names beside it, in inches; the text is measured generously."""
+    longest = max(len(_label(name, patches)) for name in [ORIGINAL, *summary["patch"]])
+    return LEFT + PLOT_WIDTH + LABELS + 0.07 * longest
+
+
+def _add_axes(figure: Figure, corner: tuple[float, float]) -> Axes:
+    """Add the axes of a panel whose lower left corner is there, in inches."""
+    total_width, total_height = figure.get_size_inches()
+    return figure.add_axes(
+        (
+            (corner[0] + LEFT) / total_width,
+            (corner[1] + BOTTOM) / total_height,
+            PLOT_WIDTH / total_width,
+            (PANEL_HEIGHT - BOTTOM - 0.08) / total_height,
+        )
+    )
 
 
 def frontier_pairs(summary: pandas.DataFrame) -> list[tuple[str, str]]:
@@ -123,7 +141,7 @@ def _panel(
     model: str,
     compression: str,
     cost: str,
-    patches: Mapping[str, Mapping[str, Any]],
+    patches: Patches,
 ) -> None:
     names = ordered(summary["patch"], PLAIN)
     frame = with_perplexity_ratio(summary)
@@ -151,8 +169,7 @@ def _panel(
         look = patch_look(name, names)
         point = rows.loc[[name]]
         _point(axes, point, cost, name, look)
-        text = f"{name}, α = {patches[name]['alpha']:g}" if _swept(name, patches) else name
-        labels.append((float(point[cost].iloc[0]), float(point["refusal"].iloc[0]), text, look))
+        labels.append((float(point[cost].iloc[0]), float(point["refusal"].iloc[0]), _label(name, patches), look))
     if cost == "over_refusal":
         rate_axis(axes, "x", upper_limit(summary["over_refusal_high"]))
     else:
@@ -167,8 +184,12 @@ def _panel(
     _write_labels(axes, labels)
 
 
-def _swept(name: str, patches: Mapping[str, Mapping[str, Any]]) -> bool:
-    return any(name in group for group in sweeps(patches))
+def _label(name: str, patches: Patches) -> str:
+    """Return a patch's name, with its strength where that tells it from others and the name does not say it."""
+    if not any(name in group for group in sweeps(patches)):
+        return name
+    strength = f"{patches[name]['alpha']:g}"
+    return name if strength in name else f"{name}, α = {strength}"
 
 
 def _point(axes: Axes, row: pandas.DataFrame, cost: str, label: str, look: dict[str, Any]) -> None:

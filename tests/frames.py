@@ -1,0 +1,146 @@
+"""Tables of made-up numbers, in the form of results/tables, with every gap that real ones can have."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+from aird.claims import COLUMNS as CLAIM_COLUMNS
+from aird.tables import SUMMARY_COLUMNS
+
+LAYERS, POSITIONS = 10, 3
+SMALL = (["tiny"], ["w4a16"], ["aird"])
+LARGE = (
+    ["tiny-135m", "larger-1b-instruct"],
+    ["magnitude-30", "wanda-50", "w4a16", "gptq-w4-group-128"],
+    ["aird", "aird-project", "aird-all-blocks", "aird-own", "random-control"],
+)
+Grid = tuple[Sequence[str], Sequence[str], Sequence[str]]
+
+
+def summary_frame(grid: Grid) -> pandas.DataFrame:
+    """Return a summary with a different value in every cell; the first rate is 0."""
+    models, compressions, patches = grid
+    cells = [
+        (model, compression, patch)
+        for model in models
+        for compression in ["original", *compressions]
+        for patch in ["plain", *([] if compression == "original" else patches)]
+    ]
+    rows = []
+    for index, (model, compression, patch) in enumerate(cells):
+        refusal, over_refusal = index / len(cells), 0.3 * index / len(cells)
+        row: dict[str, Any] = dict.fromkeys(SUMMARY_COLUMNS, math.nan)
+        row |= {"suite": "safety", "model": model, "compression": compression, "patch": patch, "n": 100}
+        row |= {
+            "refusal": refusal,
+            "refusal_low": max(refusal - 0.1, 0),
+            "refusal_high": min(refusal + 0.08, 1),
+        }
+        # Rounding: the lower bound of a rate of 0 can come out above it.
+        row |= {"over_refusal": over_refusal, "over_refusal_low": over_refusal * 0.9 + 1e-17}
+        row |= {"over_refusal_high": over_refusal + 0.05}
+        row |= {"perplexity": 10 + index, "perplexity_low": 9 + index, "perplexity_high": 12 + index}
+        row |= {"utility": 0.4 + 0.2 * refusal, "utility_stderr": 0.01}
+        rows.append(row)
+    return pandas.DataFrame(rows, columns=SUMMARY_COLUMNS)
+
+
+def candidate_frame(grid: Grid) -> pandas.DataFrame:
+    """Return candidates with every kind of score: none, induce only, all three, a KL of 0."""
+    rows = []
+    for model in grid[0]:
+        for compression in ["original", *grid[1]]:
+            for layer in range(LAYERS):
+                for position in range(-POSITIONS, 0):
+                    induce = layer - 2.0 + position / 10 if layer < 8 else None
+                    scored = induce is not None and induce >= 0
+                    kl = 0.01 * (layer - 3) if scored else None
+                    bypass = -0.5 * layer - position if scored else None
+                    rows.append([model, compression, layer, position, induce, kl, bypass])
+    return pandas.DataFrame(rows, columns=["model", "compression", "layer", "position", "induce", "kl", "bypass"])
+
+
+def direction_frame(grid: Grid) -> pandas.DataFrame:
+    """Return one chosen site per pair; the null is known for compressed models only, as in the table."""
+    rows = []
+    for model in grid[0]:
+        for index, compression in enumerate(["original", *grid[1]]):
+            null = (math.nan, math.nan) if compression == "original" else (0.9, 0.97)
+            rule = "relaxed_kl" if index == 1 else "published"
+            rows.append([model, compression, 4 + index % 3, -1 - index % POSITIONS, rule, *null])
+    columns = ["model", "compression", "layer", "position", "rule", "split_half_null_low", "split_half_null_high"]
+    return pandas.DataFrame(rows, columns=columns)
+
+
+def site_frame(grid: Grid) -> pandas.DataFrame:
+    """Return a comparison at every site; at layer 0 there is no direction."""
+    rows = [
+        [model, name, layer, position, *((0.0, math.nan) if layer == 0 else (1 - layer / 20, 1 + index / 10))]
+        for model in grid[0]
+        for index, name in enumerate(grid[1])
+        for layer in range(LAYERS)
+        for position in range(-POSITIONS, 0)
+    ]
+    return pandas.DataFrame(rows, columns=["model", "compression", "layer", "position", "cosine", "norm_ratio"])
+
+
+def claim_frame(grid: Grid) -> pandas.DataFrame:
+    """Return a row per claim, compression and patch, and one over all compressions, with every verdict."""
+    models, compressions, patches = grid
+    verdicts = ("holds", "does not hold", "undecided")
+    rows: list[dict[str, Any]] = []
+    for model in models:
+        parts = [("C1", "", "it mediates"), ("C2", "", "it moves"), ("C3", "safety", "it follows")]
+        repairs = [("C4", "safety", f"{patch} repairs", patch) for patch in patches]
+        for claim, suite, statement, patch in [(*part, "") for part in parts] + repairs:
+            for compression in [*compressions, "all"]:
+                row: dict[str, Any] = dict.fromkeys(CLAIM_COLUMNS, math.nan)
+                row |= {"model": model, "suite": suite, "compression": compression, "patch": patch, "claim": claim}
+                row |= {"statement": statement, "estimate": 0.1, "verdict": verdicts[len(rows) % 3], "reason": ""}
+                rows.append(row)
+    return pandas.DataFrame(rows, columns=CLAIM_COLUMNS)
+
+
+def write_tables(folder: Path, grid: Grid) -> list[Path]:
+    """Write the tables of a grid as CSV files and return them."""
+    summary = summary_frame(grid)
+    cells = ["suite", "model", "compression", "patch"]
+    rates = summary[[*cells, "n", "refusal", "refusal_low", "refusal_high"]].assign(rate="refusal")
+    compressed = summary[summary["compression"] != "original"]
+    paired = pandas.concat(
+        compressed[cells].assign(against=against, rate=rate, n=100, difference=0.05, lost=1, gained=6, p_value=0.125)
+        for against in ("original", "plain")
+        for rate in ("refusal", "over_refusal")
+    )
+    directions = direction_frame(grid)
+    compared = directions["compression"] != "original"
+    rates_held_out = "harmful harmful_ablated harmless harmless_added".split()
+    directions = directions.assign(
+        cosine_same_site=0.8,
+        cosine_same_site_shared=0.8,
+        norm_ratio=0.9,
+        original_layer=4,
+        original_position=-1,
+        **{f"refusal_{name}": 0.25 * index for index, name in enumerate(rates_held_out)},
+    )
+    directions.loc[
+        ~compared, ["cosine_same_site", "cosine_same_site_shared", "norm_ratio", "original_layer", "original_position"]
+    ] = math.nan
+    made = {
+        "summary": summary,
+        "claims": claim_frame(grid),
+        "rates": rates,
+        "paired": paired,
+        "directions": directions,
+        "sites": site_frame(grid),
+        "candidates": candidate_frame(grid),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, frame in made.items():
+        frame.to_csv(folder / f"{name}.csv", index=False)
+    return [folder / f"{name}.csv" for name in made]

@@ -1,0 +1,22 @@
+"""Write the report: one HTML file, from tables, figures and records."""
+
+from aird.report import Sources, write_report
+
+from arguments import parse
+
+
+def main() -> None:
+    """Run the script."""
+    files = "tables figures captions manifests records locks"
+    arguments = parse(__doc__, paths="timings output", texts="settings command", many=files)
+    sources = Sources(
+        **{name: getattr(arguments, name) for name in files.split()},
+        timings=arguments.timings,
+        configuration=arguments.settings,
+        command=arguments.command,
+    )
+    write_report(arguments.output, sources)
+
+
+if __name__ == "__main__":
+    main()
