@@ -25,7 +25,7 @@ from torch import nn
 from aird.architecture import decoder_blocks, residual_writers
 from aird.edits import Edit
 from aird.hooks import hooks
-from aird.packing import Pack, plan_packs
+from aird.packing import Pack, plan_packs, run_pack
 from aird.resuming import Reached, block_input, resumed_at
 
 Projections = dict[str, torch.Tensor]  # module -> [prompts, positions] float64
@@ -58,7 +58,7 @@ def record_projections(
             return hook
 
         with hooks(forward=[(named[name], keep(name)) for name in modules]):
-            model(**pack.model_inputs(model), logits_to_keep=1)
+            run_pack(model, pack)
     return found
 
 
@@ -180,7 +180,7 @@ def _features(
             raise Reached
 
         with resumed_at(layers, block, state), hooks(forward=[(module, keep)]), contextlib.suppress(Reached):
-            model(**pack.model_inputs(model), logits_to_keep=1)
+            run_pack(model, pack)
         places = pack.last_tokens(positions)
         found = kept[0][0, places.to(kept[0].device)].double().cpu()
         if features is None:

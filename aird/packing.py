@@ -19,12 +19,13 @@ import torch
 
 from aird.batching import Batches
 from aird.chat import common_prefix_length
+from aird.segmented_attention import segmented_attention
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-# What a pack starts with. Longer ones waste attention on pairs of prompts that do not see each other.
+# What a pack starts with: enough to fill a processor's matrix units, few repeats of the shared prefix.
 PACK_TOKENS = 512
 
 
@@ -164,7 +165,7 @@ def run_packed(
 
     # The prefix takes its part of the first pack's tokens, so that packs are those of `make_packs`.
     first = PACK_TOKENS - packer.prefix_length if honours_packs(model, prompts) else 1
-    batches = Batches(max(1, first), model.device)
+    batches = Batches(max(1, first), next(model.parameters()).device)
     if first == 1:
         batches.grows = False
     for _, done in batches.run(range(len(prompts)), run, packer.own_lengths):
@@ -198,11 +199,25 @@ def _packing_agrees(model: Any, prompts: Sequence[Sequence[int]]) -> bool:
     return bool(((together - alone).abs().sum(-1) / 2).max() < 0.1)
 
 
+def run_pack(model: Any, pack: Pack, rows: int = 1, logits_to_keep: int | torch.Tensor = 1) -> torch.Tensor:
+    """Run `rows` identical rows of a pack through the model.
+
+    Args:
+        model: a Transformers causal language model.
+        pack: what to run.
+        rows: identical unless hooks tell them apart.
+        logits_to_keep: indices of tokens, or how many last ones: the vocabulary projection runs on
+            these only.
+
+    Returns:
+        logits [rows, kept tokens, vocabulary].
+    """
+    with segmented_attention(model, pack.prefix_length, pack.ends.tolist()):
+        logits: torch.Tensor = model(**pack.model_inputs(model, rows), logits_to_keep=logits_to_keep).logits
+    return logits
+
+
 @torch.no_grad()
 def last_logits(model: Any, pack: Pack, rows: int = 1) -> torch.Tensor:
-    """Return the logits after each prompt's last token, [rows, prompts, vocabulary].
-
-    The vocabulary projection runs on these tokens only.
-    """
-    logits: torch.Tensor = model(**pack.model_inputs(model, rows), logits_to_keep=pack.ends).logits
-    return logits
+    """Return the logits after each prompt's last token, [rows, prompts, vocabulary]."""
+    return run_pack(model, pack, rows, logits_to_keep=pack.ends)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from aird.hooks import hooks, on_input
-from aird.packing import Pack
+from aird.packing import Pack, run_pack
 
 
 class Reached(Exception):
@@ -59,5 +59,5 @@ def block_input(model: Any, blocks: list[nn.Module], pack: Pack, wanted: int) ->
         raise Reached
 
     with hooks(before=[(blocks[wanted], on_input(keep))]), contextlib.suppress(Reached):
-        model(**pack.model_inputs(model), logits_to_keep=1)
+        run_pack(model, pack)
     return kept[0]
