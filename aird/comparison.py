@@ -26,7 +26,7 @@ import torch
 from aird.activation_cache import CLASSES, Cache, kept_activations
 from aird.activations import difference_in_means
 
-SPLIT_HALVES = 1000  # random splits behind a null: fewer could not pass a correction for many compressions
+SPLIT_HALVES = 2000  # random splits behind a null: fewer could not pass a correction for many compressions
 BOOTSTRAP_RESAMPLES = 1000
 
 States = tuple[torch.Tensor, torch.Tensor]  # harmful and harmless activations at one site, each [prompts, d_model]
@@ -63,7 +63,7 @@ def compare(original: Found, compressed: Found, seed: int) -> dict[str, Any]:
 
     cosine_same_site, cosine_own_source and norm_ratio are of the directions in use; the same names
     with `_shared` of all prompts, as are the intervals `_bootstrap`, the nulls (`split_half_null`,
-    `own_source_null`) and their p-values (the share of the null that is no larger).
+    `own_source_null`) and their p-values (two-sided).
 
     Args:
         original, compressed: two checkpoints whose caches hold the same prompts in the same order.
@@ -99,7 +99,7 @@ def compare(original: Found, compressed: Found, seed: int) -> dict[str, Any]:
             f"{name}_shared": shared,
             f"{name}_bootstrap": summarise(cosines),
             null_name: summarise(null),
-            f"{name}_p_value": share_at_most(null, shared),
+            f"{name}_p_value": low_p_value(null, shared),
         }
         if states is compressed_at_site:
             record["norm_ratio_bootstrap"] = summarise(ratios)
@@ -192,9 +192,12 @@ def bootstrap(one: States, other: States, seed: int) -> tuple[torch.Tensor, torc
     return torch.nn.functional.cosine_similarity(first, second, dim=-1), second.norm(dim=-1) / first.norm(dim=-1)
 
 
-def share_at_most(null: torch.Tensor, value: float) -> float:
-    """Return the one-sided p-value of a value that would be low under a null: (1 + no larger ones) / (1 + all)."""
-    return (1 + int((null <= value).sum())) / (1 + len(null))
+def low_p_value(null: torch.Tensor, value: float) -> float:
+    """Return how surprisingly low a value is under a null: twice (1 + no larger ones) / (1 + all), at most 1.
+
+    Twice, as a two-sided p-value is: below 5% is the same as below the null's 95% interval.
+    """
+    return min(1.0, 2 * (1 + int((null <= value).sum())) / (1 + len(null)))
 
 
 def projections(states: torch.Tensor, unit: torch.Tensor) -> dict[str, float]:

@@ -27,6 +27,7 @@ from aird.activation_cache import (
     save_cache,
 )
 from aird.activations import difference_in_means
+from aird.cosmic import cosmic_direction
 from aird.direction_scores import mean_scores, score_candidates
 from aird.directions import Direction, choose_direction, load_direction, save_direction
 from aird.files import atomic_file, read_json, write_json
@@ -94,7 +95,9 @@ def search_direction(
     validation = kept_prompts_of(cache, "validation", tokenizer, records)
     prompt_scores = score_candidates(model, candidates, *validation, tokens, settings)
     scores = mean_scores(prompt_scores)
-    return Search(choose_direction(cache, scores, prompt_scores, settings, seed), cache, refusal_tokens, scores)
+    cosmic = cosmic_direction(model, cache, *validation, settings) if settings.may_use_cosmic else None
+    direction = choose_direction(cache, scores, prompt_scores, settings, seed, cosmic)
+    return Search(direction, cache, refusal_tokens, scores)
 
 
 def save_search(search: Search, folder: Path) -> None:

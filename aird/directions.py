@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from aird.activation_cache import Cache, kept_activations, kept_counts
 from aird.activations import difference_in_means
 from aird.files import read_json, write_json
-from aird.selection import select_site
+from aird.selection import Selection, select_site
 from aird.settings.directions import Directions
 from aird.stability import site_stability
 from aird.tensor_files import load_tensors, save_tensors
@@ -54,8 +54,9 @@ def choose_direction(
     prompt_scores: dict[str, torch.Tensor],
     settings: Directions,
     seed: int,
+    cosmic: Mapping[str, Any] | None = None,
 ) -> Direction:
-    """Return the best candidate direction of a checkpoint (aird/selection.py).
+    """Return the best candidate direction of a checkpoint (aird/selection.py, aird/cosmic.py).
 
     Args:
         cache: the checkpoint's activation cache.
@@ -63,6 +64,7 @@ def choose_direction(
         prompt_scores: the same scores per prompt, from which the site's stability is resampled.
         settings: the filters.
         seed: of the resamples.
+        cosmic: the record of `cosmic_direction`, which settings may ask for.
 
     Raises:
         ValueError: no candidate has scores that are numbers.
@@ -71,6 +73,10 @@ def choose_direction(
     candidates = difference_in_means(*kept_activations(cache, "train"))
     layers, positions, _ = candidates.shape
     selection = select_site(rows, layers, settings)
+    if settings.selector == "cosmic" or (settings.fallback == "cosmic" and selection.rule != "published"):
+        assert cosmic is not None, "these settings need COSMIC's site"
+        # Nothing survived Arditi's filters, or nobody asked.
+        selection = Selection(cosmic["layer"], cosmic["position"], cosmic["rule"], 0, cosmic["kl_limit"])
     vector = candidates[selection.layer, selection.position]
     chosen = next(row for row in rows if (row["layer"], row["position"]) == (selection.layer, selection.position))
     record = {

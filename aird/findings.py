@@ -31,7 +31,18 @@ def findings(
             if compression != "original":
                 sites = directions[(directions.model == model) & (directions.compression == compression)]
                 yield from _compression(rows[rows.compression == compression], tests, sites.iloc[0])
+        yield from _second_opinions(directions[directions.model == model])
         yield from _claims(claims[(claims.model == model) & claims.suite.isin(("", suite))])
+
+
+def _second_opinions(directions: pandas.DataFrame) -> Iterator[str]:
+    """Yield how firm the choice of each site is, and COSMIC's where it is another."""
+    for row in directions.itertuples():
+        other = "agrees" if row.cosmic_agrees else f"chooses ({row.cosmic_layer}, {row.cosmic_position})"
+        yield (
+            f"  {row.compression}: site ({row.layer}, {row.position}), by {row.rule}; resampled prompts choose it in "
+            f"{percent(row.resampled_same_site)} of cases; COSMIC {other}."
+        )
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ of the others take the lowest bypass. Where none is left their code stops; here:
    induces most takes part instead, then as above. (The one that induces most, alone, would nearly
    always lie in the last layers, next to the refusal tokens.)
 
-Every step but the first is reported as a fallback.
+Every step but the first is reported as a fallback. By `directions.fallback: cosmic` the site of
+aird/cosmic.py takes the place of steps 2 and 3.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ class Selection:
     Attributes:
         layer: index l: the direction lives at the input of block l.
         position: negative index of the post-instruction token.
-        rule: `published`, `relaxed_kl` or `relaxed_induce`.
-        survivors: number of candidates that passed all filters of that rule.
+        rule: `published`, `relaxed_kl` or `relaxed_induce`; `cosmic` or `cosmic_relaxed_kl` where that chose.
+        survivors: number of candidates that passed all filters of that rule; 0 where COSMIC chose.
         kl_limit: the KL limit in force, nats.
     """
 

@@ -149,8 +149,9 @@ def directions_table(
     directions: Mapping[tuple[str, str], dict[str, Any]],
     comparisons: Mapping[tuple[str, str], dict[str, Any]],
     verifications: Mapping[tuple[str, str], dict[str, Any]],
+    cosmic: Mapping[tuple[str, str], dict[str, Any]],
 ) -> pandas.DataFrame:
-    """Return one row per (model, compression): the site, how it was chosen, its comparison, claim C1."""
+    """Return one row per (model, compression): the site, how it was chosen, its comparison, claim C1, COSMIC's site."""
     rows = []
     for (model, compression), record in directions.items():
         comparison = comparisons.get((model, compression))
@@ -158,6 +159,9 @@ def directions_table(
         row: dict[str, Any] = {"model": model, "compression": compression}
         row |= {name: record[name] for name in "layer position rule survivors kl_limit induce kl bypass norm".split()}
         row |= _stability(record["stability"])
+        other = cosmic[model, compression]
+        row |= {f"cosmic_{name}": other[name] for name in "layer position rule score addition ablation kl".split()}
+        row["cosmic_agrees"] = (other["layer"], other["position"]) == (record["layer"], record["position"])
         row |= {f"n_{name}": counts["used"] for name, counts in record["prompts"].items()}
         row |= {f"filtered_{name}": counts["filtered"] for name, counts in record["prompts"].items()}
         if comparison is not None:

@@ -2,10 +2,11 @@
 
 input   an activation cache and its checkpoint
 output  results/directions/{model}/{compression}/: scores.csv, prompt_scores.safetensors,
-        direction.safetensors, direction.json, verification.json; results/comparisons/{model}/{compression}.json
+        direction.safetensors, direction.json, verification.json, cosmic.json;
+        results/comparisons/{model}/{compression}.json
 steps   score the difference in means at every (layer, position) by what adding and
-        ablating it does; filter and choose; verify on held-out prompts; compare
-        with the original's direction
+        ablating it does; filter and choose; choose once more by activations alone (COSMIC);
+        verify on held-out prompts; compare with the original's direction
 """
 
 DIRECTION = f"{RESULTS}/directions/{{model}}/{{compression}}/direction.safetensors"
@@ -14,7 +15,47 @@ ORIGINAL_DIRECTION = f"{RESULTS}/directions/{{model}}/{ORIGINAL}/direction.safet
 ORIGINAL_DIRECTION_RECORD = f"{RESULTS}/directions/{{model}}/{ORIGINAL}/direction.json"
 # What decides which scores are computed; the KL limit only chooses among them.
 SCORING = {"harmful", "harmless", "minimum_induce", "layer_fraction"}
-SELECTION = SCORING | {"maximum_kl"}
+SELECTION = SCORING | {"maximum_kl", "selector", "fallback"}
+COSMIC = f"{RESULTS}/directions/{{model}}/{{compression}}/cosmic.json"
+
+
+rule find_cosmic_direction:
+    input:
+        code=code("find_cosmic_direction"),
+        checkpoint=ancient(CHECKPOINT),
+        manifest=MANIFEST,
+        cache=rules.capture_activations.output,
+        harmful=prompts(DIRECTIONS.harmful),
+        harmless=prompts(DIRECTIONS.harmless),
+    output:
+        COSMIC,
+    log:
+        f"{RESULTS}/logs/directions/{{model}}/{{compression}}/cosmic.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/directions/{{model}}/{{compression}}/cosmic.tsv"
+    conda:
+        "../envs/core.yaml"
+    threads: THREADS
+    resources:
+        mem_mb=4000,
+        runtime=60,
+        gpu=gpus,
+    params:
+        settings=settings_json(
+            DIRECTIONS, only={"harmful", "harmless", "layer_fraction", "maximum_kl"}
+        ),
+    message:
+        "Choosing a direction of {wildcards.model}, {wildcards.compression} by COSMIC"
+    shell:
+        'python "$SCRIPTS"/find_cosmic_direction.py'
+        " --checkpoint {input.checkpoint:q}"
+        " --manifest {input.manifest:q}"
+        " --cache {input.cache:q}"
+        " --harmful {input.harmful:q}"
+        " --harmless {input.harmless:q}"
+        " --settings {params.settings:q}"
+        " --output {output:q}"
+        " > {log:q} 2>&1"
 
 
 rule score_candidates:
@@ -66,6 +107,7 @@ rule select_direction:
         cache=rules.capture_activations.output,
         scores=rules.score_candidates.output.scores,
         prompt_scores=rules.score_candidates.output.prompt_scores,
+        cosmic=COSMIC if DIRECTIONS.may_use_cosmic else [],
     output:
         direction=DIRECTION,
         record=DIRECTION_RECORD,
@@ -88,6 +130,7 @@ rule select_direction:
         " --cache {input.cache:q}"
         " --scores {input.scores:q}"
         " --prompt-scores {input.prompt_scores:q}"
+        " --cosmic {input.cosmic:q}"
         " --settings {params.settings:q}"
         " --seed {params.seed}"
         " --direction {output.direction:q}"

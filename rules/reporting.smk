@@ -65,7 +65,12 @@ rule make_tables:
         directions=[
             f"{RESULTS}/directions/{model}/{compression}/{file}"
             for model, compression in PAIRS
-            for file in ("direction.json", "scores.csv", "verification.json")
+            for file in (
+                "direction.json",
+                "scores.csv",
+                "verification.json",
+                "cosmic.json",
+            )
         ],
         comparisons=[
             f"{RESULTS}/comparisons/{model}/{compression}.json"

@@ -17,8 +17,8 @@ from aird.comparison import (
     compare,
     cosine,
     cosine_and_norm_grids,
+    low_p_value,
     projections,
-    share_at_most,
     split_half_cosines,
     summarise,
 )
@@ -115,11 +115,11 @@ def test_bootstrap_interval() -> None:
     assert summarise(bootstrap(original, compressed, 1)[0]) != found
 
 
-def test_share_at_most_is_never_zero() -> None:
-    null = torch.tensor([0.1, 0.2, 0.3, 0.4])
-    assert share_at_most(null, 0.25) == 3 / 5
-    assert share_at_most(null, 0.0) == 1 / 5
-    assert share_at_most(null, 1.0) == 1
+def test_a_p_value_is_never_zero() -> None:
+    null = torch.arange(1, 100) / 100
+    assert low_p_value(null, 0.095) == 2 * 10 / 100
+    assert low_p_value(null, 0.0) == 2 / 100
+    assert low_p_value(null, 0.6) == low_p_value(null, 1.0) == 1
 
 
 def test_projections_by_hand() -> None:
@@ -158,7 +158,7 @@ def test_a_rotated_model_is_below_both_nulls_and_a_scaled_one_is_not() -> None:
     assert rotated["site"] == {"layer": 1, "position": -1} and rotated["own_site"] == {"layer": 0, "position": -2}
     for name, null in (("cosine_same_site", "split_half_null"), ("cosine_own_source", "own_source_null")):
         assert rotated[f"{name}_shared"] < 0.5 < rotated[null]["low"]
-        assert rotated[f"{name}_p_value"] == 1 / (1 + SPLIT_HALVES)
+        assert rotated[f"{name}_p_value"] == 2 / (1 + SPLIT_HALVES)
     scaled = compare(original, Found(cache(2 * torch.eye(4, dtype=torch.float64), [1.0] * 40), unit(0), 1, -1), 0)
     assert (scaled["cosine_same_site"], scaled["cosine_own_source"]) == (pytest.approx(1), pytest.approx(1))
     assert scaled["cosine_same_site_p_value"] == 1

@@ -241,6 +241,18 @@ def test_paper_grid_asks_for_its_commits_and_is_correct_with_them(monkeypatch: p
     assert len(list(configuration.cells())) == 5 * (1 + 4 * len(configuration.compressions))
 
 
+def test_paper_grid_repeats_every_calibrated_compression_with_three_seeds() -> None:
+    compressions = load_yaml_strictly(PROJECT / "config/paper.yaml")["compressions"]
+    seeds: dict[str, list[int]] = {}
+    for settings in compressions.values():
+        if "calibration" in settings:
+            seed = settings["calibration"].get("seed", 0)
+            rest = {**settings, "calibration": {**settings["calibration"], "seed": None}}
+            seeds.setdefault(canonical_json(rest), []).append(seed)
+    assert len(seeds) >= 5
+    assert all(sorted(found) == [0, 1, 2] for found in seeds.values()), seeds
+
+
 @pytest.mark.parametrize("path", generated_files(), ids=str)
 def test_generated_files_are_current(path: Path) -> None:
     current = PROJECT / path

@@ -30,7 +30,9 @@ def tables() -> tuple[pandas.DataFrame, pandas.DataFrame, pandas.DataFrame, pand
         "model compression layer position cosine_same_site_shared norm_ratio original_layer original_position".split()
     )
     columns += ["split_half_null_low", "split_half_null_high"]
-    directions = pandas.DataFrame([["m", "pruned", 9, -1, 0.6, 0.5, 12, -1, 0.9, 0.97]], columns=columns)
+    columns += ["rule", "resampled_same_site", "cosmic_layer", "cosmic_position", "cosmic_agrees"]
+    other = ["relaxed_kl", 0.62, 8, -2, False]
+    directions = pandas.DataFrame([["m", "pruned", 9, -1, 0.6, 0.5, 12, -1, 0.9, 0.97, *other]], columns=columns)
     columns = "model suite compression patch claim statement verdict reason".split()
     claims = pandas.DataFrame(
         [
@@ -68,8 +70,9 @@ def test_what_is_not_measurable_is_called_so() -> None:
     assert "(no measurable change)" in aird
 
 
-def test_every_claim_has_its_verdict() -> None:
+def test_every_site_has_a_second_opinion_and_every_claim_its_verdict() -> None:
     assert list(findings(*tables()))[3:] == [
+        "  pruned: site (9, -1), by relaxed_kl; resampled prompts choose it in 62.0% of cases; COSMIC chooses (8, -2).",
         "  C2, pruning moves both: UNDECIDED; pruned: undecided.",
         "  C3, more lost where moved further: UNDECIDED (too few); pruned: holds.",
         "  C4, aird, repaired: DOES NOT HOLD; pruned: does not hold.",

@@ -62,8 +62,8 @@ def selected(compression: str) -> set[str]:
 
 
 def captured(compression: str) -> set[str]:
-    rules = {f"capture_activations tiny/{compression}", f"score_candidates tiny/{compression}"}
-    return rules | selected(compression)
+    rules = ("capture_activations", "score_candidates", "find_cosmic_direction")
+    return {f"{rule} tiny/{compression}" for rule in rules} | selected(compression)
 
 
 def compressed(compression: str) -> set[str]:
@@ -73,6 +73,7 @@ def compressed(compression: str) -> set[str]:
 ALL_SELECTED = set().union(*(selected(compression) for compression in ("original", *COMPRESSIONS)))
 ALL_CAPTURED = set().union(*(captured(compression) for compression in ("original", *COMPRESSIONS)))
 ALL_SCORES = {f"score_candidates tiny/{compression}" for compression in ("original", *COMPRESSIONS)} | ALL_SELECTED
+ALL_COSMIC = {f"find_cosmic_direction tiny/{compression}" for compression in ("original", *COMPRESSIONS)}
 FROM_THE_ORIGINAL = (
     {"refusal_tokens tiny"} | ALL_CAPTURED | evaluated(CELLS) | {f"compress_model tiny/{name}" for name in COMPRESSIONS}
 )
@@ -129,6 +130,7 @@ CONFIGURATION_CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], set[s
     "add a compression": (
         lambda c: c["compressions"].update({"magnitude-20": {"recipe": "magnitude", "sparsity": 0.2}}),
         {f"{rule} tiny/magnitude-20" for rule in ("compress_model", "capture_activations", "score_candidates")}
+        | {"find_cosmic_direction tiny/magnitude-20"}
         | {f"{rule} tiny/magnitude-20" for rule in ("select_direction", "verify_direction", "compare_directions")}
         | patched(["magnitude-20/aird"])
         | evaluated(["magnitude-20/plain"]),
@@ -154,7 +156,8 @@ CONFIGURATION_CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], set[s
         lambda c: c["patches"]["aird"].update(alpha=2.0),
         patched([f"{compression}/aird" for compression in COMPRESSIONS]),
     ),
-    "change the KL limit": (lambda c: c["directions"].update(maximum_kl=0.2), ALL_SELECTED),
+    "change the KL limit": (lambda c: c["directions"].update(maximum_kl=0.2), ALL_SELECTED | ALL_COSMIC),
+    "choose by COSMIC": (lambda c: c["directions"].update(selector="cosmic"), ALL_SELECTED),
     "change the minimum induce": (lambda c: c["directions"].update(minimum_induce=-999.0), ALL_SCORES),
     "change the size of the verification": (
         lambda c: c["directions"].update(test=7),
@@ -354,7 +357,7 @@ def test_every_job_depends_on_every_file_that_it_imports(finished: Path) -> None
         script = ROOT / "workflow/scripts" / f"{scripts.get(record['rule'], record['rule'])}.py"
         modules = {path for path in code_of(finished, record) if path.endswith(".py")}
         assert modules == imported_files(script), record["rule"]
-    assert len(seen) == 18
+    assert len(seen) == 19
 
 
 def code_of(project: Path, record: dict[str, Any]) -> set[str]:

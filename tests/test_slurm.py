@@ -69,8 +69,8 @@ def test_jobs_that_run_a_model_get_a_gpu_of_their_own(project: Path) -> None:
         if found:
             start = datetime.strptime(found[1], "%Y-%m-%d %H:%M:%S")
             using.append((found[2], start, datetime.fromtimestamp(log.stat().st_mtime)))
-    # Refusal tokens and compression; original and compressed: capture, score, verify; three cells.
-    assert len(using) == 2 + 2 * 3 + 3
+    # Refusal tokens and compression; original and compressed: capture, score, COSMIC, verify; three cells.
+    assert len(using) == 2 + 2 * 4 + 3
     assert {index for index, *_ in using} <= {"0", "1"}
     for (first, start, end), (second, other_start, other_end) in combinations(using, 2):
         assert first != second or end <= other_start or other_end <= start

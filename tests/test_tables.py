@@ -207,7 +207,11 @@ def test_directions_table(directions: Any, comparisons: Any) -> None:
         "ablated_harmful": {"refusal": 0.1, "degenerate": 0.2},
     }
     verification = {"rates": rates, "ablation_p_value": 0.001, "addition_p_value": 0.002}
-    frame = tables.directions_table(directions, comparisons, dict.fromkeys(directions, verification))
+    cosmic = {"layer": 17, "position": -1, "rule": "cosmic", "score": 1.9, "addition": 0.9, "ablation": 1.0, "kl": 0.2}
+    frame = tables.directions_table(
+        directions, comparisons, dict.fromkeys(directions, verification), dict.fromkeys(directions, cosmic)
+    )
+    assert list(frame["cosmic_agrees"]) == [True, False]
     pruned = row(frame, compression="pruned")
     expected = {
         "model": "small", "layer": 16, "position": -2, "rule": "relaxed_kl", "survivors": 3, "kl_limit": 0.1,
@@ -220,6 +224,7 @@ def test_directions_table(directions: Any, comparisons: Any) -> None:
         "cosine_same_site_shared": 0.56, "cosine_own_source_p_value": 0.002, "own_source_null_low": 0.7,
         "cosine_own_source_bootstrap_high": 0.7, "norm_ratio_bootstrap_low": 0.5,
         "separation_on_original": pytest.approx(2 / 5**0.5), "separation_on_own": pytest.approx(4 / 5**0.5),
+        "cosmic_layer": 17, "cosmic_position": -1, "cosmic_rule": "cosmic", "cosmic_score": 1.9, "cosmic_kl": 0.2,
         "resampled_same_site": 0.7, "resampled_layer_low": 16, "resampled_layer_high": 17,
         "resampled_sites": "(17, -1) 70%; (16, -2) 30%",
         "original_separation": pytest.approx(6 / 5**0.5),

@@ -14,7 +14,13 @@ from tiny_model import build_tiny_model
 
 pytestmark = pytest.mark.workflow
 
-PAIR_RULES = ("capture_activations", "score_candidates", "select_direction", "verify_direction")
+PAIR_RULES = (
+    "capture_activations",
+    "score_candidates",
+    "find_cosmic_direction",
+    "select_direction",
+    "verify_direction",
+)
 
 
 def test_summary_has_one_row_per_cell(finished: Path) -> None:
@@ -50,6 +56,20 @@ def test_adapter_leaves_the_base_alone_and_loads_in_peft(finished: Path) -> None
     base = finished / "results/models/tiny/magnitude-50/checkpoint"
     model = load_model(base, finished / "results/patches/tiny/magnitude-50/aird/adapter")
     assert type(model).__name__ == "PeftModelForCausalLM"
+
+
+def test_every_claim_has_a_verdict_and_every_direction_a_second_opinion(finished: Path) -> None:
+    tables = finished / "results/tables"
+    claims = pandas.read_csv(tables / "claims.csv", keep_default_na=False)
+    assert set(claims.claim) == {"C1", "C2", "C3", "C4"}
+    assert claims.verdict.isin(("holds", "does not hold", "undecided")).all()
+    # 8 questions of a task, paired one by one.
+    utility = claims[claims.statement.str.startswith("utility")]
+    assert len(utility) == 4 and utility.n.eq(8).all()
+    directions = pandas.read_csv(tables / "directions.csv")
+    assert directions.cosmic_layer.between(0, 2).all() and directions.resampled_same_site.between(0, 1).all()
+    verification = json.loads((finished / "results/directions/tiny/original/verification.json").read_text())
+    assert len(verification["labels"]["harmful_ablated"]["refused"]) == len(verification["ids"]["harmful"]) == 8
 
 
 def test_second_run_has_nothing_to_do(finished: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from aird.settings.base import Name, Settings
@@ -23,3 +25,18 @@ class Directions(Settings):
         0.0, description="Drop candidates whose addition induces less refusal (score, log-odds)."
     )
     layer_fraction: float = Field(0.8, gt=0, le=1, description="Drop candidates at or above this part of the layers.")
+    selector: Literal["arditi", "cosmic"] = Field(
+        "arditi",
+        description="Which rule chooses the direction: `arditi`, by refusal tokens (arXiv 2406.11717), or `cosmic`, by "
+        "cosines of activations (arXiv 2506.00085). COSMIC's site is reported in any case.",
+    )
+    fallback: Literal["relax", "cosmic"] = Field(
+        "relax",
+        description="What `arditi` does where its filters leave no candidate: `relax` the filters stepwise, or take "
+        "the site of `cosmic`.",
+    )
+
+    @property
+    def may_use_cosmic(self) -> bool:
+        """Whether the choice of a direction can depend on COSMIC's site."""
+        return "cosmic" in (self.selector, self.fallback)

@@ -30,6 +30,7 @@ def main() -> None:
 
     directions = read("directions/{}/direction.json", pairs)
     verifications = read("directions/{}/verification.json", pairs)
+    cosmic = read("directions/{}/cosmic.json", pairs)
     comparisons = read("comparisons/{}.json", [pair for pair in pairs if pair[1] != grid["original"]])
     manifests = read("models/{}/manifest.json", pairs)
     patches = read("patches/{}/statistics.json", [cell for cell in cells if cell[2] != grid["plain"]])
@@ -55,7 +56,7 @@ def main() -> None:
         "rates": tables.rates_table(scores),
         "tasks": tables.utility_table(scores),
         "paired": tables.paired_table(scores),
-        "directions": tables.directions_table(directions, comparisons, verifications),
+        "directions": tables.directions_table(directions, comparisons, verifications, cosmic),
         "projections": tables.projections_table(comparisons),
         "sites": tables.sites_table(comparisons),
         "candidates": candidates,

@@ -4,6 +4,7 @@ import pandas
 
 from aird.activation_cache import load_cache
 from aird.directions import choose_direction, save_direction
+from aird.files import read_json
 from aird.settings.directions import Directions
 from aird.tensor_files import load_tensors
 
@@ -12,13 +13,16 @@ from arguments import parse
 
 def main() -> None:
     """Run the script."""
-    arguments = parse(__doc__, paths="cache scores prompt_scores direction record", texts="settings seed")
+    arguments = parse(
+        __doc__, paths="cache scores prompt_scores direction record", many="cosmic", texts="settings seed"
+    )
     settings = Directions.model_validate(arguments.settings)
     frame = pandas.read_csv(arguments.scores)
     scores = [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
     prompt_scores, _ = load_tensors(arguments.prompt_scores)
     cache = load_cache(arguments.cache)
-    direction = choose_direction(cache, scores, prompt_scores, settings, int(arguments.seed))
+    cosmic = read_json(arguments.cosmic[0]) if arguments.cosmic else None
+    direction = choose_direction(cache, scores, prompt_scores, settings, int(arguments.seed), cosmic)
     save_direction(direction, arguments.direction, arguments.record)
 
 
