@@ -97,8 +97,18 @@ def test_patch_writes_an_adapter_that_peft_loads_by_its_own_record(folder: Path)
     assert (plain - patched).abs().max() > 0.01
 
 
-def test_patch_fits_where_prompts_are_given_and_merges(folder: Path, tmp_path: Path) -> None:
-    more = ["--direction", str(folder / "direction"), *prompts(folder), "--train", "16", "--depth", "2"]
+def test_patch_fits_and_merges(folder: Path, tmp_path: Path) -> None:
+    more = [
+        "--direction",
+        str(folder / "direction"),
+        *prompts(folder),
+        "--train",
+        "16",
+        "--depth",
+        "2",
+        "--method",
+        "fit",
+    ]
     more += ["--merged", str(tmp_path / "merged"), "--output", str(tmp_path / "adapter")]
     assert main(["patch", *pair(folder), *more]) == 0
     record = read_json(tmp_path / "adapter.statistics.json")

@@ -18,6 +18,7 @@ from grid import write_prompts
 from project import copy_project, planned, read_configuration, snakemake, write_configuration
 from tiny_model import build_tiny_model
 
+from aird import claims, tables, timings
 from aird.commands.main import main
 from aird.compression.registry import compress
 from aird.compression.settings import RoundToNearest
@@ -230,12 +231,19 @@ def documented_columns() -> dict[str, list[str]]:
     return found
 
 
+def test_the_columns_that_the_code_names_are_documented() -> None:
+    documented = documented_columns()
+    named = {"summary": tables.SUMMARY_COLUMNS, "claims": claims.COLUMNS, "timings": timings.COLUMNS}
+    for name, columns in named.items():
+        assert sorted(documented[name]) == sorted(columns), name
+
+
 @pytest.mark.workflow
 def test_the_columns_of_every_table_are_documented(finished: Path) -> None:
     documented = documented_columns()
-    tables = {path.stem: list(pandas.read_csv(path).columns) for path in (finished / "results/tables").glob("*.csv")}
-    assert documented.keys() == tables.keys()
-    for name, columns in tables.items():
+    made = {path.stem: list(pandas.read_csv(path).columns) for path in (finished / "results/tables").glob("*.csv")}
+    assert documented.keys() == made.keys()
+    for name, columns in made.items():
         assert sorted(documented[name]) == sorted(columns), name
 
 
