@@ -14,6 +14,7 @@ import torch
 from aird.activations import capture
 from aird.direction_scores import score_candidates
 from aird.settings.directions import Directions
+from benchmarks import on_paper
 from benchmarks.measure import Result, fitted_exponent, peak_mb, reset_peak, timed
 
 FOLDER = Path(__file__).resolve().parent
@@ -22,7 +23,7 @@ VARIED = {
     "positions": (1, 2, 4, 8),
     "prompts": (8, 16, 32, 64),
     "layers": (4, 8, 16, 32),
-    "hidden": (128, 256, 512, 1024),
+    "hidden": (128, 256, 512, 768),
 }
 AXES = {
     "positions": "candidates (layers x positions)",
@@ -107,6 +108,7 @@ def draw(found: dict[str, list[tuple[int, dict[str, float]]]], exponents: dict[s
         axis.legend(fontsize=7)
     jobs, seconds = planning()
     exponent = fitted_exponent(jobs[-TAIL:], seconds[-TAIL:])
+    on_paper.write(exponent, jobs[-1], seconds[-1])
     axes[-1].plot(jobs, seconds, marker="o", label=f"planning, exponent {exponent:.2f}")
     axes[-1].set(xlabel="jobs of the grid", xscale="log", yscale="log")
     axes[-1].legend(fontsize=7)

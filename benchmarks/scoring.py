@@ -7,6 +7,7 @@ own type, where rounding alone moves them, and in float32, where only a mistake 
 
 from __future__ import annotations
 
+import math
 import os
 
 import torch
@@ -51,7 +52,7 @@ def run(work: Workload) -> list[Result]:
     same = min(plain, key=lambda site: plain[site]["bypass"] if plain[site]["kl"] <= chosen.kl_limit else 1e9)
     rounding = _difference(scores, plain)
     kept = sites[: min(len(survivors), COMPARED)]
-    exact = _in_float32(work, kept)
+    exact = _in_float32(work, kept) if kept else math.nan
     operations = _operations(work, len(eligible))
     return [
         Result(
@@ -69,9 +70,10 @@ def run(work: Workload) -> list[Result]:
 
 
 def _difference(scores: PromptScores, plain: dict[Site, dict[str, float]]) -> float:
-    return max(
-        abs(scores[name][site].mean().item() - value) for site, found in plain.items() for name, value in found.items()
+    pairs = (
+        (scores[name][site].mean().item(), value) for site, found in plain.items() for name, value in found.items()
     )
+    return max((abs(ours - value) for ours, value in pairs), default=math.nan)
 
 
 def _in_float32(work: Workload, sites: list[Site]) -> float:

@@ -84,6 +84,7 @@ def run(work: Workload) -> list[Result]:
     """Time all three on the same prompts."""
     folder = checkpoint()
     tokenizer = load_tokenizer(folder)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     prompts, new_tokens = suite_prompts(tokenizer)
     sample = prompts[::EVERY]
     start = time.perf_counter()
