@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas
 import pytest
@@ -95,6 +96,14 @@ def test_patch_writes_an_adapter_that_peft_loads_by_its_own_record(folder: Path)
         plain = model(tokens).logits
         patched = PeftModel.from_pretrained(model, str(folder / "adapter"))(tokens).logits
     assert (plain - patched).abs().max() > 0.01
+
+
+def test_the_cards_own_lines_load_the_adapter_on_a_packed_base(folder: Path) -> None:
+    text = (folder / "adapter/README.md").read_text(encoding="utf-8")
+    code = text.split("```python\n")[1].split("```")[0].replace("path/to/this/folder", str(folder / "adapter"))
+    found: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), found)
+    assert sum("lora_A" in name for name, _ in found["model"].named_parameters()) == 2
 
 
 def test_patch_fits_and_merges(folder: Path, tmp_path: Path) -> None:

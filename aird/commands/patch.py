@@ -34,7 +34,8 @@ files:
   adapter.statistics.json    what each edit changes, size and SHA-256 of the adapter's files
 
 use the adapter:
-  PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("compressed"), "adapter")
+  base = AutoModelForCausalLM.from_pretrained("compressed"); base(**base.dummy_inputs)  (unpacks packed weights)
+  PeftModel.from_pretrained(base, "adapter")
   python -m vllm.entrypoints.openai.api_server --model compressed --enable-lora --lora-modules aird=adapter
 
 common errors:
