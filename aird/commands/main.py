@@ -65,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "huggingface_hub", "aird.packing"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # Bars of every shard and tensor would bury the result.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         options.run(options)
     except (ValueError, OSError, RuntimeError) as error:
