@@ -1,0 +1,55 @@
+"""The benchmark of all recipes: its configuration has them all, and its table says what the records say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from project import ROOT
+
+from aird.compression.registry import RECIPES
+from aird.configuration import ORIGINAL, Configuration, check_files, load_configuration
+from aird.configuration_files import load_yaml_strictly
+from aird.files import write_json
+from benchmarks import compressions
+
+
+@pytest.fixture
+def configuration(monkeypatch: pytest.MonkeyPatch) -> Configuration:
+    monkeypatch.chdir(ROOT)
+    found = load_configuration(load_yaml_strictly(compressions.CONFIGURATION))
+    check_files(found, [compressions.CONFIGURATION])
+    return found
+
+
+def rate(value: float) -> dict[str, Any]:
+    return {"rate": value, "n": 40}
+
+
+def test_every_recipe_of_the_registry_is_in_the_configuration(configuration: Configuration) -> None:
+    assert {settings.model_dump()["recipe"] for settings in configuration.compressions.values()} == RECIPES.keys()
+    assert list(configuration.patches) == [compressions.PATCH]
+
+
+def test_table_has_a_row_of_what_was_measured(configuration: Configuration, tmp_path: Path) -> None:
+    (model,) = configuration.models
+    with pytest.raises(ValueError, match="holds no scores of original, w8a8"):
+        compressions.document(tmp_path, configuration)
+    for name in [ORIGINAL, *configuration.compressions]:
+        for patch, refusal in (("plain", 0.25), ("aird", 0.5)):
+            record = {
+                "rates": {"refusal": rate(refusal), "over_refusal": rate(0.05)},
+                "perplexity": {"perplexity": 2.5},
+            }
+            write_json(tmp_path / "scores" / model / name / patch / "quick.json", record)
+        total = {"formats": ["dense"], "bits_per_weight": 16.0, "sparsity": 0.3}
+        write_json(tmp_path / "models" / model / name / "manifest.json", {} if name == ORIGINAL else {"total": total})
+        for part in (f"compression/{model}/{name}.tsv", f"evaluation/{model}/{name}/plain/quick.tsv"):
+            path = tmp_path / "benchmarks" / part
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("s\th:m:s\n12.5\t0:00:12\n")
+    rows = [line for line in compressions.document(tmp_path, configuration).splitlines() if line.startswith("| ")]
+    assert len(rows) == 3 + len(configuration.compressions)
+    assert rows[2] == "| original | dense | 25.0 | 5.0 | 2.50 | 16.00 |  | 12, 25 |"
+    assert "| magnitude-30 | dense | 25.0, 50.0 | 5.0, 5.0 | 2.50, 2.50 | 16.00 | 0.300 | 12, 25 |" in rows
