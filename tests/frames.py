@@ -126,6 +126,10 @@ def write_tables(folder: Path, grid: Grid) -> list[Path]:
         norm_ratio=0.9,
         original_layer=4,
         original_position=-1,
+        resampled_same_site=0.75,
+        cosmic_layer=4,
+        cosmic_position=-1,
+        cosmic_agrees=directions["layer"] == 4,
         **{f"refusal_{name}": 0.25 * index for index, name in enumerate(rates_held_out)},
     )
     directions.loc[
