@@ -31,6 +31,9 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "growth": ("",),  # draws planning too
 }
 
+# What changes a measurement stands in its row.
+VARIABLES = ("OMP_NUM_THREADS", "AIRD_BENCH_LAYERS", "AIRD_BENCH_SITES", "AIRD_BENCH_COMPARED")
+
 
 def one(name: str, size: str) -> list[Result]:
     """Run one benchmark in this process."""
@@ -53,7 +56,10 @@ def in_fresh_process(name: str, size: str) -> list[dict[str, Any]]:
         [sys.executable, *command(name, size)], cwd=FOLDER.parent, stdout=subprocess.PIPE, text=True, check=True
     )
     rows: list[dict[str, Any]] = json.loads(process.stdout.splitlines()[-1])
-    return [{"benchmark": name, "size": size, **row} for row in rows]
+    variables = [f"{key}={os.environ[key]}" for key in VARIABLES if key in os.environ]
+    return [
+        {"command": " ".join([*variables, "python", *command(name, size)]), "benchmark": name, **row} for row in rows
+    ]
 
 
 def write(rows: list[dict[str, Any]]) -> None:
@@ -77,7 +83,7 @@ def write(rows: list[dict[str, Any]]) -> None:
         *(
             f"| {row['name']} | {number(row['ratio'], '{:.3g}')} | {number(row['peak_memory_mb'], '{:.0f}')} "
             f"| {number(row['floor_fraction'], '{:.0%}')} | {row['measured']} "
-            f"| `python {' '.join(command(row['benchmark'], row['size']))}` |"
+            f"| `{row['command']}` |"
             for row in rows
         ),
         "",

@@ -35,8 +35,8 @@ def run(work: Workload) -> list[Result]:
     """Time both, compare their scores and their choice."""
     layers, positions, _ = work.candidates.shape
     prompts = work.harmful, work.harmless, work.refusal_tokens
-    work.candidates[[layer for layer in range(layers) if layer % EVERY]] = 0.0
-    scored = len(range(0, layers, EVERY)) * positions
+    work.candidates[[layer for layer in range(layers) if (layer + EVERY // 2) % EVERY]] = 0.0
+    scored = len(range(EVERY - EVERY // 2, layers, EVERY)) * positions if EVERY > 1 else layers * positions
     reset_peak()
     scores, ours = timed(lambda: score_candidates(work.model, work.candidates, *prompts, work.settings))
     memory = peak_mb()
@@ -56,7 +56,7 @@ def run(work: Workload) -> list[Result]:
     operations = _operations(work, len(eligible))
     return [
         Result(
-            f"candidate scores, {work.name}",
+            f"candidate scores, {work.name}" + (f", AIRD_BENCH_LAYERS={EVERY}" if EVERY > 1 else ""),
             published / ours,
             memory,
             operations / rate / ours,
