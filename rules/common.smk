@@ -27,8 +27,10 @@ PROJECT = Path(
         os.path.join(workflow.current_basedir.get_path_or_uri(secret_free=True), "..")
     )
 )
-sys.path.insert(0, str(PROJECT))
+sys.path[:0] = [str(PROJECT), str(PROJECT / "workflow" / "plugins")]
 
+from aird_progress import attach
+from aird_progress.earlier import earlier_seconds
 from aird.code_dependencies import code_files
 from aird.configuration import (
     ORIGINAL,
@@ -106,6 +108,30 @@ if workflow.output_settings.dryrun:
         Job.log_info = lambda job, *_, **__: None
     # A plan is millions of small objects that live until its end: there is no garbage to look for.
     gc.disable()
+
+
+def earlier_times():
+    """Return how long a job of each rule took before."""
+    return earlier_seconds(
+        {
+            known.name: str(known.benchmark)
+            for known in workflow.rules
+            if known.benchmark
+        }
+    )
+
+
+# A run shows its progress (workflow/plugins/aird_progress), unless it is quiet, asked for more, or the
+# project is a module of a workflow that says such things in its own way.
+OUTPUT = workflow.output_settings
+if (
+    not OUTPUT.dryrun
+    and workflow.exec_mode == ExecMode.DEFAULT
+    and Path(workflow.basedir) in (PROJECT, PROJECT / "workflow")
+    and not {Quietness.ALL, Quietness.PROGRESS, Quietness.RULES} & set(OUTPUT.quiet)
+    and not (OUTPUT.verbose or OUTPUT.printshellcmds or OUTPUT.debug_dag)
+):
+    attach(logger, earlier_times)
 
 
 # Jobs run with the Python that runs Snakemake and find the library in the project's folder,

@@ -1,0 +1,209 @@
+"""What a run shows while it works: on a terminal, in a log, and of a job that failed."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "workflow" / "plugins"))
+
+from aird_progress.earlier import earlier_seconds
+from aird_progress.failures import KILLED, LAST_LINES, advice_for, describe_failure
+from aird_progress.state import Job, Run, about, clock, duration
+
+PLUGINS = Path(__file__).resolve().parent.parent / "workflow" / "plugins"
+SNAKEFILE = f"""
+import sys
+sys.path.insert(0, {str(PLUGINS)!r})
+from aird_progress import attach
+from aird_progress.earlier import earlier_seconds
+from snakemake.logging import logger
+
+def expected():
+    return earlier_seconds({{known.name: str(known.benchmark) for known in workflow.rules if known.benchmark}})
+
+attach(logger, expected)
+
+rule all:
+    input: expand("out/{{n}}.txt", n=range(3)), "out/last.txt"
+
+rule wait:
+    output: "out/{{n,[0-9]+}}.txt"
+    benchmark: "times/{{n}}.tsv"
+    log: "logs/{{n}}.log"
+    shell: "sleep 0.8; echo done > {{output}}"
+
+rule last:
+    output: "out/last.txt"
+    log: "logs/last.log"
+    shell: "(seq 100; cat inputs/last.txt) > {{log}} 2>&1; cp inputs/last.txt {{output}}"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "Snakefile").write_text(SNAKEFILE, encoding="utf-8")
+    (tmp_path / "inputs").mkdir()
+    (tmp_path / "inputs/last.txt").write_text("the last\n", encoding="utf-8")
+    return tmp_path
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "snakemake", "--cores", "2", "--keep-going", *arguments]
+
+
+def run(folder: Path, *arguments: str) -> tuple[int, str]:
+    result = subprocess.run(
+        command(*arguments), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=300
+    )
+    return result.returncode, result.stdout
+
+
+def test_a_log_gets_one_line_per_job(folder: Path) -> None:
+    code, text = run(folder)
+    assert code == 0
+    lines = text.splitlines()
+    assert "5 jobs to run." in lines
+    finished = [line for line in lines if re.match(r"\[\d/5\] \d:\d\d  ", line)]
+    assert [line[:5] for line in finished] == [f"[{n}/5]" for n in range(1, 6)]
+    assert {re.split(r"  |,", line)[1] for line in finished} == {"wait 0", "wait 1", "wait 2", "last", "all"}
+    assert "left" in finished[2] and "left" not in finished[4]
+    assert re.search(r"^5 of 5 jobs done in \d+ s\.$", text, re.MULTILINE)
+    assert len(lines) < 16 and "\x1b" not in text and "rule wait:" not in text
+    # A second run estimates from what the first one took; a finished one has nothing to show.
+    (folder / "out/1.txt").unlink()
+    assert (
+        "job" in run(folder, "out/1.txt")[1]
+        and "by what earlier runs took" in run(folder, "--forceall", "out/1.txt")[1]
+    )
+    run(folder)
+    assert "Nothing to be done" in run(folder)[1]
+
+
+def test_a_failed_job_shows_the_end_of_its_log_and_what_to_try(folder: Path) -> None:
+    (folder / "inputs/last.txt").unlink()
+    code, text = run(folder)
+    assert code != 0
+    block = text[text.index("FAILED: last") :]
+    assert "the end of logs/last.log:" in block and "| 100" in block and "| 50\n" not in block
+    assert "| cat: inputs/last.txt: No such file" in block
+    assert "only this job: snakemake --cores all out/last.txt" in block
+    assert "At least one job did not complete successfully" in text
+    assert "3 of 5 jobs done" in text and "1 failed." in text
+    # The whole command, forty lines of it in a real rule, is in Snakemake's own log.
+    assert "seq 100" not in text
+
+
+def test_snakemakes_own_log_has_everything(folder: Path) -> None:
+    run(folder)
+    (log,) = (folder / ".snakemake/log").glob("*.log")
+    assert "rule wait:" in log.read_text(encoding="utf-8")
+
+
+def test_errors_before_the_first_job_are_shown(folder: Path) -> None:
+    code, text = run(folder, "nowhere.txt")
+    assert code != 0 and "MissingRuleException" in text and "nowhere.txt" in text
+
+
+def test_a_terminal_gets_one_area_that_is_kept_up_to_date(folder: Path) -> None:
+    reader, writer = pty.openpty()
+    process = subprocess.Popen(
+        command(),
+        cwd=folder,
+        stdin=writer,
+        stdout=writer,
+        stderr=writer,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "80"},
+    )
+    os.close(writer)
+    text = b""
+    while True:
+        try:
+            part = os.read(reader, 65536)
+        except OSError:  # the other end is closed
+            break
+        if not part:
+            break
+        text += part
+    assert process.wait(30) == 0
+    os.close(reader)
+    shown = text.decode()
+    assert re.search(r"[█░]{24} \d of 5 jobs, 0:0\d", shown)
+    assert re.search(r"0:0\d.*  wait \d", shown) and "\x1b[2K" in shown
+    assert "[1/5]" not in shown, "lines per job are for logs"
+    # At the end the area is gone, and the cursor is there.
+    assert re.search(r"5 of 5 jobs done in \d+ s\.\s*$", shown)
+    assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")
+
+
+def test_estimates_come_from_earlier_runs_then_from_this_one() -> None:
+    run = Run({"long": 2, "short": 4, "total": 6}, {"long": 100.0}, now=0.0)
+    assert run.seconds_of("short") == 100.0  # nothing better is known yet
+    run.start(Job(1, "short", {}, 0.0))
+    run.finish(1, 10.0)
+    assert run.seconds_of("short") == 10.0
+    assert run.seconds_of("long") == 100.0
+    # Two long and three short ones are left, one after the other as so far.
+    assert run.remaining(10.0) == pytest.approx(230.0)
+    run.start(Job(2, "long", {}, 10.0))
+    run.start(Job(3, "long", {}, 10.0))
+    # Half of both has passed; 110 seconds of jobs fitted into 60.
+    assert run.remaining(60.0) == pytest.approx((50 + 50 + 30) / (110 / 60))
+    assert "1 of 6 jobs" in run.view(60.0, 1)[0] and run.view(60.0, 1)[2] == "  and 1 more"
+
+
+def test_nothing_is_guessed_without_a_reason() -> None:
+    run = Run({"one": 1, "total": 1}, {}, now=0.0)
+    assert run.remaining(5.0) is None and "left" not in run.view(5.0, 3)[0]
+    assert run.finish(99, 1.0) is None
+
+
+def test_earlier_times_are_means_of_benchmark_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in {"a": "s\th:m:s\n2.0\t0:00:02\n", "b": "s\th:m:s\n4.0\t0:00:04\n", "c": "broken"}.items():
+        path = Path("times/model") / f"{name}.tsv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    assert earlier_seconds({"rule": "times/{model}/{name}.tsv", "other": "none/{x}.tsv"}) == {"rule": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("OSError: [Errno 28] No space left on device", "free disk space"),
+        ("torch.OutOfMemoryError: CUDA out of memory", "memory ran out"),
+        ("RuntimeError: pip could not download x==1", "network did not answer"),
+        ("ValueError: model.safetensors was altered", "delete its folder"),
+        ("", KILLED),
+    ],
+)
+def test_known_failures_come_with_advice(text: str, advice: str) -> None:
+    assert any(advice in line for line in advice_for(text))
+
+
+def test_unknown_failures_come_without_a_guess() -> None:
+    assert advice_for("ZeroDivisionError") == []
+
+
+def test_a_failure_shows_the_last_lines_only(tmp_path: Path) -> None:
+    log = tmp_path / "x.log"
+    log.write_text("".join(f"line {n}\n" for n in range(500)), encoding="utf-8")
+    text = describe_failure({"rule_name": "r", "log": [str(log)], "output": []}, "")
+    assert text.count("  | ") == LAST_LINES and "line 499" in text and "line 400\n" not in text
+
+
+def test_times_are_written_as_people_do() -> None:
+    assert [clock(5), clock(3605), duration(59), duration(60), duration(7200)] == [
+        "0:05",
+        "1:00:05",
+        "59 s",
+        "1:00 min",
+        "2:00:00 h",
+    ]
+    assert [about(2), about(44), about(100), about(7200)] == ["about 5 s", "about 45 s", "about 2 min", "about 2.0 h"]
