@@ -60,7 +60,13 @@ def command(*arguments: str) -> list[str]:
 
 def run(folder: Path, *arguments: str) -> tuple[int, str]:
     result = subprocess.run(
-        command(*arguments), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=300
+        command(*arguments),
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=300,
     )
     return result.returncode, result.stdout
 

@@ -1,0 +1,56 @@
+"""Take the README's pictures of the report from a finished run: `make screenshots`.
+
+Needs a Chromium (AIRD_TEST_BROWSER=1 lets it be installed where that is possible).
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+from browser import NoBrowser, running_browser
+
+ROOT = Path(__file__).resolve().parent.parent
+REPORT = ROOT / "results" / "report.html"
+IMAGES = ROOT / "docs" / "images"
+MOST_BYTES = 150_000
+
+
+def main() -> None:
+    """Write docs/images/*.png."""
+    if not REPORT.is_file():
+        raise SystemExit(f"{REPORT} is not there: run `snakemake --cores all` first")
+    try:
+        with running_browser() as browser:
+            _take(browser, "report", width=1100, height=1000)
+            _take(browser, "frontier", width=1100, height=900, selector="#frontier")
+            _take(browser, "report-phone-dark", width=390, height=844, color_scheme="dark", device_scale_factor=1.5)
+    except NoBrowser as reason:
+        raise SystemExit(str(reason)) from reason
+
+
+def _take(browser: Any, name: str, width: int, height: int, selector: str | None = None, **options: Any) -> None:
+    context = browser.new_context(viewport={"width": width, "height": height}, **options)
+    page = context.new_page()
+    page.goto(REPORT.as_uri())
+    shot = (page.locator(selector) if selector else page).screenshot()
+    context.close()
+    path = IMAGES / f"{name}.png"
+    path.parent.mkdir(exist_ok=True)
+    # A page has few colours: a palette makes a third of the bytes of it, and nobody sees a difference.
+    picture = Image.open(io.BytesIO(shot)).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    picture.save(path, optimize=True)
+    size = path.stat().st_size
+    if size > MOST_BYTES:
+        raise SystemExit(f"{path} has {size} bytes, more than {MOST_BYTES}")
+    print(f"{path.relative_to(ROOT)}: {picture.width} x {picture.height}, {size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()
