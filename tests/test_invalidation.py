@@ -144,6 +144,11 @@ CONFIGURATION_CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], set[s
         patched(["w4a16/random-control"]),
     ),
     "add a suite": (add_suite, evaluated(CELLS, "second") | SECOND_SUITE_FIGURES),
+    # The judge reads the completions: nothing that it judges runs again.
+    "add a judge": (
+        lambda c: c["suites"]["quick"].update(judge={"source": {"path": "inputs/models/tiny"}}),
+        {"import_judge quick"} | {f"judge_completions tiny/{cell}/quick" for cell in CELLS} | scored(CELLS),
+    ),
     "change one recipe's parameter": (
         lambda c: c["compressions"]["w4a16"].update(group_size=32),
         compressed("w4a16"),
