@@ -16,10 +16,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from aird.architecture import outside_blocks
 from aird.compression.matrices import dense_matrix, matrix_tensors
 from aird.edits import Edit
 from aird.files import read_json, write_json
-from aird.models import copy_description
+from aird.models import copy_description, load_structure
 
 _PREFIX = "base_model.model."  # PEFT's name for the wrapped model
 
@@ -104,7 +105,7 @@ def merge(base: Path, edits: Sequence[Edit], target: Path) -> dict[str, float]:
     moved = _rewrite_shards(base, target, dense, stored)
     _rewrite_index(target, moved)
     if quantised:
-        _ignore_modules(target / "config.json", quantised)
+        _ignore_modules(target, quantised)
     return filled
 
 
@@ -158,11 +159,15 @@ def _rewrite_index(target: Path, moved: dict[str, str | None]) -> None:
         write_json(path, index)
 
 
-def _ignore_modules(path: Path, modules: set[str]) -> None:
+def _ignore_modules(checkpoint: Path, modules: set[str]) -> None:
     """Tell the loader that these modules are stored dense."""
-    configuration = read_json(path)
+    configuration = read_json(checkpoint / "config.json")
     quantisation = configuration["quantization_config"]
     # Each library has its own name for the list of modules that it leaves alone.
-    key = "llm_int8_skip_modules" if quantisation.get("quant_method") == "bitsandbytes" else "ignore"
+    key = "ignore"
+    if quantisation.get("quant_method") == "bitsandbytes":
+        key = "llm_int8_skip_modules"
+        # Without a list Transformers leaves the output head alone; with one, only what it names.
+        modules = modules | set(outside_blocks(load_structure(checkpoint)))
     quantisation[key] = sorted(set(quantisation.get(key) or []) | modules)
-    write_json(path, configuration)
+    write_json(checkpoint / "config.json", configuration)

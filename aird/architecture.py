@@ -52,6 +52,13 @@ def decoder_blocks(model: nn.Module) -> nn.ModuleList:
     )
 
 
+def outside_blocks(model: nn.Module) -> list[str]:
+    """Return the names of the linear modules outside the decoder blocks, such as the output head."""
+    inside = {id(module) for block in decoder_blocks(model) for module in block.modules()}
+    linear = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return [name for name, module in linear if id(module) not in inside]
+
+
 @torch.no_grad()
 def residual_writers(model: nn.Module) -> list[Writers]:
     """Return the residual-stream writers of every block, found by one forward pass of one token.

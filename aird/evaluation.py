@@ -17,7 +17,7 @@ import torch
 
 from aird.adapters import load_adapter, merge
 from aird.chat import chat_tokens
-from aird.compression.dense import is_weight_only, write_dense_copy
+from aird.compression.dense import needs_dense_copy, write_dense_copy
 from aird.refusals import degenerate, jailbroken_arditi
 from aird.server_client import Client, Completer
 
@@ -58,11 +58,11 @@ def prepare_checkpoint(checkpoint: Path, adapter: Path | None, on_cpu: bool, scr
         served = scratch / "merged"
         served.mkdir()
         merge(checkpoint, load_adapter(adapter), served)
-    if on_cpu and is_weight_only(served):
+    if needs_dense_copy(served, on_cpu):
         dense = scratch / "dense"
         dense.mkdir()
         write_dense_copy(served, dense)
-        logger.info("serving a dense copy of the quantised weights: vLLM lacks kernels for them on a CPU")
+        logger.info("serving a dense copy of the quantised weights: vLLM lacks kernels for them here")
         served = dense
     return served
 

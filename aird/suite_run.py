@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from aird.chat import chat_tokens
+from aird.compression.dense import rounds_activations
 from aird.evaluation import (
     answer_likelihoods,
     check_parity,
@@ -65,11 +66,15 @@ def run_served(
     half = -(-serving.parity_prompts // 2)
     chosen = [*records["harmful"][:half], *records["harmless"][:half]][: serving.parity_prompts]
     probes = [chat_tokens(tokenizer, record["instruction"]) for record in chosen]
-    # Transformers runs base + adapter, the server the merged checkpoint: agreement checks the merge as well.
-    expected = first_token_logprobs(load_model(checkpoint, adapter), probes)
     with scratch_folder(scratch) as folder:
         on_cpu = serving.url is None and detect_accelerator() == "cpu"
         served = prepare_checkpoint(checkpoint, adapter, on_cpu, folder)
+        # Transformers runs base + adapter, the server the merged checkpoint: agreement checks the merge as well.
+        # But a module that rounds its inputs does so before an adapter's base matrix, and no more once it is merged.
+        merged = adapter is not None and rounds_activations(checkpoint)
+        reference_model = load_model(served) if merged else load_model(checkpoint, adapter)
+        expected = first_token_logprobs(reference_model, probes)
+        del reference_model  # its memory is the server's
         settings = ServerSettings(
             maximum_model_length=serving.maximum_model_length,
             key_value_cache_gib=serving.key_value_cache_gib,

@@ -10,6 +10,7 @@ import torch
 from tiny_model import build_tiny_model
 
 from aird.adapters import merge, save_adapter
+from aird.compression.dense import rounds_activations
 from aird.compression.measure import check_stored_formats, measure
 from aird.compression.registry import compress
 from aird.compression.settings import AWQ, FP8, BitsAndBytes, CalibrationSettings, RoundToNearest
@@ -29,6 +30,7 @@ RECIPES = {
     "awq": AWQ(group_size=32, calibration=CalibrationSettings(prompt_set="harmless", count=len(PROMPTS))),
     "fp8": FP8(),
     "nf4": BitsAndBytes(variant="nf4"),
+    "int8": BitsAndBytes(variant="int8"),
 }
 
 
@@ -84,13 +86,19 @@ def test_merged_checkpoint_gives_the_same_first_tokens(
     expected = first_token_logprobs(model, PROMPTS)
     patched = first_token_logprobs(load_model(base, adapter, dtype=torch.float32), PROMPTS)
     plain = first_token_logprobs(load_model(base, dtype=torch.float32), PROMPTS)
-    # The merged matrix is rounded to the stored type once; the edit itself moves more.
-    assert max(float((a - b).abs().max()) for a, b in zip(expected, patched, strict=True)) < TOLERANCE
-    assert max(float((a - b).abs().max()) for a, b in zip(expected, plain, strict=True)) > 2 * TOLERANCE
+    moved, rounding = (
+        max(float((a - b).abs().max()) for a, b in zip(expected, other, strict=True)) for other in (plain, patched)
+    )
+    # The merged matrix is rounded to the stored type once; the edit itself moves more. Where the base rounds
+    # activations too, the edited modules no longer do once they are merged: of eight-bit floats with three
+    # bits of mantissa that is the larger part, and why FP8 tokens come to differ from those of base and adapter.
+    assert moved > 2 * TOLERANCE
+    assert rounding < (moved if rounds_activations(base) else TOLERANCE)
 
     served = prepare_checkpoint(merged, None, detect_accelerator() == "cpu", scratch)
     with serve(served, vllm_python, SETTINGS, tmp_path / "log") as client:
-        check_parity(client, PROMPTS, expected, TOLERANCE)
+        # LLM.int8's activations are not rounded in the dense copy that vLLM serves.
+        check_parity(client, PROMPTS, expected, 2 * TOLERANCE if name == "int8" else TOLERANCE)
         completions = client.complete(PROMPTS, TOKENS)
     for prompt, completion in zip(PROMPTS, completions, strict=True):
         tokens, margins = greedy(model, prompt)

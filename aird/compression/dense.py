@@ -1,8 +1,9 @@
-"""A dense copy of a checkpoint whose weights alone are quantised: the same numbers, for any kernel.
+"""A dense copy of a quantised checkpoint, for a server that lacks its kernels.
 
-vLLM has no kernel for packed integers on a CPU without AVX-512, and none for
-bitsandbytes on any CPU. Weight-only quantisation computes with the dequantised
-matrix, so a dense copy gives the same results.
+vLLM has no kernel for packed integers on a CPU without AVX-512, and cannot load
+bitsandbytes anywhere. Weight-only quantisation computes with the dequantised
+matrix, so a dense copy gives the same results; of LLM.int8 it keeps the rounded
+weights and leaves out the rounding of activations.
 """
 
 from __future__ import annotations
@@ -18,11 +19,29 @@ from aird.files import read_json, write_json
 from aird.models import copy_description
 
 
+def needs_dense_copy(folder: Path, on_cpu: bool) -> bool:
+    """Return whether vLLM has to be given a dense copy of a checkpoint.
+
+    Args:
+        folder: a checkpoint folder.
+        on_cpu: whether vLLM runs on a CPU, where it lacks kernels for packed weights.
+    """
+    if (read_checkpoint(folder).quantization_config or {}).get("quant_method") == "bitsandbytes":
+        return True
+    return on_cpu and is_weight_only(folder)
+
+
 def is_weight_only(folder: Path) -> bool:
     """Return whether a checkpoint is quantised, and in its weights only (activations stay as they are)."""
     checkpoint = read_checkpoint(folder)
     quantised = _quantised_modules(checkpoint)
-    return bool(quantised) and not any(_quantises_activations(checkpoint, module) for module in quantised)
+    return bool(quantised) and not rounds_activations(folder)
+
+
+def rounds_activations(folder: Path) -> bool:
+    """Return whether some module rounds its inputs at run time."""
+    checkpoint = read_checkpoint(folder)
+    return any(_quantises_activations(checkpoint, module) for module in _quantised_modules(checkpoint))
 
 
 def write_dense_copy(folder: Path, target: Path) -> None:
@@ -32,7 +51,7 @@ def write_dense_copy(folder: Path, target: Path) -> None:
     rounded once more. Every other tensor keeps its type and bytes.
 
     Args:
-        folder: a checkpoint folder, quantised in its weights only.
+        folder: a quantised checkpoint folder.
         target: an existing, empty folder.
     """
     checkpoint = read_checkpoint(folder)

@@ -16,7 +16,7 @@ from unittest import mock
 
 import torch
 
-from aird.architecture import decoder_blocks, residual_writers
+from aird.architecture import outside_blocks, residual_writers
 from aird.compression.checkpoint import Checkpoint
 from aird.compression.quiet import only_warnings
 from aird.compression.settings import AWQ, FP8, GPTQ, RoundToNearest, SparseGPT, Wanda
@@ -162,13 +162,6 @@ def _pinning_no_memory() -> Iterator[None]:
         return
     with mock.patch.object(IntermediatesCache, "pin_memory", lambda *_: None):
         yield
-
-
-def outside_blocks(model: Any) -> list[str]:
-    """Return the names of the linear modules outside the decoder blocks, such as the output head."""
-    inside = {id(module) for block in decoder_blocks(model) for module in block.modules()}
-    linear = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    return [name for name, module in linear if id(module) not in inside]
 
 
 def _dataset(calibration: list[list[int]]) -> Any:

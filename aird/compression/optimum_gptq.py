@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from aird.architecture import outside_blocks
 from aird.compression.checkpoint import Checkpoint, StoredTensor, read_checkpoint
-from aird.compression.oneshot import outside_blocks
 from aird.compression.settings import OptimumGPTQ
 from aird.files import write_json
 from aird.models import code_is_trusted, load_structure
