@@ -93,8 +93,10 @@ def load_model(
     if adapter is not None:
         from peft import PeftModel
 
-        if getattr(model.config, "quantization_config", None) is not None:
+        quantisation = getattr(model.config, "quantization_config", None)
+        if getattr(quantisation, "quant_method", None) == "compressed-tensors":
             # PEFT looks for `weight`, which compressed-tensors makes of a packed matrix at the first pass only.
+            # bitsandbytes must not run before: on a CPU its first pass rearranges weights that PEFT then reads.
             with torch.no_grad():
                 model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=model.device), use_cache=False)
         model = PeftModel.from_pretrained(model, str(adapter))
