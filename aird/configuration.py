@@ -20,7 +20,7 @@ from aird.configuration_messages import ConfigurationError, lines, name_mistakes
 from aird.settings.base import ORIGINAL, PLAIN, Name, Seed, Settings
 from aird.settings.directions import Directions
 from aird.settings.models import Model
-from aird.settings.patches import Patch
+from aird.settings.patches import Patch, Replies
 from aird.settings.prompts import PromptSet
 from aird.settings.suites import Serving, Suite
 
@@ -36,6 +36,7 @@ class Configuration(Settings):
     models: dict[Name, Model] = Field(description="The chat models of the grid.", min_length=1)
     compressions: dict[Name, CompressionSettings] = Field(description="The compressions of the grid.")
     patches: dict[Name, Patch] = Field({}, description="The repairs and controls of the grid.")
+    replies: Replies = Field(Replies(), description="What calibrated patches learn from and are chosen by.")
     suites: dict[Name, Suite] = Field(description="What is measured on every cell of the grid.", min_length=1)
     serving: Serving = Field(Serving(), description="How vLLM serves a checkpoint.")
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from aird.settings.annotations import contained, form, is_literal, members, split_metadata, tables, tag
+from aird.settings.annotations import contained, form, is_literal, members, split_metadata, tables, tag, tag_key
 from aird.settings.base import Settings
 
 INTRODUCTION = """\
@@ -68,10 +68,10 @@ def reference(root: type[Settings]) -> str:
         lines = [f"## {section.title}", "", _one_line(section.model)]
         if len(section.paths) > 1:
             lines += ["", f"Stands at {', '.join(f'`{path}`' for path in section.paths)}."]
-        recipe = section.model.model_fields.get("recipe")
-        if recipe is not None:
-            lines += ["", f"Written as `recipe: {tag(section.model)}`."]
-        fields = {name: field for name, field in section.model.model_fields.items() if name != "recipe"}
+        key = tag_key(section.model)
+        if key is not None:
+            lines += ["", f"Written as `{key}: {tag(section.model)}`."]
+        fields = {name: field for name, field in section.model.model_fields.items() if name != key}
         if fields:
             lines += ["", "| key | type | default | description |", "|---|---|---|---|"]
             lines += [_row(name, field, sections) for name, field in fields.items()]
@@ -94,7 +94,7 @@ def _collect(model: type[Settings], path: str, sections: dict[type[Settings], Se
         if inner is not None:
             place += f".{NAMES.get(name, 'NAME')}"
         for table in below:
-            # Recipes stand at the same place, so each is told apart by its name.
+            # Recipes and methods stand at the same place, so each is told apart by its name.
             _collect(table, f"{place} ({tag(table)})" if len(below) > 1 else place, sections)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from aird.settings.annotations import Place, form, locate, tables, tag
+from aird.settings.annotations import Place, form, locate, tables, tag, tag_key
 from aird.settings.base import NAME_FORM, NAME_PATTERN, Settings
 
 LONGEST_VALUE = 60  # characters of a wrong value that a message repeats
@@ -78,14 +78,15 @@ def lines(error: ValidationError, root: type[Settings]) -> list[str]:
 def _line(detail: Any, place: Place) -> str:
     keys, given, kind = place.keys, detail["input"], detail["type"]
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        known = [tag(model) for model in tables(place.annotation)]
-        recipe = given.get("recipe") if isinstance(given, Mapping) else None
-        path = show_keys([*keys, "recipe"])
+        models = tables(place.annotation)
+        known, key = [tag(model) for model in models], str(tag_key(models[0]))
+        chosen = given.get(key) if isinstance(given, Mapping) else None
+        path = show_keys([*keys, key])
         if kind == "union_tag_not_found":
             return f"{path}: this key is missing; write one of {', '.join(known)}"
-        if not isinstance(recipe, str):
-            return f"{path}: must be text; write one of {', '.join(known)} (found: {show(recipe)})"
-        return f"{path}: there is no such recipe; {hint(recipe, known)} (found: {show(recipe)})"
+        if not isinstance(chosen, str):
+            return f"{path}: must be text; write one of {', '.join(known)} (found: {show(chosen)})"
+        return f"{path}: there is no such {key}; {hint(chosen, known)} (found: {show(chosen)})"
     message = _message(detail, place)
     if kind not in ("missing", "extra_forbidden") and not isinstance(given, Mapping | list | tuple):
         message += f" (found: {show(given)})"

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from aird.settings.patches import Patch
+from aird.settings.patches import Project, RankOneFormula, RankOneSettings
 
 ROWS = 64  # rows of a matrix that are converted to float64 at once: they stay in the processor's cache
 
@@ -43,7 +43,7 @@ class Edit:
 
 
 def rank_one_edit(
-    module: str, direction: torch.Tensor, compressed: torch.Tensor, original: torch.Tensor, settings: Patch
+    module: str, direction: torch.Tensor, compressed: torch.Tensor, original: torch.Tensor, settings: RankOneFormula
 ) -> Edit:
     """Return the edit of one matrix.
 
@@ -64,14 +64,14 @@ def rank_one_edit(
     unit = direction.double()
     if not torch.isclose(unit.norm(), torch.ones((), dtype=torch.float64), atol=1e-4):
         raise ValueError(f"{module}: the direction has norm {unit.norm().item():.4f}, not 1")
-    a, b = (settings.alpha, 0.0) if settings.method == "scale" else (-settings.alpha, settings.alpha)
+    a, b = (-settings.alpha, settings.alpha) if isinstance(settings, Project) else (settings.alpha, 0.0)
     row = a * along(unit, compressed)
     if b:
         row = row + b * along(unit, original)
     return Edit(module, unit.float(), row.float())
 
 
-def edited_blocks(settings: Patch, source_layer: int, layers: int) -> list[int]:
+def edited_blocks(settings: RankOneSettings, source_layer: int, layers: int) -> list[int]:
     """Return the indices of the blocks that a patch edits.
 
     The site at layer l is the input of block l, so the block that writes it is l - 1 (the last of
@@ -83,6 +83,8 @@ def edited_blocks(settings: Patch, source_layer: int, layers: int) -> list[int]:
     """
     if settings.blocks == "all":
         return list(range(layers))
+    if settings.blocks == "upper":
+        return list(range(layers // 2, layers))
     if settings.blocks == "source":
         last = max(0, source_layer - 1)
         return list(range(max(0, last + 1 - settings.depth), last + 1))
@@ -99,7 +101,7 @@ def random_direction(like: torch.Tensor, seed: int) -> torch.Tensor:
     return vector / vector.norm()
 
 
-def patch_direction(settings: Patch, original: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+def patch_direction(settings: RankOneSettings, original: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
     """Return the unit direction that a patch uses: the original's, the compressed model's own, or a random one."""
     if settings.direction == "random":
         return random_direction(original, settings.seed)
@@ -111,7 +113,7 @@ def make_edits(
     direction: torch.Tensor,
     read_compressed: Callable[[str], torch.Tensor],
     read_original: Callable[[str], torch.Tensor],
-    settings: Patch,
+    settings: RankOneFormula,
 ) -> tuple[list[Edit], list[dict[str, Any]]]:
     """Return one edit per module, and a record of what each changes.
 

@@ -13,7 +13,7 @@ from aird.edits import edit_statistics, edited_blocks
 from aird.fitting import fit_edits, record_projections, targets
 from aird.models import load_model, load_tokenizer
 from aird.patching import Patched, patch_record, patch_unit
-from aird.settings.patches import Patch
+from aird.settings.patches import Fit
 
 
 def fit_patch(
@@ -23,7 +23,7 @@ def fit_patch(
     own: Direction | None,
     harmful: Sequence[str],
     harmless: Sequence[str],
-    settings: Patch,
+    settings: Fit,
 ) -> Patched:
     """Return the edits of a patch that is fitted on instructions (`fit`), and its record.
 

@@ -18,13 +18,13 @@ from aird.compression.matrices import dense_matrix
 from aird.directions import Direction
 from aird.edits import Edit, edited_blocks, make_edits, patch_direction
 from aird.models import load_structure
-from aird.settings.patches import Patch
+from aird.settings.patches import RankOneFormula, RankOneSettings
 
 Patched = tuple[list[Edit], dict[str, Any]]  # the edits, and the record of what they change
 
 
 def compute_patch(
-    original: Path, compressed: Path, direction: Direction, own: Direction | None, settings: Patch
+    original: Path, compressed: Path, direction: Direction, own: Direction | None, settings: RankOneFormula
 ) -> Patched:
     """Return the edits of a patch that needs no prompts (`scale`, `project`), and its record.
 
@@ -47,7 +47,7 @@ def compute_patch(
     return edits, patch_record(blocks, statistics, settings, direction, unit)
 
 
-def patch_unit(direction: Direction, own: Direction | None, settings: Patch) -> torch.Tensor:
+def patch_unit(direction: Direction, own: Direction | None, settings: RankOneSettings) -> torch.Tensor:
     """Return the unit direction of a patch, [d_model] float64.
 
     Raises:
@@ -59,7 +59,11 @@ def patch_unit(direction: Direction, own: Direction | None, settings: Patch) -> 
 
 
 def patch_record(
-    blocks: list[int], statistics: list[dict[str, Any]], settings: Patch, direction: Direction, unit: torch.Tensor
+    blocks: list[int],
+    statistics: list[dict[str, Any]],
+    settings: RankOneSettings,
+    direction: Direction,
+    unit: torch.Tensor,
 ) -> dict[str, Any]:
     """Return what is written about a patch besides its adapter's size and hashes.
 

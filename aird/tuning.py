@@ -24,6 +24,7 @@ from aird.packing import make_packs
 from aird.refusals import jailbroken_arditi
 from aird.resuming import block_input, resumed_at
 from aird.settings.models import RefusalTuning
+from aird.settings.tuning import TuningSettings
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ REFUSALS = (
 )
 
 IGNORED = -100  # label of tokens that carry no loss, PyTorch's convention
+
+Example = tuple[list[int], list[int]]  # token ids, labels
 
 
 def tune_to_refuse(
@@ -55,26 +58,15 @@ def tune_to_refuse(
     Returns:
         Statistics for the manifest: numbers of examples and steps, mean loss of each epoch.
     """
-    from peft import LoraConfig, get_peft_model
     from peft.tuners.lora import LoraLayer
 
     torch.manual_seed(settings.seed)
     # In float32 everywhere: rounded otherwise, the tuned model would refuse visibly more or less.
     tokenizer, model = load_tokenizer(source), load_model(source, dtype=torch.float32)
-    examples = _refusal_examples(tokenizer, harmful, settings.seed)
-    examples += _own_answer_examples(model, tokenizer, harmless, settings.maximum_answer_tokens)
+    examples = tuning_examples(model, tokenizer, harmful, harmless, settings)
     answered = len(examples) - len(harmful)
-    if not answered:
-        raise ValueError("the model refuses every harmless instruction, so it has no answers to keep")
-    logger.info("tuning on %d refusals and %d of the model's own answers", len(harmful), answered)
-    lora = LoraConfig(
-        r=settings.rank,
-        lora_alpha=2 * settings.rank,
-        target_modules=_linear_modules(model, settings.first_block),
-        task_type="CAUSAL_LM",
-    )
-    tuned: Any = get_peft_model(model, lora)
-    losses = _train(tuned, examples, settings)
+    tuned = with_lora(model, settings)
+    losses = train(tuned, examples, settings)
     for module in tuned.modules():
         if isinstance(module, LoraLayer):
             module.scale_layer(settings.strength)
@@ -84,6 +76,36 @@ def tune_to_refuse(
     tokenizer.save_pretrained(target)
     steps = settings.epochs * math.ceil(len(examples) / settings.batch_size)
     return {"harmful": len(harmful), "harmless": answered, "steps": steps, "epoch_losses": losses}
+
+
+def tuning_examples(
+    model: Any, tokenizer: Any, harmful: Sequence[str], harmless: Sequence[str], settings: TuningSettings
+) -> list[Example]:
+    """Return a refusal for every harmful instruction, then the model's own answers to the harmless ones.
+
+    Raises:
+        ValueError: the model refuses every harmless instruction.
+    """
+    examples = _refusal_examples(tokenizer, harmful, settings.seed)
+    examples += _own_answer_examples(model, tokenizer, harmless, settings.maximum_answer_tokens)
+    answered = len(examples) - len(harmful)
+    if not answered:
+        raise ValueError("the model refuses every harmless instruction, so it has no answers to keep")
+    logger.info("tuning on %d refusals and %d of the model's own answers", len(harmful), answered)
+    return examples
+
+
+def with_lora(model: Any, settings: TuningSettings) -> Any:
+    """Return the model with a fresh LoRA adapter on every linear module from `first_block` on."""
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(
+        r=settings.rank,
+        lora_alpha=2 * settings.rank,
+        target_modules=_linear_modules(model, settings.first_block),
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, lora)
 
 
 def _linear_modules(model: Any, first_block: int) -> list[str]:
@@ -97,9 +119,6 @@ def _linear_modules(model: Any, first_block: int) -> list[str]:
     if not chosen:
         raise ValueError(f"refusal_tuning.first_block is {first_block}, but the model has no such block")
     return [name for name, module in model.named_modules() if module in chosen]
-
-
-Example = tuple[list[int], list[int]]  # token ids, labels
 
 
 def _example(prompt: list[int], answer: list[int]) -> Example:
@@ -145,7 +164,7 @@ def _refused(tokenizer: Any, answers: Sequence[list[int]]) -> list[int]:
     return [index for index, answer in enumerate(answers) if not jailbroken_arditi(tokenizer.decode(answer))]
 
 
-def _train(model: Any, examples: list[Example], settings: RefusalTuning) -> list[float]:
+def train(model: Any, examples: list[Example], settings: TuningSettings) -> list[float]:
     """Run the optimiser over the examples; return the mean loss (nats per answer token) of each epoch."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)

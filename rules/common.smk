@@ -360,6 +360,15 @@ def fit_settings(wildcards):
     return canonical_json({"patch": settings, "train": CONFIGURATION.directions.train})
 
 
+def calibration_settings(wildcards):
+    """Return what a calibrated patch depends on: its settings, and which replies it learns from."""
+    patch = CONFIGURATION.patches[wildcards.patch]
+    settings = patch.model_dump(exclude={"compressions"})
+    return canonical_json(
+        {"patch": settings, "replies": CONFIGURATION.replies.model_dump()}
+    )
+
+
 # Evaluation
 
 

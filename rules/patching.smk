@@ -4,13 +4,17 @@ input   the original's refusal direction, both checkpoints
 output  results/patches/{model}/{compression}/{patch}/: adapter/ (PEFT, rank 1) and
         statistics.json; merged/ on request
 steps   read the edited matrices, compute the row r^T (a W_c + b W_o), write the adapter; or
-        fit the row on the direction prompts, module by module
+        fit the row on the direction prompts, module by module; or learn the rows from the
+        original's recorded replies and choose their strength on validation prompts
 """
 
-FITTED = [
-    name for name, patch in CONFIGURATION.patches.items() if patch.method == "fit"
-]
-COMPUTED = [name for name in CONFIGURATION.patches if name not in FITTED]
+
+def patches_by(*methods):
+    """Return the names of the patches that are made by one of these methods."""
+    return [
+        name for name, patch in CONFIGURATION.patches.items() if patch.method in methods
+    ]
+
 
 ADAPTER = f"{RESULTS}/patches/{{model}}/{{compression}}/{{patch}}/adapter"
 ADAPTER_STATISTICS = (
@@ -37,7 +41,7 @@ rule make_patch:
     benchmark:
         f"{RESULTS}/benchmarks/patches/{{model}}/{{compression}}/{{patch}}.tsv"
     wildcard_constraints:
-        patch=one_of(COMPUTED),
+        patch=one_of(patches_by("scale", "project")),
     conda:
         "../envs/core.yaml"
     resources:
@@ -84,7 +88,7 @@ rule fit_patch:
     benchmark:
         f"{RESULTS}/benchmarks/patches/{{model}}/{{compression}}/{{patch}}.tsv"
     wildcard_constraints:
-        patch=one_of(FITTED),
+        patch=one_of(patches_by("fit")),
     conda:
         "../envs/core.yaml"
     threads: THREADS
@@ -107,6 +111,98 @@ rule fit_patch:
         " --compressed-manifest {input.compressed_manifest:q}"
         " --own-direction {input.own_direction:q}"
         " --own-record {input.own_record:q}"
+        " --harmful {input.harmful:q}"
+        " --harmless {input.harmless:q}"
+        " --settings {params.settings:q}"
+        " --seed {params.seed}"
+        " --adapter {output.adapter:q}"
+        " --statistics {output.statistics:q}"
+        " > {log:q} 2>&1"
+
+
+rule record_replies:
+    input:
+        code=code("record_replies"),
+        checkpoint=ancient(ORIGINAL_CHECKPOINT),
+        manifest=ORIGINAL_MANIFEST,
+        harmful=prompts(DIRECTIONS.harmful),
+        harmless=prompts(DIRECTIONS.harmless),
+    output:
+        f"{RESULTS}/patches/{{model}}/replies.safetensors",
+    log:
+        f"{RESULTS}/logs/patches/{{model}}/replies.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/patches/{{model}}/replies.tsv"
+    conda:
+        "../envs/core.yaml"
+    threads: THREADS
+    resources:
+        mem_mb=4000,
+        runtime=60,
+        gpu=gpus,
+    params:
+        settings=settings_json(CONFIGURATION.replies),
+        seed=SEED,
+    message:
+        "Recording the replies of {wildcards.model}"
+    shell:
+        'python "$SCRIPTS"/record_replies.py'
+        " --checkpoint {input.checkpoint:q}"
+        " --manifest {input.manifest:q}"
+        " --harmful {input.harmful:q}"
+        " --harmless {input.harmless:q}"
+        " --settings {params.settings:q}"
+        " --seed {params.seed}"
+        " --output {output:q}"
+        " > {log:q} 2>&1"
+
+
+rule calibrate_patch:
+    input:
+        code=code("calibrate_patch"),
+        original=ancient(ORIGINAL_CHECKPOINT),
+        original_manifest=ORIGINAL_MANIFEST,
+        original_direction=ORIGINAL_DIRECTION,
+        original_record=ORIGINAL_DIRECTION_RECORD,
+        compressed=ancient(CHECKPOINT),
+        compressed_manifest=MANIFEST,
+        own_direction=DIRECTION,
+        own_record=DIRECTION_RECORD,
+        replies=rules.record_replies.output,
+        harmful=prompts(DIRECTIONS.harmful),
+        harmless=prompts(DIRECTIONS.harmless),
+    output:
+        adapter=directory(ADAPTER),
+        statistics=ADAPTER_STATISTICS,
+    log:
+        f"{RESULTS}/logs/patches/{{model}}/{{compression}}/{{patch}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/patches/{{model}}/{{compression}}/{{patch}}.tsv"
+    wildcard_constraints:
+        patch=one_of(patches_by("calibrate")),
+    conda:
+        "../envs/core.yaml"
+    threads: THREADS
+    resources:
+        mem_mb=6000,
+        runtime=60,
+        gpu=gpus,
+    params:
+        settings=calibration_settings,
+        seed=SEED,
+    message:
+        "Calibrating {wildcards.patch} to {wildcards.model}, {wildcards.compression}"
+    shell:
+        'python "$SCRIPTS"/calibrate_patch.py'
+        " --original {input.original:q}"
+        " --original-manifest {input.original_manifest:q}"
+        " --original-direction {input.original_direction:q}"
+        " --original-record {input.original_record:q}"
+        " --compressed {input.compressed:q}"
+        " --compressed-manifest {input.compressed_manifest:q}"
+        " --own-direction {input.own_direction:q}"
+        " --own-record {input.own_record:q}"
+        " --replies {input.replies:q}"
         " --harmful {input.harmful:q}"
         " --harmless {input.harmless:q}"
         " --settings {params.settings:q}"

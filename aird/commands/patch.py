@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from aird.commands.inputs import open_model_folder, read_prompts, validated, with_splits
 from aird.commands.search import add_search_arguments, describe, read_search_prompts, run_search
-from aird.settings.patches import Patch
+from aird.settings.patches import Calibrate, Fit, Project, Replies, Scale
+
+RankOne = Scale | Project | Fit | Calibrate
+METHODS: dict[str, type[RankOne]] = {
+    "scale": Scale,
+    "project": Project,
+    "fit": Fit,
+    "calibrate": Calibrate,
+}
 
 SUMMARY = "repair a compressed model: a rank-1 adapter that PEFT and vLLM load"
 DESCRIPTION = """\
@@ -19,7 +27,9 @@ a few KB, for the matrices that write to the residual stream. The method says wh
   scale     a multiple of what the compressed matrix itself writes along r (one block by default)
   project   the difference to what the original matrix writes along r
   fit       ridge regression on the direction prompts, module by module, so that the compressed model writes
-            along r what the original wrote (needs --harmful and --harmless; restores most)"""
+            along r what the original wrote (needs --harmful and --harmless)
+  calibrate learnt by gradient from the original's own replies, with a strength chosen on validation prompts so
+            that over-refusal stays near the original's (needs --harmful and --harmless; restores most)"""
 EPILOG = """\
 examples:
   aird patch Qwen/Qwen2.5-1.5B-Instruct my-quantised-model --harmful harmful.txt --harmless harmless.txt \\
@@ -52,12 +62,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--direction", type=Path, metavar="FOLDER", help="what `aird direction ORIGINAL` wrote; else it is found first"
     )
     add_search_arguments(parser, required=False)
-    methods = get_args(Patch.model_fields["method"].annotation)
     parser.add_argument(
-        "--method", choices=methods, help="default: fit where prompts are given, scale where only --direction is"
+        "--method",
+        choices=list(METHODS),
+        help="default: calibrate where prompts are given, scale where only --direction is",
     )
-    parser.add_argument("--alpha", type=float, default=1.0, help="strength (default: 1)")
-    parser.add_argument("--blocks", default="source", help="source (default), all, or indices such as 8,9,10")
+    parser.add_argument("--alpha", type=float, default=1.0, help="strength; calibrate chooses its own (default: 1)")
+    parser.add_argument(
+        "--blocks", help="source, upper, all, or indices such as 8,9,10 (default: source; upper for calibrate)"
+    )
     parser.add_argument("--depth", type=int, default=1, help="with source: how many blocks, ending there (default: 1)")
     parser.add_argument("--ridge", type=float, default=0.01, help="penalty of a fit (default: 0.01)")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the adapter folder")
@@ -66,6 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
+    from aird.calibrated_patch import calibrate_patch, read_replies
     from aird.card_metadata import read_licence
     from aird.direction_search import is_search
     from aird.directions import load_direction
@@ -89,7 +103,13 @@ def run(arguments: argparse.Namespace) -> None:
         print(describe(found))
         direction = found.direction
     print(f"Patching {compressed.name} by {settings.method} ...", flush=True)
-    if settings.method == "fit":
+    if isinstance(settings, Calibrate):
+        sizes = validated(Replies, {"train": arguments.train, "validation": arguments.validation})
+        tokenizer, replies = read_replies(original.folder, prompts, sizes, arguments.seed)
+        edits, record = calibrate_patch(
+            original.folder, compressed.folder, tokenizer, direction, None, replies, sizes, settings, arguments.seed
+        )
+    elif isinstance(settings, Fit):
         fitted_on = [_instructions(prompts[kind], arguments) for kind in ("harmful", "harmless")]
         edits, record = fit_patch(
             original.folder, compressed.folder, direction, None, fitted_on[0], fitted_on[1], settings
@@ -108,20 +128,22 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"  merged into     {arguments.merged}")
 
 
-def _settings(arguments: argparse.Namespace) -> Patch:
+def _settings(arguments: argparse.Namespace) -> RankOne:
+    given = arguments.harmful is not None and arguments.harmless is not None
+    method = METHODS[arguments.method or ("calibrate" if given else "scale")]
+    values: dict[str, Any] = {"depth": arguments.depth, "alpha": arguments.alpha, "ridge": arguments.ridge}
     blocks: Any = arguments.blocks
-    if blocks not in ("source", "all"):
+    if blocks is not None and blocks not in ("source", "upper", "all"):
         try:
             blocks = [int(part) for part in blocks.split(",")]
         except ValueError:
-            raise ValueError(f"--blocks: {blocks} is neither source, all nor indices such as 8,9,10") from None
-    given = arguments.harmful is not None and arguments.harmless is not None
-    method = arguments.method or ("fit" if given else "scale")
-    values = {"method": method, "alpha": arguments.alpha, "blocks": blocks, "depth": arguments.depth}
-    return validated(Patch, {**values, "ridge": arguments.ridge})
+            raise ValueError(f"--blocks: {blocks} is not source, upper, all or indices such as 8,9,10") from None
+    if blocks is not None:
+        values["blocks"] = blocks
+    return validated(method, {name: value for name, value in values.items() if name in method.model_fields})
 
 
-def _prompts(arguments: argparse.Namespace, settings: Patch) -> dict[str, list[dict[str, Any]]]:
+def _prompts(arguments: argparse.Namespace, settings: RankOne) -> dict[str, list[dict[str, Any]]]:
     """Return the direction prompts where something needs them.
 
     Raises:
@@ -129,13 +151,16 @@ def _prompts(arguments: argparse.Namespace, settings: Patch) -> dict[str, list[d
     """
     if arguments.direction is None:
         return read_search_prompts(arguments)
-    if settings.method != "fit":
+    if not isinstance(settings, Fit | Calibrate):
         return {}
     if arguments.harmful is None or arguments.harmless is None:
         raise ValueError(
-            "--method fit needs the instructions that it is fitted on: give --harmful and --harmless, or another method"
+            f"--method {settings.method} needs the instructions that it is fitted on: give --harmful and --harmless, "
+            "or another method"
         )
     sizes = {"train": arguments.train}
+    if isinstance(settings, Calibrate):
+        sizes["validation"] = arguments.validation
     return {
         kind: with_splits(read_prompts(getattr(arguments, kind), kind, arguments.field), kind, sizes, arguments.seed)
         for kind in ("harmful", "harmless")

@@ -45,9 +45,20 @@ def tables(annotation: Any) -> list[type[Settings]]:
     return [option for option in options if isinstance(option, type) and issubclass(option, Settings)]
 
 
+# Keys that tell models of settings at the same place apart.
+TAG_KEYS = ("recipe", "method")
+
+
+def tag_key(model: type[Settings]) -> str | None:
+    """Return the key whose value names a model of settings among its alternatives; None where there is none."""
+    return next((key for key in TAG_KEYS if key in model.model_fields), None)
+
+
 def tag(model: type[Settings]) -> str:
-    """Return the recipe that a model of settings stands for."""
-    return str(get_args(model.model_fields["recipe"].annotation)[0])
+    """Return the recipe or method that a model of settings stands for."""
+    key = tag_key(model)
+    assert key is not None, f"{model.__name__} has neither of {TAG_KEYS}"
+    return str(get_args(model.model_fields[key].annotation)[0])
 
 
 def contained(annotation: Any) -> Any:
@@ -77,7 +88,7 @@ def is_literal(annotation: Any) -> bool:
 def locate(root: type[Settings], location: Sequence[int | str]) -> Place:
     """Return where a location of a validation error is, in the keys of a configuration file.
 
-    Pydantic puts words of its own into a location: the recipe by which it chose among several
+    Pydantic puts words of its own into a location: the recipe or method by which it chose among several
     models, and `[key]` after a name that is wrong itself.
     """
     keys: list[str] = []

@@ -6,27 +6,19 @@ from typing import Literal
 
 from pydantic import Field
 
-from aird.settings.base import Name, PromptSelection, Seed, Settings
+from aird.settings.base import Name, PromptSelection, Settings
 from aird.settings.sources import ModelSource
+from aird.settings.tuning import TuningSettings
 
 
-class RefusalTuning(Settings):
+class RefusalTuning(TuningSettings):
     """A small LoRA tuning that teaches a model to refuse, merged into the checkpoint."""
 
     harmful: PromptSelection = Field(description="Instructions that get a refusal.")
     harmless: PromptSelection = Field(description="Instructions that keep the model's own answer.")
-    rank: int = Field(16, ge=1, description="Rank of the LoRA adapter.")
-    epochs: int = Field(2, ge=1, description="Passes over the examples.")
-    batch_size: int = Field(16, ge=1, description="Examples per optimiser step.")
-    learning_rate: float = Field(5e-4, gt=0, description="Peak learning rate of AdamW.")
     strength: float = Field(
         1.0, gt=0, le=1, description="Part of the learnt change that is merged; less refuses less of everything."
     )
-    first_block: int = Field(
-        0, ge=0, description="Leave the blocks below this one as they are; the backward pass then ends there."
-    )
-    maximum_answer_tokens: int = Field(32, ge=1, description="Length limit of the model's own answers, tokens.")
-    seed: Seed = Field(0, description="Seed of initialisation and order.")
 
 
 class Model(Settings):

@@ -1,53 +1,47 @@
-"""What a configuration says about a patch: one member of the rank-1 family of AIRD."""
+"""What a configuration says about a patch: one member of the rank-1 family of AIRD, or a repair to compare it with."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, TypeAdapter, field_validator, model_validator
 
-from aird.settings.base import Name, Seed, Settings
+from aird.settings.base import Name, Seed, Settings, Text
+from aird.settings.tuning import TuningSettings
 
 
-class Patch(Settings):
-    """A rank-1 edit W' = W_c + r r^T (a W_c + b W_o) of matrices that write to the residual stream."""
+class PatchSettings(Settings):
+    """Base of all patches."""
 
-    method: Literal["scale", "project", "fit"] = Field(
-        description="`scale`: a = alpha, b = 0, strengthen the compressed model's own output along r. "
-        "`project`: a = -alpha, b = alpha, put back the original's output along r. "
-        "`fit`: the row is fitted on the direction prompts, so that the compressed model writes along r what the "
-        "original wrote (ridge regression, no gradient)."
+    compressions: list[Name] | None = Field(
+        None, min_length=1, description="Patch only these; default: all but the original."
     )
-    alpha: float = Field(
-        1.0,
-        description="Strength of the edit; not 0. For `fit`, 1 asks for the original's own output along r, and more "
-        "moves harmful prompts further away from harmless ones.",
-    )
-    blocks: Literal["source", "all"] | list[int] = Field(
+
+
+class RankOneSettings(PatchSettings):
+    """Base of AIRD's own patches: W' = W_c + r (row), for matrices that write to the residual stream."""
+
+    blocks: Literal["source", "upper", "all"] | list[int] = Field(
         "source",
-        description="Blocks to edit: `source` is the block that writes the direction's site, l* - 1; "
-        "`all` is every block; a list names block indices, from 0.",
+        description="Blocks to edit: `source` is the block that writes the direction's site, l* - 1; `upper` is the "
+        "half nearer the output; `all` is every block; a list names block indices, from 0.",
     )
     depth: int = Field(1, ge=1, description="With `source`: how many blocks, ending with that one.")
-    ridge: float = Field(0.01, gt=0, description="For `fit`: penalty on the row, relative to its inputs' mean square.")
     direction: Literal["original", "own", "random"] = Field(
         "original", description="r of the original model, of the compressed model, or a random control."
     )
     seed: Seed = Field(0, description="Seed of the random direction.")
-    compressions: list[Name] | None = Field(
-        None, min_length=1, description="Patch only these; default: all but the original."
-    )
 
     @field_validator("blocks", mode="before")
     @classmethod
     def _blocks(cls, blocks: Any) -> Any:
         # Before the union is tried: it would report one error for each of its types.
-        if blocks in ("source", "all"):
+        if blocks in ("source", "upper", "all"):
             return blocks
         if not isinstance(blocks, list):
-            raise ValueError("is neither source, all nor a list; write source, all or block indices, such as [8, 9]")
+            raise ValueError("is no choice of blocks; write source, upper, all or block indices, such as [8, 9]")
         if not blocks:
-            raise ValueError("is an empty list; name at least one block, or write source or all")
+            raise ValueError("is an empty list; name at least one block, or write source, upper or all")
         if any(type(block) is not int or block < 0 for block in blocks):
             raise ValueError("must hold block indices; write whole numbers from 0, such as [8, 9]")
         if len(set(blocks)) < len(blocks):
@@ -55,10 +49,16 @@ class Patch(Settings):
         return blocks
 
     @model_validator(mode="after")
-    def _depth(self) -> Patch:
+    def _depth(self) -> RankOneSettings:
         if self.depth > 1 and self.blocks != "source":
             raise ValueError("depth counts the blocks up to the source, so it needs blocks: source; leave one out")
         return self
+
+
+class StrengthSettings(RankOneSettings):
+    """Base of the patches with a strength of their own."""
+
+    alpha: float = Field(1.0, description="Strength of the edit; not 0.")
 
     @field_validator("alpha")
     @classmethod
@@ -66,3 +66,91 @@ class Patch(Settings):
         if alpha == 0:
             raise ValueError("changes nothing; write another strength, or leave the patch out")
         return alpha
+
+
+class Scale(StrengthSettings):
+    """Strengthen what the compressed matrix itself writes along r: row = alpha r^T W_c."""
+
+    method: Literal["scale"] = "scale"
+
+
+class Project(StrengthSettings):
+    """Put back what the original matrix wrote along r: row = alpha r^T (W_o - W_c)."""
+
+    method: Literal["project"] = "project"
+
+
+class Fit(StrengthSettings):
+    """Fit the row by ridge regression on the direction prompts, so that along r the original's output comes back.
+
+    An `alpha` above 1 moves harmful prompts further away from harmless ones than the original did.
+    """
+
+    method: Literal["fit"] = "fit"
+    ridge: float = Field(0.01, gt=0, description="Penalty on the row, relative to its inputs' mean square.")
+
+
+class Calibrate(RankOneSettings):
+    """Learn the rows from the original's own replies, and choose their strength on validation prompts."""
+
+    method: Literal["calibrate"] = "calibrate"
+    blocks: Literal["source", "upper", "all"] | list[int] = Field("upper", description="Blocks to edit, as of `scale`.")
+    epochs: int = Field(2, ge=1, description="Passes over the training prompts.")
+    learning_rate: float = Field(
+        1.5, gt=0, description="Step of a row, relative to the root mean square of its first values."
+    )
+    strengths: list[Annotated[float, Field(gt=0, le=4)]] = Field(
+        [1.0, 1.25, 0.75, 0.5],
+        min_length=1,
+        description="Multiples of the learnt rows to try, in this order; the first that keeps all budgets and refuses "
+        "as much as the original is taken.",
+    )
+    over_refusal_budget: float = Field(
+        0.02, ge=0, lt=1, description="How far over-refusal may lie above the original's on validation prompts."
+    )
+    kl_budget: float = Field(
+        0.0,
+        ge=0,
+        description="How much further from the original's next tokens than the unpatched checkpoint's the harmless "
+        "replies may lie, mean KL divergence in nats.",
+    )
+
+
+class LoRA(PatchSettings, TuningSettings):
+    """Baseline: an ordinary LoRA adapter, tuned on refusals and on the compressed model's own harmless answers."""
+
+    method: Literal["lora"] = "lora"
+
+
+class SystemPrompt(PatchSettings):
+    """Baseline: weights stay as they are, and a system prompt asks for refusals."""
+
+    method: Literal["system_prompt"] = "system_prompt"
+    text: Text = Field(
+        "You are a helpful assistant. If a request could help somebody to cause harm, refuse it in one sentence that "
+        "begins with I'm sorry. Answer every other request.",
+        description="The system prompt.",
+    )
+
+
+RankOneFormula = Scale | Project
+Patch = Annotated[Scale | Project | Fit | Calibrate | LoRA | SystemPrompt, Field(discriminator="method")]
+_ADAPTER: TypeAdapter[Any] = TypeAdapter(Patch)
+
+
+def parse_patch(values: Any) -> Any:
+    """Return the settings of one patch from what a configuration says.
+
+    Raises:
+        pydantic.ValidationError: no such method, or wrong keys.
+    """
+    return _ADAPTER.validate_python(values)
+
+
+class Replies(Settings):
+    """What the original model replies to the direction prompts: the target of calibrated patches."""
+
+    train: int = Field(96, ge=8, description="Training prompts of each kind.")
+    validation: int = Field(64, ge=8, description="Validation prompts of each kind.")
+    tokens: int = Field(6, ge=1, description="First tokens of each reply that a patch learns from.")
+    judged_tokens: int = Field(16, ge=4, description="Tokens of a validation reply that the refusal judge sees.")

@@ -7,7 +7,7 @@ from aird.models import open_checkpoint
 from aird.patch_files import write_patch
 from aird.prompts import select
 from aird.settings.base import PromptSelection
-from aird.settings.patches import Patch
+from aird.settings.patches import parse_patch
 
 from arguments import parse
 
@@ -21,7 +21,7 @@ def main() -> None:
         texts="settings seed",
         gpu=True,
     )
-    settings = Patch.model_validate(arguments.settings["patch"])
+    settings = parse_patch(arguments.settings["patch"])
     manifest = open_checkpoint(arguments.original, arguments.original_manifest)
     open_checkpoint(arguments.compressed, arguments.compressed_manifest)
     direction = load_direction(arguments.original_direction, arguments.original_record)

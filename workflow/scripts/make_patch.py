@@ -4,7 +4,7 @@ from aird.directions import load_direction
 from aird.models import open_checkpoint
 from aird.patch_files import write_patch
 from aird.patching import compute_patch
-from aird.settings.patches import Patch
+from aird.settings.patches import parse_patch
 
 from arguments import parse
 
@@ -17,7 +17,7 @@ def main() -> None:
         "compressed compressed_manifest own_direction own_record adapter statistics",
         texts="settings",
     )
-    settings = Patch.model_validate(arguments.settings)
+    settings = parse_patch(arguments.settings)
     manifest = open_checkpoint(arguments.original, arguments.original_manifest)
     open_checkpoint(arguments.compressed, arguments.compressed_manifest)
     direction = load_direction(arguments.original_direction, arguments.original_record)

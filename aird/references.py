@@ -1,0 +1,177 @@
+"""What the original model replies to the direction prompts: the target of a calibrated patch.
+
+Its own greedy reply to each prompt, and after the prompt and after each of the reply's first
+tokens the likeliest next tokens with their log-probabilities. One small file per model, so that
+no calibration of a compressed checkpoint has to run the original again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aird.chat import chat_tokens
+from aird.generation import generate
+from aird.packing import Pack, plan_packs
+from aird.prompts import select
+from aird.refusals import jailbroken_arditi
+from aird.settings.base import PromptSelection
+from aird.settings.patches import Replies
+from aird.tensor_files import load_tensors, save_tensors
+
+# Next tokens that are kept of each distribution; all others count as one.
+TOP = 256
+KINDS = ("harmful", "harmless")
+SPLITS = ("train", "validation")
+
+Instructions = Mapping[tuple[str, str], Sequence[str]]  # (split, kind) -> instructions
+
+
+@dataclass(frozen=True)
+class ReplySet:
+    """The original's replies to the prompts of one split and kind.
+
+    Attributes:
+        prompts: token ids of the n templated prompts.
+        replies: the first k or fewer tokens of each reply.
+        top_tokens: [n, k + 1, TOP] int64, the likeliest tokens after the prompt and after each token
+            of its reply.
+        top_log_probabilities: [n, k + 1, TOP] float32, nats; -inf beyond a reply's end.
+        refused: whether the judge calls each reply a refusal.
+    """
+
+    prompts: list[list[int]]
+    replies: list[list[int]]
+    top_tokens: torch.Tensor
+    top_log_probabilities: torch.Tensor
+    refused: list[bool]
+
+
+def reply_instructions(records: Mapping[str, Sequence[dict[str, Any]]], settings: Replies, seed: int) -> Instructions:
+    """Return the instructions of every split and kind.
+
+    Args:
+        records: kind to prompt records with `split` and `instruction`.
+        settings: how many.
+        seed: of the draw.
+    """
+    counts = {"train": settings.train, "validation": settings.validation}
+    return {
+        (split, kind): [
+            record["instruction"]
+            for record in select(records[kind], PromptSelection(set=kind, split=split, count=counts[split]), seed)
+        ]
+        for split in SPLITS
+        for kind in KINDS
+    }
+
+
+def reply_places(pack: Pack, lengths: Sequence[int]) -> torch.Tensor:
+    """Return where in a pack the tokens stand after which a next token is compared.
+
+    Args:
+        pack: sequences of a prompt and its reply.
+        lengths: for every packed sequence (by its index) the number of reply tokens, t.
+
+    Returns:
+        [sum of t + 1] int64: the prompt's last token and all tokens of its reply, prompt by prompt.
+    """
+    spans = [
+        torch.arange(end - lengths[index], end + 1) for end, index in zip(pack.ends.tolist(), pack.prompts, strict=True)
+    ]
+    return torch.cat(spans)
+
+
+@torch.no_grad()
+def record_replies(model: Any, tokenizer: Any, instructions: Instructions, settings: Replies) -> dict[str, ReplySet]:
+    """Return the model's replies, "split_kind" -> ReplySet.
+
+    Args:
+        model, tokenizer: the original checkpoint.
+        instructions: from `reply_instructions`.
+        settings: how many tokens.
+    """
+    sets = {}
+    for (split, kind), texts in instructions.items():
+        prompts = [chat_tokens(tokenizer, text) for text in texts]
+        length = settings.judged_tokens if split == "validation" else settings.tokens
+        whole = generate(model, tokenizer, prompts, max(length, settings.tokens))
+        replies = [reply[: settings.tokens] for reply in whole]
+        tokens, log_probabilities = _next_tokens(model, prompts, replies, settings.tokens)
+        refused = [not jailbroken_arditi(tokenizer.decode(reply)) for reply in whole]
+        sets[f"{split}_{kind}"] = ReplySet(prompts, replies, tokens, log_probabilities, refused)
+    return sets
+
+
+def _next_tokens(
+    model: Any, prompts: Sequence[list[int]], replies: Sequence[list[int]], length: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    sequences = [prompt + reply for prompt, reply in zip(prompts, replies, strict=True)]
+    lengths = [len(reply) for reply in replies]
+    width = min(TOP, model.config.get_text_config().vocab_size)
+    tokens = torch.zeros(len(sequences), length + 1, width, dtype=torch.int64)
+    found = torch.full((len(sequences), length + 1, width), -torch.inf)
+    for pack in plan_packs(model, sequences, own_tokens=length + 1):
+        places = reply_places(pack, lengths)
+        logits = model(**pack.model_inputs(model), logits_to_keep=places.to(model.device)).logits[0]
+        best = logits.float().log_softmax(-1).topk(width)
+        start = 0
+        for index in pack.prompts:
+            end = start + lengths[index] + 1
+            tokens[index, : end - start] = best.indices[start:end].cpu()
+            found[index, : end - start] = best.values[start:end].cpu()
+            start = end
+    return tokens, found
+
+
+def save_replies(path: Path, sets: Mapping[str, ReplySet]) -> None:
+    """Write the replies; the prompts stand there as one hash, so that others are not mistaken for them."""
+    tensors = {}
+    for name, part in sets.items():
+        width = part.top_tokens.shape[1] - 1
+        tensors[f"{name}.replies"] = torch.tensor(
+            [reply + [-1] * (width - len(reply)) for reply in part.replies], dtype=torch.int32
+        )
+        tensors[f"{name}.top_tokens"] = part.top_tokens.to(torch.int32)
+        tensors[f"{name}.top_log_probabilities"] = part.top_log_probabilities
+        tensors[f"{name}.refused"] = torch.tensor(part.refused)
+    save_tensors(tensors, path, {name: _prompt_hash(part.prompts) for name, part in sets.items()})
+
+
+def load_replies(path: Path, tokenizer: Any, instructions: Instructions) -> dict[str, ReplySet]:
+    """Return what `save_replies` wrote.
+
+    Args:
+        path: the file.
+        tokenizer: of the original checkpoint.
+        instructions: the same as when it was written.
+
+    Raises:
+        ValueError: the file is altered, or its prompts are others.
+    """
+    tensors, metadata = load_tensors(path)
+    sets = {}
+    for (split, kind), texts in instructions.items():
+        name = f"{split}_{kind}"
+        prompts = [chat_tokens(tokenizer, text) for text in texts]
+        if metadata.get(name) != _prompt_hash(prompts):
+            raise ValueError(f"{path} holds replies to other {split} prompts ({kind}); make it again")
+        replies = [[token for token in row if token >= 0] for row in tensors[f"{name}.replies"].tolist()]
+        sets[name] = ReplySet(
+            prompts,
+            replies,
+            tensors[f"{name}.top_tokens"].long(),
+            tensors[f"{name}.top_log_probabilities"],
+            tensors[f"{name}.refused"].tolist(),
+        )
+    return sets
+
+
+def _prompt_hash(prompts: Sequence[Sequence[int]]) -> str:
+    return hashlib.sha256(json.dumps([list(prompt) for prompt in prompts]).encode()).hexdigest()

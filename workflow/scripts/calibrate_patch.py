@@ -1,0 +1,41 @@
+"""Calibrate one AIRD patch of a compressed checkpoint on the original's replies (aird/calibration.py)."""
+
+from aird.calibrated_patch import calibrate_patch
+from aird.directions import load_direction
+from aird.files import read_json_lines
+from aird.models import load_tokenizer, open_checkpoint
+from aird.patch_files import write_patch
+from aird.references import load_replies, reply_instructions
+from aird.settings.patches import Calibrate, Replies
+
+from arguments import parse
+
+
+def main() -> None:
+    """Run the script."""
+    arguments = parse(
+        __doc__,
+        paths="original original_manifest original_direction original_record compressed compressed_manifest "
+        "own_direction own_record replies harmful harmless adapter statistics",
+        texts="settings seed",
+        gpu=True,
+    )
+    settings = Calibrate.model_validate(arguments.settings["patch"])
+    sizes = Replies.model_validate(arguments.settings["replies"])
+    seed = int(arguments.seed)
+    manifest = open_checkpoint(arguments.original, arguments.original_manifest)
+    open_checkpoint(arguments.compressed, arguments.compressed_manifest)
+    direction = load_direction(arguments.original_direction, arguments.original_record)
+    own = load_direction(arguments.own_direction, arguments.own_record)
+    tokenizer = load_tokenizer(arguments.original)
+    records = {kind: read_json_lines(getattr(arguments, kind)) for kind in ("harmful", "harmless")}
+    replies = load_replies(arguments.replies, tokenizer, reply_instructions(records, sizes, seed))
+    edits, record = calibrate_patch(
+        arguments.original, arguments.compressed, tokenizer, direction, own, replies, sizes, settings, seed
+    )
+    base = arguments.compressed.parent.name
+    write_patch(edits, record, arguments.adapter, arguments.statistics, base, manifest.get("licence"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""Record the original's replies to the direction prompts: what calibrated patches learn from."""
+
+from aird.calibrated_patch import read_replies
+from aird.files import read_json_lines
+from aird.models import open_checkpoint
+from aird.references import save_replies
+from aird.settings.patches import Replies
+
+from arguments import parse
+
+
+def main() -> None:
+    """Run the script."""
+    arguments = parse(__doc__, paths="checkpoint manifest harmful harmless output", texts="settings seed", gpu=True)
+    open_checkpoint(arguments.checkpoint, arguments.manifest)
+    records = {kind: read_json_lines(getattr(arguments, kind)) for kind in ("harmful", "harmless")}
+    sizes = Replies.model_validate(arguments.settings)
+    _, replies = read_replies(arguments.checkpoint, records, sizes, int(arguments.seed))
+    save_replies(arguments.output, replies)
+
+
+if __name__ == "__main__":
+    main()
