@@ -50,6 +50,7 @@ rule merged_checkpoints:
             f"{RESULTS}/patches/{model}/{compression}/{patch}/merged/manifest.json"
             for model, compression, patch in CONFIGURATION.cells()
             if patch != PLAIN
+            and CONFIGURATION.patches[patch].method != "system_prompt"
         ],
     localrule: True
     message:

@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -18,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from aird.architecture import outside_blocks
 from aird.compression.matrices import dense_matrix, matrix_tensors
-from aird.edits import Edit
+from aird.edits import Edit, Update
 from aird.files import read_json, write_json
 from aird.models import copy_description, load_structure
 
@@ -35,46 +36,79 @@ def save_adapter(edits: Sequence[Edit], folder: Path, base: str) -> None:
     """
     tensors = {}
     for edit in edits:
-        tensors[f"{_PREFIX}{edit.module}.lora_A.weight"] = edit.row.unsqueeze(0).contiguous()
-        tensors[f"{_PREFIX}{edit.module}.lora_B.weight"] = edit.column.unsqueeze(1).contiguous()
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        tensors[f"{_PREFIX}{edit.module}.lora_A.weight"] = edit.row.unsqueeze(0)
+        tensors[f"{_PREFIX}{edit.module}.lora_B.weight"] = edit.column.unsqueeze(1)
+    write_adapter(tensors, 1, 1, folder, base)
+
+
+def save_lora(model: Any, folder: Path, base: str) -> None:
+    """Write the LoRA adapter of a PEFT model, without what PEFT would note of this machine's paths.
+
+    Args:
+        model: a PEFT model with one LoRA adapter.
+        folder: an existing, empty folder.
+        base: name of the base checkpoint, for the adapter's record.
+    """
+    from peft import get_peft_model_state_dict
+
+    configuration = model.peft_config["default"]
+    write_adapter(get_peft_model_state_dict(model), configuration.r, configuration.lora_alpha, folder, base)
+
+
+def write_adapter(tensors: dict[str, torch.Tensor], rank: int, alpha: int, folder: Path, base: str) -> None:
+    """Write LoRA tensors, named as PEFT names them, and their configuration.
+
+    Args:
+        tensors: `base_model.model.{module}.lora_A.weight` [rank, d_in] and `.lora_B.weight` [d_out, rank].
+        rank, alpha: of all modules; the adapter adds alpha / rank x B A.
+        folder: an existing, empty folder.
+        base: name of the base checkpoint, for the adapter's record.
+    """
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    ending = ".lora_A.weight"
     configuration = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
         "inference_mode": True,
-        "r": 1,
-        "lora_alpha": 1,
+        "r": rank,
+        "lora_alpha": alpha,
         "lora_dropout": 0.0,
         "bias": "none",
         # Full names: PEFT matches a name exactly, or as the end of a longer one.
-        "target_modules": sorted(edit.module for edit in edits),
+        "target_modules": sorted(
+            name.removeprefix(_PREFIX).removesuffix(ending) for name in tensors if name.endswith(ending)
+        ),
     }
     write_json(folder / "adapter_config.json", configuration)
 
 
-def load_adapter(folder: Path) -> list[Edit]:
-    """Return the edits of a rank-1 adapter folder.
+def load_adapter(folder: Path) -> list[Update]:
+    """Return what a LoRA adapter of any rank adds to the matrices.
 
     Raises:
-        ValueError: the adapter is not a plain LoRA of rank 1.
+        ValueError: the adapter is no plain LoRA with one rank and scale for all modules.
     """
     configuration = read_json(folder / "adapter_config.json")
-    if configuration.get("r") != 1 or configuration.get("lora_alpha") != 1:
-        raise ValueError(f"{folder} is not an AIRD adapter: it needs r = 1 and lora_alpha = 1")
+    plain = configuration.get("peft_type") == "LORA" and configuration.get("bias", "none") == "none"
+    special = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save")
+    if not plain or any(configuration.get(key) for key in special):
+        raise ValueError(f"{folder} is no plain LoRA adapter, so it cannot be merged here; merge it with PEFT")
+    scale = configuration["lora_alpha"] / configuration["r"]
     tensors = load_file(folder / "adapter_model.safetensors")
     modules = sorted(name.removeprefix(_PREFIX).removesuffix(".lora_A.weight") for name in tensors if "lora_A" in name)
     return [
-        Edit(
+        Update(
             module,
-            column=tensors[f"{_PREFIX}{module}.lora_B.weight"].squeeze(1),
-            row=tensors[f"{_PREFIX}{module}.lora_A.weight"].squeeze(0),
+            up=scale * tensors[f"{_PREFIX}{module}.lora_B.weight"].float(),
+            down=tensors[f"{_PREFIX}{module}.lora_A.weight"].float(),
         )
         for module in modules
     ]
 
 
-def merge(base: Path, edits: Sequence[Edit], target: Path) -> dict[str, float]:
+def merge(base: Path, edits: Sequence[Edit | Update], target: Path) -> dict[str, float]:
     """Write the checkpoint `base` with the edits merged into the folder `target`.
 
     Args:

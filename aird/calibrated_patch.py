@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from aird.architecture import residual_writers
-from aird.calibration import choose_strength, learn_rows
+from aird.calibration import Validation, choose_strength, learn_rows
 from aird.compression.matrices import dense_matrix
 from aird.directions import Direction
 from aird.edits import edit_statistics, edited_blocks
 from aird.models import load_model, load_tokenizer
 from aird.patching import Patched, patch_record, patch_unit
-from aird.references import KINDS, ReplySet, record_replies, reply_instructions
+from aird.references import OF_COMPRESSED, OF_ORIGINAL, ReplySet, record_replies, reply_instructions
 from aird.settings.patches import Calibrate, Replies
 
+Records = Mapping[str, Sequence[dict[str, Any]]]  # kind -> prompt records
 
-def read_replies(
-    original: Path, records: Mapping[str, Sequence[dict[str, Any]]], sizes: Replies, seed: int
-) -> tuple[Any, dict[str, ReplySet]]:
-    """Run the original over the direction prompts; return its tokenizer and its replies.
+
+def original_replies(original: Path, records: Records, sizes: Replies, seed: int) -> dict[str, ReplySet]:
+    """Run the original over the direction prompts and return its replies.
 
     Args:
         original: the checkpoint folder.
@@ -29,18 +29,17 @@ def read_replies(
         sizes: how many prompts and tokens.
         seed: of the draw of prompts.
     """
-    tokenizer = load_tokenizer(original)
-    instructions = reply_instructions(records, sizes, seed)
-    return tokenizer, record_replies(load_model(original), tokenizer, instructions, sizes)
+    instructions = reply_instructions(records, OF_ORIGINAL, sizes, seed)
+    return record_replies(load_model(original), load_tokenizer(original), instructions, sizes)
 
 
 def calibrate_patch(
     original: Path,
     compressed: Path,
-    tokenizer: Any,
     direction: Direction,
     own: Direction | None,
     replies: Mapping[str, ReplySet],
+    records: Records,
     sizes: Replies,
     settings: Calibrate,
     seed: int,
@@ -49,26 +48,30 @@ def calibrate_patch(
 
     Args:
         original, compressed: checkpoint folders; of the original only the edited matrices are read.
-        tokenizer: of the original.
         direction: the original's refusal direction.
         own: the compressed checkpoint's direction; needed where the settings ask for it.
-        replies: "split_kind" to the original's replies.
+        replies: the original's, from `original_replies`.
+        records: kind to prompt records with `split` and `instruction`, the same as for these.
         sizes: how the replies were recorded.
         settings: the patch.
         seed: of the order of the prompts.
 
     Raises:
-        ValueError: a block does not exist, or the loss is not finite.
+        ValueError: the original refuses no training prompt, a block does not exist, or the loss is not finite.
     """
     unit = patch_unit(direction, own, settings)
-    model = load_model(compressed)
+    refused = [index for index, flag in enumerate(replies["train_harmful"].refused) if flag]
+    if not refused:
+        raise ValueError("the original refuses none of the harmful training prompts, so there is nothing to learn")
+    model, tokenizer = load_model(compressed), load_tokenizer(compressed)
+    kept = record_replies(model, tokenizer, reply_instructions(records, OF_COMPRESSED, sizes, seed), sizes)
     writers = residual_writers(model)
     blocks = edited_blocks(settings, direction.layer, len(writers))
     modules = [name for block in blocks for name in writers[block].names]
     matrix = cache(partial(dense_matrix, compressed))
-    train = [replies[f"train_{kind}"] for kind in KINDS]
+    train = [replies["train_harmful"].chosen(refused), kept["train_harmless"]]
     learnt = learn_rows(model, modules, unit, min(blocks), matrix, train, settings, seed)
-    validation = {kind: replies[f"validation_{kind}"] for kind in KINDS}
+    validation = Validation(replies["validation_harmful"], replies["validation_harmless"], kept["validation_harmless"])
     edits, choice = choose_strength(model, tokenizer, learnt, min(blocks), validation, sizes.judged_tokens, settings)
     statistics = [edit_statistics(edit, matrix(edit.module), dense_matrix(original, edit.module)) for edit in edits]
     return edits, {**patch_record(blocks, statistics, settings, direction, unit), "calibration": choice}

@@ -1,14 +1,16 @@
-"""Learn the rows of rank-1 edits from the original's replies, and choose their strength on prompts not learnt from.
+"""Learn the rows of rank-1 edits from the original's refusals, and choose their strength on prompts not learnt from.
 
 Every edit adds r (A x) to the output of a module that writes to the residual stream
 (aird/edits.py). Here the rows A minimise, over the training prompts,
 
-    KL(original || patched)
+    KL(original || patched)            for harmful prompts that the original refuses,
+    KL(compressed || patched)          for harmless prompts,
 
-of the next token, after the prompt and after each of the first tokens of the original's own
-reply. That takes in what a patch at the prompt's last tokens alone would miss: a damaged model
-may begin as a refusal does and then go on to answer. Harmful and harmless replies count alike,
-so over-refusal costs as much as compliance. All columns are r; nothing else of the model changes.
+of the next token, after the prompt and after each of the first tokens of the reply that the
+model on the left gives. That takes in what a patch at the prompt's last tokens alone would miss:
+a damaged model may begin as a refusal does and then go on to answer. Harmless replies are to stay
+what they are, so over-refusal, perplexity and utility are paid for in the loss. All columns are r;
+nothing else of the model changes.
 """
 
 from __future__ import annotations
@@ -39,6 +41,20 @@ LEAST_PROBABILITY = 1e-6  # of all tokens together that are not kept, so that it
 
 
 @dataclass(frozen=True)
+class Validation:
+    """What a strength is chosen by.
+
+    Attributes:
+        harmful, harmless: the original's replies to validation prompts.
+        own: the compressed checkpoint's replies to the harmless ones.
+    """
+
+    harmful: ReplySet
+    harmless: ReplySet
+    own: ReplySet
+
+
+@dataclass(frozen=True)
 class _Batch:
     pack: Pack
     states: torch.Tensor  # [1, tokens, d_model], input of the first edited block
@@ -65,7 +81,7 @@ def learn_rows(
         unit: [d_model] unit direction, the column of every edit.
         first_block: lowest block with an edited module; what lies below runs once.
         matrices: returns a module's dense matrix [d_model, d_in], which sets the scale of its row.
-        replies: the original's, to harmful and to harmless training prompts.
+        replies: of the original to harmful, of the compressed model to harmless training prompts.
         settings: epochs and learning rate.
         seed: of the order of the prompts.
 
@@ -157,7 +173,7 @@ def choose_strength(
     tokenizer: Any,
     edits: Sequence[Edit],
     first_block: int,
-    validation: dict[str, ReplySet],
+    validation: Validation,
     judged_tokens: int,
     settings: Calibrate,
 ) -> tuple[list[Edit], dict[str, Any]]:
@@ -171,17 +187,17 @@ def choose_strength(
         model, tokenizer: the compressed checkpoint.
         edits: at strength 1.
         first_block: lowest edited block.
-        validation: "harmful" and "harmless" to the original's replies.
+        validation: prompts and replies that nothing was learnt from.
         judged_tokens: tokens of a reply that the judge sees.
         settings: strengths and budgets.
 
     Returns:
-        the scaled edits, and a record: the strength, the original's rates, the plain checkpoint's KL
-        and for every strength tried its rates, its KL and whether it keeps the budgets.
+        the scaled edits, and a record: the strength, the original's rates, and for every strength
+        tried its rates, its KL and whether it keeps the budgets.
     """
-    original = {kind: _share(part.refused) for kind, part in validation.items()}
-    batches = make_batches(model, [validation["harmless"]], first_block, None)
-    plain = _mean_divergence(model, batches, first_block, [])
+    parts = {"harmful": validation.harmful, "harmless": validation.harmless}
+    original = {kind: _share(part.refused) for kind, part in parts.items()}
+    batches = make_batches(model, [validation.own], first_block, None)
     tried = []
     for strength in settings.strengths:
         scaled = [Edit(edit.module, edit.column, strength * edit.row) for edit in edits]
@@ -189,17 +205,11 @@ def choose_strength(
             for edit in scaled:
                 active.enter_context(edited(model.get_submodule(edit.module), edit))
             refused = {
-                kind: _share(
-                    [
-                        not jailbroken_arditi(tokenizer.decode(reply))
-                        for reply in generate(model, tokenizer, part.prompts, judged_tokens)
-                    ]
-                )
-                for kind, part in validation.items()
+                kind: _share(_refused(model, tokenizer, part.prompts, judged_tokens)) for kind, part in parts.items()
             }
         kl = _mean_divergence(model, batches, first_block, scaled)
         within = refused["harmless"] <= original["harmless"] + settings.over_refusal_budget
-        within = within and kl <= plain + settings.kl_budget
+        within = within and kl <= settings.kl_budget
         tried.append(
             {
                 "strength": strength,
@@ -215,9 +225,8 @@ def choose_strength(
     strength = select_strength(tried)
     record = {
         "strength": strength,
-        "validation_prompts": {kind: len(part.refused) for kind, part in validation.items()},
+        "validation_prompts": {kind: len(part.refused) for kind, part in parts.items()},
         "original": {"refusal": original["harmful"], "over_refusal": original["harmless"]},
-        "plain_kl_harmless": plain,
         "tried": tried,
     }
     return [Edit(edit.module, edit.column, strength * edit.row) for edit in edits], record
@@ -237,6 +246,10 @@ def select_strength(tried: Sequence[dict[str, Any]]) -> float:
 def _mean_divergence(model: Any, batches: Sequence[_Batch], first_block: int, edits: Sequence[Edit]) -> float:
     sums = [divergence(model, batch, first_block, edits).item() * len(batch.places) for batch in batches]
     return sum(sums) / sum(len(batch.places) for batch in batches)
+
+
+def _refused(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], tokens: int) -> list[bool]:
+    return [not jailbroken_arditi(tokenizer.decode(reply)) for reply in generate(model, tokenizer, prompts, tokens)]
 
 
 def _share(flags: Sequence[bool]) -> float:

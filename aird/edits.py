@@ -42,6 +42,25 @@ class Edit:
         return torch.outer(self.column, self.row)
 
 
+@dataclass(frozen=True)
+class Update:
+    """A low-rank change of one matrix, as any LoRA adapter makes it.
+
+    Attributes:
+        module: full name of the changed linear module.
+        up: [d_out, rank] float32, the adapter's scale included.
+        down: [rank, d_in] float32.
+    """
+
+    module: str
+    up: torch.Tensor
+    down: torch.Tensor
+
+    def matrix(self) -> torch.Tensor:
+        """Return the dense change, [d_out, d_in] float32."""
+        return self.up @ self.down
+
+
 def rank_one_edit(
     module: str, direction: torch.Tensor, compressed: torch.Tensor, original: torch.Tensor, settings: RankOneFormula
 ) -> Edit:

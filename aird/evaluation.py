@@ -116,7 +116,12 @@ def check_parity(
 
 
 def complete_records(
-    client: Completer, tokenizer: Any, records: Sequence[dict[str, Any]], kind: str, maximum_new_tokens: int
+    client: Completer,
+    tokenizer: Any,
+    records: Sequence[dict[str, Any]],
+    kind: str,
+    maximum_new_tokens: int,
+    system_prompt: str | None = None,
 ) -> list[dict[str, Any]]:
     """Return one completion record per prompt record, in order.
 
@@ -126,8 +131,9 @@ def complete_records(
         records: prompt records with id and instruction.
         kind: `harmful` or `harmless`.
         maximum_new_tokens: limit of a completion.
+        system_prompt: put in front of every instruction.
     """
-    prompts = [chat_tokens(tokenizer, record["instruction"]) for record in records]
+    prompts = [chat_tokens(tokenizer, record["instruction"], system_prompt=system_prompt) for record in records]
     completions = client.complete(prompts, maximum_new_tokens)
     return [
         {
@@ -153,13 +159,15 @@ def reference_answers(completions: Sequence[dict[str, Any]]) -> list[dict[str, A
     ]
 
 
-def answer_likelihoods(client: Completer, tokenizer: Any, answers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def answer_likelihoods(
+    client: Completer, tokenizer: Any, answers: Sequence[dict[str, Any]], system_prompt: str | None = None
+) -> list[dict[str, Any]]:
     """Return, per reference answer, the summed negative log-likelihood (nats) and number of its tokens.
 
     The perplexity of a checkpoint is exp(sum of these / number of tokens), over the answer's
     tokens only, given the templated instruction.
     """
-    prompts = [chat_tokens(tokenizer, record["instruction"]) for record in answers]
+    prompts = [chat_tokens(tokenizer, record["instruction"], system_prompt=system_prompt) for record in answers]
     texts = [tokenizer(record["completion"], add_special_tokens=False)["input_ids"] for record in answers]
     whole = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
     results = []

@@ -18,6 +18,10 @@ METHODS = {
     "row = alpha r^T (W_o - W_c)",
     "fit": "ridge regression on harmful and harmless instructions, module by module, so that the compressed model "
     "writes along the direction what the original wrote",
+    "calibrate": "rows learnt from the original's replies (KL divergence of the next token), with a strength chosen on "
+    "validation prompts",
+    "lora": "an ordinary LoRA tuned on refusals and on the compressed model's own harmless answers: a baseline",
+    "system_prompt": "a system prompt that asks for refusals: a baseline; no weight is changed",
 }
 
 

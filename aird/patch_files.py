@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from aird.adapters import load_adapter, merge, save_adapter
+from aird.baseline_card import baseline_card
 from aird.card_metadata import CARD
 from aird.edits import Edit
 from aird.files import atomic_folder, hash_folder, write_json
 from aird.model_card import patch_card
+from aird.settings.patches import LoRA, SystemPrompt
+
+# A patch that is no adapter: it is put in front of every instruction.
+SYSTEM_PROMPT = "system_prompt.txt"
 
 
 def write_patch(
@@ -31,13 +36,77 @@ def write_patch(
         base: name of the base checkpoint.
         licence: the base's licence, if it is known.
     """
+    _write(
+        lambda made: save_adapter(edits, made, base),
+        lambda full: patch_card(full, base, licence),
+        {**record, "base": base, "licence": licence},
+        folder,
+        statistics,
+    )
+
+
+def write_baseline(
+    settings: LoRA | SystemPrompt,
+    save: Callable[[Path], dict[str, Any]],
+    folder: Path,
+    statistics: Path,
+    base: str,
+    licence: str | None = None,
+) -> None:
+    """Write the folder of a baseline with its model card, and its record beside it.
+
+    Args:
+        settings: the baseline.
+        save: writes its files into a folder, and returns what else to say about it.
+        folder: the patch's folder; it appears when complete.
+        statistics: the JSON file for the record.
+        base: name of the base checkpoint.
+        licence: the base's licence, if it is known.
+    """
+    record: dict[str, Any] = {
+        "blocks": [],
+        "edits": [],
+        "direction": None,
+        "settings": settings.model_dump(exclude={"compressions"}),
+        "base": base,
+        "licence": licence,
+    }
+    _write(
+        lambda made: record.update(save(made)),
+        lambda _: baseline_card(settings, base, licence),
+        record,
+        folder,
+        statistics,
+    )
+
+
+def save_system_prompt(settings: SystemPrompt, folder: Path) -> dict[str, Any]:
+    """Write the system prompt into a folder; there is nothing else to say about it."""
+    (folder / SYSTEM_PROMPT).write_text(settings.text, encoding="utf-8")
+    return {}
+
+
+def _write(
+    save: Callable[[Path], None],
+    card: Callable[[dict[str, Any]], str],
+    record: dict[str, Any],
+    folder: Path,
+    statistics: Path,
+) -> None:
     with atomic_folder(folder) as temporary:
-        save_adapter(edits, temporary, base)
+        save(temporary)
         weights = hash_folder(temporary)
         size = sum((temporary / name).stat().st_size for name in weights)
-        record = {**record, "base": base, "licence": licence, "weights": weights}
-        (temporary / CARD).write_text(patch_card(record, base, licence), encoding="utf-8")
+        record["weights"] = weights
+        (temporary / CARD).write_text(card(record), encoding="utf-8")
     write_json(statistics, {**record, "adapter_bytes": size, "files": hash_folder(folder)})
+
+
+def read_patch(folder: Path | None) -> tuple[Path | None, str | None]:
+    """Return what a patch's folder holds: (its adapter, None), or (None, its system prompt)."""
+    if folder is not None and (folder / SYSTEM_PROMPT).is_file():
+        return None, (folder / SYSTEM_PROMPT).read_text(encoding="utf-8")
+    return folder, None
 
 
 def write_merged(base: Path, adapter: Path, record: dict[str, Any], folder: Path) -> dict[str, float]:

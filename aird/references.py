@@ -1,8 +1,8 @@
-"""What the original model replies to the direction prompts: the target of a calibrated patch.
+"""What a model replies to the direction prompts: the target of a calibrated patch.
 
 Its own greedy reply to each prompt, and after the prompt and after each of the reply's first
-tokens the likeliest next tokens with their log-probabilities. One small file per model, so that
-no calibration of a compressed checkpoint has to run the original again.
+tokens the likeliest next tokens with their log-probabilities. Those of the original stand in one
+small file per model, so that no calibration of a compressed checkpoint has to run it again.
 """
 
 from __future__ import annotations
@@ -28,14 +28,17 @@ from aird.tensor_files import load_tensors, save_tensors
 # Next tokens that are kept of each distribution; all others count as one.
 TOP = 256
 KINDS = ("harmful", "harmless")
-SPLITS = ("train", "validation")
+# What is needed of the original: to refuse as it does, and no more harmless prompts than it does.
+OF_ORIGINAL = (("train", "harmful"), ("validation", "harmful"), ("validation", "harmless"))
+# What is needed of the compressed checkpoint: harmless replies are to stay its own.
+OF_COMPRESSED = (("train", "harmless"), ("validation", "harmless"))
 
 Instructions = Mapping[tuple[str, str], Sequence[str]]  # (split, kind) -> instructions
 
 
 @dataclass(frozen=True)
 class ReplySet:
-    """The original's replies to the prompts of one split and kind.
+    """A model's replies to the prompts of one split and kind.
 
     Attributes:
         prompts: token ids of the n templated prompts.
@@ -52,23 +55,40 @@ class ReplySet:
     top_log_probabilities: torch.Tensor
     refused: list[bool]
 
+    def chosen(self, indices: Sequence[int]) -> ReplySet:
+        """Return the replies to some of the prompts."""
+        return ReplySet(
+            [self.prompts[index] for index in indices],
+            [self.replies[index] for index in indices],
+            self.top_tokens[list(indices)],
+            self.top_log_probabilities[list(indices)],
+            [self.refused[index] for index in indices],
+        )
 
-def reply_instructions(records: Mapping[str, Sequence[dict[str, Any]]], settings: Replies, seed: int) -> Instructions:
-    """Return the instructions of every split and kind.
+
+def reply_instructions(
+    records: Mapping[str, Sequence[dict[str, Any]]], wanted: Sequence[tuple[str, str]], settings: Replies, seed: int
+) -> Instructions:
+    """Return the instructions of some splits and kinds.
 
     Args:
         records: kind to prompt records with `split` and `instruction`.
+        wanted: (split, kind), as OF_ORIGINAL.
         settings: how many.
         seed: of the draw.
     """
-    counts = {"train": settings.train, "validation": settings.validation}
+    counts = {
+        ("train", "harmful"): settings.train_harmful,
+        ("train", "harmless"): settings.train_harmless,
+        ("validation", "harmful"): settings.validation,
+        ("validation", "harmless"): settings.validation,
+    }
     return {
         (split, kind): [
             record["instruction"]
-            for record in select(records[kind], PromptSelection(set=kind, split=split, count=counts[split]), seed)
+            for record in select(records[kind], PromptSelection(set=kind, split=split, count=counts[split, kind]), seed)
         ]
-        for split in SPLITS
-        for kind in KINDS
+        for split, kind in wanted
     }
 
 
@@ -93,7 +113,7 @@ def record_replies(model: Any, tokenizer: Any, instructions: Instructions, setti
     """Return the model's replies, "split_kind" -> ReplySet.
 
     Args:
-        model, tokenizer: the original checkpoint.
+        model, tokenizer: the checkpoint.
         instructions: from `reply_instructions`.
         settings: how many tokens.
     """

@@ -20,6 +20,7 @@ from aird.evaluation import (
 )
 from aird.files import scratch_folder
 from aird.models import code_is_trusted, load_model, load_tokenizer
+from aird.patch_files import read_patch
 from aird.server_client import Client, Completer
 from aird.serving import ServerSettings, detect_accelerator, serve
 from aird.settings.suites import Serving, Suite
@@ -46,7 +47,7 @@ def run_served(
 
     Args:
         checkpoint: a checkpoint folder.
-        adapter: a rank-1 adapter to put on it.
+        adapter: a patch's folder: an adapter to put on it, or a system prompt.
         records: prompt records of both kinds.
         suite: what to ask.
         serving: how to serve; its `url` names a running server.
@@ -65,7 +66,8 @@ def run_served(
     # Half harmful, half harmless: a broken checkpoint may look right on one kind.
     half = -(-serving.parity_prompts // 2)
     chosen = [*records["harmful"][:half], *records["harmless"][:half]][: serving.parity_prompts]
-    probes = [chat_tokens(tokenizer, record["instruction"]) for record in chosen]
+    adapter, system_prompt = read_patch(adapter)
+    probes = [chat_tokens(tokenizer, record["instruction"], system_prompt=system_prompt) for record in chosen]
     with scratch_folder(scratch) as folder:
         on_cpu = serving.url is None and detect_accelerator() == "cpu"
         served = prepare_checkpoint(checkpoint, adapter, on_cpu, folder)
@@ -83,7 +85,7 @@ def run_served(
         )
         with serve(served, python, settings, log, serving.url) as client:
             parity = check_parity(client, probes, expected, serving.parity_tolerance)
-            completions, utility = _ask(client, tokenizer, records, suite, reference)
+            completions, utility = _ask(client, tokenizer, records, suite, reference, system_prompt)
             utility["tasks"], utility["questions"] = _tasks(client, served, suite, serving)
             versions = {"vllm": client.version()}
     return _with_provenance(completions, utility, suite, seed, parity, versions)
@@ -105,21 +107,29 @@ def run_with_transformers(
     if suite.tasks:
         raise ValueError("lm-eval's tasks need vLLM: name its Python or a server's address, or leave the tasks out")
     tokenizer = load_tokenizer(checkpoint)
+    adapter, system_prompt = read_patch(adapter)
     client = TransformersClient(load_model(checkpoint, adapter), tokenizer)
-    completions, utility = _ask(client, tokenizer, records, suite, reference)
+    completions, utility = _ask(client, tokenizer, records, suite, reference, system_prompt)
     return _with_provenance(completions, {**utility, "tasks": {}, "questions": {}}, suite, seed, None, {})
 
 
 def _ask(
-    client: Completer, tokenizer: Any, records: Records, suite: Suite, reference: Sequence[dict[str, Any]] | None
+    client: Completer,
+    tokenizer: Any,
+    records: Records,
+    suite: Suite,
+    reference: Sequence[dict[str, Any]] | None,
+    system_prompt: str | None,
 ) -> Measured:
     completions = [
         completion
         for kind in KINDS
-        for completion in complete_records(client, tokenizer, records[kind], kind, suite.maximum_new_tokens)
+        for completion in complete_records(
+            client, tokenizer, records[kind], kind, suite.maximum_new_tokens, system_prompt
+        )
     ]
     answers = reference_answers(completions if reference is None else reference)[: suite.perplexity_answers]
-    return completions, {"answers": answer_likelihoods(client, tokenizer, answers)}
+    return completions, {"answers": answer_likelihoods(client, tokenizer, answers, system_prompt)}
 
 
 def _tasks(client: Client, served: Path, suite: Suite, serving: Serving) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -353,20 +353,18 @@ def patch_settings(wildcards):
     return canonical_json(patch.model_dump(exclude={"compressions"}))
 
 
-def fit_settings(wildcards):
-    """Return what a fitted patch depends on: its settings, and how many prompts it is fitted on."""
-    patch = CONFIGURATION.patches[wildcards.patch]
-    settings = patch.model_dump(exclude={"compressions"})
-    return canonical_json({"patch": settings, "train": CONFIGURATION.directions.train})
+def tuned_patch_settings(more):
+    """Return a function from wildcards to the settings of a patch that learns from prompts.
 
+    It depends on its own settings and on `more`, which says how many prompts it sees.
+    """
 
-def calibration_settings(wildcards):
-    """Return what a calibrated patch depends on: its settings, and which replies it learns from."""
-    patch = CONFIGURATION.patches[wildcards.patch]
-    settings = patch.model_dump(exclude={"compressions"})
-    return canonical_json(
-        {"patch": settings, "replies": CONFIGURATION.replies.model_dump()}
-    )
+    def settings(wildcards):
+        patch = CONFIGURATION.patches[wildcards.patch]
+        values = patch.model_dump(exclude={"compressions"})
+        return canonical_json({"patch": values, **more})
+
+    return settings
 
 
 # Evaluation

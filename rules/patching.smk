@@ -97,7 +97,7 @@ rule fit_patch:
         runtime=60,
         gpu=gpus,
     params:
-        settings=fit_settings,
+        settings=tuned_patch_settings({"train": DIRECTIONS.train}),
         seed=SEED,
     message:
         "Fitting {wildcards.patch} to {wildcards.model}, {wildcards.compression}"
@@ -188,7 +188,7 @@ rule calibrate_patch:
         runtime=60,
         gpu=gpus,
     params:
-        settings=calibration_settings,
+        settings=tuned_patch_settings({"replies": CONFIGURATION.replies.model_dump()}),
         seed=SEED,
     message:
         "Calibrating {wildcards.patch} to {wildcards.model}, {wildcards.compression}"
@@ -212,6 +212,79 @@ rule calibrate_patch:
         " > {log:q} 2>&1"
 
 
+rule tune_lora:
+    input:
+        code=code("tune_lora"),
+        compressed=ancient(CHECKPOINT),
+        compressed_manifest=MANIFEST,
+        original_manifest=ORIGINAL_MANIFEST,
+        harmful=prompts(DIRECTIONS.harmful),
+        harmless=prompts(DIRECTIONS.harmless),
+    output:
+        adapter=directory(ADAPTER),
+        statistics=ADAPTER_STATISTICS,
+    log:
+        f"{RESULTS}/logs/patches/{{model}}/{{compression}}/{{patch}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/patches/{{model}}/{{compression}}/{{patch}}.tsv"
+    wildcard_constraints:
+        patch=one_of(patches_by("lora")),
+    conda:
+        "../envs/core.yaml"
+    threads: THREADS
+    resources:
+        mem_mb=8000,
+        runtime=120,
+        gpu=gpus,
+    params:
+        settings=tuned_patch_settings({"train": CONFIGURATION.replies.train_harmful}),
+        seed=SEED,
+    message:
+        "Tuning {wildcards.patch} of {wildcards.model}, {wildcards.compression}"
+    shell:
+        'python "$SCRIPTS"/tune_lora.py'
+        " --compressed {input.compressed:q}"
+        " --compressed-manifest {input.compressed_manifest:q}"
+        " --original-manifest {input.original_manifest:q}"
+        " --harmful {input.harmful:q}"
+        " --harmless {input.harmless:q}"
+        " --settings {params.settings:q}"
+        " --seed {params.seed}"
+        " --adapter {output.adapter:q}"
+        " --statistics {output.statistics:q}"
+        " > {log:q} 2>&1"
+
+
+rule write_system_prompt:
+    input:
+        code=code("write_system_prompt"),
+    output:
+        adapter=directory(ADAPTER),
+        statistics=ADAPTER_STATISTICS,
+    log:
+        f"{RESULTS}/logs/patches/{{model}}/{{compression}}/{{patch}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/patches/{{model}}/{{compression}}/{{patch}}.tsv"
+    wildcard_constraints:
+        patch=one_of(patches_by("system_prompt")),
+    conda:
+        "../envs/core.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        settings=patch_settings,
+    message:
+        "Writing {wildcards.patch} for {wildcards.model}, {wildcards.compression}"
+    shell:
+        'python "$SCRIPTS"/write_system_prompt.py'
+        " --settings {params.settings:q}"
+        " --base {wildcards.compression:q}"
+        " --adapter {output.adapter:q}"
+        " --statistics {output.statistics:q}"
+        " > {log:q} 2>&1"
+
+
 rule merge_patch:
     input:
         code=code("merge_patch"),
@@ -229,7 +302,13 @@ rule merge_patch:
     benchmark:
         f"{RESULTS}/benchmarks/patches/{{model}}/{{compression}}/{{patch}}.merge.tsv"
     wildcard_constraints:
-        patch=one_of(CONFIGURATION.patches),
+        patch=one_of(
+            [
+                name
+                for name in CONFIGURATION.patches
+                if name not in patches_by("system_prompt")
+            ]
+        ),
     conda:
         "../envs/core.yaml"
     resources:

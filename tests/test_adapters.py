@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from aird.adapters import load_adapter, merge, save_adapter
+from aird.adapters import load_adapter, merge, save_adapter, save_lora
 from aird.compression.matrices import dense_matrix, matrix_tensors
 from aird.compression.registry import compress
 from aird.compression.settings import Magnitude, RoundToNearest
@@ -101,18 +101,40 @@ def test_adapter_round_trip(edits: list[Edit], tmp_path: Path) -> None:
     loaded = load_adapter(adapter_of(edits, tmp_path / "adapter"))
     assert [edit.module for edit in loaded] == list(MODULES)
     for edit, expected in zip(loaded, edits, strict=True):
-        assert torch.equal(edit.column, expected.column)
-        assert torch.equal(edit.row, expected.row)
+        assert torch.equal(edit.up.squeeze(1), expected.column)
+        assert torch.equal(edit.down.squeeze(0), expected.row)
+        assert torch.equal(edit.matrix(), expected.matrix())
 
 
 def test_another_adapter_is_refused(edits: list[Edit], tmp_path: Path) -> None:
     folder = adapter_of(edits, tmp_path / "adapter")
     path = folder / "adapter_config.json"
     configuration = json.loads(path.read_text(encoding="utf-8"))
-    for change in ({"r": 2}, {"lora_alpha": 16}):
+    for change in ({"use_dora": True}, {"rank_pattern": {"o_proj": 4}}, {"bias": "all"}, {"peft_type": "IA3"}):
         path.write_text(json.dumps(configuration | change), encoding="utf-8")
-        with pytest.raises(ValueError, match="not an AIRD adapter"):
+        with pytest.raises(ValueError, match="no plain LoRA adapter"):
             load_adapter(folder)
+
+
+def test_an_adapter_of_higher_rank_merges_as_peft_runs_it(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    base = save_float32(tiny_folder("llama"), tmp_path / "base")
+    torch.manual_seed(0)
+    model = get_peft_model(
+        load(base), LoraConfig(r=4, lora_alpha=12, target_modules=list(MODULES), init_lora_weights=False)
+    )
+    (tmp_path / "adapter").mkdir()
+    save_lora(model, tmp_path / "adapter", "base")
+    expected = logits_of(model)
+    assert (expected - logits_of(load(base))).abs().max() > 0.1
+    updates = load_adapter(tmp_path / "adapter")
+    assert [update.module for update in updates] == list(MODULES)
+    assert {update.up.shape[1] for update in updates} == {4}
+    torch.testing.assert_close(logits_of(load_model(base, tmp_path / "adapter")), expected, atol=1e-4, rtol=0)
+    (tmp_path / "merged").mkdir()
+    merge(base, updates, tmp_path / "merged")
+    torch.testing.assert_close(logits_of(load(tmp_path / "merged")), expected, atol=1e-4, rtol=0)
 
 
 def test_adapter_by_peft_equals_edited_weights_and_merged_checkpoint(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from aird.edits import along, edited_blocks, make_edits, random_direction, rank_one_edit
-from aird.settings.patches import Patch
+from aird.settings.patches import parse_patch
 
 R = torch.tensor([0.6, 0.8], dtype=torch.float64)
 COMPRESSED = torch.tensor([[1.0, 2.0, 0.0], [3.0, -1.0, 5.0]])
@@ -19,8 +19,8 @@ ROW_COMPRESSED = [3.0, 0.4, 4.0]
 ROW_ORIGINAL = [4.4, 0.4, 4.6]
 
 
-def patch(method: Literal["scale", "project"], alpha: float = 1.0, **more: Any) -> Patch:
-    return Patch(method=method, alpha=alpha, **more)
+def patch(method: Literal["scale", "project"], alpha: float = 1.0, **more: Any) -> Any:
+    return parse_patch({"method": method, "alpha": alpha, **more})
 
 
 def random_case(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

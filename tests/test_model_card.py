@@ -19,7 +19,7 @@ from aird.files import hash_folder, read_json, sha256_of
 from aird.patch_files import write_merged, write_patch
 from aird.patching import compute_patch
 from aird.scores import score
-from aird.settings.patches import Patch
+from aird.settings.patches import parse_patch
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def patch(tiny_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
     folder, model = tmp_path_factory.mktemp("patch"), tiny_folder("llama")
     unit = torch.nn.functional.normalize(torch.arange(128, dtype=torch.float64), dim=0)
     direction = Direction(unit, 3.0, {"layer": 2, "position": -4})
-    edits, record = compute_patch(model, model, direction, None, Patch(method="scale", alpha=0.5))
+    edits, record = compute_patch(model, model, direction, None, parse_patch({"method": "scale", "alpha": 0.5}))
     write_patch(edits, record, folder / "adapter", folder / "statistics.json", "organisation/small-int4", "apache-2.0")
     return folder / "adapter", read_json(folder / "statistics.json")
 

@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    from aird.calibrated_patch import calibrate_patch, read_replies
+    from aird.calibrated_patch import calibrate_patch, original_replies
     from aird.card_metadata import read_licence
     from aird.direction_search import is_search
     from aird.directions import load_direction
@@ -104,10 +104,17 @@ def run(arguments: argparse.Namespace) -> None:
         direction = found.direction
     print(f"Patching {compressed.name} by {settings.method} ...", flush=True)
     if isinstance(settings, Calibrate):
-        sizes = validated(Replies, {"train": arguments.train, "validation": arguments.validation})
-        tokenizer, replies = read_replies(original.folder, prompts, sizes, arguments.seed)
+        sizes = validated(
+            Replies,
+            {
+                "train_harmful": arguments.train,
+                "train_harmless": arguments.train,
+                "validation": arguments.validation,
+            },
+        )
+        replies = original_replies(original.folder, prompts, sizes, arguments.seed)
         edits, record = calibrate_patch(
-            original.folder, compressed.folder, tokenizer, direction, None, replies, sizes, settings, arguments.seed
+            original.folder, compressed.folder, direction, None, replies, prompts, sizes, settings, arguments.seed
         )
     elif isinstance(settings, Fit):
         fitted_on = [_instructions(prompts[kind], arguments) for kind in ("harmful", "harmless")]

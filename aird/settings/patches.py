@@ -91,7 +91,7 @@ class Fit(StrengthSettings):
 
 
 class Calibrate(RankOneSettings):
-    """Learn the rows from the original's own replies, and choose their strength on validation prompts."""
+    """Learn the rows from the original's refusals, and choose their strength on validation prompts."""
 
     method: Literal["calibrate"] = "calibrate"
     blocks: Literal["source", "upper", "all"] | list[int] = Field("upper", description="Blocks to edit, as of `scale`.")
@@ -109,10 +109,10 @@ class Calibrate(RankOneSettings):
         0.02, ge=0, lt=1, description="How far over-refusal may lie above the original's on validation prompts."
     )
     kl_budget: float = Field(
-        0.0,
-        ge=0,
-        description="How much further from the original's next tokens than the unpatched checkpoint's the harmless "
-        "replies may lie, mean KL divergence in nats.",
+        0.2,
+        gt=0,
+        description="How far harmless replies on validation prompts may move from the unpatched checkpoint's own, mean "
+        "KL divergence of a next token in nats.",
     )
 
 
@@ -148,9 +148,14 @@ def parse_patch(values: Any) -> Any:
 
 
 class Replies(Settings):
-    """What the original model replies to the direction prompts: the target of calibrated patches."""
+    """The replies to direction prompts that calibrated patches learn from and are chosen by."""
 
-    train: int = Field(96, ge=8, description="Training prompts of each kind.")
+    train_harmful: int = Field(
+        128, ge=8, description="Training prompts that the original is asked; its refusals are learnt from."
+    )
+    train_harmless: int = Field(
+        256, ge=8, description="Training prompts on which the compressed checkpoint's own replies are kept."
+    )
     validation: int = Field(64, ge=8, description="Validation prompts of each kind.")
     tokens: int = Field(6, ge=1, description="First tokens of each reply that a patch learns from.")
     judged_tokens: int = Field(16, ge=4, description="Tokens of a validation reply that the refusal judge sees.")

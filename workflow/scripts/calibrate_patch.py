@@ -5,7 +5,7 @@ from aird.directions import load_direction
 from aird.files import read_json_lines
 from aird.models import load_tokenizer, open_checkpoint
 from aird.patch_files import write_patch
-from aird.references import load_replies, reply_instructions
+from aird.references import OF_ORIGINAL, load_replies, reply_instructions
 from aird.settings.patches import Calibrate, Replies
 
 from arguments import parse
@@ -29,9 +29,9 @@ def main() -> None:
     own = load_direction(arguments.own_direction, arguments.own_record)
     tokenizer = load_tokenizer(arguments.original)
     records = {kind: read_json_lines(getattr(arguments, kind)) for kind in ("harmful", "harmless")}
-    replies = load_replies(arguments.replies, tokenizer, reply_instructions(records, sizes, seed))
+    replies = load_replies(arguments.replies, tokenizer, reply_instructions(records, OF_ORIGINAL, sizes, seed))
     edits, record = calibrate_patch(
-        arguments.original, arguments.compressed, tokenizer, direction, own, replies, sizes, settings, seed
+        arguments.original, arguments.compressed, direction, own, replies, records, sizes, settings, seed
     )
     base = arguments.compressed.parent.name
     write_patch(edits, record, arguments.adapter, arguments.statistics, base, manifest.get("licence"))

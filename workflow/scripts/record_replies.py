@@ -1,6 +1,6 @@
 """Record the original's replies to the direction prompts: what calibrated patches learn from."""
 
-from aird.calibrated_patch import read_replies
+from aird.calibrated_patch import original_replies
 from aird.files import read_json_lines
 from aird.models import open_checkpoint
 from aird.references import save_replies
@@ -15,7 +15,7 @@ def main() -> None:
     open_checkpoint(arguments.checkpoint, arguments.manifest)
     records = {kind: read_json_lines(getattr(arguments, kind)) for kind in ("harmful", "harmless")}
     sizes = Replies.model_validate(arguments.settings)
-    _, replies = read_replies(arguments.checkpoint, records, sizes, int(arguments.seed))
+    replies = original_replies(arguments.checkpoint, records, sizes, int(arguments.seed))
     save_replies(arguments.output, replies)
 
 

@@ -1,0 +1,41 @@
+"""Tune the LoRA baseline of one compressed checkpoint (aird/lora_baseline.py)."""
+
+from aird.files import read_json, read_json_lines
+from aird.lora_baseline import tune_lora
+from aird.models import open_checkpoint
+from aird.patch_files import write_baseline
+from aird.prompts import select
+from aird.settings.base import PromptSelection
+from aird.settings.patches import LoRA
+
+from arguments import parse
+
+
+def main() -> None:
+    """Run the script."""
+    arguments = parse(
+        __doc__,
+        paths="compressed compressed_manifest original_manifest harmful harmless adapter statistics",
+        texts="settings seed",
+        gpu=True,
+    )
+    settings = LoRA.model_validate(arguments.settings["patch"])
+    open_checkpoint(arguments.compressed, arguments.compressed_manifest)
+    selection = PromptSelection(set="tuning", split="train", count=arguments.settings["train"])
+    harmful, harmless = (
+        [row["instruction"] for row in select(read_json_lines(path), selection, int(arguments.seed))]
+        for path in (arguments.harmful, arguments.harmless)
+    )
+    base = arguments.compressed.parent.name
+    write_baseline(
+        settings,
+        lambda folder: tune_lora(arguments.compressed, harmful, harmless, settings, folder, base),
+        arguments.adapter,
+        arguments.statistics,
+        base,
+        read_json(arguments.original_manifest).get("licence"),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""Write the folder of a patch that is a system prompt."""
+
+from aird.patch_files import save_system_prompt, write_baseline
+from aird.settings.patches import SystemPrompt
+
+from arguments import parse
+
+
+def main() -> None:
+    """Run the script."""
+    arguments = parse(__doc__, paths="adapter statistics", texts="settings base")
+    settings = SystemPrompt.model_validate(arguments.settings)
+    write_baseline(
+        settings,
+        lambda folder: save_system_prompt(settings, folder),
+        arguments.adapter,
+        arguments.statistics,
+        arguments.base,
+    )
+
+
+if __name__ == "__main__":
+    main()
