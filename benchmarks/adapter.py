@@ -23,7 +23,7 @@ from aird.compression.checkpoint import read_checkpoint
 from aird.directions import Direction
 from aird.edits import Edit
 from aird.patching import compute_patch
-from aird.settings.patches import Patch
+from aird.settings.patches import Scale
 from benchmarks.measure import Result, memory_rate, peak_mb, reset_peak, timed
 from benchmarks.workload import RESULTS
 
@@ -104,7 +104,7 @@ def run() -> list[Result]:
         )
         unit = torch.nn.functional.normalize(torch.randn(HIDDEN, dtype=torch.float64), dim=0)
         direction = Direction(unit=unit, norm=1.0, record={"layer": 2, "position": -1})
-        settings = Patch(method="scale", alpha=1.0, blocks="source")
+        settings = Scale(alpha=1.0, blocks="source")
         forget([*original.glob("*"), *compressed.glob("*")])
         (folder / "adapter").mkdir()
 

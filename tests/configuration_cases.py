@@ -99,7 +99,7 @@ CASES: dict[str, list[Case]] = {
         ("patches.aird", {"method": "calibrate", "alpha": 2}, "patches.aird.alpha:", "there is no such key"),
         ("patches.aird", {"method": "calibrate", "strengths": [0]}, "patches.aird.strengths.0:", "above 0"),
         ("patches.aird", {"method": "lora", "rank": 0}, "patches.aird.rank:", "at least 1"),
-        ("replies.train_harmful", 1, "replies.train_harmful:", "at least 8"),
+        ("replies", {"train_harmful": 1}, "replies.train_harmful:", "at least 8"),
         ("patches.aird", {"method": "fit", "blocks": "all", "depth": 3}, "patches.aird:", "it needs blocks: source"),
         ("compressions.wanda.calibration.seed", -1, "compressions.wanda.calibration.seed:", "at least 0"),
         ("compressions.magnitude.sparsity", 1.5, "compressions.magnitude.sparsity:", "number below 1 (found: 1.5)"),

@@ -95,12 +95,12 @@ class Calibrate(RankOneSettings):
 
     method: Literal["calibrate"] = "calibrate"
     blocks: Literal["source", "upper", "all"] | list[int] = Field("upper", description="Blocks to edit, as of `scale`.")
-    epochs: int = Field(2, ge=1, description="Passes over the training prompts.")
+    epochs: int = Field(8, ge=1, description="Passes over the training prompts.")
     learning_rate: float = Field(
-        1.5, gt=0, description="Step of a row, relative to the root mean square of its first values."
+        0.08, gt=0, description="First step of Adam, relative to the root mean square of r^T W_c."
     )
     strengths: list[Annotated[float, Field(gt=0, le=4)]] = Field(
-        [1.0, 1.25, 0.75, 0.5],
+        [1.0, 0.8, 1.2, 0.6, 0.4],
         min_length=1,
         description="Multiples of the learnt rows to try, in this order; the first that keeps all budgets and refuses "
         "as much as the original is taken.",
