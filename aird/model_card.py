@@ -92,7 +92,7 @@ def _loading(base: str, merged: bool) -> str:
     return (
         "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
         f'base = AutoModelForCausalLM.from_pretrained("{base}")\n'
-        "base(**base.dummy_inputs)  # packed weights are unpacked at the first pass; dense ones need no such line\n"
+        "base(**base.dummy_inputs)  # only where compressed-tensors packed the base: this unpacks it\n"
         'model = PeftModel.from_pretrained(base, "path/to/this/folder")\n```\n\n'
         f"```bash\nvllm serve {base} --enable-lora --max-lora-rank 1 --lora-modules aird=path/to/this/folder\n```\n\n"
         "then ask for the model `aird`.\n"
