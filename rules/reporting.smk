@@ -113,7 +113,7 @@ rule make_tables:
                 "controls": [
                     name
                     for name, patch in CONFIGURATION.patches.items()
-                    if patch.direction == "random"
+                    if getattr(patch, "direction", None) == "random"
                 ],
                 "seed": SEED,
             }

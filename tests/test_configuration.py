@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from configuration_cases import ABSENT, BASE, CASES, COMMIT, FILE_CASES
+from snakemake.utils import update_config
 
 from aird.configuration import (
     Configuration,
@@ -225,6 +226,21 @@ def test_default_configuration_is_correct(monkeypatch: pytest.MonkeyPatch) -> No
     check_files(load_configuration(load_yaml_strictly(path)), [path])
 
 
+@pytest.mark.parametrize("name", ["repairs", "transfer"])
+def test_additions_fit_the_default_grid(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Snakemake merges from two files is correct, and adds cells without changing one."""
+    monkeypatch.chdir(PROJECT)
+    values = load_yaml_strictly(PROJECT / "config.yaml")
+    default = load_configuration(values)
+    update_config(values, load_yaml_strictly(PROJECT / "config" / f"{name}.yaml"))
+    configuration = load_configuration(values)
+    check_files(configuration)
+    assert set(configuration.cells()) - set(default.cells())
+    assert configuration.patches | default.patches == configuration.patches
+    assert configuration.compressions | default.compressions == configuration.compressions
+    assert configuration.suites | default.suites == configuration.suites
+
+
 def test_paper_grid_asks_for_its_commits_and_is_correct_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(PROJECT)
     values = load_yaml_strictly(PROJECT / "config/paper.yaml")
@@ -237,8 +253,8 @@ def test_paper_grid_asks_for_its_commits_and_is_correct_with_them(monkeypatch: p
     configuration = load_configuration(values)
     check_files(configuration)
     assert len(configuration.models) == 5
-    # Plain and three patches of each compression; the original has no patch.
-    assert len(list(configuration.cells())) == 5 * (1 + 4 * len(configuration.compressions))
+    # Plain and four patches of each compression; the original has no patch.
+    assert len(list(configuration.cells())) == 5 * (1 + 5 * len(configuration.compressions))
 
 
 def test_paper_grid_repeats_every_calibrated_compression_with_three_seeds() -> None:
