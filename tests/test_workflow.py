@@ -152,7 +152,66 @@ def test_a_fitted_patch_is_fitted_and_evaluated(finished: Path, tmp_path: Path) 
     assert statistics["blocks"] == list(range(max(0, layer - 2), max(1, layer)))
     edits = load_adapter(project / f"results/patches/{cell}/adapter")
     assert len(edits) == 2 * len(statistics["blocks"])
-    assert all(edit.row.isfinite().all() and edit.row.abs().max() > 0 for edit in edits)
+    assert all(edit.down.isfinite().all() and edit.down.abs().max() > 0 for edit in edits)
+
+
+def test_learnt_patches_and_baselines_are_made_and_evaluated(finished: Path, tmp_path: Path) -> None:
+    """A model that was tuned to refuse everything: a calibrated patch, a LoRA, a system prompt."""
+    from aird.adapters import load_adapter
+
+    project = tmp_path / "project"
+    shutil.copytree(finished, project, symlinks=True)
+    configuration = read_configuration(project)
+    configuration["models"]["refusing"] = {
+        **configuration["models"]["tiny"],
+        "refusal_tuning": {
+            "harmful": {"set": "harmful", "split": "train"},
+            "harmless": {"set": "harmless", "split": "train", "count": 2},
+            "epochs": 40,
+            "learning_rate": 0.01,
+            "maximum_answer_tokens": 4,
+        },
+        "compressions": ["w4a16"],
+        "patches": ["calibrated", "lora", "prompt"],
+    }
+    configuration["models"]["tiny"]["patches"] = ["aird", "random-control"]
+    configuration["patches"] |= {
+        "calibrated": {"method": "calibrate", "epochs": 2, "strengths": [1.0]},
+        "lora": {"method": "lora", "rank": 2, "epochs": 1, "maximum_answer_tokens": 4},
+        "prompt": {"method": "system_prompt"},
+    }
+    configuration["replies"] = {"train_harmful": 16, "train_harmless": 16, "validation": 8}
+    write_configuration(project, configuration)
+    pair = "refusing/w4a16"
+    of_patches = {
+        "record_replies refusing",
+        f"calibrate_patch {pair}/calibrated",
+        f"tune_lora {pair}/lora",
+        f"write_system_prompt {pair}/prompt",
+    }
+    jobs = planned(project)
+    assert of_patches < jobs
+    assert not [job for job in jobs if " tiny/" in job]
+    snakemake(project)
+    folder = project / "results/patches" / pair
+    records = {name: json.loads((folder / name / "statistics.json").read_text()) for name in ("calibrated", "lora")}
+    assert records["calibrated"]["calibration"]["original"]["refusal"] > 0.5
+    assert [row["strength"] for row in records["calibrated"]["calibration"]["tried"]] == [1.0]
+    updates = load_adapter(folder / "calibrated/adapter")
+    assert records["calibrated"]["blocks"] == [2, 3] and len(updates) == 4
+    assert {update.up.shape[1] for update in updates} == {1}
+    assert {update.up.shape[1] for update in load_adapter(folder / "lora/adapter")} == {2}
+    summary = pandas.read_csv(project / "results/tables/summary.csv")
+    assert set(summary[summary.model == "refusing"].patch) == {"plain", "calibrated", "lora", "prompt"}
+    assert planned(project) == set()
+    # Other prompts are learnt from: the original is asked anew, and the LoRA has nothing to do with it.
+    configuration["replies"]["train_harmless"] = 12
+    write_configuration(project, configuration)
+    learning = {"record_replies", "calibrate_patch", "tune_lora"}
+    assert {job for job in planned(project) if job.split()[0] in learning} == {
+        "record_replies refusing",
+        f"calibrate_patch {pair}/calibrated",
+    }
 
 
 def test_altered_checkpoint_is_refused(finished: Path, tmp_path: Path) -> None:
