@@ -347,6 +347,13 @@ def compression_settings(wildcards):
 # Patches
 
 
+def patches_by(*methods):
+    """Return the names of the patches that are made by one of these methods."""
+    return [
+        name for name, patch in CONFIGURATION.patches.items() if patch.method in methods
+    ]
+
+
 def patch_settings(wildcards):
     """Return what a patch's tensors depend on."""
     patch = CONFIGURATION.patches[wildcards.patch]

@@ -8,14 +8,6 @@ steps   read the edited matrices, compute the row r^T (a W_c + b W_o), write the
         original's recorded replies and choose their strength on validation prompts
 """
 
-
-def patches_by(*methods):
-    """Return the names of the patches that are made by one of these methods."""
-    return [
-        name for name, patch in CONFIGURATION.patches.items() if patch.method in methods
-    ]
-
-
 ADAPTER = f"{RESULTS}/patches/{{model}}/{{compression}}/{{patch}}/adapter"
 ADAPTER_STATISTICS = (
     f"{RESULTS}/patches/{{model}}/{{compression}}/{{patch}}/statistics.json"
