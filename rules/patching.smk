@@ -125,6 +125,8 @@ rule record_replies:
         f"{RESULTS}/logs/patches/{{model}}/replies.log",
     benchmark:
         f"{RESULTS}/benchmarks/patches/{{model}}/replies.tsv"
+    # The longest of the patches: its evaluation should not be what the run ends on.
+    priority: 5
     conda:
         "../envs/core.yaml"
     threads: THREADS
@@ -172,6 +174,8 @@ rule calibrate_patch:
         f"{RESULTS}/benchmarks/patches/{{model}}/{{compression}}/{{patch}}.tsv"
     wildcard_constraints:
         patch=one_of(patches_by("calibrate")),
+    # The longest of the patches: its evaluation should not be what the run ends on.
+    priority: 5
     conda:
         "../envs/core.yaml"
     threads: THREADS
