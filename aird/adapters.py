@@ -64,7 +64,8 @@ def write_adapter(tensors: dict[str, torch.Tensor], rank: int, alpha: int, folde
         folder: an existing, empty folder.
         base: name of the base checkpoint, for the adapter's record.
     """
-    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    # Copies: the edits of one patch share their column, and safetensors refuses tensors that share memory.
+    contiguous = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     ending = ".lora_A.weight"
     configuration = {

@@ -106,6 +106,12 @@ def test_adapter_round_trip(edits: list[Edit], tmp_path: Path) -> None:
         assert torch.equal(edit.matrix(), expected.matrix())
 
 
+def test_edits_may_share_a_column(edits: list[Edit], tmp_path: Path) -> None:
+    shared = [Edit(edit.module, edits[0].column, edit.row) for edit in edits]
+    loaded = load_adapter(adapter_of(shared, tmp_path / "adapter"))
+    assert all(torch.equal(update.up.squeeze(1), edits[0].column) for update in loaded)
+
+
 def test_another_adapter_is_refused(edits: list[Edit], tmp_path: Path) -> None:
     folder = adapter_of(edits, tmp_path / "adapter")
     path = folder / "adapter_config.json"
