@@ -200,6 +200,8 @@ def choose_strength(
     batches = make_batches(model, [validation.own], first_block, None)
     tried = []
     for strength in settings.strengths:
+        if not worth_trying(strength, tried):
+            continue
         scaled = [Edit(edit.module, edit.column, strength * edit.row) for edit in edits]
         with contextlib.ExitStack() as active:
             for edit in scaled:
@@ -230,6 +232,14 @@ def choose_strength(
         "tried": tried,
     }
     return [Edit(edit.module, edit.column, strength * edit.row) for edit in edits], record
+
+
+def worth_trying(strength: float, tried: Sequence[dict[str, Any]]) -> bool:
+    """Tell whether a strength can still be the best: a stronger edit refuses more, of everything.
+
+    A weaker one than one within the budgets refuses less, and a stronger one than one beyond them is beyond as well.
+    """
+    return not any(strength < row["strength"] if row["within_budgets"] else strength > row["strength"] for row in tried)
 
 
 def select_strength(tried: Sequence[dict[str, Any]]) -> float:

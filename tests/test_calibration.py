@@ -18,6 +18,7 @@ from aird.calibration import (
     learn_rows,
     make_batches,
     select_strength,
+    worth_trying,
 )
 from aird.edits import Edit
 from aird.fitting import edited
@@ -202,6 +203,22 @@ def test_a_loss_that_is_no_number_is_an_error(model: Any, replies: dict[str, Rep
 def test_strength_by_hand(rows: list[tuple[float, float, float, bool]], chosen: float) -> None:
     names = ("strength", "refusal", "over_refusal", "within_budgets")
     assert select_strength([dict(zip(names, row, strict=True)) for row in rows]) == chosen
+
+
+@pytest.mark.parametrize(
+    ("strength", "rows", "worth"),
+    [
+        (1.2, [(1.0, True)], True),
+        (0.8, [(1.0, True)], False),
+        (0.8, [(1.0, False)], True),
+        (1.2, [(1.0, False)], False),
+        (0.8, [(1.0, False), (0.6, True)], True),
+        (0.4, [(1.0, False), (0.6, True)], False),
+    ],
+)
+def test_strengths_that_cannot_win_are_left_out(strength: float, rows: list[tuple[float, bool]], worth: bool) -> None:
+    tried = [{"strength": value, "within_budgets": within} for value, within in rows]
+    assert worth_trying(strength, tried) is worth
 
 
 def test_strengths_are_tried_until_one_is_good(
