@@ -198,7 +198,7 @@ def choose_strength(
     parts = {"harmful": validation.harmful, "harmless": validation.harmless}
     original = {kind: _share(part.refused) for kind, part in parts.items()}
     batches = make_batches(model, [validation.own], first_block, None)
-    tried = []
+    tried: list[dict[str, Any]] = []
     for strength in settings.strengths:
         if not worth_trying(strength, tried):
             continue
