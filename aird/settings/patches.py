@@ -102,8 +102,8 @@ class Calibrate(RankOneSettings):
     strengths: list[Annotated[float, Field(gt=0, le=4)]] = Field(
         [1.0, 0.8, 1.2, 0.6, 1.4, 0.4],
         min_length=1,
-        description="Multiples of the learnt rows to try, in this order, until one keeps all budgets and refuses as "
-        "much as the original; stronger ones than one beyond the budgets are left out, and weaker ones than one within.",
+        description="Multiples of the learnt rows to try, in this order, until one keeps all budgets and refuses "
+        "as much as the original; stronger ones than one beyond the budgets are left out, weaker ones than one within.",
     )
     over_refusal_budget: float = Field(
         0.02, ge=0, lt=1, description="How far over-refusal may lie above the original's on validation prompts."
