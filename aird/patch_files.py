@@ -14,9 +14,6 @@ from aird.files import atomic_folder, hash_folder, write_json
 from aird.model_card import patch_card
 from aird.settings.patches import LoRA, SystemPrompt
 
-# A patch that is no adapter: it is put in front of every instruction.
-SYSTEM_PROMPT = "system_prompt.txt"
-
 
 def write_patch(
     edits: Sequence[Edit],
@@ -80,12 +77,6 @@ def write_baseline(
     )
 
 
-def save_system_prompt(settings: SystemPrompt, folder: Path) -> dict[str, Any]:
-    """Write the system prompt into a folder; there is nothing else to say about it."""
-    (folder / SYSTEM_PROMPT).write_text(settings.text, encoding="utf-8")
-    return {}
-
-
 def _write(
     save: Callable[[Path], None],
     card: Callable[[dict[str, Any]], str],
@@ -100,13 +91,6 @@ def _write(
         record["weights"] = weights
         (temporary / CARD).write_text(card(record), encoding="utf-8")
     write_json(statistics, {**record, "adapter_bytes": size, "files": hash_folder(folder)})
-
-
-def read_patch(folder: Path | None) -> tuple[Path | None, str | None]:
-    """Return what a patch's folder holds: (its adapter, None), or (None, its system prompt)."""
-    if folder is not None and (folder / SYSTEM_PROMPT).is_file():
-        return None, (folder / SYSTEM_PROMPT).read_text(encoding="utf-8")
-    return folder, None
 
 
 def write_merged(base: Path, adapter: Path, record: dict[str, Any], folder: Path) -> dict[str, float]:

@@ -20,10 +20,10 @@ from aird.evaluation import (
 )
 from aird.files import scratch_folder
 from aird.models import code_is_trusted, load_model, load_tokenizer
-from aird.patch_files import read_patch
 from aird.server_client import Client, Completer
 from aird.serving import ServerSettings, detect_accelerator, serve
 from aird.settings.suites import Serving, Suite
+from aird.system_prompt import read_patch
 from aird.transformers_client import TransformersClient
 
 KINDS = ("harmful", "harmless")

@@ -172,6 +172,7 @@ def test_patches_that_differ_in_strength_alone_are_one_curve_from_the_plain_chec
         "strong": {"method": "scale", "direction": "original", "alpha": 4.0},
         "weak": {"method": "scale", "direction": "original", "alpha": 0.5},
         "control": {"method": "scale", "direction": "random", "alpha": 1.0},
+        "without-alpha": {"method": "calibrate", "direction": "original"},
     }
     for axes in figures.frontier_figure(summary, settings).axes:
         points = drawn_points(axes)

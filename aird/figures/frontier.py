@@ -45,6 +45,8 @@ def sweeps(patches: Patches) -> list[list[str]]:
     """
     groups: dict[str, list[tuple[float, str]]] = {}
     for name, settings in patches.items():
+        if "alpha" not in settings:  # methods without a strength of their own
+            continue
         others = {key: value for key, value in settings.items() if key not in ("alpha", "compressions")}
         groups.setdefault(json.dumps(others, sort_keys=True), []).append((settings["alpha"], name))
     return [[name for _, name in sorted(group)] for group in groups.values() if len(group) > 1]
