@@ -27,6 +27,7 @@ def findings(
             f"{model}, suite {suite}: the original refuses {percent(original.refusal)} of {original.n} harmful prompts "
             f"and {percent(original.over_refusal)} of the harmless ones."
         )
+        yield from _repaired(rows)
         for compression in rows.compression.drop_duplicates():
             if compression != "original":
                 sites = directions[(directions.model == model) & (directions.compression == compression)]
@@ -79,6 +80,23 @@ def _claims(claims: pandas.DataFrame) -> Iterator[str]:
         patch = f", {overall.patch}" if overall.patch else ""
         reason = f" ({overall.reason})" if overall.claim == "C3" and overall.reason else ""
         yield f"  {overall.claim}{patch}, {overall.statement}: {overall.verdict.upper()}{reason}; {listed}."
+
+
+def _repaired(rows: pandas.DataFrame) -> Iterator[str]:
+    """Yield one sentence with what compression left of refusal, and what the patch that refuses most brings back."""
+    parts = []
+    for compression in rows.compression.drop_duplicates():
+        cells = rows[rows.compression == compression]
+        patched = cells[cells.patch != "plain"]
+        if compression == "original" or patched.empty:
+            continue
+        plain, best = cells[cells.patch == "plain"].iloc[0], patched.loc[patched.refusal.idxmax()]
+        parts.append(
+            f"{compression} refuses {percent(plain.refusal)}, and {percent(best.refusal)} with {best.patch} "
+            f"(over-refusal {percent(best.over_refusal)})"
+        )
+    if parts:
+        yield f"After compression, plain and with the patch that refuses most: {'; '.join(parts)}."
 
 
 def percent(rate: float) -> str:

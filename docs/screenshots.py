@@ -39,6 +39,8 @@ def _take(browser: Any, name: str, width: int, height: int, selector: str | None
     context = browser.new_context(viewport={"width": width, "height": height}, **options)
     page = context.new_page()
     page.goto(REPORT.as_uri())
+    # In a picture of one section the bar that sticks to the window's top would lie over its heading.
+    page.add_style_tag(content="nav { position: static !important }")
     shot = (page.locator(selector) if selector else page).screenshot()
     context.close()
     path = IMAGES / f"{name}.png"

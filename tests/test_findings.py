@@ -52,7 +52,8 @@ def tables() -> tuple[pandas.DataFrame, pandas.DataFrame, pandas.DataFrame, pand
 
 
 def test_a_damaged_and_repaired_checkpoint() -> None:
-    original, pruned, aird, *_ = findings(*tables())
+    original, repaired, pruned, aird, *_ = findings(*tables())
+    assert "pruned refuses 50.0%, and 70.0% with aird (over-refusal 8.0%)" in repaired
     assert "refuses 95.0% of 200" in original and "5.0% of the harmless" in original
     assert "pruned changed refusal by -45.0 points (p = 1e-20), to 50.0%" in pruned
     assert "cosine 0.60" in pruned and "below the split-half null (0.90 to 0.97)" in pruned
