@@ -65,14 +65,14 @@ def test_what_is_not_measurable_is_called_so() -> None:
     summary, paired, directions, claims = tables()
     paired["p_value"] = 0.4
     directions = directions.assign(layer=12, cosine_same_site_shared=0.95)
-    _, pruned, aird, *_ = findings(summary, paired, directions, claims)
+    _, _, pruned, aird, *_ = findings(summary, paired, directions, claims)
     assert "did not change refusal measurably" in pruned and "the same source site" in pruned
     assert "within or above the split-half null" in pruned
     assert "(no measurable change)" in aird
 
 
 def test_every_site_has_a_second_opinion_and_every_claim_its_verdict() -> None:
-    assert list(findings(*tables()))[3:] == [
+    assert list(findings(*tables()))[4:] == [
         "  pruned: site (9, -1), by relaxed_kl; resampled prompts choose it in 62.0% of cases; COSMIC chooses (8, -2).",
         "  C2, pruning moves both: UNDECIDED; pruned: undecided.",
         "  C3, more lost where moved further: UNDECIDED (too few); pruned: holds.",
