@@ -241,12 +241,14 @@ def patches_table(statistics: Mapping[Cell, dict[str, Any]]) -> pandas.DataFrame
 
 
 def compressions_table(manifests: Mapping[tuple[str, str], dict[str, Any]]) -> pandas.DataFrame:
-    """Return measured sparsity and bits per weight of every checkpoint."""
+    """Return measured sparsity, bits per weight and formats of every checkpoint; empty for the original."""
     rows = []
     for (model, compression), manifest in manifests.items():
-        total = manifest.get("total", {})
+        total = dict(manifest.get("total", {}))
+        total["formats"] = ", ".join(total.get("formats", []))
         rows.append({"model": model, "compression": compression, **total})
-    return pandas.DataFrame(rows)
+    columns = "model compression sparsity bits_per_weight sparse_bits_per_weight weights stored_bytes formats".split()
+    return pandas.DataFrame(rows, columns=columns)
 
 
 def describe(frame: pandas.DataFrame, columns: Sequence[str]) -> str:
