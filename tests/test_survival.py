@@ -30,7 +30,7 @@ END_SECONDS = 30.0  # until nothing of a killed run is alive
 VARYING = {"logs", "benchmarks", "environments", "code"}
 # vLLM batches prompts as they arrive. Its numbers were equal to the last bit whenever this was tried, but
 # nothing promises that on every processor.
-SERVED = {"completions", "utility", "scores", "tables", "figures"}
+SERVED = {"completions", "utility", "scores", "tables", "figures", "cards"}
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def outline(name: str, content: bytes) -> Any:
         return [(record["id"], sorted(record)) for record in map(json.loads, text.splitlines())]
     if name.endswith(".json"):
         return sorted(json.loads(text))
-    if name.endswith(".csv"):
+    if name.endswith((".csv", ".md")):
         return text.splitlines()[0], len(text.splitlines())
     return text.endswith("</svg>\n")
 
