@@ -15,13 +15,12 @@ from safetensors import SafetensorError, safe_open
 
 from aird.architecture import residual_writers
 from aird.chat import chat_tokens
+from aird.checkpoint_patterns import CODE, DESCRIPTION
 from aird.compression.checkpoint import read_checkpoint
 from aird.files import check_folder, read_json
 from aird.processor import multiplies_bfloat16
 
 # Files of a checkpoint that describe it; weights are handled apart.
-DESCRIPTION_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model")
-CODE_PATTERN = "*.py"
 TRUST = "trust_remote_code"  # key of a manifest
 _trusted: list[bool] = []
 
@@ -169,7 +168,7 @@ def copy_description(source: Path, target: Path, with_code: bool = True) -> None
 
     A checkpoint of this project holds code only where the user trusts it (`import_model`).
     """
-    for pattern in (*DESCRIPTION_PATTERNS, *([CODE_PATTERN] if with_code else [])):
+    for pattern in (*DESCRIPTION, *([CODE] if with_code else [])):
         for path in source.glob(pattern):
             if not path.name.endswith(".index.json"):
                 shutil.copyfile(path, target / path.name)

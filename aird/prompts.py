@@ -10,7 +10,7 @@ import csv
 import json
 import random
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -180,14 +180,3 @@ class NearDuplicates:
 def _words(text: str) -> frozenset[str]:
     # An instruction in another script, or of signs alone, is compared as a whole.
     return frozenset(re.findall(r"\w+", text.lower())) or frozenset([text])
-
-
-def overlaps(one: Iterable[Record], other: Iterable[Record]) -> Iterator[tuple[str, str]]:
-    """Yield the ids of instructions of `one` that also stand, exactly or nearly, in `other`."""
-    others = list(other)
-    index = NearDuplicates()
-    for record in others:
-        index.add(record["instruction"])
-    for record in one:
-        if index.holds(record["instruction"]):
-            yield record["id"], record["instruction"]

@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from aird.checkpoint_patterns import CODE, DESCRIPTION, WEIGHTS
 from aird.files import sha256_of
 from aird.settings.sources import FileSource, ModelSource
 
@@ -75,10 +76,10 @@ def model_from_hub(repository: str, revision: str | None, trust_remote_code: boo
     from huggingface_hub import snapshot_download
 
     # Weights as safetensors only: a pickle can run code when it is opened.
-    wanted = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model"]
+    wanted = [*WEIGHTS, *DESCRIPTION]
     wanted.append("README.md")  # the model card, which names the licence
     if trust_remote_code:
-        wanted.append("*.py")
+        wanted.append(CODE)
     with _hub_errors(f"model {repository} at {revision or 'its default branch'}"):
         return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
 

@@ -9,7 +9,7 @@ from typing import Any
 import pandas
 import pytest
 
-from aird.prompts import NearDuplicates, build_set, overlaps, read_instructions, select
+from aird.prompts import NearDuplicates, build_set, read_instructions, select
 from aird.settings.base import PromptSelection
 from aird.settings.prompts import PromptSet
 
@@ -186,12 +186,6 @@ def test_build_set_is_disjoint_from_others() -> None:
     kept, dropped = build_set("cooking", settings(format="lines"), source, foreign, 0)
     assert [record["instruction"] for record in kept] == ["Fry a fish."]
     assert dropped == {"duplicates": 0, "overlapping": 2}
-    assert list(overlaps(source_with_ids(source), foreign)) == [("0", "Boil an egg."), ("1", ten)]
-    assert list(overlaps(kept, foreign)) == []
-
-
-def source_with_ids(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{**record, "id": str(index)} for index, record in enumerate(records)]
 
 
 def test_nothing_left_is_an_error() -> None:
