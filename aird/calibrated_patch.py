@@ -7,13 +7,12 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from aird.architecture import residual_writers
 from aird.calibration import Validation, choose_strength, learn_rows
 from aird.compression.matrices import dense_matrix
 from aird.directions import Direction
-from aird.edits import edit_statistics, edited_blocks
+from aird.edits import edit_statistics
 from aird.models import load_model, load_tokenizer
-from aird.patching import Patched, patch_record, patch_unit
+from aird.patching import Patched, edited_modules, patch_record, patch_unit
 from aird.references import OF_COMPRESSED, OF_ORIGINAL, ReplySet, record_replies, reply_instructions
 from aird.settings.patches import Calibrate, Replies
 
@@ -65,9 +64,7 @@ def calibrate_patch(
         raise ValueError("the original refuses none of the harmful training prompts, so there is nothing to learn")
     model, tokenizer = load_model(compressed), load_tokenizer(compressed)
     kept = record_replies(model, tokenizer, reply_instructions(records, OF_COMPRESSED, sizes, seed), sizes)
-    writers = residual_writers(model)
-    blocks = edited_blocks(settings, direction.layer, len(writers))
-    modules = [name for block in blocks for name in writers[block].names]
+    blocks, modules = edited_modules(model, direction, settings)
     matrix = cache(partial(dense_matrix, compressed))
     train = [replies["train_harmful"].chosen(refused), kept["train_harmless"]]
     learnt = learn_rows(model, modules, unit, min(blocks), matrix, train, settings, seed)

@@ -15,7 +15,6 @@ nothing else of the model changes.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import random
 from collections.abc import Callable, Sequence
@@ -25,8 +24,8 @@ from typing import Any
 import torch
 
 from aird.architecture import decoder_blocks
-from aird.edits import Edit
-from aird.fitting import edited
+from aird.edits import Edit, along
+from aird.fitting import all_edited
 from aird.generation import generate
 from aird.packing import Pack, plan_packs
 from aird.references import ReplySet, reply_places
@@ -90,7 +89,7 @@ def learn_rows(
     """
     column = unit.float()
     rows = [torch.zeros(matrices(module).shape[1], requires_grad=True) for module in modules]
-    scales = [(unit.double() @ matrices(module).double()).square().mean().sqrt().item() for module in modules]
+    scales = [along(unit.double(), matrices(module)).square().mean().sqrt().item() for module in modules]
     optimiser = torch.optim.Adam(
         [{"params": [row], "lr": settings.learning_rate * scale} for row, scale in zip(rows, scales, strict=True)],
         betas=(0.9, 0.98),
@@ -154,10 +153,7 @@ def divergence(model: Any, batch: _Batch, first_block: int, edits: Sequence[Edit
     The tokens that were not kept of the original's distributions count as one.
     """
     blocks = list(decoder_blocks(model))
-    with contextlib.ExitStack() as active:
-        active.enter_context(resumed_at(blocks, first_block, batch.states))
-        for edit in edits:
-            active.enter_context(edited(model.get_submodule(edit.module), edit))
+    with resumed_at(blocks, first_block, batch.states), all_edited(model, edits):
         inputs = batch.pack.model_inputs(model)
         logits = model(**inputs, logits_to_keep=batch.places.to(model.device)).logits[0]
     found = logits.float().log_softmax(-1).gather(-1, batch.top_tokens)
@@ -202,10 +198,8 @@ def choose_strength(
     for strength in settings.strengths:
         if not worth_trying(strength, tried):
             continue
-        scaled = [Edit(edit.module, edit.column, strength * edit.row) for edit in edits]
-        with contextlib.ExitStack() as active:
-            for edit in scaled:
-                active.enter_context(edited(model.get_submodule(edit.module), edit))
+        scaled = _scaled(edits, strength)
+        with all_edited(model, scaled):
             refused = {
                 kind: _share(_refused(model, tokenizer, part.prompts, judged_tokens)) for kind, part in parts.items()
             }
@@ -231,7 +225,7 @@ def choose_strength(
         "original": {"refusal": original["harmful"], "over_refusal": original["harmless"]},
         "tried": tried,
     }
-    return [Edit(edit.module, edit.column, strength * edit.row) for edit in edits], record
+    return _scaled(edits, strength), record
 
 
 def worth_trying(strength: float, tried: Sequence[dict[str, Any]]) -> bool:
@@ -256,6 +250,10 @@ def select_strength(tried: Sequence[dict[str, Any]]) -> float:
 def _mean_divergence(model: Any, batches: Sequence[_Batch], first_block: int, edits: Sequence[Edit]) -> float:
     sums = [divergence(model, batch, first_block, edits).item() * len(batch.places) for batch in batches]
     return sum(sums) / sum(len(batch.places) for batch in batches)
+
+
+def _scaled(edits: Sequence[Edit], strength: float) -> list[Edit]:
+    return [Edit(edit.module, edit.column, strength * edit.row) for edit in edits]
 
 
 def _refused(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], tokens: int) -> list[bool]:

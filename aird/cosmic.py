@@ -37,6 +37,7 @@ from aird.architecture import decoder_blocks, writer_modules
 from aird.hooks import ablation, addition, hooks, on_input
 from aird.packing import Pack, last_logits, plan_packs
 from aird.resuming import Reached, resumed_at
+from aird.selection import within_kl
 from aird.settings.directions import Directions
 
 LAYER_SHARE = 0.1
@@ -82,9 +83,7 @@ def cosmic_direction(
     shortlist = [score for score in shortlist if not math.isnan(score["kl"])]
     if not shortlist:
         raise ValueError("ablating a candidate direction gives no number: the checkpoint is broken")
-    limit = settings.maximum_kl
-    while not (passing := [score for score in shortlist if not score["kl"] > limit]):
-        limit *= 2
+    passing, limit = within_kl(shortlist, settings.maximum_kl)
     return {
         **passing[0],
         "rule": "cosmic" if limit == settings.maximum_kl else "cosmic_relaxed_kl",

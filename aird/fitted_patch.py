@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from aird.architecture import residual_writers
 from aird.chat import chat_tokens, post_instruction_tokens
 from aird.compression.matrices import dense_matrix
 from aird.directions import Direction
-from aird.edits import edit_statistics, edited_blocks
+from aird.edits import edit_statistics
 from aird.fitting import fit_edits, record_projections, targets
 from aird.models import load_model, load_tokenizer
-from aird.patching import Patched, patch_record, patch_unit
+from aird.patching import Patched, edited_modules, patch_record, patch_unit
 from aird.settings.patches import Fit
 
 
@@ -43,9 +42,7 @@ def fit_patch(
     prompts = [chat_tokens(tokenizer, instruction) for instruction in (*harmful, *harmless)]
     is_harmful = [True] * len(harmful) + [False] * len(harmless)
     model = load_model(original)
-    writers = residual_writers(model)
-    blocks = edited_blocks(settings, direction.layer, len(writers))
-    modules = [name for block in blocks for name in writers[block].names]
+    blocks, modules = edited_modules(model, direction, settings)
     wanted = targets(record_projections(model, prompts, positions, unit, modules), is_harmful, settings.alpha)
     del model  # one model in memory at a time
     edits = fit_edits(load_model(compressed), prompts, wanted, unit, blocks, settings.ridge)

@@ -154,6 +154,15 @@ def edited(module: nn.Module, edit: Edit) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def all_edited(model: Any, edits: Sequence[Edit]) -> Iterator[None]:
+    """Add edits to the outputs of their modules while the context is open."""
+    with contextlib.ExitStack() as active:
+        for edit in edits:
+            active.enter_context(edited(model.get_submodule(edit.module), edit))
+        yield
+
+
 def _project(output: torch.Tensor, direction: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     return output[0, places.to(output.device)].double().cpu() @ direction.double()
 

@@ -20,7 +20,6 @@ from aird.compression.checkpoint import read_checkpoint
 from aird.files import check_folder, read_json
 from aird.processor import multiplies_bfloat16
 
-# Files of a checkpoint that describe it; weights are handled apart.
 TRUST = "trust_remote_code"  # key of a manifest
 _trusted: list[bool] = []
 

@@ -38,13 +38,27 @@ def compute_patch(
         ValueError: a block does not exist, or shapes do not fit together.
     """
     unit = patch_unit(direction, own, settings)
-    writers = residual_writers(load_structure(original))
-    blocks = edited_blocks(settings, direction.layer, len(writers))
-    modules = [name for block in blocks for name in writers[block].names]
+    blocks, modules = edited_modules(load_structure(original), direction, settings)
     edits, statistics = make_edits(
         modules, unit, partial(dense_matrix, compressed), partial(dense_matrix, original), settings
     )
     return edits, patch_record(blocks, statistics, settings, direction, unit)
+
+
+def edited_modules(model: Any, direction: Direction, settings: RankOneSettings) -> tuple[list[int], list[str]]:
+    """Return the indices of the blocks that a patch edits, and the full names of their writers, in order.
+
+    Args:
+        model: the model, or its structure alone.
+        direction: the original's direction, whose site `source` blocks hang on.
+        settings: the patch.
+
+    Raises:
+        ValueError: a configured block does not exist.
+    """
+    writers = residual_writers(model)
+    blocks = edited_blocks(settings, direction.layer, len(writers))
+    return blocks, [name for block in blocks for name in writers[block].names]
 
 
 def patch_unit(direction: Direction, own: Direction | None, settings: RankOneSettings) -> torch.Tensor:

@@ -151,6 +151,11 @@ def select(records: Sequence[Record], selection: PromptSelection, seed: int) -> 
     return [chosen[position] for position in positions]
 
 
+def select_instructions(records: Sequence[Record], selection: PromptSelection, seed: int) -> list[str]:
+    """Return the texts of the records that `select` returns."""
+    return [record["instruction"] for record in select(records, selection, seed)]
+
+
 class NearDuplicates:
     """An index of texts that finds those sharing most of their distinct words with a new one."""
 

@@ -19,7 +19,7 @@ import torch
 from aird.chat import chat_tokens
 from aird.generation import generate
 from aird.packing import Pack, plan_packs
-from aird.prompts import select
+from aird.prompts import select_instructions
 from aird.refusals import jailbroken_arditi
 from aird.settings.base import PromptSelection
 from aird.settings.patches import Replies
@@ -84,10 +84,9 @@ def reply_instructions(
         ("validation", "harmless"): settings.validation,
     }
     return {
-        (split, kind): [
-            record["instruction"]
-            for record in select(records[kind], PromptSelection(set=kind, split=split, count=counts[split, kind]), seed)
-        ]
+        (split, kind): select_instructions(
+            records[kind], PromptSelection(set=kind, split=split, count=counts[split, kind]), seed
+        )
         for split, kind in wanted
     }
 

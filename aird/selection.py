@@ -17,7 +17,7 @@ aird/cosmic.py takes the place of steps 2 and 3.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,13 +85,23 @@ def select_site(scores: Iterable[dict[str, Any]], layers: int, settings: Directi
     scored = [score for score in eligible if _known(score["kl"]) and _known(score["bypass"])]
     if not scored:
         raise ValueError("ablating a candidate direction gives no number: the checkpoint is broken")
-    kl_limit = settings.maximum_kl
-    # Not `<= limit` as a positive test: with `>` a KL of exactly the limit passes, as published.
-    while not (passing := [score for score in scored if not score["kl"] > kl_limit]):
-        kl_limit *= 2
+    passing, kl_limit = within_kl(scored, settings.maximum_kl)
     best = min(passing, key=lambda score: score["bypass"])
     relaxed = "published" if kl_limit == settings.maximum_kl else "relaxed_kl"
     return Selection(best["layer"], best["position"], relaxed if reached else "relaxed_induce", len(passing), kl_limit)
+
+
+def within_kl(scores: Sequence[dict[str, Any]], limit: float) -> tuple[list[dict[str, Any]], float]:
+    """Return the records within a KL limit, which is doubled until there is one, and the limit in force.
+
+    Args:
+        scores: at least one record with a `kl` that is a number, nats.
+        limit: above 0, nats.
+    """
+    # Not `<= limit` as a positive test: with `>` a KL of exactly the limit passes, as published.
+    while not (passing := [score for score in scores if not score["kl"] > limit]):
+        limit *= 2
+    return passing, limit
 
 
 def _known(value: float | None) -> bool:

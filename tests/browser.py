@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from debian import install_packages
 
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 PACKAGES = ("chromium-headless-shell", "fonts-dejavu-core")
@@ -41,11 +42,7 @@ def _install() -> str:
         raise NoBrowser("there is no Chromium; AIRD_TEST_BROWSER=1 lets this test install one (.ci/run does)")
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         raise NoBrowser("there is no Chromium, and installing it needs root and apt-get")
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", *PACKAGES]):
-        result = subprocess.run(["apt-get", *command], env=environment, capture_output=True, text=True, check=False)
-        if result.returncode != 0:
-            raise NoBrowser(f"apt-get {command[0]} failed: {result.stderr[-300:]}")
+    install_packages(PACKAGES, NoBrowser)
     executable = _find()
     if executable is None:
         raise NoBrowser(f"the packages {', '.join(PACKAGES)} bring no program of the names {', '.join(NAMES)}")

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from debian import install_packages
+
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
 SETTINGS = """ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -85,11 +87,7 @@ def _install() -> None:
         return
     if shutil.which("apt-get") is None:
         raise NoSlurm("Slurm is not installed, and there is no apt-get to install it")
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", *PACKAGES]):
-        result = subprocess.run(["apt-get", *command], env=environment, capture_output=True, text=True, check=False)
-        if result.returncode != 0:
-            raise NoSlurm(f"apt-get {command[0]} failed: {result.stderr[-300:]}")
+    install_packages(PACKAGES, NoSlurm)
 
 
 def _run(*command: str) -> str:

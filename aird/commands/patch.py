@@ -176,8 +176,8 @@ def _prompts(arguments: argparse.Namespace, settings: RankOne) -> dict[str, list
 
 def _instructions(records: list[dict[str, Any]], arguments: argparse.Namespace) -> list[str]:
     """Return the training instructions, the ones that the direction rests on."""
-    from aird.prompts import select
+    from aird.prompts import select_instructions
     from aird.settings.base import PromptSelection
 
     selection = PromptSelection(set="fit", split="train", count=arguments.train)
-    return [record["instruction"] for record in select(records, selection, arguments.seed)]
+    return select_instructions(records, selection, arguments.seed)

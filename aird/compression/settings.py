@@ -172,10 +172,9 @@ class RoundToNearest(RecipeSettings):
         return "pack-quantized" if self.activation_bits is None else "int-quantized"
 
 
-class GPTQ(RecipeSettings):
-    """Round weights one column at a time, correcting the columns to come (arXiv:2210.17323)."""
+class FourBitSettings(RecipeSettings):
+    """Base of the calibrated 4-bit recipes: groups of weights share a scale and are packed into 32-bit integers."""
 
-    recipe: Literal["gptq"] = "gptq"
     weight_bits: Literal[4] = Field(4, description="Bits of one weight.")
     group_size: int | None = Field(
         128,
@@ -183,7 +182,6 @@ class GPTQ(RecipeSettings):
         description="Input weights that share one scale; it must divide the columns of every matrix. "
         "null: one scale per output row.",
     )
-    calibration: CalibrationSettings = Field(description="The prompts that give the layers' Hessians.")
 
     @property
     def storage_bits(self) -> int | None:
@@ -194,6 +192,13 @@ class GPTQ(RecipeSettings):
     def storage_format(self) -> str:
         """Packed into 32-bit integers."""
         return "pack-quantized"
+
+
+class GPTQ(FourBitSettings):
+    """Round weights one column at a time, correcting the columns to come (arXiv:2210.17323)."""
+
+    recipe: Literal["gptq"] = "gptq"
+    calibration: CalibrationSettings = Field(description="The prompts that give the layers' Hessians.")
 
 
 class OptimumGPTQ(GPTQ):
@@ -207,7 +212,7 @@ class OptimumGPTQ(GPTQ):
         return True
 
 
-class AWQ(RecipeSettings):
+class AWQ(FourBitSettings):
     """Scale input channels by how much the activations use them, then round with a zero point (arXiv:2306.00978).
 
     The scales go into the norm before each group of matrices. Matrices that write to the residual
@@ -215,24 +220,7 @@ class AWQ(RecipeSettings):
     """
 
     recipe: Literal["awq"] = "awq"
-    weight_bits: Literal[4] = Field(4, description="Bits of one weight.")
-    group_size: int | None = Field(
-        128,
-        gt=0,
-        description="Input weights that share one scale; it must divide the columns of every matrix. "
-        "null: one scale per output row.",
-    )
     calibration: CalibrationSettings = Field(description="The prompts that show which input channels matter.")
-
-    @property
-    def storage_bits(self) -> int | None:
-        """Bits of one weight."""
-        return self.weight_bits
-
-    @property
-    def storage_format(self) -> str:
-        """Packed into 32-bit integers."""
-        return "pack-quantized"
 
     @property
     def rescales_norms(self) -> bool:

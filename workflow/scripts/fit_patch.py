@@ -5,7 +5,7 @@ from aird.files import read_json_lines
 from aird.fitted_patch import fit_patch
 from aird.models import open_checkpoint
 from aird.patch_files import write_patch
-from aird.prompts import select
+from aird.prompts import select_instructions
 from aird.settings.base import PromptSelection
 from aird.settings.patches import parse_patch
 
@@ -28,7 +28,7 @@ def main() -> None:
     own = load_direction(arguments.own_direction, arguments.own_record)
     selection = PromptSelection(set="fit", split="train", count=arguments.settings["train"])
     harmful, harmless = (
-        [row["instruction"] for row in select(read_json_lines(path), selection, int(arguments.seed))]
+        select_instructions(read_json_lines(path), selection, int(arguments.seed))
         for path in (arguments.harmful, arguments.harmless)
     )
     edits, record = fit_patch(arguments.original, arguments.compressed, direction, own, harmful, harmless, settings)

@@ -4,7 +4,7 @@ from aird.files import read_json, read_json_lines
 from aird.lora_baseline import tune_lora
 from aird.models import open_checkpoint
 from aird.patch_files import write_baseline
-from aird.prompts import select
+from aird.prompts import select_instructions
 from aird.settings.base import PromptSelection
 from aird.settings.patches import LoRA
 
@@ -23,7 +23,7 @@ def main() -> None:
     open_checkpoint(arguments.compressed, arguments.compressed_manifest)
     selection = PromptSelection(set="tuning", split="train", count=arguments.settings["train"])
     harmful, harmless = (
-        [row["instruction"] for row in select(read_json_lines(path), selection, int(arguments.seed))]
+        select_instructions(read_json_lines(path), selection, int(arguments.seed))
         for path in (arguments.harmful, arguments.harmless)
     )
     base = arguments.compressed.parent.name

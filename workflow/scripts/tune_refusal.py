@@ -2,7 +2,7 @@
 
 from aird.files import atomic_folder, hash_folder, read_json_lines, write_json
 from aird.models import TRUST, code_is_trusted, open_checkpoint
-from aird.prompts import select
+from aird.prompts import select_instructions
 from aird.settings.models import RefusalTuning
 from aird.tuning import tune_to_refuse
 
@@ -17,8 +17,8 @@ def main() -> None:
     settings = RefusalTuning.model_validate(arguments.settings)
     manifest = open_checkpoint(arguments.source, arguments.source_manifest)
     seed = int(arguments.seed)
-    harmful = [row["instruction"] for row in select(read_json_lines(arguments.harmful), settings.harmful, seed)]
-    harmless = [row["instruction"] for row in select(read_json_lines(arguments.harmless), settings.harmless, seed)]
+    harmful = select_instructions(read_json_lines(arguments.harmful), settings.harmful, seed)
+    harmless = select_instructions(read_json_lines(arguments.harmless), settings.harmless, seed)
     with atomic_folder(arguments.checkpoint) as folder:
         statistics = tune_to_refuse(arguments.source, folder, harmful, harmless, settings)
     files = hash_folder(arguments.checkpoint)
