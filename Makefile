@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Python compiles what it imports; pip would compile everything, which takes longer than the rest of an installation.
+INSTALL := $(PIP) install --quiet $(if $(PYTHONDONTWRITEBYTECODE),,--no-compile)
 SNAKEMAKE := $(BIN)/python -m snakemake --cores all
 
 .PHONY: demo test check environment cluster bench report snakemake-report screenshots tables why clean
@@ -46,7 +48,7 @@ environment: $(VENV)/core.stamp
 
 # What profiles/kubernetes and profiles/object-storage need on top.
 cluster: $(VENV)/core.stamp
-	$(PIP) install --quiet -r envs/core.lock.txt -r envs/cluster.lock.txt
+	$(INSTALL) -r envs/core.lock.txt -r envs/cluster.lock.txt
 
 # Time and memory, measured on this machine: benchmarks/results.md.
 bench: $(VENV)/core.stamp
@@ -55,11 +57,11 @@ bench: $(VENV)/core.stamp
 $(VENV)/core.stamp: envs/core.lock.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet -r envs/core.lock.txt
+	$(INSTALL) -r envs/core.lock.txt
 	@touch $@
 
 $(VENV)/development.stamp: $(VENV)/core.stamp envs/cluster.lock.txt envs/development.lock.txt
-	$(PIP) install --quiet -r envs/core.lock.txt -r envs/cluster.lock.txt -r envs/development.lock.txt
+	$(INSTALL) --no-deps -r envs/cluster.lock.txt -r envs/development.lock.txt
 	@touch $@
 
 clean:

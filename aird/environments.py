@@ -43,6 +43,9 @@ def build_environment(lock: Path, folder: Path) -> Path:
     _run([sys.executable, "-m", "venv", str(folder)], "the virtual environment could not be made")
     python = folder / "bin" / "python"
     install = [str(python), "-m", "pip", "install", "--no-deps", "--disable-pip-version-check", "-r", str(lock)]
+    if not sys.dont_write_bytecode:
+        # Most of gigabytes is never imported; Python compiles and keeps what is.
+        install.append("--no-compile")
     _run(install, f"{lock.name} could not be installed")
     return python
 
