@@ -202,7 +202,11 @@ def run_tasks(
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=str(task_folder) if task_folder else None)
+    folder = str(task_folder) if task_folder else None
+    manager = TaskManager(include_path=folder, include_defaults=False)
+    if not set(tasks) <= set(manager.all_tasks):
+        # Reading the files of lm-eval's own thousands of tasks takes longer than a short task itself.
+        manager = TaskManager(include_path=folder)
     unknown = [task for task in tasks if task not in manager.all_tasks]
     if unknown:
         raise ValueError(f"lm-eval knows no task {', '.join(unknown)}; see `lm_eval ls tasks`, or set `task_folder`")

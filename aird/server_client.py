@@ -168,6 +168,8 @@ class Client:
             "headers": {"Authorization": f"Bearer {key}"} if key else {},
             "timeout": timeout,
             "trust_env": self._server is None,  # a proxy cannot reach our loopback address
+            # Ours has no certificate; reading the system's would take longer than a poll.
+            "verify": self._server is None,
         }
 
     def _choices(

@@ -24,6 +24,7 @@ from typing import Literal, NoReturn
 
 import httpx
 
+from aird import vllm_server
 from aird.files import read_json
 from aird.gpus import VISIBLE, listed_gpus
 from aird.processor import multiplies_bfloat16
@@ -34,9 +35,6 @@ MODEL_NAME = "checkpoint"
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the ranks that vLLM's --max-lora-rank accepts
 PORT_ATTEMPTS = 4
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OPENAI_API_KEY", "WANDB_API_KEY")  # of no use to it
-
-# Not `python -m`: multiprocessing's spawn would import the API server again in the engine's process.
-RUN_SERVER = "import runpy; runpy.run_module('vllm.entrypoints.openai.api_server', run_name='__main__')"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +112,8 @@ def serve(
             mark = f"aird-{secrets.token_hex(8)}"
             with _reserve_port() as port:
                 arguments = _arguments(checkpoint, settings, port, mark, on_cpu)
-                server = ServerProcess([interpreter, "-c", RUN_SERVER, *arguments], environment, log_path)
+                command = [interpreter, vllm_server.__file__, "cpu" if on_cpu else "cuda", *arguments]
+                server = ServerProcess(command, environment, log_path)
                 # On the CPU prompt log-probabilities kill an engine with LoRA (a shape error in its kernels).
                 crashes = on_cpu and bool(settings.adapters)
                 client = Client(f"http://127.0.0.1:{port}", MODEL_NAME, server, prompt_logprobs=not crashes)
