@@ -46,12 +46,7 @@ rule all:
 
 rule merged_checkpoints:
     input:
-        [
-            f"{RESULTS}/patches/{model}/{compression}/{patch}/merged/manifest.json"
-            for model, compression, patch in CONFIGURATION.cells()
-            if patch != PLAIN
-            and CONFIGURATION.patches[patch].method != "system_prompt"
-        ],
+        MERGED_TABLE,
     localrule: True
     message:
-        "Every patch is also merged into a checkpoint that stands alone"
+        "Every patch is also merged into a checkpoint that stands alone; {input} says what that costs"

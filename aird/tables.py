@@ -251,6 +251,41 @@ def compressions_table(manifests: Mapping[tuple[str, str], dict[str, Any]]) -> p
     return pandas.DataFrame(rows, columns=columns)
 
 
+def merged_table(records: Mapping[Cell, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]) -> pandas.DataFrame:
+    """Return what compression bought, before and after a patch is merged into the checkpoint.
+
+    Args:
+        records: per cell the compressed checkpoint's manifest, the patch's statistics and the merged
+            checkpoint's manifest.
+
+    Returns:
+        One row per cell: size of the adapter in bytes, number of edited matrices, mean share of their zeros
+        that the edit filled (None where nothing was zero), and sparsity, bits per weight and stored bytes of
+        all compressed matrices, plain, with the adapter beside them (bits only) and merged.
+    """
+    rows = []
+    for cell, (base, statistics, merged) in records.items():
+        before, after = base["total"], merged["total"]
+        filled = list(merged["zeros_filled"].values())
+        kept = before["stored_bytes"] + statistics["adapter_bytes"]
+        rows.append(
+            {
+                **dict(zip(("model", "compression", "patch"), cell, strict=True)),
+                "adapter_bytes": statistics["adapter_bytes"],
+                "edited_matrices": len(merged["zeros_filled"]),
+                "zeros_filled": sum(filled) / len(filled) if filled else None,
+                "sparsity": before["sparsity"],
+                "sparsity_merged": after["sparsity"],
+                "bits_per_weight": before["bits_per_weight"],
+                "bits_per_weight_with_adapter": 8 * kept / before["weights"],
+                "bits_per_weight_merged": after["bits_per_weight"],
+                "stored_bytes": before["stored_bytes"],
+                "stored_bytes_merged": after["stored_bytes"],
+            }
+        )
+    return pandas.DataFrame(rows)
+
+
 def describe(frame: pandas.DataFrame, columns: Sequence[str]) -> str:
     """Return some columns of a table as aligned text for a terminal."""
     shown = frame[list(columns)]

@@ -55,6 +55,12 @@ SCORES = [
 
 # Sorted, as their order means nothing here.
 PATCHED_CELLS = sorted(cell for cell in CONFIGURATION.cells() if cell[2] != PLAIN)
+MERGED_CELLS = [
+    cell
+    for cell in PATCHED_CELLS
+    if CONFIGURATION.patches[cell[2]].method != "system_prompt"
+]
+MERGED_TABLE = f"{RESULTS}/tables/merged.csv"
 CARDS = [f"{RESULTS}/cards/{'/'.join(cell)}/README.md" for cell in PATCHED_CELLS]
 
 
@@ -127,6 +133,46 @@ rule make_tables:
         " --results {params.results:q}"
         " --settings {params.settings:q}"
         " --output {params.tables:q}"
+        " > {log:q} 2>&1"
+
+
+rule make_merged_table:
+    input:
+        code=code("make_merged_table"),
+        bases=[
+            f"{RESULTS}/models/{model}/{compression}/manifest.json"
+            for model, compression, _ in MERGED_CELLS
+        ],
+        statistics=[
+            f"{RESULTS}/patches/{'/'.join(cell)}/statistics.json"
+            for cell in MERGED_CELLS
+        ],
+        merged=[
+            f"{RESULTS}/patches/{'/'.join(cell)}/merged/manifest.json"
+            for cell in MERGED_CELLS
+        ],
+    output:
+        MERGED_TABLE,
+    log:
+        f"{RESULTS}/logs/reporting/merged.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/reporting/merged.tsv"
+    conda:
+        "../envs/core.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        settings=canonical_json(MERGED_CELLS),
+    message:
+        "Making the table of merged checkpoints"
+    shell:
+        'python "$SCRIPTS"/make_merged_table.py'
+        " --bases {input.bases:q}"
+        " --statistics {input.statistics:q}"
+        " --merged {input.merged:q}"
+        " --settings {params.settings:q}"
+        " --output {output:q}"
         " > {log:q} 2>&1"
 
 

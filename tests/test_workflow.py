@@ -214,6 +214,35 @@ def test_learnt_patches_and_baselines_are_made_and_evaluated(finished: Path, tmp
     }
 
 
+def test_merged_checkpoints_say_what_they_cost(finished: Path, tmp_path: Path) -> None:
+    from aird.files import check_folder
+
+    project = tmp_path / "project"
+    shutil.copytree(finished, project, symlinks=True)
+    snakemake(project, "merged_checkpoints")
+    table = pandas.read_csv(project / "results/tables/merged.csv")
+    assert set(zip(table.compression, table.patch, strict=True)) == {
+        *((compression, "aird") for compression in ("magnitude-50", "wanda-50", "w4a16")),
+        ("magnitude-50", "random-control"),
+    }
+    for row in table.itertuples():
+        base = json.loads((project / f"results/models/tiny/{row.compression}/manifest.json").read_text())
+        cell = project / f"results/patches/tiny/{row.compression}/{row.patch}"
+        edited = [edit["module"] for edit in json.loads((cell / "statistics.json").read_text())["edits"]]
+        matrices = [base["matrices"][module] for module in edited]
+        weights = [matrix["shape"][0] * matrix["shape"][1] for matrix in matrices]
+        packed = [matrix["bits_per_weight"] * n / 8 for matrix, n in zip(matrices, weights, strict=True)]
+        assert row.stored_bytes_merged - row.stored_bytes == round(2 * sum(weights) - sum(packed))
+        assert row.edited_matrices == len(edited) and row.adapter_bytes > 0
+        if row.compression == "w4a16":
+            assert row.bits_per_weight < row.bits_per_weight_with_adapter and row.bits_per_weight_merged > 4.5
+        else:
+            lost = sum(m["sparsity"] * n for m, n in zip(matrices, weights, strict=True)) / base["total"]["weights"]
+            assert row.sparsity - lost - 1e-9 <= row.sparsity_merged < row.sparsity
+            assert row.bits_per_weight_merged == row.bits_per_weight
+        check_folder(project / f"results/models/tiny/{row.compression}/checkpoint", base["files"])
+
+
 def test_altered_checkpoint_is_refused(finished: Path, tmp_path: Path) -> None:
     results = finished / "results"
     weights = results / "models/tiny/magnitude-50/checkpoint/model.safetensors"

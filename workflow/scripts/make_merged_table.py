@@ -1,0 +1,20 @@
+"""Say what each merged patch leaves of what compression bought: sparsity, bits per weight and bytes."""
+
+from aird.files import atomic_file, read_json
+from aird.tables import merged_table
+
+from arguments import parse
+
+
+def main() -> None:
+    """Run the script."""
+    arguments = parse(__doc__, paths="output", texts="settings", many="bases statistics merged")
+    cells = [tuple(cell) for cell in arguments.settings]
+    files = zip(arguments.bases, arguments.statistics, arguments.merged, strict=True)
+    records = {cell: tuple(map(read_json, paths)) for cell, paths in zip(cells, files, strict=True)}
+    with atomic_file(arguments.output) as temporary:
+        merged_table(records).to_csv(temporary, index=False)
+
+
+if __name__ == "__main__":
+    main()
