@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -27,6 +28,8 @@ Result = TypeVar("Result")
 
 # What a pack starts with: enough to fill a processor's matrix units, few repeats of the shared prefix.
 PACK_TOKENS = 512
+# What `honours_packs` found, for as long as the model lives.
+_HONOURS: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -174,18 +177,21 @@ def run_packed(
 
 @torch.no_grad()
 def honours_packs(model: Any, prompts: Sequence[Sequence[int]]) -> bool:
-    """Return whether this model computes packs rightly.
+    """Return whether this model computes packs rightly; asked once per model.
 
     Two packed prompts are compared with the same prompts alone. A model that mixes tokens in
     another way than masked attention (state spaces, positions taken from the row) fails it, and
     then gets one prompt per pack.
     """
-    # The shortest two: the check costs every capture a few per cent.
-    probe = sorted(prompts, key=len)[:2]
-    if len(probe) < 2 or _packing_agrees(model, probe):
-        return True
-    logger.warning("this model does not honour a packing mask; prompts run one by one, which is slower")
-    return False
+    if model not in _HONOURS:
+        # The shortest two, and not again for the next prompts: each check costs a capture some per cent.
+        probe = sorted(prompts, key=len)[:2]
+        if len(probe) < 2:
+            return True
+        _HONOURS[model] = _packing_agrees(model, probe)
+        if not _HONOURS[model]:
+            logger.warning("this model does not honour a packing mask; prompts run one by one, which is slower")
+    return _HONOURS[model]
 
 
 def _packing_agrees(model: Any, prompts: Sequence[Sequence[int]]) -> bool:
