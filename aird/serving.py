@@ -159,8 +159,8 @@ def _arguments(checkpoint: Path, settings: ServerSettings, port: int, mark: str,
     }
     arguments = [f"--{name}={value}" for name, value in options.items()]
     arguments += ["--served-model-name", MODEL_NAME, mark]
-    # A cached prefix would make a result depend on what was asked before it.
-    arguments += ["--no-enable-prefix-caching", "--disable-uvicorn-access-log"]
+    # Prompts share a template's system prompt, and what is measured on one prompt shares all of it.
+    arguments += ["--enable-prefix-caching", "--disable-uvicorn-access-log"]
     if settings.trust_remote_code:
         arguments += ["--trust-remote-code"]
     if on_cpu:
