@@ -95,7 +95,7 @@ class Calibrate(RankOneSettings):
 
     method: Literal["calibrate"] = "calibrate"
     blocks: Literal["source", "upper", "all"] | list[int] = Field("upper", description="Blocks to edit, as of `scale`.")
-    epochs: int = Field(4, ge=1, description="Passes over the training prompts.")
+    epochs: int = Field(8, ge=1, description="Passes over the training prompts.")
     learning_rate: float = Field(
         0.08, gt=0, description="First step of Adam, relative to the root mean square of r^T W_c."
     )
@@ -151,7 +151,7 @@ class Replies(Settings):
     """The replies to direction prompts that calibrated patches learn from and are chosen by."""
 
     train_harmful: int = Field(
-        256, ge=8, description="Training prompts that the original is asked; its refusals are learnt from."
+        128, ge=8, description="Training prompts that the original is asked; its refusals are learnt from."
     )
     train_harmless: int = Field(
         256, ge=8, description="Training prompts on which the compressed checkpoint's own replies are kept."
