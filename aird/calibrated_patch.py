@@ -61,7 +61,10 @@ def calibrate_patch(
     unit = patch_unit(direction, own, settings)
     refused = [index for index, flag in enumerate(replies["train_harmful"].refused) if flag]
     if not refused:
-        raise ValueError("the original refuses none of the harmful training prompts, so there is nothing to learn")
+        raise ValueError(
+            "the original refuses none of the harmful training prompts, so there is nothing to learn: "
+            "leave this patch out of the model's `patches`, or give the model a `refusal_tuning`"
+        )
     model, tokenizer = load_model(compressed), load_tokenizer(compressed)
     kept = record_replies(model, tokenizer, reply_instructions(records, OF_COMPRESSED, sizes, seed), sizes)
     blocks, modules = edited_modules(model, direction, settings)
