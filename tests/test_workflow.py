@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas
 import pytest
 from project import REPORT, planned, read_configuration, snakemake, write_configuration
+from test_documentation import documented_columns
 from tiny_model import build_tiny_model
 
 pytestmark = pytest.mark.workflow
@@ -221,6 +222,7 @@ def test_merged_checkpoints_say_what_they_cost(finished: Path, tmp_path: Path) -
     shutil.copytree(finished, project, symlinks=True)
     snakemake(project, "merged_checkpoints")
     table = pandas.read_csv(project / "results/tables/merged.csv")
+    assert sorted(table.columns) == sorted(documented_columns()["merged"])
     assert set(zip(table.compression, table.patch, strict=True)) == {
         *((compression, "aird") for compression in ("magnitude-50", "wanda-50", "w4a16")),
         ("magnitude-50", "random-control"),
