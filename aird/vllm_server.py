@@ -30,12 +30,29 @@ def _import_for_cpu() -> None:
     for name in SHARED_MODULES:
         import_module(name)
 
+    _without_int8_kernel_for_float32()
+
     # vLLM's platform for the CPU asks for `spawn`, whatever the user sets: a fresh interpreter that imports
     # everything again. Until its engine starts, this process has computed nothing that a fork could break.
     def fork() -> Any:
         return multiprocessing.get_context("fork")
 
     sys.modules["vllm.v1.engine.utils"].get_mp_context = fork  # type: ignore[attr-defined]
+
+
+def _without_int8_kernel_for_float32() -> None:
+    """Let eight-bit activations be multiplied in float32 on processors with AMX as elsewhere.
+
+    vLLM's own kernel for these takes 16-bit types only, and is chosen without a look at the model's type.
+    """
+    kernels: Any = import_module("vllm.model_executor.kernels.linear.scaled_mm.cpu")
+    torch: Any = import_module("torch")
+    suits = kernels.check_cpu_sgl_kernel
+
+    def check(rows: int, columns: int, dtype: Any) -> bool:
+        return torch.get_default_dtype() != torch.float32 and bool(suits(rows, columns, dtype))
+
+    kernels.check_cpu_sgl_kernel = check
 
 
 def main() -> None:
