@@ -8,8 +8,13 @@ import pandas
 
 
 def summary_markdown(summary: pandas.DataFrame) -> str:
-    """Return one row per cell: rates in percent with their intervals, perplexity, utility."""
+    """Return one row per cell: rates in percent with their intervals, perplexity, utility.
+
+    Suites and models are columns where there are several.
+    """
+    several = [name for name in ("suite", "model") if name in summary and summary[name].nunique() > 1]
     header = [
+        *several,
         "compression",
         "patch",
         "refusal, % (95% interval)",
@@ -21,6 +26,7 @@ def summary_markdown(summary: pandas.DataFrame) -> str:
     ]
     rows = [
         [
+            *(getattr(row, name) for name in several),
             row.compression,
             row.patch,
             _percent(row.refusal, row.refusal_low, row.refusal_high),
@@ -28,7 +34,7 @@ def summary_markdown(summary: pandas.DataFrame) -> str:
             _percent(row.degenerate),
             _percent(row.over_refusal, row.over_refusal_low, row.over_refusal_high),
             f"{row.perplexity:.2f} ({row.perplexity_low:.2f} to {row.perplexity_high:.2f})",
-            _percent(row.utility),
+            "" if pandas.isna(row.utility) else _percent(row.utility),
         ]
         for row in summary.itertuples()
     ]
@@ -36,8 +42,13 @@ def summary_markdown(summary: pandas.DataFrame) -> str:
 
 
 def directions_markdown(directions: pandas.DataFrame) -> str:
-    """Return one row per checkpoint: its site, its cosine with the original's against the null, claim C1."""
+    """Return one row per checkpoint: its site, its cosine with the original's against the null, claim C1.
+
+    The model is a column where there are several.
+    """
+    several = ["model"] if "model" in directions and directions["model"].nunique() > 1 else []
     header = [
+        *several,
         "compression",
         "source site (layer, position)",
         "chosen by",
@@ -59,6 +70,7 @@ def directions_markdown(directions: pandas.DataFrame) -> str:
             ratio = f"{row['norm_ratio']:.2f}"
         rows.append(
             [
+                *(row[name] for name in several),
                 row["compression"],
                 f"({row['layer']}, {row['position']})",
                 row["rule"],

@@ -20,6 +20,16 @@ def test_summary() -> None:
     assert len({line.count("|") for line in lines}) == 1
 
 
+def test_suites_and_models_stand_in_the_summary_where_there_are_several() -> None:
+    row = {"compression": "w4", "patch": "plain", "refusal": 0.5, "refusal_low": 0.4, "refusal_high": 0.6}
+    row |= {"asr_wei": 0.25, "degenerate": 0.0, "over_refusal": 0.1, "over_refusal_low": 0.05, "over_refusal_high": 0.2}
+    row |= {"perplexity": 3.0, "perplexity_low": 2.5, "perplexity_high": 3.456, "utility": math.nan}
+    frame = pandas.DataFrame([{**row, "suite": suite, "model": "m"} for suite in ("safety", "transfer")])
+    lines = summary_markdown(frame).splitlines()
+    assert [line.split(" | ")[:2] for line in lines[2:]] == [["| safety", "w4"], ["| transfer", "w4"]]
+    assert lines[2].endswith("|  |") and len({line.count("|") for line in lines}) == 1
+
+
 def test_directions() -> None:
     row = {"compression": "original", "layer": 18, "position": -1, "rule": "published", "n_harmful_train": 113}
     row |= {
