@@ -150,7 +150,7 @@ def run() -> list[Result]:
             "merging it",
             whole / merged_read if merged_read else None,
             merged_memory,
-            None,
+            2 * edited / memory_rate() / merging,  # read and written once
             f"{merging:.2f} s; read {merged_read / 2**20:.0f} MiB of {whole / 2**20:.0f}, where the shard with "
             f"the edited matrices is {edited / 2**20:.0f}; the other shards are links",
         ),

@@ -22,7 +22,7 @@ from aird.models import load_tokenizer
 from aird.prompts import select
 from aird.serving import ServerSettings, serve
 from aird.settings.suites import Suite
-from benchmarks.measure import Result
+from benchmarks.measure import Result, block_operations, matrix_rate, vocabulary_operations
 from benchmarks.workload import RESULTS, ROOT, Workload, checkpoint
 
 BATCH_SIZE, EVERY = 8, 5
@@ -80,6 +80,12 @@ def served(folder: Path, prompts: list[list[int]], new_tokens: int, caching: boo
     return completions, ready, answered
 
 
+def _operations(work: Workload, prompt_tokens: int, new_tokens: int) -> float:
+    """Return the operations of every token once through the blocks, and of each new one's logits."""
+    blocks = len(work.candidates) * block_operations(work.model)
+    return (prompt_tokens + new_tokens) * blocks + new_tokens * vocabulary_operations(work.model)
+
+
 def run(work: Workload) -> list[Result]:
     """Time all three on the same prompts."""
     folder = checkpoint()
@@ -95,13 +101,16 @@ def run(work: Workload) -> list[Result]:
     uncached, uncached_ready, uncached_answered = served(folder, prompts, new_tokens, caching=False)
     tokens = sum(completion.token_count for completion in completions)
     rate = tokens / (ready + answered)
+    floor = _operations(work, sum(map(len, prompts)), tokens) / (
+        matrix_rate(work.model.dtype) * torch.get_num_threads()
+    )
     same = sum(a.text == b.text for a, b in zip(completions, uncached, strict=True))
     return [
         Result(
             f"completions by vLLM with start-up, {work.name}",
             rate / transformers_rate,
             None,
-            None,
+            floor / (ready + answered),
             f"{tokens} tokens of {len(prompts)} prompts in {ready:.1f} s start and {answered:.1f} s; generate "
             f"at batch {BATCH_SIZE} {transformers_rate:.0f} tokens/s ({len(sample)} prompts)",
         ),
@@ -109,7 +118,7 @@ def run(work: Workload) -> list[Result]:
             f"vLLM's answers without its start, {work.name}",
             tokens / answered / transformers_rate,
             None,
-            None,
+            floor / answered,
             f"{tokens / answered:.0f} tokens/s",
         ),
         Result(
