@@ -14,7 +14,8 @@ def timings_table(folder: Path) -> pandas.DataFrame:
 
     Args:
         folder: results/benchmarks; a job's file is {stage}/{node}.tsv. Where jobs ran on other
-            machines without a shared folder it lacks theirs.
+            machines without a shared folder it lacks theirs. Of the reporting only the tables count: its
+            other jobs, seconds long, run beside this one, and whether their files are there is chance.
 
     Raises:
         ValueError: a file is no benchmark of Snakemake's; the message names it.
@@ -22,6 +23,8 @@ def timings_table(folder: Path) -> pandas.DataFrame:
     rows = []
     for path in sorted(folder.rglob("*.tsv")):
         stage, _, node = path.relative_to(folder).with_suffix("").as_posix().partition("/")
+        if stage == "reporting" and node != "tables":
+            continue
         try:
             last = pandas.read_csv(path, sep="\t", na_values="-").iloc[-1]
             measured = [float(last[name]) for name in ("s", "cpu_time", "max_rss")]

@@ -28,6 +28,12 @@ def test_a_row_per_job_the_longest_first(tmp_path: Path) -> None:
     assert frame.iloc[1][["processor_seconds", "peak_mib"]].isna().all()  # too short to be measured
 
 
+def test_jobs_beside_the_table_are_no_part_of_it(tmp_path: Path) -> None:
+    for name in ("tables", "refusal.quick", "cards", "report", "timings"):
+        write(tmp_path / f"reporting/{name}.tsv", "0.48\t0:00:00\t1\t1\t1\t1\t1\t1\t0\t0.5")
+    assert list(timings_table(tmp_path)["node"]) == ["tables"]
+
+
 def test_without_files_the_table_is_empty(tmp_path: Path) -> None:
     frame = timings_table(tmp_path / "missing")
     assert frame.empty
