@@ -21,7 +21,7 @@ DOCUMENT = FOLDER / "compressions.md"
 PATCH = "aird"
 COLUMNS = (
     "compression | stored as | refusal, %: plain, aird | over-refusal, %: plain, aird | perplexity: plain, aird | "
-    "bits per weight | sparsity | seconds: compress, all nodes"
+    "bits per weight: base, merged | sparsity: base, merged | seconds: compress, all nodes"
 )
 
 
@@ -66,6 +66,8 @@ def _row(results: Path, model: str, name: str, suite: str) -> str:
     patches = [PLAIN] if name == ORIGINAL else [PLAIN, PATCH]
     scores = [read_json(_scores(results, model, name, patch, suite)) for patch in patches]
     total = manifest.get("total", {})
+    merged = results / "patches" / model / name / PATCH / "merged" / "manifest.json"
+    totals = [total, read_json(merged)["total"]] if total else []
     seconds = _seconds(results / "benchmarks", model, name)
     cells = [
         name,
@@ -73,8 +75,8 @@ def _row(results: Path, model: str, name: str, suite: str) -> str:
         ", ".join(f"{100 * score['rates']['refusal']['rate']:.1f}" for score in scores),
         ", ".join(f"{100 * score['rates']['over_refusal']['rate']:.1f}" for score in scores),
         ", ".join(_perplexity(score) for score in scores),
-        f"{total['bits_per_weight']:.2f}" if total else "16.00",
-        f"{total['sparsity']:.3f}" if total else "",
+        ", ".join(f"{found['bits_per_weight']:.2f}" for found in totals) or "16.00",
+        ", ".join(f"{found['sparsity']:.3f}" for found in totals),
         f"{seconds.get('compression', 0):.0f}, {sum(seconds.values()):.0f}",
     ]
     return f"| {' | '.join(cells)} |"

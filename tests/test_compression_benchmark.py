@@ -45,6 +45,9 @@ def test_table_has_a_row_of_what_was_measured(configuration: Configuration, tmp_
             write_json(tmp_path / "scores" / model / name / patch / "quick.json", record)
         total = {"formats": ["dense"], "bits_per_weight": 16.0, "sparsity": 0.3}
         write_json(tmp_path / "models" / model / name / "manifest.json", {} if name == ORIGINAL else {"total": total})
+        if name != ORIGINAL:
+            merged = tmp_path / "patches" / model / name / "aird" / "merged" / "manifest.json"
+            write_json(merged, {"total": {**total, "sparsity": 0.29}})
         for part in (f"compression/{model}/{name}.tsv", f"evaluation/{model}/{name}/plain/quick.tsv"):
             path = tmp_path / "benchmarks" / part
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,4 +55,6 @@ def test_table_has_a_row_of_what_was_measured(configuration: Configuration, tmp_
     rows = [line for line in compressions.document(tmp_path, configuration).splitlines() if line.startswith("| ")]
     assert len(rows) == 3 + len(configuration.compressions)
     assert rows[2] == "| original | dense | 25.0 | 5.0 | 2.50 | 16.00 |  | 12, 25 |"
-    assert "| magnitude-30 | dense | 25.0, 50.0 | 5.0, 5.0 | 2.50, 2.50 | 16.00 | 0.300 | 12, 25 |" in rows
+    assert (
+        "| magnitude-30 | dense | 25.0, 50.0 | 5.0, 5.0 | 2.50, 2.50 | 16.00, 16.00 | 0.300, 0.290 | 12, 25 |" in rows
+    )
