@@ -32,16 +32,20 @@ def document(results: Path, configuration: Configuration) -> str:
         results: the folder of a run's results.
         configuration: what has run; one model and one suite.
 
+    Returns:
+        A page with a row per evaluated compression, which names those that were not.
+
     Raises:
-        ValueError: a compression of the configuration was not evaluated; the message names it.
+        ValueError: nothing was evaluated.
     """
     (model,) = configuration.models
     (suite,) = configuration.suites
     settings = configuration.suites[suite]
     names = [ORIGINAL, *configuration.compressions_of(model)]
-    missing = [name for name in names if not _scores(results, model, name, PLAIN, suite).is_file()]
-    if missing:
+    missing = [name for name in names if not _is_complete(results, model, name, suite)]
+    if missing == names:
         raise ValueError(f"{results} holds no scores of {', '.join(missing)}; run benchmarks/compressions.yaml first")
+    names = [name for name in names if name not in missing]
     lines = [
         "# Every compression recipe through the whole pipeline",
         "",
@@ -53,6 +57,7 @@ def document(results: Path, configuration: Configuration) -> str:
         "So few prompts show that each recipe works, not how much refusal it costs: a rate of 40 prompts has an",
         "interval of 30 points. Perplexity is of the original's own answers. Each checkpoint passed the parity check",
         "between vLLM and Transformers, plain and patched. Seconds are of one core, shared with other work.",
+        *([f"Not evaluated in this run: {', '.join(missing)}."] if missing else []),
         "",
         f"| {COLUMNS} |",
         "|" + " --- |" * (COLUMNS.count("|") + 1),
@@ -80,6 +85,11 @@ def _row(results: Path, model: str, name: str, suite: str) -> str:
         f"{seconds.get('compression', 0):.0f}, {sum(seconds.values()):.0f}",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _is_complete(results: Path, model: str, name: str, suite: str) -> bool:
+    patches = [PLAIN] if name == ORIGINAL else [PLAIN, PATCH]
+    return all(_scores(results, model, name, patch, suite).is_file() for patch in patches)
 
 
 def _perplexity(score: dict[str, Any]) -> str:

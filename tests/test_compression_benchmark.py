@@ -52,9 +52,14 @@ def test_table_has_a_row_of_what_was_measured(configuration: Configuration, tmp_
             path = tmp_path / "benchmarks" / part
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("s\th:m:s\n12.5\t0:00:12\n")
-    rows = [line for line in compressions.document(tmp_path, configuration).splitlines() if line.startswith("| ")]
+    page = compressions.document(tmp_path, configuration)
+    assert "Not evaluated" not in page
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
     assert len(rows) == 3 + len(configuration.compressions)
     assert rows[2] == "| original | dense | 25.0 | 5.0 | 2.50 | 16.00 |  | 12, 25 |"
     assert (
         "| magnitude-30 | dense | 25.0, 50.0 | 5.0, 5.0 | 2.50, 2.50 | 16.00, 16.00 | 0.300, 0.290 | 12, 25 |" in rows
     )
+    (tmp_path / "scores" / model / "fp8" / "aird" / "quick.json").unlink()
+    page = compressions.document(tmp_path, configuration)
+    assert "Not evaluated in this run: fp8." in page and "| fp8 |" not in page
