@@ -12,7 +12,7 @@ def summary_markdown(summary: pandas.DataFrame) -> str:
 
     Suites and models are columns where there are several.
     """
-    several = [name for name in ("suite", "model") if name in summary and summary[name].nunique() > 1]
+    several = _several(summary, "suite", "model")
     header = [
         *several,
         "compression",
@@ -46,7 +46,7 @@ def directions_markdown(directions: pandas.DataFrame) -> str:
 
     The model is a column where there are several.
     """
-    several = ["model"] if "model" in directions and directions["model"].nunique() > 1 else []
+    several = _several(directions, "model")
     header = [
         *several,
         "compression",
@@ -83,6 +83,11 @@ def directions_markdown(directions: pandas.DataFrame) -> str:
             ]
         )
     return _table(header, rows)
+
+
+def _several(frame: pandas.DataFrame, *names: str) -> list[str]:
+    """Return those of the columns that tell rows apart."""
+    return [name for name in names if name in frame and frame[name].nunique() > 1]
 
 
 def _percent(value: float, low: float | None = None, high: float | None = None) -> str:

@@ -42,7 +42,7 @@ def document(results: Path, configuration: Configuration) -> str:
     (suite,) = configuration.suites
     settings = configuration.suites[suite]
     names = [ORIGINAL, *configuration.compressions_of(model)]
-    missing = [name for name in names if not _is_complete(results, model, name, suite)]
+    missing = [name for name in names if not all(path.is_file() for path in _scores(results, model, name, suite))]
     if missing == names:
         raise ValueError(f"{results} holds no scores of {', '.join(missing)}; run benchmarks/compressions.yaml first")
     names = [name for name in names if name not in missing]
@@ -68,8 +68,7 @@ def document(results: Path, configuration: Configuration) -> str:
 
 def _row(results: Path, model: str, name: str, suite: str) -> str:
     manifest = read_json(results / "models" / model / name / "manifest.json")
-    patches = [PLAIN] if name == ORIGINAL else [PLAIN, PATCH]
-    scores = [read_json(_scores(results, model, name, patch, suite)) for patch in patches]
+    scores = [read_json(path) for path in _scores(results, model, name, suite)]
     total = manifest.get("total", {})
     merged = results / "patches" / model / name / PATCH / "merged" / "manifest.json"
     totals = [total, read_json(merged)["total"]] if total else []
@@ -87,18 +86,15 @@ def _row(results: Path, model: str, name: str, suite: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _is_complete(results: Path, model: str, name: str, suite: str) -> bool:
-    patches = [PLAIN] if name == ORIGINAL else [PLAIN, PATCH]
-    return all(_scores(results, model, name, patch, suite).is_file() for patch in patches)
-
-
 def _perplexity(score: dict[str, Any]) -> str:
     found = score["perplexity"]
     return f"{found['perplexity']:.2f}" if found else "none"
 
 
-def _scores(results: Path, model: str, compression: str, patch: str, suite: str) -> Path:
-    return results / "scores" / model / compression / patch / f"{suite}.json"
+def _scores(results: Path, model: str, compression: str, suite: str) -> list[Path]:
+    """Return the score files of a compression: plain, and patched where it is not the original."""
+    patches = [PLAIN] if compression == ORIGINAL else [PLAIN, PATCH]
+    return [results / "scores" / model / compression / patch / f"{suite}.json" for patch in patches]
 
 
 def _seconds(folder: Path, model: str, name: str) -> dict[str, float]:
