@@ -41,6 +41,7 @@ TINY_ARGUMENTS = {
 PARSED_ONLY = {
     "make": "builds environments or runs for minutes; `make --dry-run` resolves the target and its commands",
     "pip install .": "tests/test_package.py installs the wheel into a fresh environment",
+    "python -m benchmarks.compressions": "tests/test_compression_benchmark.py writes its page from made-up records",
     "snakemake": "planned on the tiny grid; the tests of the workflow, Slurm, storage and modules run it for real",
 }
 # Profiles that cannot even be planned on the tiny grid without what they are for.
@@ -180,16 +181,18 @@ SNAKEMAKE_COMMANDS = sorted({command for _, command in ALL_COMMANDS if command.s
 
 @pytest.fixture(scope="session")
 def default_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a project folder with the default grid; nothing has run there."""
-    return copy_project(tmp_path_factory.mktemp("default") / "project")
+    """Return a project folder with the default grid and the benchmarks' own; nothing has run there."""
+    project = copy_project(tmp_path_factory.mktemp("default") / "project")
+    shutil.copytree(ROOT / "benchmarks", project / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
+    return project
 
 
 @pytest.mark.workflow
 @pytest.mark.parametrize("command", SNAKEMAKE_COMMANDS)
 def test_commands_of_snakemake_are_planned(command: str, tiny_project: Path, default_project: Path) -> None:
     words = shlex.split(command)
-    # What is put on top of the default grid names its compressions.
-    project = default_project if "config.yaml" in words else tiny_project
+    # A configuration of its own, or one on top of the default grid, names what the tiny grid does not have.
+    project = default_project if "--configfile" in words else tiny_project
     profile = words[words.index("--workflow-profile") + 1] if "--workflow-profile" in words else None
     if profile in PROFILES:
         assert (ROOT / profile.removeprefix("aird/") / "config.yaml").is_file()

@@ -70,20 +70,22 @@ class Run:
     def victims(self, kind: str) -> list[psutil.Process]:
         """Return the processes of one kind: the run, every job's script, one process of every server."""
         jobs: list[psutil.Process] = []
-        servers: dict[int, list[psutil.Process]] = {}
+        groups: dict[int, list[psutil.Process]] = {}
+        servers = set()
         for process in self.processes():
             try:
                 line, group = process.cmdline(), os.getpgid(process.pid)
             except (psutil.Error, ProcessLookupError):
                 continue
-            if any("vllm.entrypoints.openai.api_server" in part for part in line):
-                # Its launcher or vLLM itself, as it comes.
-                servers.setdefault(group, []).append(process)
+            groups.setdefault(group, []).append(process)
+            if any(Path(part).name == "vllm_server.py" for part in line):
+                servers.add(group)
             elif len(line) > 1 and line[1].startswith("workflow/scripts/"):
                 jobs.append(process)
         if kind == "run":
             return [psutil.Process(self.process.pid)] if self.process.poll() is None else []
-        return jobs if kind == "job" else [random.choice(group) for group in servers.values()]
+        # Its launcher, vLLM's API or vLLM's engine, as it comes.
+        return jobs if kind == "job" else [random.choice(groups[group]) for group in servers]
 
     def kill(self, kind: str) -> int:
         """Wait for a process of that kind, then for a random time; kill all there are. Return how many."""
@@ -147,10 +149,15 @@ def differing(project: Path, other: Path) -> list[str]:
 
 def test_kills_at_random_moments(finished: Path, project: Path, tmp_path: Path) -> None:
     killed = dict.fromkeys(("run", "job", "server"), 0)
+    without_victim = dict.fromkeys(killed, 0)
     while sum(killed.values()) < KILLS:
         kind = min(killed, key=lambda name: killed[name])
         run = Run(project, tmp_path / "run.log")
-        killed[kind] += run.kill(kind)
+        victims = run.kill(kind)
+        killed[kind] += victims
+        without_victim[kind] = 0 if victims else without_victim[kind] + 1
+        # Little may be left to do, so once is chance; a whole run has jobs and servers.
+        assert without_victim[kind] < 2, f"a whole run went by without a {kind} to kill"
         assert run.wait_until_gone() == [], f"alive after a killed {kind}"
         if run.process.returncode == 0:
             # It finished before there was a victim: from the start again.
