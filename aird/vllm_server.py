@@ -31,6 +31,7 @@ def _import_for_cpu() -> None:
         import_module(name)
 
     _without_int8_kernel_for_float32()
+    _multiply_float8_as_float32()
 
     # vLLM's platform for the CPU asks for `spawn`, whatever the user sets: a fresh interpreter that imports
     # everything again. Until its engine starts, this process has computed nothing that a fork could break.
@@ -53,6 +54,26 @@ def _without_int8_kernel_for_float32() -> None:
         return torch.get_default_dtype() != torch.float32 and bool(suits(rows, columns, dtype))
 
     kernels.check_cpu_sgl_kernel = check
+
+
+def _multiply_float8_as_float32() -> None:
+    """Multiply eight-bit floats in float32, which holds them exactly, instead of with PyTorch's reference loop.
+
+    Activations are rounded to eight bits before, as the checkpoint says. Each matrix is widened once.
+    """
+    torch: Any = import_module("torch")
+    widened: dict[int, Any] = {}
+
+    def scaled_product(
+        rows: Any, matrix: Any, scale_a: Any, scale_b: Any, bias: Any = None, out_dtype: Any = None
+    ) -> Any:
+        key = matrix.data_ptr()  # a weight's view, made anew in every call
+        if key not in widened:
+            widened[key] = matrix.float()
+        product = (rows.float() @ widened[key]) * scale_a * scale_b
+        return (product if bias is None else product + bias).to(out_dtype)
+
+    torch._scaled_mm = scaled_product
 
 
 def main() -> None:
