@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from aird.calibration import Validation, choose_strength, learn_rows
+import torch
+
+from aird.calibration import Validation, choice_record, choose_strength, learn_rows, needs_repair
 from aird.compression.matrices import dense_matrix
 from aird.directions import Direction
-from aird.edits import edit_statistics
+from aird.edits import Edit, edit_statistics
 from aird.models import load_model, load_tokenizer
 from aird.patching import Patched, edited_modules, patch_record, patch_unit
 from aird.references import OF_COMPRESSED, OF_ORIGINAL, ReplySet, record_replies, reply_instructions
 from aird.settings.patches import Calibrate, Replies
+
+logger = logging.getLogger(__name__)
 
 Records = Mapping[str, Sequence[dict[str, Any]]]  # kind -> prompt records
 
@@ -45,6 +50,8 @@ def calibrate_patch(
 ) -> Patched:
     """Return the edits of a calibrated patch, and its record with the choice of the strength.
 
+    A checkpoint that has not lost refusal on the validation prompts gets rows of zeros, which change nothing.
+
     Args:
         original, compressed: checkpoint folders; of the original only the edited matrices are read.
         direction: the original's refusal direction.
@@ -70,8 +77,17 @@ def calibrate_patch(
     blocks, modules = edited_modules(model, direction, settings)
     matrix = cache(partial(dense_matrix, compressed))
     train = [replies["train_harmful"].chosen(refused), kept["train_harmless"]]
-    learnt = learn_rows(model, modules, unit, min(blocks), matrix, train, settings, seed)
     validation = Validation(replies["validation_harmful"], replies["validation_harmless"], kept["validation_harmless"])
-    edits, choice = choose_strength(model, tokenizer, learnt, min(blocks), validation, sizes.judged_tokens, settings)
+    loss = needs_repair(model, tokenizer, validation.harmful, sizes.judged_tokens, settings.significance)
+    if loss.repair:
+        learnt = learn_rows(model, modules, unit, min(blocks), matrix, train, settings, seed)
+        edits, choice = choose_strength(
+            model, tokenizer, learnt, min(blocks), validation, sizes.judged_tokens, settings
+        )
+    else:
+        logger.info("refusal is not lost (p = %.3f): the checkpoint is left alone", loss.p_value)
+        edits = [Edit(module, unit.float(), torch.zeros(matrix(module).shape[1])) for module in modules]
+        choice = choice_record(validation, 0.0, [])
+    choice["unpatched"] = {"refusal": loss.refusal, "p_value": loss.p_value}
     statistics = [edit_statistics(edit, matrix(edit.module), dense_matrix(original, edit.module)) for edit in edits]
     return edits, {**patch_record(blocks, statistics, settings, direction, unit), "calibration": choice}

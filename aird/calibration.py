@@ -32,6 +32,7 @@ from aird.references import ReplySet, reply_places
 from aird.refusals import jailbroken_arditi
 from aird.resuming import block_input, resumed_at
 from aird.settings.patches import Calibrate
+from aird.statistics import mcnemar
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,21 @@ class Validation:
     harmful: ReplySet
     harmless: ReplySet
     own: ReplySet
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What compression did to refusal, on validation prompts.
+
+    Attributes:
+        refusal: share of the harmful prompts that the unpatched checkpoint refuses.
+        p_value: of the paired difference from the original (McNemar, exact, two-sided).
+        repair: whether the checkpoint is to be repaired.
+    """
+
+    refusal: float
+    p_value: float
+    repair: bool
 
 
 @dataclass(frozen=True)
@@ -164,6 +180,20 @@ def divergence(model: Any, batch: _Batch, first_block: int, edits: Sequence[Edit
     return (kept + rest_expected * (rest_expected.log() - rest_found.log())).mean()
 
 
+def needs_repair(model: Any, tokenizer: Any, harmful: ReplySet, judged_tokens: int, significance: float) -> Loss:
+    """Compare the refusals of the unpatched checkpoint with the original's, on the same validation prompts.
+
+    Args:
+        model, tokenizer: the compressed checkpoint.
+        harmful: the original's replies to harmful validation prompts.
+        judged_tokens: tokens of a reply that the judge sees.
+        significance: largest p-value that counts as a loss; 1 asks for a repair in any case.
+    """
+    flags = _refused(model, tokenizer, harmful.prompts, judged_tokens)
+    lost, gained, p_value = mcnemar(harmful.refused, flags)
+    return Loss(_share(flags), p_value, significance == 1 or (lost > gained and p_value <= significance))
+
+
 def choose_strength(
     model: Any,
     tokenizer: Any,
@@ -219,13 +249,18 @@ def choose_strength(
         if within and refused["harmful"] >= original["harmful"]:
             break
     strength = select_strength(tried)
-    record = {
+    return _scaled(edits, strength), choice_record(validation, strength, tried)
+
+
+def choice_record(validation: Validation, strength: float, tried: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return what is written about the choice of a strength."""
+    harmful, harmless = validation.harmful.refused, validation.harmless.refused
+    return {
         "strength": strength,
-        "validation_prompts": {kind: len(part.refused) for kind, part in parts.items()},
-        "original": {"refusal": original["harmful"], "over_refusal": original["harmless"]},
-        "tried": tried,
+        "validation_prompts": {"harmful": len(harmful), "harmless": len(harmless)},
+        "original": {"refusal": _share(harmful), "over_refusal": _share(harmless)},
+        "tried": list(tried),
     }
-    return _scaled(edits, strength), record
 
 
 def worth_trying(strength: float, tried: Sequence[dict[str, Any]]) -> bool:

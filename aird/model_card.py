@@ -47,6 +47,7 @@ def patch_card(record: Mapping[str, Any], base: str, licence: str | None, merged
     facts = {
         "method": f"`{settings['method']}`: {METHODS.get(settings['method'], 'see the settings')}",
         "settings": ", ".join(f"`{name}: {value}`" for name, value in settings.items() if value is not None),
+        **_chosen_strength(record.get("calibration")),
         "direction of": kind.get(settings.get("direction", "original"), settings.get("direction")),
         "its site": f"input of block {direction['layer']}, post-instruction token {direction['position']}",
         "its SHA-256": f"`{direction['sha256']}` (float64 bytes of the unit vector)",
@@ -68,6 +69,15 @@ def patch_card(record: Mapping[str, Any], base: str, licence: str | None, merged
         "your own use before you rely on it (`aird evaluate`).\n"
     )
     return f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---\n\n{text}"
+
+
+def _chosen_strength(calibration: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return the fact that a calibration adds."""
+    if calibration is None:
+        return {}
+    strength = calibration["strength"]
+    alone = "; refusal of validation prompts was not lost, so nothing is changed"
+    return {"strength": f"{strength}{'' if strength else alone}"}
 
 
 def _modules(edits: Sequence[Mapping[str, Any]]) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +13,18 @@ import pytest
 import torch
 from test_fitting import damaged, modules
 
+from aird.calibrated_patch import calibrate_patch, original_replies
 from aird.calibration import (
     Validation,
     choose_strength,
     divergence,
     learn_rows,
     make_batches,
+    needs_repair,
     select_strength,
     worth_trying,
 )
+from aird.directions import Direction
 from aird.edits import Edit
 from aird.fitting import edited
 from aird.packing import last_logits, make_packs
@@ -219,6 +224,58 @@ def test_strength_by_hand(rows: list[tuple[float, float, float, bool]], chosen: 
 def test_strengths_that_cannot_win_are_left_out(strength: float, rows: list[tuple[float, bool]], worth: bool) -> None:
     tried = [{"strength": value, "within_budgets": within} for value, within in rows]
     assert worth_trying(strength, tried) is worth
+
+
+@pytest.mark.parametrize(
+    ("flags", "significance", "repair"),
+    [
+        ([True] * 8, 0.2, False),
+        ([True] * 5 + [False] * 3, 0.2, False),  # p = 0.25: 3 of 8 may be chance
+        ([True] * 4 + [False] * 4, 0.2, True),  # p = 0.125
+        ([True] * 4 + [False] * 4, 0.1, False),
+        ([True] * 8, 1, True),
+    ],
+)
+def test_only_a_loss_is_repaired(
+    flags: list[bool], significance: float, repair: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import aird.calibration
+
+    monkeypatch.setattr(aird.calibration, "_refused", lambda *_: flags)
+    original = ReplySet([[1]] * 8, [[2]] * 8, torch.zeros(8, 2, 4), torch.zeros(8, 2, 4), [True] * 8)
+    loss = needs_repair(None, None, original, 4, significance)
+    assert loss.repair is repair
+    assert loss.refusal == sum(flags) / 8
+    # More refusal than the original's is no loss, however significant.
+    none = dataclasses.replace(original, refused=[False] * 8)
+    assert needs_repair(None, None, none, 4, 0.2).repair is False
+
+
+def test_a_checkpoint_that_lost_nothing_is_left_alone(
+    tiny_folder: Callable[[str], Path], unit: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import aird.calibration
+    import aird.references
+
+    for module in (aird.calibration, aird.references):
+        # A random model refuses nothing by itself.
+        monkeypatch.setattr(module, "jailbroken_arditi", lambda _: False)
+    folder = tiny_folder("llama")
+    records = {
+        kind: [
+            {"id": f"{kind}-{split}-{number}", "instruction": f"{kind} {number} of {split}", "split": split}
+            for split in ("train", "validation")
+            for number in range(8)
+        ]
+        for kind in ("harmful", "harmless")
+    }
+    replies = original_replies(folder, records, SIZES, 0)
+    direction = Direction(unit, 1.0, {"layer": 2, "position": -1})
+    edits, record = calibrate_patch(folder, folder, direction, None, replies, records, SIZES, Calibrate(), 0)
+    assert record["calibration"]["strength"] == 0
+    assert record["calibration"]["unpatched"] == {"refusal": 1.0, "p_value": 1.0}
+    assert len(edits) == 4 and not any(edit.row.any() for edit in edits)
+    assert all(edit["relative_change"] == 0 for edit in record["edits"])
 
 
 def test_strengths_are_tried_until_one_is_good(

@@ -16,6 +16,7 @@ from aird.card_metadata import front_matter, read_licence
 from aird.directions import Direction
 from aird.evaluated_card import evaluated_card
 from aird.files import hash_folder, read_json, sha256_of
+from aird.model_card import patch_card
 from aird.patch_files import write_merged, write_patch
 from aird.patching import compute_patch
 from aird.scores import score
@@ -55,6 +56,13 @@ def test_the_card_says_what_was_done(patch: tuple[Path, dict[str, Any]]) -> None
         "vllm serve organisation/small-int4 --enable-lora",
     ):
         assert fact in text, fact
+
+
+def test_the_card_says_which_strength_was_chosen(patch: tuple[Path, dict[str, Any]]) -> None:
+    record = patch[1]
+    assert "| strength |" not in patch_card(record, "base", None)
+    for strength, said in ((0.8, "| strength | 0.8 |"), (0.0, "was not lost, so nothing is changed |")):
+        assert said in patch_card({**record, "calibration": {"strength": strength}}, "base", None)
 
 
 def test_the_record_holds_the_hash_of_every_file_and_the_size_without_the_card(

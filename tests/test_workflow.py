@@ -177,7 +177,7 @@ def test_learnt_patches_and_baselines_are_made_and_evaluated(finished: Path, tmp
     }
     configuration["models"]["tiny"]["patches"] = ["aird", "random-control"]
     configuration["patches"] |= {
-        "calibrated": {"method": "calibrate", "epochs": 2, "strengths": [1.0]},
+        "calibrated": {"method": "calibrate", "epochs": 2, "strengths": [1.0], "significance": 1},
         "lora": {"method": "lora", "rank": 2, "epochs": 1, "maximum_answer_tokens": 4},
         "prompt": {"method": "system_prompt"},
     }

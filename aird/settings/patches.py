@@ -114,6 +114,14 @@ class Calibrate(RankOneSettings):
         description="How far harmless replies on validation prompts may move from the unpatched checkpoint's own, mean "
         "KL divergence of a next token in nats.",
     )
+    # Generous: to miss a damage is worse than to repair what had none.
+    significance: float = Field(
+        0.2,
+        gt=0,
+        le=1,
+        description="A checkpoint is left alone (strength 0) unless it refuses fewer harmful validation prompts than "
+        "the original, with at most this p-value (McNemar, exact, two-sided); 1 calibrates in any case.",
+    )
 
 
 class LoRA(PatchSettings, TuningSettings):
