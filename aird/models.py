@@ -19,6 +19,7 @@ from aird.checkpoint_patterns import CODE, DESCRIPTION
 from aird.compression.checkpoint import read_checkpoint
 from aird.files import check_folder, read_json
 from aird.processor import multiplies_bfloat16
+from aird.quick_imports import import_transformers
 
 TRUST = "trust_remote_code"  # key of a manifest
 _trusted: list[bool] = []
@@ -52,9 +53,9 @@ def code_is_trusted() -> bool:
 
 def load_tokenizer(checkpoint: Path) -> Any:
     """Return the checkpoint's tokenizer; ValueError if it has no chat template."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(str(checkpoint), trust_remote_code=code_is_trusted())
+    tokenizer = import_transformers().AutoTokenizer.from_pretrained(
+        str(checkpoint), trust_remote_code=code_is_trusted()
+    )
     chat_tokens(tokenizer, "Hello.")
     return tokenizer
 
@@ -79,9 +80,7 @@ def load_model(
         adapter: a PEFT adapter folder to put on top.
         dtype: the type to compute in, instead of that.
     """
-    from transformers import AutoModelForCausalLM
-
-    model: Any = AutoModelForCausalLM.from_pretrained(
+    model: Any = import_transformers().AutoModelForCausalLM.from_pretrained(
         str(checkpoint),
         dtype=dtype or compute_dtype(),
         device_map="auto" if torch.cuda.is_available() else None,
@@ -105,9 +104,7 @@ def load_model(
 
 def stored_dtype(checkpoint: Path) -> torch.dtype:
     """Return the type that the checkpoint's configuration names; float32 where it names none."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(str(checkpoint), trust_remote_code=code_is_trusted())
+    config = import_transformers().AutoConfig.from_pretrained(str(checkpoint), trust_remote_code=code_is_trusted())
     return getattr(config, "dtype", None) or torch.float32
 
 
@@ -198,12 +195,11 @@ def copy_weights(source: Path, target: Path, with_code: bool) -> None:
 
 
 def _dequantise_gguf(source: Path, target: Path, dtype: torch.dtype) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
+    transformers = import_transformers()
     folder, name = str(source.parent), source.name
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=dtype)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name)
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=dtype)
     except Exception as error:  # the reader raises whatever its damaged numbers lead to
         raise ValueError(f"{source} cannot be read as a GGUF model ({error}); fetch it again") from error
     # Transformers keeps the GGUF quantiser on the model and then refuses to save it.
@@ -216,8 +212,7 @@ def _dequantise_gguf(source: Path, target: Path, dtype: torch.dtype) -> None:
 
 def load_structure(checkpoint: Path) -> Any:
     """Return the checkpoint's architecture with empty weights (meta device): its modules, for free."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(str(checkpoint), trust_remote_code=code_is_trusted())
+    transformers = import_transformers()
+    config = transformers.AutoConfig.from_pretrained(str(checkpoint), trust_remote_code=code_is_trusted())
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=code_is_trusted())
+        return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=code_is_trusted())

@@ -21,6 +21,7 @@ from aird.compression.checkpoint import Checkpoint
 from aird.compression.quiet import only_warnings
 from aird.compression.settings import AWQ, FP8, GPTQ, RoundToNearest, SparseGPT, Wanda
 from aird.models import code_is_trusted, compute_dtype, stored_dtype
+from aird.quick_imports import import_transformers
 
 # One scale per token, found at run time: no calibration is needed.
 _DYNAMIC = {"symmetric": True, "strategy": "token", "dynamic": True}
@@ -106,14 +107,14 @@ def _run(
         ValueError: the algorithm gave up on a matrix and did something simpler to it.
     """
     with only_warnings() as warned:
+        transformers = import_transformers()  # before llm-compressor does
         from llmcompressor import oneshot
-        from transformers import AutoModelForCausalLM, set_seed
 
-        set_seed(0)
+        transformers.set_seed(0)
         # 16-bit arithmetic is emulated on many CPUs. Pruned weights go back to their type without loss;
         # quantisation's scales would not.
         dtype = compute_dtype() if module.startswith("pruning.") else "auto"
-        model: Any = AutoModelForCausalLM.from_pretrained(
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             str(source.folder), dtype=dtype, use_safetensors=True, trust_remote_code=code_is_trusted()
         )
         # Pruning modifiers see "lm_head." where the module is called "lm_head", so plain names never match.
