@@ -73,21 +73,22 @@ def calibrate_patch(
             "leave this patch out of the model's `patches`, or give the model a `refusal_tuning`"
         )
     model, tokenizer = load_model(compressed), load_tokenizer(compressed)
-    kept = record_replies(model, tokenizer, reply_instructions(records, OF_COMPRESSED, sizes, seed), sizes)
     blocks, modules = edited_modules(model, direction, settings)
     matrix = cache(partial(dense_matrix, compressed))
-    train = [replies["train_harmful"].chosen(refused), kept["train_harmless"]]
-    validation = Validation(replies["validation_harmful"], replies["validation_harmless"], kept["validation_harmless"])
-    loss = needs_repair(model, tokenizer, validation.harmful, sizes.judged_tokens, settings.significance)
+    harmful, harmless = replies["validation_harmful"], replies["validation_harmless"]
+    loss = needs_repair(model, tokenizer, harmful, sizes.judged_tokens, settings.significance)
     if loss.repair:
+        kept = record_replies(model, tokenizer, reply_instructions(records, OF_COMPRESSED, sizes, seed), sizes)
+        train = [replies["train_harmful"].chosen(refused), kept["train_harmless"]]
         learnt = learn_rows(model, modules, unit, min(blocks), matrix, train, settings, seed)
+        validation = Validation(harmful, harmless, kept["validation_harmless"])
         edits, choice = choose_strength(
             model, tokenizer, learnt, min(blocks), validation, sizes.judged_tokens, settings
         )
     else:
         logger.info("refusal is not lost (p = %.3f): the checkpoint is left alone", loss.p_value)
         edits = [Edit(module, unit.float(), torch.zeros(matrix(module).shape[1])) for module in modules]
-        choice = choice_record(validation, 0.0, [])
+        choice = choice_record(harmful, harmless, 0.0, [])
     choice["unpatched"] = {"refusal": loss.refusal, "p_value": loss.p_value}
     statistics = [edit_statistics(edit, matrix(edit.module), dense_matrix(original, edit.module)) for edit in edits]
     return edits, {**patch_record(blocks, statistics, settings, direction, unit), "calibration": choice}

@@ -249,16 +249,17 @@ def choose_strength(
         if within and refused["harmful"] >= original["harmful"]:
             break
     strength = select_strength(tried)
-    return _scaled(edits, strength), choice_record(validation, strength, tried)
+    return _scaled(edits, strength), choice_record(validation.harmful, validation.harmless, strength, tried)
 
 
-def choice_record(validation: Validation, strength: float, tried: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return what is written about the choice of a strength."""
-    harmful, harmless = validation.harmful.refused, validation.harmless.refused
+def choice_record(
+    harmful: ReplySet, harmless: ReplySet, strength: float, tried: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """Return what is written about the choice of a strength, with the original's validation replies."""
     return {
         "strength": strength,
-        "validation_prompts": {"harmful": len(harmful), "harmless": len(harmless)},
-        "original": {"refusal": _share(harmful), "over_refusal": _share(harmless)},
+        "validation_prompts": {"harmful": len(harmful.refused), "harmless": len(harmless.refused)},
+        "original": {"refusal": _share(harmful.refused), "over_refusal": _share(harmless.refused)},
         "tried": list(tried),
     }
 
