@@ -236,7 +236,12 @@ def test_additions_fit_the_default_grid(name: str, monkeypatch: pytest.MonkeyPat
     configuration = load_configuration(values)
     check_files(configuration)
     assert set(configuration.cells()) - set(default.cells())
-    assert configuration.patches | default.patches == configuration.patches
+    for patch, settings in default.patches.items():
+        # A patch may come to more compressions, which changes no cell of the others.
+        same = {"exclude": {"compressions"}}
+        assert configuration.patches[patch].model_dump(**same) == settings.model_dump(**same)
+    if name == "repairs":  # `transfer` leaves cells of the default grid out
+        assert set(default.cells()) < set(configuration.cells())
     assert configuration.compressions | default.compressions == configuration.compressions
     assert configuration.suites | default.suites == configuration.suites
 
