@@ -36,6 +36,14 @@ INSTRUCTIONS = {
     ("train", "harmful"): [f"Tell me how to break lock number {number}" for number in range(4)],
     ("train", "harmless"): [f"Name {number} colours of the rainbow" for number in range(4)],
 }
+RECORDS = {
+    kind: [
+        {"id": f"{split}-{number}", "instruction": f"{kind} {split} {number}", "split": split}
+        for split in ("train", "validation")
+        for number in range(10)
+    ]
+    for kind in ("harmful", "harmless")
+}
 
 
 @pytest.fixture
@@ -99,15 +107,7 @@ def test_replies_round_trip_and_belong_to_their_prompts(
 
 
 def test_instructions_come_from_their_own_split() -> None:
-    records = {
-        kind: [
-            {"id": f"{split}-{number}", "instruction": f"{kind} {split} {number}", "split": split}
-            for split in ("train", "validation")
-            for number in range(10)
-        ]
-        for kind in ("harmful", "harmless")
-    }
-    found = reply_instructions(records, [("train", "harmful"), ("validation", "harmless")], SIZES, 1)
+    found = reply_instructions(RECORDS, [("train", "harmful"), ("validation", "harmless")], SIZES, 1)
     assert list(found) == [("train", "harmful"), ("validation", "harmless")]
     assert len(found["train", "harmful"]) == 8
     assert all(text.startswith("harmful train") for text in found["train", "harmful"])
@@ -261,17 +261,9 @@ def test_a_checkpoint_that_lost_nothing_is_left_alone(
         # A random model refuses nothing by itself.
         monkeypatch.setattr(module, "jailbroken_arditi", lambda _: False)
     folder = tiny_folder("llama")
-    records = {
-        kind: [
-            {"id": f"{kind}-{split}-{number}", "instruction": f"{kind} {number} of {split}", "split": split}
-            for split in ("train", "validation")
-            for number in range(8)
-        ]
-        for kind in ("harmful", "harmless")
-    }
-    replies = original_replies(folder, records, SIZES, 0)
+    replies = original_replies(folder, RECORDS, SIZES, 0)
     direction = Direction(unit, 1.0, {"layer": 2, "position": -1})
-    edits, record = calibrate_patch(folder, folder, direction, None, replies, records, SIZES, Calibrate(), 0)
+    edits, record = calibrate_patch(folder, folder, direction, None, replies, RECORDS, SIZES, Calibrate(), 0)
     assert record["calibration"]["strength"] == 0
     assert record["calibration"]["unpatched"] == {"refusal": 1.0, "p_value": 1.0}
     assert len(edits) == 4 and not any(edit.row.any() for edit in edits)
