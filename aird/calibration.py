@@ -27,7 +27,7 @@ from aird.architecture import decoder_blocks
 from aird.edits import Edit, along
 from aird.fitting import all_edited
 from aird.generation import generate
-from aird.packing import Pack, plan_packs
+from aird.packing import Pack, plan_packs, run_pack
 from aird.references import ReplySet, reply_places
 from aird.refusals import jailbroken_arditi
 from aird.resuming import block_input, resumed_at
@@ -170,8 +170,7 @@ def divergence(model: Any, batch: _Batch, first_block: int, edits: Sequence[Edit
     """
     blocks = list(decoder_blocks(model))
     with resumed_at(blocks, first_block, batch.states), all_edited(model, edits):
-        inputs = batch.pack.model_inputs(model)
-        logits = model(**inputs, logits_to_keep=batch.places.to(model.device)).logits[0]
+        logits = run_pack(model, batch.pack, logits_to_keep=batch.places.to(model.device))[0]
     found = logits.float().log_softmax(-1).gather(-1, batch.top_tokens)
     expected = batch.top_log_probabilities
     rest_expected = (1 - expected.exp().sum(-1)).clamp_min(LEAST_PROBABILITY)

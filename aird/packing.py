@@ -20,7 +20,7 @@ import torch
 
 from aird.batching import Batches
 from aird.chat import common_prefix_length
-from aird.segmented_attention import segmented_attention
+from aird.cpu_attention import segmented_attention
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ import torch
 
 from aird.chat import chat_tokens
 from aird.generation import generate
-from aird.packing import Pack, plan_packs
+from aird.packing import Pack
 from aird.prompts import select_instructions
 from aird.refusals import jailbroken_arditi
 from aird.settings.base import PromptSelection
@@ -107,7 +107,6 @@ def reply_places(pack: Pack, lengths: Sequence[int]) -> torch.Tensor:
     return torch.cat(spans)
 
 
-@torch.no_grad()
 def record_replies(model: Any, tokenizer: Any, instructions: Instructions, settings: Replies) -> dict[str, ReplySet]:
     """Return the model's replies, "split_kind" -> ReplySet.
 
@@ -120,33 +119,36 @@ def record_replies(model: Any, tokenizer: Any, instructions: Instructions, setti
     for (split, kind), texts in instructions.items():
         prompts = [chat_tokens(tokenizer, text) for text in texts]
         length = settings.judged_tokens if split == "validation" else settings.tokens
-        whole = generate(model, tokenizer, prompts, max(length, settings.tokens))
-        replies = [reply[: settings.tokens] for reply in whole]
-        tokens, log_probabilities = _next_tokens(model, prompts, replies, settings.tokens)
-        refused = [not jailbroken_arditi(tokenizer.decode(reply)) for reply in whole]
-        sets[f"{split}_{kind}"] = ReplySet(prompts, replies, tokens, log_probabilities, refused)
+        seen = _NextTokens(len(prompts), settings.tokens, model.config.get_text_config().vocab_size)
+        # One token more than a reply has: what comes after its last token counts too.
+        generated = generate(model, tokenizer, prompts, max(length, settings.tokens + 1), observe=seen)
+        replies = [reply[: settings.tokens] for reply in generated]
+        refused = [not jailbroken_arditi(tokenizer.decode(reply[:length])) for reply in generated]
+        sets[f"{split}_{kind}"] = ReplySet(prompts, replies, *seen.up_to(replies), refused)
     return sets
 
 
-def _next_tokens(
-    model: Any, prompts: Sequence[list[int]], replies: Sequence[list[int]], length: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    sequences = [prompt + reply for prompt, reply in zip(prompts, replies, strict=True)]
-    lengths = [len(reply) for reply in replies]
-    width = min(TOP, model.config.get_text_config().vocab_size)
-    tokens = torch.zeros(len(sequences), length + 1, width, dtype=torch.int64)
-    found = torch.full((len(sequences), length + 1, width), -torch.inf)
-    for pack in plan_packs(model, sequences, own_tokens=length + 1):
-        places = reply_places(pack, lengths)
-        logits = model(**pack.model_inputs(model), logits_to_keep=places.to(model.device)).logits[0]
-        best = logits.float().log_softmax(-1).topk(width)
-        start = 0
-        for index in pack.prompts:
-            end = start + lengths[index] + 1
-            tokens[index, : end - start] = best.indices[start:end].cpu()
-            found[index, : end - start] = best.values[start:end].cpu()
-            start = end
-    return tokens, found
+class _NextTokens:
+    """Keeps the likeliest next tokens of every step of a generation."""
+
+    def __init__(self, prompts: int, tokens: int, vocabulary: int) -> None:
+        shape = (prompts, tokens + 1, min(TOP, vocabulary))
+        self._tokens = torch.zeros(shape, dtype=torch.int64)
+        self._log_probabilities = torch.full(shape, -torch.inf)
+
+    def __call__(self, prompts: Sequence[int], step: int, logits: torch.Tensor) -> None:
+        if step >= self._tokens.shape[1]:
+            return
+        best = logits.log_softmax(-1).topk(self._tokens.shape[2])
+        self._tokens[list(prompts), step] = best.indices.cpu()
+        self._log_probabilities[list(prompts), step] = best.values.cpu()
+
+    def up_to(self, replies: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return tokens and log-probabilities, without what a batch saw after a reply's end."""
+        for index, reply in enumerate(replies):
+            self._tokens[index, len(reply) + 1 :] = 0
+            self._log_probabilities[index, len(reply) + 1 :] = -torch.inf
+        return self._tokens, self._log_probabilities
 
 
 def save_replies(path: Path, sets: Mapping[str, ReplySet]) -> None:

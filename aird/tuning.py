@@ -20,7 +20,7 @@ from aird.architecture import decoder_blocks
 from aird.chat import chat_tokens
 from aird.generation import generate
 from aird.models import load_model, load_tokenizer, stored_dtype
-from aird.packing import make_packs
+from aird.packing import make_packs, run_pack
 from aird.refusals import jailbroken_arditi
 from aird.resuming import block_input, resumed_at
 from aird.settings.models import RefusalTuning
@@ -233,7 +233,7 @@ def _accumulate(
         # The vocabulary projection is the dearest layer: only tokens that predict an answer token pass it.
         places = (labels != IGNORED).nonzero().squeeze(1)
         with resumed_at(blocks, first_block, states.unsqueeze(0)):
-            logits = model(**pack.model_inputs(model), logits_to_keep=places - 1).logits[0].float()
+            logits = run_pack(model, pack, logits_to_keep=places - 1)[0].float()
         loss = torch.nn.functional.cross_entropy(logits, labels[places].to(logits.device), reduction="sum")
         (loss / answer_tokens).backward()
         total += loss.item() / answer_tokens

@@ -89,6 +89,23 @@ def test_replies_are_the_greedy_ones(model: Any, tokenizer: Any, replies: dict[s
         )
 
 
+def test_nothing_is_kept_of_what_comes_after_a_replys_end(
+    model: Any, tokenizer: Any, replies: dict[str, ReplySet]
+) -> None:
+    part = replies["train_harmful"]
+    end = part.replies[0][1]
+    assert sum(end in reply for reply in part.replies) < len(part.replies)
+    model.generation_config.eos_token_id = end
+    again = record_replies(model, tokenizer, INSTRUCTIONS, SIZES)["train_harmful"]
+    for index, reply in enumerate(part.replies):
+        kept = reply.index(end) if end in reply else len(reply)
+        assert again.replies[index] == reply[:kept]
+        assert torch.equal(again.top_tokens[index, : kept + 1], part.top_tokens[index, : kept + 1])
+        assert not again.top_tokens[index, kept + 1 :].any()
+        assert again.top_log_probabilities[index, kept + 1 :].isneginf().all()
+        assert again.top_log_probabilities[index, : kept + 1].isfinite().all()
+
+
 def test_replies_round_trip_and_belong_to_their_prompts(
     tokenizer: Any, replies: dict[str, ReplySet], tmp_path: Path
 ) -> None:

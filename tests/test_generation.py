@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+import aird.generation
 from aird.chat import chat_tokens
-from aird.generation import _prefix_cache, generate
+from aird.generation import _prompt_cache, generate
 from aird.hooks import addition
 from aird.models import load_model, load_tokenizer
 
@@ -43,10 +44,37 @@ def stops_of(model: Any) -> set[int]:
 
 def test_a_batch_equals_greedy_decoding_one_by_one(loaded: tuple[Any, Any, list[list[int]]]) -> None:
     model, tokenizer, prompts = loaded
-    assert _prefix_cache(model, prompts[0][:3]) is not None
+    assert _prompt_cache(model, prompts) is not None
     expected = [one_by_one(model, prompt, 8, stops_of(model)) for prompt in prompts]
     assert generate(model, tokenizer, prompts, 8, batch_size=3) == expected
     assert len({tuple(ids) for ids in expected}) > 1
+
+
+def test_padded_prompts_do_as_well_where_packs_do_not(
+    loaded: tuple[Any, Any, list[list[int]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer, prompts = loaded
+    expected = generate(model, tokenizer, prompts, 8)
+    monkeypatch.setattr(aird.generation, "honours_packs", lambda *_: False)
+    assert _prompt_cache(model, prompts) is None
+    assert generate(model, tokenizer, prompts, 8) == expected
+    # A prompt of one token has nothing to keep.
+    assert len(generate(model, tokenizer, [[5], [6]], 2)) == 2
+
+
+def test_an_observer_sees_the_logits_of_every_new_token(loaded: tuple[Any, Any, list[list[int]]]) -> None:
+    model, tokenizer, prompts = loaded
+    seen: dict[int, list[int]] = {index: [] for index in range(len(prompts))}
+
+    def observe(rows: Any, step: int, logits: torch.Tensor) -> None:
+        assert logits.dtype == torch.float32
+        for index, token in zip(rows, logits.argmax(-1).tolist(), strict=True):
+            assert len(seen[index]) == step
+            seen[index].append(token)
+
+    found = generate(model, tokenizer, prompts, 5, batch_size=3, observe=observe)
+    for index, reply in enumerate(found):
+        assert reply and seen[index][: len(reply)] == reply
 
 
 def test_hooks_act_on_the_shared_start_too(loaded: tuple[Any, Any, list[list[int]]]) -> None:
