@@ -25,6 +25,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "scoring": ("embedded", "wide"),
     "capture": ("embedded", "wide"),
     "packs": ("embedded",),
+    "replies": ("embedded",),
     "adapter": ("",),
     "serving": ("embedded",),
     "planning": ("",),
