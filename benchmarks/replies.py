@@ -18,6 +18,7 @@ from aird.calibration import divergence, make_batches
 from aird.edits import Edit
 from aird.fitting import all_edited
 from aird.generation import generate
+from aird.packing import Packer
 from aird.references import ReplySet
 from benchmarks.measure import (
     Result,
@@ -53,12 +54,14 @@ def _generation(work: Workload, tokenizer: Any) -> list[Result]:
     generate(work.model, tokenizer, prompts[:8], 2)
     ours = [timed(lambda: generate(work.model, tokenizer, prompts, NEW_TOKENS)) for _ in "12"]
     memory = peak_mb()
-    plain = [timed(lambda: _plain_generate(work.model, tokenizer, prompts)) for _ in "12"]
+    plain = [timed(lambda: _plain_generate(work.model, prompts)) for _ in "12"]
     (found, seconds), (expected, slow) = (min(runs, key=lambda run: run[1]) for runs in (ours, plain))
     new = sum(map(len, found))
     same = sum(one == other for one, other in zip(found, expected, strict=True))
     blocks = len(decoder_blocks(work.model)) * block_operations(work.model)
-    operations = (sum(map(len, prompts)) + new) * blocks + new * vocabulary_operations(work.model)
+    packer = Packer(prompts)
+    operations = (packer.prefix_length + sum(packer.own_lengths) + new) * blocks
+    operations += new * vocabulary_operations(work.model)
     return [
         Result(
             f"short replies over Transformers' generate, {work.name}",
@@ -71,8 +74,8 @@ def _generation(work: Workload, tokenizer: Any) -> list[Result]:
     ]
 
 
-def _plain_generate(model: Any, tokenizer: Any, prompts: Sequence[list[int]]) -> list[list[int]]:
-    stop = tokenizer.eos_token_id
+def _plain_generate(model: Any, prompts: Sequence[list[int]]) -> list[list[int]]:
+    stop = model.generation_config.eos_token_id
     replies = []
     for start in range(0, len(prompts), BATCH):
         batch = prompts[start : start + BATCH]
