@@ -28,6 +28,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "replies": ("embedded",),
     "adapter": ("",),
     "serving": ("embedded",),
+    "demo": ("",),
     "planning": ("",),
     "growth": ("",),  # draws planning too
 }

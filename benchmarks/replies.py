@@ -18,6 +18,7 @@ from aird.calibration import divergence, make_batches
 from aird.edits import Edit
 from aird.fitting import all_edited
 from aird.generation import generate
+from aird.models import load_tokenizer
 from aird.packing import Packer
 from aird.references import ReplySet
 from benchmarks.measure import (
@@ -42,8 +43,6 @@ LEARNT_TOKENS = 6
 @torch.no_grad()
 def run(work: Workload) -> list[Result]:
     """Time both pieces of work; each once unmeasured, then the better of two."""
-    from aird.models import load_tokenizer
-
     tokenizer = load_tokenizer(checkpoint())
     return [*_generation(work, tokenizer), *_training(work, tokenizer)]
 
@@ -121,7 +120,7 @@ def _training(work: Workload, tokenizer: Any) -> list[Result]:
 
     def plain() -> Any:
         for start in range(0, len(prompts), SEQUENCES):
-            yield _plain_divergence(model, part, range(start, start + SEQUENCES), edits)
+            yield _plain_divergence(model, part, range(start, min(start + SEQUENCES, len(prompts))), edits)
 
     reset_peak()
     gradients(ours)

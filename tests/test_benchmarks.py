@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import pytest
 from aird.activations import capture, difference_in_means
 from aird.direction_scores import score_candidates
 from aird.settings.directions import Directions
-from benchmarks import adapter, packs, scoring
+from benchmarks import adapter, demo, packs, replies, scoring
 from benchmarks import capture as capturing
-from benchmarks.measure import Result, fitted_exponent
+from benchmarks.measure import Result, block_operations, fitted_exponent, vocabulary_operations
 from benchmarks.published_scoring import published_scores
 from benchmarks.workload import Workload
 
@@ -49,6 +50,25 @@ def test_scoring_and_capture_are_compared_on_any_model(work: Workload) -> None:
         assert isinstance(found, Result)
         assert found.ratio is not None
         assert found.ratio > 0
+
+
+def test_the_plain_way_gives_the_same_replies_and_gradient(
+    work: Workload, tiny_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replies, "checkpoint", lambda: tiny_folder("llama"))
+    made, learnt = replies.run(work)
+    assert f"{len(work.train)} replies are the same" in made.measured
+    assert learnt.measured.endswith("cosine of the gradients 1.0000")
+    for found in (made, learnt):
+        assert found.ratio is not None
+        assert found.ratio > 0
+
+
+def test_the_floor_of_a_run_counts_each_matrix_and_a_shared_prefix_once(llama: Any) -> None:
+    shape = demo.model_shape(llama.config.to_dict())
+    assert 2 * shape.block == block_operations(llama)
+    assert 2 * shape.vocabulary * shape.width == vocabulary_operations(llama)
+    assert demo.tokens([[1, 2, 3, 4], [1, 2, 5], [1, 2, 6, 7, 8]]) == 2 + 2 + 1 + 3
 
 
 def test_an_exponent_is_that_of_a_power() -> None:

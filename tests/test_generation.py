@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import aird.generation
 from aird.chat import chat_tokens
@@ -97,3 +98,44 @@ def test_one_prompt_and_equal_prompts(loaded: tuple[Any, Any, list[list[int]]]) 
     model, tokenizer, prompts = loaded
     alone = generate(model, tokenizer, prompts[:1], 5)
     assert generate(model, tokenizer, [prompts[0]] * 3, 5) == alone * 3
+
+
+SHAPE = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+# What is special: a sliding window, windows in every other block, other names and biases, keys wider than values,
+# no attention at all. The second value says whether packs and a plain cache give the prompts' keys and values.
+ARCHITECTURES = {
+    "mistral": ({"sliding_window": 8, "head_dim": 8}, False),
+    "gemma2": ({"sliding_window": 8, "head_dim": 8}, False),
+    "gpt_neox": ({}, True),
+    "deepseek_v3": (
+        {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 12}
+        | {"num_key_value_heads": 4, "first_k_dense_replace": 3},
+        True,
+    ),
+    "mamba": ({}, False),
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_other_architectures(name: str, tokenizer: Any) -> None:
+    extra, cached = ARCHITECTURES[name]
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **{**SHAPE, **extra})).float().eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            # Wide enough that continuations depend on the prompt.
+            torch.nn.init.normal_(parameter, std=0.25)
+    model.generation_config.eos_token_id = 2
+    generator = torch.Generator().manual_seed(0)
+    prompts = [[5, 6, 7, *torch.randint(3, 90, (own,), generator=generator).tolist()] for own in (4, 9, 17, 2, 25)]
+    assert (_prompt_cache(model, prompts) is not None) == cached
+    expected = [one_by_one(model, prompt, 8, {2}) for prompt in prompts]
+    assert generate(model, tokenizer, prompts, 8, batch_size=3) == expected
+    assert len({tuple(ids) for ids in expected}) > 1
