@@ -107,7 +107,7 @@ def test_a_capture_that_does_not_fit_goes_on_in_halves(llama: Any, prompts: list
     found = capture(llama, prompts, 5, [40])
     assert max(tokens for _, tokens in tried) > 70  # it did not fit at first
     for value, wanted in zip(found, expected, strict=True):
-        torch.testing.assert_close(value, wanted, atol=1e-5, rtol=0)
+        torch.testing.assert_close(value, wanted, atol=1e-5, rtol=1e-5)
     assert not any(module._forward_hooks for module in llama.modules())
 
 
