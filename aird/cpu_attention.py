@@ -137,7 +137,7 @@ class _Layout:
     def __init__(self, prefix_length: int, ends: Sequence[int]) -> None:
         starts = [prefix_length, *(end + 1 for end in ends[:-1])]
         spans = sorted((range(start, end + 1) for start, end in zip(starts, ends, strict=True)), key=len, reverse=True)
-        order = list(range(prefix_length))
+        order, pads = list(range(prefix_length)), [False] * prefix_length
         self.prefix_length = prefix_length
         self.groups: list[_Group] = []
         while spans:
@@ -146,13 +146,13 @@ class _Layout:
             spans = spans[len(members) :]
             self.groups.append(_Group(len(order), len(members), length))
             for span in members:
-                order += [*span, *[span[0]] * (length - len(span))]
-        self.order = torch.tensor(order)
-        self.inverse = torch.empty(ends[-1] + 1, dtype=torch.int64)
-        # From the last place to the first, so that a prompt's first token counts and not what repeats it.
-        for place in range(len(order) - 1, -1, -1):
-            self.inverse[order[place]] = place
-        self.pads = self.inverse[self.order] != torch.arange(len(order))
+                missing = length - len(span)
+                order += [*span, *[span[0]] * missing]
+                pads += [False] * len(span) + [True] * missing
+        self.order, self.pads = torch.tensor(order), torch.tensor(pads)
+        filled = (~self.pads).nonzero().squeeze(1)
+        self.inverse = torch.empty_like(filled)
+        self.inverse[self.order[filled]] = filled
 
     def masks(self, mask: torch.Tensor) -> list[torch.Tensor]:
         """Return what the tokens of each group see, [prompts, 1, length, prefix + length] additive float32.

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from aird.cpu_attention import decoding_attention, segmented_attention
-from aird.packing import PACK_TOKENS, Pack, honours_packs, make_packs
+from aird.cpu_attention import decoding_attention
+from aird.packing import PACK_TOKENS, Pack, honours_packs, make_packs, pack_output
 
 # Called for every new token of a batch: which prompts its rows are, the token's number, logits [rows, vocabulary].
 Observer = Callable[[Sequence[int], int, torch.Tensor], None]
@@ -42,6 +42,7 @@ def generate(
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(stops)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     results: list[list[int]] = [[] for _ in prompts]
+    cached = True
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         batch = [list(prompts[index]) for index in chosen]
@@ -51,8 +52,9 @@ def generate(
         options = _only_last_logits(model)
         if observe is not None:
             options["logits_processor"] = [_Observed(observe, chosen, width)]
-        cache = _prompt_cache(model, batch)
-        if cache is not None:
+        cache = _prompt_cache(model, batch) if cached else None
+        cached = cache is not None  # a model that gives none of one batch gives none of the next
+        if cached:
             options["past_key_values"] = cache
         with decoding_attention(model):
             output = model.generate(
@@ -110,9 +112,7 @@ def _prompt_cache(model: Any, prompts: Sequence[Sequence[int]]) -> Any:
     width = max(map(len, prompts)) - 1
     parts: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
     for pack in make_packs([prompt[:-1] for prompt in prompts], PACK_TOKENS):
-        inputs = {**pack.model_inputs(model), "use_cache": True}
-        with segmented_attention(model, pack.prefix_length, pack.ends.tolist()):
-            found = getattr(model(**inputs, logits_to_keep=1), "past_key_values", None)
+        found = getattr(pack_output(model, pack, use_cache=True, logits_to_keep=1), "past_key_values", None)
         layers: list[Any] = found.layers if type(found) is DynamicCache else []
         if not layers or any(type(layer) is not DynamicLayer for layer in layers):
             return None

@@ -219,9 +219,14 @@ def run_pack(model: Any, pack: Pack, rows: int = 1, logits_to_keep: int | torch.
     Returns:
         logits [rows, kept tokens, vocabulary].
     """
-    with segmented_attention(model, pack.prefix_length, pack.ends.tolist()):
-        logits: torch.Tensor = model(**pack.model_inputs(model, rows), logits_to_keep=logits_to_keep).logits
+    logits: torch.Tensor = pack_output(model, pack, rows, logits_to_keep=logits_to_keep).logits
     return logits
+
+
+def pack_output(model: Any, pack: Pack, rows: int = 1, **options: Any) -> Any:
+    """Return the model's whole output for a pack; arguments as of `run_pack`, and others of the forward pass."""
+    with segmented_attention(model, pack.prefix_length, pack.ends.tolist()):
+        return model(**{**pack.model_inputs(model, rows), **options})
 
 
 @torch.no_grad()

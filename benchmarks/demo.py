@@ -19,15 +19,12 @@ from aird.configuration import load_configuration
 from aird.configuration_files import load_yaml_strictly
 from aird.files import read_json, read_json_lines
 from aird.models import compute_dtype, load_tokenizer
-from aird.packing import Packer
 from aird.prompts import select_instructions
 from aird.settings.base import PromptSelection
 from aird.settings.patches import Calibrate
-from benchmarks.measure import Result, matrix_rate
+from benchmarks.measure import Result, matrix_rate, packed_tokens
 from benchmarks.resources import Shape
 from benchmarks.workload import MODEL, RESULTS, ROOT, checkpoint
-
-CHOICES = 4  # of a question of everyday_choices
 
 
 class Work:
@@ -57,10 +54,28 @@ class Work:
 
     def replies(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> float:
         """Return the operations of greedy replies of this length."""
-        return (tokens(prompts) + len(prompts) * new_tokens) * self.token + len(prompts) * new_tokens * self.vocabulary
+        return (packed_tokens(prompts) + len(prompts) * new_tokens) * self.token + len(
+            prompts
+        ) * new_tokens * self.vocabulary
+
+    def learning(
+        self, prompts: Sequence[Sequence[int]], answer: int, compared: int, first_block: int, epochs: int
+    ) -> float:
+        """Return the operations of learning from answers: the lower blocks once, the upper ones both ways per epoch.
+
+        Args:
+            prompts: of the examples.
+            answer: tokens of each answer.
+            compared: tokens of each example whose logits count.
+            first_block: the lowest that is learnt in.
+            epochs: how many.
+        """
+        seen = packed_tokens(prompts) + len(prompts) * answer
+        upper = seen * (self.layers - first_block) * self.block + len(prompts) * compared * self.vocabulary
+        return seen * first_block * self.block + epochs * 2 * upper
 
     def tuning(self) -> float:
-        """Own answers, the lower blocks once, then forwards and backwards of the upper ones."""
+        """Own answers, then learning from them and from refusals."""
         tuning = self.configuration.models[MODEL].refusal_tuning
         assert tuning is not None
         harmful, harmless = (
@@ -68,22 +83,24 @@ class Work:
             for kind, count in (("harmful", tuning.harmful.count or 0), ("harmless", tuning.harmless.count or 0))
         )
         answer, examples = tuning.maximum_answer_tokens, [*harmful, *harmless]
-        seen = tokens(examples) + len(examples) * answer
-        step = 2 * (seen * (self.layers - tuning.first_block) * self.block + len(examples) * answer * self.vocabulary)
-        return self.replies(harmless, answer) + seen * tuning.first_block * self.block + tuning.epochs * step
+        return self.replies(harmless, answer) + self.learning(
+            examples, answer, answer, tuning.first_block, tuning.epochs
+        )
 
     def capture(self) -> float:
         """The direction prompts of both kinds."""
         directions = self.configuration.directions
         sizes = {"train": directions.train, "validation": directions.validation}
         return self.token * sum(
-            tokens(self.prompts(kind, split, count)) for kind in self._records for split, count in sizes.items()
+            packed_tokens(self.prompts(kind, split, count)) for kind in self._records for split, count in sizes.items()
         )
 
     def scoring(self, compression: str) -> float:
         """An addition runs from its layer on; where it leaves a candidate eligible two whole passes follow."""
         directions = self.configuration.directions
-        harmful, harmless = (tokens(self.prompts(kind, "validation", directions.validation)) for kind in self._records)
+        harmful, harmless = (
+            packed_tokens(self.prompts(kind, "validation", directions.validation)) for kind in self._records
+        )
         scores = pandas.read_csv(RESULTS / "directions" / MODEL / compression / "scores.csv")
         added = scores[scores["induce"].notna()]["layer"]
         blocks = float((self.layers - added).sum()) * harmless
@@ -98,7 +115,7 @@ class Work:
         )
 
     def calibration(self, compression: str, patch: str) -> float:
-        """What the checkpoint replies, the lower blocks once, the epochs, and the strengths that were tried."""
+        """What the checkpoint replies, learning, and the strengths that were tried."""
         sizes, settings = self.configuration.replies, Calibrate()
         harmful, harmless = (
             self.prompts(kind, "train", count)
@@ -107,13 +124,9 @@ class Work:
         validation = [self.prompts(kind, "validation", sizes.validation) for kind in self._records]
         judged = [self.replies(prompts, sizes.judged_tokens) for prompts in validation]
         record = read_json(RESULTS / "patches" / MODEL / compression / patch / "statistics.json")
-        first = min(record["blocks"])
-        examples = [*harmful, *harmless]
-        seen = tokens(examples) + len(examples) * sizes.tokens
-        places = len(examples) * (sizes.tokens + 1)
-        step = 2 * (seen * (self.layers - first) * self.block + places * self.vocabulary)
-        total = sum(judged) + self.replies(harmless, sizes.tokens + 1) + seen * first * self.block
-        return total + settings.epochs * step + len(record["calibration"]["tried"]) * sum(judged)
+        first, compared = min(record["blocks"]), sizes.tokens + 1
+        learnt = self.learning([*harmful, *harmless], sizes.tokens, compared, first, settings.epochs)
+        return self.replies(harmless, compared) + learnt + (1 + len(record["calibration"]["tried"])) * sum(judged)
 
     def evaluation(self, compression: str, patch: str) -> float:
         """Completions; log-probabilities of harmless answers and of the questions' answers, with their prompts."""
@@ -130,15 +143,9 @@ class Work:
         rated += sum(
             len(self._tokenizer(f"{question['query']} {choice}")["input_ids"])
             for question in questions
-            for choice in question["choices"][:CHOICES]
+            for choice in question["choices"]
         )
         return (sum(prompt.values()) + new + rated) * self.token + (new + rated) * self.vocabulary
-
-
-def tokens(prompts: Sequence[Sequence[int]]) -> int:
-    """Return the tokens of prompts in one pack: those that they share at their start count once."""
-    packer = Packer(prompts)
-    return packer.prefix_length + sum(packer.own_lengths)
 
 
 def model_shape(config: dict[str, Any]) -> Shape:

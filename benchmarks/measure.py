@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from aird.architecture import decoder_blocks
+from aird.packing import Packer
 
 Value = TypeVar("Value")
 
@@ -93,6 +94,12 @@ def block_operations(model: nn.Module) -> int:
 def vocabulary_operations(model: nn.Module) -> int:
     """Return the floating-point operations of one token's logits."""
     return 2 * model.get_output_embeddings().weight.numel()  # type: ignore[operator]
+
+
+def packed_tokens(prompts: Sequence[Sequence[int]]) -> int:
+    """Return the tokens of prompts in one pack: those that they share at their start count once."""
+    packer = Packer(prompts)
+    return packer.prefix_length + sum(packer.own_lengths)
 
 
 def fitted_exponent(sizes: list[float], values: list[float]) -> float:

@@ -13,18 +13,18 @@ from typing import Any
 
 import torch
 
-from aird.architecture import decoder_blocks
+from aird.architecture import decoder_blocks, residual_writers
 from aird.calibration import divergence, make_batches
 from aird.edits import Edit
 from aird.fitting import all_edited
 from aird.generation import generate
 from aird.models import load_tokenizer
-from aird.packing import Packer
 from aird.references import ReplySet
 from benchmarks.measure import (
     Result,
     block_operations,
     matrix_rate,
+    packed_tokens,
     peak_mb,
     reset_peak,
     timed,
@@ -58,9 +58,7 @@ def _generation(work: Workload, tokenizer: Any) -> list[Result]:
     new = sum(map(len, found))
     same = sum(one == other for one, other in zip(found, expected, strict=True))
     blocks = len(decoder_blocks(work.model)) * block_operations(work.model)
-    packer = Packer(prompts)
-    operations = (packer.prefix_length + sum(packer.own_lengths) + new) * blocks
-    operations += new * vocabulary_operations(work.model)
+    operations = (packed_tokens(prompts) + new) * blocks + new * vocabulary_operations(work.model)
     return [
         Result(
             f"short replies over Transformers' generate, {work.name}",
@@ -97,8 +95,7 @@ def _training(work: Workload, tokenizer: Any) -> list[Result]:
     part = ReplySet(prompts, replies, *targets, [False] * len(prompts))
     blocks = decoder_blocks(model)
     first = len(blocks) // 2
-    names = [name for name, _ in model.named_modules() if name.endswith(("o_proj", "down_proj"))]
-    upper = [name for name in names if int(name.split("layers.")[1].split(".")[0]) >= first]
+    upper = [name for block in residual_writers(model)[first:] for name in block.names]
     column = work.candidates[first, -1].float()
     column /= column.norm()
     edits = [

@@ -14,7 +14,7 @@ from aird.direction_scores import score_candidates
 from aird.settings.directions import Directions
 from benchmarks import adapter, demo, packs, replies, scoring
 from benchmarks import capture as capturing
-from benchmarks.measure import Result, block_operations, fitted_exponent, vocabulary_operations
+from benchmarks.measure import Result, block_operations, fitted_exponent, packed_tokens, vocabulary_operations
 from benchmarks.published_scoring import published_scores
 from benchmarks.workload import Workload
 
@@ -68,7 +68,7 @@ def test_the_floor_of_a_run_counts_each_matrix_and_a_shared_prefix_once(llama: A
     shape = demo.model_shape(llama.config.to_dict())
     assert 2 * shape.block == block_operations(llama)
     assert 2 * shape.vocabulary * shape.width == vocabulary_operations(llama)
-    assert demo.tokens([[1, 2, 3, 4], [1, 2, 5], [1, 2, 6, 7, 8]]) == 2 + 2 + 1 + 3
+    assert packed_tokens([[1, 2, 3, 4], [1, 2, 5], [1, 2, 6, 7, 8]]) == 2 + 2 + 1 + 3
 
 
 def test_an_exponent_is_that_of_a_power() -> None:
