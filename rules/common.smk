@@ -363,6 +363,16 @@ def patches_by(*methods):
     ]
 
 
+def own_direction(wildcards):
+    """Return the compressed checkpoint's own direction and its record, for a patch that asks for it.
+
+    Any other patch neither waits for that direction nor is made again with it.
+    """
+    if CONFIGURATION.patches[wildcards.patch].direction != "own":
+        return []
+    return [path.format(**wildcards) for path in (DIRECTION, DIRECTION_RECORD)]
+
+
 def patch_settings(wildcards):
     """Return what a patch's tensors depend on."""
     patch = CONFIGURATION.patches[wildcards.patch]

@@ -115,6 +115,8 @@ rule select_direction:
         f"{RESULTS}/logs/directions/{{model}}/{{compression}}/direction.log",
     benchmark:
         f"{RESULTS}/benchmarks/directions/{{model}}/{{compression}}/direction.tsv"
+    # Every patch waits for the original's direction, so that nothing should wait in front of it.
+    priority: 10
     conda:
         "../envs/core.yaml"
     resources:

@@ -23,8 +23,7 @@ rule make_patch:
         original_record=ORIGINAL_DIRECTION_RECORD,
         compressed=ancient(CHECKPOINT),
         compressed_manifest=MANIFEST,
-        own_direction=DIRECTION,
-        own_record=DIRECTION_RECORD,
+        own=own_direction,
     output:
         adapter=directory(ADAPTER),
         statistics=ADAPTER_STATISTICS,
@@ -51,8 +50,7 @@ rule make_patch:
         " --original-record {input.original_record:q}"
         " --compressed {input.compressed:q}"
         " --compressed-manifest {input.compressed_manifest:q}"
-        " --own-direction {input.own_direction:q}"
-        " --own-record {input.own_record:q}"
+        " --own {input.own:q}"
         " --settings {params.settings:q}"
         " --adapter {output.adapter:q}"
         " --statistics {output.statistics:q}"
@@ -68,8 +66,7 @@ rule fit_patch:
         original_record=ORIGINAL_DIRECTION_RECORD,
         compressed=ancient(CHECKPOINT),
         compressed_manifest=MANIFEST,
-        own_direction=DIRECTION,
-        own_record=DIRECTION_RECORD,
+        own=own_direction,
         harmful=prompts(DIRECTIONS.harmful),
         harmless=prompts(DIRECTIONS.harmless),
     output:
@@ -101,8 +98,7 @@ rule fit_patch:
         " --original-record {input.original_record:q}"
         " --compressed {input.compressed:q}"
         " --compressed-manifest {input.compressed_manifest:q}"
-        " --own-direction {input.own_direction:q}"
-        " --own-record {input.own_record:q}"
+        " --own {input.own:q}"
         " --harmful {input.harmful:q}"
         " --harmless {input.harmless:q}"
         " --settings {params.settings:q}"
@@ -160,8 +156,7 @@ rule calibrate_patch:
         original_record=ORIGINAL_DIRECTION_RECORD,
         compressed=ancient(CHECKPOINT),
         compressed_manifest=MANIFEST,
-        own_direction=DIRECTION,
-        own_record=DIRECTION_RECORD,
+        own=own_direction,
         replies=rules.record_replies.output,
         harmful=prompts(DIRECTIONS.harmful),
         harmless=prompts(DIRECTIONS.harmless),
@@ -196,8 +191,7 @@ rule calibrate_patch:
         " --original-record {input.original_record:q}"
         " --compressed {input.compressed:q}"
         " --compressed-manifest {input.compressed_manifest:q}"
-        " --own-direction {input.own_direction:q}"
-        " --own-record {input.own_record:q}"
+        " --own {input.own:q}"
         " --replies {input.replies:q}"
         " --harmful {input.harmful:q}"
         " --harmless {input.harmless:q}"

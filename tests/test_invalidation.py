@@ -57,8 +57,8 @@ def selected(compression: str) -> set[str]:
     found = {f"select_direction tiny/{compression}", f"verify_direction tiny/{compression}"}
     if compression == "original":
         return found | {f"compare_directions tiny/{other}" for other in COMPRESSIONS} | patched(PATCHED)
-    own = [cell for cell in PATCHED if cell.startswith(f"{compression}/")]
-    return found | {f"compare_directions tiny/{compression}"} | patched(own)
+    # No patch of this grid is along the compressed checkpoint's own direction.
+    return found | {f"compare_directions tiny/{compression}"} | REPORT
 
 
 def captured(compression: str) -> set[str]:
@@ -67,7 +67,10 @@ def captured(compression: str) -> set[str]:
 
 
 def compressed(compression: str) -> set[str]:
-    return {f"compress_model tiny/{compression}"} | captured(compression) | evaluated(cells_of(compression))
+    own = [cell for cell in PATCHED if cell in cells_of(compression)]
+    return (
+        {f"compress_model tiny/{compression}"} | captured(compression) | evaluated(cells_of(compression)) | patched(own)
+    )
 
 
 ALL_SELECTED = set().union(*(selected(compression) for compression in ("original", *COMPRESSIONS)))
@@ -119,6 +122,15 @@ def test_nothing_changed(project: Path) -> None:
     assert planned(project) == set()
     # The names that the expectations below are written in are those of the real jobs.
     assert planned(project, "--forceall") == EVERYTHING
+
+
+def test_only_a_patch_along_the_own_direction_waits_for_it(project: Path) -> None:
+    configuration = read_configuration(project)
+    configuration["patches"]["own"] = {"method": "scale", "direction": "own", "compressions": ["w4a16"]}
+    write_configuration(project, configuration, "changed.yaml")
+    records = job_records(project, "--forceall", configuration="changed.yaml")
+    reading = names(record for record in records if "results/directions/tiny/w4a16/direction.json" in record["input"])
+    assert {name for name in reading if name.startswith("make_patch")} == {"make_patch tiny/w4a16/own"}
 
 
 def add_suite(configuration: dict[str, Any]) -> None:

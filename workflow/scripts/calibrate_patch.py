@@ -1,4 +1,4 @@
-"""Calibrate one AIRD patch of a compressed checkpoint on the original's replies (aird/calibration.py)."""
+"""Calibrate one AIRD patch of a compressed checkpoint on the original's replies (aird/calibrated_patch.py)."""
 
 from aird.calibrated_patch import calibrate_patch
 from aird.directions import load_direction
@@ -16,8 +16,9 @@ def main() -> None:
     arguments = parse(
         __doc__,
         paths="original original_manifest original_direction original_record compressed compressed_manifest "
-        "own_direction own_record replies harmful harmless adapter statistics",
+        "replies harmful harmless adapter statistics",
         texts="settings seed",
+        many="own",
         gpu=True,
     )
     settings = Calibrate.model_validate(arguments.settings["patch"])
@@ -26,7 +27,7 @@ def main() -> None:
     manifest = open_checkpoint(arguments.original, arguments.original_manifest)
     open_checkpoint(arguments.compressed, arguments.compressed_manifest)
     direction = load_direction(arguments.original_direction, arguments.original_record)
-    own = load_direction(arguments.own_direction, arguments.own_record)
+    own = load_direction(*arguments.own) if arguments.own else None
     tokenizer = load_tokenizer(arguments.original)
     records = {kind: read_json_lines(getattr(arguments, kind)) for kind in ("harmful", "harmless")}
     replies = load_replies(arguments.replies, tokenizer, reply_instructions(records, OF_ORIGINAL, sizes, seed))

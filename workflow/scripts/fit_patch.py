@@ -17,15 +17,16 @@ def main() -> None:
     arguments = parse(
         __doc__,
         paths="original original_manifest original_direction original_record compressed compressed_manifest "
-        "own_direction own_record harmful harmless adapter statistics",
+        "harmful harmless adapter statistics",
         texts="settings seed",
+        many="own",
         gpu=True,
     )
     settings = parse_patch(arguments.settings["patch"])
     manifest = open_checkpoint(arguments.original, arguments.original_manifest)
     open_checkpoint(arguments.compressed, arguments.compressed_manifest)
     direction = load_direction(arguments.original_direction, arguments.original_record)
-    own = load_direction(arguments.own_direction, arguments.own_record)
+    own = load_direction(*arguments.own) if arguments.own else None
     selection = PromptSelection(set="fit", split="train", count=arguments.settings["train"])
     harmful, harmless = (
         select_instructions(read_json_lines(path), selection, int(arguments.seed))

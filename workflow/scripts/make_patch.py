@@ -14,14 +14,15 @@ def main() -> None:
     arguments = parse(
         __doc__,
         paths="original original_manifest original_direction original_record "
-        "compressed compressed_manifest own_direction own_record adapter statistics",
+        "compressed compressed_manifest adapter statistics",
         texts="settings",
+        many="own",
     )
     settings = parse_patch(arguments.settings)
     manifest = open_checkpoint(arguments.original, arguments.original_manifest)
     open_checkpoint(arguments.compressed, arguments.compressed_manifest)
     direction = load_direction(arguments.original_direction, arguments.original_record)
-    own = load_direction(arguments.own_direction, arguments.own_record)
+    own = load_direction(*arguments.own) if arguments.own else None
     edits, record = compute_patch(arguments.original, arguments.compressed, direction, own, settings)
     base = arguments.compressed.parent.name
     write_patch(edits, record, arguments.adapter, arguments.statistics, base, manifest.get("licence"))
