@@ -35,7 +35,7 @@ from aird.activation_cache import Cache, kept_activations
 from aird.activations import difference_in_means
 from aird.architecture import decoder_blocks, writer_modules
 from aird.hooks import ablation, addition, hooks, on_input
-from aird.packing import Pack, last_logits, plan_packs
+from aird.packing import Pack, last_logits, plan_packs, run_pack
 from aird.resuming import Reached, resumed_at
 from aird.selection import within_kl
 from aird.settings.directions import Directions
@@ -220,7 +220,7 @@ def _inputs(model: Any, blocks: list[nn.Module], pack: Pack, last: int) -> list[
         return states
 
     with hooks(before=[(block, on_input(keep)) for block in blocks[: last + 1]]), contextlib.suppress(Reached):
-        model(**pack.model_inputs(model), logits_to_keep=1)
+        run_pack(model, pack)
     return kept
 
 
@@ -244,7 +244,7 @@ def _last_states(
 
         before = [(blocks[layer], on_input(partial(keep, layer=layer))) for layer in layers]
         with hooks(before=before), contextlib.suppress(Reached):
-            model(**pack.model_inputs(model, rows), logits_to_keep=1)
+            run_pack(model, pack, rows)
     return torch.stack(kept).sum(dim=0)
 
 
