@@ -1,4 +1,4 @@
-"""A calibrated patch (aird/row_learning.py): the compressed model learns from the original's recorded replies."""
+"""A calibrated patch (aird/calibration.py): the compressed model learns from the original's recorded replies."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ from typing import Any
 
 import torch
 
-from aird.calibration import Validation, choice_record, choose_strength, needs_repair
-from aird.chat import post_instruction_tokens
+from aird.calibration import Validation, choice_record, choose_strength, learn_rows, needs_repair
 from aird.compression.matrices import dense_matrix
 from aird.directions import Direction
 from aird.edits import Edit, edit_statistics
 from aird.models import load_model, load_tokenizer
 from aird.patching import Patched, edited_modules, patch_record, patch_unit
 from aird.references import OF_COMPRESSED, OF_ORIGINAL, ReplySet, record_replies, reply_instructions
-from aird.row_learning import learn_rows
 from aird.settings.patches import Calibrate, Replies
 
 logger = logging.getLogger(__name__)
@@ -82,8 +80,7 @@ def calibrate_patch(
     if loss.repair:
         kept = record_replies(model, tokenizer, reply_instructions(records, OF_COMPRESSED, sizes, seed), sizes)
         train = [replies["train_harmful"].chosen(refused), kept["train_harmless"]]
-        positions = len(post_instruction_tokens(tokenizer))
-        learnt = learn_rows(model, modules, unit, min(blocks), matrix, train, positions, settings, seed)
+        learnt = learn_rows(model, modules, unit, min(blocks), matrix, train, settings, seed)
         validation = Validation(harmful, harmless, kept["validation_harmless"])
         edits, choice = choose_strength(
             model, tokenizer, learnt, min(blocks), validation, sizes.judged_tokens, settings

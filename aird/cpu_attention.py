@@ -37,9 +37,9 @@ def segmented_attention(model: Any, prefix_length: int, ends: Sequence[int]) -> 
 
 
 @contextlib.contextmanager
-def decoding_attention(model: Any, tokens: int = 1) -> Iterator[None]:
-    """Let every attention of `model` with one new token a row, or with up to `tokens`, run as two matrix products."""
-    with _replaced(model, lambda plain: _of_new_tokens(plain, tokens)):
+def decoding_attention(model: Any) -> Iterator[None]:
+    """Let every attention of `model` with one new token a row run as two matrix products."""
+    with _replaced(model, _of_new_tokens):
         yield
 
 
@@ -99,13 +99,11 @@ def _scaling(query: torch.Tensor, settings: dict[str, Any]) -> float:
     return query.shape[-1] ** -0.5 if scaling is None else float(scaling)
 
 
-def _of_new_tokens(plain: Attention, tokens: int) -> Attention:
+def _of_new_tokens(plain: Attention) -> Attention:
     def attention(
         module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **settings: Any
     ) -> tuple[torch.Tensor, Any]:
-        # Without a mask several tokens would have to hide from each other what comes later.
-        few = query.shape[2] <= (1 if mask is None else tokens)
-        if not few or not _replaceable(mask, settings):
+        if query.shape[2] > 1 or not _replaceable(mask, settings):
             return plain(module, query, key, value, mask, **settings)
         return grouped_attention(query, key, value, mask, _scaling(query, settings)).transpose(1, 2), None
 

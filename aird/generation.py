@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from aird.cpu_attention import decoding_attention
-from aird.packing import PACK_TOKENS, honours_packs, make_packs, pack_output
-from aird.prompt_cache import as_cache, prompt_rows
+from aird.packing import PACK_TOKENS, Pack, honours_packs, make_packs, pack_output
 
 # Called for every new token of a batch: which prompts its rows are, the token's number, logits [rows, vocabulary].
 Observer = Callable[[Sequence[int], int, torch.Tensor], None]
@@ -105,16 +104,39 @@ def _prompt_cache(model: Any, prompts: Sequence[Sequence[int]]) -> Any:
     None where packs or a plain cache cannot give them: a model that does not honour packs, a sliding window, a
     state that is no list of keys and values. Such models run the padded prompts.
     """
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
     if min(map(len, prompts)) < 2 or not honours_packs(model, prompts):
         return None
     width = max(map(len, prompts)) - 1
-    parts = []
+    parts: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
     for pack in make_packs([prompt[:-1] for prompt in prompts], PACK_TOKENS):
-        rows = prompt_rows(pack_output(model, pack, use_cache=True, logits_to_keep=1), pack, width)
-        if rows is None:
+        found = getattr(pack_output(model, pack, use_cache=True, logits_to_keep=1), "past_key_values", None)
+        layers: list[Any] = found.layers if type(found) is DynamicCache else []
+        if not layers or any(type(layer) is not DynamicLayer for layer in layers):
             return None
-        parts.append(rows)
-    layers = zip(*parts, strict=True)
-    return as_cache(
-        [(torch.cat(keys), torch.cat(values)) for keys, values in (zip(*each, strict=True) for each in layers)]
-    )
+        places = _padded_places(pack, width)
+        # [1, heads, tokens, width of a head] -> [prompts, heads, padded tokens, width of a head]
+        parts.append([(_placed(layer.keys, places), _placed(layer.values, places)) for layer in layers])
+    cache = DynamicCache()
+    for index, pairs in enumerate(zip(*parts, strict=True)):
+        keys, values = (torch.cat(each) for each in zip(*pairs, strict=True))
+        cache.update(keys, values, index)
+    return cache
+
+
+def _padded_places(pack: Pack, width: int) -> torch.Tensor:
+    """Return where each prompt's tokens stand in a pack, left-padded, [prompts, width] int64."""
+    prefix = list(range(pack.prefix_length))
+    places, start = [], pack.prefix_length
+    for end in (pack.ends + 1).tolist():
+        whole = prefix + list(range(start, end))
+        places.append([0] * (width - len(whole)) + whole)
+        start = end
+    return torch.tensor(places)
+
+
+def _placed(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    chosen = states[0].index_select(1, places.flatten().to(states.device))
+    return chosen.unflatten(1, places.shape).transpose(0, 1)

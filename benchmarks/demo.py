@@ -14,13 +14,12 @@ from typing import Any
 import pandas
 import torch
 
-from aird.chat import chat_tokens, post_instruction_tokens
+from aird.chat import chat_tokens
 from aird.configuration import load_configuration
 from aird.configuration_files import load_yaml_strictly
 from aird.files import read_json, read_json_lines
 from aird.models import compute_dtype, load_tokenizer
 from aird.prompts import select_instructions
-from aird.row_learning import REFRESH
 from aird.settings.base import PromptSelection
 from aird.settings.patches import Calibrate
 from benchmarks.measure import Result, matrix_rate, packed_tokens
@@ -75,14 +74,6 @@ class Work:
         upper = seen * (self.layers - first_block) * self.block + len(prompts) * compared * self.vocabulary
         return seen * first_block * self.block + epochs * 2 * upper
 
-    def learning_of_ends(self, prompts: Sequence[Sequence[int]], answer: int, first_block: int, epochs: int) -> float:
-        """The same where an epoch runs post-instruction tokens and answers, and some epochs all of the rest forward."""
-        seen = packed_tokens(prompts) + len(prompts) * answer
-        ends = len(prompts) * (len(post_instruction_tokens(self._tokenizer)) + answer)
-        upper = (self.layers - first_block) * self.block
-        whole = first_block * self.block + -(-epochs // REFRESH) * upper
-        return seen * whole + epochs * 2 * (ends * upper + len(prompts) * (answer + 1) * self.vocabulary)
-
     def tuning(self) -> float:
         """Own answers, then learning from them and from refusals."""
         tuning = self.configuration.models[MODEL].refusal_tuning
@@ -134,7 +125,7 @@ class Work:
         judged = [self.replies(prompts, sizes.judged_tokens) for prompts in validation]
         record = read_json(RESULTS / "patches" / MODEL / compression / patch / "statistics.json")
         first, compared = min(record["blocks"]), sizes.tokens + 1
-        learnt = self.learning_of_ends([*harmful, *harmless], sizes.tokens, first, settings.epochs)
+        learnt = self.learning([*harmful, *harmless], sizes.tokens, compared, first, settings.epochs)
         return self.replies(harmless, compared) + learnt + (1 + len(record["calibration"]["tried"])) * sum(judged)
 
     def evaluation(self, compression: str, patch: str) -> float:

@@ -1,10 +1,9 @@
 """What calibrated patches, verification and refusal tuning spend their time on, against the plain way to do it.
 
 Short greedy replies: prompts in packs and new tokens by matrix products (aird/generation.py), against Transformers'
-`generate` on the same left-padded batches of 64; both make the same tokens, up to rounding. An epoch of a
-calibrated patch: the ends of the sequences from the first edited block on, with its share of the passes that make
-the keys and values of what stands before (aird/row_learning.py), against right-padded batches of eight through
-the whole model. The gradients differ by what goes through the instructions; their cosine is told.
+`generate` on the same left-padded batches of 64. A training step of a calibrated patch: packs that resume at the
+first edited block, with attention prompt by prompt (aird/calibration.py), against right-padded batches of eight
+through the whole model. Both compute the same tokens and the same gradient, up to rounding.
 """
 
 from __future__ import annotations
@@ -15,14 +14,12 @@ from typing import Any
 import torch
 
 from aird.architecture import decoder_blocks, residual_writers
-from aird.chat import post_instruction_tokens
+from aird.calibration import divergence, make_batches
 from aird.edits import Edit
 from aird.fitting import all_edited
 from aird.generation import generate
 from aird.models import load_tokenizer
 from aird.references import ReplySet
-from aird.reply_divergence import divergence_of, make_batches
-from aird.row_learning import REFRESH, end_length, end_logits, make_ends
 from benchmarks.measure import (
     Result,
     block_operations,
@@ -104,9 +101,7 @@ def _training(work: Workload, tokenizer: Any) -> list[Result]:
     edits = [
         Edit(name, column, torch.zeros(model.get_submodule(name).in_features, requires_grad=True)) for name in upper
     ]
-    count = end_length([part], len(post_instruction_tokens(tokenizer)))
-    batches = make_batches(model, [part], first, None, count)
-    ends = [make_ends(model, batch, first, edits, count) for batch in batches]
+    batches = make_batches(model, [part], first, None)
 
     def gradients(losses: Any) -> list[torch.Tensor]:
         for edit in edits:
@@ -117,9 +112,8 @@ def _training(work: Workload, tokenizer: Any) -> list[Result]:
         return [edit.row.grad.clone() for edit in edits if edit.row.grad is not None]
 
     def ours() -> Any:
-        for batch, each in zip(batches, ends, strict=True):
-            assert each is not None
-            yield divergence_of(end_logits(model, each, first, edits), batch), len(batch.places)
+        for batch in batches:
+            yield divergence(model, batch, first, edits), len(batch.places)
 
     def plain() -> Any:
         for start in range(0, len(prompts), SEQUENCES):
@@ -129,26 +123,21 @@ def _training(work: Workload, tokenizer: Any) -> list[Result]:
     gradients(ours)
     quick = [timed(lambda: gradients(ours)) for _ in "12"]
     memory = peak_mb()
-    before = [timed(lambda: [make_ends(model, batch, first, edits, count) for batch in batches]) for _ in "12"]
     slow = [timed(lambda: gradients(plain)) for _ in "12"]
-    steps, anew, plain_seconds = (min(run[1] for run in runs) for runs in (quick, before, slow))
-    seconds = steps + anew / REFRESH
+    seconds, plain_seconds = min(run[1] for run in quick), min(run[1] for run in slow)
     one, other = (torch.cat(runs[0][0]).double() for runs in (quick, slow))
-    cosine = (one @ other / one.norm() / other.norm()).item()
     places = sum(len(batch.places) for batch in batches)
     tokens = sum(len(batch.pack.token_ids) for batch in batches)
-    upper_block = (len(blocks) - first) * block_operations(model)
     # Forwards, and backwards to the states: no weight has a gradient.
-    operations = 2 * (len(prompts) * count * upper_block + places * vocabulary_operations(model))
-    operations += tokens * upper_block / REFRESH
+    operations = 2 * (tokens * (len(blocks) - first) * block_operations(model) + places * vocabulary_operations(model))
     return [
         Result(
-            f"an epoch of calibration over padded batches, {work.name}",
+            f"calibration's training step over padded batches, {work.name}",
             plain_seconds / seconds,
             memory,
             operations / matrix_rate(model.dtype) / seconds,
-            f"{seconds:.1f} s for {len(prompts)} prompts, of {tokens} tokens in packs {len(prompts) * count} a step, "
-            f"padded {plain_seconds:.1f} s; cosine of the gradients {cosine:.2f}",
+            f"{seconds:.1f} s for {len(prompts)} prompts in {len(batches)} packs of {tokens} tokens, padded "
+            f"{plain_seconds:.1f} s; cosine of the gradients {(one @ other / one.norm() / other.norm()).item():.4f}",
         )
     ]
 

@@ -13,17 +13,22 @@ import pytest
 import torch
 from test_fitting import damaged, modules
 
-from aird.architecture import decoder_blocks
 from aird.calibrated_patch import calibrate_patch, original_replies
-from aird.calibration import Validation, choose_strength, needs_repair, select_strength, worth_trying
+from aird.calibration import (
+    Validation,
+    choose_strength,
+    divergence,
+    learn_rows,
+    make_batches,
+    needs_repair,
+    select_strength,
+    worth_trying,
+)
 from aird.directions import Direction
 from aird.edits import Edit
-from aird.fitting import all_edited, edited
-from aird.packing import last_logits, make_packs, run_pack
+from aird.fitting import edited
+from aird.packing import last_logits, make_packs
 from aird.references import ReplySet, load_replies, record_replies, reply_instructions, reply_places, save_replies
-from aird.reply_divergence import divergence, make_batches
-from aird.resuming import resumed_at
-from aird.row_learning import end_length, end_logits, learn_rows, make_ends
 from aird.settings.patches import Calibrate, Replies
 
 SIZES = Replies(train_harmful=8, train_harmless=8, validation=8, tokens=3, judged_tokens=4)
@@ -50,10 +55,6 @@ def replies(model: Any, tokenizer: Any) -> dict[str, ReplySet]:
 def unit() -> torch.Tensor:
     vector = torch.randn(128, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     return vector / vector.norm()
-
-
-def seeded(number: int) -> torch.Generator:
-    return torch.Generator().manual_seed(number)
 
 
 def matrix_of(model: Any) -> Any:
@@ -156,54 +157,13 @@ def test_divergence_is_that_of_single_prompts(model: Any, replies: dict[str, Rep
     assert found <= expected + 1e-4
 
 
-def test_ends_on_kept_keys_and_values_give_the_logits_of_whole_sequences(
-    model: Any, replies: dict[str, ReplySet], unit: torch.Tensor
-) -> None:
-    part = replies["train_harmful"]
-    # Replies and prompts of several lengths.
-    part = dataclasses.replace(
-        part,
-        prompts=[prompt[:3] + prompt[3 + index :] for index, prompt in enumerate(part.prompts)],
-        replies=[reply[: 1 + index % 3] for index, reply in enumerate(part.replies)],
-    )
-    edits = [
-        Edit(name, unit.float(), 0.5 * torch.randn(model.get_submodule(name).in_features, generator=seeded(number)))
-        for number, name in enumerate(modules(model, [2, 3]))
-    ]
-    count = end_length([part], 3)
-    assert count == 3 + max(map(len, part.replies))
-    batches = make_batches(model, [part], 2, 0, count)
-    assert max(len(batch.pack.prompts) for batch in batches) > 1
-    for batch in batches:
-        ends = make_ends(model, batch, 2, edits, count)
-        assert ends is not None
-        with torch.no_grad(), resumed_at(list(decoder_blocks(model)), 2, batch.states), all_edited(model, edits):
-            whole = run_pack(model, batch.pack, logits_to_keep=batch.places)[0]
-        found = end_logits(model, ends, 2, edits)
-        torch.testing.assert_close(found, whole, atol=1e-4, rtol=1e-4)
-        again = end_logits(model, ends, 2, edits)
-        assert torch.equal(found, again)  # what was kept is as before
-
-
-def test_a_model_without_a_plain_cache_learns_from_whole_sequences(
-    model: Any, replies: dict[str, ReplySet], unit: torch.Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings, names = Calibrate(epochs=2, learning_rate=0.5), modules(model, [2, 3])
-    compressed, parts = damaged(copy.deepcopy(model)), list(replies.values())
-    kept = learn_rows(compressed, names, unit, 2, matrix_of(compressed), parts, 3, settings, 0)
-    monkeypatch.setattr("aird.row_learning.prompt_rows", lambda *_: None)
-    whole = learn_rows(compressed, names, unit, 2, matrix_of(compressed), parts, 3, settings, 0)
-    for one, other in zip(kept, whole, strict=True):
-        assert torch.nn.functional.cosine_similarity(one.row, other.row, dim=0) > 0.7
-
-
 def test_learning_brings_the_original_back(model: Any, replies: dict[str, ReplySet], unit: torch.Tensor) -> None:
     compressed = damaged(copy.deepcopy(model))
     before = {name: parameter.clone() for name, parameter in compressed.named_parameters()}
     parts = list(replies.values())
     settings = Calibrate(epochs=60, learning_rate=0.5)
     names = modules(model, [2, 3])
-    edits = learn_rows(compressed, names, unit, 2, matrix_of(compressed), parts, 3, settings, 0)
+    edits = learn_rows(compressed, names, unit, 2, matrix_of(compressed), parts, settings, 0)
     assert [edit.module for edit in edits] == names
     assert all(torch.equal(edit.column, unit.float()) for edit in edits)
     assert not any(edit.row.requires_grad for edit in edits)
@@ -213,7 +173,7 @@ def test_learning_brings_the_original_back(model: Any, replies: dict[str, ReplyS
         for edit in edits:
             active.enter_context(edited(compressed.get_submodule(edit.module), edit))
         patched = sum(exact_divergence(model, compressed, part) for part in parts)
-    assert patched < 0.93 * plain
+    assert patched < 0.9 * plain
 
 
 def test_a_checkpoint_that_needs_nothing_gets_nothing(
@@ -221,7 +181,7 @@ def test_a_checkpoint_that_needs_nothing_gets_nothing(
 ) -> None:
     names = modules(model, [3])
     edits = learn_rows(
-        model, names, unit, 3, matrix_of(model), list(replies.values()), 3, Calibrate(epochs=1, learning_rate=0.03), 0
+        model, names, unit, 3, matrix_of(model), list(replies.values()), Calibrate(epochs=1, learning_rate=0.03), 0
     )
     with torch.no_grad():
         plain = [last_logits(model, batch.pack) for batch in make_batches(model, list(replies.values()), 3, None)]
@@ -245,7 +205,6 @@ def test_a_loss_that_is_no_number_is_an_error(model: Any, replies: dict[str, Rep
             3,
             lambda name: torch.ones_like(model.get_submodule(name).weight),
             list(replies.values()),
-            3,
             Calibrate(epochs=1),
             0,
         )

@@ -95,7 +95,7 @@ class Calibrate(RankOneSettings):
 
     method: Literal["calibrate"] = "calibrate"
     blocks: Literal["source", "upper", "all"] | list[int] = Field("upper", description="Blocks to edit, as of `scale`.")
-    epochs: int = Field(10, ge=1, description="Passes over the training prompts.")
+    epochs: int = Field(8, ge=1, description="Passes over the training prompts.")
     learning_rate: float = Field(
         0.08, gt=0, description="First step of Adam, relative to the root mean square of r^T W_c."
     )
