@@ -36,7 +36,7 @@ from aird.activations import difference_in_means
 from aird.architecture import decoder_blocks, writer_modules
 from aird.hooks import ablation, addition, hooks, on_input
 from aird.packing import Pack, last_logits, plan_packs, run_pack
-from aird.resuming import Reached, resumed_at
+from aird.resuming import Reached, block_inputs, resumed_at
 from aird.selection import within_kl
 from aird.settings.directions import Directions
 
@@ -194,7 +194,7 @@ def _added(
     positions = candidates.shape[1]
     sums = torch.zeros(len(used), *candidates.shape[1:], dtype=torch.float64)
     for pack in packs:
-        inputs = _inputs(model, blocks, pack, max(layers))
+        inputs = block_inputs(model, blocks, pack, range(max(layers) + 1))
         for layer in used:
             # An addition changes what comes after its layer, not what stands before it.
             for unchanged in (each for each in layers if each <= layer):
@@ -207,21 +207,6 @@ def _added(
                 with resumed_at(blocks, layer, states), addition(blocks[layer], vectors):
                     sums[layer] += _last_states(model, blocks, [pack], changed, positions)
     return sums
-
-
-def _inputs(model: Any, blocks: list[nn.Module], pack: Pack, last: int) -> list[torch.Tensor]:
-    """Return the inputs of the blocks up to `last`, each [1, tokens, d_model]; the pass ends there."""
-    kept: list[torch.Tensor] = []
-
-    def keep(states: torch.Tensor) -> torch.Tensor:
-        kept.append(states)
-        if len(kept) > last:
-            raise Reached
-        return states
-
-    with hooks(before=[(block, on_input(keep)) for block in blocks[: last + 1]]), contextlib.suppress(Reached):
-        run_pack(model, pack)
-    return kept
 
 
 def _last_states(

@@ -23,10 +23,10 @@ from torch import nn
 
 from aird.architecture import decoder_blocks, writer_modules
 from aird.batching import Batches
-from aird.hooks import ablation, addition, hooks, on_input
+from aird.hooks import ablation, addition
 from aird.packing import Pack, last_logits, plan_packs
 from aird.refusal_score import refusal_scores
-from aird.resuming import resumed_at
+from aird.resuming import block_inputs, resumed_at
 from aird.selection import eligible_scores
 from aird.settings.directions import Directions
 
@@ -140,7 +140,7 @@ def _induce(
     batches = Batches(positions, model.device)
     batches.grows = False  # there are no more
     for pack in packs:
-        inputs = _block_inputs(model, blocks, pack)
+        inputs = block_inputs(model, blocks, pack, used)
         for layer in used:
 
             def add(batch: Sequence[int], layer: int = layer, pack: Pack = pack, below: Any = inputs) -> torch.Tensor:
@@ -154,16 +154,3 @@ def _induce(
                 for position, values in zip(batch, found, strict=True):
                     scores[layer, position, list(pack.prompts)] = values
     return scores
-
-
-def _block_inputs(model: Any, blocks: list[nn.Module], pack: Pack) -> list[torch.Tensor]:
-    """Return the input of every block, each [1, tokens, d_model]."""
-    inputs: list[torch.Tensor] = []
-
-    def keep(states: torch.Tensor) -> torch.Tensor:
-        inputs.append(states)
-        return states
-
-    with hooks(before=[(block, on_input(keep)) for block in blocks]):
-        last_logits(model, pack)
-    return inputs

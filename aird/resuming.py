@@ -52,12 +52,19 @@ def block_input(model: Any, blocks: list[nn.Module], pack: Pack, wanted: int) ->
 
     Inside `resumed_at` the pass begins where that says.
     """
+    return block_inputs(model, blocks, pack, range(wanted, wanted + 1))[0]
+
+
+def block_inputs(model: Any, blocks: list[nn.Module], pack: Pack, wanted: range) -> list[torch.Tensor]:
+    """Return the inputs of a range of blocks, in its order, each [1, tokens, d_model]; the pass ends at the last."""
     kept: list[torch.Tensor] = []
 
     def keep(hidden: torch.Tensor) -> torch.Tensor:
         kept.append(hidden)
-        raise Reached
+        if len(kept) == len(wanted):
+            raise Reached
+        return hidden
 
-    with hooks(before=[(blocks[wanted], on_input(keep))]), contextlib.suppress(Reached):
+    with hooks(before=[(blocks[index], on_input(keep)) for index in wanted]), contextlib.suppress(Reached):
         run_pack(model, pack)
-    return kept[0]
+    return kept

@@ -67,10 +67,9 @@ def captured(compression: str) -> set[str]:
 
 
 def compressed(compression: str) -> set[str]:
-    own = [cell for cell in PATCHED if cell in cells_of(compression)]
-    return (
-        {f"compress_model tiny/{compression}"} | captured(compression) | evaluated(cells_of(compression)) | patched(own)
-    )
+    cells = cells_of(compression)
+    again = evaluated(cells) | patched([cell for cell in cells if cell in PATCHED])
+    return {f"compress_model tiny/{compression}"} | captured(compression) | again
 
 
 ALL_SELECTED = set().union(*(selected(compression) for compression in ("original", *COMPRESSIONS)))
