@@ -79,6 +79,8 @@ onstart:
             hold_run_lock(Path(".snakemake/aird.lock"))
         except RuntimeError as error:
             raise WorkflowError(str(error))
+        with atomic_file(Path(".snakemake/aird.grid.json")) as grid:
+            grid.write_text(TABLE_SETTINGS, encoding="utf-8")
 
 
 def one_of(names):
