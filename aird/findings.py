@@ -39,11 +39,10 @@ def findings(
 def _second_opinions(directions: pandas.DataFrame) -> Iterator[str]:
     """Yield how firm the choice of each site is, and COSMIC's where it is another."""
     for row in directions.itertuples():
-        other = "agrees" if row.cosmic_agrees else f"chooses ({row.cosmic_layer:.0f}, {row.cosmic_position:.0f})"
-        cosmic = "" if pandas.isna(row.cosmic_agrees) else f"; COSMIC {other}"
+        other = "agrees" if row.cosmic_agrees else f"chooses ({row.cosmic_layer}, {row.cosmic_position})"
         yield (
             f"  {row.compression}: site ({row.layer}, {row.position}), by {row.rule}; resampled prompts choose it in "
-            f"{percent(row.resampled_same_site)} of cases{cosmic}."
+            f"{percent(row.resampled_same_site)} of cases; COSMIC {other}."
         )
 
 

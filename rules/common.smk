@@ -142,7 +142,8 @@ if (
     and not {Quietness.ALL, Quietness.PROGRESS, Quietness.RULES} & set(OUTPUT.quiet)
     and not (OUTPUT.verbose or OUTPUT.printshellcmds or OUTPUT.debug_dag)
 ):
-    attach(logger, earlier_times)
+    counted = {"model": CONFIGURATION.models, "suite": CONFIGURATION.suites}
+    attach(logger, earlier_times, [name for name in counted if len(counted[name]) > 1])
 
 
 # Jobs run with the Python that runs Snakemake and find the library in the project's folder,

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from aird_progress.weights import FETCHING, WEIGHTS
+
 BAR = 24  # characters
+# So many seconds count as measured at the pace of the weights, until real ones outweigh them.
+FIRST_GUESS = 10.0
+# What a job that should have ended takes longer, as part of the time that it has run.
+OVERDUE = 0.1
+# Of the machine, a job that none of its kind has been seen of holds this: those that compute take half the cores.
+USUAL_SHARE = 0.5
 
 
 @dataclass
 class Job:
-    """One job; `seconds` is how long it took, once it has ended."""
+    """One job; `seconds` is how long it took, once it has ended.
+
+    `share` is the part of the machine that it holds, by that of which it takes most: cores, or GPUs. None
+    where the machine has no limits that are known, as on a cluster.
+    """
 
     number: int
     rule: str
     wildcards: dict[str, str]
     started: float
     seconds: float = 0.0
+    output: Sequence[str] = ()
+    share: float | None = None
 
     @property
     def name(self) -> str:
@@ -41,14 +56,23 @@ class Run:
         self.running: dict[int, Job] = {}
         self.done: list[Job] = []
         self.failed: list[Job] = []
+        self.begun: Counter[str] = Counter()  # jobs per rule
+        self.took: dict[str, list[float]] = defaultdict(list)  # seconds of the jobs that are done, per rule
+        self.shares: dict[str, float] = {}  # per rule, of jobs that have begun
 
     def start(self, job: Job) -> None:
         """Take note of a job that begins."""
         self.running[job.number] = job
+        self.begun[job.rule] += 1
+        if job.share is not None:
+            self.shares[job.rule] = job.share
 
     def finish(self, number: int, now: float) -> Job | None:
         """Take note of a job that is complete; return it, if its start was seen."""
-        return self._end(number, now, self.done)
+        job = self._end(number, now, self.done)
+        if job is not None:
+            self.took[job.rule].append(job.seconds)
+        return job
 
     def fail(self, number: int, now: float) -> Job | None:
         """Take note of a job that failed; return it, if its start was seen."""
@@ -61,30 +85,61 @@ class Run:
             kind.append(job)
         return job
 
-    def seconds_of(self, rule: str) -> float | None:
-        """Return how long a job of a rule takes: in earlier runs, else in this one, else as any job of it."""
+    def seconds_of(self, rule: str, pace: float = 1.0) -> float | None:
+        """Return how long a job of a rule takes.
+
+        In earlier runs; else in this one; else by its weight, at the pace of this machine; else as any job that is
+        known.
+
+        Args:
+            rule: its name.
+            pace: of this machine.
+        """
         if rule in self.expected:
             return self.expected[rule]
-        same = [job.seconds for job in self.done if job.rule == rule]
+        same = self.took.get(rule, [])
+        if not same and rule in WEIGHTS:
+            return WEIGHTS[rule] * (1.0 if rule in FETCHING else pace)
         known = same or [job.seconds for job in self.done] or list(self.expected.values())
         return sum(known) / len(known) if known else None
+
+    def pace(self, now: float) -> float:
+        """Return how many times longer jobs take here than on the machine of the weights.
+
+        By all that is known: earlier runs, the jobs that are done, and those that take longer than they should.
+        """
+        measured = weight = FIRST_GUESS
+        for rule in WEIGHTS.keys() - FETCHING:
+            seconds = [*self.took.get(rule, []), *([self.expected[rule]] if rule in self.expected else [])]
+            measured, weight = measured + sum(seconds), weight + len(seconds) * WEIGHTS[rule]
+        for job in self.running.values():
+            if job.rule in WEIGHTS.keys() - FETCHING:
+                passed, own = now - job.started, WEIGHTS[job.rule]
+                if passed * weight > own * measured:
+                    measured, weight = measured + passed, weight + own
+        return measured / weight
 
     def remaining(self, now: float) -> float | None:
         """Return the estimated seconds until the end; None as long as nothing is known.
 
-        As many jobs run side by side as did so far: that many seconds of jobs pass in a second.
+        Jobs run side by side as far as the machine holds them: one that holds half of it, for a minute, is
+        half a minute of the machine. Where no limit is known (on a cluster), as many as did so far.
         """
-        work = 0.0
-        for rule, count in self.counts.items():
-            begun = [job for job in [*self.done, *self.failed, *self.running.values()] if job.rule == rule]
-            seconds = self.seconds_of(rule)
-            if seconds is None:
-                return None
-            work += max(0, count - len(begun)) * seconds
-            work += sum(max(0.0, seconds - (now - job.started)) for job in self.running.values() if job.rule == rule)
         spent = sum(job.seconds for job in self.done) + sum(now - job.started for job in self.running.values())
         elapsed = now - self.began
-        return work / max(1.0, spent / elapsed if elapsed > 0 else 1.0)
+        observed = 1.0 / max(1.0, spent / elapsed if elapsed > 0 else 1.0)
+        pace, work, longest = self.pace(now), 0.0, 0.0
+        for rule, count in self.counts.items():
+            seconds = self.seconds_of(rule, pace)
+            if seconds is None:
+                return None
+            running = [now - job.started for job in self.running.values() if job.rule == rule]
+            rests = [max(seconds - passed, OVERDUE * passed) for passed in running]
+            waiting = max(0, count - self.begun[rule])
+            share = self.shares.get(rule, USUAL_SHARE) if self.shares else observed
+            work += (waiting * seconds + sum(rests)) * share
+            longest = max([longest, *rests])
+        return max(work, longest)
 
     def opening(self) -> str:
         """Return what is said before the first job."""
@@ -111,9 +166,10 @@ class Run:
         failed = f", {len(self.failed)} failed" if self.failed else ""
         bar = "█" * filled + "░" * (BAR - filled)
         lines = [f"{bar} {len(self.done)} of {self.total} jobs{failed}, {clock(now - self.began)}{estimate}"]
+        pace = self.pace(now)
         oldest = sorted(self.running.values(), key=lambda job: job.started)
         for job in oldest[:most]:
-            seconds = self.seconds_of(job.rule)
+            seconds = self.seconds_of(job.rule, pace)
             usual = f" of {about(seconds)}" if seconds and seconds > 1 else ""
             lines.append(f"  {clock(now - job.started)}{usual}  {job.name}")
         if len(oldest) > most:
