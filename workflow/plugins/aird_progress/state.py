@@ -6,15 +6,16 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from aird_progress.estimate import chain_after, mean_pace
 from aird_progress.weights import FETCHING, WEIGHTS
 
 BAR = 24  # characters
-# So many seconds count as measured at the pace of the weights, until real ones outweigh them.
-FIRST_GUESS = 10.0
 # What a job that should have ended takes longer, as part of the time that it has run.
 OVERDUE = 0.1
 # Of the machine, a job that none of its kind has been seen of holds this: those that compute take half the cores.
 USUAL_SHARE = 0.5
+# Jobs wait for others, so a machine is full for this part of a run.
+FULL = 0.9
 
 
 @dataclass
@@ -46,12 +47,20 @@ class Run:
         stats: number of jobs per rule, and their sum as `total`, as Snakemake counts them.
         expected: seconds per rule in earlier runs, where they are known.
         now: when it begins, in seconds of any clock; all times are of the same one.
+        weights: seconds per rule on another machine.
     """
 
-    def __init__(self, stats: Mapping[str, int], expected: Mapping[str, float], now: float) -> None:
+    def __init__(
+        self,
+        stats: Mapping[str, int],
+        expected: Mapping[str, float],
+        now: float,
+        weights: Mapping[str, float] = WEIGHTS,
+    ) -> None:
         self.counts = {rule: count for rule, count in stats.items() if rule != "total"}
         self.total = sum(self.counts.values())
         self.expected = dict(expected)
+        self.weights = weights
         self.began = now
         self.running: dict[int, Job] = {}
         self.done: list[Job] = []
@@ -98,8 +107,9 @@ class Run:
         if rule in self.expected:
             return self.expected[rule]
         same = self.took.get(rule, [])
-        if not same and rule in WEIGHTS:
-            return WEIGHTS[rule] * (1.0 if rule in FETCHING else pace)
+        if rule in self.weights:
+            # Jobs of a rule differ: one of them does not outweigh what is known of all.
+            same = [*same, self.weights[rule] * (1.0 if rule in FETCHING else pace)]
         known = same or [job.seconds for job in self.done] or list(self.expected.values())
         return sum(known) / len(known) if known else None
 
@@ -108,37 +118,41 @@ class Run:
 
         By all that is known: earlier runs, the jobs that are done, and those that take longer than they should.
         """
-        measured = weight = FIRST_GUESS
-        for rule in WEIGHTS.keys() - FETCHING:
-            seconds = [*self.took.get(rule, []), *([self.expected[rule]] if rule in self.expected else [])]
-            measured, weight = measured + sum(seconds), weight + len(seconds) * WEIGHTS[rule]
-        for job in self.running.values():
-            if job.rule in WEIGHTS.keys() - FETCHING:
-                passed, own = now - job.started, WEIGHTS[job.rule]
-                if passed * weight > own * measured:
-                    measured, weight = measured + passed, weight + own
-        return measured / weight
+        weights = {rule: weight for rule, weight in self.weights.items() if weight > 0 and rule not in FETCHING}
+        earlier = {rule: [self.expected[rule]] for rule in weights.keys() & self.expected.keys()}
+        known = {rule: [*earlier.get(rule, []), *self.took.get(rule, [])] for rule in weights}
+        times = [(sum(took), len(took) * weights[rule]) for rule, took in known.items() if took]
+        usual = mean_pace(times)
+        running = [(now - job.started, weights[job.rule]) for job in self.running.values() if job.rule in weights]
+        return mean_pace(times + [(passed, weight) for passed, weight in running if passed > usual * weight])
 
     def remaining(self, now: float) -> float | None:
         """Return the estimated seconds until the end; None as long as nothing is known.
 
         Jobs run side by side as far as the machine holds them: one that holds half of it, for a minute, is
-        half a minute of the machine. Where no limit is known (on a cluster), as many as did so far.
+        half a minute of the machine. Where no limit is known (on a cluster), as many as did so far. It takes
+        no less than any job and what waits for it, one after the other.
         """
         spent = sum(job.seconds for job in self.done) + sum(now - job.started for job in self.running.values())
         elapsed = now - self.began
         observed = 1.0 / max(1.0, spent / elapsed if elapsed > 0 else 1.0)
-        pace, work, longest = self.pace(now), 0.0, 0.0
-        for rule, count in self.counts.items():
+        pace, usual = self.pace(now), {}
+        for rule in self.counts:
             seconds = self.seconds_of(rule, pace)
             if seconds is None:
                 return None
+            usual[rule] = seconds
+        waiting = {rule: max(0, count - self.begun[rule]) for rule, count in self.counts.items()}
+        after = chain_after(usual, waiting)
+        work = longest = 0.0
+        for rule, seconds in usual.items():
             running = [now - job.started for job in self.running.values() if job.rule == rule]
             rests = [max(seconds - passed, OVERDUE * passed) for passed in running]
-            waiting = max(0, count - self.begun[rule])
-            share = self.shares.get(rule, USUAL_SHARE) if self.shares else observed
-            work += (waiting * seconds + sum(rests)) * share
-            longest = max([longest, *rests])
+            share = self.shares.get(rule, USUAL_SHARE) / FULL if self.shares else observed
+            work += (waiting[rule] * seconds + sum(rests)) * share
+            left = [*rests, *([seconds] if waiting[rule] else [])]
+            if left:
+                longest = max(longest, max(left) + after(rule))
         return max(work, longest)
 
     def opening(self) -> str:

@@ -1,7 +1,8 @@
 """How much work a job of each rule is, beside the others: seconds on one machine, for the default grid.
 
-A machine that has no times of its own yet is estimated from these and from how long its first jobs took
-(`state.Run`). They need not be exact: once a job of a rule is done, its own seconds count.
+On a machine that has no times of its own yet, what is left is estimated from these and from how long its
+first jobs took (`state.Run`). They need not be exact: the more jobs of a rule are done, the more their own
+seconds count.
 
 To measure them again, on a finished run of the default grid:
 
@@ -56,6 +57,31 @@ WEIGHTS = {
 }
 # How long these take is up to the network, and says nothing of the machine.
 FETCHING = {"vllm_environment", "gptq_environment", "import_model", "import_source_model", "import_judge"}
+# What waits for a job of a rule, as far as it is long.
+THEN = {
+    "import_model": ("compress_model", "refusal_tokens", "record_replies"),
+    "import_source_model": ("tune_refusal",),
+    "tune_refusal": ("compress_model", "refusal_tokens", "record_replies"),
+    "compress_model": ("capture_activations", "evaluate_suite"),
+    "refusal_tokens": ("capture_activations",),
+    "capture_activations": ("score_candidates", "find_cosmic_direction"),
+    "score_candidates": ("select_direction",),
+    "select_direction": ("verify_direction", "compare_directions"),
+    "find_cosmic_direction": ("make_tables",),
+    "verify_direction": ("make_tables",),
+    "compare_directions": ("make_tables",),
+    "record_replies": ("calibrate_patch",),
+    "make_patch": ("evaluate_suite",),
+    "fit_patch": ("evaluate_suite",),
+    "calibrate_patch": ("evaluate_suite",),
+    "tune_lora": ("evaluate_suite",),
+    "evaluate_suite": ("judge_completions", "score_completions"),
+    "judge_completions": ("score_completions",),
+    "score_completions": ("make_tables",),
+    "make_tables": ("make_timings", "make_figure"),
+    "make_timings": ("make_report",),
+    "make_figure": ("make_report",),
+}
 
 TIME = re.compile(r"\[(\w{3} \w{3} +\d+ [\d:]+ \d{4})\]")
 BEGUN = re.compile(r"(?:local)?(?:Job (\d+): |    jobid: (\d+))")
