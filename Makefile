@@ -26,9 +26,9 @@ snakemake-report: $(VENV)/core.stamp
 screenshots: $(VENV)/development.stamp
 	$(BIN)/python docs/screenshots.py
 
-# The summary as Markdown, as it stands in the README.
+# results/tables/*.csv of what is there, at any time, and the summary as Markdown, as it stands in the README.
 tables: $(VENV)/core.stamp
-	@PYTHONPATH=. $(BIN)/python workflow/scripts/print_markdown.py --tables results/tables
+	@PYTHONPATH=. $(BIN)/python workflow/scripts/print_tables.py --results results --grid .snakemake/aird.grid.json
 
 # Why each job would run, in words; runs nothing.
 why: $(VENV)/core.stamp

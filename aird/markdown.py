@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import pandas
 
+from aird.settings.base import ORIGINAL
+
 
 def summary_markdown(summary: pandas.DataFrame) -> str:
     """Return one row per cell: rates in percent with their intervals, perplexity, utility.
@@ -44,7 +46,7 @@ def summary_markdown(summary: pandas.DataFrame) -> str:
 def directions_markdown(directions: pandas.DataFrame) -> str:
     """Return one row per checkpoint: its site, its cosine with the original's against the null, claim C1.
 
-    The model is a column where there are several.
+    The model is a column where there are several. What was not measured yet is empty.
     """
     several = _several(directions, "model")
     header = [
@@ -61,9 +63,9 @@ def directions_markdown(directions: pandas.DataFrame) -> str:
     ]
     rows = []
     for _, row in directions.iterrows():
-        compared = not pandas.isna(row.get("cosine_same_site"))
-        cosine, null, ratio = "1", "", "1"
-        if compared:
+        # The original agrees with itself.
+        cosine, null, ratio = ("1", "", "1") if row["compression"] == ORIGINAL else ("", "", "")
+        if not pandas.isna(row.get("cosine_same_site")):
             low, high = row["cosine_same_site_bootstrap_low"], row["cosine_same_site_bootstrap_high"]
             cosine = f"{row['cosine_same_site']:.2f} ({low:.2f} to {high:.2f})"
             null = f"{row['split_half_null_low']:.2f} to {row['split_half_null_high']:.2f}"
@@ -78,8 +80,8 @@ def directions_markdown(directions: pandas.DataFrame) -> str:
                 cosine,
                 null,
                 ratio,
-                f"{_percent(row['refusal_harmful'])}, {_percent(row['refusal_harmful_ablated'])}",
-                f"{_percent(row['refusal_harmless'])}, {_percent(row['refusal_harmless_added'])}",
+                _pair(row, "refusal_harmful", "refusal_harmful_ablated"),
+                _pair(row, "refusal_harmless", "refusal_harmless_added"),
             ]
         )
     return _table(header, rows)
@@ -88,6 +90,11 @@ def directions_markdown(directions: pandas.DataFrame) -> str:
 def _several(frame: pandas.DataFrame, *names: str) -> list[str]:
     """Return those of the columns that tell rows apart."""
     return [name for name in names if name in frame and frame[name].nunique() > 1]
+
+
+def _pair(row: pandas.Series, before: str, after: str) -> str:
+    rates = row.get(before), row.get(after)
+    return "" if pandas.isna(rates[0]) else ", ".join(_percent(rate) for rate in rates)
 
 
 def _percent(value: float, low: float | None = None, high: float | None = None) -> str:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pandas
 
+from aird.settings.base import ORIGINAL, PLAIN
 from aird.statistics import mcnemar
 
 Cell = tuple[str, str, str]  # model, compression, patch
-PLAIN = "plain"
 
 SUMMARY_COLUMNS = (
     "suite model compression patch n refusal refusal_low refusal_high asr_arditi asr_wei asr_arditi_coherent "
@@ -20,7 +20,8 @@ SUMMARY_COLUMNS = (
     "bits_per_weight"
 ).split()
 
-
+# Of a comparison: what stands in the summary.
+SUMMARISED = ("cosine_same_site", "cosine_own_source", "norm_ratio")
 # Of a comparison: numbers, and {"mean", "low", "high"} of resamples or of a null.
 COMPARED = (
     "cosine_same_site cosine_own_source norm_ratio cosine_same_site_shared cosine_own_source_shared "
@@ -29,6 +30,8 @@ COMPARED = (
 COMPARED_INTERVALS = (
     "cosine_same_site_bootstrap split_half_null cosine_own_source_bootstrap own_source_null norm_ratio_bootstrap"
 ).split()
+SITE = ("layer", "position")
+COSMIC = (*SITE, *"rule score addition ablation kl".split())
 
 
 def summary(
@@ -44,15 +47,19 @@ def summary(
         directions: (model, compression) to the record of the chosen direction.
         comparisons: (model, compression) to the comparison; the original has none and gets 1.
         manifests: (model, compression) to the checkpoint's manifest.
+
+    Cells of records other than scores that are not there stay empty.
     """
     rows = []
     for (suite, cell), score in scores.items():
         model, compression, patch = cell
         pair = (model, compression)
-        found, comparison = score["rates"], comparisons.get(pair)
+        found, direction = score["rates"], directions.get(pair, {})
+        # The original agrees with itself.
+        comparison = dict.fromkeys(SUMMARISED, 1.0) if compression == ORIGINAL else comparisons.get(pair, {})
         perplexity = score["perplexity"] or {"perplexity": math.nan, "low": math.nan, "high": math.nan}
         utility, stderr = mean_utility(score["tasks"])
-        total = manifests[pair].get("total", {})
+        total = manifests.get(pair, {}).get("total", {})
         rows.append(
             {
                 "suite": suite,
@@ -71,11 +78,9 @@ def summary(
                 "utility": utility,
                 "utility_stderr": stderr,
                 # The direction is the base's own: a patch does not move it.
-                "cosine_same_site": comparison["cosine_same_site"] if comparison else 1.0,
-                "cosine_own_source": comparison["cosine_own_source"] if comparison else 1.0,
-                "norm_ratio": comparison["norm_ratio"] if comparison else 1.0,
-                "layer": directions[pair]["layer"],
-                "position": directions[pair]["position"],
+                **{name: comparison.get(name) for name in SUMMARISED},
+                "layer": direction.get("layer"),
+                "position": direction.get("position"),
                 "sparsity": total.get("sparsity"),
                 "bits_per_weight": total.get("bits_per_weight"),
             }
@@ -124,7 +129,8 @@ def paired_table(scores: Mapping[tuple[str, Cell], dict[str, Any]]) -> pandas.Da
     """Return paired comparisons over the same prompts, by McNemar's exact test.
 
     Each compressed checkpoint against the original (`against` = original), and each patched one
-    against its own plain checkpoint (`against` = plain), for refusal and over-refusal.
+    against its own plain checkpoint (`against` = plain), for refusal and over-refusal; where those
+    are not there, neither is the row.
     """
     rows = []
     for (suite, cell), score in scores.items():
@@ -132,9 +138,11 @@ def paired_table(scores: Mapping[tuple[str, Cell], dict[str, Any]]) -> pandas.Da
         references = {}
         if patch != PLAIN:
             references["plain"] = (suite, (model, compression, PLAIN))
-        if compression != "original":
-            references["original"] = (suite, (model, "original", PLAIN))
+        if compression != ORIGINAL:
+            references["original"] = (suite, (model, ORIGINAL, PLAIN))
         for name, key in references.items():
+            if key not in scores:
+                continue
             for rate, kind in (("refusal", "harmful"), ("over_refusal", "harmless")):
                 before = [row["refused"] for row in scores[key]["labels"] if row["kind"] == kind]
                 after = [row["refused"] for row in score["labels"] if row["kind"] == kind]
@@ -151,17 +159,19 @@ def directions_table(
     verifications: Mapping[tuple[str, str], dict[str, Any]],
     cosmic: Mapping[tuple[str, str], dict[str, Any]],
 ) -> pandas.DataFrame:
-    """Return one row per (model, compression): the site, how it was chosen, its comparison, claim C1, COSMIC's site."""
+    """Return one row per (model, compression): the site, how it was chosen, its comparison, claim C1, COSMIC's site.
+
+    Cells of other records than the direction's own that are not there stay empty.
+    """
     rows = []
     for (model, compression), record in directions.items():
         comparison = comparisons.get((model, compression))
-        verification = verifications[model, compression]
         row: dict[str, Any] = {"model": model, "compression": compression}
         row |= {name: record[name] for name in "layer position rule survivors kl_limit induce kl bypass norm".split()}
         row |= _stability(record["stability"])
-        other = cosmic[model, compression]
-        row |= {f"cosmic_{name}": other[name] for name in "layer position rule score addition ablation kl".split()}
-        row["cosmic_agrees"] = (other["layer"], other["position"]) == (record["layer"], record["position"])
+        other = cosmic.get((model, compression))
+        row |= {f"cosmic_{name}": other and other[name] for name in COSMIC}
+        row["cosmic_agrees"] = other and [other[name] for name in SITE] == [record[name] for name in SITE]
         row |= {f"n_{name}": counts["used"] for name, counts in record["prompts"].items()}
         row |= {f"filtered_{name}": counts["filtered"] for name, counts in record["prompts"].items()}
         if comparison is not None:
@@ -170,11 +180,17 @@ def directions_table(
             for name in COMPARED_INTERVALS:
                 row |= {f"{name}_{key}": value for key, value in comparison[name].items()}
             row |= _separations(comparison["projections"])
-        for name, rate in verification["rates"].items():
-            row |= {f"refusal_{name}": rate["refusal"], f"degenerate_{name}": rate["degenerate"]}
-        row |= {name: verification[name] for name in ("ablation_p_value", "addition_p_value")}
+        verification = verifications.get((model, compression))
+        if verification is not None:
+            for name, rate in verification["rates"].items():
+                row |= {f"refusal_{name}": rate["refusal"], f"degenerate_{name}": rate["degenerate"]}
+            row |= {name: verification[name] for name in ("ablation_p_value", "addition_p_value")}
         rows.append(row)
-    return pandas.DataFrame(rows)
+    if not rows:
+        return pandas.DataFrame(columns=["model", "compression", *SITE])
+    # With empty cells, whole numbers would become fractions.
+    whole = {"cosmic_layer": "Int64", "cosmic_position": "Int64", "cosmic_agrees": "boolean"}
+    return pandas.DataFrame(rows).astype(whole)
 
 
 def _stability(stability: Mapping[str, Any]) -> dict[str, Any]:
@@ -223,6 +239,17 @@ def sites_table(comparisons: Mapping[tuple[str, str], dict[str, Any]]) -> pandas
         for site in comparison["sites"]
     ]
     return pandas.DataFrame(rows, columns="model compression layer position cosine norm_ratio".split())
+
+
+def candidates_table(scores: Mapping[tuple[str, str], pandas.DataFrame]) -> pandas.DataFrame:
+    """Return what adding and ablating does at every candidate site of every checkpoint.
+
+    Args:
+        scores: (model, compression) to layer, position, induce, kl, bypass.
+    """
+    columns = "model compression layer position induce kl bypass".split()
+    frames = [frame.assign(model=model, compression=compression) for (model, compression), frame in scores.items()]
+    return pandas.concat(frames)[columns] if frames else pandas.DataFrame(columns=columns)
 
 
 def patches_table(statistics: Mapping[Cell, dict[str, Any]]) -> pandas.DataFrame:

@@ -79,6 +79,8 @@ onstart:
             hold_run_lock(Path(".snakemake/aird.lock"))
         except RuntimeError as error:
             raise WorkflowError(str(error))
+        with atomic_file(Path(".snakemake/aird.grid.json")) as grid:
+            grid.write_text(TABLE_SETTINGS, encoding="utf-8")
 
 
 def one_of(names):
@@ -140,7 +142,8 @@ if (
     and not {Quietness.ALL, Quietness.PROGRESS, Quietness.RULES} & set(OUTPUT.quiet)
     and not (OUTPUT.verbose or OUTPUT.printshellcmds or OUTPUT.debug_dag)
 ):
-    attach(logger, earlier_times)
+    counted = {"model": CONFIGURATION.models, "suite": CONFIGURATION.suites}
+    attach(logger, earlier_times, [name for name in counted if len(counted[name]) > 1])
 
 
 # Jobs run with the Python that runs Snakemake and find the library in the project's folder,

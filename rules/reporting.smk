@@ -62,6 +62,28 @@ MERGED_TABLE = f"{RESULTS}/tables/merged.csv"
 CARDS = [f"{RESULTS}/cards/{'/'.join(cell)}/README.md" for cell in PATCHED_CELLS]
 
 
+# What the tables are made of. A run writes it down when it begins, for `make tables`.
+TABLE_SETTINGS = canonical_json(
+    {
+        "cells": list(CONFIGURATION.cells()),
+        "pairs": PAIRS,
+        "cosmic": PAIRS,
+        "suites": list(CONFIGURATION.suites),
+        "pruned": [
+            name
+            for name, compression in CONFIGURATION.compressions.items()
+            if compression.target_sparsity is not None
+        ],
+        "controls": [
+            name
+            for name, patch in CONFIGURATION.patches.items()
+            if getattr(patch, "direction", None) == "random"
+        ],
+        "seed": SEED,
+    }
+)
+
+
 rule make_tables:
     input:
         code=code("make_tables"),
@@ -102,26 +124,7 @@ rule make_tables:
         mem_mb=2000,
         runtime=10,
     params:
-        settings=canonical_json(
-            {
-                "cells": list(CONFIGURATION.cells()),
-                "pairs": PAIRS,
-                "suites": list(CONFIGURATION.suites),
-                "original": ORIGINAL,
-                "plain": PLAIN,
-                "pruned": [
-                    name
-                    for name, compression in CONFIGURATION.compressions.items()
-                    if compression.target_sparsity is not None
-                ],
-                "controls": [
-                    name
-                    for name, patch in CONFIGURATION.patches.items()
-                    if getattr(patch, "direction", None) == "random"
-                ],
-                "seed": SEED,
-            }
-        ),
+        settings=TABLE_SETTINGS,
         results=results_folder,
         tables=written_tables_folder,
     message:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "workflow" / "pl
 
 from aird_progress.earlier import earlier_seconds
 from aird_progress.failures import KILLED, LAST_LINES, advice_for, describe_failure
+from aird_progress.findings import finding, refusal
 from aird_progress.state import Job, Run, about, clock, duration
 
 PLUGINS = Path(__file__).resolve().parent.parent / "workflow" / "plugins"
@@ -213,3 +216,112 @@ def test_times_are_written_as_people_do() -> None:
         "2:00:00 h",
     ]
     assert [about(2), about(44), about(100), about(7200)] == ["about 5 s", "about 45 s", "about 2 min", "about 2.0 h"]
+
+
+# Findings
+
+
+def score(refused: float, over_refused: float) -> dict[str, Any]:
+    return {"rates": {"refusal": {"rate": refused, "n": 200}, "over_refusal": {"rate": over_refused, "n": 120}}}
+
+
+SCORES = {"original/plain": score(0.95, 0.075), "w4/plain": score(0.26, 0.04), "w4/aird": score(0.955, 1 / 12)}
+TOLD = {
+    "original/plain": "the original refuses 95% of harmful prompts, 7.5% of harmless ones",
+    "w4/plain": "w4 refuses 26% of harmful prompts; the original 95%",
+    "w4/aird": "aird on w4: 95.5%, over-refusal 8.3% (original 7.5%)",
+}
+
+
+def cell(name: str) -> dict[str, str]:
+    compression, patch = name.split("/")
+    return {"model": "m", "compression": compression, "patch": patch, "suite": "s"}
+
+
+@pytest.mark.parametrize("name", list(SCORES))
+def test_a_score_is_told_in_one_sentence_beside_the_original(name: str) -> None:
+    assert refusal(cell(name), SCORES[name], SCORES["original/plain"]) == TOLD[name]
+
+
+def test_without_the_originals_score_nothing_is_compared() -> None:
+    assert refusal(cell("w4/plain"), SCORES["w4/plain"], None) == "w4 refuses 26% of harmful prompts"
+    assert refusal(cell("w4/aird"), SCORES["w4/aird"], None) == "aird on w4: 95.5%, over-refusal 8.3%"
+
+
+def test_a_patched_original_is_called_so() -> None:
+    told = refusal(cell("original/aird"), score(1.0, 0.0), SCORES["original/plain"])
+    assert told == "aird on the original: 100%, over-refusal 0% (original 7.5%)"
+
+
+def record(folder: Path, name: str, value: Any) -> str:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value), encoding="utf-8")
+    return str(path)
+
+
+def test_findings_are_read_from_the_record_of_a_job(tmp_path: Path) -> None:
+    wildcards = cell("w4/plain")
+    path = record(tmp_path, "m/w4/plain/s.json", SCORES["w4/plain"])
+    assert finding("score_completions", wildcards, [path], []) == "w4 refuses 26% of harmful prompts"
+    record(tmp_path, "m/original/plain/s.json", SCORES["original/plain"])
+    assert finding("score_completions", wildcards, [path], []) == TOLD["w4/plain"]
+    assert finding("score_completions", wildcards, [path], ["suite", "model"]) == f"m, s: {TOLD['w4/plain']}"
+
+    manifest = record(tmp_path, "manifest.json", {"total": {"sparsity": 0.12, "bits_per_weight": 4.25}})
+    outputs = ["checkpoint (remove)", manifest]
+    assert finding("compress_model", wildcards, outputs, ["suite"]) == "s: w4: 4.25 bits per weight"
+    del wildcards["suite"], wildcards["patch"]  # as that rule has neither
+    assert finding("compress_model", wildcards, outputs, ["suite"]) == "w4: 4.25 bits per weight"
+    record(tmp_path, "manifest.json", {"total": {"sparsity": 0.49996, "bits_per_weight": 16.0}})
+    assert finding("compress_model", wildcards, outputs, []) == "w4: 50.0% of the weights are zero"
+
+    comparison = record(tmp_path, "comparison.json", {"cosine_same_site": 0.7936})
+    told = finding("compare_directions", wildcards, [comparison], ["model"])
+    assert told == "m: w4: cosine 0.79 with the original's direction at the same site"
+
+
+def test_what_cannot_be_read_is_not_told(tmp_path: Path) -> None:
+    wrong = {"refusal": {"rate": "much"}, "over_refusal": {"rate": 0}}
+    strange: list[Any] = [None, [], {"rates": {}}, {"rates": wrong}]
+    for value in strange:
+        path = record(tmp_path, "m/w4/plain/s.json", value)
+        assert finding("score_completions", cell("w4/plain"), [path], []) is None
+    Path(path).write_bytes(b"{\xff")
+    assert finding("score_completions", cell("w4/plain"), [path], []) is None
+    for output in ([str(tmp_path / "nowhere.json")], ["s3://bucket/s.json"], []):
+        assert finding("score_completions", cell("w4/plain"), output, []) is None
+    assert finding("make_tables", {}, [path], []) is None
+
+
+FINDINGS = f"""
+import sys
+sys.path.insert(0, {str(PLUGINS)!r})
+from aird_progress import attach
+from snakemake.logging import logger
+
+attach(logger, dict)
+
+rule score_completions:
+    input: "in/{{compression}}.json"
+    output: "scores/m/{{compression}}/{{patch}}/{{suite}}.json"
+    shell: "cp {{input}} {{output}}"
+"""
+
+
+def test_a_run_tells_what_it_finds(tmp_path: Path) -> None:
+    (tmp_path / "Snakefile").write_text(FINDINGS, encoding="utf-8")
+    record(tmp_path, "in/original.json", SCORES["original/plain"])
+    record(tmp_path, "in/w4.json", SCORES["w4/plain"])
+    record(tmp_path, "in/odd.json", {"rates": "none"})
+
+    def target(compression: str) -> str:
+        return f"scores/m/{compression}/plain/s.json"
+
+    _, text = run(tmp_path, target("original"))
+    assert f"\n  {TOLD['original/plain']}\n" in text
+    # A later run compares with what an earlier one left, and tells of its own jobs only.
+    code, text = run(tmp_path, target("w4"), target("odd"))
+    assert code == 0 and "2 of 2 jobs done" in text
+    assert re.search(rf"\[\d/2\] .*w4/plain.*\n  {TOLD['w4/plain']}\n", text)
+    assert "the original refuses" not in text and "odd refuses" not in text

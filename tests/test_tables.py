@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 
 from aird import tables
+from aird.markdown import directions_markdown
+from aird.records import absent_keys, describe_absent, read_records, record_tables
+
+ROOT = Path(__file__).resolve().parent.parent
 
 RATES = ("refusal", "asr_arditi", "asr_wei", "asr_arditi_coherent", "degenerate", "over_refusal")
 ORIGINAL = ("small", "original", "plain")
@@ -201,15 +211,20 @@ def test_a_patched_original_is_compared_with_its_plain_self_only() -> None:
     assert list(frame["against"]) == ["plain", "plain"]
 
 
-def test_directions_table(directions: Any, comparisons: Any) -> None:
-    rates = {
+VERIFICATION: dict[str, Any] = {
+    "rates": {
         "plain_harmful": {"refusal": 0.9, "degenerate": 0.0},
         "ablated_harmful": {"refusal": 0.1, "degenerate": 0.2},
-    }
-    verification = {"rates": rates, "ablation_p_value": 0.001, "addition_p_value": 0.002}
-    cosmic = {"layer": 17, "position": -1, "rule": "cosmic", "score": 1.9, "addition": 0.9, "ablation": 1.0, "kl": 0.2}
+    },
+    "ablation_p_value": 0.001,
+    "addition_p_value": 0.002,
+}
+BY_COSMIC = {"layer": 17, "position": -1, "rule": "cosmic", "score": 1.9, "addition": 0.9, "ablation": 1.0, "kl": 0.2}
+
+
+def test_directions_table(directions: Any, comparisons: Any) -> None:
     frame = tables.directions_table(
-        directions, comparisons, dict.fromkeys(directions, verification), dict.fromkeys(directions, cosmic)
+        directions, comparisons, dict.fromkeys(directions, VERIFICATION), dict.fromkeys(directions, BY_COSMIC)
     )
     assert list(frame["cosmic_agrees"]) == [True, False]
     pruned = row(frame, compression="pruned")
@@ -281,3 +296,138 @@ def test_describe(scores: Any, directions: Any, comparisons: Any) -> None:
         ["pruned", "plain", "-", "0.200"],
         ["pruned", "repair", "-", "0.200"],
     ]
+
+
+def test_a_checkpoint_without_a_choice_by_cosmic_has_empty_cells(directions: Any, comparisons: Any) -> None:
+    frame = tables.directions_table(
+        directions, comparisons, dict.fromkeys(directions, VERIFICATION), {("small", "original"): BY_COSMIC}
+    )
+    original, pruned = frame.to_csv(index=False).splitlines()[1:]
+    assert ",17,-1,cosmic,1.9,0.9,1.0,0.2,True," in original
+    assert ",,,,,,,,," in pruned
+
+
+# Tables of an unfinished run
+
+GRID: dict[str, Any] = {
+    "cells": [ORIGINAL, PRUNED, PATCHED],
+    "pairs": [ORIGINAL[:2], PRUNED[:2]],
+    "cosmic": [ORIGINAL[:2]],
+    "suites": ["main"],
+}
+
+
+@pytest.fixture
+def results(tmp_path: Path, scores: Any, directions: Any, comparisons: Any) -> Path:
+    """Return the folder results/ of a finished run, with the records that tables are made of."""
+    folder = tmp_path / "results"
+    records: dict[str, Any] = {
+        **{f"scores/{'/'.join(cell)}/{suite}.json": record for (suite, cell), record in scores.items()},
+        **{f"directions/{'/'.join(pair)}/direction.json": record for pair, record in directions.items()},
+        **{f"directions/{'/'.join(pair)}/verification.json": VERIFICATION for pair in directions},
+        **{f"comparisons/{'/'.join(pair)}.json": record for pair, record in comparisons.items()},
+        **{f"models/{'/'.join(pair)}/manifest.json": record for pair, record in MANIFESTS.items()},
+        "directions/small/original/cosmic.json": BY_COSMIC,
+        "patches/small/pruned/repair/statistics.json": {"edits": [], "adapter_bytes": 9},
+    }
+    for name, record in records.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record), encoding="utf-8")
+    for pair in directions:
+        path = folder / "directions" / "/".join(pair) / "scores.csv"
+        path.write_text("layer,position,induce,kl,bypass,more\n3,-1,0.5,,-1.0,9\n", encoding="utf-8")
+    return folder
+
+
+def test_a_finished_run_lacks_nothing(results: Path, scores: Any, directions: Any, comparisons: Any) -> None:
+    records = read_records(results, GRID)
+    assert describe_absent(records.absent, GRID) == "" and absent_keys(results, GRID) == records.absent
+    made = record_tables(records)
+    pandas.testing.assert_frame_equal(made["summary"], tables.summary(scores, directions, comparisons, MANIFESTS))
+    assert len(made["directions"]) == 2 and len(made["paired"]) == 6 and len(made["compressions"]) == 2
+    assert list(made["candidates"].columns) == "model compression layer position induce kl bypass".split()
+    assert list(made["candidates"]["compression"]) == ["original", "pruned"]
+
+
+def test_tables_of_what_is_there_leave_out_or_empty_the_rest(results: Path) -> None:
+    (results / "scores/small/original/plain/main.json").unlink()
+    (results / "comparisons/small/pruned.json").unlink()
+    (results / "directions/small/original/direction.json").unlink()
+    (results / "directions/small/pruned/verification.json").unlink()
+    (results / "models/small/pruned/manifest.json").unlink()
+    records = read_records(results, GRID)
+    assert absent_keys(results, GRID) == records.absent
+    assert describe_absent(records.absent, GRID) == (
+        "Not there yet: 1 of 2 checkpoints (pruned), 1 of 2 directions (original), 1 of 2 verified directions (pruned), "
+        "1 of 1 compared directions (pruned), 1 of 3 evaluations (original/plain)."
+    )
+    made = record_tables(records)
+    summary = made["summary"]
+    assert list(summary["patch"]) == ["plain", "repair"]
+    # A checkpoint that was not compared is not said to be like the original.
+    assert summary[["cosine_same_site", "cosine_own_source", "norm_ratio", "sparsity"]].isna().all(axis=None)
+    assert list(summary["layer"]) == [16, 16]
+    # Against the original nothing can be said; against its plain self the patched one is.
+    assert set(made["paired"]["against"]) == {"plain"} and len(made["paired"]) == 2
+    assert list(made["directions"]["compression"]) == ["pruned"]
+    (line,) = directions_markdown(made["directions"]).splitlines()[2:]
+    assert line == "| pruned | (16, -2) | relaxed_kl | 120 |  |  |  |  |  |"
+
+
+def test_nothing_at_all_makes_empty_tables(tmp_path: Path) -> None:
+    records = read_records(tmp_path / "results", GRID)
+    assert all(frame.empty and len(frame.columns) for frame in record_tables(records).values())
+    assert "3 of 3 evaluations (original/plain, pruned/plain, pruned/repair)" in describe_absent(records.absent, GRID)
+
+
+def test_absent_records_name_model_and_suite_where_there_are_several_and_no_more_than_three() -> None:
+    cells = [(model, "original", patch) for model in ("a", "b") for patch in ("plain", "x")]
+    grid = {"cells": cells, "pairs": [], "cosmic": [], "suites": ["s", "t"]}
+    absent = {"scores": [(*cell, "s") for cell in cells]}
+    grid["pairs"] = [("a", "original"), ("b", "original")]
+    assert describe_absent(absent, grid) == (
+        "Not there yet: 4 of 8 evaluations (a/original/plain/s, a/original/x/s, b/original/plain/s, ...)."
+    )
+
+
+def make_tables(folder: Path) -> str:
+    """Run what `make tables` runs, in a folder."""
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "workflow/scripts/print_tables.py"), "--results", "results", "--grid", "grid.json"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return result.stdout
+
+
+def test_make_tables_at_any_time(results: Path) -> None:
+    folder, written = results.parent, results / "tables"
+    assert "No run has begun" in make_tables(folder) and not written.exists()
+    (folder / "grid.json").write_text(json.dumps(GRID), encoding="utf-8")
+    score = results / "scores/small/pruned/repair/main.json"
+    kept = score.read_bytes()
+
+    score.unlink()
+    text = make_tables(folder)
+    assert "| pruned | plain |" in text and "| pruned | repair |" not in text
+    assert "Not there yet: 1 of 3 evaluations (pruned/repair)." in text and "claims.csv" in text
+    assert list(pandas.read_csv(written / "summary.csv")["patch"]) == ["plain", "plain"]
+    assert not (written / "claims.csv").exists() and not list(written.glob(".*"))
+
+    # As a finished run leaves them: nothing is written, and the verdicts stay.
+    score.write_bytes(kept)
+    make_tables(folder)
+    (written / "claims.csv").write_text("the verdicts", encoding="utf-8")
+    before = {path: path.stat().st_mtime_ns for path in written.iterdir()}
+    text = make_tables(folder)
+    assert "| pruned | repair |" in text and "Not there yet" not in text and "claims.csv" not in text
+    assert {path: path.stat().st_mtime_ns for path in written.iterdir()} == before
+
+    # A record that is being made again takes the verdicts along.
+    score.unlink()
+    make_tables(folder)
+    assert not (written / "claims.csv").exists()

@@ -1,0 +1,111 @@
+"""What a finished job found, in one sentence: read from the record that it wrote.
+
+Only the nodes whose record answers a question tell something: what a compression did to the weights, how near
+a checkpoint's direction is to the original's, and how often a checkpoint refuses.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ORIGINAL = "original"
+PLAIN = "plain"
+# Bits per weight that no quantisation needs: a quantised matrix has zeros as well, but they are not the point.
+DENSE_BITS = 15
+
+Record = Mapping[str, Any]
+
+
+def finding(rule: str, wildcards: Mapping[str, str], output: Sequence[str], several: Collection[str]) -> str | None:
+    """Return what a finished job found, or None where there is nothing to tell.
+
+    A record that is not there (with object storage it lies elsewhere) or that reads otherwise is nothing to tell.
+
+    Args:
+        rule: of the job.
+        wildcards: of the job.
+        output: the files that it wrote, as Snakemake shows them.
+        several: "model" and "suite", as far as the grid has several, so that a sentence names them.
+    """
+    tell = TOLD.get(rule)
+    # Snakemake may say of a file, in brackets, what becomes of it.
+    paths = [Path(re.sub(r" \([^)]*\)$", "", path)) for path in output]
+    records = [path for path in paths if path.suffix == ".json"]
+    if tell is None or not records:
+        return None
+    try:
+        sentence = tell(wildcards, _read(records[0]), records[0])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    where = [str(wildcards[name]) for name in ("model", "suite") if name in several and name in wildcards]
+    return f"{', '.join(where)}: {sentence}" if where and sentence else sentence
+
+
+def refusal(wildcards: Mapping[str, str], score: Record, original: Record | None) -> str:
+    """Return how often a checkpoint refuses, beside the original.
+
+    Args:
+        wildcards: compression and patch.
+        score: the record of the scores node.
+        original: that of the original, if it is there.
+    """
+    compression, patch = wildcards["compression"], wildcards["patch"]
+    refused, over_refused = _rate(score, "refusal"), _rate(score, "over_refusal")
+    if (compression, patch) == (ORIGINAL, PLAIN):
+        return f"the original refuses {refused} of harmful prompts, {over_refused} of harmless ones"
+    if patch == PLAIN:
+        beside = f"; the original {_rate(original, 'refusal')}" if original else ""
+        return f"{compression} refuses {refused} of harmful prompts{beside}"
+    base = "the original" if compression == ORIGINAL else compression
+    beside = f" (original {_rate(original, 'over_refusal')})" if original else ""
+    return f"{patch} on {base}: {refused}, over-refusal {over_refused}{beside}"
+
+
+def weights(wildcards: Mapping[str, str], manifest: Record) -> str:
+    """Return what a compression did to the weights: zeros, or bits.
+
+    Args:
+        wildcards: compression.
+        manifest: of the compressed checkpoint.
+    """
+    total = manifest["total"]
+    if total["bits_per_weight"] < DENSE_BITS:
+        return f"{wildcards['compression']}: {total['bits_per_weight']:.2f} bits per weight"
+    return f"{wildcards['compression']}: {100 * total['sparsity']:.1f}% of the weights are zero"
+
+
+def cosine(wildcards: Mapping[str, str], comparison: Record) -> str:
+    """Return how near a checkpoint's direction is to the original's.
+
+    Args:
+        wildcards: compression.
+        comparison: the record of that node.
+    """
+    value = comparison["cosine_same_site"]
+    return f"{wildcards['compression']}: cosine {value:.2f} with the original's direction at the same site"
+
+
+def _score(wildcards: Mapping[str, str], record: Record, path: Path) -> str:
+    """Take the original's record from beside this one: {model}/{compression}/{patch}/{suite}.json."""
+    beside = path.parents[2] / ORIGINAL / PLAIN / path.name
+    return refusal(wildcards, record, _read(beside) if beside.is_file() else None)
+
+
+TOLD: Mapping[str, Callable[[Mapping[str, str], Record, Path], str]] = {
+    "compress_model": lambda wildcards, record, _: weights(wildcards, record),
+    "compare_directions": lambda wildcards, record, _: cosine(wildcards, record),
+    "score_completions": _score,
+}
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _rate(score: Record, name: str) -> str:
+    """Return a rate as per cent, without a decimal that is nought: 95%, 7.5%."""
+    return f"{100 * score['rates'][name]['rate']:.1f}".removesuffix(".0") + "%"

@@ -1,0 +1,126 @@
+"""How much work a job of each rule is, beside the others: seconds on one machine, for the default grid.
+
+On a machine that has no times of its own yet, what is left is estimated from these and from how long its
+first jobs took (`state.Run`). They need not be exact: the more jobs of a rule are done, the more their own
+seconds count.
+
+To measure them again, on a finished run of the default grid:
+
+    PYTHONPATH=workflow/plugins python -m aird_progress.weights .snakemake/log/....log
+
+prints the mean of each rule; `--schedule` prints when each job began and ended instead, as
+tests/test_progress.py replays it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+# Two cores of an AMD EPYC with bfloat16 instructions.
+WEIGHTS = {
+    "all": 0.0,
+    "prompt_set": 1.5,
+    "vllm_environment": 95.0,
+    "gptq_environment": 95.0,
+    "import_model": 37.0,
+    "import_source_model": 37.0,
+    "import_judge": 60.0,
+    "tune_refusal": 250.0,
+    "compress_model": 25.0,
+    "refusal_tokens": 20.0,
+    "capture_activations": 18.0,
+    "score_candidates": 125.0,
+    "find_cosmic_direction": 30.0,
+    "select_direction": 4.0,
+    "verify_direction": 28.0,
+    "compare_directions": 5.0,
+    "record_replies": 35.0,
+    "make_patch": 5.0,
+    "fit_patch": 40.0,
+    "calibrate_patch": 300.0,
+    "tune_lora": 300.0,
+    "write_system_prompt": 0.5,
+    "merge_patch": 8.0,
+    "evaluate_suite": 75.0,
+    "judge_completions": 75.0,
+    "score_completions": 1.5,
+    "make_tables": 8.0,
+    "make_merged_table": 2.0,
+    "make_figure": 4.0,
+    "make_timings": 2.0,
+    "make_cards": 3.0,
+    "make_report": 6.0,
+}
+# How long these take is up to the network, and says nothing of the machine.
+FETCHING = {"vllm_environment", "gptq_environment", "import_model", "import_source_model", "import_judge"}
+# What waits for a job of a rule, as far as it is long.
+THEN = {
+    "import_model": ("compress_model", "refusal_tokens", "record_replies"),
+    "import_source_model": ("tune_refusal",),
+    "tune_refusal": ("compress_model", "refusal_tokens", "record_replies"),
+    "compress_model": ("capture_activations", "evaluate_suite"),
+    "refusal_tokens": ("capture_activations",),
+    "capture_activations": ("score_candidates", "find_cosmic_direction"),
+    "score_candidates": ("select_direction",),
+    "select_direction": ("verify_direction", "compare_directions"),
+    "find_cosmic_direction": ("make_tables",),
+    "verify_direction": ("make_tables",),
+    "compare_directions": ("make_tables",),
+    "record_replies": ("calibrate_patch",),
+    "make_patch": ("evaluate_suite",),
+    "fit_patch": ("evaluate_suite",),
+    "calibrate_patch": ("evaluate_suite",),
+    "tune_lora": ("evaluate_suite",),
+    "evaluate_suite": ("judge_completions", "score_completions"),
+    "judge_completions": ("score_completions",),
+    "score_completions": ("make_tables",),
+    "make_tables": ("make_timings", "make_figure"),
+    "make_timings": ("make_report",),
+    "make_figure": ("make_report",),
+}
+
+TIME = re.compile(r"\[(\w{3} \w{3} +\d+ [\d:]+ \d{4})\]")
+BEGUN = re.compile(r"(?:local)?(?:Job (\d+): |    jobid: (\d+))")
+ENDED = re.compile(r"Finished jobid: (\d+) \(Rule: (\w+)\)")
+
+
+def schedule(log: Path) -> Iterator[tuple[str, float, float]]:
+    """Yield rule, begin and end of every finished job of a run, in the order in which they ended.
+
+    Args:
+        log: Snakemake's own of that run. Times are in seconds since the first job began.
+    """
+    begun: dict[str, float] = {}
+    now, first = 0.0, None
+    for line in log.read_text(encoding="utf-8").splitlines():
+        if found := TIME.match(line):
+            now = datetime.strptime(found[1], "%a %b %d %H:%M:%S %Y").timestamp()
+        elif found := BEGUN.match(line):
+            first = now if first is None else first
+            begun.setdefault(found[1] or found[2], now)
+        elif (found := ENDED.match(line)) and found[1] in begun and first is not None:
+            yield found[2], begun[found[1]] - first, now - first
+
+
+def main() -> None:
+    """Print what a finished run measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("log", type=Path, help="a log of Snakemake's own")
+    parser.add_argument("--schedule", action="store_true", help="print when each job began and ended")
+    arguments = parser.parse_args()
+    jobs = list(schedule(arguments.log))
+    if arguments.schedule:
+        print("rule\tbegan\tended")
+        print("\n".join(f"{rule}\t{began:.0f}\t{ended:.0f}" for rule, began, ended in jobs))
+        return
+    for rule in dict.fromkeys(rule for rule, _, _ in jobs):
+        seconds = [ended - began for name, began, ended in jobs if name == rule]
+        print(f'    "{rule}": {sum(seconds) / len(seconds):.1f},')
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Make the tables of what is there, at any time, and print two of them as Markdown: `make tables`.
+
+A run may go on beside it. results/tables/ then gets every table but claims.csv, which judges a whole
+grid. As one table is missing, Snakemake makes all of them again when the rest is there.
+"""
+
+import json
+from pathlib import Path
+
+from aird.files import atomic_file
+from aird.markdown import directions_markdown, summary_markdown
+from aird.records import absent_keys, describe_absent, read_records, record_tables
+
+from arguments import parse
+
+
+def main() -> None:
+    """Run the script."""
+    arguments = parse(__doc__, paths="results grid")
+    if not arguments.grid.is_file():
+        print("No run has begun in this folder: snakemake --cores all")
+        return
+    grid = json.loads(arguments.grid.read_text(encoding="utf-8"))
+    while True:
+        records = read_records(arguments.results, grid)
+        made = record_tables(records)
+        # The rule that makes all tables starts with the last record, and takes seconds until it writes.
+        if absent_keys(arguments.results, grid) == records.absent:
+            break
+    folder: Path = arguments.results / "tables"
+    changed = write({folder / f"{name}.csv": frame.to_csv(index=False) for name, frame in made.items()})
+    if changed:
+        # Its verdicts were on other numbers.
+        (folder / "claims.csv").unlink(missing_ok=True)
+    if len(made["summary"]):
+        print(summary_markdown(made["summary"]), end="\n\n")
+    if len(made["directions"]):
+        print(directions_markdown(made["directions"]), end="\n\n")
+    absent = describe_absent(records.absent, grid)
+    if absent:
+        print(absent)
+    if not (folder / "claims.csv").is_file():
+        print(f"{folder}/ has what is there. The verdicts (claims.csv) are made by a run, when nothing is missing.")
+
+
+def write(texts: dict[Path, str]) -> bool:
+    """Write those files whose text is another one now; return whether there was one."""
+    changed = {path: text for path, text in texts.items() if not path.is_file() or path.read_text("utf-8") != text}
+    for path, text in changed.items():
+        with atomic_file(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return bool(changed)
+
+
+if __name__ == "__main__":
+    main()
