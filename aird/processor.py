@@ -10,6 +10,7 @@ Nothing heavy is imported here before something is measured.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import time
@@ -110,10 +111,9 @@ def _own_record(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     record = measure_arithmetic()
-    try:
+    # Where the home cannot be written to, the next process measures again.
+    with contextlib.suppress(OSError):
         write_json(path, record)
-    except OSError:
-        pass  # a home that cannot be written to: the next process measures again
     return record
 
 

@@ -14,7 +14,9 @@ DIRECTION_RECORD = f"{RESULTS}/directions/{{model}}/{{compression}}/direction.js
 ORIGINAL_DIRECTION = f"{RESULTS}/directions/{{model}}/{ORIGINAL}/direction.safetensors"
 ORIGINAL_DIRECTION_RECORD = f"{RESULTS}/directions/{{model}}/{ORIGINAL}/direction.json"
 # What decides which scores are computed; the KL limit only chooses among them.
-SCORING = set("harmful harmless minimum_induce layer_fraction validation scored".split())
+SCORING = set(
+    "harmful harmless minimum_induce layer_fraction validation scored".split()
+)
 SELECTION = SCORING | {"maximum_kl", "selector", "fallback"}
 COSMIC = f"{RESULTS}/directions/{{model}}/{{compression}}/cosmic.json"
 
