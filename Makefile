@@ -4,8 +4,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# Python compiles what it imports; pip would compile everything, which takes longer than the rest of an installation.
-INSTALL := $(PIP) install --quiet $(if $(PYTHONDONTWRITEBYTECODE),,--no-compile)
+# Python compiles what it imports, once for hundreds of processes; pip would compile everything, which takes longer
+# than the rest of an installation.
+unexport PYTHONDONTWRITEBYTECODE
+INSTALL := $(PIP) install --quiet --no-compile
 SNAKEMAKE := $(BIN)/python -m snakemake --cores all
 
 .PHONY: demo test check environment cluster bench report snakemake-report screenshots tables why clean
