@@ -145,8 +145,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.workflow
-@pytest.mark.thorough
-@pytest.mark.parametrize("name", ["README.md", "docs/commands.md"])
+@pytest.mark.parametrize("name", ["README.md", pytest.param("docs/commands.md", marks=pytest.mark.thorough)])
 def test_commands_of_aird_run_in_their_order(name: str, workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workshop)
     run = [command for command in commands(ROOT / name) if command.startswith("aird ")]
