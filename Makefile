@@ -1,5 +1,5 @@
 # `make demo`: set everything up, run the default workflow, print the result.
-# `make test`: set everything up, run all tests.  `make check`: format, lint, types.
+# `make test`: set everything up, test what matters most.  `make test-all`: all tests.  `make check`: format, lint, types.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(PIP) install --quiet --no-compile
 SNAKEMAKE := $(BIN)/python -m snakemake --cores all
 
-.PHONY: demo test check environment cluster bench report snakemake-report screenshots tables why clean
+.PHONY: demo test test-all check environment cluster bench report snakemake-report screenshots tables why clean
 
 demo: $(VENV)/core.stamp
 	$(SNAKEMAKE)
@@ -36,8 +36,13 @@ tables: $(VENV)/core.stamp
 why: $(VENV)/core.stamp
 	@PYTHONPATH=workflow/plugins $(SNAKEMAKE) --dry-run --logger why
 
+# Every unit test, one whole run of a tiny model with a real vLLM server, and what reruns after the main kinds of change.
 test: $(VENV)/development.stamp
 	$(BIN)/python -m pytest
+
+# After those, the rest: kills, Slurm, storage, checkpoints of every format, a browser, every kind of change.
+test-all: test
+	$(BIN)/python -m pytest -m thorough
 
 check: $(VENV)/development.stamp
 	$(BIN)/python -m ruff check .

@@ -145,7 +145,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.workflow
-@pytest.mark.parametrize("name", ["README.md", "docs/commands.md"])
+@pytest.mark.parametrize("name", ["README.md", pytest.param("docs/commands.md", marks=pytest.mark.thorough)])
 def test_commands_of_aird_run_in_their_order(name: str, workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workshop)
     run = [command for command in commands(ROOT / name) if command.startswith("aird ")]
@@ -188,6 +188,7 @@ def default_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.workflow
+@pytest.mark.thorough
 @pytest.mark.parametrize("command", SNAKEMAKE_COMMANDS)
 def test_commands_of_snakemake_are_planned(command: str, tiny_project: Path, default_project: Path) -> None:
     words = shlex.split(command)
@@ -209,6 +210,7 @@ def test_commands_of_snakemake_are_planned(command: str, tiny_project: Path, def
 
 
 @pytest.mark.workflow
+@pytest.mark.thorough
 def test_the_walk_through_of_ones_own_model(finished: Path, tmp_path: Path) -> None:
     """The README's lines of YAML, with a model's real path and the tiny grid's compressions."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
