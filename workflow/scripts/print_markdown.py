@@ -1,4 +1,4 @@
-"""Print the summary and the directions as Markdown: `make tables` (the README's come from it)."""
+"""Print the summary and the directions as Markdown: `make tables` (the README's and docs/results.md's come from it)."""
 
 import pandas
 
