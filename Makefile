@@ -14,7 +14,7 @@ SNAKEMAKE := $(BIN)/python -m snakemake --cores all
 
 demo: $(VENV)/core.stamp
 	$(SNAKEMAKE)
-	@PYTHONPATH=. $(BIN)/python workflow/scripts/print_summary.py --tables results/tables --report results/report.html
+	@PYTHONPATH=. $(BIN)/python workflow/scripts/print_summary.py --configuration config.yaml --tables results/tables --report results/report.html
 
 # The report alone, from what has run; a plain run makes it as well.
 report: $(VENV)/core.stamp
