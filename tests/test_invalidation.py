@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from modulefinder import ModuleFinder
@@ -25,6 +27,10 @@ from project import (
     write_configuration,
     write_vllm_lock,
 )
+
+sys.path.insert(0, str(ROOT / "workflow" / "plugins"))
+
+from aird_progress.weights import THEN
 
 pytestmark = pytest.mark.workflow
 
@@ -105,7 +111,7 @@ FROM_THE_ORIGINAL = (
 PROMPT_SETS = {f"prompt_set {name}" for name in ("attack", "harmful", "harmless")}
 # The harmful set leaves out what is in the attack set, so a change there may change it.
 FROM_ATTACK = {"prompt_set attack", "prompt_set harmful", "refusal_tokens tiny"} | ALL_CAPTURED | evaluated(CELLS)
-EVERYTHING = {"vllm_environment", "import_model tiny"} | PROMPT_SETS | FROM_THE_ORIGINAL
+EVERYTHING = {"vllm_environment", "measure_arithmetic", "import_model tiny"} | PROMPT_SETS | FROM_THE_ORIGINAL
 
 
 @pytest.fixture
@@ -275,7 +281,7 @@ FILE_CHANGES: dict[str, tuple[Callable[[Path], object], set[str]]] = {
     ),
     "change the model's weights": (
         lambda project: append(project / "inputs/models/tiny/config.json", "\n"),
-        EVERYTHING - {"vllm_environment"} - PROMPT_SETS,
+        EVERYTHING - {"vllm_environment", "measure_arithmetic"} - PROMPT_SETS,
     ),
     "upgrade vLLM's lock": (
         lambda project: append(project / "inputs/vllm.lock.txt", "# 1.1\n"),
@@ -352,6 +358,46 @@ def test_a_lost_result(project: Path, path: str, tmp_path: Path) -> None:
         assert planned(project) == LOST[path]
     finally:
         saved.rename(project / path)
+
+
+def test_tables_of_an_unfinished_run_are_made_again_with_the_rest(project: Path, tmp_path: Path) -> None:
+    score = project / "results/scores/tiny/w4a16/aird/quick.json"
+    kept = {path: path.read_bytes() for path in (project / "results/tables").iterdir()}
+    claims = project / "results/tables/claims.csv"
+    assert "Not there yet" not in make_tables(project) and claims.is_file()
+    assert planned(project) == set()
+    score.rename(tmp_path / "saved")
+    try:
+        assert "Not there yet: 1 of 8 evaluations (w4a16/aird)." in make_tables(project)
+        assert not claims.exists()
+        assert planned(project) == scored(["w4a16/aird"])
+        # Whatever brings the record back, and with the bytes that the tables were made of before.
+        (tmp_path / "saved").rename(score)
+        assert planned(project) == REPORT
+    finally:
+        if not score.exists():
+            (tmp_path / "saved").rename(score)
+        for path, content in kept.items():
+            path.write_bytes(content)
+    assert planned(project) == set()
+
+
+def make_tables(project: Path) -> str:
+    """Run what `make tables` runs."""
+    script = ["workflow/scripts/print_tables.py", "--results", "results", "--grid", ".snakemake/aird.grid.json"]
+    environment = {**os.environ, "PYTHONPATH": str(project)}
+    return subprocess.run(
+        [sys.executable, *script], cwd=project, env=environment, capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_the_estimate_of_what_is_left_knows_what_waits_for_what(finished: Path) -> None:
+    graph = job_records(finished, "--forceall")
+    makers = {path: record["rule"] for record in graph for path in record["output"]}
+    edges = {(makers[path], record["rule"]) for record in graph for path in record["input"] if path in makers}
+    rules = set(makers.values())
+    known = {(rule, then) for rule, after in THEN.items() for then in after if {rule, then} <= rules}
+    assert known <= edges and len(known) > 15
 
 
 @pytest.mark.thorough

@@ -8,6 +8,8 @@ import pty
 import re
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "workflow" / "pl
 from aird_progress.earlier import earlier_seconds
 from aird_progress.failures import KILLED, LAST_LINES, advice_for, describe_failure
 from aird_progress.findings import finding, refusal
-from aird_progress.state import Job, Run, about, clock, duration
+from aird_progress.schedule import schedule
+from aird_progress.state import FULL, Job, Run, about, clock, duration
+from aird_progress.weights import FETCHING, THEN, WEIGHTS
 
 PLUGINS = Path(__file__).resolve().parent.parent / "workflow" / "plugins"
+RUNS = Path(__file__).resolve().parent / "data" / "runs"
 SNAKEFILE = f"""
 import sys
 sys.path.insert(0, {str(PLUGINS)!r})
@@ -165,6 +170,152 @@ def test_estimates_come_from_earlier_runs_then_from_this_one() -> None:
     # Half of both has passed; 110 seconds of jobs fitted into 60.
     assert run.remaining(60.0) == pytest.approx((50 + 50 + 30) / (110 / 60))
     assert "1 of 6 jobs" in run.view(60.0, 1)[0] and run.view(60.0, 1)[2] == "  and 1 more"
+
+
+def test_without_earlier_times_the_weights_count_at_the_pace_of_the_first_jobs() -> None:
+    weights = {"tuning": 200.0, "check": 20.0, "vllm_environment": 90.0}
+    run = Run({"tuning": 1, "check": 3, "vllm_environment": 1, "total": 5}, {}, 0.0, weights)
+    assert run.pace(0.0) == 1 and run.seconds_of("check") == 20
+    run.start(Job(1, "vllm_environment", {}, 0.0, share=0.5))
+    run.finish(1, 900.0)
+    assert run.pace(900.0) == 1, "a slow network is no slow machine"
+    run.start(Job(2, "tuning", {}, 900.0, share=1.0))
+    assert run.pace(1100.0) == 1
+    # It should have ended long ago, so the machine is slower than that of the weights.
+    assert run.pace(1500.0) > 2.5
+    run.finish(2, 1500.0)
+    pace = run.pace(1500.0)
+    assert 2.5 < pace < 3
+    # Three jobs that hold half the machine each.
+    assert run.remaining(1500.0) == pytest.approx(1.5 * 20 * pace / FULL)
+    run.start(Job(3, "check", {}, 1500.0, share=0.5))
+    run.finish(3, 1530.0)
+    # What a rule's own jobs took is a part of what the next one will take.
+    assert run.seconds_of("check", 3.0) == pytest.approx((30 + 60) / 2)
+
+
+def test_what_waits_for_the_longest_job_is_counted_one_after_the_other() -> None:
+    weights = {"calibrate_patch": 300.0, "evaluate_suite": 80.0, "make_tables": 10.0, "score_completions": 2.0}
+    run = Run({"calibrate_patch": 1, "evaluate_suite": 1, "score_completions": 1, "make_tables": 1}, {}, 0.0, weights)
+    run.start(Job(1, "calibrate_patch", {}, 0.0, share=0.5))
+    assert run.remaining(100.0) == pytest.approx(200 + 80 + 2 + 10)
+
+
+def test_earlier_times_of_the_machine_tell_its_pace_and_win(tmp_path: Path) -> None:
+    run = Run({"a": 1, "b": 1}, {"a": 300.0}, 0.0, {"a": 100.0, "b": 50.0})
+    assert run.seconds_of("a") == 300
+    assert run.seconds_of("b", run.pace(0.0)) == pytest.approx(50 * run.pace(0.0))
+    assert 2 < run.pace(0.0) < 3
+
+
+def test_every_rule_has_a_weight() -> None:
+    project = PLUGINS.parent.parent
+    files = [project / "Snakefile", project / "workflow/Snakefile", *(project / "rules").glob("*.smk")]
+    named = re.compile(r"^(?:rule|use rule \w+ as) (\w+)(?::| with:)", re.MULTILINE)
+    rules = {name for path in files for name in named.findall(path.read_text(encoding="utf-8"))}
+    assert len(rules) > 25 and rules == WEIGHTS.keys()
+    assert rules > FETCHING and THEN.keys() <= rules and {then for after in THEN.values() for then in after} <= rules
+
+
+def recorded(name: str) -> list[tuple[str, float, float]]:
+    """Return rule, begin and end of every job of a real run on two cores."""
+    lines = (RUNS / name).read_text(encoding="utf-8").splitlines()[1:]
+    return [(rule, float(began), float(ended)) for rule, began, ended in (line.split("\t") for line in lines)]
+
+
+def measured(name: str) -> dict[str, float]:
+    """Return the weights that a recorded run gives."""
+    jobs = recorded(name)
+    seconds = {rule: [ended - began for other, began, ended in jobs if other == rule] for rule, _, _ in jobs}
+    return {rule: sum(values) / len(values) for rule, values in seconds.items()}
+
+
+def replay(jobs: list[tuple[str, float, float]], weights: Mapping[str, float]) -> Iterator[tuple[int, float, float]]:
+    """Yield, at each job's end, how many are done, the estimate of what is left, and what was left."""
+    stats = Counter(rule for rule, _, _ in jobs)
+    run, end = Run(stats, {}, 0.0, weights), max(ended for _, _, ended in jobs)
+    # A job of no second begins before it ends.
+    events = [(began, 1, number) for number, (_, began, _) in enumerate(jobs)]
+    events += [(ended, 0 if ended > began else 2, number) for number, (_, began, ended) in enumerate(jobs)]
+    for now, kind, number in sorted(events):
+        rule = jobs[number][0]
+        if kind == 1:
+            run.start(Job(number, rule, {}, now, share=1.0 if rule == "tune_refusal" else 0.5))
+        else:
+            run.finish(number, now)
+            estimate = run.remaining(now)
+            assert estimate is not None
+            yield len(run.done), estimate, end - now
+
+
+# Recorded runs, and the weights that were known when they began.
+RECORDED = {"tiny-grid.tsv": measured("tiny-grid-again.tsv"), "tiny-grid-again.tsv": measured("tiny-grid.tsv")}
+
+
+@pytest.mark.parametrize("slower", [1, 3])
+@pytest.mark.parametrize("name", RECORDED)
+def test_after_ten_jobs_the_estimate_is_right_within_a_third(name: str, slower: int) -> None:
+    jobs = [(rule, slower * began, slower * ended) for rule, began, ended in recorded(name)]
+    seen = [(estimate, left) for done, estimate, left in replay(jobs, RECORDED[name]) if done >= 10]
+    assert len(seen) == len(jobs) - 9
+    wrong = [(round(estimate), round(left)) for estimate, left in seen if abs(estimate - left) > max(15.0, left / 3)]
+    assert not wrong
+
+
+SHARES = f"""
+import sys
+sys.path.insert(0, {str(PLUGINS)!r})
+from aird_progress import ProgressHandler, attach
+from snakemake.logging import logger
+
+attach(logger, dict)
+(shown,) = [handler for handler in logger.handlers if isinstance(handler, ProgressHandler)]
+
+onsuccess:
+    print("shares", sorted(shown.run.shares.items()))
+
+rule all:
+    input: "one.txt", "two.txt", "card.txt"
+
+rule one:
+    output: "one.txt"
+    shell: "touch {{output}}"
+
+rule two:
+    output: "two.txt"
+    threads: 3
+    shell: "touch {{output}}"
+
+rule card:
+    output: "card.txt"
+    resources: gpu=1
+    shell: "touch {{output}}"
+"""
+
+
+def test_the_share_of_a_job_is_of_what_it_takes_most_of(tmp_path: Path) -> None:
+    (tmp_path / "Snakefile").write_text(SHARES, encoding="utf-8")
+    code, text = run(tmp_path, "--resources", "gpu=1", "--cores", "4")
+    assert code == 0
+    assert "shares [('all', 0.25), ('card', 1.0), ('one', 0.25), ('two', 0.75)]" in text
+
+
+def test_a_log_of_snakemakes_gives_the_schedule_and_the_weights(folder: Path) -> None:
+    run(folder)
+    (log,) = (folder / ".snakemake/log").glob("*.log")
+    jobs = list(schedule(log))
+    assert Counter(rule for rule, _, _ in jobs) == {"wait": 3, "last": 1, "all": 1}
+    assert min(began for _, began, _ in jobs) == 0 and all(ended >= began for _, began, ended in jobs)
+    # Two cores, whole seconds.
+    assert all(ended - began in (0, 1, 2) for rule, began, ended in jobs if rule == "wait")
+
+    def printed(*arguments: str) -> str:
+        environment = {**os.environ, "PYTHONPATH": str(PLUGINS)}
+        call = [sys.executable, "-m", "aird_progress.schedule", str(log), *arguments]
+        return subprocess.run(call, env=environment, capture_output=True, text=True, check=True).stdout
+
+    assert re.search(r'^    "wait": [012]\.\d,$', printed("--weights"), re.MULTILINE)
+    assert printed().startswith("rule\tbegan\tended\n") and printed().count("wait\t") == 3
 
 
 def test_nothing_is_guessed_without_a_reason() -> None:

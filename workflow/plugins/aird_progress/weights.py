@@ -4,25 +4,16 @@ On a machine that has no times of its own yet, what is left is estimated from th
 first jobs took (`state.Run`). They need not be exact: the more jobs of a rule are done, the more their own
 seconds count.
 
-To measure them again, on a finished run of the default grid:
+A finished run of the default grid gives new ones:
 
-    PYTHONPATH=workflow/plugins python -m aird_progress.weights .snakemake/log/....log
-
-prints the mean of each rule; `--schedule` prints when each job began and ended instead, as
-tests/test_progress.py replays it.
+    PYTHONPATH=workflow/plugins python -m aird_progress.schedule --weights .snakemake/log/NAME.log
 """
-
-from __future__ import annotations
-
-import argparse
-import re
-from collections.abc import Iterator
-from datetime import datetime
-from pathlib import Path
 
 # Two cores of an AMD EPYC with bfloat16 instructions.
 WEIGHTS = {
     "all": 0.0,
+    "everything": 0.0,
+    "merged_checkpoints": 0.0,
     "prompt_set": 1.5,
     "vllm_environment": 95.0,
     "gptq_environment": 95.0,
@@ -82,45 +73,3 @@ THEN = {
     "make_timings": ("make_report",),
     "make_figure": ("make_report",),
 }
-
-TIME = re.compile(r"\[(\w{3} \w{3} +\d+ [\d:]+ \d{4})\]")
-BEGUN = re.compile(r"(?:local)?(?:Job (\d+): |    jobid: (\d+))")
-ENDED = re.compile(r"Finished jobid: (\d+) \(Rule: (\w+)\)")
-
-
-def schedule(log: Path) -> Iterator[tuple[str, float, float]]:
-    """Yield rule, begin and end of every finished job of a run, in the order in which they ended.
-
-    Args:
-        log: Snakemake's own of that run. Times are in seconds since the first job began.
-    """
-    begun: dict[str, float] = {}
-    now, first = 0.0, None
-    for line in log.read_text(encoding="utf-8").splitlines():
-        if found := TIME.match(line):
-            now = datetime.strptime(found[1], "%a %b %d %H:%M:%S %Y").timestamp()
-        elif found := BEGUN.match(line):
-            first = now if first is None else first
-            begun.setdefault(found[1] or found[2], now)
-        elif (found := ENDED.match(line)) and found[1] in begun and first is not None:
-            yield found[2], begun[found[1]] - first, now - first
-
-
-def main() -> None:
-    """Print what a finished run measured."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("log", type=Path, help="a log of Snakemake's own")
-    parser.add_argument("--schedule", action="store_true", help="print when each job began and ended")
-    arguments = parser.parse_args()
-    jobs = list(schedule(arguments.log))
-    if arguments.schedule:
-        print("rule\tbegan\tended")
-        print("\n".join(f"{rule}\t{began:.0f}\t{ended:.0f}" for rule, began, ended in jobs))
-        return
-    for rule in dict.fromkeys(rule for rule, _, _ in jobs):
-        seconds = [ended - began for name, began, ended in jobs if name == rule]
-        print(f'    "{rule}": {sum(seconds) / len(seconds):.1f},')
-
-
-if __name__ == "__main__":
-    main()
