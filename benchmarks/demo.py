@@ -1,4 +1,4 @@
-"""How much work the quick grid is, and how far its run is from the time that its matrix products alone would take.
+"""How much work the quick grid is, and how far its run is from the time of its matrix products alone.
 
 Reads a finished `make demo` (its jobs' seconds, its prompts and completions) and counts the operations of the nodes
 that run a model: tokens times matrices, with what they share counted once where this project shares it. Left out are
