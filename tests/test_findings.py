@@ -239,7 +239,7 @@ def test_every_site_has_a_second_opinion(cosmic: tuple[float, float, Any], end: 
 def test_every_claim_has_its_verdict_and_what_would_decide_it() -> None:
     assert list(verdict_sentences(claims())) == [
         "C2, pruning moves both: UNDECIDED (pruned: undecided). One thing.",
-        "C3, more lost where moved further: UNDECIDED, too few (pruned: holds). Four.",
+        "C3, more lost where moved further: UNDECIDED (pruned: holds). Four.",
         "C4, aird, repaired: DOES NOT HOLD (pruned: does not hold).",
     ]
     both = pandas.concat([claims(), claims().assign(model="other")])
