@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -120,8 +121,8 @@ def _p_value(value: float) -> str:
 
 
 def whole_percent(rate: float) -> str:
-    """Return a rate in whole per cent, but never 0% or 100% of what is not."""
-    text = f"{100 * rate:.0f}%"
+    """Return a rate in whole per cent, halves rounded up, but never 0% or 100% of what is not."""
+    text = f"{math.floor(100 * rate + 0.5):d}%"
     return text if text not in ("0%", "100%") or rate in (0, 1) else percent(rate)
 
 

@@ -169,7 +169,8 @@ def test_several_models_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rate", "text"), [(0.945, "94%"), (0.0, "0%"), (0.004, "0.4%"), (1.0, "100%"), (0.996, "99.6%")]
+    ("rate", "text"),
+    [(0.944, "94%"), (0.025, "3%"), (0.075, "8%"), (0.0, "0%"), (0.004, "0.4%"), (1.0, "100%"), (0.996, "99.6%")],
 )
 def test_whole_per_cent(rate: float, text: str) -> None:
     assert whole_percent(rate) == text
