@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -120,8 +121,8 @@ def _p_value(value: float) -> str:
 
 
 def whole_percent(rate: float) -> str:
-    """Return a rate in whole per cent, but never 0% or 100% of what is not."""
-    text = f"{100 * rate:.0f}%"
+    """Return a rate in whole per cent, halves rounded up, but never 0% or 100% of what is not."""
+    text = f"{math.floor(100 * rate + 0.5):d}%"
     return text if text not in ("0%", "100%") or rate in (0, 1) else percent(rate)
 
 
@@ -141,7 +142,6 @@ class Overall:
     patch: str
     statement: str
     verdict: str
-    reason: str
     needed: str
     each: list[tuple[str, str]]
 
@@ -157,9 +157,8 @@ def overall_verdicts(claims: pandas.DataFrame) -> Iterator[Overall]:
         # C3 asks another question of each compression than of all of them.
         each = same if overall.claim == "C3" else same[same.statement == overall.statement]
         pairs = list(zip(each.compression, each.verdict, strict=True))
-        needed = str(overall.needed or "")
         yield Overall(
-            overall.claim, overall.patch, overall.statement, overall.verdict, str(overall.reason or ""), needed, pairs
+            overall.claim, overall.patch, overall.statement, overall.verdict, str(overall.needed or ""), pairs
         )
 
 
@@ -176,9 +175,7 @@ def verdict_sentences(claims: pandas.DataFrame) -> Iterator[str]:
         for overall in overall_verdicts(rows):
             listed = ", ".join(f"{compression}: {verdict}" for compression, verdict in overall.each)
             patch = f", {overall.patch}" if overall.patch else ""
-            # Of the other claims the reason lists compressions, which stand here anyway.
-            reason = f", {overall.reason}" if overall.claim == "C3" and overall.reason else ""
-            verdict = f"{overall.verdict.upper()}{reason} ({listed})."
+            verdict = f"{overall.verdict.upper()} ({listed})."
             yield f"{about}{overall.claim}{patch}, {overall.statement}: {verdict} {overall.needed}".strip()
 
 

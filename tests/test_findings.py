@@ -169,7 +169,8 @@ def test_several_models_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rate", "text"), [(0.945, "94%"), (0.0, "0%"), (0.004, "0.4%"), (1.0, "100%"), (0.996, "99.6%")]
+    ("rate", "text"),
+    [(0.944, "94%"), (0.025, "3%"), (0.075, "8%"), (0.0, "0%"), (0.004, "0.4%"), (1.0, "100%"), (0.996, "99.6%")],
 )
 def test_whole_per_cent(rate: float, text: str) -> None:
     assert whole_percent(rate) == text
@@ -239,7 +240,7 @@ def test_every_site_has_a_second_opinion(cosmic: tuple[float, float, Any], end: 
 def test_every_claim_has_its_verdict_and_what_would_decide_it() -> None:
     assert list(verdict_sentences(claims())) == [
         "C2, pruning moves both: UNDECIDED (pruned: undecided). One thing.",
-        "C3, more lost where moved further: UNDECIDED, too few (pruned: holds). Four.",
+        "C3, more lost where moved further: UNDECIDED (pruned: holds). Four.",
         "C4, aird, repaired: DOES NOT HOLD (pruned: does not hold).",
     ]
     both = pandas.concat([claims(), claims().assign(model="other")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -90,6 +91,43 @@ def test_it_says_where_the_numbers_come_from(report: Path) -> None:
     ]
     expected += ["cd" * 32, "1.2.3", "core.lock.txt", "snakemake --cores all", "1:30 min", "round_to_nearest"]
     assert [part for part in expected if part not in text] == []
+
+
+def test_it_opens_on_one_sentence_per_compression(report: Path) -> None:
+    text = report.read_text(encoding="utf-8")
+    opening = re.findall(r'<p class="opening">(.*?)</p>', text, re.DOTALL)
+    plain = [html.unescape(re.sub(r"<[^>]+>", "", sentence)) for sentence in opening]
+    assert len(plain) == 3
+    assert plain[0].startswith("The original refuses 0% (0 to 8%) of 100 harmful prompts")
+    # Of one compression the settings are known, of the other only the name.
+    assert plain[1].startswith("With magnitude-30 the model refuses")
+    assert plain[2].startswith("With 4-bit rounding (w4a16) the model refuses")
+    # Never the control, which refuses most.
+    assert "with aird-alpha-4 it refuses 78% (68 to 86%, not significant, p = 0.12)" in plain[2]
+    assert '<small class="uncertainty">(68 to 86%, not significant, p = 0.12)</small>' in opening[2]
+    assert text.index(opening[-1]) < text.index('<article class="claim">')
+
+
+def test_it_says_what_an_undecided_claim_needs(sources: Sources, report: Path) -> None:
+    claims = pandas.read_csv(next(path for path in sources.tables if path.stem == "claims"), keep_default_na=False)
+    needed = list(claims[(claims.compression == "all") & (claims.verdict == "undecided")].needed)
+    text = html.unescape(report.read_text(encoding="utf-8"))
+    assert needed and re.findall(r'<p class="needed">(.*?)</p>', text) == needed
+
+
+def test_a_site_without_a_second_opinion(sources: Sources, tmp_path: Path) -> None:
+    """COSMIC need not be asked about every checkpoint."""
+    paths = write_tables(tmp_path / "tables", GRID)
+    path = next(path for path in paths if path.stem == "directions")
+    directions = pandas.read_csv(path).astype({"cosmic_agrees": object})
+    cosmic = ["cosmic_layer", "cosmic_position", "cosmic_agrees"]
+    directions.loc[directions["compression"] != "original", cosmic] = math.nan
+    directions.loc[directions["compression"] == "original", cosmic] = [7, -2, False]
+    directions.to_csv(path, index=False)
+    write_report(tmp_path / "report.html", Sources(**{**vars(sources), "tables": paths}))
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert re.findall(r"COSMIC: ([^<]+)", text) == ["7, -2"]
+    assert re.findall(r"COSMIC (chooses \([^.]+|agrees)", text) == ["chooses (7, -2)"]
 
 
 def test_the_same_run_gives_the_same_bytes(sources: Sources, report: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pandas
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from aird.figures.drawing import read_table
 from aird.figures.frontier import COSTS, frontier_pairs, frontier_panel
@@ -24,6 +25,8 @@ from aird.report.pictures import figure_svg, inline_svg
 from aird.timings import by_stage, duration
 
 FOLDER = Path(__file__).parent
+# Brackets with an interval or a p-value: they are read second.
+UNCERTAINTY = re.compile(r"\([^()]*(?:%|\bp )[^()]*\)")
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,10 @@ def _content(sources: Sources) -> dict[str, Any]:
         "models": list(configuration["models"]),
         "claims": claims(verdicts, list(dict.fromkeys(summary["suite"]))),
         "marks": MARKS,
-        "headlines": list(headlines(summary, tables["paired"], configuration)),
+        "headlines": [
+            Markup(UNCERTAINTY.sub(r'<small class="uncertainty">\g<0></small>', str(escape(sentence))))
+            for sentence in headlines(summary, tables["paired"], configuration)
+        ],
         "details": list(details(summary, tables["paired"], tables["directions"])),
         "suites": _suites(summary, configuration["patches"]),
         "about": Markup(captions("workflow")),

@@ -29,8 +29,9 @@ def main() -> None:
         print(f"\n{model}, suite {suite}\n")
         print(describe(rows, COLUMNS))
     print()
-    for sentence in (*headlines(summary, paired, configuration.model_dump()), *verdict_sentences(claims)):
-        print(textwrap.fill(sentence, shutil.get_terminal_size().columns, subsequent_indent="  "))
+    width = shutil.get_terminal_size().columns
+    for sentence in (*headlines(summary, paired, configuration.model_dump()), "", *verdict_sentences(claims)):
+        print(textwrap.fill(sentence, width, subsequent_indent="  ", break_on_hyphens=False))
     print("\nHow the verdicts on C1 to C4 are reached: docs/claims.md")
     print(f"\nAll numbers: {arguments.tables}/\nReport:      {arguments.report}")
 
