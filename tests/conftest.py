@@ -151,17 +151,13 @@ def served(
         yield client, ports
 
 
-@pytest.fixture(autouse=True, scope="session")
-def tiny_run(request: pytest.FixtureRequest) -> Iterator[tuple[Path, subprocess.Popen[bytes]] | None]:
-    """Start the run of the tiny grid if a test will need it; yield its folder and its process.
+@pytest.fixture(scope="session")
+def tiny_run(vllm_python: Path) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
+    """Start the run of the tiny grid; yield its folder and its process.
 
     The folder stays in results/tests/ for the next call of pytest. The workflow itself sees what has to run again:
     nothing, or what depends on sources that have changed since.
     """
-    if not any("finished" in needs(item) for item in request.session.items):
-        yield None
-        return
-    vllm_python = request.getfixturevalue("vllm_python")
     folder = ROOT / "results" / "tests"
     hold_run_lock(folder / "lock")
     project = folder / "finished"
@@ -177,6 +173,14 @@ def tiny_run(request: pytest.FixtureRequest) -> Iterator[tuple[Path, subprocess.
     yield project, run
     run.terminate()
     run.wait()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def start_tiny_run(request: pytest.FixtureRequest) -> None:
+    """Start the tiny run at once if a test will need it: those that do not need it run meanwhile."""
+    if any("finished" in needs(item) for item in request.session.items):
+        with contextlib.suppress(Exception):  # it is raised again for the tests that need the run
+            request.getfixturevalue("tiny_run")
 
 
 @pytest.fixture(scope="session")
