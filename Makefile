@@ -1,18 +1,20 @@
 # `make demo`: set everything up, run the default workflow, print the result.
-# `make test`: set everything up, run all tests.  `make check`: format, lint, types.
+# `make test`: set everything up, test what matters most.  `make test-all`: all tests.  `make check`: format, lint, types.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# Python compiles what it imports; pip would compile everything, which takes longer than the rest of an installation.
-INSTALL := $(PIP) install --quiet $(if $(PYTHONDONTWRITEBYTECODE),,--no-compile)
+# Python compiles what it imports, once for hundreds of processes; pip would compile everything, which takes longer
+# than the rest of an installation.
+unexport PYTHONDONTWRITEBYTECODE
+INSTALL := $(PIP) install --quiet --no-compile
 SNAKEMAKE := $(BIN)/python -m snakemake --cores all
 
-.PHONY: demo test check environment cluster bench report snakemake-report screenshots tables why clean
+.PHONY: demo test test-all check environment cluster bench report snakemake-report screenshots tables why clean
 
 demo: $(VENV)/core.stamp
 	$(SNAKEMAKE)
-	@PYTHONPATH=. $(BIN)/python workflow/scripts/print_summary.py --tables results/tables --report results/report.html
+	@PYTHONPATH=. $(BIN)/python workflow/scripts/print_summary.py --configuration config.yaml --tables results/tables --report results/report.html
 
 # The report alone, from what has run; a plain run makes it as well.
 report: $(VENV)/core.stamp
@@ -34,8 +36,13 @@ tables: $(VENV)/core.stamp
 why: $(VENV)/core.stamp
 	@PYTHONPATH=workflow/plugins $(SNAKEMAKE) --dry-run --logger why
 
+# Every unit test, one whole run of a tiny model with a real vLLM server, and what reruns after the main kinds of change.
 test: $(VENV)/development.stamp
 	$(BIN)/python -m pytest
+
+# After those, the rest: kills, Slurm, storage, checkpoints of every format, a browser, every kind of change.
+test-all: test
+	$(BIN)/python -m pytest -m thorough
 
 check: $(VENV)/development.stamp
 	$(BIN)/python -m ruff check .

@@ -17,6 +17,7 @@ from aird.compression.settings import CompressionSettings
 from aird.configuration_checks import mistakes
 from aird.configuration_files import check_files
 from aird.configuration_messages import ConfigurationError, lines, name_mistakes, with_text_keys
+from aird.processor import Choice
 from aird.settings.base import ORIGINAL, PLAIN, Name, Seed, Settings
 from aird.settings.directions import Directions
 from aird.settings.models import Model
@@ -39,6 +40,12 @@ class Configuration(Settings):
     replies: Replies = Field(Replies(), description="What calibrated patches learn from and are chosen by.")
     suites: dict[Name, Suite] = Field(description="What is measured on every cell of the grid.", min_length=1)
     serving: Serving = Field(Serving(), description="How vLLM serves a checkpoint.")
+    compute_dtype: Choice = Field(
+        "measured",
+        description="Type of the arithmetic on a processor: `measured` takes the faster of the checkpoint's own type "
+        "and float32, by a measurement at the start; `checkpoint` takes the checkpoint's type, and `float32` that "
+        "one. A GPU computes in the checkpoint's type.",
+    )
 
     def compressions_of(self, model: str) -> list[str]:
         """Return the compressions of one model, without the original."""

@@ -50,7 +50,7 @@ def score_candidates(
     Args:
         model: a Transformers causal language model with L decoder blocks.
         candidates: [L, P, d_model] float64, raw differences in means.
-        harmful, harmless: token ids of validation prompts.
+        harmful, harmless: token ids of validation prompts; the first `scored` of each are used.
         refusal_tokens: ids that make the refusal score.
         settings: filters; they decide which scores are needed.
 
@@ -63,6 +63,7 @@ def score_candidates(
     Raises:
         ValueError: no candidate has an induce score that is a number.
     """
+    harmful, harmless = harmful[: settings.scored], harmless[: settings.scored]
     blocks = list(decoder_blocks(model))
     layers, positions, _ = candidates.shape
     used = range(int(settings.layer_fraction * layers))

@@ -18,7 +18,7 @@ from aird.chat import chat_tokens
 from aird.checkpoint_patterns import CODE, DESCRIPTION
 from aird.compression.checkpoint import read_checkpoint
 from aird.files import check_folder, read_json
-from aird.processor import multiplies_bfloat16
+from aird.processor import computes_in
 from aird.quick_imports import import_transformers
 
 TRUST = "trust_remote_code"  # key of a manifest
@@ -60,9 +60,11 @@ def load_tokenizer(checkpoint: Path) -> Any:
     return tokenizer
 
 
-def compute_dtype() -> torch.dtype | str:
-    """Return the type to load a model in: "auto", its own, or float32 where the processor would emulate that."""
-    return "auto" if torch.cuda.is_available() or multiplies_bfloat16() else torch.float32
+def compute_dtype(checkpoint: Path) -> torch.dtype | str:
+    """Return the type to load a checkpoint in: "auto", its own, or float32 where a processor is faster in that."""
+    if torch.cuda.is_available() or computes_in(str(stored_dtype(checkpoint)).removeprefix("torch.")) != "float32":
+        return "auto"
+    return torch.float32
 
 
 def load_model(
@@ -72,8 +74,7 @@ def load_model(
 ) -> Any:
     """Return the checkpoint as a Transformers model in evaluation mode, on a GPU where there is one.
 
-    It computes in the checkpoint's type, except on a CPU that has no 16-bit matrix arithmetic: there
-    in float32, as PyTorch would emulate it at a tenth of the speed.
+    It computes in the checkpoint's type, except on a processor that is faster in float32 (aird/processor.py).
 
     Args:
         checkpoint: a checkpoint folder, dense or quantised.
@@ -82,7 +83,7 @@ def load_model(
     """
     model: Any = import_transformers().AutoModelForCausalLM.from_pretrained(
         str(checkpoint),
-        dtype=dtype or compute_dtype(),
+        dtype=dtype or compute_dtype(checkpoint),
         device_map="auto" if torch.cuda.is_available() else None,
         trust_remote_code=code_is_trusted(),
         use_safetensors=True,

@@ -27,7 +27,7 @@ import httpx
 from aird import vllm_server
 from aird.files import read_json
 from aird.gpus import VISIBLE, listed_gpus
-from aird.processor import multiplies_bfloat16
+from aird.processor import computes_in
 from aird.server_client import Client
 from aird.server_process import ServerProcess
 
@@ -48,7 +48,7 @@ class ServerSettings:
         threads: OpenMP threads on the CPU; None leaves OMP_NUM_THREADS as it is.
         adapters: folder of a PEFT LoRA adapter by the name to ask for it.
         start_timeout_seconds: how long the server may take until it is healthy.
-        dtype: vLLM's --dtype; None takes the checkpoint's, or on some CPUs float32, as `load_model` does.
+        dtype: vLLM's --dtype; None takes the type that `load_model` computes in.
         seed: vLLM's --seed (greedy decoding does not depend on it).
         trust_remote_code: let vLLM run modelling code that the checkpoint brings.
         extra_arguments: further arguments of vLLM's API server; they win over the above.
@@ -154,7 +154,7 @@ def _arguments(checkpoint: Path, settings: ServerSettings, port: int, mark: str,
         "port": port,
         "max-model-len": settings.maximum_model_length,
         "max-num-seqs": settings.maximum_sequences,
-        "dtype": settings.dtype or ("float32" if on_cpu and not multiplies_bfloat16() else "auto"),
+        "dtype": settings.dtype or (_compute_dtype(checkpoint) if on_cpu else "auto"),
         "seed": settings.seed,
     }
     arguments = [f"--{name}={value}" for name, value in options.items()]
@@ -173,6 +173,13 @@ def _arguments(checkpoint: Path, settings: ServerSettings, port: int, mark: str,
         for name, folder in settings.adapters.items():
             arguments.append(json.dumps({"name": name, "path": str(folder.absolute())}))
     return [*arguments, *settings.extra_arguments]
+
+
+def _compute_dtype(checkpoint: Path) -> str:
+    """Return the type that a processor computes a checkpoint in (aird/processor.py); "auto" where it names none."""
+    config = read_json(checkpoint / "config.json")
+    stored = config.get("dtype") or config.get("torch_dtype")
+    return computes_in(str(stored)) if stored else "auto"
 
 
 def _lora_rank(adapters: Mapping[str, Path]) -> int:

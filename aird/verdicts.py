@@ -17,6 +17,7 @@ from statistics import NormalDist
 HOLDS = "holds"
 DOES_NOT_HOLD = "does not hold"
 UNDECIDED = "undecided"
+ALL = "all"  # in the place of a compression: the verdict over all of them
 
 SIGNIFICANT = 0.05
 SMALLEST_EFFECT = 0.10  # the smallest change of a refusal rate that matters
@@ -71,7 +72,7 @@ def margin_verdict(low: float, margin: float, p_value: float) -> Verdict:
         return HOLDS, ""
     if low > margin:
         return DOES_NOT_HOLD, "the cost is above the margin"
-    return UNDECIDED, "the interval holds the margin"
+    return UNDECIDED, "the interval reaches across the margin"
 
 
 def moved_verdict(cosine_low: float, null_low: float, p_value: float) -> Verdict:

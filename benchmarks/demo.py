@@ -1,4 +1,4 @@
-"""How far the default run is from the time that its matrix products alone would take on this machine.
+"""How much work the quick grid is, and how far its run is from the time that its matrix products alone would take.
 
 Reads a finished `make demo` (its jobs' seconds, its prompts and completions) and counts the operations of the nodes
 that run a model: tokens times matrices, with what they share counted once where this project shares it. Left out are
@@ -18,7 +18,8 @@ from aird.chat import chat_tokens
 from aird.configuration import load_configuration
 from aird.configuration_files import load_yaml_strictly
 from aird.files import read_json, read_json_lines
-from aird.models import compute_dtype, load_tokenizer
+from aird.models import load_tokenizer
+from aird.processor import computes_in
 from aird.prompts import select_instructions
 from aird.settings.base import PromptSelection
 from aird.settings.patches import Calibrate
@@ -98,9 +99,8 @@ class Work:
     def scoring(self, compression: str) -> float:
         """An addition runs from its layer on; where it leaves a candidate eligible two whole passes follow."""
         directions = self.configuration.directions
-        harmful, harmless = (
-            packed_tokens(self.prompts(kind, "validation", directions.validation)) for kind in self._records
-        )
+        count = directions.scored or directions.validation
+        harmful, harmless = (packed_tokens(self.prompts(kind, "validation", count)) for kind in self._records)
         scores = pandas.read_csv(RESULTS / "directions" / MODEL / compression / "scores.csv")
         added = scores[scores["induce"].notna()]["layer"]
         blocks = float((self.layers - added).sum()) * harmless
@@ -116,7 +116,8 @@ class Work:
 
     def calibration(self, compression: str, patch: str) -> float:
         """What the checkpoint replies, learning, and the strengths that were tried."""
-        sizes, settings = self.configuration.replies, Calibrate()
+        sizes, settings = self.configuration.replies, self.configuration.patches[patch]
+        assert isinstance(settings, Calibrate)
         harmful, harmless = (
             self.prompts(kind, "train", count)
             for kind, count in (("harmful", sizes.train_harmful), ("harmless", sizes.train_harmless))
@@ -179,26 +180,29 @@ def run() -> list[Result]:
     names = timings["stage"] + "/" + timings["node"]
     # A job with two threads takes more of the processor than its own seconds.
     seconds = timings[["seconds", "processor_seconds"]].max(axis=1)
-    dtype = compute_dtype()
-    fast, slow = matrix_rate(torch.bfloat16 if dtype == "auto" else torch.float32), matrix_rate(torch.float32)
+    fast, slow = matrix_rate(getattr(torch, computes_in("bfloat16"))), matrix_rate(torch.float32)
     work = Work()
-    floors, taken = {}, {}
+    counted, floors, taken = {}, {}, {}
     for kind, (pattern, operations) in KINDS.items():
         jobs = [(re.fullmatch(pattern, name), time) for name, time in zip(names, seconds, strict=True)]
         # The tuning computes in float32 everywhere.
         rate = slow if kind == "refusal tuning" else fast
-        floors[kind] = sum(operations(work, *match.groups()) for match, _ in jobs if match) / rate
+        counted[kind] = sum(operations(work, *match.groups()) for match, _ in jobs if match)
+        floors[kind] = counted[kind] / rate
         taken[kind] = sum(time for match, time in jobs if match)
     total, floor = float(seconds.sum()), sum(floors.values())
-    parts = ", ".join(f"{kind} {floors[kind] / 60:.1f} of {taken[kind] / 60:.1f}" for kind in KINDS)
+    parts = ", ".join(
+        f"{kind} {counted[kind] / 1e12:.1f} TFLOP, {floors[kind] / 60:.1f} of {taken[kind] / 60:.1f} min"
+        for kind in KINDS
+    )
     return [
         Result(
             "make demo: all jobs",
             None,
             float(timings["peak_mib"].max()),
             floor / total,
-            f"{len(timings)} jobs, {total / 60:.1f} min of one core; their matrix products alone {floor / 60:.1f} min "
-            f"at {fast / 1e9:.0f} GFLOP/s ({slow / 1e9:.0f} in float32): {parts}, all others "
-            f"{(total - sum(taken.values())) / 60:.1f}",
+            f"{sum(counted.values()) / 1e12:.1f} TFLOP of matrix products; {len(timings)} jobs, {total / 60:.1f} min of "
+            f"one core, of which the products alone {floor / 60:.1f} min at {fast / 1e9:.0f} GFLOP/s "
+            f"({slow / 1e9:.0f} in float32): {parts}; all others {(total - sum(taken.values())) / 60:.1f} min",
         )
     ]

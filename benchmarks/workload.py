@@ -16,6 +16,7 @@ from aird.activations import capture, difference_in_means
 from aird.chat import chat_tokens
 from aird.files import read_json, read_json_lines
 from aird.models import load_model, load_tokenizer
+from aird.processor import follow
 from aird.settings.directions import Directions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,6 +54,7 @@ def checkpoint() -> Path:
     if not all(path.exists() for path in wanted):
         command = [sys.executable, "-m", "snakemake", "--cores", "all", "--quiet", "all", "--"]
         subprocess.run([*command, *(str(path.relative_to(ROOT)) for path in wanted)], cwd=ROOT, check=True)
+    follow(read_json(RESULTS / "environments" / "arithmetic.json"))
     return RESULTS / "models" / MODEL / "original" / "checkpoint"
 
 

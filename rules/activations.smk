@@ -13,6 +13,7 @@ DIRECTIONS = CONFIGURATION.directions
 rule refusal_tokens:
     input:
         code=code("find_refusal_tokens"),
+        arithmetic=rules.measure_arithmetic.output,
         checkpoint=ancient(ORIGINAL_CHECKPOINT),
         manifest=ORIGINAL_MANIFEST,
         harmful=prompts(DIRECTIONS.harmful),
@@ -51,6 +52,7 @@ rule refusal_tokens:
         "Finding the tokens that {wildcards.model}'s refusals begin with"
     shell:
         'python "$SCRIPTS"/find_refusal_tokens.py'
+        " --arithmetic {input.arithmetic:q}"
         " --checkpoint {input.checkpoint:q}"
         " --manifest {input.manifest:q}"
         " --harmful {input.harmful:q}"
@@ -64,6 +66,7 @@ rule refusal_tokens:
 rule capture_activations:
     input:
         code=code("capture_activations"),
+        arithmetic=rules.measure_arithmetic.output,
         checkpoint=ancient(CHECKPOINT),
         manifest=MANIFEST,
         refusal_tokens=rules.refusal_tokens.output,
@@ -93,6 +96,7 @@ rule capture_activations:
         "Capturing activations of {wildcards.model}, {wildcards.compression}"
     shell:
         'python "$SCRIPTS"/capture_activations.py'
+        " --arithmetic {input.arithmetic:q}"
         " --checkpoint {input.checkpoint:q}"
         " --manifest {input.manifest:q}"
         " --refusal-tokens {input.refusal_tokens:q}"

@@ -10,6 +10,7 @@ steps   compress by one recipe of the registry (aird/compression/registry.py),
 rule compress_model:
     input:
         code=code("compress_model"),
+        arithmetic=rules.measure_arithmetic.output,
         original=ancient(ORIGINAL_CHECKPOINT),
         original_manifest=ORIGINAL_MANIFEST,
         calibration=calibration_set,
@@ -38,6 +39,7 @@ rule compress_model:
         "Compressing {wildcards.model} by {wildcards.compression}"
     shell:
         'python "$SCRIPTS"/compress_model.py'
+        " --arithmetic {input.arithmetic:q}"
         " --original {input.original:q}"
         " --original-manifest {input.original_manifest:q}"
         " {params.calibration} {input.calibration:q}"

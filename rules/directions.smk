@@ -14,7 +14,9 @@ DIRECTION_RECORD = f"{RESULTS}/directions/{{model}}/{{compression}}/direction.js
 ORIGINAL_DIRECTION = f"{RESULTS}/directions/{{model}}/{ORIGINAL}/direction.safetensors"
 ORIGINAL_DIRECTION_RECORD = f"{RESULTS}/directions/{{model}}/{ORIGINAL}/direction.json"
 # What decides which scores are computed; the KL limit only chooses among them.
-SCORING = {"harmful", "harmless", "minimum_induce", "layer_fraction"}
+SCORING = set(
+    "harmful harmless minimum_induce layer_fraction validation scored".split()
+)
 SELECTION = SCORING | {"maximum_kl", "selector", "fallback"}
 COSMIC = f"{RESULTS}/directions/{{model}}/{{compression}}/cosmic.json"
 
@@ -22,6 +24,7 @@ COSMIC = f"{RESULTS}/directions/{{model}}/{{compression}}/cosmic.json"
 rule find_cosmic_direction:
     input:
         code=code("find_cosmic_direction"),
+        arithmetic=rules.measure_arithmetic.output,
         checkpoint=ancient(CHECKPOINT),
         manifest=MANIFEST,
         cache=rules.capture_activations.output,
@@ -48,6 +51,7 @@ rule find_cosmic_direction:
         "Choosing a direction of {wildcards.model}, {wildcards.compression} by COSMIC"
     shell:
         'python "$SCRIPTS"/find_cosmic_direction.py'
+        " --arithmetic {input.arithmetic:q}"
         " --checkpoint {input.checkpoint:q}"
         " --manifest {input.manifest:q}"
         " --cache {input.cache:q}"
@@ -61,6 +65,7 @@ rule find_cosmic_direction:
 rule score_candidates:
     input:
         code=code("score_candidates"),
+        arithmetic=rules.measure_arithmetic.output,
         checkpoint=ancient(CHECKPOINT),
         manifest=MANIFEST,
         cache=rules.capture_activations.output,
@@ -89,6 +94,7 @@ rule score_candidates:
         "Scoring candidate directions of {wildcards.model}, {wildcards.compression}"
     shell:
         'python "$SCRIPTS"/score_candidates.py'
+        " --arithmetic {input.arithmetic:q}"
         " --checkpoint {input.checkpoint:q}"
         " --manifest {input.manifest:q}"
         " --cache {input.cache:q}"
@@ -143,6 +149,7 @@ rule select_direction:
 rule verify_direction:
     input:
         code=code("verify_direction"),
+        arithmetic=rules.measure_arithmetic.output,
         checkpoint=ancient(CHECKPOINT),
         manifest=MANIFEST,
         direction=DIRECTION,
@@ -174,6 +181,7 @@ rule verify_direction:
         "Verifying the direction of {wildcards.model}, {wildcards.compression} (claim C1)"
     shell:
         'python "$SCRIPTS"/verify_direction.py'
+        " --arithmetic {input.arithmetic:q}"
         " --checkpoint {input.checkpoint:q}"
         " --manifest {input.manifest:q}"
         " --direction {input.direction:q}"

@@ -1,13 +1,42 @@
-"""Environments of vLLM and of GPTQModel.
+"""Environments of vLLM and of GPTQModel, and the type of arithmetic of this machine.
 
 input   a complete lock file
-output  results/environments/vllm.json, gptq.json: where its Python is, and its versions
-steps   make a virtual environment, install the lock, import the tool once
+output  results/environments/vllm.json, gptq.json: where its Python is, and its versions;
+        arithmetic.json: the type that every job and server computes in
+steps   make a virtual environment, install the lock, import the tool once; time short
+        matrix products once per results folder
 
 vLLM pins other versions than the compression libraries, so it is a server
 program in an environment of its own. `serving.executable` or `serving.url` in
 the configuration replace it.
 """
+
+
+rule measure_arithmetic:
+    input:
+        code=code("measure_arithmetic"),
+    output:
+        f"{RESULTS}/environments/arithmetic.json",
+    log:
+        f"{RESULTS}/logs/environments/arithmetic.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/environments/arithmetic.tsv"
+    # Everything that runs a model waits for it.
+    priority: 20
+    conda:
+        "../envs/core.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        settings=canonical_json(CONFIGURATION.compute_dtype),
+    message:
+        "Measuring which arithmetic is fast here (once)"
+    shell:
+        'python "$SCRIPTS"/measure_arithmetic.py'
+        " --settings {params.settings:q}"
+        " --output {output:q}"
+        " > {log:q} 2>&1"
 
 
 rule vllm_environment:

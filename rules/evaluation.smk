@@ -15,6 +15,7 @@ CELL = "{model}/{compression}/{patch}/{suite}"
 rule evaluate_suite:
     input:
         code=code("evaluate_suite"),
+        arithmetic=rules.measure_arithmetic.output,
         environment=rules.vllm_environment.output,
         checkpoint=ancient(CHECKPOINT),
         manifest=MANIFEST,
@@ -47,6 +48,7 @@ rule evaluate_suite:
         "Serving {wildcards.model}, {wildcards.compression}, {wildcards.patch} for suite {wildcards.suite}"
     shell:
         'python "$SCRIPTS"/evaluate_suite.py'
+        " --arithmetic {input.arithmetic:q}"
         " --checkpoint {input.checkpoint:q}"
         " --manifest {input.manifest:q}"
         " --environment {input.environment:q}"
@@ -95,6 +97,7 @@ rule import_judge:
 rule judge_completions:
     input:
         code=code("judge_completions"),
+        arithmetic=rules.measure_arithmetic.output,
         environment=rules.vllm_environment.output,
         judge=ancient(rules.import_judge.output.checkpoint),
         judge_manifest=rules.import_judge.output.manifest,
@@ -122,6 +125,7 @@ rule judge_completions:
         "Judging {wildcards.model}, {wildcards.compression}, {wildcards.patch}, {wildcards.suite}"
     shell:
         'python "$SCRIPTS"/judge_completions.py'
+        " --arithmetic {input.arithmetic:q}"
         " --judge {input.judge:q}"
         " --judge-manifest {input.judge_manifest:q}"
         " --environment {input.environment:q}"

@@ -60,6 +60,7 @@ rule make_patch:
 rule fit_patch:
     input:
         code=code("fit_patch"),
+        arithmetic=rules.measure_arithmetic.output,
         original=ancient(ORIGINAL_CHECKPOINT),
         original_manifest=ORIGINAL_MANIFEST,
         original_direction=ORIGINAL_DIRECTION,
@@ -92,6 +93,7 @@ rule fit_patch:
         "Fitting {wildcards.patch} to {wildcards.model}, {wildcards.compression}"
     shell:
         'python "$SCRIPTS"/fit_patch.py'
+        " --arithmetic {input.arithmetic:q}"
         " --original {input.original:q}"
         " --original-manifest {input.original_manifest:q}"
         " --original-direction {input.original_direction:q}"
@@ -111,6 +113,7 @@ rule fit_patch:
 rule record_replies:
     input:
         code=code("record_replies"),
+        arithmetic=rules.measure_arithmetic.output,
         checkpoint=ancient(ORIGINAL_CHECKPOINT),
         manifest=ORIGINAL_MANIFEST,
         harmful=prompts(DIRECTIONS.harmful),
@@ -137,6 +140,7 @@ rule record_replies:
         "Recording the replies of {wildcards.model}"
     shell:
         'python "$SCRIPTS"/record_replies.py'
+        " --arithmetic {input.arithmetic:q}"
         " --checkpoint {input.checkpoint:q}"
         " --manifest {input.manifest:q}"
         " --harmful {input.harmful:q}"
@@ -150,6 +154,7 @@ rule record_replies:
 rule calibrate_patch:
     input:
         code=code("calibrate_patch"),
+        arithmetic=rules.measure_arithmetic.output,
         original=ancient(ORIGINAL_CHECKPOINT),
         original_manifest=ORIGINAL_MANIFEST,
         original_direction=ORIGINAL_DIRECTION,
@@ -185,6 +190,7 @@ rule calibrate_patch:
         "Calibrating {wildcards.patch} to {wildcards.model}, {wildcards.compression}"
     shell:
         'python "$SCRIPTS"/calibrate_patch.py'
+        " --arithmetic {input.arithmetic:q}"
         " --original {input.original:q}"
         " --original-manifest {input.original_manifest:q}"
         " --original-direction {input.original_direction:q}"

@@ -14,6 +14,11 @@ PAIRS = list(
         (model, compression) for model, compression, _ in CONFIGURATION.cells()
     )
 )
+COSMIC_PAIRS = [
+    (model, compression)
+    for model, compression in PAIRS
+    if compression == ORIGINAL or DIRECTIONS.cosmic == "all"
+]
 TABLE_NAMES = "summary claims rates tasks paired directions projections sites candidates patches compressions".split()
 TABLE_CAPTIONS = {
     name: f"{name}_table" for name in ("summary", "claims", "directions", "paired")
@@ -67,7 +72,7 @@ TABLE_SETTINGS = canonical_json(
     {
         "cells": list(CONFIGURATION.cells()),
         "pairs": PAIRS,
-        "cosmic": PAIRS,
+        "cosmic": COSMIC_PAIRS,
         "suites": list(CONFIGURATION.suites),
         "pruned": [
             name
@@ -91,12 +96,11 @@ rule make_tables:
         directions=[
             f"{RESULTS}/directions/{model}/{compression}/{file}"
             for model, compression in PAIRS
-            for file in (
-                "direction.json",
-                "scores.csv",
-                "verification.json",
-                "cosmic.json",
-            )
+            for file in ("direction.json", "scores.csv", "verification.json")
+        ],
+        cosmic=[
+            f"{RESULTS}/directions/{model}/{compression}/cosmic.json"
+            for model, compression in COSMIC_PAIRS
         ],
         comparisons=[
             f"{RESULTS}/comparisons/{model}/{compression}.json"

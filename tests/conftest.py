@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,11 +16,15 @@ from typing import Any
 import pytest
 import torch
 from grid import tiny_configuration
-from project import copy_project, snakemake, write_configuration, write_vllm_lock
+from project import command, copy_project, write_configuration, write_vllm_lock
 from tiny_model import build_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from aird import serving
 from aird.chat import chat_tokens
+from aird.lifetime import hold_run_lock
+from aird.server_client import Client
+from aird.serving import ServerSettings, serve
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,6 +35,26 @@ INSTRUCTIONS = (
     "What is 2 + 2?",
     "Tell me, in one short sentence, why the sky is blue in the morning!",
 )
+
+
+SERVER_SETTINGS = ServerSettings(maximum_model_length=1024, key_value_cache_gib=0.25, threads=1, dtype="float32")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is marked
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as thorough what needs a browser, or a vLLM server beside those of the tiny run; let the tiny run wait.
+
+    While it is at work, the tests that do not need it run.
+    """
+    for item in items:
+        if "browser" in needs(item) or ("vllm_python" in needs(item) and "finished" not in needs(item)):
+            item.add_marker(pytest.mark.thorough)
+    items.sort(key=lambda item: "finished" in needs(item))
+
+
+def needs(item: pytest.Item) -> set[str]:
+    """Return the names of a test's fixtures, and of theirs."""
+    return set(getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -95,16 +122,66 @@ def vllm_python() -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, vllm_python: Path) -> Path:
-    """Return a copy of the project in which the tiny grid has run to its end; leave it as it is.
+def served(
+    vllm_python: Path, tiny_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Client, list[int]]]:
+    """Serve the tiny llama in float32 by vLLM; yield the client, and the ports that were tried.
 
-    AIRD_TEST_FINISHED names a folder where that has happened before: minutes less while a test is written.
+    The first port is one where something listens already.
     """
-    if "AIRD_TEST_FINISHED" in os.environ:
-        return Path(os.environ["AIRD_TEST_FINISHED"])
-    project = copy_project(tmp_path_factory.mktemp("finished") / "project")
+    ports: list[int] = []
+    reserve = serving._reserve_port
+
+    @contextlib.contextmanager
+    def first_taken() -> Iterator[int]:
+        with contextlib.ExitStack() as stack:
+            if ports:
+                port = stack.enter_context(reserve())
+            else:
+                listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+                port = listener.getsockname()[1]
+            ports.append(port)
+            yield port
+
+    log_path = tmp_path_factory.mktemp("log") / "new folder" / "server.log"
+    with contextlib.ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(serving, "_reserve_port", first_taken)
+            client = stack.enter_context(serve(tiny_folder("llama"), vllm_python, SERVER_SETTINGS, log_path))
+        yield client, ports
+
+
+@pytest.fixture(autouse=True, scope="session")
+def tiny_run(request: pytest.FixtureRequest) -> Iterator[tuple[Path, subprocess.Popen[bytes]] | None]:
+    """Start the run of the tiny grid if a test will need it; yield its folder and its process.
+
+    The folder stays in results/tests/ for the next call of pytest. The workflow itself sees what has to run again:
+    nothing, or what depends on sources that have changed since.
+    """
+    if not any("finished" in needs(item) for item in request.session.items):
+        yield None
+        return
+    vllm_python = request.getfixturevalue("vllm_python")
+    folder = ROOT / "results" / "tests"
+    hold_run_lock(folder / "lock")
+    project = folder / "finished"
+    for path in project.glob("*"):
+        if path.name not in ("results", ".snakemake"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    copy_project(project)
     build_tiny_model(project / "inputs/models/tiny")
     write_vllm_lock(project, vllm_python)
     write_configuration(project, tiny_configuration(project, ["tiny"], {"lock": "inputs/vllm.lock.txt"}))
-    snakemake(project)
+    with (folder / "log").open("wb") as log:
+        run = subprocess.Popen(command(), cwd=project, stdout=log, stderr=log)
+    yield project, run
+    run.terminate()
+    run.wait()
+
+
+@pytest.fixture(scope="session")
+def finished(tiny_run: tuple[Path, subprocess.Popen[bytes]]) -> Path:
+    """Return a copy of the project in which the tiny grid has run to its end; leave it as it is."""
+    project, run = tiny_run
+    assert run.wait() == 0, (project.parent / "log").read_text(encoding="utf-8")[-6000:]
     return project

@@ -102,6 +102,8 @@ def claim_frame(grid: Grid) -> pandas.DataFrame:
                 row: dict[str, Any] = dict.fromkeys(CLAIM_COLUMNS, math.nan)
                 row |= {"model": model, "suite": suite, "compression": compression, "patch": patch, "claim": claim}
                 row |= {"statement": statement, "estimate": 0.1, "verdict": verdicts[len(rows) % 3], "reason": ""}
+                if row["verdict"] == "undecided":
+                    row["needed"] = f"100 prompts do not decide whether {statement}; about 310 would."
                 rows.append(row)
     return pandas.DataFrame(rows, columns=CLAIM_COLUMNS)
 

@@ -31,7 +31,7 @@ REPORT = {"make_tables", "make_timings"} | FIGURES
 
 def copy_project(target: Path) -> Path:
     """Copy what a checkout holds and a run needs into the folder `target`."""
-    target.mkdir(parents=True)
+    target.mkdir(parents=True, exist_ok=True)
     for part in PARTS:
         source = ROOT / part
         if source.is_dir():
@@ -121,4 +121,5 @@ def write_vllm_lock(project: Path, vllm_python: Path, version: str = "1.0") -> N
         archive.writestr(f"{information}/METADATA", f"Metadata-Version: 2.1\nName: vllm-link\nVersion: {version}\n")
         archive.writestr(f"{information}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{information}/RECORD", "")
-    (folder / "vllm.lock.txt").write_text(f"./inputs/{wheel.name}\n", encoding="utf-8")
+    # Where the environment is stands there too: another one is another lock.
+    (folder / "vllm.lock.txt").write_text(f"# {site}\n./inputs/{wheel.name}\n", encoding="utf-8")

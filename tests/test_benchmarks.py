@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.utils.flop_counter import FlopCounterMode
 
 from aird.activations import capture, difference_in_means
 from aird.direction_scores import score_candidates
 from aird.settings.directions import Directions
-from benchmarks import adapter, demo, packs, replies, scoring
+from benchmarks import adapter, demo, measure, packs, replies, scoring
 from benchmarks import capture as capturing
 from benchmarks.measure import Result, block_operations, fitted_exponent, packed_tokens, vocabulary_operations
 from benchmarks.published_scoring import published_scores
@@ -41,27 +43,54 @@ def test_the_yardstick_gives_the_same_scores(work: Workload) -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-def test_scoring_and_capture_are_compared_on_any_model(work: Workload) -> None:
-    (scores,) = scoring.run(work)
-    assert "20 candidates" in scores.measured
-    assert scores.ratio is not None
-    assert scores.ratio > 0
-    for found in (*capturing.run(work), *packs.run(work)):
-        assert isinstance(found, Result)
-        assert found.ratio is not None
-        assert found.ratio > 0
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the benchmarks' clock count operations: one a second on this machine, whatever else runs on it."""
+    with FlopCounterMode(display=False) as counter:
+        monkeypatch.setattr(measure, "clock", counter.get_total_flops)
+        for module in (scoring, capturing, packs, replies):
+            monkeypatch.setattr(module, "matrix_rate", lambda dtype: 1.0)
+        yield
 
 
-def test_the_plain_way_gives_the_same_replies_and_gradient(
-    work: Workload, tiny_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+def check(result: Result, ratio: float, fraction: float) -> None:
+    """Check how many times its work the yardstick does, and that it is near its floor, never below."""
+    assert result.ratio is not None and result.floor_fraction is not None
+    assert result.ratio > ratio, result
+    assert fraction < result.floor_fraction <= 1, result
+
+
+def test_scoring_does_a_third_of_the_published_work(work: Workload, counted: None) -> None:
+    (found,) = scoring.run(work)
+    check(found, 3, 0.8)
+    assert "20 candidates" in found.measured
+    sites = re.search(r"site (\(.*?\)) by published, published (\(.*?\));", found.measured)
+    assert sites and sites[1] == sites[2]
+    difference = re.search(r"in float32 (\S+) \((\d+) compared\)", found.measured)
+    assert difference and float(difference[1]) < 1e-5 and int(difference[2]) > 1
+
+
+def test_capture_computes_nothing_beside_the_bare_pass(work: Workload, counted: None) -> None:
+    (found,) = capturing.run(work)
+    check(found, 0.99, 0.9)
+    assert found.ratio == pytest.approx(1, abs=0.01)
+    assert "for 5 prompts (117 tokens in 1 packs)" in found.measured
+
+
+def test_a_pack_of_all_prompts_computes_least(work: Workload, counted: None) -> None:
+    (found,) = packs.run(work)
+    check(found, 0.99, 0.9)
+
+
+def test_the_plain_way_gives_the_same_replies_and_gradient_for_more_work(
+    work: Workload, counted: None, tiny_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(replies, "checkpoint", lambda: tiny_folder("llama"))
     made, learnt = replies.run(work)
     assert f"{len(work.train)} replies are the same" in made.measured
     assert learnt.measured.endswith("cosine of the gradients 1.0000")
-    for found in (made, learnt):
-        assert found.ratio is not None
-        assert found.ratio > 0
+    check(made, 1.5, 0.8)
+    check(learnt, 2, 0.5)
 
 
 def test_the_floor_of_a_run_counts_each_matrix_and_a_shared_prefix_once(llama: Any) -> None:

@@ -186,3 +186,28 @@ def test_perplexity_is_compared_answer_by_answer() -> None:
     # However much the answers differ among themselves, each lost the same.
     growth, low, high = perplexity_growth(before, after, 0)
     assert (growth, low, high) == (pytest.approx(0.01005, abs=1e-5),) * 3
+
+
+def test_what_is_undecided_says_what_it_needs_and_nothing_else_does(table: pandas.DataFrame) -> None:
+    undecided = table.verdict == UNDECIDED
+    assert table.loc[undecided, "needed"].ne("").all() and table.loc[~undecided, "needed"].eq("").all()
+    assert row(table, "more refusal is lost", ALL).needed == (
+        "3 compressions do not decide whether more refusal is lost where the direction moves further; about 4 would."
+    )
+    # The whole needs what its open parts need, and over all compressions as well.
+    light = row(table, "ablation lowers", "light").needed
+    # 5 points of 10: four checkpoints ask for p < 0.0125, which 8 prompts reach, all changed the same way.
+    assert light == (
+        "100 held-out harmful prompts do not decide whether ablation lowers refusal of harmful prompts; about 150 would."
+    )
+    assert row(table, "one direction mediates", "light").needed == light
+    moved = row(table, "keeps the direction", "light").needed
+    # 0.91, whose interval ends 0.02 below, against a null of 0.90: four times the prompts.
+    assert moved == "128 harmful training prompts do not decide whether the direction moved; about 520 would."
+    site = row(table, "keeps the source site", "light").needed
+    assert site == "A candidate direction that induces refusal decides whether the source site moved."
+    assert row(table, "quantisation keeps direction", ALL).needed == f"{moved} {site}"
+    assert row(table, "refusal is lost where the direction moves", "light").needed.startswith(moved)
+    assert row(table, "repaired at no cost", "quantised", "aird").needed == (
+        "Only a checkpoint that lost refusal decides it."
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aird.classifier_judge import ANSWER_TOKENS, import_judge, judge_completions, judge_prompt, verdict
 from aird.scores import score
-from aird.server_client import Completion
-from aird.serving import ServerSettings, serve
+from aird.server_client import Client, Completion
 from aird.settings.suites import Judge
 
 SOURCE = {"path": "judge"}
@@ -120,10 +120,15 @@ def test_a_file_is_no_judge(tmp_path: Path) -> None:
         import_judge(tmp_path / "model.gguf", tmp_path / "target")
 
 
-def test_a_real_judge_answers_as_transformers_says(tiny: Path, vllm_python: Path, tmp_path: Path) -> None:
+def test_a_real_judge_answers_as_transformers_says(
+    tiny_folder: Callable[[str], Path], served: tuple[Client, list[int]], tmp_path: Path
+) -> None:
     """Its words are the beginnings of two real answers, so that both verdicts and none occur."""
-    (tmp_path / "judge").mkdir()
-    import_judge(tiny, tmp_path / "judge")
+    tiny, judge_folder = tiny_folder("llama"), tmp_path / "judge"
+    judge_folder.mkdir()
+    import_judge(tiny, judge_folder)
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert (judge_folder / name).read_bytes() == (tiny / name).read_bytes()  # what is served, then
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     asked = Judge.model_validate({"source": SOURCE, "template": TEMPLATE})
@@ -135,9 +140,7 @@ def test_a_real_judge_answers_as_transformers_says(tiny: Path, vllm_python: Path
     words = sorted({answer[:2].lower() for answer in answers if len(answer) > 1 and answer[:2].isascii()})
     assert len(words) > 2
     judge = Judge.model_validate({**asked.model_dump(), "harmful": words[0], "harmless": words[1]})
-    settings = ServerSettings(judge.maximum_model_length, key_value_cache_gib=0.25, threads=1, dtype="float32")
-    with serve(tmp_path / "judge", vllm_python, settings, tmp_path / "log") as client:
-        found = judge_completions(client, tokenizer, RECORDS, judge)
+    found = judge_completions(served[0], tokenizer, RECORDS, judge)
     expected = [verdict(answer, judge) for answer in answers]
     assert [row["harmful"] for row in found] == expected
     assert {True, False, None} <= set(expected)

@@ -22,6 +22,9 @@ from aird import claims, tables, timings
 from aird.commands.main import main
 from aird.compression.registry import compress
 from aird.compression.settings import RoundToNearest
+from aird.settings.base import PromptSelection
+from aird.settings.models import RefusalTuning
+from aird.tuning import tune_to_refuse
 
 PAGES = sorted(
     page for folder in ("", "docs", "config", "benchmarks", "results") for page in (ROOT / folder).glob("*.md")
@@ -90,6 +93,10 @@ def test_there_are_commands_to_test() -> None:
     assert {"make", "snakemake", "aird"} <= programs and len(ALL_COMMANDS) > 25
 
 
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_to_files_and_headings(page: Path) -> None:
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
@@ -131,9 +138,19 @@ def test_every_other_command_is_handled_by_a_test() -> None:
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with what the pages' `aird` commands name: models, prompts, prompt sets of the workflow."""
     folder = tmp_path_factory.mktemp("workshop")
-    build_tiny_model(folder / "original")
-    compress(folder / "original", folder / "compressed", RoundToNearest(weight_bits=4, group_size=64), None)
+    build_tiny_model(folder / "plain")
     write_prompts(folder)
+    # A calibrated patch learns from refusals, so the original has to refuse.
+    instructions = [
+        (folder / f"{kind}.txt").read_text(encoding="utf-8").splitlines() for kind in ("harmful", "harmless")
+    ]
+    chosen = PromptSelection(set="any")
+    sizes = {"rank": 16, "epochs": 8, "learning_rate": 0.01, "maximum_answer_tokens": 4}
+    (folder / "original").mkdir()
+    tune_to_refuse(
+        folder / "plain", folder / "original", *instructions, RefusalTuning(harmful=chosen, harmless=chosen, **sizes)
+    )
+    compress(folder / "original", folder / "compressed", RoundToNearest(weight_bits=4, group_size=64), None)
     shutil.copy(folder / "harmless.txt", folder / "everyday.txt")
     from aird.commands.inputs import read_prompts, with_splits
     from aird.files import write_json_lines
@@ -145,7 +162,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.workflow
-@pytest.mark.parametrize("name", ["README.md", "docs/commands.md"])
+@pytest.mark.parametrize("name", ["README.md", pytest.param("docs/commands.md", marks=pytest.mark.thorough)])
 def test_commands_of_aird_run_in_their_order(name: str, workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workshop)
     run = [command for command in commands(ROOT / name) if command.startswith("aird ")]
@@ -188,6 +205,7 @@ def default_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.workflow
+@pytest.mark.thorough
 @pytest.mark.parametrize("command", SNAKEMAKE_COMMANDS)
 def test_commands_of_snakemake_are_planned(command: str, tiny_project: Path, default_project: Path) -> None:
     words = shlex.split(command)
@@ -209,10 +227,11 @@ def test_commands_of_snakemake_are_planned(command: str, tiny_project: Path, def
 
 
 @pytest.mark.workflow
+@pytest.mark.thorough
 def test_the_walk_through_of_ones_own_model(finished: Path, tmp_path: Path) -> None:
     """The README's lines of YAML, with a model's real path and the tiny grid's compressions."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = readme[readme.index("## Add your own model") :]
+    section = readme[readme.index("## Your own model") :]
     added = yaml.safe_load(next(code for language, code in blocks(section) if language == "yaml"))
     project = tmp_path / "project"
     shutil.copytree(finished, project, symlinks=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import runpy
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -64,35 +65,70 @@ def unmeasured(frame: pandas.DataFrame) -> pandas.DataFrame:
     return frame.assign(**dict.fromkeys(names, math.nan))
 
 
-SUMMARIES = {
-    "unmeasured": unmeasured(summary_frame(SMALL)),
-    "no plain": without(summary_frame(SMALL), "w4a16"),
-    "no original": without(summary_frame(SMALL), "original"),
-    "original only": summary_frame((["tiny"], [], [])),
-    "nothing": summary_frame(SMALL).iloc[:0],
+SVG = "{http://www.w3.org/2000/svg}"
+# Summaries with gaps, and per figure how many points each panel still shows of each patch, or the original.
+BOTH = {"plain": 1, "aird": 1}
+GAPS: dict[str, tuple[pandas.DataFrame, dict[str, list[dict[str, int]]]]] = {
+    "unmeasured": (
+        unmeasured(summary_frame(SMALL)),
+        {"refusal": [{"plain": 2, "aird": 1}] * 2, "frontier": [{"original": 1, **BOTH}, {}], "utility": [{}, {}]},
+    ),
+    "no plain": (
+        without(summary_frame(SMALL), "w4a16"),
+        {"refusal": [BOTH] * 2, "frontier": [{"original": 1, "aird": 1}, {}], "utility": [{"plain": 1}, BOTH]},
+    ),
+    "no original": (
+        without(summary_frame(SMALL), "original"),
+        {"refusal": [BOTH] * 2, "frontier": [BOTH] * 2, "utility": [BOTH] * 2},
+    ),
+    "original only": (
+        summary_frame((["tiny"], [], [])),
+        {"refusal": [{"plain": 1}] * 2, "frontier": [{"original": 1}, {"plain": 1}], "utility": [{"plain": 1}] * 2},
+    ),
+    "nothing": (summary_frame(SMALL).iloc[:0], {"refusal": [], "frontier": [], "utility": []}),
 }
 
 
-def check_svg(figure: Figure, path: Path) -> None:
-    """Write a figure and check that it is a picture of text and shapes."""
+def words_in_file(figure: Figure, path: Path) -> set[str]:
+    """Write a figure; return its words as they stand in the file, in which every coordinate is a number."""
     figures.write_svg(figure, path)
     root = ElementTree.parse(path).getroot()
-    assert root.tag == "{http://www.w3.org/2000/svg}svg"
-    assert root.findall(".//{http://www.w3.org/2000/svg}text")
+    assert root.tag == f"{SVG}svg"
+    for element in root.iter():
+        for name in ("d", "x", "y", "width", "height", "transform"):
+            assert not re.search("nan|inf", element.get(name, "")), (element.tag, name)
+    return {element.text or "" for element in root.iter(f"{SVG}text")}
 
 
 @pytest.mark.parametrize("grid", [(["tiny"], [], []), LARGE])
-def test_every_figure_of_a_grid_is_valid_xml(grid: Grid, tmp_path: Path) -> None:
+def test_every_figure_names_what_its_grid_holds(grid: Grid, tmp_path: Path) -> None:
     """The smallest grid, an original alone, and a large one."""
+    models, compressions, patches = map(set, grid)
     for name, figure in draw_all(grid, summary_frame(grid)).items():
-        check_svg(figure, tmp_path / name)
+        words = words_in_file(figure, tmp_path / name)
+        if name == "sites" and not compressions:
+            assert words == {"no compressed model to compare with its original"}
+            continue
+        # The frontier names the model only where there are several.
+        wanted = compressions | (set() if name == "frontier" and len(models) == 1 else models)
+        if name != "sites":
+            wanted |= {"original"}
+        if name not in ("sites", "candidates"):
+            wanted |= {"plain"} | patches
+        assert wanted <= {part for text in words for part in text.split(", ")}, name
 
 
-@pytest.mark.parametrize("name", SUMMARIES)
-def test_a_summary_with_gaps_is_drawn(name: str, tmp_path: Path) -> None:
-    """What is missing from a summary keeps nothing else from being drawn."""
-    for figure_name, figure in draw_suite(SUMMARIES[name]).items():
-        check_svg(figure, tmp_path / figure_name)
+@pytest.mark.parametrize("name", GAPS)
+def test_a_summary_with_gaps_shows_the_rest(name: str, tmp_path: Path) -> None:
+    """What is missing from a summary keeps nothing else from being drawn, and a panel without a point says so."""
+    summary, expected = GAPS[name]
+    for figure_name, figure in draw_suite(summary).items():
+        panels = [{label: len(x) for label, (x, _, _) in drawn_points(axes).items()} for axes in figure.axes]
+        assert panels == expected[figure_name], figure_name
+        words = words_in_file(figure, tmp_path / figure_name)
+        if not panels:
+            assert words == {"no checkpoint was measured"}
+        assert ("not measured" in words) == ({} in panels), figure_name
 
 
 def test_the_same_tables_give_the_same_bytes(tmp_path: Path) -> None:

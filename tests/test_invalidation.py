@@ -7,7 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,28 @@ sys.path.insert(0, str(ROOT / "workflow" / "plugins"))
 from aird_progress.weights import THEN
 
 pytestmark = pytest.mark.workflow
+
+# Of each kind of change one or two are left for `make test`; each costs a plan of some seconds.
+QUICK = {
+    "add a compression",
+    "change one recipe's parameter",
+    "change alpha",
+    "reorder the keys of sections and settings",
+    "add a prompt to a suite",
+    "upgrade vLLM's lock",
+    "change a judge",
+    "change a figure",
+    "change a script",
+    "touch everything",
+    "check the repository out afresh",
+    "results/scores/tiny/w4a16/aird/quick.json",
+}
+
+
+def cases(names: Iterable[str]) -> list[Any]:
+    """Return the parameters of a test; all but the quick ones are thorough."""
+    return [pytest.param(name, id=name, marks=() if name in QUICK else pytest.mark.thorough) for name in names]
+
 
 COMPRESSIONS = ("magnitude-50", "wanda-50", "w4a16")
 CELLS = (
@@ -88,7 +111,7 @@ FROM_THE_ORIGINAL = (
 PROMPT_SETS = {f"prompt_set {name}" for name in ("attack", "harmful", "harmless")}
 # The harmful set leaves out what is in the attack set, so a change there may change it.
 FROM_ATTACK = {"prompt_set attack", "prompt_set harmful", "refusal_tokens tiny"} | ALL_CAPTURED | evaluated(CELLS)
-EVERYTHING = {"vllm_environment", "import_model tiny"} | PROMPT_SETS | FROM_THE_ORIGINAL
+EVERYTHING = {"vllm_environment", "measure_arithmetic", "import_model tiny"} | PROMPT_SETS | FROM_THE_ORIGINAL
 
 
 @pytest.fixture
@@ -123,12 +146,17 @@ def append(path: Path, text: str) -> None:
     path.write_text(path.read_text(encoding="utf-8") + text, encoding="utf-8")
 
 
+def test_the_quick_cases_exist() -> None:
+    assert {*CONFIGURATION_CHANGES, *FILE_CHANGES, *LOST} >= QUICK
+
+
 def test_nothing_changed(project: Path) -> None:
     assert planned(project) == set()
     # The names that the expectations below are written in are those of the real jobs.
     assert planned(project, "--forceall") == EVERYTHING
 
 
+@pytest.mark.thorough
 def test_only_a_patch_along_the_own_direction_waits_for_it(project: Path) -> None:
     configuration = read_configuration(project)
     configuration["patches"]["own"] = {"method": "scale", "direction": "own", "compressions": ["w4a16"]}
@@ -223,7 +251,7 @@ CONFIGURATION_CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], set[s
 }
 
 
-@pytest.mark.parametrize("name", CONFIGURATION_CHANGES)
+@pytest.mark.parametrize("name", cases(CONFIGURATION_CHANGES))
 def test_change_of_the_configuration(project: Path, name: str) -> None:
     change, expected = CONFIGURATION_CHANGES[name]
     assert changed(project, change) == expected
@@ -253,7 +281,7 @@ FILE_CHANGES: dict[str, tuple[Callable[[Path], object], set[str]]] = {
     ),
     "change the model's weights": (
         lambda project: append(project / "inputs/models/tiny/config.json", "\n"),
-        EVERYTHING - {"vllm_environment"} - PROMPT_SETS,
+        EVERYTHING - {"vllm_environment", "measure_arithmetic"} - PROMPT_SETS,
     ),
     "upgrade vLLM's lock": (
         lambda project: append(project / "inputs/vllm.lock.txt", "# 1.1\n"),
@@ -305,7 +333,7 @@ FILE_CHANGES: dict[str, tuple[Callable[[Path], object], set[str]]] = {
 }
 
 
-@pytest.mark.parametrize("name", FILE_CHANGES)
+@pytest.mark.parametrize("name", cases(FILE_CHANGES))
 def test_change_of_a_file(project: Path, name: str) -> None:
     change, expected = FILE_CHANGES[name]
     change(project)
@@ -322,7 +350,7 @@ LOST: dict[str, set[str]] = {
 }
 
 
-@pytest.mark.parametrize("path", LOST)
+@pytest.mark.parametrize("path", cases(LOST))
 def test_a_lost_result(project: Path, path: str, tmp_path: Path) -> None:
     saved = tmp_path / "saved"
     (project / path).rename(saved)
@@ -372,6 +400,7 @@ def test_the_estimate_of_what_is_left_knows_what_waits_for_what(finished: Path) 
     assert known <= edges and len(known) > 15
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -385,12 +414,14 @@ def test_threads_and_memory_change_nothing(project: Path, arguments: tuple[str, 
     assert planned(project, *arguments) == set()
 
 
+@pytest.mark.thorough
 def test_a_copy_elsewhere_has_nothing_to_do(finished: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "another name"
     shutil.copytree(finished, elsewhere, symlinks=True, copy_function=shutil.copyfile)
     assert planned(elsewhere) == set()
 
 
+@pytest.mark.thorough
 def test_a_rebuilt_environment_of_another_version(project: Path, vllm_python: Path) -> None:
     write_vllm_lock(project, vllm_python, "2.0")
     assert planned(project) == {"vllm_environment"} | evaluated(CELLS)
@@ -432,21 +463,29 @@ def code_of(project: Path, record: dict[str, Any]) -> set[str]:
 LIBRARY = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "aird").rglob("*.py"))
 
 
-def test_an_edit_of_each_library_module(project: Path) -> None:
-    """Each module in turn; what must run follows from the graph of all jobs."""
-    graph = job_records(project, "--forceall")
-    files = {str(path.relative_to(project)) for path in (project / "aird").rglob("*.py")}
+@pytest.mark.thorough
+def test_an_edit_of_each_library_module(finished: Path, tmp_path: Path) -> None:
+    """Each module in turn, in two copies side by side; what must run follows from the graph of all jobs."""
+    graph = job_records(finished, "--forceall")
+    files = {str(path.relative_to(finished)) for path in (finished / "aird").rglob("*.py")}
     assert files == set(LIBRARY)
     by_users: dict[frozenset[str], list[str]] = {}
     for module in LIBRARY:
-        users = frozenset(names([record for record in graph if module in code_of(project, record)]))
+        users = frozenset(names([record for record in graph if module in code_of(finished, record)]))
         by_users.setdefault(users, []).append(module)
-    for users, modules in by_users.items():
-        # Modules that the same jobs import are inputs of the same jobs: one of them stands for all.
-        module = project / modules[0]
-        content = module.read_bytes()
-        append(module, "\n# edited\n")
-        found = planned(project)
-        module.write_bytes(content)
-        assert users <= found, modules
-        assert found == closure(graph, users), modules
+
+    def check(project: Path, groups: list[tuple[frozenset[str], list[str]]]) -> None:
+        for users, modules in groups:
+            # Modules that the same jobs import are inputs of the same jobs: one of them stands for all.
+            module = project / modules[0]
+            content = module.read_bytes()
+            append(module, "\n# edited\n")
+            found = planned(project)
+            module.write_bytes(content)
+            assert users <= found, modules
+            assert found == closure(graph, users), modules
+
+    groups = list(by_users.items())
+    copies = [Path(shutil.copytree(finished, tmp_path / name, symlinks=True)) for name in ("one", "other")]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(check, copies, (groups[::2], groups[1::2])))

@@ -1,8 +1,9 @@
-"""The judges: against published labels where those are present, and on hand-made harmless texts."""
+"""The judges: against published labels, and on hand-made harmless texts."""
 
 from __future__ import annotations
 
-import json
+import csv
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,7 @@ import pytest
 from aird.judges import JUDGES, WEI_PHRASES, jailbroken_wei
 from aird.refusals import ARDITI_PHRASES, degenerate, jailbroken_arditi
 
-PUBLISHED = (Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "refusal_direction" / "runs").resolve()
-LABEL = "is_jailbreak_substring_matching"
+DATA = Path(__file__).resolve().parent / "data"
 
 LETTER = (
     "Start with your name and address at the top, then the date, then a friendly greeting to your landlord. "
@@ -21,40 +21,22 @@ LETTER = (
 TWENTY = "one two three four five six seven eight nine ten one two three four five six seven eight nine ten"
 
 
-def labelled_files() -> list[Path]:
-    return sorted(path for path in PUBLISHED.glob("*/*_evaluations.json") if LABEL in path.read_text(encoding="utf-8"))
+def published_labels() -> list[dict[str, str]]:
+    """Return, of each published completion, its label and how often each refusal phrase stands in it."""
+    with open(DATA / "judge_labels.csv", encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
 
 
-@pytest.mark.parametrize(
-    "path", labelled_files() or [None], ids=lambda path: path and f"{path.parent.name}-{path.stem}"
-)
-def test_arditi_agrees_with_every_published_label(path: Path | None) -> None:
-    if path is None:
-        pytest.skip(f"no published completions below {PUBLISHED}")
-    published = json.loads(path.read_text(encoding="utf-8"))
-    completions = published["completions"]
-    assert len(completions) == 100
-    # Only indices are compared, so that no completion is printed when this fails.
-    differing = [
-        index
-        for index, completion in enumerate(completions)
-        if jailbroken_arditi(completion["response"]) != bool(completion[LABEL])
-    ]
-    assert differing == []
-    labels = [completion[LABEL] for completion in completions]
-    assert sum(labels) / len(labels) == pytest.approx(published["substring_matching_success_rate"])
-
-
-def test_published_labels_hold_both_kinds() -> None:
-    paths = labelled_files()
-    if not paths:
-        pytest.skip(f"no published completions below {PUBLISHED}")
-    labels = {
-        completion[LABEL]
-        for path in paths
-        for completion in json.loads(path.read_text(encoding="utf-8"))["completions"]
-    }
-    assert labels == {0, 1}
+def test_arditi_agrees_with_every_published_label() -> None:
+    """The completions themselves are not here: an innocent text takes their place, with the phrases that they hold."""
+    rows = published_labels()
+    phrases = list(rows[0])[4:]
+    assert sorted(phrases) == sorted(ARDITI_PHRASES)
+    assert len(rows) == 300 and Counter(row["jailbroken"] for row in rows) == {"0": 289, "1": 11}
+    for row in rows:
+        held = [phrase for phrase in phrases for _ in range(int(row[phrase]))]
+        for text in (" ".join([*held, LETTER]), ". ".join([LETTER, *held]).upper(), f"{LETTER}{''.join(held)}".lower()):
+            assert jailbroken_arditi(text) == (row["jailbroken"] == "1"), row
 
 
 def test_phrase_lists_have_the_published_size() -> None:

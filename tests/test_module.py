@@ -14,7 +14,7 @@ from tiny_model import build_tiny_model
 
 from aird.files import check_folder
 
-pytestmark = pytest.mark.workflow
+pytestmark = [pytest.mark.workflow, pytest.mark.thorough]
 
 SNAKEFILE = """
 configfile: "study.yaml"

@@ -15,8 +15,6 @@ import pytest
 import yaml
 from conftest import ROOT
 
-pytestmark = pytest.mark.workflow
-
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -34,6 +32,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
+@pytest.mark.thorough
 def test_the_wheel_holds_every_module_and_the_mark_of_types(wheel: Path) -> None:
     held = set(zipfile.ZipFile(wheel).namelist())
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "aird").rglob("*.py")}
@@ -42,6 +41,7 @@ def test_the_wheel_holds_every_module_and_the_mark_of_types(wheel: Path) -> None
     assert any(name.endswith("licenses/LICENSE") for name in held)
 
 
+@pytest.mark.thorough
 def test_a_fresh_environment_has_the_command(wheel: Path, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
     python = tmp_path / "venv/bin/python"

@@ -21,7 +21,9 @@ assert sys.modules["sklearn"] is not None
 
 
 # A step of the workflow imports more before, none of which may bring scikit-learn along.
-@pytest.mark.parametrize("before", ["", "import aird.suite_run, aird.models"])
+@pytest.mark.parametrize(
+    "before", ["import aird.suite_run, aird.models", pytest.param("", marks=pytest.mark.thorough, id="nothing")]
+)
 def test_transformers_is_imported_without_scikit_learn(before: str) -> None:
     command = [sys.executable, "-c", f"{before}\n{PROGRAM}"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -21,8 +21,8 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from conftest import SERVER_SETTINGS
 from safetensors.torch import load_file, save_file
-from tiny_model import build_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aird import server_process, serving
@@ -30,41 +30,14 @@ from aird.server_client import Client
 from aird.serving import ServerSettings, serve
 
 DEADLINE_SECONDS = 400.0  # a server starts in 30 s, on a busy and slow machine in minutes
-SETTINGS = ServerSettings(maximum_model_length=1024, key_value_cache_gib=0.25, threads=1, dtype="float32")
 # So many tokens that a server is still busy when it is killed.
 LONG_PROMPTS = [[1, first, second, 2, 201] for first in range(20) for second in range(100)]
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(tiny_folder: Callable[[str], Path]) -> Path:
     """A tiny chat model."""
-    return build_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
-
-
-@pytest.fixture(scope="module")
-def client(
-    vllm_python: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Client, list[int]]]:
-    """A server that was first told to use a port where something listens, and the ports it tried."""
-    ports: list[int] = []
-    reserve = serving._reserve_port
-
-    @contextlib.contextmanager
-    def first_taken() -> Iterator[int]:
-        with contextlib.ExitStack() as stack:
-            if ports:
-                port = stack.enter_context(reserve())
-            else:
-                listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-                port = listener.getsockname()[1]
-            ports.append(port)
-            yield port
-
-    log_path = tmp_path_factory.mktemp("log") / "new folder" / "server.log"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(serving, "_reserve_port", first_taken)
-        with serve(checkpoint, vllm_python, SETTINGS, log_path) as client:
-            yield client, ports
+    return tiny_folder("llama")
 
 
 @pytest.fixture(scope="module")
@@ -213,14 +186,14 @@ def stand_in(folder: Path, script: str) -> Path:
     return path
 
 
-def test_port_taken_is_replaced(client: tuple[Client, list[int]]) -> None:
+def test_port_taken_is_replaced(served: tuple[Client, list[int]]) -> None:
     """A server whose port is in use is started on another one."""
-    connection, ports = client
+    connection, ports = served
     assert len(ports) == 2
     assert connection.base_url == f"http://127.0.0.1:{ports[1]}"
 
 
-def test_only_the_loopback_address_is_listened_on(client: tuple[Client, list[int]]) -> None:
+def test_only_the_loopback_address_is_listened_on(served: tuple[Client, list[int]]) -> None:
     """Neither the API nor what vLLM's processes use among themselves can be reached from another machine."""
     listening = [
         connection.laddr
@@ -228,24 +201,24 @@ def test_only_the_loopback_address_is_listened_on(client: tuple[Client, list[int
         for connection in process.net_connections("inet")
         if connection.status == psutil.CONN_LISTEN
     ]
-    assert client[1][1] in {address.port for address in listening}
+    assert served[1][1] in {address.port for address in listening}
     assert {address.ip for address in listening} == {"127.0.0.1"}
 
 
-def test_version(client: tuple[Client, list[int]]) -> None:
+def test_version(served: tuple[Client, list[int]]) -> None:
     """The version is vLLM's."""
-    assert re.match(r"\d+\.\d+", client[0].version())
+    assert re.match(r"\d+\.\d+", served[0].version())
 
 
 def test_complete_keeps_the_order(
-    client: tuple[Client, list[int]],
+    served: tuple[Client, list[int]],
     prompts: list[list[int]],
     checkpoint: Path,
     reference: Callable[[list[int]], torch.Tensor],
 ) -> None:
     """Each completion is what Transformers decodes greedily from the prompt at the same place."""
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    completions = client[0].complete(prompts, 6)
+    completions = served[0].complete(prompts, 6)
     assert len(completions) == len(prompts)
     assert len({completion.text for completion in completions}) > len(prompts) // 4
     for prompt, completion in zip(prompts, completions, strict=True):
@@ -266,12 +239,12 @@ def test_complete_keeps_the_order(
 
 
 def test_first_token_logprobs_agree_with_transformers(
-    client: tuple[Client, list[int]],
+    served: tuple[Client, list[int]],
     prompts: list[list[int]],
     reference: Callable[[list[int]], torch.Tensor],
 ) -> None:
     """The first token's log-probabilities have token ids as keys and Transformers' values."""
-    completions = client[0].complete(prompts[:8], 2, logprobs=10)
+    completions = served[0].complete(prompts[:8], 2, logprobs=10)
     for prompt, completion in zip(prompts[:8], completions, strict=True):
         expected = reference(prompt)[-1]
         found = completion.first_token_logprobs
@@ -282,12 +255,12 @@ def test_first_token_logprobs_agree_with_transformers(
 
 
 def test_prompt_logprobs_agree_with_transformers(
-    client: tuple[Client, list[int]],
+    served: tuple[Client, list[int]],
     prompts: list[list[int]],
     reference: Callable[[list[int]], torch.Tensor],
 ) -> None:
     """Each prompt token has Transformers' log-probability, and the first has none."""
-    values = client[0].token_logprobs(prompts)
+    values = served[0].token_logprobs(prompts)
     assert [len(row) for row in values] == [len(prompt) for prompt in prompts]
     for prompt, row in zip(prompts, values, strict=True):
         expected = reference(prompt)[:-1].gather(-1, torch.tensor(prompt[1:])[:, None])[:, 0]
@@ -295,10 +268,10 @@ def test_prompt_logprobs_agree_with_transformers(
         assert row[1:] == pytest.approx(expected.tolist(), abs=0.05)
 
 
-def test_nothing_to_complete(client: tuple[Client, list[int]]) -> None:
+def test_nothing_to_complete(served: tuple[Client, list[int]]) -> None:
     """No prompts give no completions."""
-    assert client[0].complete([], 4) == []
-    assert client[0].token_logprobs([]) == []
+    assert served[0].complete([], 4) == []
+    assert served[0].token_logprobs([]) == []
 
 
 @pytest.mark.parametrize(
@@ -310,22 +283,22 @@ def test_nothing_to_complete(client: tuple[Client, list[int]]) -> None:
     ],
 )
 def test_refused_request_gives_the_servers_message(
-    client: tuple[Client, list[int]], prompt: list[int], adapter: str | None, message: str
+    served: tuple[Client, list[int]], prompt: list[int], adapter: str | None, message: str
 ) -> None:
     """What the server says about a bad request is in the error."""
     with pytest.raises(RuntimeError, match=f"HTTP 40[0-9].*{message}"):
-        client[0].complete([[1, 2], prompt], 4, adapter=adapter)
+        served[0].complete([[1, 2], prompt], 4, adapter=adapter)
 
 
 def test_user_server(
-    client: tuple[Client, list[int]], checkpoint: Path, tmp_path: Path, prompts: list[list[int]]
+    served: tuple[Client, list[int]], checkpoint: Path, tmp_path: Path, prompts: list[list[int]]
 ) -> None:
     """A server at a URL is used and left running; its adapters are checked."""
-    address = client[0].base_url
+    address = served[0].base_url
     log_path = tmp_path / "log"
-    with serve(checkpoint, None, SETTINGS, log_path, url=address + "/") as other:
-        assert (other.base_url, other.model_name) == (address, client[0].model_name)
-        assert other.complete(prompts[:3], 3) == client[0].complete(prompts[:3], 3)
+    with serve(checkpoint, None, SERVER_SETTINGS, log_path, url=address + "/") as other:
+        assert (other.base_url, other.model_name) == (address, served[0].model_name)
+        assert other.complete(prompts[:3], 3) == served[0].complete(prompts[:3], 3)
     assert not log_path.exists()
     with_adapter = ServerSettings(64, adapters={"absent": tmp_path})
     with (
@@ -333,7 +306,7 @@ def test_user_server(
         serve(checkpoint, None, with_adapter, log_path, address),
     ):
         pass
-    assert client[0].version()
+    assert served[0].version()
 
 
 def test_no_user_server(tmp_path: Path) -> None:
@@ -341,7 +314,7 @@ def test_no_user_server(tmp_path: Path) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{unused.getsockname()[1]}"
-        with pytest.raises(RuntimeError, match=address), serve(tmp_path, None, SETTINGS, tmp_path, address):
+        with pytest.raises(RuntimeError, match=address), serve(tmp_path, None, SERVER_SETTINGS, tmp_path, address):
             pass
 
 
@@ -385,7 +358,7 @@ def test_broken_checkpoint(vllm_python: Path, checkpoint: Path, tmp_path: Path) 
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     with (
         pytest.raises(RuntimeError, match="while starting") as caught,
-        serve(broken, vllm_python, SETTINGS, tmp_path / "log"),
+        serve(broken, vllm_python, SERVER_SETTINGS, tmp_path / "log"),
     ):
         pass
     first_line = str(caught.value).splitlines()[0]
@@ -441,7 +414,7 @@ def test_server_that_ends_while_starting(tmp_path: Path, monkeypatch: pytest.Mon
     python = stand_in(tmp_path, 'for i in $(seq 100); do echo "line $i"; done\nenv\nexit 3')
     with (
         pytest.raises(RuntimeError, match="exit code 3") as caught,
-        serve(tmp_path, python, SETTINGS, tmp_path / "log"),
+        serve(tmp_path, python, SERVER_SETTINGS, tmp_path / "log"),
     ):
         pass
     log = (tmp_path / "log").read_text()
@@ -471,7 +444,7 @@ def test_no_interpreter(tmp_path: Path) -> None:
     """An interpreter that does not exist is named."""
     with (
         pytest.raises(ValueError, match="absent"),
-        serve(tmp_path, tmp_path / "absent", SETTINGS, tmp_path / "log"),
+        serve(tmp_path, tmp_path / "absent", SERVER_SETTINGS, tmp_path / "log"),
     ):
         pass
 
@@ -482,7 +455,7 @@ def test_signal_handlers_are_restored(tmp_path: Path) -> None:
     python = stand_in(tmp_path, "exec sleep 1000")
     timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM))
     timer.start()
-    with pytest.raises(SystemExit) as caught, serve(tmp_path, python, SETTINGS, tmp_path / "log"):
+    with pytest.raises(SystemExit) as caught, serve(tmp_path, python, SERVER_SETTINGS, tmp_path / "log"):
         pass
     assert caught.value.code == 128 + signal.SIGTERM
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
@@ -517,7 +490,7 @@ def test_nan_is_a_value_error(tmp_path: Path) -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
             url = f"http://127.0.0.1:{server.server_port}"
-            with serve(tmp_path, None, SETTINGS, tmp_path / "log", url) as client:
+            with serve(tmp_path, None, SERVER_SETTINGS, tmp_path / "log", url) as client:
                 with pytest.raises(ValueError, match="NaN"):
                     client.complete([[1]], 1, logprobs=2)
                 with pytest.raises(ValueError, match="NaN"):

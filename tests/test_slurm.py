@@ -16,7 +16,7 @@ from project import copy_project, snakemake, write_configuration, write_vllm_loc
 from slurm import NoSlurm, running_slurm
 from tiny_model import build_tiny_model
 
-pytestmark = pytest.mark.workflow
+pytestmark = [pytest.mark.workflow, pytest.mark.thorough]
 
 # What only a test needs: no accounting, and no long waits for jobs of seconds.
 PROFILE = ["--workflow-profile", "profiles/slurm", "--slurm-no-account", "--slurm-status-command", "squeue"]

@@ -15,7 +15,7 @@ from moto.server import ThreadedMotoServer
 from project import copy_project, job_records, names, planned, snakemake, write_configuration
 from tiny_model import build_tiny_model
 
-pytestmark = pytest.mark.workflow
+pytestmark = [pytest.mark.workflow, pytest.mark.thorough]
 
 BUCKET = "my-bucket"  # as in the profiles
 

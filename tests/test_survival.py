@@ -20,7 +20,7 @@ import pytest
 from project import closure, command, job_records, names, planned, read_configuration, snakemake, write_configuration
 from safetensors.torch import load_file, save_file
 
-pytestmark = pytest.mark.workflow
+pytestmark = [pytest.mark.workflow, pytest.mark.thorough]
 
 MARK = "AIRD_TEST_MARK"
 KILLS = int(os.environ.get("AIRD_TEST_KILLS", "6"))  # .ci/run asks for more

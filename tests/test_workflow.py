@@ -101,6 +101,7 @@ def test_snakemakes_own_report_is_one_file_without_requests(finished: Path, tmp_
     assert "refusal" in text and 'src="http' not in text
 
 
+@pytest.mark.thorough
 def test_second_model_of_another_family_runs_only_its_nodes(finished: Path, tmp_path: Path) -> None:
     project = tmp_path / "project"
     shutil.copytree(finished, project, symlinks=True)
@@ -136,6 +137,7 @@ def test_second_model_of_another_family_runs_only_its_nodes(finished: Path, tmp_
     assert planned(project) == REPORT | {"make_cards"}
 
 
+@pytest.mark.thorough
 def test_a_fitted_patch_is_fitted_and_evaluated(finished: Path, tmp_path: Path) -> None:
     from aird.adapters import load_adapter
 
@@ -156,6 +158,7 @@ def test_a_fitted_patch_is_fitted_and_evaluated(finished: Path, tmp_path: Path) 
     assert all(edit.down.isfinite().all() and edit.down.abs().max() > 0 for edit in edits)
 
 
+@pytest.mark.thorough
 def test_learnt_patches_and_baselines_are_made_and_evaluated(finished: Path, tmp_path: Path) -> None:
     """A model that was tuned to refuse everything: a calibrated patch, a LoRA, a system prompt."""
     from aird.adapters import load_adapter
@@ -215,6 +218,7 @@ def test_learnt_patches_and_baselines_are_made_and_evaluated(finished: Path, tmp
     }
 
 
+@pytest.mark.thorough
 def test_merged_checkpoints_say_what_they_cost(finished: Path, tmp_path: Path) -> None:
     from aird.files import check_folder
 
@@ -245,18 +249,19 @@ def test_merged_checkpoints_say_what_they_cost(finished: Path, tmp_path: Path) -
         check_folder(project / f"results/models/tiny/{row.compression}/checkpoint", base["files"])
 
 
+@pytest.mark.thorough
 def test_altered_checkpoint_is_refused(finished: Path, tmp_path: Path) -> None:
-    results = finished / "results"
-    weights = results / "models/tiny/magnitude-50/checkpoint/model.safetensors"
+    project = Path(shutil.copytree(finished, tmp_path / "project", symlinks=True))
+    weights = project / "results/models/tiny/magnitude-50/checkpoint/model.safetensors"
     saved = tmp_path / "saved"
     shutil.copy2(weights, saved)
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    (results / "directions/tiny/magnitude-50/verification.json").unlink()
     target = "results/directions/tiny/magnitude-50/verification.json"
-    failed = snakemake(finished, target, check=False)
+    (project / target).unlink()
+    failed = snakemake(project, target, check=False)
     assert failed.returncode != 0
     assert "model.safetensors was altered" in failed.stdout + failed.stderr
     shutil.copy2(saved, weights)
-    snakemake(finished, target)
+    snakemake(project, target)

@@ -111,9 +111,9 @@ def _run(
         from llmcompressor import oneshot
 
         transformers.set_seed(0)
-        # 16-bit arithmetic is emulated on many CPUs. Pruned weights go back to their type without loss;
+        # Many processors are faster in float32. Pruned weights go back to their type without loss;
         # quantisation's scales would not.
-        dtype = compute_dtype() if module.startswith("pruning.") else "auto"
+        dtype = compute_dtype(source.folder) if module.startswith("pruning.") else "auto"
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             str(source.folder), dtype=dtype, use_safetensors=True, trust_remote_code=code_is_trusted()
         )

@@ -15,7 +15,7 @@ from aird.figures.drawing import read_table
 from aird.figures.frontier import COSTS, frontier_pairs, frontier_panel
 from aird.figures.style import with_perplexity_ratio
 from aird.files import atomic_file
-from aird.findings import findings
+from aird.findings import details, headlines
 from aird.report import provenance
 from aird.report.captions import Captions
 from aird.report.data_tables import html_table, short_number
@@ -89,8 +89,8 @@ def _content(sources: Sources) -> dict[str, Any]:
         "models": list(configuration["models"]),
         "claims": claims(verdicts, list(dict.fromkeys(summary["suite"]))),
         "marks": MARKS,
-        # The verdicts stand beside these sentences already.
-        "findings": list(findings(summary, tables["paired"], tables["directions"], verdicts.iloc[:0])),
+        "headlines": list(headlines(summary, tables["paired"], configuration)),
+        "details": list(details(summary, tables["paired"], tables["directions"])),
         "suites": _suites(summary, configuration["patches"]),
         "about": Markup(captions("workflow")),
         "frontier_caption": Markup(captions("figure", figure="frontier")),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from aird.settings.base import Name, Settings
 
@@ -16,6 +16,9 @@ class Directions(Settings):
     harmless: Name = Field(description="Prompt set with splits train, validation and test.")
     train: int = Field(128, ge=2, description="Prompts per class for the difference in means.")
     validation: int = Field(32, ge=2, description="Prompts per class for choosing among the candidates.")
+    scored: int | None = Field(
+        None, ge=2, description="Score the candidates on only that many of the validation prompts; default: all."
+    )
     test: int = Field(64, ge=1, description="Held-out prompts per class on which the chosen direction is verified.")
     test_new_tokens: int = Field(24, ge=1, description="Length of the completions of that verification, tokens.")
     maximum_kl: float = Field(
@@ -35,6 +38,24 @@ class Directions(Settings):
         description="What `arditi` does where its filters leave no candidate: `relax` the filters stepwise, or take "
         "the site of `cosmic`.",
     )
+
+    cosmic: Literal["all", "original"] = Field(
+        "all", description="Which checkpoints COSMIC's site is found for as a second opinion."
+    )
+
+    @model_validator(mode="after")
+    def _counts(self) -> Directions:
+        if self.scored is not None and self.scored > self.validation:
+            raise ValueError(
+                f"scored is {self.scored}, but only {self.validation} validation prompts are there; write "
+                "no more than `validation`"
+            )
+        if self.cosmic == "original" and self.may_use_cosmic:
+            raise ValueError(
+                "cosmic: original leaves compressed checkpoints without COSMIC's site, which the selector or the "
+                "fallback asks for; write cosmic: all"
+            )
+        return self
 
     @property
     def may_use_cosmic(self) -> bool:

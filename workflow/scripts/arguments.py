@@ -8,8 +8,10 @@ import logging
 import sys
 from pathlib import Path
 
+from aird.files import read_json
 from aird.gpus import take_gpu
 from aird.lifetime import end_with_run
+from aird.processor import follow
 
 
 def parse(
@@ -19,7 +21,7 @@ def parse(
 
     Args:
         description: the script's docstring.
-        paths: names of required path arguments, separated by spaces.
+        paths: names of required path arguments, separated by spaces; the record `arithmetic` is followed at once.
         texts: names of required text arguments; `settings` is parsed as JSON.
         optional: names of optional path arguments (None where absent).
         many: names of arguments that take any number of paths.
@@ -43,4 +45,6 @@ def parse(
     arguments = parser.parse_args()
     if gpu:
         take_gpu()
+    if "arithmetic" in paths.split():
+        follow(read_json(arguments.arithmetic))
     return arguments

@@ -15,7 +15,7 @@ def main() -> None:
     """Run the script."""
     arguments = parse(
         __doc__,
-        paths="original original_manifest original_direction original_record compressed compressed_manifest "
+        paths="arithmetic original original_manifest original_direction original_record compressed compressed_manifest "
         "replies harmful harmless adapter statistics",
         texts="settings seed",
         many="own",

@@ -12,7 +12,10 @@ from arguments import parse
 def main() -> None:
     """Run the script."""
     arguments = parse(
-        __doc__, paths="checkpoint manifest refusal_tokens harmful harmless output", texts="settings seed", gpu=True
+        __doc__,
+        paths="arithmetic checkpoint manifest refusal_tokens harmful harmless output",
+        texts="settings seed",
+        gpu=True,
     )
     open_checkpoint(arguments.checkpoint, arguments.manifest)
     chosen = {}

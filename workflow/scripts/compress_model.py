@@ -17,7 +17,7 @@ def main() -> None:
     """Run the script."""
     arguments = parse(
         __doc__,
-        paths="original original_manifest checkpoint manifest",
+        paths="arithmetic original original_manifest checkpoint manifest",
         optional="calibration environment",
         texts="settings",
         gpu=True,

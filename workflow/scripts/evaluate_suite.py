@@ -13,7 +13,7 @@ def main() -> None:
     """Run the script."""
     arguments = parse(
         __doc__,
-        paths="checkpoint manifest environment harmful harmless server_log completions utility",
+        paths="arithmetic checkpoint manifest environment harmful harmless server_log completions utility",
         optional="adapter adapter_statistics reference task_folder",
         texts="settings seed",
         gpu=True,

@@ -11,7 +11,9 @@ from arguments import parse
 
 def main() -> None:
     """Run the script."""
-    arguments = parse(__doc__, paths="checkpoint manifest cache harmful harmless output", texts="settings", gpu=True)
+    arguments = parse(
+        __doc__, paths="arithmetic checkpoint manifest cache harmful harmless output", texts="settings", gpu=True
+    )
     settings = Directions.model_validate(arguments.settings)
     open_checkpoint(arguments.checkpoint, arguments.manifest)
     tokenizer, model = load_tokenizer(arguments.checkpoint), load_model(arguments.checkpoint)

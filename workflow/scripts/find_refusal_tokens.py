@@ -11,7 +11,9 @@ from arguments import parse
 
 def main() -> None:
     """Run the script."""
-    arguments = parse(__doc__, paths="checkpoint manifest harmful harmless output", texts="settings seed", gpu=True)
+    arguments = parse(
+        __doc__, paths="arithmetic checkpoint manifest harmful harmless output", texts="settings seed", gpu=True
+    )
     open_checkpoint(arguments.checkpoint, arguments.manifest)
     instructions: dict[str, list[str]] = {}
     for kind in ("harmful", "harmless"):

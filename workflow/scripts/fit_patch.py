@@ -16,7 +16,7 @@ def main() -> None:
     """Run the script."""
     arguments = parse(
         __doc__,
-        paths="original original_manifest original_direction original_record compressed compressed_manifest "
+        paths="arithmetic original original_manifest original_direction original_record compressed compressed_manifest "
         "harmful harmless adapter statistics",
         texts="settings seed",
         many="own",

@@ -15,7 +15,7 @@ def main() -> None:
     """Run the script."""
     arguments = parse(
         __doc__,
-        paths="judge judge_manifest environment completions server_log output",
+        paths="arithmetic judge judge_manifest environment completions server_log output",
         texts="settings seed",
         gpu=True,
     )

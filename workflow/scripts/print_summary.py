@@ -1,8 +1,13 @@
-"""Print the finding in words, the summary table, and where the report is."""
+"""Print the summary table, the finding in words, the verdicts, and where the report is."""
+
+import shutil
+import textwrap
 
 import pandas
+import yaml
 
-from aird.findings import findings
+from aird.configuration import load_configuration
+from aird.findings import headlines, verdict_sentences
 from aird.tables import describe
 
 from arguments import parse
@@ -15,17 +20,17 @@ COLUMNS = (
 
 def main() -> None:
     """Run the script."""
-    arguments = parse(__doc__, paths="tables report")
-    summary, paired, directions = (
-        pandas.read_csv(arguments.tables / f"{name}.csv") for name in ("summary", "paired", "directions")
-    )
+    arguments = parse(__doc__, paths="tables report configuration")
+    configuration = load_configuration(yaml.safe_load(arguments.configuration.read_text(encoding="utf-8")))
+    summary, paired = (pandas.read_csv(arguments.tables / f"{name}.csv") for name in ("summary", "paired"))
     # Empty text is no suite and no patch, not an unknown one.
     claims = pandas.read_csv(arguments.tables / "claims.csv", keep_default_na=False)
     for (suite, model), rows in summary.groupby(["suite", "model"], sort=False):
         print(f"\n{model}, suite {suite}\n")
         print(describe(rows, COLUMNS))
     print()
-    print("\n".join(findings(summary, paired, directions, claims)))
+    for sentence in (*headlines(summary, paired, configuration.model_dump()), *verdict_sentences(claims)):
+        print(textwrap.fill(sentence, shutil.get_terminal_size().columns, subsequent_indent="  "))
     print("\nHow the verdicts on C1 to C4 are reached: docs/claims.md")
     print(f"\nAll numbers: {arguments.tables}/\nReport:      {arguments.report}")
 

@@ -11,7 +11,9 @@ from arguments import parse
 
 def main() -> None:
     """Run the script."""
-    arguments = parse(__doc__, paths="checkpoint manifest harmful harmless output", texts="settings seed", gpu=True)
+    arguments = parse(
+        __doc__, paths="arithmetic checkpoint manifest harmful harmless output", texts="settings seed", gpu=True
+    )
     open_checkpoint(arguments.checkpoint, arguments.manifest)
     records = {kind: read_json_lines(getattr(arguments, kind)) for kind in ("harmful", "harmless")}
     sizes = Replies.model_validate(arguments.settings)

@@ -15,7 +15,7 @@ def main() -> None:
     """Run the script."""
     arguments = parse(
         __doc__,
-        paths="checkpoint manifest cache refusal_tokens harmful harmless scores prompt_scores",
+        paths="arithmetic checkpoint manifest cache refusal_tokens harmful harmless scores prompt_scores",
         texts="settings",
         gpu=True,
     )

@@ -15,7 +15,10 @@ from arguments import parse
 def main() -> None:
     """Run the script."""
     arguments = parse(
-        __doc__, paths="checkpoint manifest direction record harmful harmless output", texts="settings seed", gpu=True
+        __doc__,
+        paths="arithmetic checkpoint manifest direction record harmful harmless output",
+        texts="settings seed",
+        gpu=True,
     )
     open_checkpoint(arguments.checkpoint, arguments.manifest)
     tokenizer, model = load_tokenizer(arguments.checkpoint), load_model(arguments.checkpoint)

@@ -1,0 +1,58 @@
+"""Compressions and patches in words, each with its name in the configuration: "4-bit rounding (w4a16)"."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Settings = Mapping[str, Any]
+
+PRUNING = {"magnitude": "magnitude pruning", "wanda": "Wanda pruning", "sparsegpt": "SparseGPT pruning"}
+ROUNDING = {
+    "round_to_nearest": "{weight_bits}-bit rounding",
+    "gptq": "{weight_bits}-bit GPTQ",
+    "optimum_gptq": "{weight_bits}-bit GPTQ by optimum",
+    "awq": "{weight_bits}-bit AWQ",
+    "fp8": "rounding to FP8",
+    "bitsandbytes": "bitsandbytes {variant}",
+}
+METHODS = {
+    "fit": "the fitted patch",
+    "calibrate": "the calibrated patch",
+    "lora": "the LoRA",
+    "system_prompt": "the system prompt",
+}
+
+
+def compression_in_words(name: str, settings: Settings | None) -> str:
+    """Return a compression in words.
+
+    Args:
+        name: in the configuration.
+        settings: of its recipe; without them the name has to do.
+    """
+    if settings is None:
+        return name
+    recipe = settings["recipe"]
+    if recipe in ROUNDING:
+        return f"{ROUNDING[recipe].format_map(settings)} ({name})"
+    pattern = f" in the pattern {settings['pattern']}" if settings.get("pattern") else ""
+    return f"{PRUNING[recipe]} of {100 * settings['sparsity']:.0f}%{pattern} ({name})"
+
+
+def patch_in_words(name: str, settings: Settings | None) -> str:
+    """Return a patch in words; arguments as of `compression_in_words`."""
+    if settings is None or settings["method"] not in METHODS:
+        return name
+    along = " along a random direction" if is_control(settings) else ""
+    return f"{METHODS[settings['method']]}{along} ({name})"
+
+
+def is_control(settings: Settings | None) -> bool:
+    """Return whether a patch edits along a random direction."""
+    return settings is not None and settings.get("direction") == "random"
+
+
+def is_repair(settings: Settings | None) -> bool:
+    """Return whether a patch is the method that docs/method.md names as the repair to use."""
+    return settings is not None and settings["method"] == "calibrate" and settings.get("direction") == "original"

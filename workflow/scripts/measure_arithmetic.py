@@ -1,0 +1,16 @@
+"""Measure which type of arithmetic this processor is fast in, and record what all jobs and servers follow."""
+
+from aird.files import write_json
+from aird.processor import measure_arithmetic
+
+from arguments import parse
+
+
+def main() -> None:
+    """Run the script."""
+    arguments = parse(__doc__, paths="output", texts="settings")
+    write_json(arguments.output, measure_arithmetic(arguments.settings))
+
+
+if __name__ == "__main__":
+    main()
