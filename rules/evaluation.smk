@@ -33,6 +33,8 @@ rule evaluate_suite:
         server=f"{RESULTS}/logs/evaluation/{CELL}.server.log",
     benchmark:
         f"{RESULTS}/benchmarks/evaluation/{CELL}.tsv"
+    # As urgent as the directions: its numbers are the first findings, and it waits for little.
+    priority: 10
     conda:
         "../envs/core.yaml"
     threads: THREADS
@@ -149,6 +151,8 @@ rule score_completions:
         f"{RESULTS}/logs/scores/{CELL}.log",
     benchmark:
         f"{RESULTS}/benchmarks/scores/{CELL}.tsv"
+    # A second's work that somebody waits for: a run tells the rates as soon as they are counted.
+    priority: 20
     conda:
         "../envs/core.yaml"
     resources:
