@@ -201,8 +201,8 @@ def run() -> list[Result]:
             None,
             float(timings["peak_mib"].max()),
             floor / total,
-            f"{sum(counted.values()) / 1e12:.1f} TFLOP of matrix products; {len(timings)} jobs, {total / 60:.1f} min of "
-            f"one core, of which the products alone {floor / 60:.1f} min at {fast / 1e9:.0f} GFLOP/s "
+            f"{sum(counted.values()) / 1e12:.1f} TFLOP of matrix products; {len(timings)} jobs, {total / 60:.1f} min "
+            f"of one core, of which the products alone {floor / 60:.1f} min at {fast / 1e9:.0f} GFLOP/s "
             f"({slow / 1e9:.0f} in float32): {parts}; all others {(total - sum(taken.values())) / 60:.1f} min",
         )
     ]

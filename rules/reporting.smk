@@ -299,6 +299,7 @@ rule make_report:
             for model, compression in PAIRS
         ],
         records=rules.vllm_environment.output,
+        arithmetic=rules.measure_arithmetic.output,
         locks=sources([os.path.relpath(PROJECT / "envs" / "core.lock.txt")])
         + vllm_lock(),
     output:
@@ -325,6 +326,7 @@ rule make_report:
         " --captions {input.captions:q}"
         " --manifests {input.manifests:q}"
         " --records {input.records:q}"
+        " --arithmetic {input.arithmetic:q}"
         " --locks {input.locks:q}"
         " --command {params.command:q}"
         " --settings {params.settings:q}"

@@ -42,6 +42,12 @@ CONFIGURATION = {
     "patches": PATCHES,
     "suites": {"safety": {"tasks": ["counting"]}},
 }
+ARITHMETIC = {
+    "compute_dtype": "measured",
+    "processor": "A processor of 2026",
+    "gigaflops": {"bfloat16": 70.1, "float32": 126.4},
+    "computes_in": {"bfloat16": "float32", "float32": "float32"},
+}
 TIMINGS = "stage,node,seconds,processor_seconds,peak_mib\n"
 
 
@@ -57,6 +63,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
     manifest = folder / "models/tiny/w4a16/manifest.json"
     write_json(manifest, {"files": {"model.safetensors": "cd" * 32, "config.json": "ef" * 32}})
     write_json(folder / "vllm.json", {"versions": {"vllm": "1.2.3"}})
+    write_json(folder / "arithmetic.json", ARITHMETIC)
     lock = folder / "core.lock.txt"
     lock.write_text("torch==1.0\n", encoding="utf-8")
     timings = folder / "tables" / "timings.csv"
@@ -68,6 +75,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
         captions=CAPTIONS,
         manifests=[manifest],
         records=[folder / "vllm.json"],
+        arithmetic=folder / "arithmetic.json",
         locks=[lock],
         configuration=CONFIGURATION,
         command="snakemake --cores all",
@@ -90,6 +98,7 @@ def test_it_says_where_the_numbers_come_from(report: Path) -> None:
         "attack and more, joined",
     ]
     expected += ["cd" * 32, "1.2.3", "core.lock.txt", "snakemake --cores all", "1:30 min", "round_to_nearest"]
+    expected += ["A processor of 2026", "bfloat16 70, float32 126", "bfloat16 in float32"]
     assert [part for part in expected if part not in text] == []
 
 

@@ -40,6 +40,7 @@ class Sources:
         captions: the texts beside them.
         manifests: of the checkpoints.
         records: of the served checkpoints; they name versions.
+        arithmetic: the record of the type that the run computed in.
         locks: of the environments.
         configuration: as checked, defaults included.
         command: what makes all this again.
@@ -51,6 +52,7 @@ class Sources:
     captions: Sequence[Path]
     manifests: Sequence[Path]
     records: Sequence[Path]
+    arithmetic: Path
     locks: Sequence[Path]
     configuration: Mapping[str, Any]
     command: str
@@ -112,6 +114,7 @@ def _content(sources: Sources) -> dict[str, Any]:
             "Settings": provenance.settings_rows(configuration),
             "Versions": provenance.versions(sources.records),
             "Locks, SHA-256": provenance.locks(sources.locks),
+            "Arithmetic on a processor": provenance.arithmetic(sources.arithmetic),
             "Machine that wrote this page": provenance.machine(),
         },
         "command": sources.command,

@@ -65,6 +65,18 @@ def locks(files: Iterable[Path]) -> list[Row]:
     return [(path.name, sha256_of(path)) for path in files]
 
 
+def arithmetic(record: Path) -> list[Row]:
+    """Return what was measured and chosen for the run's arithmetic (aird/processor.py)."""
+    found = read_json(record)
+    speeds = ", ".join(f"{name} {speed:.0f}" for name, speed in found["gigaflops"].items())
+    types = ", ".join(f"{stored} in {computed}" for stored, computed in found["computes_in"].items())
+    return [
+        ("processor", found["processor"]),
+        ("GFLOP/s of one core", speeds),
+        (f"checkpoints are computed (compute_dtype: {found['compute_dtype']})", types),
+    ]
+
+
 def machine() -> list[Row]:
     """Return what this machine computes with; no name and no address of it."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30

@@ -8,10 +8,11 @@ from arguments import parse
 def main() -> None:
     """Run the script."""
     files = "tables figures captions manifests records locks"
-    arguments = parse(__doc__, paths="timings output", texts="settings command", many=files)
+    arguments = parse(__doc__, paths="timings arithmetic output", texts="settings command", many=files)
     sources = Sources(
         **{name: getattr(arguments, name) for name in files.split()},
         timings=arguments.timings,
+        arithmetic=arguments.arithmetic,
         configuration=arguments.settings,
         command=arguments.command,
     )
