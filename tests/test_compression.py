@@ -236,6 +236,7 @@ def test_awq_scales_norms_but_no_input_of_a_residual_writer(original: Path, made
         check(measurements, CASES["gptq"][0], measure(original))
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif("AIRD_GPTQ_PYTHON" not in os.environ, reason="needs the Python of envs/gptq.lock.txt")
 @pytest.mark.parametrize("group_size", [32, None])
 def test_optimum_gptq_in_its_own_environment(
