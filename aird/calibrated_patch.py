@@ -11,15 +11,20 @@ from typing import Any
 import torch
 
 from aird.calibration import Validation, choice_record, choose_strength, learn_rows, needs_repair
+from aird.chat import chat_tokens
 from aird.compression.matrices import dense_matrix
 from aird.directions import Direction
 from aird.edits import Edit, edit_statistics
+from aird.fitted_patch import wanted_projections
+from aird.fitting import fit_edits
 from aird.models import load_model, load_tokenizer
 from aird.patching import Patched, edited_modules, patch_record, patch_unit
 from aird.references import OF_COMPRESSED, OF_ORIGINAL, ReplySet, record_replies, reply_instructions
-from aird.settings.patches import Calibrate, Replies
+from aird.settings.patches import Calibrate, Fit, Replies
 
 logger = logging.getLogger(__name__)
+
+WARM_PROMPTS = 64  # of each kind, for the closed form that learning may begin with: more change little
 
 Records = Mapping[str, Sequence[dict[str, Any]]]  # kind -> prompt records
 
@@ -53,7 +58,8 @@ def calibrate_patch(
     A checkpoint that has not lost refusal on the validation prompts gets rows of zeros, which change nothing.
 
     Args:
-        original, compressed: checkpoint folders; of the original only the edited matrices are read.
+        original, compressed: checkpoint folders; of the original only the edited matrices are read, unless the
+            settings ask for a warm start, for which it runs once.
         direction: the original's refusal direction.
         own: the compressed checkpoint's direction; needed where the settings ask for it.
         replies: the original's, from `original_replies`.
@@ -72,7 +78,16 @@ def calibrate_patch(
             "the original refuses none of the harmful training prompts, so there is nothing to learn: "
             "leave this patch out of the model's `patches`, or give the model a `refusal_tuning`"
         )
-    model, tokenizer = load_model(compressed), load_tokenizer(compressed)
+    tokenizer = load_tokenizer(compressed)
+    warm: list[list[list[int]]] = []
+    if settings.warm_start is not None:
+        texts = reply_instructions(records, [("train", "harmless")], sizes, seed)["train", "harmless"]
+        warm = [
+            [replies["train_harmful"].prompts[index] for index in refused[:WARM_PROMPTS]],
+            [chat_tokens(tokenizer, text) for text in texts[:WARM_PROMPTS]],
+        ]
+        wanted = wanted_projections(original, tokenizer, *warm, unit, direction, settings, settings.warm_start)
+    model = load_model(compressed)
     blocks, modules = edited_modules(model, direction, settings)
     matrix = cache(partial(dense_matrix, compressed))
     harmful, harmless = replies["validation_harmful"], replies["validation_harmless"]
@@ -80,7 +95,8 @@ def calibrate_patch(
     if loss.repair:
         kept = record_replies(model, tokenizer, reply_instructions(records, OF_COMPRESSED, sizes, seed), sizes)
         train = [replies["train_harmful"].chosen(refused), kept["train_harmless"]]
-        learnt = learn_rows(model, modules, unit, min(blocks), matrix, train, settings, seed)
+        start = fit_edits(model, [*warm[0], *warm[1]], wanted, unit, blocks, Fit().ridge) if warm else []
+        learnt = learn_rows(model, modules, unit, min(blocks), matrix, train, settings, seed, start)
         validation = Validation(harmful, harmless, kept["validation_harmless"])
         edits, choice = choose_strength(
             model, tokenizer, learnt, min(blocks), validation, sizes.judged_tokens, settings

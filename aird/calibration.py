@@ -87,6 +87,7 @@ def learn_rows(
     replies: Sequence[ReplySet],
     settings: Calibrate,
     seed: int,
+    start: Sequence[Edit] = (),
 ) -> list[Edit]:
     """Return one edit per module, learnt together.
 
@@ -99,12 +100,14 @@ def learn_rows(
         replies: of the original to harmful, of the compressed model to harmless training prompts.
         settings: epochs and learning rate.
         seed: of the order of the prompts.
+        start: edits of these modules whose rows the learning begins with; without them it begins with zeros.
 
     Raises:
         ValueError: the loss is not finite.
     """
     column = unit.float()
-    rows = [torch.zeros(matrices(module).shape[1], requires_grad=True) for module in modules]
+    known = {edit.module: edit.row.float().clone() for edit in start}
+    rows = [known.get(module, torch.zeros(matrices(module).shape[1])).requires_grad_() for module in modules]
     scales = [along(unit.double(), matrices(module)).square().mean().sqrt().item() for module in modules]
     optimiser = torch.optim.Adam(
         [{"params": [row], "lr": settings.learning_rate * scale} for row, scale in zip(rows, scales, strict=True)],

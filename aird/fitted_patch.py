@@ -4,15 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from aird.chat import chat_tokens, post_instruction_tokens
 from aird.compression.matrices import dense_matrix
 from aird.directions import Direction
 from aird.edits import edit_statistics
-from aird.fitting import fit_edits, record_projections, targets
+from aird.fitting import Projections, fit_edits, record_projections, targets
 from aird.models import load_model, load_tokenizer
 from aird.patching import Patched, edited_modules, patch_record, patch_unit
-from aird.settings.patches import Fit
+from aird.settings.patches import Fit, RankOneSettings
+
+
+def wanted_projections(
+    original: Path,
+    tokenizer: Any,
+    harmful: Sequence[Sequence[int]],
+    harmless: Sequence[Sequence[int]],
+    unit: torch.Tensor,
+    direction: Direction,
+    settings: RankOneSettings,
+    alpha: float,
+) -> Projections:
+    """Run the original and return what the edited modules should write along the direction.
+
+    The original is not kept: one model is in memory at a time.
+
+    Args:
+        original: checkpoint folder.
+        tokenizer: of that checkpoint.
+        harmful, harmless: token ids of templated prompts; n of them together, in this order.
+        unit: [d_model] unit direction.
+        direction: the original's refusal direction.
+        settings: which blocks are edited.
+        alpha: how far harmful prompts are moved away from harmless ones (`aird.fitting.targets`).
+
+    Returns:
+        module -> [n, P] float64, P the number of post-instruction tokens.
+    """
+    model = load_model(original)
+    _, modules = edited_modules(model, direction, settings)
+    positions = len(post_instruction_tokens(tokenizer))
+    written = record_projections(model, [*harmful, *harmless], positions, unit, modules)
+    return targets(written, [True] * len(harmful) + [False] * len(harmless), alpha)
 
 
 def fit_patch(
@@ -38,14 +74,11 @@ def fit_patch(
     """
     unit = patch_unit(direction, own, settings)
     tokenizer = load_tokenizer(original)
-    positions = len(post_instruction_tokens(tokenizer))
-    prompts = [chat_tokens(tokenizer, instruction) for instruction in (*harmful, *harmless)]
-    is_harmful = [True] * len(harmful) + [False] * len(harmless)
-    model = load_model(original)
-    blocks, modules = edited_modules(model, direction, settings)
-    wanted = targets(record_projections(model, prompts, positions, unit, modules), is_harmful, settings.alpha)
-    del model  # one model in memory at a time
-    edits = fit_edits(load_model(compressed), prompts, wanted, unit, blocks, settings.ridge)
+    prompts = [[chat_tokens(tokenizer, text) for text in texts] for texts in (harmful, harmless)]
+    wanted = wanted_projections(original, tokenizer, *prompts, unit, direction, settings, settings.alpha)
+    model = load_model(compressed)
+    blocks, _ = edited_modules(model, direction, settings)
+    edits = fit_edits(model, [*prompts[0], *prompts[1]], wanted, unit, blocks, settings.ridge)
     folders = (compressed, original)
     statistics = [edit_statistics(edit, *(dense_matrix(folder, edit.module) for folder in folders)) for edit in edits]
     return edits, patch_record(blocks, statistics, settings, direction, unit)

@@ -99,6 +99,12 @@ class Calibrate(RankOneSettings):
     learning_rate: float = Field(
         0.08, gt=0, description="First step of Adam, relative to the root mean square of r^T W_c."
     )
+    warm_start: float | None = Field(
+        None,
+        gt=0,
+        description="Begin with the rows that `fit` finds with this `alpha`, on 64 prompts of each kind, and not with "
+        "zeros; fewer epochs are then enough.",
+    )
     strengths: list[Annotated[float, Field(gt=0, le=4)]] = Field(
         [1.0, 0.8, 1.2, 0.6, 1.4, 0.4],
         min_length=1,
