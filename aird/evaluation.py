@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,22 +118,21 @@ def check_parity(
 def complete_records(
     client: Completer,
     tokenizer: Any,
-    records: Sequence[dict[str, Any]],
-    kind: str,
+    records: Mapping[str, Sequence[dict[str, Any]]],
     maximum_new_tokens: int,
     system_prompt: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Return one completion record per prompt record, in order.
+    """Return one completion record per prompt record, in order; all are asked at once, in the largest batches.
 
     Args:
         client: the server, or a model in this process.
         tokenizer: the checkpoint's tokenizer.
-        records: prompt records with id and instruction.
-        kind: `harmful` or `harmless`.
+        records: kind, `harmful` or `harmless`, to prompt records with id and instruction.
         maximum_new_tokens: limit of a completion.
         system_prompt: put in front of every instruction.
     """
-    prompts = [chat_tokens(tokenizer, record["instruction"], system_prompt=system_prompt) for record in records]
+    asked = [(kind, record) for kind, some in records.items() for record in some]
+    prompts = [chat_tokens(tokenizer, record["instruction"], system_prompt=system_prompt) for _, record in asked]
     completions = client.complete(prompts, maximum_new_tokens)
     return [
         {
@@ -144,7 +143,7 @@ def complete_records(
             "tokens": completion.token_count,
             "finish_reason": completion.finish_reason,
         }
-        for record, completion in zip(records, completions, strict=True)
+        for (kind, record), completion in zip(asked, completions, strict=True)
     ]
 
 

@@ -121,13 +121,8 @@ def _ask(
     reference: Sequence[dict[str, Any]] | None,
     system_prompt: str | None,
 ) -> Measured:
-    completions = [
-        completion
-        for kind in KINDS
-        for completion in complete_records(
-            client, tokenizer, records[kind], kind, suite.maximum_new_tokens, system_prompt
-        )
-    ]
+    chosen = {kind: records[kind] for kind in KINDS}
+    completions = complete_records(client, tokenizer, chosen, suite.maximum_new_tokens, system_prompt)
     answers = reference_answers(completions if reference is None else reference)[: suite.perplexity_answers]
     return completions, {"answers": answer_likelihoods(client, tokenizer, answers, system_prompt)}
 

@@ -26,10 +26,11 @@ from aird.calibration import (
 )
 from aird.directions import Direction
 from aird.edits import Edit
+from aird.fitted_patch import fit_patch
 from aird.fitting import edited
 from aird.packing import last_logits, make_packs
 from aird.references import ReplySet, load_replies, record_replies, reply_instructions, reply_places, save_replies
-from aird.settings.patches import Calibrate, Replies
+from aird.settings.patches import Calibrate, Fit, Replies
 
 SIZES = Replies(train_harmful=8, train_harmless=8, validation=8, tokens=3, judged_tokens=4)
 INSTRUCTIONS = {
@@ -191,6 +192,32 @@ def test_a_checkpoint_that_needs_nothing_gets_nothing(
             patched = [last_logits(model, batch.pack) for batch in make_batches(model, list(replies.values()), 3, None)]
     change = max((one - other).abs().max().item() for one, other in zip(plain, patched, strict=True))
     assert change < 0.05 * max(one.std().item() for one in plain)
+
+
+def test_learning_may_begin_with_the_rows_of_the_closed_form(
+    tiny_folder: Callable[[str], Path], unit: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With steps of no length, a warm start is the fitted patch of the same prompts."""
+    import aird.references
+
+    # A random model refuses nothing by itself.
+    monkeypatch.setattr(aird.references, "jailbroken_arditi", lambda _: False)
+    folder = tiny_folder("llama")
+    replies = original_replies(folder, RECORDS, SIZES, 0)
+    direction = Direction(unit, 1.0, {"layer": 2, "position": -1})
+    settings = Calibrate(warm_start=2.0, epochs=1, learning_rate=1e-9, strengths=[1.0], significance=1)
+    edits, record = calibrate_patch(folder, folder, direction, None, replies, RECORDS, SIZES, settings, 0)
+    texts = {
+        kind: reply_instructions(RECORDS, [("train", kind)], SIZES, 0)["train", kind]
+        for kind in ("harmful", "harmless")
+    }
+    fitted, _ = fit_patch(
+        folder, folder, direction, None, texts["harmful"], texts["harmless"], Fit(alpha=2.0, blocks="upper")
+    )
+    assert record["method"] == "calibrate" and [edit.module for edit in edits] == [edit.module for edit in fitted]
+    for edit, other in zip(edits, fitted, strict=True):
+        assert other.row.norm() > 0
+        assert torch.allclose(edit.row, other.row, rtol=1e-4, atol=1e-7)
 
 
 def test_a_loss_that_is_no_number_is_an_error(model: Any, replies: dict[str, ReplySet], unit: torch.Tensor) -> None:

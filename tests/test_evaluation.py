@@ -109,8 +109,10 @@ def test_parity_asks_for_one_token() -> None:
 def test_complete_records(tokenizer: Any) -> None:
     records = [{"id": f"a-{index}", "instruction": text} for index, text in enumerate(["Boil an egg.", "Fry it."])]
     server: Any = Server()
-    found = complete_records(server, tokenizer, records, "harmless", 24)
+    found = complete_records(server, tokenizer, {"harmful": records[:1], "harmless": records[1:]}, 24)
+    # Both kinds are asked at once.
     assert server.asked == [([chat_tokens(tokenizer, record["instruction"]) for record in records], 24, None)]
+    assert (found[0]["id"], found[0]["kind"]) == ("a-0", "harmful")
     assert found[1] == {
         "id": "a-1",
         "kind": "harmless",
