@@ -214,7 +214,7 @@ def test_learning_may_begin_with_the_rows_of_the_closed_form(
     fitted, _ = fit_patch(
         folder, folder, direction, None, texts["harmful"], texts["harmless"], Fit(alpha=2.0, blocks="upper")
     )
-    assert record["method"] == "calibrate" and [edit.module for edit in edits] == [edit.module for edit in fitted]
+    assert [edit.module for edit in edits] == [edit.module for edit in fitted]
     for edit, other in zip(edits, fitted, strict=True):
         assert other.row.norm() > 0
         assert torch.allclose(edit.row, other.row, rtol=1e-4, atol=1e-7)

@@ -218,17 +218,32 @@ def test_text_that_is_no_yaml_is_one_line(tmp_path: Path) -> None:
 # The files of the project
 
 
-def test_default_configuration_is_correct(monkeypatch: pytest.MonkeyPatch) -> None:
-    path = PROJECT / "config.yaml"
+GRIDS = ("config.yaml", "config/embedded.yaml")
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_grids_of_the_embedded_model_are_correct(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    path = PROJECT / name
     monkeypatch.chdir(PROJECT)
     check_files(load_configuration(load_yaml_strictly(path)), [path])
 
 
+def test_the_quick_grid_shares_its_dear_nodes_with_the_whole_one() -> None:
+    """The tuned model, its compressed checkpoints and their activations: going on after a demo makes none of them again."""
+    quick, whole = (load_configuration(load_yaml_strictly(PROJECT / name)) for name in GRIDS)
+    assert quick.seed == whole.seed and quick.compute_dtype == whole.compute_dtype
+    assert quick.models == whole.models and quick.prompt_sets == whole.prompt_sets
+    assert quick.compressions.items() <= whole.compressions.items()
+    for name in ("harmful", "harmless", "train", "validation"):
+        assert getattr(quick.directions, name) == getattr(whole.directions, name)
+    assert whole.directions.scored is None and whole.directions.cosmic == "all"
+
+
 @pytest.mark.parametrize("name", ["repairs", "transfer"])
-def test_additions_fit_the_default_grid(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_additions_fit_the_embedded_grid(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What Snakemake merges from two files is correct, and adds cells without changing one."""
     monkeypatch.chdir(PROJECT)
-    values = load_yaml_strictly(PROJECT / "config.yaml")
+    values = load_yaml_strictly(PROJECT / "config/embedded.yaml")
     default = load_configuration(values)
     update_config(values, load_yaml_strictly(PROJECT / "config" / f"{name}.yaml"))
     configuration = load_configuration(values)
@@ -238,7 +253,7 @@ def test_additions_fit_the_default_grid(name: str, monkeypatch: pytest.MonkeyPat
         # A patch may come to more compressions, which changes no cell of the others.
         same = {"exclude": {"compressions"}}
         assert configuration.patches[patch].model_dump(**same) == settings.model_dump(**same)
-    if name == "repairs":  # `transfer` leaves cells of the default grid out
+    if name == "repairs":  # `transfer` leaves cells of that grid out
         assert set(default.cells()) < set(configuration.cells())
     assert configuration.compressions | default.compressions == configuration.compressions
     assert configuration.suites | default.suites == configuration.suites
