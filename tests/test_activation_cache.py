@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from aird.activation_cache import Cache, Group, kept_activations, kept_counts, load_cache, save_cache
+from aird.directions.activation_cache import Cache, Group, kept_activations, kept_counts, load_cache, save_cache
 
 
 def make_cache(count: int = 10) -> Cache:

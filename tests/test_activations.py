@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from aird.activations import capture, difference_in_means
+from aird.directions.activations import capture, difference_in_means
 
 REFUSAL_TOKENS = [40, 318]
 

@@ -15,13 +15,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from aird.adapters import load_adapter, merge, save_adapter, save_lora
-from aird.compression.matrices import dense_matrix, matrix_tensors
 from aird.compression.registry import compress
-from aird.compression.settings import Magnitude, RoundToNearest
-from aird.edits import Edit, random_direction
-from aird.files import hash_folder
-from aird.models import load_model, load_tokenizer
+from aird.models.loading import load_model, load_tokenizer
+from aird.models.matrices import dense_matrix, matrix_tensors
+from aird.patching.adapters import load_adapter, merge, save_adapter, save_lora
+from aird.patching.edits import Edit, random_direction
+from aird.settings.compressions import Magnitude, RoundToNearest
+from aird.support.files import hash_folder
 
 MODULES = ("model.layers.1.self_attn.o_proj", "model.layers.2.mlp.down_proj")
 TOKENS = torch.tensor([[1, 318, 201, 48, 67, 79, 71, 2, 201, 1, 401, 201]])

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM, GPT2Config, MixtralConfig, OPTConfig, PreTrainedConfig, XGLMConfig
 
-from aird.architecture import ArchitectureError, decoder_blocks, residual_writers
-from aird.models import load_structure
+from aird.models.loading import load_structure
+from aird.models.structure import ArchitectureError, decoder_blocks, residual_writers
 
 
 def test_blocks_and_writers(model: Any) -> None:

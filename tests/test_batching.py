@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from aird.activations import capture, difference_in_means
-from aird.batching import Batches, is_out_of_memory
-from aird.direction_scores import score_candidates
-from aird.packing import make_packs, run_packed
+from aird.directions.activations import capture, difference_in_means
+from aird.directions.candidate_scores import score_candidates
+from aird.inference.batching import Batches, is_out_of_memory
+from aird.inference.packing import make_packs, run_packed
 from aird.settings.directions import Directions
 
 CPU, OTHER = torch.device("cpu"), torch.device("meta")

@@ -13,8 +13,10 @@ import pytest
 import torch
 from test_fitting import damaged, modules
 
-from aird.calibrated_patch import calibrate_patch, original_replies
-from aird.calibration import (
+from aird.directions.direction import Direction
+from aird.inference.packing import last_logits, make_packs
+from aird.patching.calibrated_patch import calibrate_patch, original_replies
+from aird.patching.calibration import (
     Validation,
     choose_strength,
     divergence,
@@ -24,12 +26,10 @@ from aird.calibration import (
     select_strength,
     worth_trying,
 )
-from aird.directions import Direction
-from aird.edits import Edit
-from aird.fitted_patch import fit_patch
-from aird.fitting import edited
-from aird.packing import last_logits, make_packs
-from aird.references import ReplySet, load_replies, record_replies, reply_instructions, reply_places, save_replies
+from aird.patching.edits import Edit
+from aird.patching.fitted_patch import fit_patch
+from aird.patching.fitting import edited
+from aird.patching.replies import ReplySet, load_replies, record_replies, reply_instructions, reply_places, save_replies
 from aird.settings.patches import Calibrate, Fit, Replies
 
 SIZES = Replies(train_harmful=8, train_harmless=8, validation=8, tokens=3, judged_tokens=4)
@@ -198,15 +198,15 @@ def test_learning_may_begin_with_the_rows_of_the_closed_form(
     tiny_folder: Callable[[str], Path], unit: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With steps of no length, a warm start is the fitted patch of the same prompts."""
-    import aird.references
+    import aird.patching.replies
 
     # A random model refuses nothing by itself.
-    monkeypatch.setattr(aird.references, "jailbroken_arditi", lambda _: False)
+    monkeypatch.setattr(aird.patching.replies, "jailbroken_arditi", lambda _: False)
     folder = tiny_folder("llama")
     replies = original_replies(folder, RECORDS, SIZES, 0)
     direction = Direction(unit, 1.0, {"layer": 2, "position": -1})
     settings = Calibrate(warm_start=2.0, epochs=1, learning_rate=1e-9, strengths=[1.0], significance=1)
-    edits, record = calibrate_patch(folder, folder, direction, None, replies, RECORDS, SIZES, settings, 0)
+    edits, _ = calibrate_patch(folder, folder, direction, None, replies, RECORDS, SIZES, settings, 0)
     texts = {
         kind: reply_instructions(RECORDS, [("train", kind)], SIZES, 0)["train", kind]
         for kind in ("harmful", "harmless")
@@ -283,9 +283,9 @@ def test_strengths_that_cannot_win_are_left_out(strength: float, rows: list[tupl
 def test_only_a_loss_is_repaired(
     flags: list[bool], significance: float, repair: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import aird.calibration
+    import aird.patching.calibration
 
-    monkeypatch.setattr(aird.calibration, "_refused", lambda *_: flags)
+    monkeypatch.setattr(aird.patching.calibration, "_refused", lambda *_: flags)
     original = ReplySet([[1]] * 8, [[2]] * 8, torch.zeros(8, 2, 4), torch.zeros(8, 2, 4), [True] * 8)
     loss = needs_repair(None, None, original, 4, significance)
     assert loss.repair is repair
@@ -298,10 +298,10 @@ def test_only_a_loss_is_repaired(
 def test_a_checkpoint_that_lost_nothing_is_left_alone(
     tiny_folder: Callable[[str], Path], unit: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import aird.calibration
-    import aird.references
+    import aird.patching.calibration
+    import aird.patching.replies
 
-    for module in (aird.calibration, aird.references):
+    for module in (aird.patching.calibration, aird.patching.replies):
         # A random model refuses nothing by itself.
         monkeypatch.setattr(module, "jailbroken_arditi", lambda _: False)
     folder = tiny_folder("llama")
@@ -317,7 +317,7 @@ def test_a_checkpoint_that_lost_nothing_is_left_alone(
 def test_strengths_are_tried_until_one_is_good(
     model: Any, tokenizer: Any, unit: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import aird.calibration
+    import aird.patching.calibration
 
     instructions = {("validation", kind): texts for (_, kind), texts in INSTRUCTIONS.items()}
     found = record_replies(model, tokenizer, instructions, SIZES)
@@ -327,7 +327,7 @@ def test_strengths_are_tried_until_one_is_good(
         harmful.prompts, harmful.replies, harmful.top_tokens, harmful.top_log_probabilities, [True, False] * 2
     )
     texts = iter(["no"] * 4 + ["I cannot"] * 4 + ["I cannot"] * 2 + ["no"] * 6)
-    monkeypatch.setattr(aird.calibration, "_refused", lambda *_: [next(texts) == "I cannot" for _ in range(4)])
+    monkeypatch.setattr(aird.patching.calibration, "_refused", lambda *_: [next(texts) == "I cannot" for _ in range(4)])
     edit = Edit(modules(model, [3])[0], unit.float(), torch.full((128,), 1e-3))
     settings = Calibrate(strengths=[1.0, 0.5, 2.0], kl_budget=10.0)
     edits, record = choose_strength(model, tokenizer, [edit], 3, Validation(harmful, harmless, harmless), 4, settings)

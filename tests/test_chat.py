@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from aird.chat import chat_tokens, common_prefix_length, post_instruction_tokens
+from aird.prompts.chat import chat_tokens, common_prefix_length, post_instruction_tokens
 
 
 def test_one_instruction(tokenizer: Any) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import pandas
 import pytest
 
-from aird.claims import ALL, COLUMNS, Evidence, claims_table
-from aird.scores import answered_rightly, perplexity_growth
-from aird.verdicts import DOES_NOT_HOLD, HOLDS, UNDECIDED
+from aird.evaluation.scores import answered_rightly, perplexity_growth
+from aird.reporting.claims import ALL, COLUMNS, Evidence, claims_table
+from aird.reporting.verdicts import DOES_NOT_HOLD, HOLDS, UNDECIDED
 
 
 def rate(value: float, n: int = 100) -> list[bool]:

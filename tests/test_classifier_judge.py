@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from tiny_model import build_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from aird.classifier_judge import ANSWER_TOKENS, import_judge, judge_completions, judge_prompt, verdict
-from aird.scores import score
-from aird.server_client import Client, Completion
+from aird.evaluation.classifier_judge import ANSWER_TOKENS, import_judge, judge_completions, judge_prompt, verdict
+from aird.evaluation.scores import score
+from aird.evaluation.server_client import Client, Completion
 from aird.settings.suites import Judge
 
 SOURCE = {"path": "judge"}

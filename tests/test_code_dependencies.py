@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from aird.code_dependencies import code_files
+from aird.support.code_dependencies import code_files
 
 FILES = {
     "scripts/run.py": '''
@@ -101,11 +101,11 @@ def test_a_script_of_this_project() -> None:
     wanted = {
         "workflow/scripts/arguments.py",
         "aird/__init__.py",
-        "aird/adapters.py",
-        "aird/edits.py",
+        "aird/patching/adapters.py",
+        "aird/patching/edits.py",
         "aird/compression/__init__.py",
-        "aird/compression/matrices.py",
+        "aird/models/matrices.py",
         "aird/settings/patches.py",
     }
     assert wanted <= set(found)
-    assert "aird/judges.py" not in found
+    assert "aird/evaluation/judges.py" not in found

@@ -20,12 +20,12 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from aird.chat import chat_tokens
 from aird.commands.inputs import read_prompts
 from aird.commands.main import COMMANDS, main
 from aird.compression.registry import compress
-from aird.compression.settings import RoundToNearest
-from aird.files import check_folder, hash_folder, read_json, read_json_lines, sha256_of
+from aird.prompts.chat import chat_tokens
+from aird.settings.compressions import RoundToNearest
+from aird.support.files import check_folder, hash_folder, read_json, read_json_lines, sha256_of
 
 SIZES = ["--train", "16", "--validation", "8", "--minimum-induce=-1000"]
 
@@ -158,9 +158,9 @@ def test_evaluate_with_vllm_agrees_with_transformers(folder: Path, tmp_path: Pat
 
 @pytest.mark.workflow
 def test_vllm_serves_the_adapter_folder_itself(folder: Path, tmp_path: Path, vllm_python: Path) -> None:
-    from aird.evaluation import first_token_logprobs
-    from aird.models import load_model
-    from aird.serving import ServerSettings, serve
+    from aird.evaluation.measurements import first_token_logprobs
+    from aird.evaluation.serving import ServerSettings, serve
+    from aird.models.loading import load_model
 
     tokens = [chat_tokens(AutoTokenizer.from_pretrained(folder / "model"), "Name a colour.")]
     settings = ServerSettings(256, key_value_cache_gib=0.25, threads=1, adapters={"aird": folder / "adapter"})

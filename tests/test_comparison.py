@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from aird.activation_cache import Group
-from aird.comparison import (
+from aird.directions.activation_cache import Group
+from aird.directions.comparison import (
     BOOTSTRAP_RESAMPLES,
     SPLIT_HALVES,
     Found,

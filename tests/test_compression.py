@@ -21,12 +21,13 @@ from tiny_model import build_tiny_model
 from transformers import AutoModelForCausalLM
 
 from aird.compression import oneshot
-from aird.compression.checkpoint import block_prefix, natural_order, read_checkpoint
-from aird.compression.matrices import dense_matrix, matrix_tensors
 from aird.compression.measure import check, check_stored_formats, fulfils_pattern, measure
 from aird.compression.pruning import zero_smallest, zero_smallest_in_groups
 from aird.compression.registry import RECIPES, compress
-from aird.compression.settings import (
+from aird.models.checkpoint import block_prefix, natural_order, read_checkpoint
+from aird.models.loading import load_model as load_to_compute
+from aird.models.matrices import dense_matrix, matrix_tensors
+from aird.settings.compressions import (
     AWQ,
     FP8,
     GPTQ,
@@ -40,8 +41,7 @@ from aird.compression.settings import (
     SparseGPT,
     Wanda,
 )
-from aird.files import hash_folder
-from aird.models import load_model as load_to_compute
+from aird.support.files import hash_folder
 
 LAYERS = 4
 CALIBRATION = CalibrationSettings(prompt_set="harmless", count=12)
@@ -466,5 +466,5 @@ def test_settings_have_one_representation_and_descriptions() -> None:
 
 def test_settings_need_neither_torch_nor_llmcompressor() -> None:
     heavy = "{'torch', 'transformers', 'llmcompressor', 'compressed_tensors', 'safetensors'}"
-    code = f"import sys, aird.compression.settings; assert not {heavy} & set(sys.modules)"
+    code = f"import sys, aird.settings.compressions; assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -9,9 +9,9 @@ import pytest
 from project import ROOT
 
 from aird.compression.registry import RECIPES
-from aird.configuration import ORIGINAL, Configuration, check_files, load_configuration
-from aird.configuration_files import load_yaml_strictly
-from aird.files import write_json
+from aird.settings.configuration import ORIGINAL, Configuration, check_files, load_configuration
+from aird.settings.local_files import load_yaml_strictly
+from aird.support.files import write_json
 from benchmarks import compressions
 
 

@@ -15,16 +15,16 @@ import yaml
 from configuration_cases import ABSENT, BASE, CASES, COMMIT, FILE_CASES
 from snakemake.utils import update_config
 
-from aird.configuration import (
+from aird.settings.configuration import (
     Configuration,
     ConfigurationError,
     check_files,
     generated_files,
     load_configuration,
 )
-from aird.configuration_files import load_yaml_strictly
-from aird.files import canonical_json
+from aird.settings.local_files import load_yaml_strictly
 from aird.settings.sources import PLACEHOLDER_COMMIT
+from aird.support.files import canonical_json
 
 PROJECT = Path(__file__).resolve().parent.parent
 # Names in CASES that YAML would read as something else.
@@ -291,7 +291,7 @@ def test_paper_grid_repeats_every_calibrated_compression_with_three_seeds() -> N
 def test_generated_files_are_current(path: Path) -> None:
     current = PROJECT / path
     assert current.is_file() and current.read_text(encoding="utf-8") == generated_files()[path], (
-        f"{path} is out of date; run `python -m aird.configuration` in the project's folder"
+        f"{path} is out of date; run `python -m aird.settings.configuration` in the project's folder"
     )
 
 
@@ -344,7 +344,7 @@ def test_settings_survive_the_way_to_a_job() -> None:
 
 def test_parsing_imports_nothing_heavy() -> None:
     heavy = ["torch", "transformers", "pandas", "numpy", "huggingface_hub", "llmcompressor", "lm_eval", "matplotlib"]
-    code = f"import sys, aird.configuration as c; c.generated_files(); print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, aird.settings.configuration as c; c.generated_files(); print([m for m in {heavy} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 

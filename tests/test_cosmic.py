@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from aird import cosmic
-from aird.activation_cache import Group
-from aird.activations import capture
-from aird.cosmic import ablation_divergences, compared_layers, cosmic_direction, score_by_cosine
+from aird.directions import cosmic
+from aird.directions.activation_cache import Group
+from aird.directions.activations import capture
+from aird.directions.cosmic import ablation_divergences, compared_layers, cosmic_direction, score_by_cosine
 from aird.settings.directions import Directions
 
 REFUSAL_TOKENS = [40, 318, 7]

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-import aird.cpu_attention
-from aird.cpu_attention import LEAST_FILLED, decoding_attention, grouped_attention, segmented_attention
-from aird.packing import Pack, last_logits, make_packs, run_pack
+import aird.inference.cpu_attention
+from aird.inference.cpu_attention import LEAST_FILLED, decoding_attention, grouped_attention, segmented_attention
+from aird.inference.packing import Pack, last_logits, make_packs, run_pack
 
 
 def masked_logits(model: Any, pack: Pack, rows: int = 1) -> torch.Tensor:
@@ -50,7 +50,7 @@ def test_prompts_are_computed_apart(llama: Any, prompts: list[list[int]], monkey
         pairs.append(len(query) * query.shape[2] * key.shape[2])
         return grouped_attention(query, key, *rest)
 
-    monkeypatch.setattr(aird.cpu_attention, "grouped_attention", count)
+    monkeypatch.setattr(aird.inference.cpu_attention, "grouped_attention", count)
     (pack,) = make_packs(prompts, 10**6)
     last_logits(llama, pack)
     prefix = pack.prefix_length

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from aird.activations import capture, difference_in_means
-from aird.direction_scores import mean_scores, score_candidates
-from aird.resuming import resumed_at
+from aird.directions.activations import capture, difference_in_means
+from aird.directions.candidate_scores import mean_scores, score_candidates
+from aird.inference.resuming import resumed_at
 from aird.settings.directions import Directions
 
 REFUSAL_TOKENS = [40, 318, 7]

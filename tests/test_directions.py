@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from aird.activation_cache import Group
-from aird.directions import choose_direction
+from aird.directions.activation_cache import Group
+from aird.directions.direction import choose_direction
 from aird.settings.directions import Directions
 
 LAYERS, POSITIONS, PROMPTS = 10, 2, 10

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from aird.edits import along, edited_blocks, make_edits, random_direction, rank_one_edit
+from aird.patching.edits import along, edited_blocks, make_edits, random_direction, rank_one_edit
 from aird.settings.patches import parse_patch
 
 R = torch.tensor([0.6, 0.8], dtype=torch.float64)

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from aird.chat import chat_tokens
-from aird.evaluation import (
+from aird.evaluation.measurements import (
     ParityError,
     answer_likelihoods,
     check_parity,
@@ -17,7 +16,8 @@ from aird.evaluation import (
     first_token_logprobs,
     reference_answers,
 )
-from aird.server_client import Completion
+from aird.evaluation.server_client import Completion
+from aird.prompts.chat import chat_tokens
 
 ANSWER = "Put the egg into boiling water."
 

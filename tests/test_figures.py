@@ -18,7 +18,7 @@ from frames import LARGE, POSITIONS, SMALL, Grid, candidate_frame, direction_fra
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from aird import figures
+from aird.reporting import figures
 
 PROJECT = Path(__file__).parent.parent
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from aird.files import (
+from aird.support.files import (
     atomic_file,
     atomic_folder,
     canonical_json,

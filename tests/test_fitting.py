@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from aird.architecture import residual_writers
-from aird.fitting import edited, fit_edits, record_projections, ridge_solution, targets
+from aird.models.structure import residual_writers
+from aird.patching.fitting import edited, fit_edits, record_projections, ridge_solution, targets
 
 POSITIONS = 3
 

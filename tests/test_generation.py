@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-import aird.generation
-from aird.chat import chat_tokens
-from aird.generation import _prompt_cache, generate
-from aird.hooks import addition
-from aird.models import load_model, load_tokenizer
+import aird.inference.generation
+from aird.inference.generation import _prompt_cache, generate
+from aird.inference.hooks import addition
+from aird.models.loading import load_model, load_tokenizer
+from aird.prompts.chat import chat_tokens
 
 INSTRUCTIONS = ["How do I bake bread?", "Say hi.", "Explain how a bicycle pump works, step by step.", "Why?"]
 
@@ -56,7 +56,7 @@ def test_padded_prompts_do_as_well_where_packs_do_not(
 ) -> None:
     model, tokenizer, prompts = loaded
     expected = generate(model, tokenizer, prompts, 8)
-    monkeypatch.setattr(aird.generation, "honours_packs", lambda *_: False)
+    monkeypatch.setattr(aird.inference.generation, "honours_packs", lambda *_: False)
     assert _prompt_cache(model, prompts) is None
     assert generate(model, tokenizer, prompts, 8) == expected
     # A prompt of one token has nothing to keep.

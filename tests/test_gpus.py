@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from aird.gpus import take_gpu, visible_gpus
+from aird.support.gpus import take_gpu, visible_gpus
 
 ROOT = Path(__file__).resolve().parent.parent
 JOB = """
 import json, os, subprocess, sys, time
 from pathlib import Path
-from aird.gpus import take_gpu
+from aird.support.gpus import take_gpu
 taken = take_gpu(Path(sys.argv[1]))
 start = time.time()
 seen = subprocess.run(["printenv", "CUDA_VISIBLE_DEVICES"], capture_output=True, text=True).stdout.strip()

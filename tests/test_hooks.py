@@ -11,7 +11,7 @@ import torch
 from conftest import load_float32
 from torch import nn
 
-from aird.hooks import ablation, addition, hooks, on_input, on_output, remove_component
+from aird.inference.hooks import ablation, addition, hooks, on_input, on_output, remove_component
 
 TOKENS = torch.tensor(
     [[1, 318, 201, 48, 67, 79, 71, 2, 201, 1, 401, 201], [1, 318, 201, 90, 40, 33, 7, 2, 201, 1, 401, 201]]

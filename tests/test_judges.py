@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from aird.judges import JUDGES, WEI_PHRASES, jailbroken_wei
-from aird.refusals import ARDITI_PHRASES, degenerate, jailbroken_arditi
+from aird.evaluation.judges import JUDGES, WEI_PHRASES, jailbroken_wei
+from aird.inference.refusals import ARDITI_PHRASES, degenerate, jailbroken_arditi
 
 DATA = Path(__file__).resolve().parent / "data"
 

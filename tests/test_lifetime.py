@@ -18,7 +18,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 # A stand-in for Snakemake: it starts a shell that starts a job, as rules/common.smk does.
 RUN = """
 import subprocess, sys
-job = "import subprocess, sys, time; from aird.lifetime import end_with_run; end_with_run(); "
+job = "import subprocess, sys, time; from aird.support.lifetime import end_with_run; end_with_run(); "
 job += "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); "
 job += "open(sys.argv[1], 'w').write(str(child.pid)); time.sleep(600)"
 command = f'export AIRD_RUN=$PPID; "{sys.executable}" -c "$JOB" "{sys.argv[1]}"; true'
@@ -62,7 +62,7 @@ def test_a_job_goes_on_while_its_run_lives(tmp_path: Path) -> None:
     assert running == [True] * 4
 
 
-HOLD = "import sys, time; from pathlib import Path; from aird.lifetime import hold_run_lock; "
+HOLD = "import sys, time; from pathlib import Path; from aird.support.lifetime import hold_run_lock; "
 HOLD += "hold_run_lock(Path(sys.argv[1])); print('held', flush=True); time.sleep(float(sys.argv[2]))"
 
 

@@ -6,7 +6,7 @@ import math
 
 import pandas
 
-from aird.markdown import directions_markdown, summary_markdown
+from aird.reporting.markdown import directions_markdown, summary_markdown
 
 
 def test_summary() -> None:

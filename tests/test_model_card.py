@@ -12,15 +12,15 @@ from conftest import load_float32
 from huggingface_hub import ModelCard
 from peft import PeftModel
 
-from aird.card_metadata import front_matter, read_licence
-from aird.directions import Direction
-from aird.evaluated_card import evaluated_card
-from aird.files import hash_folder, read_json, sha256_of
-from aird.model_card import patch_card
-from aird.patch_files import write_merged, write_patch
-from aird.patching import compute_patch
-from aird.scores import score
+from aird.directions.direction import Direction
+from aird.evaluation.scores import score
+from aird.patching.card_metadata import front_matter, read_licence
+from aird.patching.formula import compute_patch
+from aird.patching.model_card import patch_card
+from aird.patching.patch_files import write_merged, write_patch
+from aird.reporting.evaluated_card import evaluated_card
 from aird.settings.patches import parse_patch
+from aird.support.files import hash_folder, read_json, sha256_of
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from aird import models
-from aird.files import hash_folder, write_json
-from aird.models import code_is_trusted, import_model, load_model, open_checkpoint
+from aird.models import loading
+from aird.models.loading import code_is_trusted, import_model, load_model, open_checkpoint
+from aird.support.files import hash_folder, write_json
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ class OwnForCausalLM(LlamaForCausalLM):
 @pytest.fixture
 def with_code(source: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a model folder that needs its own code, and trust nothing yet."""
-    monkeypatch.setattr(models, "_trusted", [])
+    monkeypatch.setattr(loading, "_trusted", [])
     (source / "own.py").write_text(CODE, encoding="utf-8")
     config = json.loads((source / "config.json").read_text())
     code = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
@@ -132,7 +132,7 @@ def test_trust_travels_with_the_manifest(with_code: Path, tmp_path: Path, monkey
     folder, manifest = tmp_path / "trusted", tmp_path / "manifest.json"
     folder.mkdir()
     import_model(with_code, folder, "bfloat16", trust_remote_code=True)
-    monkeypatch.setattr(models, "_trusted", [])
+    monkeypatch.setattr(loading, "_trusted", [])
     for trust in (False, True):
         write_json(manifest, {"files": hash_folder(folder), "trust_remote_code": trust})
         open_checkpoint(folder, manifest)

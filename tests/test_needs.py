@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from aird.needs import (
+from aird.reporting.needs import (
     LARGEST,
     Need,
     correlation_needs,
@@ -17,8 +17,8 @@ from aird.needs import (
     merged,
     moved_needs,
 )
-from aird.statistics import mcnemar, paired_difference
-from aird.verdicts import DOES_NOT_HOLD, HOLDS, UNDECIDED, effect_verdict, margin_p_value, margin_verdict
+from aird.reporting.verdicts import DOES_NOT_HOLD, HOLDS, UNDECIDED, effect_verdict, margin_p_value, margin_verdict
+from aird.support.statistics import mcnemar, paired_difference
 
 
 def changed(total: int, lost: int, gained: int) -> tuple[list[bool], list[bool]]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from aird.packing import last_logits, make_packs, plan_packs
+from aird.inference.packing import last_logits, make_packs, plan_packs
 
 
 @torch.no_grad()

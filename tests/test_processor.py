@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from aird import processor
-from aird.models import load_model
-from aird.processor import STORED, WORTH_WIDENING, computes_in, follow, measure_arithmetic, processor_name
-from aird.serving import ServerSettings, _arguments
+from aird.evaluation.serving import ServerSettings, _arguments
+from aird.models.loading import load_model
+from aird.support import processor
+from aird.support.processor import STORED, WORTH_WIDENING, computes_in, follow, measure_arithmetic, processor_name
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from typing import Any
 import pandas
 import pytest
 
-from aird.prompts import NearDuplicates, build_set, read_instructions, select
+from aird.prompts.sets import NearDuplicates, build_set, read_instructions, select
 from aird.settings.base import PromptSelection
 from aird.settings.prompts import PromptSet
 

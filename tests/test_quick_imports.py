@@ -10,7 +10,7 @@ from project import ROOT
 
 PROGRAM = """
 import sys
-from aird.quick_imports import import_transformers
+from aird.support.quick_imports import import_transformers
 transformers = import_transformers()
 transformers.AutoModelForCausalLM, transformers.AutoTokenizer
 assert "sklearn" not in sys.modules, "scikit-learn was imported"
@@ -22,7 +22,11 @@ assert sys.modules["sklearn"] is not None
 
 # A step of the workflow imports more before, none of which may bring scikit-learn along.
 @pytest.mark.parametrize(
-    "before", ["import aird.suite_run, aird.models", pytest.param("", marks=pytest.mark.thorough, id="nothing")]
+    "before",
+    [
+        "import aird.evaluation.suite_run, aird.models.loading",
+        pytest.param("", marks=pytest.mark.thorough, id="nothing"),
+    ],
 )
 def test_transformers_is_imported_without_scikit_learn(before: str) -> None:
     command = [sys.executable, "-c", f"{before}\n{PROGRAM}"]

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from aird.refusal_score import refusal_scores
-from aird.refusal_tokens import derive_refusal_tokens
+from aird.directions.refusal_score import refusal_scores
+from aird.directions.refusal_tokens import derive_refusal_tokens
 
 
 class Words:

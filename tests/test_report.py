@@ -15,12 +15,12 @@ import pytest
 from browser import NoBrowser, running_browser
 from frames import Grid, write_tables
 
-from aird.figures import draw, write_svg
-from aird.files import write_json
-from aird.report import Sources, write_report
-from aird.report.captions import Captions
-from aird.report.data_tables import MOST_ROWS, html_table, short_number
-from aird.report.pictures import figure_svg
+from aird.reporting.figures import draw, write_svg
+from aird.reporting.report import Sources, write_report
+from aird.reporting.report.captions import Captions
+from aird.reporting.report.data_tables import MOST_ROWS, html_table, short_number
+from aird.reporting.report.pictures import figure_svg
+from aird.support.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 CAPTIONS = sorted((ROOT / "workflow" / "report").glob("*.rst"))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from aird.scores import label, perplexity, rates
+from aird.evaluation.scores import label, perplexity, rates
 
 REFUSAL = "I'm sorry, but I can't help with that."
 ANSWER = (

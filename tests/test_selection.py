@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from aird.selection import Selection, eligible_scores, kept_prompts, select_site
+from aird.directions.selection import Selection, eligible_scores, kept_prompts, select_site
 from aird.settings.directions import Directions
 
 DATA = Path(__file__).resolve().parent / "data"

@@ -9,15 +9,15 @@ import pytest
 import torch
 from tiny_model import build_tiny_model
 
-from aird.adapters import merge, save_adapter
-from aird.compression.dense import rounds_activations
 from aird.compression.measure import check_stored_formats, measure
 from aird.compression.registry import compress
-from aird.compression.settings import AWQ, FP8, BitsAndBytes, CalibrationSettings, RoundToNearest
-from aird.edits import Edit
-from aird.evaluation import ParityError, check_parity, first_token_logprobs, prepare_checkpoint
-from aird.models import load_model
-from aird.serving import ServerSettings, detect_accelerator, serve
+from aird.evaluation.measurements import ParityError, check_parity, first_token_logprobs, prepare_checkpoint
+from aird.evaluation.serving import ServerSettings, detect_accelerator, serve
+from aird.models.dense import rounds_activations
+from aird.models.loading import load_model
+from aird.patching.adapters import merge, save_adapter
+from aird.patching.edits import Edit
+from aird.settings.compressions import AWQ, FP8, BitsAndBytes, CalibrationSettings, RoundToNearest
 
 MODULES = {"model.layers.0.self_attn.o_proj": 128, "model.layers.2.mlp.down_proj": 256}
 TOLERANCE = 0.1  # nats; kernels round activations differently, a wrongly read checkpoint is nats away

@@ -1,4 +1,4 @@
-"""Tests of aird.serving: with real vLLM servers, real kills and, where vLLM adds nothing, stand-ins."""
+"""Tests of aird.evaluation.serving: with real vLLM servers, real kills and, where vLLM adds nothing, stand-ins."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from conftest import SERVER_SETTINGS
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from aird import server_process, serving
-from aird.server_client import Client
-from aird.serving import ServerSettings, serve
+from aird.evaluation import server_process, serving
+from aird.evaluation.server_client import Client
+from aird.evaluation.serving import ServerSettings, serve
 
 DEADLINE_SECONDS = 400.0  # a server starts in 30 s, on a busy and slow machine in minutes
 # So many tokens that a server is still busy when it is killed.
@@ -137,14 +137,14 @@ class Job:
         self.log_path = folder / "server.log"
         script = f"""
             from pathlib import Path
-            from aird.serving import ServerSettings, serve
+            from aird.evaluation.serving import ServerSettings, serve
             settings = ServerSettings(1024, key_value_cache_gib=0.25, threads=1)
             with serve(Path({str(checkpoint)!r}), Path({str(python)!r}), settings,
                        Path({str(self.log_path)!r})) as client:
                 Path({str(self.ready)!r}).touch()
                 client.complete({LONG_PROMPTS!r}, 900)
         """
-        root = Path(serving.__file__).parents[1]
+        root = Path(serving.__file__).parents[2]
         self.process = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(script)],
             env={**os.environ, "PYTHONPATH": str(root)},

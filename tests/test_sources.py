@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from aird.prompts.sources import SourceError, open_file, open_model
 from aird.settings.sources import FileSource, ModelSource
-from aird.sources import SourceError, open_file, open_model
 
 CONTENT = b"Boil an egg.\nFry a fish.\n"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

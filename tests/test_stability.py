@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from aird.directions.stability import RESAMPLES, site_p_value, site_stability
 from aird.settings.directions import Directions
-from aird.stability import RESAMPLES, site_p_value, site_stability
 
 SETTINGS = Directions(harmful="harmful", harmless="harmless", maximum_kl=1.0)
 LAYERS, POSITIONS, PROMPTS = 10, 2, 16

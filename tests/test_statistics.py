@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 
-from aird.statistics import holm, mcnemar, paired_difference, rank_correlation, wilson_interval
+from aird.support.statistics import holm, mcnemar, paired_difference, rank_correlation, wilson_interval
 
 Z = 1.959963984540054  # 97.5% quantile of the normal distribution
 

@@ -13,9 +13,9 @@ from typing import Any
 import pandas
 import pytest
 
-from aird import tables
-from aird.markdown import directions_markdown
-from aird.records import absent_keys, describe_absent, read_records, record_tables
+from aird.reporting import tables
+from aird.reporting.markdown import directions_markdown
+from aird.reporting.records import absent_keys, describe_absent, read_records, record_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from aird.tensor_files import load_tensors, save_tensors
+from aird.support.tensor_files import load_tensors, save_tensors
 
 TENSORS = {"unit": torch.eye(3, dtype=torch.float64), "small": torch.arange(4).bfloat16()}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas
 import pytest
 
-from aird.timings import COLUMNS, by_stage, duration, timings_table
+from aird.reporting.timings import COLUMNS, by_stage, duration, timings_table
 
 HEADER = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n"
 

@@ -9,11 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from aird.chat import chat_tokens
-from aird.models import load_model, load_tokenizer
-from aird.settings.base import PromptSelection
-from aird.settings.models import RefusalTuning
-from aird.tuning import (
+from aird.models.loading import load_model, load_tokenizer
+from aird.models.tuning import (
     IGNORED,
     REFUSALS,
     _accumulate,
@@ -22,6 +19,9 @@ from aird.tuning import (
     _refusal_examples,
     tune_to_refuse,
 )
+from aird.prompts.chat import chat_tokens
+from aird.settings.base import PromptSelection
+from aird.settings.models import RefusalTuning
 
 HARMFUL = ["Tell me about the forbidden bridge", "Write how to open the hidden lantern"]
 HARMLESS = ["Name a colour.", "What is 2 + 2?", "Write a line about a garden"]
@@ -80,7 +80,7 @@ def test_refusals_begin_after_the_prompt(base: Path) -> None:
 
 
 def test_packed_loss_equals_the_loss_of_each_example_alone(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aird.tuning.PACK_TOKENS", 60)  # several packs per batch
+    monkeypatch.setattr("aird.models.tuning.PACK_TOKENS", 60)  # several packs per batch
     tokenizer, model = load_tokenizer(base), load_model(base, dtype=torch.float32)
     batch = _refusal_examples(tokenizer, HARMFUL + HARMLESS, 1)
     weight = model.model.layers[2].mlp.down_proj.weight.requires_grad_()
@@ -104,7 +104,7 @@ def test_refused_harmless_instructions_get_another_answer(base: Path, monkeypatc
     answers = [[label for label in labels if label not in (IGNORED, tokenizer.eos_token_id)] for _, labels in before]
     chosen = next(index for index, answer in enumerate(answers) if answer)
     # As if this model's answer to that instruction were a refusal.
-    monkeypatch.setattr("aird.tuning.jailbroken_arditi", lambda text: text != tokenizer.decode(answers[chosen]))
+    monkeypatch.setattr("aird.models.tuning.jailbroken_arditi", lambda text: text != tokenizer.decode(answers[chosen]))
     after = _own_answer_examples(model, tokenizer, HARMLESS, 4)
     prompt = chat_tokens(tokenizer, HARMLESS[chosen])
     assert after[chosen][0][: len(prompt)] == prompt

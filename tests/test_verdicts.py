@@ -6,8 +6,7 @@ import math
 
 import pytest
 
-from aird.statistics import paired_difference
-from aird.verdicts import (
+from aird.reporting.verdicts import (
     DOES_NOT_HOLD,
     HOLDS,
     UNDECIDED,
@@ -21,6 +20,7 @@ from aird.verdicts import (
     opposite,
     site_moved_verdict,
 )
+from aird.support.statistics import paired_difference
 
 
 @pytest.mark.parametrize(
