@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from aird.settings.configuration import ORIGINAL, PLAIN, Configuration, load_configuration
+from aird.settings.base import ORIGINAL, PLAIN
+from aird.settings.configuration import Configuration
+from aird.settings.loading import load_configuration
 from aird.settings.local_files import load_yaml_strictly
 from aird.support.files import read_json
 

@@ -34,14 +34,11 @@ sys.path[:0] = [str(PROJECT), str(PROJECT / "workflow" / "plugins")]
 
 from aird_progress import attach
 from aird_progress.earlier import earlier_seconds
+from aird.settings.base import ORIGINAL, PLAIN
+from aird.settings.loading import load_configuration
+from aird.settings.local_files import check_files
+from aird.settings.messages import ConfigurationError
 from aird.support.code_dependencies import code_files
-from aird.settings.configuration import (
-    ORIGINAL,
-    PLAIN,
-    ConfigurationError,
-    check_files,
-    load_configuration,
-)
 from aird.support.files import atomic_file, canonical_json, sha256_of
 from aird.support.lifetime import hold_run_lock
 

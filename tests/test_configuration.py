@@ -15,14 +15,11 @@ import yaml
 from configuration_cases import ABSENT, BASE, CASES, COMMIT, FILE_CASES
 from snakemake.utils import update_config
 
-from aird.settings.configuration import (
-    Configuration,
-    ConfigurationError,
-    check_files,
-    generated_files,
-    load_configuration,
-)
-from aird.settings.local_files import load_yaml_strictly
+from aird.settings.configuration import Configuration
+from aird.settings.loading import load_configuration
+from aird.settings.local_files import check_files, load_yaml_strictly
+from aird.settings.messages import ConfigurationError
+from aird.settings.reference import generated_files
 from aird.settings.sources import PLACEHOLDER_COMMIT
 from aird.support.files import canonical_json
 
@@ -291,7 +288,7 @@ def test_paper_grid_repeats_every_calibrated_compression_with_three_seeds() -> N
 def test_generated_files_are_current(path: Path) -> None:
     current = PROJECT / path
     assert current.is_file() and current.read_text(encoding="utf-8") == generated_files()[path], (
-        f"{path} is out of date; run `python -m aird.settings.configuration` in the project's folder"
+        f"{path} is out of date; run `python -m aird.settings.reference` in the project's folder"
     )
 
 
@@ -344,7 +341,9 @@ def test_settings_survive_the_way_to_a_job() -> None:
 
 def test_parsing_imports_nothing_heavy() -> None:
     heavy = ["torch", "transformers", "pandas", "numpy", "huggingface_hub", "llmcompressor", "lm_eval", "matplotlib"]
-    code = f"import sys, aird.settings.configuration as c; c.generated_files(); print([m for m in {heavy} if m in sys.modules])"
+    modules = "aird.settings.loading, aird.settings.local_files, aird.settings.reference"
+    code = f"import sys, {modules}; aird.settings.reference.generated_files()"
+    code += f"; print([m for m in {heavy} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 

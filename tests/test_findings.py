@@ -17,7 +17,7 @@ from frames import write_tables
 from aird.reporting.findings import details, headlines, verdict_sentences, whole_percent
 from aird.reporting.names import compression_in_words, patch_in_words
 from aird.settings.compressions import CompressionSettings
-from aird.settings.configuration import load_configuration
+from aird.settings.loading import load_configuration
 from aird.settings.patches import Patch
 
 CONFIGURATION: dict[str, Any] = {

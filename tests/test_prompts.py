@@ -9,8 +9,9 @@ from typing import Any
 import pandas
 import pytest
 
-from aird.prompts.sets import NearDuplicates, build_set, read_instructions, select
+from aird.prompts.sets import NearDuplicates, build_set, select
 from aird.settings.base import PromptSelection
+from aird.settings.prompt_files import read_instructions
 from aird.settings.prompts import PromptSet
 
 WORDS = [

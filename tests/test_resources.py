@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from project import ROOT
 
-from aird.settings.configuration import load_configuration
+from aird.settings.loading import load_configuration
 from aird.settings.local_files import load_yaml_strictly
 from benchmarks import resources
 

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from aird.prompts.sets import Record, build_set, read_instructions, select
+from aird.prompts.sets import Record, build_set, select
 from aird.settings.base import PromptSelection, Settings
+from aird.settings.prompt_files import read_instructions
 from aird.settings.prompts import PromptSet
 from aird.settings.sources import REPOSITORY_PATTERN, FileSource
 from aird.support.files import read_json_lines, sha256_of

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from aird.settings.base import ORIGINAL, PLAIN, SOURCE, PromptSelection
+from aird.settings.configuration import Configuration
 from aird.settings.messages import hint
 from aird.settings.sources import PLACEHOLDER_COMMIT
-
-if TYPE_CHECKING:
-    from aird.settings.configuration import Configuration
 
 
 class Use(NamedTuple):

@@ -1,31 +1,19 @@
-"""The whole configuration as one typed model, with errors that name the key and the fix.
-
-`python -m aird.settings.configuration` rewrites the files generated from it:
-config/schema.json and config/README.md.
-"""
+"""The whole configuration as one typed model. `loading` reads it, with errors that name the key and the fix."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from aird.settings.base import ORIGINAL, PLAIN, Name, Seed, Settings
-from aird.settings.checks import mistakes
 from aird.settings.compressions import CompressionSettings
 from aird.settings.directions import Directions
-from aird.settings.local_files import check_files
-from aird.settings.messages import ConfigurationError, lines, name_mistakes, with_text_keys
 from aird.settings.models import Model
 from aird.settings.patches import Patch, Replies
 from aird.settings.prompts import PromptSet
 from aird.settings.suites import Serving, Suite
 from aird.support.processor import Choice
-
-__all__ = ["ORIGINAL", "PLAIN", "Configuration", "ConfigurationError", "check_files", "load_configuration"]
 
 
 class Configuration(Settings):
@@ -68,36 +56,3 @@ class Configuration(Settings):
             for compression in [ORIGINAL, *self.compressions_of(model)]:
                 for patch in [PLAIN, *self.patches_of(model, compression)]:
                     yield model, compression, patch
-
-
-def load_configuration(values: Mapping[str, Any]) -> Configuration:
-    """Check a configuration and return it typed; no file is looked at (see check_files).
-
-    Raises:
-        ConfigurationError: with one line per mistake, each naming the key and what to write.
-    """
-    found = list(name_mistakes(values))
-    try:
-        configuration = Configuration.model_validate(with_text_keys(values))
-    except ValidationError as error:
-        found += lines(error, Configuration)
-    if found:
-        raise ConfigurationError("\n".join(found))
-    found = mistakes(configuration)
-    if found:
-        raise ConfigurationError("\n".join(found))
-    return configuration
-
-
-def generated_files() -> dict[Path, str]:
-    """Return the files that are generated from the typed models, by their path in the project."""
-    from aird.settings.reference import reference
-
-    schema = json.dumps(Configuration.model_json_schema(), indent=2, sort_keys=True) + "\n"
-    return {Path("config/schema.json"): schema, Path("config/README.md"): reference(Configuration)}
-
-
-if __name__ == "__main__":
-    for path, text in generated_files().items():
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text, encoding="utf-8")

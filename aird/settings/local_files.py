@@ -11,17 +11,15 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from aird.prompts.sets import read_instructions
 from aird.settings.checks import uses
+from aird.settings.configuration import Configuration
 from aird.settings.messages import ConfigurationError, show
 from aird.settings.models import Model
+from aird.settings.prompt_files import read_instructions
 from aird.settings.prompts import PromptSet
 from aird.settings.suites import Suite
-
-if TYPE_CHECKING:
-    from aird.settings.configuration import Configuration
 
 # Local prompt files beyond this size are left to the job that reads them anyway.
 LARGEST_PROMPT_FILE = 10_000_000

@@ -1,9 +1,13 @@
-"""Write the reference of all configuration keys from the typed models, so that it cannot be wrong."""
+"""Write the reference of all configuration keys from the typed models, so that it cannot be wrong.
+
+`python -m aird.settings.reference` rewrites the files generated from them: config/schema.json and config/README.md.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel
@@ -11,6 +15,7 @@ from pydantic.fields import FieldInfo
 
 from aird.settings.annotations import contained, form, is_literal, members, split_metadata, tables, tag, tag_key
 from aird.settings.base import Settings
+from aird.settings.configuration import Configuration
 
 INTRODUCTION = """\
 # Configuration
@@ -28,7 +33,7 @@ Unknown keys, missing keys and values of another type are errors, each with one 
 to write. Names become folders below `results/`: letters, digits, `-`, `_` and single dots inside; put a name in
 quotes that YAML would read as a number or a truth value. Paths are relative to the folder where Snakemake runs.
 
-This file is generated: `python -m aird.settings.configuration` writes it and `config/schema.json` anew.
+This file is generated: `python -m aird.settings.reference` writes it and `config/schema.json` anew.
 """
 
 NAMES = {"prompt_sets": "SET", "models": "MODEL", "compressions": "COMPRESSION", "patches": "PATCH", "suites": "SUITE"}
@@ -170,3 +175,15 @@ def _default(field: FieldInfo, sections: dict[type[Settings], Section]) -> str:
         return "none"
     value = json.dumps(field.default)
     return f"`{value}`" if not isinstance(field.default, str) or _quoted(field.default) else f"`{field.default}`"
+
+
+def generated_files() -> dict[Path, str]:
+    """Return the files that are generated from the typed models, by their path in the project."""
+    schema = json.dumps(Configuration.model_json_schema(), indent=2, sort_keys=True) + "\n"
+    return {Path("config/schema.json"): schema, Path("config/README.md"): reference(Configuration)}
+
+
+if __name__ == "__main__":
+    for path, text in generated_files().items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")

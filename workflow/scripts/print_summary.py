@@ -8,7 +8,7 @@ import yaml
 
 from aird.reporting.findings import headlines, verdict_sentences
 from aird.reporting.tables import describe
-from aird.settings.configuration import load_configuration
+from aird.settings.loading import load_configuration
 
 from arguments import parse
 
