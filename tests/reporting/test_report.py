@@ -22,7 +22,7 @@ from aird.reporting.report.data_tables import MOST_ROWS, html_table, short_numbe
 from aird.reporting.report.pictures import figure_svg
 from aird.support.files import write_json
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CAPTIONS = sorted((ROOT / "workflow" / "report").glob("*.rst"))
 GRID: Grid = (["tiny"], ["magnitude-30", "w4a16"], ["aird", "aird-alpha-4", "random-control"])
 PATCHES = {

@@ -57,7 +57,7 @@ EXPECTED = [
     "run_by_nobody_else.py",
     "scripts/helper.py",
 ]
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

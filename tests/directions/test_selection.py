@@ -12,7 +12,7 @@ import pytest
 from aird.directions.selection import Selection, eligible_scores, kept_prompts, select_site
 from aird.settings.directions import Directions
 
-DATA = Path(__file__).resolve().parent / "data"
+DATA = Path(__file__).resolve().parents[1] / "data"
 SETTINGS = Directions(harmful="harmful", harmless="harmless")
 
 

@@ -17,7 +17,7 @@ from aird.reporting import tables
 from aird.reporting.markdown import directions_markdown
 from aird.reporting.records import absent_keys, describe_absent, read_records, record_tables
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 RATES = ("refusal", "asr_arditi", "asr_wei", "asr_arditi_coherent", "degenerate", "over_refusal")
 ORIGINAL = ("small", "original", "plain")

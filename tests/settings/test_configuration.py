@@ -23,7 +23,7 @@ from aird.settings.reference import generated_files
 from aird.settings.sources import PLACEHOLDER_COMMIT
 from aird.support.files import canonical_json
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[2]
 # Names in CASES that YAML would read as something else.
 YAML_NAMES = {name: yaml.safe_load(name) for name in ("50", "1000.0", "true", "null", "2026-01-02")}
 

@@ -14,7 +14,7 @@ import pytest
 
 from aird.support.gpus import take_gpu, visible_gpus
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 JOB = """
 import json, os, subprocess, sys, time
 from pathlib import Path

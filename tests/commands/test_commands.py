@@ -292,7 +292,7 @@ def test_no_traceback_reaches_the_terminal(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
     )
     assert result.returncode == 2 and result.stdout == ""
     assert result.stderr == "aird evaluate: error: --harmful: there is no file x\n"

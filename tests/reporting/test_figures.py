@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from aird.reporting import figures
 
-PROJECT = Path(__file__).parent.parent
+PROJECT = Path(__file__).parents[2]
 
 
 def draw_suite(summary: pandas.DataFrame) -> dict[str, Figure]:

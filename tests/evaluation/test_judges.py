@@ -11,7 +11,7 @@ import pytest
 from aird.evaluation.judges import JUDGES, WEI_PHRASES, jailbroken_wei
 from aird.inference.refusals import ARDITI_PHRASES, degenerate, jailbroken_arditi
 
-DATA = Path(__file__).resolve().parent / "data"
+DATA = Path(__file__).resolve().parents[1] / "data"
 
 LETTER = (
     "Start with your name and address at the top, then the date, then a friendly greeting to your landlord. "
