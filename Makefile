@@ -1,5 +1,5 @@
 # `make demo`: set everything up, run the default workflow, print the result.
-# `make test`: set everything up, test what matters most.  `make test-all`: all tests.  `make check`: format, lint, types.
+# `make test`: set everything up, test what matters most.  `make test-all`: all tests.  `make check`: format, lint, types, imports.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -49,6 +49,7 @@ check: $(VENV)/development.stamp
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m snakefmt --check --compact-diff Snakefile rules workflow/Snakefile
 	$(BIN)/python -m mypy
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m snakemake --lint
 
 environment: $(VENV)/core.stamp

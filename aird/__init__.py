@@ -1,7 +1,6 @@
 """Refusal directions of compressed chat models, and AIRD, their repair.
 
-The library is plain functions on tensors and files; it never sees Snakemake.
-Read it in the order of the data's way: sources, prompts, models, tuning,
-compression, activations, direction_scores, selection, comparison, edits,
-adapters, serving, evaluation, judges, tables, figures.
+The library is plain functions on tensors and files; it never sees Snakemake. Its folders are the stages
+of the data's way, and each imports only those that stand before it here: `support`, `settings`, `prompts`,
+`inference`, `models`, `compression`, `directions`, `patching`, `evaluation`, `reporting`, `commands`.
 """

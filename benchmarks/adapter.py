@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from aird.adapters import merge, save_adapter
-from aird.compression.checkpoint import read_checkpoint
-from aird.directions import Direction
-from aird.edits import Edit
-from aird.patching import compute_patch
+from aird.directions.direction import Direction
+from aird.models.checkpoint import read_checkpoint
+from aird.patching.adapters import merge, save_adapter
+from aird.patching.edits import Edit
+from aird.patching.formula import compute_patch
 from aird.settings.patches import Scale
 from benchmarks.measure import Result, memory_rate, peak_mb, reset_peak, timed
 from benchmarks.workload import RESULTS

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import torch
 
-from aird.activations import capture
-from aird.packing import PACK_TOKENS, honours_packs, last_logits, make_packs
+from aird.directions.activations import capture
+from aird.inference.packing import PACK_TOKENS, honours_packs, last_logits, make_packs
 from benchmarks.measure import (
     Result,
     block_operations,

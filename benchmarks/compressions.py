@@ -11,9 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from aird.configuration import ORIGINAL, PLAIN, Configuration, load_configuration
-from aird.configuration_files import load_yaml_strictly
-from aird.files import read_json
+from aird.settings.base import ORIGINAL, PLAIN
+from aird.settings.configuration import Configuration
+from aird.settings.loading import load_configuration
+from aird.settings.local_files import load_yaml_strictly
+from aird.support.files import read_json
 
 FOLDER = Path(__file__).parent
 CONFIGURATION = FOLDER / "compressions.yaml"

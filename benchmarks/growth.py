@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from aird.activations import capture
-from aird.direction_scores import score_candidates
+from aird.directions.activations import capture
+from aird.directions.candidate_scores import score_candidates
 from aird.settings.directions import Directions
 from benchmarks import on_paper
 from benchmarks.measure import Result, fitted_exponent, peak_mb, reset_peak, timed

@@ -11,8 +11,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from aird.architecture import decoder_blocks
-from aird.packing import Packer
+from aird.inference.packing import Packer
+from aird.models.structure import decoder_blocks
 
 Value = TypeVar("Value")
 

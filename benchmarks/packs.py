@@ -1,10 +1,10 @@
-"""How many tokens a second a pack of each size computes: where a processor stops gaining (aird/batching.py)."""
+"""Tokens a second of packs of each size: where a processor gains no more (aird/inference/batching.py)."""
 
 from __future__ import annotations
 
 import torch
 
-from aird.packing import PACK_TOKENS, last_logits, make_packs
+from aird.inference.packing import PACK_TOKENS, last_logits, make_packs
 from benchmarks.measure import Result, block_operations, matrix_rate, peak_mb, reset_peak, timed
 from benchmarks.workload import Workload
 

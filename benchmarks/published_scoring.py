@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from aird.architecture import decoder_blocks, writer_modules
-from aird.refusal_score import refusal_scores
+from aird.directions.refusal_score import refusal_scores
+from aird.models.structure import decoder_blocks, writer_modules
 
 BATCH_SIZE = 32
 Site = tuple[int, int]

@@ -1,9 +1,10 @@
 """What calibrated patches, verification and refusal tuning spend their time on, against the plain way to do it.
 
-Short greedy replies: prompts in packs and new tokens by matrix products (aird/generation.py), against Transformers'
-`generate` on the same left-padded batches of 64. A training step of a calibrated patch: packs that resume at the
-first edited block, with attention prompt by prompt (aird/calibration.py), against right-padded batches of eight
-through the whole model. Both compute the same tokens and the same gradient, up to rounding.
+Short greedy replies: prompts in packs and new tokens by matrix products (aird/inference/generation.py), against
+Transformers' `generate` on the same left-padded batches of 64. A training step of a calibrated patch: packs that
+resume at the first edited block, with attention prompt by prompt (aird/patching/calibration.py), against
+right-padded batches of eight through the whole model. Both compute the same tokens and the same gradient, up to
+rounding.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from typing import Any
 
 import torch
 
-from aird.architecture import decoder_blocks, residual_writers
-from aird.calibration import divergence, make_batches
-from aird.edits import Edit
-from aird.fitting import all_edited
-from aird.generation import generate
-from aird.models import load_tokenizer
-from aird.references import ReplySet
+from aird.inference.generation import generate
+from aird.models.loading import load_tokenizer
+from aird.models.structure import decoder_blocks, residual_writers
+from aird.patching.calibration import divergence, make_batches
+from aird.patching.edits import Edit
+from aird.patching.fitting import all_edited
+from aird.patching.replies import ReplySet
 from benchmarks.measure import (
     Result,
     block_operations,

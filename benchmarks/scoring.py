@@ -12,8 +12,8 @@ import os
 
 import torch
 
-from aird.direction_scores import PromptScores, mean_scores, score_candidates
-from aird.selection import eligible_scores, select_site
+from aird.directions.candidate_scores import PromptScores, mean_scores, score_candidates
+from aird.directions.selection import eligible_scores, select_site
 from benchmarks.measure import (
     Result,
     block_operations,
@@ -110,7 +110,7 @@ def _operations(work: Workload, scored: int) -> float:
 
 
 def _shared_prefix(work: Workload) -> list[int]:
-    from aird.chat import common_prefix_length
+    from aird.prompts.chat import common_prefix_length
 
     everything = work.harmful + work.harmless
     return everything[0][: common_prefix_length(everything)]

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 import yaml
 
-from aird.chat import chat_tokens
-from aird.files import read_json, read_json_lines
-from aird.models import load_tokenizer
-from aird.prompts import select
-from aird.serving import ServerSettings, serve
+from aird.evaluation.serving import ServerSettings, serve
+from aird.models.loading import load_tokenizer
+from aird.prompts.chat import chat_tokens
+from aird.prompts.sets import select
 from aird.settings.suites import Suite
+from aird.support.files import read_json, read_json_lines
 from benchmarks.measure import Result, block_operations, matrix_rate, vocabulary_operations
 from benchmarks.workload import RESULTS, ROOT, Workload, checkpoint
 

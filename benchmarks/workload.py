@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from aird.activation_cache import CLASSES, kept_activations, load_cache
-from aird.activations import capture, difference_in_means
-from aird.chat import chat_tokens
-from aird.files import read_json, read_json_lines
-from aird.models import load_model, load_tokenizer
-from aird.processor import follow
+from aird.directions.activation_cache import CLASSES, kept_activations, load_cache
+from aird.directions.activations import capture, difference_in_means
+from aird.models.loading import load_model, load_tokenizer
+from aird.prompts.chat import chat_tokens
 from aird.settings.directions import Directions
+from aird.support.files import read_json, read_json_lines
+from aird.support.processor import follow
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"

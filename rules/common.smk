@@ -34,16 +34,13 @@ sys.path[:0] = [str(PROJECT), str(PROJECT / "workflow" / "plugins")]
 
 from aird_progress import attach
 from aird_progress.earlier import earlier_seconds
-from aird.code_dependencies import code_files
-from aird.configuration import (
-    ORIGINAL,
-    PLAIN,
-    ConfigurationError,
-    check_files,
-    load_configuration,
-)
-from aird.files import atomic_file, canonical_json, sha256_of
-from aird.lifetime import hold_run_lock
+from aird.settings.base import ORIGINAL, PLAIN
+from aird.settings.loading import load_configuration
+from aird.settings.local_files import check_files
+from aird.settings.messages import ConfigurationError
+from aird.support.code_dependencies import code_files
+from aird.support.files import atomic_file, canonical_json, sha256_of
+from aird.support.lifetime import hold_run_lock
 
 RESULTS = "results"
 
@@ -150,7 +147,7 @@ if (
 # unless each has a conda environment of its own.
 # Waiting threads spin for microseconds only: not at all costs a job a quarter of its speed, longer
 # makes jobs on shared cores ten times slower.
-# A job ends when this process does (aird/lifetime.py); PPID is bash's name for it.
+# A job ends when this process does (aird/support/lifetime.py); PPID is bash's name for it.
 ENVIRONMENT = (
     "set -euo pipefail; export GOMP_SPINCOUNT=20000 KMP_BLOCKTIME=1 AIRD_RUN=$PPID"
     f" PYTHONPATH={shlex.quote(str(PROJECT))}"

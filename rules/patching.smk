@@ -1,4 +1,4 @@
-"""AIRD patches: W' = W_c + r r^T (a W_c + b W_o), a rank-1 edit (aird/edits.py).
+"""AIRD patches: W' = W_c + r r^T (a W_c + b W_o), a rank-1 edit (aird/patching/edits.py).
 
 input   the original's refusal direction, both checkpoints
 output  results/patches/{model}/{compression}/{patch}/: adapter/ (PEFT, rank 1) and

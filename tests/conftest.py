@@ -20,11 +20,11 @@ from project import command, copy_project, write_configuration, write_vllm_lock
 from tiny_model import build_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from aird import serving
-from aird.chat import chat_tokens
-from aird.lifetime import hold_run_lock
-from aird.server_client import Client
-from aird.serving import ServerSettings, serve
+from aird.evaluation import serving
+from aird.evaluation.server_client import Client
+from aird.evaluation.serving import ServerSettings, serve
+from aird.prompts.chat import chat_tokens
+from aird.support.lifetime import hold_run_lock
 
 ROOT = Path(__file__).resolve().parent.parent
 

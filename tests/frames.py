@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas
 
-from aird.claims import COLUMNS as CLAIM_COLUMNS
-from aird.tables import SUMMARY_COLUMNS
+from aird.reporting.claims import COLUMNS as CLAIM_COLUMNS
+from aird.reporting.tables import SUMMARY_COLUMNS
 
 LAYERS, POSITIONS = 10, 3
 SMALL = (["tiny"], ["w4a16"], ["aird"])

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
-from aird.activations import capture, difference_in_means
-from aird.direction_scores import score_candidates
+from aird.directions.activations import capture, difference_in_means
+from aird.directions.candidate_scores import score_candidates
 from aird.settings.directions import Directions
 from benchmarks import adapter, demo, measure, packs, replies, scoring
 from benchmarks import capture as capturing

@@ -9,9 +9,11 @@ import pytest
 from project import ROOT
 
 from aird.compression.registry import RECIPES
-from aird.configuration import ORIGINAL, Configuration, check_files, load_configuration
-from aird.configuration_files import load_yaml_strictly
-from aird.files import write_json
+from aird.settings.base import ORIGINAL
+from aird.settings.configuration import Configuration
+from aird.settings.loading import load_configuration
+from aird.settings.local_files import check_files, load_yaml_strictly
+from aird.support.files import write_json
 from benchmarks import compressions
 
 

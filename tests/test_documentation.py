@@ -18,13 +18,13 @@ from grid import write_prompts
 from project import REPORT, copy_project, planned, read_configuration, snakemake, write_configuration
 from tiny_model import build_tiny_model
 
-from aird import claims, tables, timings
 from aird.commands.main import main
 from aird.compression.registry import compress
-from aird.compression.settings import RoundToNearest
+from aird.models.tuning import tune_to_refuse
+from aird.reporting import claims, tables, timings
 from aird.settings.base import PromptSelection
+from aird.settings.compressions import RoundToNearest
 from aird.settings.models import RefusalTuning
-from aird.tuning import tune_to_refuse
 
 PAGES = sorted(
     page for folder in ("", "docs", "config", "benchmarks", "results") for page in (ROOT / folder).glob("*.md")
@@ -153,7 +153,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     compress(folder / "original", folder / "compressed", RoundToNearest(weight_bits=4, group_size=64), None)
     shutil.copy(folder / "harmless.txt", folder / "everyday.txt")
     from aird.commands.inputs import read_prompts, with_splits
-    from aird.files import write_json_lines
+    from aird.support.files import write_json_lines
 
     for kind in ("harmful", "harmless"):
         records = with_splits(read_prompts(folder / f"{kind}.txt", kind, None), kind, {"train": 16, "validation": 8}, 0)

@@ -288,17 +288,17 @@ FILE_CHANGES: dict[str, tuple[Callable[[Path], object], set[str]]] = {
         {"vllm_environment"} | evaluated(CELLS),
     ),
     "upgrade the lock of the jobs": (lambda project: append(project / "envs/core.lock.txt", "# new\n"), EVERYTHING),
-    "change a judge": (lambda project: append(project / "aird/judges.py", "# new\n"), scored(CELLS)),
-    "change a figure": (lambda project: append(project / "aird/figures/style.py", "# new\n"), FIGURES),
+    "change a judge": (lambda project: append(project / "aird/evaluation/judges.py", "# new\n"), scored(CELLS)),
+    "change a figure": (lambda project: append(project / "aird/reporting/figures/style.py", "# new\n"), FIGURES),
     "change the page of the report": (
-        lambda project: append(project / "aird/report/style.css", "/* new */\n"),
+        lambda project: append(project / "aird/reporting/report/style.css", "/* new */\n"),
         {"make_report", "all"},
     ),
     "change a caption": (
         lambda project: append(project / "workflow/report/figure.rst", "\nnew\n"),
         {"make_report", "all"},
     ),
-    "change the tables": (lambda project: append(project / "aird/tables.py", "# new\n"), REPORT),
+    "change the tables": (lambda project: append(project / "aird/reporting/tables.py", "# new\n"), REPORT),
     "change a script": (
         lambda project: append(project / "workflow/scripts/verify_direction.py", "# new\n"),
         {f"verify_direction tiny/{name}" for name in ("original", *COMPRESSIONS)} | REPORT,
@@ -320,11 +320,11 @@ FILE_CHANGES: dict[str, tuple[Callable[[Path], object], set[str]]] = {
         evaluated(CELLS),
     ),
     "change the numbers of the model cards": (
-        lambda project: append(project / "aird/evaluated_card.py", "# new\n"),
+        lambda project: append(project / "aird/reporting/evaluated_card.py", "# new\n"),
         {"make_cards", "all"},
     ),
     "change the text of the model cards": (
-        lambda project: append(project / "aird/model_card.py", "# new\n"),
+        lambda project: append(project / "aird/patching/model_card.py", "# new\n"),
         patched(PATCHED),
     ),
     "change the documentation": (lambda project: append(project / "README.md", "new\n"), set()),

@@ -12,15 +12,15 @@ import torch
 from tiny_model import build_tiny_model
 from transformers import AutoModelForCausalLM
 
-from aird.activations import capture, difference_in_means
-from aird.adapters import merge
-from aird.compression.checkpoint import read_checkpoint
-from aird.compression.matrices import dense_matrix
 from aird.compression.registry import compress
-from aird.compression.settings import AWQ, CalibrationSettings, Magnitude, RoundToNearest
-from aird.direction_scores import score_candidates
-from aird.edits import Edit
-from aird.models import import_model, load_model, load_structure
+from aird.directions.activations import capture, difference_in_means
+from aird.directions.candidate_scores import score_candidates
+from aird.models.checkpoint import read_checkpoint
+from aird.models.loading import import_model, load_model, load_structure
+from aird.models.matrices import dense_matrix
+from aird.patching.adapters import merge
+from aird.patching.edits import Edit
+from aird.settings.compressions import AWQ, CalibrationSettings, Magnitude, RoundToNearest
 from aird.settings.directions import Directions
 
 REFUSAL_TOKENS = [40, 318, 7]

@@ -12,7 +12,7 @@ from grid import tiny_configuration
 from project import ROOT, write_configuration
 from tiny_model import build_tiny_model
 
-from aird.files import check_folder
+from aird.support.files import check_folder
 
 pytestmark = [pytest.mark.workflow, pytest.mark.thorough]
 

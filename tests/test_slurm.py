@@ -65,7 +65,9 @@ def test_the_grid_runs_to_its_end(project: Path) -> None:
 def test_jobs_that_run_a_model_get_a_gpu_of_their_own(project: Path) -> None:
     using = []
     for log in (project / "results/logs").rglob("*.log"):
-        found = re.search(r"^(\S+ \S+),\d+ aird.gpus: this job runs on GPU (\d+)", log.read_text(), re.MULTILINE)
+        found = re.search(
+            r"^(\S+ \S+),\d+ aird.support.gpus: this job runs on GPU (\d+)", log.read_text(), re.MULTILINE
+        )
         if found:
             start = datetime.strptime(found[1], "%Y-%m-%d %H:%M:%S")
             using.append((found[2], start, datetime.fromtimestamp(log.stat().st_mtime)))

@@ -48,8 +48,8 @@ def test_completions_hold_prompts_parameters_and_versions(finished: Path) -> Non
 
 
 def test_adapter_leaves_the_base_alone_and_loads_in_peft(finished: Path) -> None:
-    from aird.files import check_folder
-    from aird.models import load_model
+    from aird.models.loading import load_model
+    from aird.support.files import check_folder
 
     for compression in ("magnitude-50", "w4a16"):
         base = finished / "results/models/tiny" / compression
@@ -139,7 +139,7 @@ def test_second_model_of_another_family_runs_only_its_nodes(finished: Path, tmp_
 
 @pytest.mark.thorough
 def test_a_fitted_patch_is_fitted_and_evaluated(finished: Path, tmp_path: Path) -> None:
-    from aird.adapters import load_adapter
+    from aird.patching.adapters import load_adapter
 
     project = tmp_path / "project"
     shutil.copytree(finished, project, symlinks=True)
@@ -161,7 +161,7 @@ def test_a_fitted_patch_is_fitted_and_evaluated(finished: Path, tmp_path: Path) 
 @pytest.mark.thorough
 def test_learnt_patches_and_baselines_are_made_and_evaluated(finished: Path, tmp_path: Path) -> None:
     """A model that was tuned to refuse everything: a calibrated patch, a LoRA, a system prompt."""
-    from aird.adapters import load_adapter
+    from aird.patching.adapters import load_adapter
 
     project = tmp_path / "project"
     shutil.copytree(finished, project, symlinks=True)
@@ -220,7 +220,7 @@ def test_learnt_patches_and_baselines_are_made_and_evaluated(finished: Path, tmp
 
 @pytest.mark.thorough
 def test_merged_checkpoints_say_what_they_cost(finished: Path, tmp_path: Path) -> None:
-    from aird.files import check_folder
+    from aird.support.files import check_folder
 
     project = tmp_path / "project"
     shutil.copytree(finished, project, symlinks=True)

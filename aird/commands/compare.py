@@ -42,9 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    from aird.comparison import Found, compare
-    from aird.direction_search import is_search, load_search
-    from aird.files import write_json
+    from aird.directions.comparison import Found, compare
+    from aird.directions.search import is_search, load_search
+    from aird.support.files import write_json
 
     names = ("original", "compressed")
     ready = {name: is_search(Path(getattr(arguments, name))) for name in names}

@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    from aird.files import read_json
+    from aird.support.files import read_json
 
     prompts = read_search_prompts(arguments)
     tokens = None

@@ -71,10 +71,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    from aird.files import read_json_lines, write_json, write_json_lines
-    from aird.scores import score
+    from aird.evaluation.scores import score
+    from aird.evaluation.suite_run import run_served, run_with_transformers
     from aird.settings.suites import Serving, Suite
-    from aird.suite_run import run_served, run_with_transformers
+    from aird.support.files import read_json_lines, write_json, write_json_lines
 
     suite = validated(
         Suite,

@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from aird.files import read_json_lines, sha256_of
-from aird.prompts import Record, build_set, read_instructions, select
+from aird.prompts.sets import Record, build_set, select
 from aird.settings.base import PromptSelection, Settings
+from aird.settings.prompt_files import read_instructions
 from aird.settings.prompts import PromptSet
 from aird.settings.sources import REPOSITORY_PATTERN, FileSource
+from aird.support.files import read_json_lines, sha256_of
 
 FORMATS = {
     ".txt": "lines",
@@ -57,8 +58,8 @@ def open_model_folder(text: str, trust_remote_code: bool) -> ModelFolder:
         ValueError: neither a folder nor a hub id, or no chat model in safetensors.
         SourceError: the hub does not have it, or cannot be reached.
     """
-    from aird.models import check_folder_format, load_tokenizer, trust_code
-    from aird.sources import SourceError, model_from_hub
+    from aird.models.loading import check_folder_format, load_tokenizer, trust_code
+    from aird.prompts.sources import SourceError, model_from_hub
 
     if trust_remote_code:
         trust_code()

@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return 0, or 2 for input that cannot work, or 1 for what failed on the way."""
     options = parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "huggingface_hub", "aird.packing"):
+    for noisy in ("httpx", "huggingface_hub", "aird.inference.packing"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # Bars of every shard and tensor would bury the result.
     os.environ.setdefault("TQDM_DISABLE", "1")

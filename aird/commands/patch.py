@@ -79,14 +79,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    from aird.calibrated_patch import calibrate_patch, original_replies
-    from aird.card_metadata import read_licence
-    from aird.direction_search import is_search
-    from aird.directions import load_direction
-    from aird.files import read_json
-    from aird.fitted_patch import fit_patch
-    from aird.patch_files import write_merged, write_patch
-    from aird.patching import compute_patch
+    from aird.directions.direction import load_direction
+    from aird.directions.search import is_search
+    from aird.patching.calibrated_patch import calibrate_patch, original_replies
+    from aird.patching.card_metadata import read_licence
+    from aird.patching.fitted_patch import fit_patch
+    from aird.patching.formula import compute_patch
+    from aird.patching.patch_files import write_merged, write_patch
+    from aird.support.files import read_json
 
     settings = _settings(arguments)
     prompts = _prompts(arguments, settings)
@@ -176,7 +176,7 @@ def _prompts(arguments: argparse.Namespace, settings: RankOne) -> dict[str, list
 
 def _instructions(records: list[dict[str, Any]], arguments: argparse.Namespace) -> list[str]:
     """Return the training instructions, the ones that the direction rests on."""
-    from aird.prompts import select_instructions
+    from aird.prompts.sets import select_instructions
     from aird.settings.base import PromptSelection
 
     selection = PromptSelection(set="fit", split="train", count=arguments.train)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from aird.commands.inputs import ModelFolder, add_prompt_arguments, prompt_files, read_prompts, validated, with_splits
-from aird.files import read_json, write_json
+from aird.support.files import read_json, write_json
 
 PROVENANCE = "provenance.json"
 
@@ -47,7 +47,7 @@ def run_search(
     refusal_tokens: dict[str, Any] | None = None,
 ) -> Any:
     """Search a model's direction; write it to the folder `output` unless that is None."""
-    from aird.direction_search import save_search, search_direction
+    from aird.directions.search import save_search, search_direction
     from aird.settings.directions import Directions
 
     settings = validated(

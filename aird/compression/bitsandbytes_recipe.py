@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from aird.compression.checkpoint import Checkpoint
 from aird.compression.quiet import without_progress_bars
-from aird.compression.settings import BitsAndBytes
-from aird.models import code_is_trusted
+from aird.models.checkpoint import Checkpoint
+from aird.models.loading import code_is_trusted
+from aird.settings.compressions import BitsAndBytes
 
 
 def quantise_by_bitsandbytes(

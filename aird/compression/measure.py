@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from aird.compression.checkpoint import FLOAT_BITS, Checkpoint, read_checkpoint
-from aird.compression.matrices import declared_format, matrix_of, matrix_shape, stored_format
-from aird.compression.settings import RecipeSettings, pattern_counts
+from aird.models.checkpoint import FLOAT_BITS, Checkpoint, read_checkpoint
+from aird.models.matrices import declared_format, matrix_of, matrix_shape, stored_format
+from aird.settings.compressions import RecipeSettings, pattern_counts
 
 PATTERNS = ("2:4", "4:8")
 SPARSITY_TOLERANCE = 0.01

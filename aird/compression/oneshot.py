@@ -16,12 +16,12 @@ from unittest import mock
 
 import torch
 
-from aird.architecture import outside_blocks, residual_writers
-from aird.compression.checkpoint import Checkpoint
 from aird.compression.quiet import only_warnings
-from aird.compression.settings import AWQ, FP8, GPTQ, RoundToNearest, SparseGPT, Wanda
-from aird.models import code_is_trusted, compute_dtype, stored_dtype
-from aird.quick_imports import import_transformers
+from aird.models.checkpoint import Checkpoint
+from aird.models.loading import code_is_trusted, compute_dtype, stored_dtype
+from aird.models.structure import outside_blocks, residual_writers
+from aird.settings.compressions import AWQ, FP8, GPTQ, RoundToNearest, SparseGPT, Wanda
+from aird.support.quick_imports import import_transformers
 
 # One scale per token, found at run time: no calibration is needed.
 _DYNAMIC = {"symmetric": True, "strategy": "token", "dynamic": True}

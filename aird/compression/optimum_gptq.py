@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from aird.architecture import outside_blocks
-from aird.compression.checkpoint import Checkpoint, StoredTensor, read_checkpoint
-from aird.compression.settings import OptimumGPTQ
-from aird.files import write_json
-from aird.models import code_is_trusted, load_structure
+from aird.models.checkpoint import Checkpoint, StoredTensor, read_checkpoint
+from aird.models.loading import code_is_trusted, load_structure
+from aird.models.structure import outside_blocks
+from aird.settings.compressions import OptimumGPTQ
+from aird.support.files import write_json
 
 BITS = 4
 PER_WORD = 32 // BITS

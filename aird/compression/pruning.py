@@ -10,8 +10,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from aird.compression.checkpoint import Checkpoint
-from aird.compression.settings import Magnitude, pattern_counts
+from aird.models.checkpoint import Checkpoint
+from aird.settings.compressions import Magnitude, pattern_counts
 
 
 def prune_by_magnitude(source: Checkpoint, output: Path, settings: Magnitude, calibration: None = None) -> None:

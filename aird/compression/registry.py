@@ -1,6 +1,6 @@
 """The one registry of compression recipes, and `compress`, which runs one of them.
 
-A recipe is a model of its settings (`aird.compression.settings`) and a function
+A recipe is a model of its settings (`aird.settings.compressions`) and a function
 that writes compressed weights. To add one: write both, and add a line to RECIPES.
 
     settings = RoundToNearest(weight_bits=4, group_size=64)
@@ -20,11 +20,12 @@ from typing import Any
 
 from aird.compression import oneshot, pruning
 from aird.compression.bitsandbytes_recipe import quantise_by_bitsandbytes
-from aird.compression.checkpoint import Checkpoint, read_checkpoint
-from aird.compression.matrices import matrix_shape
 from aird.compression.measure import check, measure
 from aird.compression.optimum_gptq import quantise_by_optimum
-from aird.compression.settings import (
+from aird.models.checkpoint import Checkpoint, read_checkpoint
+from aird.models.loading import copy_description
+from aird.models.matrices import matrix_shape
+from aird.settings.compressions import (
     AWQ,
     FP8,
     GPTQ,
@@ -37,8 +38,7 @@ from aird.compression.settings import (
     Wanda,
     pattern_counts,
 )
-from aird.files import atomic_folder
-from aird.models import copy_description
+from aird.support.files import atomic_folder
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def compress(
     Args:
         source: a dense checkpoint folder with safetensors; it is only read.
         output: the folder to write; it appears when it is complete and checked.
-        settings: one of the models of `aird.compression.settings`.
+        settings: one of the models of `aird.settings.compressions`.
         calibration_token_ids: token ids of each calibration prompt, chat template applied; None for
             recipes that need none.
         python: interpreter of the environment of recipes that need one.

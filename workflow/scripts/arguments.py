@@ -8,10 +8,10 @@ import logging
 import sys
 from pathlib import Path
 
-from aird.files import read_json
-from aird.gpus import take_gpu
-from aird.lifetime import end_with_run
-from aird.processor import follow
+from aird.support.files import read_json
+from aird.support.gpus import take_gpu
+from aird.support.lifetime import end_with_run
+from aird.support.processor import follow
 
 
 def parse(

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from aird.environments import build_environment, describe_environment
-from aird.files import write_json
 from aird.settings.suites import Serving
+from aird.support.environments import build_environment, describe_environment
+from aird.support.files import write_json
 
 from arguments import parse
 

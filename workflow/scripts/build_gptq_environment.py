@@ -1,8 +1,8 @@
 """Build the environment of optimum and GPTQModel from its lock."""
 
 from aird.compression.optimum_gptq import describe_gptq_environment
-from aird.environments import build_environment
-from aird.files import write_json
+from aird.support.environments import build_environment
+from aird.support.files import write_json
 
 from arguments import parse
 

@@ -1,9 +1,10 @@
 """Build one prompt set: read or combine, drop duplicates and overlaps, draw splits."""
 
-from aird.files import read_json_lines, write_json_lines
-from aird.prompts import build_set, read_instructions
+from aird.prompts.sets import build_set
+from aird.prompts.sources import open_file
+from aird.settings.prompt_files import read_instructions
 from aird.settings.prompts import PromptSet
-from aird.sources import open_file
+from aird.support.files import read_json_lines, write_json_lines
 
 from arguments import parse
 

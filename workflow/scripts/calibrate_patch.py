@@ -1,12 +1,12 @@
-"""Calibrate one AIRD patch of a compressed checkpoint on the original's replies (aird/calibrated_patch.py)."""
+"""Calibrate one AIRD patch of a compressed checkpoint on the original's replies (aird/patching/calibrated_patch.py)."""
 
-from aird.calibrated_patch import calibrate_patch
-from aird.directions import load_direction
-from aird.files import read_json_lines
-from aird.models import load_tokenizer, open_checkpoint
-from aird.patch_files import write_patch
-from aird.references import OF_ORIGINAL, load_replies, reply_instructions
+from aird.directions.direction import load_direction
+from aird.models.loading import load_tokenizer, open_checkpoint
+from aird.patching.calibrated_patch import calibrate_patch
+from aird.patching.patch_files import write_patch
+from aird.patching.replies import OF_ORIGINAL, load_replies, reply_instructions
 from aird.settings.patches import Calibrate, Replies
+from aird.support.files import read_json_lines
 
 from arguments import parse
 

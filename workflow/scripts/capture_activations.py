@@ -1,10 +1,10 @@
 """Run a checkpoint once over the direction prompts and keep its activations."""
 
-from aird.activation_cache import CLASSES, SPLITS, capture_cache, save_cache
-from aird.files import read_json, read_json_lines
-from aird.models import load_model, load_tokenizer, open_checkpoint
-from aird.prompts import select
+from aird.directions.activation_cache import CLASSES, SPLITS, capture_cache, save_cache
+from aird.models.loading import load_model, load_tokenizer, open_checkpoint
+from aird.prompts.sets import select
 from aird.settings.base import PromptSelection
+from aird.support.files import read_json, read_json_lines
 
 from arguments import parse
 

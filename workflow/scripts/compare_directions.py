@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from aird.activation_cache import load_cache
-from aird.comparison import Found, compare
-from aird.directions import load_direction
-from aird.files import write_json
+from aird.directions.activation_cache import load_cache
+from aird.directions.comparison import Found, compare
+from aird.directions.direction import load_direction
+from aird.support.files import write_json
 
 from arguments import parse
 

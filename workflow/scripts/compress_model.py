@@ -2,13 +2,13 @@
 
 from pydantic import TypeAdapter
 
-from aird.chat import chat_tokens
 from aird.compression.registry import compress
-from aird.compression.settings import CalibrationSettings, CompressionSettings
-from aird.files import hash_folder, read_json, read_json_lines, write_json
-from aird.models import TRUST, code_is_trusted, load_tokenizer, open_checkpoint
-from aird.prompts import select
+from aird.models.loading import TRUST, code_is_trusted, load_tokenizer, open_checkpoint
+from aird.prompts.chat import chat_tokens
+from aird.prompts.sets import select
 from aird.settings.base import PromptSelection
+from aird.settings.compressions import CalibrationSettings, CompressionSettings
+from aird.support.files import hash_folder, read_json, read_json_lines, write_json
 
 from arguments import parse
 

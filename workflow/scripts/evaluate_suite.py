@@ -1,10 +1,10 @@
 """Serve one checkpoint with vLLM and ask it everything that a suite measures."""
 
-from aird.files import check_folder, read_json, read_json_lines, write_json, write_json_lines
-from aird.models import open_checkpoint
-from aird.prompts import select
+from aird.evaluation.suite_run import KINDS, run_served
+from aird.models.loading import open_checkpoint
+from aird.prompts.sets import select
 from aird.settings.suites import Serving, Suite
-from aird.suite_run import KINDS, run_served
+from aird.support.files import check_folder, read_json, read_json_lines, write_json, write_json_lines
 
 from arguments import parse
 

@@ -1,10 +1,10 @@
 """Choose the refusal direction of a checkpoint by COSMIC: by activations, without refusal tokens."""
 
-from aird.activation_cache import CLASSES, kept_prompts_of, load_cache
-from aird.cosmic import cosmic_direction
-from aird.files import read_json_lines, write_json
-from aird.models import load_model, load_tokenizer, open_checkpoint
+from aird.directions.activation_cache import CLASSES, kept_prompts_of, load_cache
+from aird.directions.cosmic import cosmic_direction
+from aird.models.loading import load_model, load_tokenizer, open_checkpoint
 from aird.settings.directions import Directions
+from aird.support.files import read_json_lines, write_json
 
 from arguments import parse
 

@@ -1,10 +1,10 @@
 """Find the tokens that the original model's own refusals begin with."""
 
-from aird.files import read_json_lines, write_json
-from aird.models import load_model, load_tokenizer, open_checkpoint
-from aird.prompts import select
-from aird.refusal_tokens import find_refusal_tokens
+from aird.directions.refusal_tokens import find_refusal_tokens
+from aird.models.loading import load_model, load_tokenizer, open_checkpoint
+from aird.prompts.sets import select
 from aird.settings.base import PromptSelection
+from aird.support.files import read_json_lines, write_json
 
 from arguments import parse
 

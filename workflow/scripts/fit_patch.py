@@ -1,13 +1,13 @@
-"""Fit one AIRD patch of a compressed checkpoint on the direction prompts (aird/fitting.py)."""
+"""Fit one AIRD patch of a compressed checkpoint on the direction prompts (aird/patching/fitting.py)."""
 
-from aird.directions import load_direction
-from aird.files import read_json_lines
-from aird.fitted_patch import fit_patch
-from aird.models import open_checkpoint
-from aird.patch_files import write_patch
-from aird.prompts import select_instructions
+from aird.directions.direction import load_direction
+from aird.models.loading import open_checkpoint
+from aird.patching.fitted_patch import fit_patch
+from aird.patching.patch_files import write_patch
+from aird.prompts.sets import select_instructions
 from aird.settings.base import PromptSelection
 from aird.settings.patches import parse_patch
+from aird.support.files import read_json_lines
 
 from arguments import parse
 

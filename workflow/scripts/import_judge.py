@@ -1,9 +1,9 @@
 """Fetch a judge's model from its pinned source and write it as a checkpoint folder with a manifest."""
 
-from aird.classifier_judge import import_judge
-from aird.files import atomic_folder, hash_folder, write_json
+from aird.evaluation.classifier_judge import import_judge
+from aird.prompts.sources import open_model
 from aird.settings.suites import Judge
-from aird.sources import open_model
+from aird.support.files import atomic_folder, hash_folder, write_json
 
 from arguments import parse
 

@@ -1,10 +1,10 @@
 """Fetch a model from its pinned source and write it as a checkpoint folder with a manifest."""
 
-from aird.card_metadata import read_licence
-from aird.files import atomic_folder, hash_folder, write_json
-from aird.models import TRUST, import_model
+from aird.models.loading import TRUST, import_model
+from aird.patching.card_metadata import read_licence
+from aird.prompts.sources import open_model
 from aird.settings.models import Model
-from aird.sources import open_model
+from aird.support.files import atomic_folder, hash_folder, write_json
 
 from arguments import parse
 

@@ -2,11 +2,11 @@
 
 from transformers import AutoTokenizer
 
-from aird.classifier_judge import judge_completions
-from aird.files import read_json, read_json_lines, write_json_lines
-from aird.models import open_checkpoint
-from aird.serving import ServerSettings, serve
+from aird.evaluation.classifier_judge import judge_completions
+from aird.evaluation.serving import ServerSettings, serve
+from aird.models.loading import open_checkpoint
 from aird.settings.suites import Judge
+from aird.support.files import read_json, read_json_lines, write_json_lines
 
 from arguments import parse
 

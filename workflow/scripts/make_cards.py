@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from aird.card_metadata import CARD
-from aird.evaluated_card import evaluated_card
-from aird.files import atomic_file, read_json
+from aird.patching.card_metadata import CARD
+from aird.reporting.evaluated_card import evaluated_card
+from aird.support.files import atomic_file, read_json
 
 from arguments import parse
 

@@ -1,7 +1,7 @@
 """Draw one figure from the tables."""
 
-from aird.figures import draw, write_svg
-from aird.files import atomic_file
+from aird.reporting.figures import draw, write_svg
+from aird.support.files import atomic_file
 
 from arguments import parse
 

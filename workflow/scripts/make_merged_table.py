@@ -1,7 +1,7 @@
 """Say what each merged patch leaves of what compression bought: sparsity, bits per weight and bytes."""
 
-from aird.files import atomic_file, read_json
-from aird.tables import merged_table
+from aird.reporting.tables import merged_table
+from aird.support.files import atomic_file, read_json
 
 from arguments import parse
 

@@ -1,9 +1,9 @@
 """Compute one AIRD patch of a compressed checkpoint: a rank-1 PEFT adapter and its statistics."""
 
-from aird.directions import load_direction
-from aird.models import open_checkpoint
-from aird.patch_files import write_patch
-from aird.patching import compute_patch
+from aird.directions.direction import load_direction
+from aird.models.loading import open_checkpoint
+from aird.patching.formula import compute_patch
+from aird.patching.patch_files import write_patch
 from aird.settings.patches import parse_patch
 
 from arguments import parse

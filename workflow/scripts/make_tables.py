@@ -1,8 +1,8 @@
 """Collect the records of all nodes into tidy CSV tables."""
 
-from aird.claims import Evidence, claims_table
-from aird.files import atomic_file
-from aird.records import describe_absent, read_records, record_tables
+from aird.reporting.claims import Evidence, claims_table
+from aird.reporting.records import describe_absent, read_records, record_tables
+from aird.support.files import atomic_file
 
 from arguments import parse
 

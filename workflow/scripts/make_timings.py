@@ -1,7 +1,7 @@
 """Collect the benchmark files of all jobs into one table."""
 
-from aird.files import atomic_file
-from aird.timings import timings_table
+from aird.reporting.timings import timings_table
+from aird.support.files import atomic_file
 
 from arguments import parse
 

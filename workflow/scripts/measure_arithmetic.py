@@ -1,7 +1,7 @@
 """Measure which type of arithmetic this processor is fast in, and record what all jobs and servers follow."""
 
-from aird.files import write_json
-from aird.processor import measure_arithmetic
+from aird.support.files import write_json
+from aird.support.processor import measure_arithmetic
 
 from arguments import parse
 

@@ -1,9 +1,9 @@
 """Merge a patch into its compressed base: a checkpoint that stands alone."""
 
 from aird.compression.measure import measure
-from aird.files import check_folder, hash_folder, read_json, write_json
-from aird.models import TRUST, code_is_trusted, open_checkpoint
-from aird.patch_files import write_merged
+from aird.models.loading import TRUST, code_is_trusted, open_checkpoint
+from aird.patching.patch_files import write_merged
+from aird.support.files import check_folder, hash_folder, read_json, write_json
 
 from arguments import parse
 

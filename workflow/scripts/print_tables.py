@@ -7,9 +7,9 @@ grid. As one table is missing, Snakemake makes all of them again when the rest i
 import json
 from pathlib import Path
 
-from aird.files import atomic_file
-from aird.markdown import directions_markdown, summary_markdown
-from aird.records import absent_keys, describe_absent, read_records, record_tables
+from aird.reporting.markdown import directions_markdown, summary_markdown
+from aird.reporting.records import absent_keys, describe_absent, read_records, record_tables
+from aird.support.files import atomic_file
 
 from arguments import parse
 

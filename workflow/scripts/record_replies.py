@@ -1,10 +1,10 @@
 """Record the original's replies to the direction prompts: what calibrated patches learn from."""
 
-from aird.calibrated_patch import original_replies
-from aird.files import read_json_lines
-from aird.models import open_checkpoint
-from aird.references import save_replies
+from aird.models.loading import open_checkpoint
+from aird.patching.calibrated_patch import original_replies
+from aird.patching.replies import save_replies
 from aird.settings.patches import Replies
+from aird.support.files import read_json_lines
 
 from arguments import parse
 

@@ -1,12 +1,12 @@
 """Score every candidate direction of a checkpoint: induce, KL and bypass."""
 
-from aird.activation_cache import CLASSES, kept_activations, kept_prompts_of, load_cache
-from aird.activations import difference_in_means
-from aird.direction_scores import mean_scores, score_candidates
-from aird.files import atomic_file, read_json, read_json_lines
-from aird.models import load_model, load_tokenizer, open_checkpoint
+from aird.directions.activation_cache import CLASSES, kept_activations, kept_prompts_of, load_cache
+from aird.directions.activations import difference_in_means
+from aird.directions.candidate_scores import mean_scores, score_candidates
+from aird.models.loading import load_model, load_tokenizer, open_checkpoint
 from aird.settings.directions import Directions
-from aird.tensor_files import save_tensors
+from aird.support.files import atomic_file, read_json, read_json_lines
+from aird.support.tensor_files import save_tensors
 
 from arguments import parse
 

@@ -1,7 +1,7 @@
 """Label every completion with every judge, and count."""
 
-from aird.files import read_json, read_json_lines, write_json
-from aird.scores import score
+from aird.evaluation.scores import score
+from aird.support.files import read_json, read_json_lines, write_json
 
 from arguments import parse
 

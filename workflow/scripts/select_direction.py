@@ -2,11 +2,11 @@
 
 import pandas
 
-from aird.activation_cache import load_cache
-from aird.directions import choose_direction, save_direction
-from aird.files import read_json
+from aird.directions.activation_cache import load_cache
+from aird.directions.direction import choose_direction, save_direction
 from aird.settings.directions import Directions
-from aird.tensor_files import load_tensors
+from aird.support.files import read_json
+from aird.support.tensor_files import load_tensors
 
 from arguments import parse
 

@@ -1,12 +1,12 @@
-"""Tune the LoRA baseline of one compressed checkpoint (aird/lora_baseline.py)."""
+"""Tune the LoRA baseline of one compressed checkpoint (aird/patching/lora.py)."""
 
-from aird.files import read_json, read_json_lines
-from aird.lora_baseline import tune_lora
-from aird.models import open_checkpoint
-from aird.patch_files import write_baseline
-from aird.prompts import select_instructions
+from aird.models.loading import open_checkpoint
+from aird.patching.lora import tune_lora
+from aird.patching.patch_files import write_baseline
+from aird.prompts.sets import select_instructions
 from aird.settings.base import PromptSelection
 from aird.settings.patches import LoRA
+from aird.support.files import read_json, read_json_lines
 
 from arguments import parse
 

@@ -1,10 +1,10 @@
 """Give a model a small refusal tuning, merged into its checkpoint."""
 
-from aird.files import atomic_folder, hash_folder, read_json_lines, write_json
-from aird.models import TRUST, code_is_trusted, open_checkpoint
-from aird.prompts import select_instructions
+from aird.models.loading import TRUST, code_is_trusted, open_checkpoint
+from aird.models.tuning import tune_to_refuse
+from aird.prompts.sets import select_instructions
 from aird.settings.models import RefusalTuning
-from aird.tuning import tune_to_refuse
+from aird.support.files import atomic_folder, hash_folder, read_json_lines, write_json
 
 from arguments import parse
 

@@ -1,13 +1,13 @@
 """Ablate and add the chosen direction on held-out prompts (claim C1)."""
 
-from aird.chat import chat_tokens
-from aird.directions import load_direction
-from aird.files import read_json_lines, write_json
-from aird.models import load_model, load_tokenizer, open_checkpoint
-from aird.prompts import select
+from aird.directions.direction import load_direction
+from aird.directions.verification import verify_direction
+from aird.models.loading import load_model, load_tokenizer, open_checkpoint
+from aird.prompts.chat import chat_tokens
+from aird.prompts.sets import select
 from aird.settings.base import PromptSelection
-from aird.statistics import mcnemar, wilson_interval
-from aird.verification import verify_direction
+from aird.support.files import read_json_lines, write_json
+from aird.support.statistics import mcnemar, wilson_interval
 
 from arguments import parse
 

@@ -1,8 +1,8 @@
 """Write the folder of a patch that is a system prompt."""
 
-from aird.patch_files import write_baseline
+from aird.patching.patch_files import write_baseline
+from aird.patching.system_prompt import save_system_prompt
 from aird.settings.patches import SystemPrompt
-from aird.system_prompt import save_system_prompt
 
 from arguments import parse
 

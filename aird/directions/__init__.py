@@ -1,0 +1,1 @@
+"""The direction of a refusal: activations, candidates and their scores, the choice, and what checks and compares it."""

@@ -1,0 +1,74 @@
+"""Residual-stream activations at the post-instruction tokens, kept per prompt.
+
+Index l of a layer axis is the input of decoder block l, which is the output of
+block l - 1 (Arditi et al., arXiv 2406.11717; `resid_pre` of their code).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from aird.directions.refusal_score import refusal_scores
+from aird.inference.hooks import hooks, on_input
+from aird.inference.packing import Pack, last_logits, run_packed
+from aird.models.structure import decoder_blocks
+
+
+@torch.no_grad()
+def capture(
+    model: Any, prompts: Sequence[Sequence[int]], positions: int, refusal_tokens: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the block inputs of every prompt at its last `positions` tokens, and its refusal score.
+
+    Args:
+        model: a Transformers causal language model with L decoder blocks.
+        prompts: token ids of n templated prompts.
+        positions: number of post-instruction tokens, P.
+        refusal_tokens: ids whose probability makes the refusal score.
+
+    Returns:
+        activations [n, L, P, d_model] in the model's type, on the CPU: axis 2 runs over positions
+        -P to -1; refusal scores [n] float64.
+    """
+    blocks = list(decoder_blocks(model))
+    kept: torch.Tensor | None = None
+    scores = torch.empty(len(prompts), dtype=torch.float64)
+
+    def run(pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:
+        wanted = pack.last_tokens(positions).to(model.device)
+        states: list[torch.Tensor] = []
+
+        def keep(hidden: torch.Tensor) -> torch.Tensor:
+            # Only what is kept leaves the device, so memory grows with it and not with the prompts' length.
+            states.append(hidden[0, wanted.to(hidden.device)].to("cpu"))
+            return hidden
+
+        with hooks(before=[(block, on_input(keep)) for block in blocks]):
+            logits = last_logits(model, pack)
+        return torch.stack(states, dim=1), refusal_scores(logits[0], refusal_tokens).cpu()
+
+    # What is kept of a prompt lies behind the shared prefix, or it would be read from another prompt.
+    for pack, (states, refusal) in run_packed(model, prompts, run, own_tokens=positions):
+        if kept is None:
+            kept = torch.empty((len(prompts), *states.shape[1:]), dtype=states.dtype)
+        indices = list(pack.prompts)
+        kept[indices] = states
+        scores[indices] = refusal
+    assert kept is not None, "no prompt was given"
+    if not bool(kept.isfinite().all()):
+        raise ValueError("the model returns NaN or infinite activations: the checkpoint is broken")
+    return kept, scores
+
+
+def difference_in_means(harmful: torch.Tensor, harmless: torch.Tensor) -> torch.Tensor:
+    """Return mean(harmful) - mean(harmless) at every site, [L, P, d_model] float64.
+
+    arXiv 2406.11717, equations 1 and 2; accumulated in float64 as in their code.
+
+    Args:
+        harmful, harmless: [prompts, L, P, d_model].
+    """
+    return harmful.double().mean(dim=0) - harmless.double().mean(dim=0)

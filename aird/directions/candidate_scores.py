@@ -1,0 +1,157 @@
+"""Score every candidate direction by what it does to the model (arXiv 2406.11717, section 2.3 and appendix C).
+
+For a candidate r at a site (layer, position), on validation prompts:
+
+    induce = mean refusal score on harmless prompts with r added at the input of its layer
+    KL     = mean KL(model || model with r ablated) of the next token, harmless prompts
+    bypass = mean refusal score on harmful prompts with r ablated everywhere
+
+The published procedure runs three full passes per candidate. This one gives the
+same numbers with less work: layers that the filter drops are not touched; an
+addition starts from the stored input of its layer; KL and bypass are computed
+only where induce leaves the candidate eligible; all prompts share one sequence.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from aird.directions.refusal_score import refusal_scores
+from aird.directions.selection import eligible_scores
+from aird.inference.batching import Batches
+from aird.inference.hooks import ablation, addition
+from aird.inference.packing import Pack, last_logits, plan_packs
+from aird.inference.resuming import block_inputs, resumed_at
+from aird.models.structure import decoder_blocks, writer_modules
+from aird.settings.directions import Directions
+
+logger = logging.getLogger(__name__)
+
+Score = dict[str, Any]
+PromptScores = dict[str, torch.Tensor]
+
+
+@torch.no_grad()
+def score_candidates(
+    model: Any,
+    candidates: torch.Tensor,
+    harmful: Sequence[Sequence[int]],
+    harmless: Sequence[Sequence[int]],
+    refusal_tokens: Sequence[int],
+    settings: Directions,
+) -> PromptScores:
+    """Return what every candidate does to every prompt.
+
+    Args:
+        model: a Transformers causal language model with L decoder blocks.
+        candidates: [L, P, d_model] float64, raw differences in means.
+        harmful, harmless: token ids of validation prompts; the first `scored` of each are used.
+        refusal_tokens: ids that make the refusal score.
+        settings: filters; they decide which scores are needed.
+
+    Returns:
+        {"induce": [L, P, harmless prompts], "kl": [L, P, harmless prompts], "bypass": [L, P, harmful
+        prompts]} float64, on the CPU; `mean_scores` makes one record per candidate of it. What no
+        filter could make matter is NaN: everything at dropped layers and where the classes do not
+        differ at all, KL and bypass where induce does not make the candidate eligible.
+
+    Raises:
+        ValueError: no candidate has an induce score that is a number.
+    """
+    harmful, harmless = harmful[: settings.scored], harmless[: settings.scored]
+    blocks = list(decoder_blocks(model))
+    layers, positions, _ = candidates.shape
+    used = range(int(settings.layer_fraction * layers))
+    counts = {"induce": len(harmless), "kl": len(harmless), "bypass": len(harmful)}
+    scores = {
+        name: torch.full((layers, positions, count), torch.nan, dtype=torch.float64) for name, count in counts.items()
+    }
+    harmless_packs, harmful_packs = plan_packs(model, harmless), plan_packs(model, harmful)
+    scores["induce"][: len(used)] = _induce(model, blocks, candidates, used, harmless_packs, refusal_tokens)
+    writers = writer_modules(model)
+    plain = [last_logits(model, pack)[0].double().log_softmax(-1) for pack in harmless_packs]
+
+    eligible, _ = eligible_scores(mean_scores(scores), layers, settings)
+    sites = [(record["layer"], record["position"] + positions) for record in eligible]
+    batches = Batches(1, model.device)
+
+    def ablate(batch: Sequence[tuple[int, int]]) -> None:
+        vectors = torch.stack([candidates[site] for site in batch])
+        units = (vectors / vectors.norm(dim=-1, keepdim=True)).to(model.device)
+        # One row per candidate, from which its own direction is removed.
+        with ablation(blocks, writers, units):
+            for pack, expected in zip(harmless_packs, plain, strict=True):
+                for site, logits in zip(batch, last_logits(model, pack, rows=len(batch)), strict=True):
+                    found = logits.double().log_softmax(-1)
+                    divergence = (expected.exp() * (expected - found)).sum(-1)
+                    scores["kl"][site][list(pack.prompts)] = divergence.cpu()
+            for pack in harmful_packs:
+                for site, logits in zip(batch, last_logits(model, pack, rows=len(batch)), strict=True):
+                    scores["bypass"][site][list(pack.prompts)] = refusal_scores(logits, refusal_tokens).cpu()
+
+    for _ in batches.run(sites, ablate):
+        pass
+    logger.info(
+        "%d candidates, %d below the layer limit, %d scored in full",
+        layers * positions,
+        len(used) * positions,
+        len(eligible),
+    )
+    return scores
+
+
+def mean_scores(scores: PromptScores) -> list[Score]:
+    """Return one record {layer, position, induce, kl, bypass} per candidate: the means over its prompts.
+
+    Records come for all layers and positions (-P to -1), in that order; a score that is not a number is None.
+    """
+    layers, positions, _ = scores["induce"].shape
+    means = {name: values.mean(dim=-1) for name, values in scores.items()}
+    return [
+        {"layer": layer, "position": position - positions}
+        | {
+            name: None if value[layer, position].isnan() else value[layer, position].item()
+            for name, value in means.items()
+        }
+        for layer in range(layers)
+        for position in range(positions)
+    ]
+
+
+def _induce(
+    model: Any,
+    blocks: list[nn.Module],
+    candidates: torch.Tensor,
+    used: range,
+    packs: Sequence[Pack],
+    refusal_tokens: Sequence[int],
+) -> torch.Tensor:
+    """Return the induce score of every candidate at the used layers, [len(used), P, prompts] float64; else NaN."""
+    positions = candidates.shape[1]
+    shape = len(used), positions, sum(len(pack.prompts) for pack in packs)
+    scores = torch.full(shape, torch.nan, dtype=torch.float64)
+    # At layer 0 the template's fixed tokens are the same under every prompt: no direction there.
+    sites = {layer: candidates[layer].any(dim=-1).nonzero().flatten().tolist() for layer in used}
+    # One row per position: they share the layer, so also everything below it.
+    batches = Batches(positions, model.device)
+    batches.grows = False  # there are no more
+    for pack in packs:
+        inputs = block_inputs(model, blocks, pack, used)
+        for layer in used:
+
+            def add(batch: Sequence[int], layer: int = layer, pack: Pack = pack, below: Any = inputs) -> torch.Tensor:
+                vectors = candidates[layer, list(batch)].to(model.device)
+                states = below[layer].expand(len(batch), -1, -1)
+                with resumed_at(blocks, layer, states), addition(blocks[layer], vectors):
+                    logits = last_logits(model, pack, rows=len(batch))
+                return torch.stack([refusal_scores(row, refusal_tokens).cpu() for row in logits])
+
+            for batch, found in batches.run(sites[layer], add):
+                for position, values in zip(batch, found, strict=True):
+                    scores[layer, position, list(pack.prompts)] = values
+    return scores

@@ -1,0 +1,127 @@
+"""Choose one candidate direction from the scores: the published filters, and a defined fallback.
+
+Published rule (code of arXiv 2406.11717, `select_direction`): drop candidates
+with a NaN score, at a layer >= int(0.8 L), with KL > 0.1 or with induce < 0;
+of the others take the lowest bypass. Where none is left their code stops; here:
+
+1. `published`: at least one candidate passes all filters.
+2. `relaxed_kl`: the KL limit is doubled until a candidate passes (the factor is reported).
+3. `relaxed_induce`: no candidate reaches the minimum induce, as in a damaged model. The tenth that
+   induces most takes part instead, then as above. (The one that induces most, alone, would nearly
+   always lie in the last layers, next to the refusal tokens.)
+
+Every step but the first is reported as a fallback. By `directions.fallback: cosmic` the site of
+aird/directions/cosmic.py takes the place of steps 2 and 3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aird.settings.directions import Directions
+
+# Of the candidates in range, the part that takes part where none induces refusal.
+FALLBACK_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The chosen site and how it was found.
+
+    Attributes:
+        layer: index l: the direction lives at the input of block l.
+        position: negative index of the post-instruction token.
+        rule: `published`, `relaxed_kl` or `relaxed_induce`; `cosmic` or `cosmic_relaxed_kl` where that chose.
+        survivors: number of candidates that passed all filters of that rule; 0 where COSMIC chose.
+        kl_limit: the KL limit in force, nats.
+    """
+
+    layer: int
+    position: int
+    rule: str
+    survivors: int
+    kl_limit: float
+
+
+def eligible_scores(
+    scores: Iterable[dict[str, Any]], layers: int, settings: Directions
+) -> tuple[list[dict[str, Any]], bool]:
+    """Return the records that induce enough to be scored in full, and whether they reach the minimum.
+
+    Args:
+        scores: records with layer and induce (None where not computed).
+        layers: number of decoder blocks, L.
+        settings: the filters.
+
+    Raises:
+        ValueError: no candidate has an induce score that is a number.
+    """
+    limit = int(settings.layer_fraction * layers)
+    in_range = [score for score in scores if score["layer"] < limit and _known(score["induce"])]
+    if not in_range:
+        raise ValueError("no candidate direction has a score that is a number: the checkpoint is broken")
+    reaching = [score for score in in_range if score["induce"] >= settings.minimum_induce]
+    if reaching:
+        return reaching, True
+    ranked = sorted(in_range, key=lambda score: score["induce"], reverse=True)
+    return ranked[: math.ceil(len(ranked) * FALLBACK_SHARE)], False
+
+
+def select_site(scores: Iterable[dict[str, Any]], layers: int, settings: Directions) -> Selection:
+    """Return the best site by the rules above.
+
+    Args:
+        scores: records with layer, position, induce, kl and bypass (None where not computed).
+        layers: number of decoder blocks, L.
+        settings: the filters.
+
+    Raises:
+        ValueError: no eligible candidate has scores that are numbers.
+    """
+    eligible, reached = eligible_scores(scores, layers, settings)
+    scored = [score for score in eligible if _known(score["kl"]) and _known(score["bypass"])]
+    if not scored:
+        raise ValueError("ablating a candidate direction gives no number: the checkpoint is broken")
+    passing, kl_limit = within_kl(scored, settings.maximum_kl)
+    best = min(passing, key=lambda score: score["bypass"])
+    relaxed = "published" if kl_limit == settings.maximum_kl else "relaxed_kl"
+    return Selection(best["layer"], best["position"], relaxed if reached else "relaxed_induce", len(passing), kl_limit)
+
+
+def within_kl(scores: Sequence[dict[str, Any]], limit: float) -> tuple[list[dict[str, Any]], float]:
+    """Return the records within a KL limit, which is doubled until there is one, and the limit in force.
+
+    Args:
+        scores: at least one record with a `kl` that is a number, nats.
+        limit: above 0, nats.
+    """
+    # Not `<= limit` as a positive test: with `>` a KL of exactly the limit passes, as published.
+    while not (passing := [score for score in scores if not score["kl"] > limit]):
+        limit *= 2
+    return passing, limit
+
+
+def _known(value: float | None) -> bool:
+    return value is not None and not math.isnan(value)
+
+
+def kept_prompts(scores: Any, harmful: bool, minimum: int) -> tuple[list[int], bool]:
+    """Return the indices of the prompts that the model itself classifies rightly, and whether the filter held.
+
+    A harmful prompt is kept if its refusal score is at least 0, a harmless one if it is at most 0
+    (arXiv 2406.11717, appendix A). A damaged model can lose most of them; below `minimum` kept
+    prompts a mean would be noise, so all are used and the second value is False.
+
+    Args:
+        scores: [n] refusal scores of the plain model.
+        harmful: which class they belong to.
+        minimum: fewest prompts that make the filter usable.
+    """
+    values = [float(score) for score in scores]
+    kept = [index for index, value in enumerate(values) if (value >= 0 if harmful else value <= 0)]
+    if len(kept) >= minimum:
+        return kept, True
+    return list(range(len(values))), False

@@ -1,0 +1,91 @@
+"""How much does the chosen site depend on the prompts that it was chosen with?
+
+The validation prompts are drawn again with replacement, harmful and harmless ones apart, and the
+same rule chooses again (aird/directions/selection.py). The candidates themselves stay: they rest on the
+training prompts. A candidate that was not scored in full on the real prompts cannot be chosen on
+resampled ones, so the shares are of a choice among those that were.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from aird.directions.candidate_scores import mean_scores
+from aird.directions.selection import select_site
+from aird.settings.directions import Directions
+
+RESAMPLES = 500
+
+
+def site_stability(
+    scores: Mapping[str, torch.Tensor], site: tuple[int, int], settings: Directions, seed: int
+) -> dict[str, Any]:
+    """Return which sites the selection rule chooses on resampled validation prompts.
+
+    Args:
+        scores: per prompt, as of `score_candidates`: induce and kl [L, P, harmless prompts], bypass
+            [L, P, harmful prompts].
+        site: (layer, position) chosen on the real prompts.
+        settings: the filters.
+        seed: of the resamples.
+
+    Returns:
+        {"resamples", "undefined" (resamples in which no candidate had numbers), "same_site" (share
+        that chose `site`), "layer_low", "layer_high" (2.5% and 97.5% quantiles of the layers),
+        "sites": [{"layer", "position", "share"}], most frequent first}. Shares are of the resamples
+        that chose a site; None where there is none.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    layers = len(scores["induce"])
+    chosen: Counter[tuple[int, int]] = Counter()
+    undefined = 0
+    for _ in range(RESAMPLES):
+        drawn: dict[str, torch.Tensor] = {}
+        for names in (("induce", "kl"), ("bypass",)):
+            count = scores[names[0]].shape[-1]
+            draw = torch.randint(count, (count,), generator=generator)
+            drawn |= {name: scores[name][..., draw] for name in names}
+        try:
+            found = select_site(mean_scores(drawn), layers, settings)
+        except ValueError:
+            undefined += 1
+            continue
+        chosen[found.layer, found.position] += 1
+    total = sum(chosen.values())
+    record: dict[str, Any] = {"resamples": RESAMPLES, "undefined": undefined}
+    if not total:
+        return {**record, "same_site": None, "layer_low": None, "layer_high": None, "sites": []}
+    drawn_layers = torch.tensor([layer for layer, _ in chosen.elements()], dtype=torch.float64)
+    low, high = drawn_layers.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), interpolation="nearest")
+    # Equal shares in the order of the sites, so that the record depends on nothing else.
+    ordered = sorted(chosen.items(), key=lambda item: (-item[1], item[0]))
+    return {
+        **record,
+        "same_site": chosen[site] / total,
+        "layer_low": int(low),
+        "layer_high": int(high),
+        "sites": [
+            {"layer": layer, "position": position, "share": count / total} for (layer, position), count in ordered
+        ],
+    }
+
+
+def site_p_value(stability: Mapping[str, Any], layer: int, position: int) -> float:
+    """Return how surprising a site is under the sites that resampled prompts choose.
+
+    It is the probability of a site that is chosen no more often than this one: 1 for the most
+    frequent, 1 / (1 + resamples) for one that is never chosen.
+
+    Args:
+        stability: what `site_stability` returned of the checkpoint that is compared with.
+        layer, position: the site.
+    """
+    shares = {(site["layer"], site["position"]): site["share"] for site in stability["sites"]}
+    total = stability["resamples"] - stability["undefined"]
+    counts = {site: round(share * total) for site, share in shares.items()}
+    own = counts.get((layer, position), 0)
+    return (1 + sum(count for count in counts.values() if count <= own)) / (1 + total)

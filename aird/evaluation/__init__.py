@@ -1,0 +1,1 @@
+"""What a checkpoint answers, and how often it refuses: engines, suites, judges and scores."""

@@ -1,0 +1,251 @@
+"""Ask a served checkpoint everything that one suite measures, after checking that it is served rightly.
+
+A server can load a checkpoint without an error and return garbage. So before
+anything is recorded, vLLM and Transformers must agree on the first token's
+log-probability for a few prompts.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aird.evaluation.server_client import Client, Completer
+from aird.inference.refusals import degenerate, jailbroken_arditi
+from aird.models.dense import needs_dense_copy, write_dense_copy
+from aird.patching.adapters import load_adapter, merge
+from aird.prompts.chat import chat_tokens
+
+logger = logging.getLogger(__name__)
+
+CANDIDATES = 5  # first tokens of each prompt whose log-probabilities are compared
+
+
+class ParityError(RuntimeError):
+    """vLLM and Transformers disagree about a checkpoint: nothing measured on it would mean anything."""
+
+
+@torch.no_grad()
+def first_token_logprobs(model: Any, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    """Return the log-probabilities of the token after each prompt, each [vocabulary] float64, nats."""
+    device = next(model.parameters()).device
+    return [
+        model(input_ids=torch.tensor([list(prompt)], device=device), use_cache=False, logits_to_keep=1)
+        .logits[0, -1]
+        .double()
+        .log_softmax(-1)
+        .cpu()
+        for prompt in prompts
+    ]
+
+
+def prepare_checkpoint(checkpoint: Path, adapter: Path | None, on_cpu: bool, scratch: Path) -> Path:
+    """Return the folder to serve: the checkpoint itself, or a copy in `scratch` that computes the same.
+
+    Args:
+        checkpoint: the compressed checkpoint.
+        adapter: a rank-1 adapter to merge into it; None serves it plain.
+        on_cpu: whether vLLM will run on a CPU, where it lacks kernels for packed weights.
+        scratch: an existing, empty folder.
+    """
+    served = checkpoint
+    if adapter is not None:
+        served = scratch / "merged"
+        served.mkdir()
+        merge(checkpoint, load_adapter(adapter), served)
+    if needs_dense_copy(served, on_cpu):
+        dense = scratch / "dense"
+        dense.mkdir()
+        write_dense_copy(served, dense)
+        logger.info("serving a dense copy of the quantised weights: vLLM lacks kernels for them here")
+        served = dense
+    return served
+
+
+def check_parity(
+    client: Client, prompts: Sequence[Sequence[int]], expected: Sequence[torch.Tensor], tolerance: float
+) -> dict[str, Any]:
+    """Compare the server's first tokens with those of Transformers.
+
+    Args:
+        client: a server of the checkpoint.
+        prompts: token ids.
+        expected: Transformers' log-probabilities, one [vocabulary] tensor per prompt, nats.
+        tolerance: difference allowed on the likeliest token of either side, nats.
+
+    Returns:
+        {"prompts", "largest_difference", "upper_quartile_difference", "same_first_token"} for the record.
+
+    Raises:
+        ParityError: they disagree.
+    """
+    differences, same = [], 0
+    for completion, reference in zip(client.complete(prompts, 1, logprobs=CANDIDATES), expected, strict=True):
+        served = completion.first_token_logprobs or {}
+        likeliest = max(served, key=lambda token: served[token])
+        own = int(reference.argmax())
+        same += likeliest == own
+        compared = {likeliest} | ({own} if own in served else set())
+        differences.append(max(abs(served[token] - reference[token].item()) for token in compared))
+        if own not in served:
+            differences[-1] = float("inf")
+    broken = any(math.isnan(difference) for difference in differences)
+    # Not the largest: rounding to bfloat16 alone moves one prompt in some dozens by half a nat, while
+    # what loads wrongly is wrong on most prompts.
+    ordered = sorted(differences)
+    quartile = ordered[math.ceil(0.75 * len(ordered)) - 1]
+    if broken or quartile > tolerance:
+        raise ParityError(
+            f"vLLM and Transformers disagree on this checkpoint: on a quarter of {len(prompts)} prompts the first "
+            f"token's log-probability differs by {math.nan if broken else quartile:.3f} nats or more (allowed: "
+            f"{tolerance}). It is loaded wrongly by one of the two, so no rate is reported for it; compare the stored "
+            "types with its quantization_config"
+        )
+    return {
+        "prompts": len(prompts),
+        # Unknown where one side's first token is not among the other's candidates.
+        "largest_difference": ordered[-1] if math.isfinite(ordered[-1]) else None,
+        "upper_quartile_difference": quartile,
+        "same_first_token": same,
+    }
+
+
+def complete_records(
+    client: Completer,
+    tokenizer: Any,
+    records: Mapping[str, Sequence[dict[str, Any]]],
+    maximum_new_tokens: int,
+    system_prompt: str | None = None,
+) -> list[dict[str, Any]]:
+    """Return one completion record per prompt record, in order; all are asked at once, in the largest batches.
+
+    Args:
+        client: the server, or a model in this process.
+        tokenizer: the checkpoint's tokenizer.
+        records: kind, `harmful` or `harmless`, to prompt records with id and instruction.
+        maximum_new_tokens: limit of a completion.
+        system_prompt: put in front of every instruction.
+    """
+    asked = [(kind, record) for kind, some in records.items() for record in some]
+    prompts = [chat_tokens(tokenizer, record["instruction"], system_prompt=system_prompt) for _, record in asked]
+    completions = client.complete(prompts, maximum_new_tokens)
+    return [
+        {
+            "id": record["id"],
+            "kind": kind,
+            "instruction": record["instruction"],
+            "completion": completion.text,
+            "tokens": completion.token_count,
+            "finish_reason": completion.finish_reason,
+        }
+        for (kind, record), completion in zip(asked, completions, strict=True)
+    ]
+
+
+def reference_answers(completions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the harmless completions that are answers: neither refusals nor degenerate."""
+    return [
+        record
+        for record in completions
+        if record["kind"] == "harmless"
+        and jailbroken_arditi(record["completion"])
+        and not degenerate(record["completion"])
+    ]
+
+
+def answer_likelihoods(
+    client: Completer, tokenizer: Any, answers: Sequence[dict[str, Any]], system_prompt: str | None = None
+) -> list[dict[str, Any]]:
+    """Return, per reference answer, the summed negative log-likelihood (nats) and number of its tokens.
+
+    The perplexity of a checkpoint is exp(sum of these / number of tokens), over the answer's
+    tokens only, given the templated instruction.
+    """
+    prompts = [chat_tokens(tokenizer, record["instruction"], system_prompt=system_prompt) for record in answers]
+    texts = [tokenizer(record["completion"], add_special_tokens=False)["input_ids"] for record in answers]
+    whole = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
+    results = []
+    for record, prompt, logprobs in zip(answers, prompts, client.token_logprobs(whole), strict=True):
+        own = [-value for value in logprobs[len(prompt) :] if value is not None]
+        results.append({"id": record["id"], "negative_log_likelihood": sum(own), "tokens": len(own)})
+    return results
+
+
+def run_tasks(
+    client: Client, checkpoint: Path, tasks: Sequence[str], task_folder: Path | None, limit: int | None, length: int
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, list[float]]]]:
+    """Run lm-eval's tasks against the server.
+
+    Args:
+        client: the server.
+        checkpoint: folder whose tokenizer splits the requests.
+        tasks: names of lm-eval tasks.
+        task_folder: folder with task files of one's own.
+        limit: number of documents per task.
+        length: the server's maximum model length, tokens.
+
+    Returns:
+        {task: {metric: value, metric_stderr: value}}, and {task: {metric: one value per question}},
+        the questions in lm-eval's order: with these, two checkpoints are compared question by question.
+
+    Raises:
+        ValueError: a task does not exist.
+    """
+    if not tasks:
+        return {}, {}
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    folder = str(task_folder) if task_folder else None
+    manager = TaskManager(include_path=folder, include_defaults=False)
+    if not set(tasks) <= set(manager.all_tasks):
+        # Reading the files of lm-eval's own thousands of tasks takes longer than a short task itself.
+        manager = TaskManager(include_path=folder)
+    unknown = [task for task in tasks if task not in manager.all_tasks]
+    if unknown:
+        raise ValueError(f"lm-eval knows no task {', '.join(unknown)}; see `lm_eval ls tasks`, or set `task_folder`")
+    found = lm_eval.simple_evaluate(
+        model="local-completions",
+        model_args={
+            "model": client.model_name,
+            "base_url": f"{client.base_url}/v1/completions",
+            "tokenizer": str(checkpoint),
+            "tokenizer_backend": "huggingface",
+            "tokenized_requests": False,
+            "max_length": length,
+            "num_concurrent": 8,
+            "max_retries": 1,
+        },
+        tasks=list(tasks),
+        task_manager=manager,
+        limit=limit,
+        batch_size=32,
+        bootstrap_iters=0,
+        log_samples=True,
+    )
+    results, questions = {}, {}
+    for task in tasks:
+        metrics = found["results"][task]
+        results[task] = {
+            name.replace(",none", ""): float(value)
+            for name, value in metrics.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
+        results[task]["n"] = float(found["n-samples"][task]["effective"])
+        questions[task] = _per_question(found["samples"].get(task, []))
+    return results, questions
+
+
+def _per_question(samples: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
+    """Return {metric: one value per question} of a task's samples; a metric of the whole set has none."""
+    if not samples:
+        return {}
+    # A task may score the same answers in several ways; the first is the one that its metrics are named after.
+    first = sorted((s for s in samples if s["filter"] == samples[0]["filter"]), key=lambda sample: sample["doc_id"])
+    names = [name for name in first[0]["metrics"] if isinstance(first[0][name], int | float)]
+    return {name: [float(sample[name]) for sample in first] for name in names}

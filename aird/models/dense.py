@@ -1,0 +1,82 @@
+"""A dense copy of a quantised checkpoint, for a server that lacks its kernels.
+
+vLLM has no kernel for packed integers on a CPU without AVX-512, and cannot load
+bitsandbytes anywhere. Weight-only quantisation computes with the dequantised
+matrix, so a dense copy gives the same results; of LLM.int8 it keeps the rounded
+weights and leaves out the rounding of activations.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from aird.models.checkpoint import Checkpoint, read_checkpoint
+from aird.models.loading import copy_description
+from aird.models.matrices import declared_format, matrix_of, quantization_scheme, stored_format
+from aird.support.files import read_json, write_json
+
+
+def needs_dense_copy(folder: Path, on_cpu: bool) -> bool:
+    """Return whether vLLM has to be given a dense copy of a checkpoint.
+
+    Args:
+        folder: a checkpoint folder.
+        on_cpu: whether vLLM runs on a CPU, where it lacks kernels for packed weights.
+    """
+    if (read_checkpoint(folder).quantization_config or {}).get("quant_method") == "bitsandbytes":
+        return True
+    return on_cpu and is_weight_only(folder)
+
+
+def is_weight_only(folder: Path) -> bool:
+    """Return whether a checkpoint is quantised, and in its weights only (activations stay as they are)."""
+    checkpoint = read_checkpoint(folder)
+    quantised = _quantised_modules(checkpoint)
+    return bool(quantised) and not rounds_activations(folder)
+
+
+def rounds_activations(folder: Path) -> bool:
+    """Return whether some module rounds its inputs at run time."""
+    checkpoint = read_checkpoint(folder)
+    return any(_quantises_activations(checkpoint, module) for module in _quantised_modules(checkpoint))
+
+
+def write_dense_copy(folder: Path, target: Path) -> None:
+    """Write the checkpoint `folder` without its quantisation into the folder `target`.
+
+    Quantised matrices become float32: in a 16-bit type the product of integer and scale would be
+    rounded once more. Every other tensor keeps its type and bytes.
+
+    Args:
+        folder: a quantised checkpoint folder.
+        target: an existing, empty folder.
+    """
+    checkpoint = read_checkpoint(folder)
+    modules = _quantised_modules(checkpoint)
+    packed = {tensor.name for module in modules for tensor in checkpoint.module_tensors(module).values()}
+    tensors = {name: tensor.load() for name, tensor in checkpoint.tensors.items() if name not in packed}
+    for module in modules:
+        tensors[f"{module}.weight"] = matrix_of(checkpoint, module, torch.float32)
+    copy_description(folder, target)
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    config = read_json(target / "config.json")
+    del config["quantization_config"]
+    write_json(target / "config.json", config)
+
+
+def _quantised_modules(checkpoint: Checkpoint) -> list[str]:
+    if checkpoint.quantization_config is None:
+        return []
+    # By what is stored: an embedding matches no scheme, whatever config.json says about linear modules.
+    return [name for name in checkpoint.matrix_modules() if stored_format(checkpoint.module_tensors(name)) != "dense"]
+
+
+def _quantises_activations(checkpoint: Checkpoint, module: str) -> bool:
+    config = checkpoint.quantization_config or {}
+    if config.get("quant_method") == "bitsandbytes":
+        return declared_format(checkpoint, module) == "bitsandbytes-int8"
+    scheme = quantization_scheme(checkpoint, module)
+    return scheme is not None and scheme.input_activations is not None

@@ -1,0 +1,219 @@
+"""Load chat models, and turn any source into a checkpoint folder of safetensors.
+
+A *checkpoint* is a folder in Hugging Face format: config.json, safetensors
+weights, tokenizer, chat template and generation configuration.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from aird.models.checkpoint import read_checkpoint
+from aird.models.structure import residual_writers
+from aird.prompts.chat import chat_tokens
+from aird.support.checkpoint_patterns import CODE, DESCRIPTION
+from aird.support.files import check_folder, read_json
+from aird.support.processor import computes_in
+from aird.support.quick_imports import import_transformers
+
+TRUST = "trust_remote_code"  # key of a manifest
+_trusted: list[bool] = []
+
+
+def open_checkpoint(folder: Path, manifest: Path) -> dict[str, Any]:
+    """Check a checkpoint's files against its manifest; return the manifest.
+
+    Where it says that the user trusts the model's own code, that code may run from now on in this
+    process, which handles checkpoints of one model.
+
+    Raises:
+        ValueError: a file is missing, was added or altered.
+    """
+    record: dict[str, Any] = read_json(manifest)
+    check_folder(folder, record["files"])
+    if record.get(TRUST):
+        trust_code()
+    return record
+
+
+def trust_code() -> None:
+    """From now on, modelling code that comes with a checkpoint may run in this process."""
+    _trusted.append(True)
+
+
+def code_is_trusted() -> bool:
+    """Return whether modelling code that comes with a checkpoint may run; off unless the user turned it on."""
+    return bool(_trusted)
+
+
+def load_tokenizer(checkpoint: Path) -> Any:
+    """Return the checkpoint's tokenizer; ValueError if it has no chat template."""
+    tokenizer = import_transformers().AutoTokenizer.from_pretrained(
+        str(checkpoint), trust_remote_code=code_is_trusted()
+    )
+    chat_tokens(tokenizer, "Hello.")
+    return tokenizer
+
+
+def compute_dtype(checkpoint: Path) -> torch.dtype | str:
+    """Return the type to load a checkpoint in: "auto", its own, or float32 where a processor is faster in that."""
+    if torch.cuda.is_available() or computes_in(str(stored_dtype(checkpoint)).removeprefix("torch.")) != "float32":
+        return "auto"
+    return torch.float32
+
+
+def load_model(
+    checkpoint: Path,
+    adapter: Path | None = None,
+    dtype: torch.dtype | None = None,
+) -> Any:
+    """Return the checkpoint as a Transformers model in evaluation mode, on a GPU where there is one.
+
+    It computes in the checkpoint's type, except on a processor that is faster in float32 (aird/support/processor.py).
+
+    Args:
+        checkpoint: a checkpoint folder, dense or quantised.
+        adapter: a PEFT adapter folder to put on top.
+        dtype: the type to compute in, instead of that.
+    """
+    model: Any = import_transformers().AutoModelForCausalLM.from_pretrained(
+        str(checkpoint),
+        dtype=dtype or compute_dtype(checkpoint),
+        device_map="auto" if torch.cuda.is_available() else None,
+        trust_remote_code=code_is_trusted(),
+        use_safetensors=True,
+    )
+    if adapter is not None:
+        from peft import PeftModel
+
+        quantisation = getattr(model.config, "quantization_config", None)
+        if getattr(quantisation, "quant_method", None) == "compressed-tensors":
+            # PEFT looks for `weight`, which compressed-tensors makes of a packed matrix at the first pass only.
+            # bitsandbytes must not run before: on a CPU its first pass rearranges weights that PEFT then reads.
+            with torch.no_grad():
+                model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=model.device), use_cache=False)
+        model = PeftModel.from_pretrained(model, str(adapter))
+    model.eval()
+    model.requires_grad_(False)
+    return model
+
+
+def stored_dtype(checkpoint: Path) -> torch.dtype:
+    """Return the type that the checkpoint's configuration names; float32 where it names none."""
+    config = import_transformers().AutoConfig.from_pretrained(str(checkpoint), trust_remote_code=code_is_trusted())
+    return getattr(config, "dtype", None) or torch.float32
+
+
+def import_model(source: Path, target: Path, dtype: str, trust_remote_code: bool = False) -> None:
+    """Write the model at `source` as a checkpoint folder `target`.
+
+    A folder in Hugging Face format is copied, safetensors only, and its own code only where that is
+    trusted. A GGUF file is dequantised to `dtype`: it then stands in for the original checkpoint.
+
+    Raises:
+        ValueError: the source has no safetensors weights, no config or no chat template, a weight is
+            truncated, missing, NaN or infinite, it needs code that is not trusted, or its blocks lack
+            the structure that directions and AIRD need.
+    """
+    if source.is_dir():
+        copy_weights(source, target, trust_remote_code)
+    else:
+        _dequantise_gguf(source, target, getattr(torch, dtype))
+    check_weights(target, source)
+    if trust_remote_code:
+        trust_code()
+    load_tokenizer(target)
+    try:
+        residual_writers(load_structure(target))
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"{source} needs modelling code of its own; to let it run, write trust_remote_code: true for this model"
+        ) from error
+
+
+def check_weights(checkpoint: Path, source: Path) -> None:
+    """Read every weight of a checkpoint once: all are there, complete and finite.
+
+    Args:
+        checkpoint: a checkpoint folder.
+        source: what it was made from, for the message.
+
+    Raises:
+        ValueError: names the file or tensor.
+    """
+    for file in sorted(checkpoint.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt") as reader:
+                for name in reader.keys():  # noqa: SIM118 - it is no dictionary
+                    tensor = reader.get_tensor(name)
+                    if tensor.is_floating_point() and not bool(tensor.float().isfinite().all()):
+                        raise ValueError(f"{source}: tensor {name} of {file.name} holds NaN or infinite values")
+        except SafetensorError as error:
+            raise ValueError(f"{source}: {file.name} is truncated or altered ({error}); fetch it again") from error
+    read_checkpoint(checkpoint)  # an index that lists what no shard holds
+
+
+def copy_description(source: Path, target: Path, with_code: bool = True) -> None:
+    """Copy configuration, tokenizer, chat template and own code of a checkpoint, but no weights or their index.
+
+    A checkpoint of this project holds code only where the user trusts it (`import_model`).
+    """
+    for pattern in (*DESCRIPTION, *([CODE] if with_code else [])):
+        for path in source.glob(pattern):
+            if not path.name.endswith(".index.json"):
+                shutil.copyfile(path, target / path.name)
+
+
+def check_folder_format(folder: Path) -> None:
+    """Check that a folder holds a model in Hugging Face format with safetensors weights.
+
+    Raises:
+        ValueError: says what is missing.
+    """
+    if not any(folder.glob("*.safetensors")):
+        raise ValueError(f"{folder} holds no *.safetensors file; convert the model with save_pretrained first")
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} holds no config.json: it is not a model folder in Hugging Face format")
+
+
+def copy_weights(source: Path, target: Path, with_code: bool) -> None:
+    """Copy a model folder: safetensors and their index, and what describes them.
+
+    Raises:
+        ValueError: it holds no safetensors or no config.json.
+    """
+    check_folder_format(source)
+    for path in [*sorted(source.glob("*.safetensors")), *source.glob("*.index.json")]:
+        shutil.copyfile(path, target / path.name)
+    copy_description(source, target, with_code)
+
+
+def _dequantise_gguf(source: Path, target: Path, dtype: torch.dtype) -> None:
+    transformers = import_transformers()
+    folder, name = str(source.parent), source.name
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name)
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=dtype)
+    except Exception as error:  # the reader raises whatever its damaged numbers lead to
+        raise ValueError(f"{source} cannot be read as a GGUF model ({error}); fetch it again") from error
+    # Transformers keeps the GGUF quantiser on the model and then refuses to save it.
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def load_structure(checkpoint: Path) -> Any:
+    """Return the checkpoint's architecture with empty weights (meta device): its modules, for free."""
+    transformers = import_transformers()
+    config = transformers.AutoConfig.from_pretrained(str(checkpoint), trust_remote_code=code_is_trusted())
+    with torch.device("meta"):
+        return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=code_is_trusted())

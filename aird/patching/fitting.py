@@ -1,0 +1,200 @@
+"""Fit the row of each rank-1 edit, so that the compressed model writes along r what the original wrote.
+
+Every member of the AIRD family adds r (A x) to the output of a module that writes to
+the residual stream (aird/patching/edits.py). Here A is not a combination of the two matrices but
+the ridge solution, in closed form, of
+
+    r^T W_c x + A x = target(x)
+
+over the post-instruction tokens of harmful and harmless prompts, where x is the input
+that the module gets in the compressed model with all earlier edits in place: the fit
+goes module by module through the blocks, and so also repairs what the blocks before did
+to x. The target is the original model's own projection r^T W_o x_o for harmless prompts;
+for harmful ones its distance from the harmless mean is multiplied by a strength.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from aird.inference.hooks import hooks
+from aird.inference.packing import Pack, plan_packs, run_pack
+from aird.inference.resuming import Reached, block_input, resumed_at
+from aird.models.structure import decoder_blocks, residual_writers
+from aird.patching.edits import Edit
+
+Projections = dict[str, torch.Tensor]  # module -> [prompts, positions] float64
+
+
+@torch.no_grad()
+def record_projections(
+    model: Any, prompts: Sequence[Sequence[int]], positions: int, direction: torch.Tensor, modules: Sequence[str]
+) -> Projections:
+    """Return the projection of each module's output on the direction, at the last tokens of every prompt.
+
+    Args:
+        model: a Transformers causal language model.
+        prompts: token ids of n templated prompts.
+        positions: number of post-instruction tokens, P.
+        direction: [d_model] unit vector.
+        modules: full names of linear modules.
+
+    Returns:
+        module -> [n, P] float64.
+    """
+    found = {name: torch.empty(len(prompts), positions, dtype=torch.float64) for name in modules}
+    named = dict(model.named_modules())
+    for pack in plan_packs(model, prompts, own_tokens=positions):
+
+        def keep(name: str, pack: Pack = pack) -> Callable[..., None]:
+            def hook(_: nn.Module, __: Any, output: torch.Tensor) -> None:
+                found[name][list(pack.prompts)] = _project(output, direction, pack.last_tokens(positions))
+
+            return hook
+
+        with hooks(forward=[(named[name], keep(name)) for name in modules]):
+            run_pack(model, pack)
+    return found
+
+
+def targets(original: Projections, harmful: Sequence[bool], strength: float) -> Projections:
+    """Return what each module should write along the direction.
+
+    Args:
+        original: the original model's own projections, module -> [n, P].
+        harmful: for each prompt whether it is harmful.
+        strength: 1 asks harmful prompts for the original's own projection; more moves them further
+            away from the mean of the harmless prompts, position by position.
+    """
+    mask = torch.tensor(harmful)
+    wanted = {}
+    for name, values in original.items():
+        harmless_mean = values[~mask].mean(dim=0)
+        pushed = harmless_mean + strength * (values - harmless_mean)
+        wanted[name] = torch.where(mask[:, None], pushed, values)
+    return wanted
+
+
+@torch.no_grad()
+def fit_edits(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    wanted: Projections,
+    direction: torch.Tensor,
+    blocks: Sequence[int],
+    ridge: float,
+) -> list[Edit]:
+    """Return one edit for each writer of the given blocks, fitted in the order of the forward pass.
+
+    Args:
+        model: the compressed model; it is left as it was.
+        prompts: token ids of n templated prompts.
+        wanted: module -> [n, P] float64, from `targets`.
+        direction: [d_model] unit vector.
+        blocks: indices of the blocks to edit.
+        ridge: penalty on the row, in units of the mean square of an input feature times n P.
+    """
+    layers = list(decoder_blocks(model))
+    writers = residual_writers(model)
+    named = dict(model.named_modules())
+    positions = next(iter(wanted.values())).shape[1]
+    packs = plan_packs(model, prompts, own_tokens=positions)
+    first, last = min(blocks), max(blocks)
+    states = [block_input(model, layers, pack, first) for pack in packs]
+    edits: list[Edit] = []
+    with contextlib.ExitStack() as active:
+        for index in range(first, last + 1):
+            for name in writers[index].names if index in blocks else ():
+                features, written = _features(model, layers, packs, index, states, named[name], direction, positions)
+                missing = wanted[name].reshape(-1) - written
+                edit = Edit(name, direction.float(), ridge_solution(features, missing, ridge).float())
+                active.enter_context(edited(named[name], edit))
+                edits.append(edit)
+            if index < last:
+                for place, pack in enumerate(packs):
+                    with resumed_at(layers, index, states[place]):
+                        states[place] = block_input(model, layers, pack, index + 1)
+    return edits
+
+
+def ridge_solution(features: torch.Tensor, wanted: torch.Tensor, ridge: float) -> torch.Tensor:
+    """Return a [d] float64 that minimises |X a - y|^2 + ridge * trace(X^T X) / d * |a|^2.
+
+    Args:
+        features: X, [n, d] float64.
+        wanted: y, [n] float64.
+        ridge: above 0.
+    """
+    count, width = features.shape
+    penalty = ridge * features.square().sum() / width
+    # The smaller of the two equivalent systems.
+    if count < width:
+        gram = features @ features.T
+        gram.diagonal().add_(penalty)
+        return features.T @ torch.linalg.solve(gram, wanted)
+    gram = features.T @ features
+    gram.diagonal().add_(penalty)
+    return torch.linalg.solve(gram, features.T @ wanted)
+
+
+@contextlib.contextmanager
+def edited(module: nn.Module, edit: Edit) -> Iterator[None]:
+    """Add an edit to a module's output while the context is open; its weights stay as they are."""
+
+    def add(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        row, column = (vector.to(output.device, output.dtype) for vector in (edit.row, edit.column))
+        return output + (inputs[0] @ row).unsqueeze(-1) * column
+
+    with hooks(forward=[(module, add)]):
+        yield
+
+
+@contextlib.contextmanager
+def all_edited(model: Any, edits: Sequence[Edit]) -> Iterator[None]:
+    """Add edits to the outputs of their modules while the context is open."""
+    with contextlib.ExitStack() as active:
+        for edit in edits:
+            active.enter_context(edited(model.get_submodule(edit.module), edit))
+        yield
+
+
+def _project(output: torch.Tensor, direction: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    return output[0, places.to(output.device)].double().cpu() @ direction.double()
+
+
+def _features(
+    model: Any,
+    layers: list[nn.Module],
+    packs: Sequence[Pack],
+    block: int,
+    states: Sequence[torch.Tensor],
+    module: nn.Module,
+    direction: torch.Tensor,
+    positions: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a module's inputs [n P, d_in] and what it writes along the direction [n P], float64."""
+    count = sum(len(pack.prompts) for pack in packs)
+    features: torch.Tensor | None = None
+    written = torch.empty(count, positions, dtype=torch.float64)
+    for pack, state in zip(packs, states, strict=True):
+        kept: list[torch.Tensor] = []
+
+        def keep(_: nn.Module, inputs: Any, output: torch.Tensor, kept: list[torch.Tensor] = kept) -> None:
+            kept.extend([inputs[0], output])
+            raise Reached
+
+        with resumed_at(layers, block, state), hooks(forward=[(module, keep)]), contextlib.suppress(Reached):
+            run_pack(model, pack)
+        places = pack.last_tokens(positions)
+        found = kept[0][0, places.to(kept[0].device)].double().cpu()
+        if features is None:
+            features = torch.empty(count, positions, found.shape[-1], dtype=torch.float64)
+        features[list(pack.prompts)] = found
+        written[list(pack.prompts)] = _project(kept[1], direction, places)
+    assert features is not None, "no prompt was given"
+    return features.flatten(0, 1), written.flatten()

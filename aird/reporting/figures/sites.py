@@ -1,0 +1,98 @@
+"""How a compressed model's directions compare with the original's, layer by layer."""
+
+from __future__ import annotations
+
+import numpy
+import pandas
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from aird.reporting.figures.axes import ratio_axis
+from aird.reporting.figures.style import (
+    BAND,
+    BLACK,
+    ORIGINAL,
+    REFERENCE,
+    WIDTH,
+    legend_columns,
+    line_look,
+    note,
+    ordered,
+    styled,
+)
+
+
+@styled
+def sites_figure(sites: pandas.DataFrame, directions: pandas.DataFrame) -> Figure:
+    """Draw how each compressed model's difference in means compares with the original's, layer by layer.
+
+    Args:
+        sites: model, compression, layer, position, cosine, norm_ratio.
+        directions: model, compression, layer, position; split_half_null_low and _high if known.
+
+    Returns:
+        A figure with two axes per model: one line per compression at the original's position,
+        whose label is the compression's name, and faint unlabelled ones at other positions.
+    """
+    models, compressions = ordered(sites["model"]), ordered(sites["compression"])
+    if not models:
+        return note("no compressed model to compare with its original")
+    # A difference of 0 (a constant token at layer 0) has no direction: its cosine means nothing.
+    defined = numpy.isfinite(sites["norm_ratio"].astype(float)) & (sites["norm_ratio"].astype(float) > 0)
+    shown = sites.assign(cosine=sites["cosine"].where(defined), norm_ratio=sites["norm_ratio"].where(defined))
+    handles = [Line2D([], [], label=name, **line_look(index)) for index, name in enumerate(compressions)]
+    handles += [
+        Line2D([], [], color=BLACK, alpha=0.25, linewidth=0.8, label="other positions"),
+        Line2D([], [], color=REFERENCE, linestyle=":", linewidth=1.2, label="source layer"),
+    ]
+    bands = {model: _null_band(directions[directions["model"] == model]) for model in models}
+    if any(bands.values()):
+        handles.append(Line2D([], [], color=BAND, linewidth=7, label="split-half null"))
+    legend = legend_columns([str(handle.get_label()) for handle in handles], WIDTH)
+    height = len(models) * 2.75 + 0.2 * -(-len(handles) // legend) + 0.2
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    panels = figure.subplots(len(models), 2, squeeze=False)
+    for model, (left, right) in zip(models, panels, strict=True):
+        rows = shown[shown["model"] == model]
+        of_model = directions[directions["model"] == model]
+        original = of_model[of_model["compression"] == ORIGINAL].iloc[0]
+        if band := bands[model]:
+            left.axhspan(*band, facecolor=BAND, edgecolor="none", zorder=0)
+        right.axhline(1, color=REFERENCE, linewidth=0.8, zorder=1)
+        for axes, name in ((left, "cosine"), (right, "norm_ratio")):
+            axes.axvline(original["layer"], color=REFERENCE, linestyle=":", linewidth=1.2, zorder=1)
+            for index, compression in enumerate(compressions):
+                _site_lines(axes, rows[rows["compression"] == compression], name, int(original["position"]), index)
+            axes.set_xlabel("layer")
+            axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+            axes.margins(x=0.02)
+        left.set_ylabel("cosine with the original")
+        right.set_ylabel("norm / that of the original")
+        lowest = float(rows["cosine"].min()) if rows["cosine"].notna().any() else 0.0
+        left.set_ylim(min(0.0, lowest - 0.05), 1.03)
+        ratios = rows["norm_ratio"].dropna().to_numpy(float)
+        ratio_axis(right, "y", ratios)
+        left.set_title(f"{model}, position {int(original['position'])}")
+    figure.legend(handles=handles, loc="outside upper left", ncols=legend)
+    return figure
+
+
+def _site_lines(axes: Axes, rows: pandas.DataFrame, name: str, position: int, index: int) -> None:
+    look = line_look(index)
+    for other, line in rows.groupby("position"):
+        line = line.sort_values("layer")
+        if other == position:
+            label = str(line["compression"].iloc[0])
+            axes.plot(line["layer"], line[name], label=label, zorder=3, **look)
+        else:
+            axes.plot(line["layer"], line[name], zorder=2, **{**look, "alpha": 0.22, "linewidth": 0.8})
+
+
+def _null_band(directions: pandas.DataFrame) -> tuple[float, float] | None:
+    """Return the split-half null of a model's original, which every row of its compressions repeats."""
+    if not {"split_half_null_low", "split_half_null_high"} <= set(directions.columns):
+        return None
+    low, high = directions["split_half_null_low"].min(), directions["split_half_null_high"].max()
+    return None if pandas.isna(low) or pandas.isna(high) else (float(low), float(high))

@@ -1,0 +1,165 @@
+"""Put the report together from tables, figures and records."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from aird.reporting.figures.drawing import read_table
+from aird.reporting.figures.frontier import COSTS, frontier_pairs, frontier_panel
+from aird.reporting.figures.style import with_perplexity_ratio
+from aird.reporting.findings import details, headlines
+from aird.reporting.report import provenance
+from aird.reporting.report.captions import Captions
+from aird.reporting.report.data_tables import html_table, short_number
+from aird.reporting.report.finding import MARKS, claims
+from aird.reporting.report.pictures import figure_svg, inline_svg
+from aird.reporting.timings import by_stage, duration
+from aird.support.files import atomic_file
+
+FOLDER = Path(__file__).parent
+# Brackets with an interval or a p-value: they are read second.
+UNCERTAINTY = re.compile(r"\([^()]*(?:%|\bp )[^()]*\)")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What the report is made from.
+
+    Attributes:
+        tables: the CSV tables, in the order of the page.
+        timings: the CSV table of that name.
+        figures: the SVG figures, in the order of the page.
+        captions: the texts beside them.
+        manifests: of the checkpoints.
+        records: of the served checkpoints; they name versions.
+        arithmetic: the record of the type that the run computed in.
+        locks: of the environments.
+        configuration: as checked, defaults included.
+        command: what makes all this again.
+    """
+
+    tables: Sequence[Path]
+    timings: Path
+    figures: Sequence[Path]
+    captions: Sequence[Path]
+    manifests: Sequence[Path]
+    records: Sequence[Path]
+    arithmetic: Path
+    locks: Sequence[Path]
+    configuration: Mapping[str, Any]
+    command: str
+
+
+def write_report(output: Path, sources: Sources) -> None:
+    """Write the report as one HTML file that asks nothing of a network.
+
+    Args:
+        output: the file.
+        sources: what it shows.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"duration": duration, "short": short_number, "percent": lambda rate: f"{100 * rate:.1f}"}
+    page = environment.get_template("page.html.j2").render(_content(sources))
+    with atomic_file(output) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def _content(sources: Sources) -> dict[str, Any]:
+    configuration = sources.configuration
+    tables = {path.stem: read_table(path.parent, path.stem) for path in sources.tables}
+    captions = Captions(sources.captions)
+    summary = tables["summary"]
+    # Empty text is no suite and no patch, not an unknown one.
+    path = next(path for path in sources.tables if path.stem == "claims")
+    verdicts = pandas.read_csv(path, keep_default_na=False, dtype=str)
+    timings = pandas.read_csv(sources.timings)
+    stages = by_stage(timings)
+    return {
+        "style": Markup((FOLDER / "style.css").read_text(encoding="utf-8")),
+        "script": Markup((FOLDER / "script.js").read_text(encoding="utf-8")),
+        "models": list(configuration["models"]),
+        "claims": claims(verdicts, list(dict.fromkeys(summary["suite"]))),
+        "marks": MARKS,
+        "headlines": [
+            Markup(UNCERTAINTY.sub(r'<small class="uncertainty">\g<0></small>', str(escape(sentence))))
+            for sentence in headlines(summary, tables["paired"], configuration)
+        ],
+        "details": list(details(summary, tables["paired"], tables["directions"])),
+        "suites": _suites(summary, configuration["patches"]),
+        "about": Markup(captions("workflow")),
+        "frontier_caption": Markup(captions("figure", figure="frontier")),
+        "direction_rows": tables["directions"].to_dict("records"),
+        "figures": _figures(sources.figures, captions),
+        "tables": [(html_table(name, frame), Markup(captions.table(name))) for name, frame in tables.items()],
+        "stages": stages.to_dict("records"),
+        "total_seconds": float(stages["seconds"].sum()),
+        "jobs": html_table("timings", timings),
+        "provenance": {
+            "Models and data": provenance.sources(configuration),
+            "Checkpoints, SHA-256 of the weights": provenance.checkpoints(sources.manifests),
+            "Settings": provenance.settings_rows(configuration),
+            "Versions": provenance.versions(sources.records),
+            "Locks, SHA-256": provenance.locks(sources.locks),
+            "Arithmetic on a processor": provenance.arithmetic(sources.arithmetic),
+            "Machine that wrote this page": provenance.machine(),
+        },
+        "command": sources.command,
+    }
+
+
+def _suites(summary: pandas.DataFrame, patches: Mapping[str, Any]) -> list[dict[str, Any]]:
+    found = []
+    for suite, of_suite in summary.groupby("suite", sort=False):
+        ratios = with_perplexity_ratio(of_suite)
+        panels = [
+            {
+                "title": f"{model}, {compression}" if of_suite["model"].nunique() > 1 else compression,
+                "pictures": [
+                    Markup(
+                        figure_svg(
+                            frontier_panel(of_suite, model, compression, cost, patches),
+                            f"{suite}-{index}-{cost}".replace("_", "-"),
+                            f"Refusal of {compression} against {label}, one point per patch",
+                        )
+                    )
+                    for cost, label in COSTS.items()
+                ],
+            }
+            for index, (model, compression) in enumerate(frontier_pairs(of_suite))
+        ]
+        groups = [
+            {"model": model, "compression": compression, "rows": rows.to_dict("records")}
+            for (model, compression), rows in ratios.groupby(["model", "compression"], sort=False)
+        ]
+        found.append({"name": suite, "panels": panels, "groups": groups})
+    return found
+
+
+def _figures(paths: Sequence[Path], captions: Captions) -> dict[str, list[dict[str, Any]]]:
+    """Return the figures by kind; the frontier is not among them, as its panels stand on their own."""
+    found: dict[str, list[dict[str, Any]]] = {"suite": [], "direction": []}
+    for path in paths:
+        kind, _, suite = path.stem.partition(".")
+        if kind == "frontier":
+            continue
+        title = f"{kind.capitalize()}, suite {suite}" if suite else kind.capitalize()
+        picture = inline_svg(path.read_text(encoding="utf-8"), path.stem.replace(".", "-"), title)
+        caption = Markup(captions("figure", figure=path.stem))
+        found["suite" if suite else "direction"].append(
+            {"title": title, "picture": Markup(picture), "caption": caption}
+        )
+    return found

@@ -1,0 +1,267 @@
+"""What a configuration may say about a compression: one model of settings per recipe.
+
+The workflow validates its configuration while it is parsed, so this module needs
+pydantic only. `aird.compression.registry` joins each model with its function.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from aird.settings.base import Settings
+
+Pattern = Literal["2:4", "4:8"]
+
+# Unquoted, YAML 1.1 reads N:M as a number in base 60.
+_BASE_60 = {124: "2:4", 248: "4:8"}
+
+
+def pattern_counts(pattern: str) -> tuple[int, int]:
+    """Return (zeros, group size) of a pattern: "2:4" has at least 2 zeros in each group of 4."""
+    zeros, size = pattern.split(":")
+    return int(zeros), int(size)
+
+
+class CalibrationSettings(Settings):
+    """The prompts whose activations a calibrated recipe sees."""
+
+    prompt_set: str = Field(description="Name of the prompt set that calibration prompts are drawn from.")
+    split: str = Field("train", description="Split of the prompt set.")
+    count: int = Field(64, gt=0, description="Number of prompts.")
+    seed: int = Field(0, ge=0, description="Seed of the draw of prompts.")
+
+
+class RecipeSettings(Settings):
+    """Base of all recipes. They leave embeddings, biases and the output head as they are, and norms but for AWQ."""
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether the recipe sees activations of calibration prompts."""
+        return "calibration" in type(self).model_fields
+
+    @property
+    def needs_environment(self) -> bool:
+        """Whether the recipe runs in GPTQModel's own environment."""
+        return False
+
+    @property
+    def target_sparsity(self) -> float | None:
+        """Share of zeros that the recipe promises in each matrix; None where it promises none."""
+        return None
+
+    @property
+    def storage_bits(self) -> int | None:
+        """Stored bits of one weight without scales; None where weights keep the original's dtype."""
+        return None
+
+    @property
+    def rescales_norms(self) -> bool:
+        """Whether the norms inside the decoder blocks change with the matrices that read them."""
+        return False
+
+    @property
+    def storage_format(self) -> str:
+        """How the compressed matrices are stored, as `aird.models.matrices.stored_format` names it."""
+        return "dense"
+
+
+class PruningSettings(RecipeSettings):
+    """Base of the pruning recipes: matrices stay dense and hold zeros."""
+
+    sparsity: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Share of zeros in each weight matrix; given by `pattern` where there is one.",
+    )
+    pattern: Pattern | None = Field(
+        None,
+        description='"2:4" or "4:8" (in quotes): that many zeros in each group of 4 or 8 input weights. '
+        "Without it, zeros may be anywhere in the matrix.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sparsity_of_pattern(cls, values: Any) -> Any:
+        # Filled in here, so that one compression has one representation, hence one name.
+        if not isinstance(values, dict):
+            return values
+        pattern = values.get("pattern")
+        if pattern in _BASE_60:
+            wanted = _BASE_60[pattern]
+            raise ValueError(f'write pattern: "{wanted}" in quotes; YAML reads {wanted} as the number {pattern}')
+        if pattern in ("2:4", "4:8") and values.get("sparsity") is None:
+            zeros, size = pattern_counts(pattern)
+            return {**values, "sparsity": zeros / size}
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PruningSettings:
+        if self.sparsity is None:
+            raise ValueError('give `sparsity`, a number between 0 and 1, or `pattern`, "2:4" or "4:8"')
+        if self.pattern is not None:
+            zeros, size = pattern_counts(self.pattern)
+            if self.sparsity != zeros / size:
+                raise ValueError(
+                    f"pattern {self.pattern} has sparsity {zeros / size}, not {self.sparsity}; "
+                    "leave `sparsity` out, or `pattern`"
+                )
+        return self
+
+    @property
+    def target_sparsity(self) -> float | None:
+        """The share of zeros in each matrix."""
+        return self.sparsity
+
+
+class Magnitude(PruningSettings):
+    """Zero the weights of smallest absolute value in each matrix."""
+
+    recipe: Literal["magnitude"] = "magnitude"
+
+
+class Wanda(PruningSettings):
+    """Zero the weights of smallest |weight| x input norm in each output row (arXiv:2306.11695)."""
+
+    recipe: Literal["wanda"] = "wanda"
+    calibration: CalibrationSettings = Field(description="The prompts that give the input norms.")
+
+
+class SparseGPT(PruningSettings):
+    """Zero weights and update the others to keep each layer's output (arXiv:2301.00774)."""
+
+    recipe: Literal["sparsegpt"] = "sparsegpt"
+    calibration: CalibrationSettings = Field(description="The prompts that give the layers' Hessians.")
+
+
+class RoundToNearest(RecipeSettings):
+    """Round weights to the nearest of 2^bits equidistant values, symmetric around zero."""
+
+    recipe: Literal["round_to_nearest"] = "round_to_nearest"
+    weight_bits: Literal[4, 8] = Field(description="Bits of one weight.")
+    group_size: int | None = Field(
+        None,
+        gt=0,
+        description="Input weights that share one scale; it must divide the columns of every matrix. "
+        "Absent: one scale per output row.",
+    )
+    activation_bits: Literal[8] | None = Field(
+        None,
+        description="8: also round activations, with one scale per token found at run time (W8A8). "
+        "Absent: activations stay as they are.",
+    )
+
+    @model_validator(mode="after")
+    def _servable(self) -> RoundToNearest:
+        if self.activation_bits is not None and self.weight_bits != 8:
+            raise ValueError("activation_bits: 8 needs weight_bits: 8; 4-bit weights would be stored in 8 bits")
+        if self.activation_bits is not None and self.group_size is not None:
+            raise ValueError("activation_bits: 8 needs one scale per output row; leave `group_size` out")
+        return self
+
+    @property
+    def storage_bits(self) -> int | None:
+        """Bits of one weight."""
+        return self.weight_bits
+
+    @property
+    def storage_format(self) -> str:
+        """Eight-bit integers where activations are rounded too, otherwise packed into 32-bit integers."""
+        return "pack-quantized" if self.activation_bits is None else "int-quantized"
+
+
+class FourBitSettings(RecipeSettings):
+    """Base of the calibrated 4-bit recipes: groups of weights share a scale and are packed into 32-bit integers."""
+
+    weight_bits: Literal[4] = Field(4, description="Bits of one weight.")
+    group_size: int | None = Field(
+        128,
+        gt=0,
+        description="Input weights that share one scale; it must divide the columns of every matrix. "
+        "null: one scale per output row.",
+    )
+
+    @property
+    def storage_bits(self) -> int | None:
+        """Bits of one weight."""
+        return self.weight_bits
+
+    @property
+    def storage_format(self) -> str:
+        """Packed into 32-bit integers."""
+        return "pack-quantized"
+
+
+class GPTQ(FourBitSettings):
+    """Round weights one column at a time, correcting the columns to come (arXiv:2210.17323)."""
+
+    recipe: Literal["gptq"] = "gptq"
+    calibration: CalibrationSettings = Field(description="The prompts that give the layers' Hessians.")
+
+
+class OptimumGPTQ(GPTQ):
+    """GPTQ as optimum and GPTQModel do it, in an environment of their own (`envs/gptq.lock.txt`)."""
+
+    recipe: Literal["optimum_gptq"] = "optimum_gptq"  # type: ignore[assignment]  # another value of the same key
+
+    @property
+    def needs_environment(self) -> bool:
+        """GPTQModel wants newer versions of torch and Transformers."""
+        return True
+
+
+class AWQ(FourBitSettings):
+    """Scale input channels by how much the activations use them, then round with a zero point (arXiv:2306.00978).
+
+    The scales go into the norm before each group of matrices. Matrices that write to the residual
+    stream are rounded unscaled, so that their inputs stay the original's: AIRD compares the two.
+    """
+
+    recipe: Literal["awq"] = "awq"
+    calibration: CalibrationSettings = Field(description="The prompts that show which input channels matter.")
+
+    @property
+    def rescales_norms(self) -> bool:
+        """The scales of the input channels."""
+        return True
+
+
+class FP8(RecipeSettings):
+    """Round weights to 8-bit floats (E4M3), one scale per output row; activations per token at run time."""
+
+    recipe: Literal["fp8"] = "fp8"
+
+    @property
+    def storage_bits(self) -> int | None:
+        """Bits of one weight."""
+        return 8
+
+    @property
+    def storage_format(self) -> str:
+        """Eight-bit floats."""
+        return "float-quantized"
+
+
+class BitsAndBytes(RecipeSettings):
+    """Quantise as bitsandbytes does: LLM.int8 (arXiv:2208.07339) or NF4 (arXiv:2305.14314)."""
+
+    recipe: Literal["bitsandbytes"] = "bitsandbytes"
+    variant: Literal["int8", "nf4"] = Field(description="LLM.int8, or 4-bit NormalFloat in blocks of 64.")
+
+    @property
+    def storage_bits(self) -> int | None:
+        """Bits of one weight."""
+        return 8 if self.variant == "int8" else 4
+
+    @property
+    def storage_format(self) -> str:
+        """The variant's own format."""
+        return f"bitsandbytes-{self.variant}"
+
+
+CompressionSettings = Annotated[
+    Magnitude | Wanda | SparseGPT | RoundToNearest | GPTQ | OptimumGPTQ | AWQ | FP8 | BitsAndBytes,
+    Field(discriminator="recipe"),
+]

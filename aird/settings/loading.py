@@ -1,0 +1,31 @@
+"""Check a configuration's values and return them typed, with errors that name the key and the fix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from aird.settings.checks import mistakes
+from aird.settings.configuration import Configuration
+from aird.settings.messages import ConfigurationError, lines, name_mistakes, with_text_keys
+
+
+def load_configuration(values: Mapping[str, Any]) -> Configuration:
+    """Check a configuration and return it typed; no file is looked at (see `local_files.check_files`).
+
+    Raises:
+        ConfigurationError: with one line per mistake, each naming the key and what to write.
+    """
+    found = list(name_mistakes(values))
+    try:
+        configuration = Configuration.model_validate(with_text_keys(values))
+    except ValidationError as error:
+        found += lines(error, Configuration)
+    if found:
+        raise ConfigurationError("\n".join(found))
+    found = mistakes(configuration)
+    if found:
+        raise ConfigurationError("\n".join(found))
+    return configuration

@@ -1,0 +1,75 @@
+"""Read the instructions of a prompt file, in the format that a configuration says it has.
+
+Here, and not with the prompt sets, because a configuration is checked against its local prompt files.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from aird.settings.prompts import PromptSet
+
+
+def read_instructions(path: Path, settings: PromptSet) -> list[tuple[str, str | None]]:
+    """Return (instruction, split) pairs of a file, in its order.
+
+    Raises:
+        ValueError: unreadable content, a missing field or an empty file; the message says where.
+    """
+    rows: list[tuple[str, str | None]] = []
+    for number, record in enumerate(_records(path, settings), start=1):
+        if settings.format == "lines":
+            text, split = record, None
+        else:
+            try:
+                text = record[settings.field]
+                split = record[settings.split_field] if settings.split_field else None
+            except (KeyError, TypeError):
+                fields = sorted(record) if isinstance(record, dict) else type(record).__name__
+                wanted = [name for name in (settings.field, settings.split_field) if name]
+                raise ValueError(
+                    f"record {number} of {path.name} lacks {' or '.join(wanted)} (it has {fields})"
+                ) from None
+        if not isinstance(text, str):
+            raise ValueError(f"record {number} of {path.name}: the instruction is {type(text).__name__}, not text")
+        if text.strip():
+            rows.append((text.strip(), split))
+    if not rows:
+        raise ValueError(f"{path.name} holds no instruction: a prompt set cannot be empty")
+    return rows
+
+
+def _records(path: Path, settings: PromptSet) -> Iterable[Any]:
+    try:
+        if settings.format == "lines":
+            return path.read_text(encoding="utf-8").splitlines()
+        if settings.format == "jsonl":
+            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if settings.format == "csv":
+            with open(path, encoding="utf-8", newline="") as stream:
+                return list(csv.DictReader(stream))
+        if settings.format == "parquet":
+            import pandas
+
+            return pandas.read_parquet(path).to_dict("records")
+        if settings.format == "yaml":
+            import yaml
+
+            try:
+                content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            except yaml.YAMLError as error:  # no ValueError, unlike what the other readers raise
+                raise ValueError(str(error)) from error
+        else:
+            content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path.name} cannot be read as {settings.format}: {error}") from error
+    records = content
+    if settings.records is not None:
+        records = content.get(settings.records) if isinstance(content, dict) else None
+    if not isinstance(records, list):
+        raise ValueError(f"{path.name} holds no list at {settings.records or 'its top level'}")
+    return records

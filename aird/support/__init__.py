@@ -1,0 +1,1 @@
+"""What every stage may stand on and knows nothing of them: files, processes, processors, environments, statistics."""

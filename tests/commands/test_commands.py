@@ -1,0 +1,308 @@
+"""The command `aird`: each step on a tiny model through the console entry, and every kind of bad input."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pytest
+import torch
+from conftest import load_float32
+from grid import write_prompts
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+from aird.commands.inputs import read_prompts
+from aird.commands.main import COMMANDS, main
+from aird.compression.registry import compress
+from aird.prompts.chat import chat_tokens
+from aird.settings.compressions import RoundToNearest
+from aird.support.files import check_folder, hash_folder, read_json, read_json_lines, sha256_of
+
+SIZES = ["--train", "16", "--validation", "8", "--minimum-induce=-1000"]
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with prompts, a model, its 4-bit form, and what `aird direction` and `aird patch` made of them."""
+    root = tmp_path_factory.mktemp("commands")
+    write_prompts(root)
+    (root / "model").symlink_to(tiny_folder("llama"))
+    compress(root / "model", root / "w4a16", RoundToNearest(weight_bits=4, group_size=64), None)
+    assert main(["direction", str(root / "model"), *prompts(root), *SIZES, "--output", str(root / "direction")]) == 0
+    assert main(["patch", *pair(root), "--direction", str(root / "direction"), "--output", str(root / "adapter")]) == 0
+    return root
+
+
+def prompts(root: Path, harmful: str = "harmful.txt") -> list[str]:
+    return ["--harmful", str(root / harmful), "--harmless", str(root / "harmless.txt")]
+
+
+def pair(root: Path) -> list[str]:
+    return [str(root / "model"), str(root / "w4a16")]
+
+
+def test_direction_writes_the_artifacts_of_the_workflow(folder: Path) -> None:
+    tensors = load_file(folder / "direction/direction.safetensors")
+    record = read_json(folder / "direction/direction.json")
+    assert tensors["unit"].dtype == torch.float64 and tensors["unit"].shape == (128,)
+    assert tensors["unit"].norm().item() == pytest.approx(1) and tensors["norm"].item() == record["norm"]
+    scores = pandas.read_csv(folder / "direction/scores.csv")
+    assert list(scores.columns) == ["layer", "position", "induce", "kl", "bypass"]
+    assert len(scores) == record["candidates"] == record["layers"] * record["positions"]
+    provenance = read_json(folder / "direction/provenance.json")
+    assert provenance["prompts"]["harmful"] == sha256_of(folder / "harmful.txt")
+    assert provenance["model"] == {"name": str(folder / "model"), "commit": None}
+
+
+def test_the_same_command_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    assert main(["direction", str(folder / "model"), *prompts(folder), *SIZES, "--output", str(tmp_path)]) == 0
+    before = {name: hash for name, hash in hash_folder(folder / "direction").items() if name != "provenance.json"}
+    assert before.items() <= hash_folder(tmp_path).items()
+
+
+def test_compare_uses_a_ready_direction_and_searches_the_other(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = [str(folder / "direction"), str(folder / "w4a16")]
+    assert main(["compare", *models, *prompts(folder), *SIZES, "--output", str(tmp_path / "first")]) == 0
+    assert "cosine_same_site" in capsys.readouterr().out
+    assert not (tmp_path / "first/original").exists()
+    # What was searched there can be compared again, without a model and without prompts.
+    models[1] = str(tmp_path / "first/compressed")
+    assert main(["compare", *models, "--output", str(tmp_path / "second")]) == 0
+    first, second = (read_json(tmp_path / name / "comparison.json") for name in ("first", "second"))
+    assert first == second
+    assert 0.5 < first["cosine_same_site"] < 1 and first["split_half_null"]["low"] < 1
+
+
+def test_patch_writes_an_adapter_that_peft_loads_by_its_own_record(folder: Path) -> None:
+    record = read_json(folder / "adapter.statistics.json")
+    check_folder(folder / "adapter", record["files"])
+    assert record["settings"]["method"] == "scale"  # no prompts were given
+    base = read_json(folder / "adapter/adapter_config.json")["base_model_name_or_path"]
+    assert Path(base) == folder / "w4a16"
+    tokens = torch.tensor([chat_tokens(AutoTokenizer.from_pretrained(folder / "model"), "Name a colour.")])
+    with torch.no_grad():
+        model = load_float32(folder / "model")
+        plain = model(tokens).logits
+        patched = PeftModel.from_pretrained(model, str(folder / "adapter"))(tokens).logits
+    assert (plain - patched).abs().max() > 0.01
+
+
+def test_the_cards_own_lines_load_the_adapter_on_a_packed_base(folder: Path) -> None:
+    text = (folder / "adapter/README.md").read_text(encoding="utf-8")
+    code = text.split("```python\n")[1].split("```")[0].replace("path/to/this/folder", str(folder / "adapter"))
+    found: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), found)
+    assert sum("lora_A" in name for name, _ in found["model"].named_parameters()) == 2
+
+
+def test_patch_fits_and_merges(folder: Path, tmp_path: Path) -> None:
+    more = [
+        "--direction",
+        str(folder / "direction"),
+        *prompts(folder),
+        "--train",
+        "16",
+        "--depth",
+        "2",
+        "--method",
+        "fit",
+    ]
+    more += ["--merged", str(tmp_path / "merged"), "--output", str(tmp_path / "adapter")]
+    assert main(["patch", *pair(folder), *more]) == 0
+    record = read_json(tmp_path / "adapter.statistics.json")
+    layer = read_json(folder / "direction/direction.json")["layer"]
+    assert record["settings"]["method"] == "fit"
+    assert record["blocks"] == list(range(max(0, layer - 2), max(1, layer)))
+    assert "library_name: transformers" in (tmp_path / "merged/README.md").read_text(encoding="utf-8")
+    load_float32(tmp_path / "merged")
+
+
+def test_evaluate_with_transformers(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = [*prompts(folder, "attack.txt"), "--count", "6", "--tokens", "8", "--transformers"]
+    assert main(["evaluate", str(folder / "model"), *common, "--output", str(tmp_path / "plain")]) == 0
+    assert "over_refusal" in capsys.readouterr().out
+    reference = ["--reference", str(tmp_path / "plain/completions.jsonl"), "--adapter", str(folder / "adapter")]
+    assert main(["evaluate", str(folder / "w4a16"), *common, *reference, "--output", str(tmp_path / "patched")]) == 0
+    plain, patched = (read_json(tmp_path / name / "scores.json") for name in ("plain", "patched"))
+    assert plain["rates"]["refusal"]["n"] == patched["rates"]["over_refusal"]["n"] == 6
+    completions = read_json_lines(tmp_path / "patched/completions.jsonl")
+    assert [record["kind"] for record in completions] == ["harmful"] * 6 + ["harmless"] * 6
+    assert all(0 < record["tokens"] <= 8 and record["versions"]["transformers"] for record in completions)
+    # The same answers under both models: only then can the perplexities be compared.
+    assert [answer["id"] for answer in plain["answers"]] == [answer["id"] for answer in patched["answers"]]
+    assert plain["perplexity"]["perplexity"] < patched["perplexity"]["perplexity"]
+
+
+@pytest.mark.workflow
+def test_evaluate_with_vllm_agrees_with_transformers(folder: Path, tmp_path: Path, vllm_python: Path) -> None:
+    common = [str(folder / "w4a16"), "--adapter", str(folder / "adapter"), *prompts(folder, "attack.txt")]
+    common += ["--count", "8", "--tokens", "4", "--length", "256"]
+    assert main(["evaluate", *common, "--vllm", str(vllm_python), "--output", str(tmp_path / "vllm")]) == 0
+    reference = ["--reference", str(tmp_path / "vllm/completions.jsonl")]
+    assert main(["evaluate", *common, *reference, "--transformers", "--output", str(tmp_path / "local")]) == 0
+    served, local = (read_json(tmp_path / name / "scores.json") for name in ("vllm", "local"))
+    assert served["parity"]["prompts"] == 8 and local["parity"] is None
+    assert served["perplexity"]["perplexity"] == pytest.approx(local["perplexity"]["perplexity"], rel=0.1)
+
+
+@pytest.mark.workflow
+def test_vllm_serves_the_adapter_folder_itself(folder: Path, tmp_path: Path, vllm_python: Path) -> None:
+    from aird.evaluation.measurements import first_token_logprobs
+    from aird.evaluation.serving import ServerSettings, serve
+    from aird.models.loading import load_model
+
+    tokens = [chat_tokens(AutoTokenizer.from_pretrained(folder / "model"), "Name a colour.")]
+    settings = ServerSettings(256, key_value_cache_gib=0.25, threads=1, adapters={"aird": folder / "adapter"})
+    with serve(folder / "model", vllm_python, settings, tmp_path / "server.log") as client:
+        found = client.complete(tokens, 1, adapter="aird", logprobs=5)[0].first_token_logprobs
+    expected = first_token_logprobs(load_model(folder / "model", folder / "adapter"), tokens)[0]
+    assert found is not None
+    for token, value in found.items():
+        assert value == pytest.approx(expected[token].item(), abs=0.15)
+
+
+@pytest.mark.workflow
+def test_the_commands_give_what_the_workflow_gives(finished: Path, tmp_path: Path) -> None:
+    results = finished / "results"
+    sets = [text for kind in ("harmful", "harmless") for text in (f"--{kind}", str(results / f"prompts/{kind}.jsonl"))]
+    models = [str(results / f"models/tiny/{name}/checkpoint") for name in ("original", "w4a16")]
+    seed = ["--seed", "1"]
+    assert main(["compare", *models, *sets, *SIZES, *seed, "--output", str(tmp_path)]) == 0
+    for mine, name in (("original", "original"), ("compressed", "w4a16")):
+        theirs = results / "directions/tiny" / name
+        assert sha256_of(tmp_path / mine / "direction.safetensors") == sha256_of(theirs / "direction.safetensors")
+        assert sha256_of(tmp_path / mine / "scores.csv") == sha256_of(theirs / "scores.csv")
+    assert read_json(tmp_path / "comparison.json") == read_json(results / "comparisons/tiny/w4a16.json")
+    direction = ["--direction", str(tmp_path / "original"), "--output", str(tmp_path / "adapter")]
+    assert main(["patch", *models, *direction]) == 0
+    weights = "adapter_model.safetensors"
+    assert sha256_of(tmp_path / "adapter" / weights) == sha256_of(results / "patches/tiny/w4a16/aird/adapter" / weights)
+
+
+def test_prompts_are_read_from_every_format(tmp_path: Path) -> None:
+    texts = ["Name a colour.", "What is 2 + 2?", "Explain how a bicycle pump works."]
+    (tmp_path / "a.txt").write_text("\n".join(texts), encoding="utf-8")
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"goal": text}) + "\n" for text in texts), encoding="utf-8")
+    (tmp_path / "a.json").write_text(json.dumps([{"question": text} for text in texts]), encoding="utf-8")
+    with open(tmp_path / "a.csv", "w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, ["number", "prompt"])
+        writer.writeheader()
+        writer.writerows({"number": number, "prompt": text} for number, text in enumerate(texts))
+    for suffix in ("txt", "jsonl", "json", "csv"):
+        records = read_prompts(tmp_path / f"a.{suffix}", "harmful", None)
+        assert [record["instruction"] for record in records] == texts, suffix
+        assert [record["id"] for record in records] == ["harmful-0001", "harmful-0002", "harmful-0003"]
+
+
+def bad_inputs(folder: Path, tmp_path: Path) -> dict[str, tuple[list[str], str]]:
+    """Return, per kind of mistake, a command line and what its message has to say."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "pickles").mkdir()
+    (tmp_path / "pickles/pytorch_model.bin").write_bytes(b"")
+    (tmp_path / "list.csv").write_text("number,sentence\n1,Name a colour.\n", encoding="utf-8")
+    (tmp_path / "broken.jsonl").write_text('{"instruction": "Name a colour."}\n{"instr\n', encoding="utf-8")
+    (tmp_path / "list.doc").write_text("Name a colour.\n", encoding="utf-8")
+    model, out = str(folder / "model"), ["--output", str(tmp_path / "out")]
+    asked, direction = prompts(folder), ["--direction", str(folder / "direction")]
+
+    def harmful(name: str) -> list[str]:
+        return ["direction", model, "--harmful", str(tmp_path / name), *asked[2:], *SIZES, *out]
+
+    return {
+        "no such prompts": (harmful("none.txt"), "--harmful: there is no file"),
+        "unknown ending": (harmful("list.doc"), "ends in none of .txt"),
+        "unknown column": (harmful("list.csv"), "name the field with --field"),
+        "broken line": (harmful("broken.jsonl"), "cannot be read as jsonl"),
+        "too few prompts": (["direction", model, *asked, *out], "ask for fewer (--train 128 --validation 32)"),
+        "a folder that is no model": (["direction", str(tmp_path / "empty"), *asked, *SIZES, *out], "no *.safetensors"),
+        "pickled weights": (["direction", str(tmp_path / "pickles"), *asked, *SIZES, *out], "save_pretrained"),
+        "a path that does not exist": (["direction", "./models/none", *asked, *SIZES, *out], "is no folder"),
+        "a hub id without a network": (
+            ["direction", "organisation/none", *asked, *SIZES, *out],
+            "there is no folder organisation/none here, and as a hub id: model organisation/none",
+        ),
+        "a revision without a network": (
+            ["direction", "organisation/none@v1", *asked, *SIZES, *out],
+            "organisation/none at v1 could not be fetched",
+        ),
+        "no refusal tokens": (
+            ["direction", model, *asked, *SIZES, "--refusal-tokens", "none.json", *out],
+            "--refusal-tokens: there is no file",
+        ),
+        "a size that cannot be": (["direction", model, *asked, "--train", "1", *out], "--train"),
+        "fit without prompts": (
+            ["patch", *pair(folder), *direction, "--method", "fit", *out],
+            "--method fit needs the instructions",
+        ),
+        "neither direction nor prompts": (["patch", *pair(folder), *out], "--harmful is missing"),
+        "a direction that is none": (
+            ["patch", *pair(folder), "--direction", str(tmp_path), *out],
+            "make it with `aird direction`",
+        ),
+        "blocks that are none": (["patch", *pair(folder), *direction, "--blocks", "first", *out], "--blocks: first"),
+        "a block beyond the last": (["patch", *pair(folder), *direction, "--blocks", "9", *out], "do not exist"),
+        "strength zero": (["patch", *pair(folder), *direction, "--alpha", "0", *out], "--alpha"),
+        "an adapter that is none": (
+            ["evaluate", model, *asked, "--adapter", str(tmp_path), *out],
+            "no adapter_config.json",
+        ),
+        "tasks without vLLM": (
+            ["evaluate", model, *asked, "--transformers", "--tasks", "boolq", *out],
+            "--tasks need vLLM",
+        ),
+        "an address that is none": (["evaluate", model, *asked, "--url", "localhost", *out], "is no address"),
+        "too many asked for": (["evaluate", model, *asked, "--count", "999", *out], "ask for fewer with --count"),
+        "other prompts": (
+            ["compare", str(folder / "direction"), model, *asked, *SIZES, "--seed", "7", *out],
+            "rest on other prompts",
+        ),
+    }
+
+
+def test_bad_input_is_one_clear_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    for name, (arguments, message) in bad_inputs(folder, tmp_path).items():
+        capsys.readouterr()
+        code = main(arguments)
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("aird ")]
+        assert code == 2, name
+        assert len(lines) == 1 and message in lines[0], (name, lines)
+        assert lines[0].startswith(f"aird {arguments[0]}: error: "), name
+
+
+def test_no_traceback_reaches_the_terminal(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "aird", "evaluate", "no/model", "--harmful", "x", "--harmless", "y"]
+    result = subprocess.run(
+        [*command, "--output", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+    )
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr == "aird evaluate: error: --harmful: there is no file x\n"
+
+
+@pytest.mark.parametrize("command", [module.__name__.rpartition(".")[2] for module in COMMANDS])
+def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    assert ended.value.code == 0
+    for part in ("examples:", "files", "common errors:", f"aird {command} "):
+        assert part in text, part

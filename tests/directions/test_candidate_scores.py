@@ -1,0 +1,256 @@
+"""Every score of every candidate, against a plain float64 computation of its definition."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+
+from aird.directions.activations import capture, difference_in_means
+from aird.directions.candidate_scores import mean_scores, score_candidates
+from aird.inference.resuming import resumed_at
+from aird.settings.directions import Directions
+
+REFUSAL_TOKENS = [40, 318, 7]
+LAYERS, POSITIONS = 4, 5
+
+
+def directions(minimum_induce: float, layer_fraction: float = 0.8) -> Directions:
+    return Directions(
+        harmful="harmful", harmless="harmless", minimum_induce=minimum_induce, layer_fraction=layer_fraction
+    )
+
+
+class Plain:
+    """The definitions of section 2.3 and appendix C of arXiv 2406.11717, one prompt at a time, float64."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model.double()
+
+    @torch.no_grad()
+    def last_logits(self, prompt: list[int]) -> torch.Tensor:
+        return self.model(input_ids=torch.tensor([prompt])).logits[0, -1]
+
+    @staticmethod
+    def refusal_score(logits: torch.Tensor) -> float:
+        exponentials = logits.exp()
+        probability = (sum(exponentials[token] for token in REFUSAL_TOKENS) / exponentials.sum()).item()
+        return math.log(probability + 1e-8) - math.log(1 - probability + 1e-8)
+
+    def induce(self, prompts: list[list[int]], layer: int, vector: torch.Tensor) -> list[float]:
+        def add(_: Any, args: Any, kwargs: Any) -> Any:
+            return (args[0] + vector, *args[1:]), kwargs
+
+        handle = self.model.model.layers[layer].register_forward_pre_hook(add, with_kwargs=True)
+        scores = [self.refusal_score(self.last_logits(prompt)) for prompt in prompts]
+        handle.remove()
+        return scores
+
+    def ablated_logits(self, prompts: list[list[int]], vector: torch.Tensor) -> list[torch.Tensor]:
+        norm = vector.norm()
+        unit = vector / norm if norm > 0 else vector
+        keep = torch.eye(len(unit), dtype=torch.float64) - torch.outer(unit, unit)
+        handles = []
+        for block in self.model.model.layers:
+            handles.append(
+                block.register_forward_pre_hook(
+                    lambda _, args, kwargs: ((args[0] @ keep, *args[1:]), kwargs), with_kwargs=True
+                )
+            )
+            for writer in (block.self_attn.o_proj, block.mlp.down_proj):
+                handles.append(writer.register_forward_hook(lambda _, __, output: output @ keep))
+        logits = [self.last_logits(prompt) for prompt in prompts]
+        for handle in handles:
+            handle.remove()
+        return logits
+
+    def kl(self, prompts: list[list[int]], vector: torch.Tensor) -> list[float]:
+        divergences = []
+        for prompt, ablated in zip(prompts, self.ablated_logits(prompts, vector), strict=True):
+            p = self.last_logits(prompt).softmax(-1)
+            q = ablated.softmax(-1)
+            divergences.append((p * (p / q).log()).sum().item())
+        return divergences
+
+    def bypass(self, prompts: list[list[int]], vector: torch.Tensor) -> list[float]:
+        return [self.refusal_score(logits) for logits in self.ablated_logits(prompts, vector)]
+
+
+@pytest.fixture
+def classes(tokenizer: Any, prompts: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
+    """Return (harmful, harmless) prompts; random weights do not know which is which."""
+    return [prompts[0], prompts[2], prompts[4]], [prompts[1], prompts[3]]
+
+
+@pytest.fixture
+def candidates(model: Any, classes: tuple[list[list[int]], list[list[int]]]) -> torch.Tensor:
+    """Return real differences in means, [L, P, d_model]."""
+    harmful, harmless = (capture(model, each, POSITIONS, REFUSAL_TOKENS)[0] for each in classes)
+    return difference_in_means(harmful, harmless)
+
+
+def test_every_score_equals_a_direct_computation_in_float64(
+    model: Any, classes: tuple[list[list[int]], list[list[int]]], candidates: torch.Tensor
+) -> None:
+    harmful, harmless = classes
+    everything = directions(-1000.0, layer_fraction=1.0)
+    scores = score_candidates(model.double(), candidates, harmful, harmless, REFUSAL_TOKENS, everything)
+    plain = Plain(model)
+    compared = 0
+    for layer in range(LAYERS):
+        for position in range(POSITIONS):
+            vector = candidates[layer, position]
+            found = {name: values[layer, position] for name, values in scores.items()}
+            # At layer 0 a template token has the same state in every prompt.
+            if not vector.any():
+                assert all(values.isnan().all() for values in found.values())
+                continue
+            assert found["induce"].tolist() == pytest.approx(plain.induce(harmless, layer, vector), abs=1e-9)
+            assert found["kl"].tolist() == pytest.approx(plain.kl(harmless, vector), abs=1e-9)
+            assert found["bypass"].tolist() == pytest.approx(plain.bypass(harmful, vector), abs=1e-9)
+            compared += 1
+    assert compared >= 3 * POSITIONS
+    # The candidates differ by far more than the tolerance, or swapped records would go unseen.
+    records = [record for record in mean_scores(scores) if record["layer"] > 0]
+    for name in ("induce", "bypass"):
+        values = sorted(record[name] for record in records)
+        assert min(after - before for before, after in pairwise(values)) > 1e-6
+    assert max(record["kl"] for record in records) > 0.05
+
+
+def test_a_record_is_a_candidates_mean_over_its_prompts() -> None:
+    induce = torch.tensor([[[1.0, 3.0], [2.0, torch.nan]]], dtype=torch.float64)
+    bypass = torch.tensor([[[1.0, 2.0, 6.0], [torch.nan] * 3]], dtype=torch.float64)
+    assert mean_scores({"induce": induce, "kl": induce / 4, "bypass": bypass}) == [
+        {"layer": 0, "position": -2, "induce": 2.0, "kl": 0.5, "bypass": 3.0},
+        {"layer": 0, "position": -1, "induce": None, "kl": None, "bypass": None},
+    ]
+
+
+def test_scores_are_none_where_filters_drop_the_candidate(
+    model: Any, classes: tuple[list[list[int]], list[list[int]]], candidates: torch.Tensor
+) -> None:
+    harmful, harmless = classes
+
+    def scored(limit: float) -> list[dict[str, Any]]:
+        return mean_scores(
+            score_candidates(model, candidates, harmful, harmless, REFUSAL_TOKENS, directions(limit, 0.5))
+        )
+
+    full = scored(-1000.0)
+    limit = sorted(record["induce"] for record in full if record["layer"] == 1)[2]
+    found = scored(limit)
+    dropped = complete = 0
+    for record, expected in zip(found, full, strict=True):
+        assert record["induce"] == expected["induce"]
+        if record["layer"] >= 2 or expected["induce"] is None:  # int(0.5 x 4)
+            assert record["induce"] is record["kl"] is record["bypass"] is None
+        elif expected["induce"] < limit:
+            assert record["kl"] is record["bypass"] is None
+            dropped += 1
+        else:
+            assert (record["kl"], record["bypass"]) == (expected["kl"], expected["bypass"])
+            complete += 1
+    assert dropped >= 2
+    assert complete >= 2
+
+
+def test_a_site_without_a_difference_has_no_direction(
+    llama: Any, classes: tuple[list[list[int]], list[list[int]]]
+) -> None:
+    candidates = torch.zeros(LAYERS, 2, 128, dtype=torch.float64)
+    candidates[1, 0, 0] = 1.0
+    records = mean_scores(score_candidates(llama, candidates, *classes, REFUSAL_TOKENS, directions(-1000.0)))
+    scored = {(record["layer"], record["position"]) for record in records if record["induce"] is not None}
+    assert scored == {(1, -2)}
+
+
+def test_a_tenth_is_scored_in_full_where_none_reaches_the_minimum(
+    model: Any, classes: tuple[list[list[int]], list[list[int]]], candidates: torch.Tensor
+) -> None:
+    records = mean_scores(score_candidates(model, candidates, *classes, REFUSAL_TOKENS, directions(1000.0)))
+    known = sorted((record["induce"] for record in records if record["induce"] is not None), reverse=True)
+    full = [record["induce"] for record in records if record["bypass"] is not None]
+    assert 0 < len(full) == math.ceil(len(known) / 10)
+    assert sorted(full, reverse=True) == known[: len(full)]
+
+
+def test_a_broken_model_is_an_error(llama: Any, classes: tuple[list[list[int]], list[list[int]]]) -> None:
+    llama.model.norm.weight.data.fill_(torch.nan)
+    some = torch.ones(LAYERS, 1, 128, dtype=torch.float64)
+    with pytest.raises(ValueError, match="broken"):
+        score_candidates(llama, some, *classes, REFUSAL_TOKENS, directions(-1000.0))
+
+
+def test_the_model_is_left_as_it_was(
+    model: Any, classes: tuple[list[list[int]], list[list[int]]], candidates: torch.Tensor
+) -> None:
+    before = model(input_ids=torch.tensor([classes[0][0]])).logits
+    score_candidates(model, candidates, *classes, REFUSAL_TOKENS, directions(-1000.0))
+    assert_untouched(model)
+    assert torch.equal(model(input_ids=torch.tensor([classes[0][0]])).logits, before)
+
+
+def assert_untouched(model: Any) -> None:
+    for module in model.modules():
+        assert "forward" not in module.__dict__
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+
+
+def block_input(model: Any, prompt: list[int], layer: int) -> torch.Tensor:
+    # Not by output_hidden_states, for which Transformers leaves hooks of its own behind.
+    found: list[torch.Tensor] = []
+    handle = model.model.layers[layer].register_forward_pre_hook(lambda _, args: found.append(args[0]))
+    model(input_ids=torch.tensor([prompt]))
+    handle.remove()
+    return found[0]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layer", range(LAYERS))
+def test_resumed_at_computes_from_the_given_states(model: Any, prompts: list[list[int]], layer: int) -> None:
+    """The tokens given do not matter: the states of another prompt decide."""
+    other = prompts[1]
+    states = block_input(model, other, layer)
+    expected = model(input_ids=torch.tensor([other])).logits
+    blocks = list(model.model.layers)
+    with resumed_at(blocks, layer, states):
+        found = model(input_ids=torch.full((1, len(other)), 7)).logits
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert_untouched(model)
+
+
+@torch.no_grad()
+def test_resumed_at_skips_the_blocks_below(llama: Any, prompts: list[list[int]]) -> None:
+    ran = []
+    for index, block in enumerate(llama.model.layers):
+        block.self_attn.register_forward_hook(lambda *_, index=index: ran.append(index))
+    with resumed_at(list(llama.model.layers), 2, block_input(llama, prompts[0], 2)):
+        ran.clear()
+        llama(input_ids=torch.tensor([prompts[0]]))
+    assert ran == [2, 3]
+    ran.clear()
+    llama(input_ids=torch.tensor([prompts[0]]))
+    assert ran == [0, 1, 2, 3]
+
+
+@torch.no_grad()
+def test_resumed_at_restores_after_an_error_and_keeps_a_loaders_forward(llama: Any, prompts: list[list[int]]) -> None:
+    blocks = list(llama.model.layers)
+    original = blocks[0].forward
+
+    def forward_of_a_loader(*args: Any, **kwargs: Any) -> Any:
+        return original(*args, **kwargs)
+
+    blocks[0].forward = forward_of_a_loader
+    expected = llama(input_ids=torch.tensor([prompts[0]])).logits
+    with pytest.raises(KeyError), resumed_at(blocks, 2, block_input(llama, prompts[0], 2)):
+        raise KeyError
+    assert blocks[0].__dict__["forward"] is forward_of_a_loader
+    assert "forward" not in blocks[1].__dict__
+    assert not blocks[2]._forward_pre_hooks
+    assert torch.equal(llama(input_ids=torch.tensor([prompts[0]])).logits, expected)

@@ -1,0 +1,91 @@
+"""The refusal score by hand, and the tokens that it counts."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from aird.directions.refusal_score import refusal_scores
+from aird.directions.refusal_tokens import derive_refusal_tokens
+
+
+class Words:
+    """A tokenizer of three words; a token's text is its id between brackets."""
+
+    ids = {"I": [11], "Sorry": [12, 13], "As": [11]}  # noqa: RUF012
+
+    def __call__(self, word: str, add_special_tokens: bool) -> dict[str, list[int]]:
+        assert not add_special_tokens
+        return {"input_ids": self.ids[word]}
+
+    def decode(self, ids: list[int]) -> str:
+        return f"<{ids[0]}>"
+
+
+def test_refusal_score_by_hand() -> None:
+    # Probabilities 1/8, 2/8, 4/8, 1/8.
+    logits = torch.tensor([1.0, 2.0, 4.0, 1.0]).log()
+    assert refusal_scores(logits, [1]).item() == pytest.approx(math.log(0.25 / 0.75), abs=1e-6)
+    assert refusal_scores(logits, [1, 2]).item() == pytest.approx(math.log(0.75 / 0.25), abs=1e-6)
+    assert refusal_scores(logits, [0, 1, 3]).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_epsilon_bounds_the_score() -> None:
+    certain = torch.tensor([1000.0, 0.0])
+    assert refusal_scores(certain, [0]).item() == pytest.approx(math.log(1 + 1e-8) - math.log(1e-8))
+    assert refusal_scores(certain, [1]).item() == pytest.approx(math.log(1e-8) - math.log(1 + 1e-8))
+
+
+def test_leading_axes_are_kept_and_the_type_is_float64() -> None:
+    found = refusal_scores(torch.zeros(2, 3, 8, dtype=torch.bfloat16), [5, 6])
+    assert found.shape == (2, 3)
+    assert found.dtype == torch.float64
+    assert found[1, 2].item() == pytest.approx(math.log(2 / 6), abs=1e-6)
+
+
+def derive(harmful: list[list[int]], refused: list[bool], harmless: list[list[int]]) -> dict[str, Any]:
+    return derive_refusal_tokens(Words(), harmful, refused, harmless)
+
+
+def test_tokens_come_from_the_models_own_refusals() -> None:
+    harmful = [[40, 1]] * 12 + [[50, 2]] * 7 + [[60]] + [[70]] * 5
+    refused = [True] * 20 + [False] * 5
+    found = derive(harmful, refused, [[70, 9]] * 9 + [[50]])
+    # Shares of the 20 refusals: 40 has 0.6, 50 has 0.35, 60 has 0.05; 50 begins 0.1 of the answers.
+    assert found["tokens"] == [40, 50, 60]
+    assert found["derived"] is True
+    assert found["refusals"] == 20
+    assert found["shares"] == [[40, "<40>", 0.6, 0.0], [50, "<50>", 0.35, 0.1], [60, "<60>", 0.05, 0.0]]
+
+
+def test_a_token_of_answers_is_no_refusal_token() -> None:
+    found = derive([[40]] * 6 + [[50]] * 4, [True] * 10, [[50]] * 4 + [[70]] * 6)
+    # 50 begins 0.4 of refusals and 0.4 of answers.
+    assert found["tokens"] == [40]
+
+
+def test_a_rare_token_is_dropped() -> None:
+    found = derive([[40]] * 24 + [[60]], [True] * 25, [[70]])
+    assert found["tokens"] == [40]  # 1 of 25 is below 5%
+
+
+def test_too_few_refusals_fall_back_to_words(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        found = derive([[40]] * 4 + [[50]] * 6, [True] * 4 + [False] * 6, [[70]])
+    assert found["tokens"] == [11, 12]
+    assert found["derived"] is False
+    assert found["refusals"] == 4
+    assert "only 4 refusals" in caplog.text
+
+
+def test_empty_completions_are_no_refusals() -> None:
+    found = derive([[]] * 8 + [[40]] * 5, [True] * 13, [[], [70]])
+    assert (found["tokens"], found["refusals"]) == ([40], 5)
+
+
+def test_no_refusal_and_no_answer() -> None:
+    assert derive([], [], [])["tokens"] == [11, 12]

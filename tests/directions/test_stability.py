@@ -1,0 +1,81 @@
+"""The site's stability over resamples of the validation prompts, on scores made by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from aird.directions.stability import RESAMPLES, site_p_value, site_stability
+from aird.settings.directions import Directions
+
+SETTINGS = Directions(harmful="harmful", harmless="harmless", maximum_kl=1.0)
+LAYERS, POSITIONS, PROMPTS = 10, 2, 16
+
+
+def scores(bypass: dict[tuple[int, int], torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return prompt scores in which only the given sites were scored in full; all induce refusal, none moves KL."""
+    nan = torch.full((LAYERS, POSITIONS, PROMPTS), torch.nan, dtype=torch.float64)
+    made = {"induce": nan.clone(), "kl": nan.clone(), "bypass": nan.clone()}
+    for site, values in bypass.items():
+        made["induce"][site] = 1.0
+        made["kl"][site] = 0.0
+        made["bypass"][site] = values
+    return made
+
+
+def constant(value: float) -> torch.Tensor:
+    return torch.full((PROMPTS,), value, dtype=torch.float64)
+
+
+def test_a_site_that_is_best_on_every_prompt_is_always_chosen() -> None:
+    found = site_stability(scores({(3, -1): constant(-5.0), (4, -2): constant(-4.0)}), (3, -1), SETTINGS, 0)
+    assert found == {
+        "resamples": RESAMPLES,
+        "undefined": 0,
+        "same_site": 1.0,
+        "layer_low": 3,
+        "layer_high": 3,
+        "sites": [{"layer": 3, "position": -1, "share": 1.0}],
+    }
+
+
+def test_sites_that_differ_by_noise_share_the_choice() -> None:
+    noise = torch.randn(2, PROMPTS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noise -= noise.mean(dim=1, keepdim=True)
+    made = scores({(3, -1): noise[0] - 0.05, (7, -2): noise[1], (8, -1): constant(-9.0)})
+    found = site_stability(made, (3, -1), SETTINGS, 0)
+    # The third lies beyond the layer limit, int(0.8 x 10).
+    assert {(site["layer"], site["position"]) for site in found["sites"]} == {(3, -1), (7, -2)}
+    assert 0.4 < found["same_site"] < 0.8
+    assert found["sites"][0]["share"] == max(found["same_site"], 1 - found["same_site"])
+    assert (found["layer_low"], found["layer_high"]) == (3, 7)
+    assert site_stability(made, (3, -1), SETTINGS, 0) == found
+    assert site_stability(made, (3, -1), SETTINGS, 1) != found
+
+
+def test_harmful_prompts_are_drawn_apart_from_harmless_ones() -> None:
+    """One class may have lost prompts."""
+    made = scores({(3, -1): constant(-5.0)})
+    made["bypass"] = made["bypass"][..., :5]
+    assert site_stability(made, (3, -1), SETTINGS, 0)["same_site"] == 1
+
+
+def test_a_resample_without_numbers_is_counted() -> None:
+    broken = scores({(3, -1): constant(-5.0)})
+    broken["bypass"][:] = torch.nan
+    found = site_stability(broken, (3, -1), SETTINGS, 0)
+    assert found["undefined"] == RESAMPLES
+    assert found["same_site"] is None and found["sites"] == []
+
+
+def test_the_p_value_of_a_site_is_the_tail_of_the_choices() -> None:
+    shares = [((3, -1), 0.6), ((4, -1), 0.3), ((5, -2), 0.1)]
+    stability = {
+        "resamples": 100,
+        "undefined": 0,
+        "sites": [{"layer": site[0], "position": site[1], "share": share} for site, share in shares],
+    }
+    assert site_p_value(stability, 3, -1) == 1
+    assert site_p_value(stability, 4, -1) == pytest.approx(41 / 101)
+    assert site_p_value(stability, 5, -2) == pytest.approx(11 / 101)
+    assert site_p_value(stability, 3, -2) == pytest.approx(1 / 101)

@@ -1,0 +1,146 @@
+"""A classifier as judge: how it is asked, what its answers mean, and a real one served by vLLM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from tiny_model import build_tiny_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from aird.evaluation.classifier_judge import ANSWER_TOKENS, import_judge, judge_completions, judge_prompt, verdict
+from aird.evaluation.scores import score
+from aird.evaluation.server_client import Client, Completion
+from aird.settings.suites import Judge
+
+SOURCE = {"path": "judge"}
+TEMPLATE = "Asked {x}: {instruction}\nAnswered: {completion}\nHarmful?"
+RECORDS = [
+    {"id": f"p{number}", "kind": kind, "instruction": f"Question {number}", "completion": f"Answer {number} {{x}}"}
+    for number, kind in enumerate(["harmful"] * 12 + ["harmless"] * 3)
+]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_model(tmp_path_factory.mktemp("judge") / "model")
+
+
+class Answers:
+    """Stands in for a server: gives the same answers to whatever prompts."""
+
+    def __init__(self, *texts: str) -> None:
+        self.texts = texts
+        self.prompts: list[list[int]] = []
+
+    def complete(self, prompts: Any, maximum_new_tokens: int, **_: Any) -> list[Completion]:
+        self.prompts = list(prompts)
+        return [Completion(self.texts[n % len(self.texts)], (1,), "length") for n in range(len(prompts))]
+
+    def token_logprobs(self, prompts: Any, **_: Any) -> list[list[float | None]]:
+        raise NotImplementedError
+
+
+def test_template_is_filled_once_and_left_alone_elsewhere(tiny: Path) -> None:
+    """Braces of the template and of a completion are text."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    judge = Judge.model_validate({"source": SOURCE, "template": TEMPLATE})
+    prompt = judge_prompt(tokenizer, judge, "Do {completion}", "No {instruction}")
+    assert tokenizer.decode(prompt) == "Asked {x}: Do {completion}\nAnswered: No {instruction}\nHarmful?"
+
+
+def test_without_a_template_the_judge_sees_the_conversation(tiny: Path) -> None:
+    """The judge's chat template gets both turns, and then opens its own."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    text = tokenizer.decode(judge_prompt(tokenizer, Judge.model_validate({"source": SOURCE}), "Ask", "Tell"))
+    assert text.index("user\nAsk") < text.index("assistant\nTell") < text.rindex("<|im_start|>assistant")
+    tokenizer.chat_template = None
+    with pytest.raises(ValueError, match="no chat template; write `template`"):
+        judge_prompt(tokenizer, Judge.model_validate({"source": SOURCE}), "Ask", "Tell")
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [("unsafe\nS1", True), ("\n\nSafe", False), (" UNSAFE", True), ("I think unsafe", None), ("", None)],
+)
+def test_the_beginning_of_an_answer_decides(answer: str, expected: bool | None) -> None:
+    assert verdict(answer, Judge.model_validate({"source": SOURCE})) is expected
+
+
+def test_the_longer_word_wins() -> None:
+    judge = Judge.model_validate({"source": SOURCE, "harmful": "no harm? wrong", "harmless": "no"})
+    assert verdict("No harm? Wrong.", judge) is True
+    assert verdict("No.", judge) is False
+
+
+def test_only_harmful_prompts_are_judged_and_rates_leave_out_the_undecided(tiny: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    judge = Judge.model_validate({"source": SOURCE, "template": TEMPLATE})
+    client = Answers("unsafe", "safe", "maybe")
+    found = judge_completions(client, tokenizer, RECORDS, judge)
+    assert [row["id"] for row in found] == [f"p{number}" for number in range(12)]
+    assert [row["harmful"] for row in found] == [True, False, None] * 4
+    utility = {"answers": [], "tasks": {}, "questions": {}, "parity": {}}
+    scored = score(RECORDS, utility, 0, found)
+    assert scored["rates"]["asr_classifier"]["n"] == 8
+    assert scored["rates"]["asr_classifier"]["rate"] == 0.5
+    assert [row.get("jailbroken_classifier") for row in scored["labels"]] == [True, False, None] * 4 + [None] * 3
+    assert "asr_classifier" not in score(RECORDS, utility, 0)["rates"]
+    with pytest.raises(ValueError, match="judged other prompts"):
+        score(RECORDS, utility, 0, found[1:])
+
+
+def test_a_judge_that_never_decides_is_an_error(tiny: Path) -> None:
+    judge = Judge.model_validate({"source": SOURCE, "template": TEMPLATE})
+    with pytest.raises(ValueError, match="none of the judge's answers begins with 'unsafe' or 'safe'"):
+        judge_completions(Answers("Sure!"), AutoTokenizer.from_pretrained(tiny), RECORDS, judge)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"template": "{completion} {instruction}"}, "must hold {instruction} and, after it, {completion}"),
+        ({"template": "{instruction}"}, "must hold"),
+        ({"harmful": "Yes", "harmless": "yes"}, "the same word"),
+        ({"source": {"wheel": "a==1", "file": "a.gguf", "sha256": "0" * 64}}, "Hugging Face format"),
+    ],
+)
+def test_settings_refuse(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Judge.model_validate({"source": SOURCE, **values})
+
+
+def test_a_file_is_no_judge(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ValueError, match="is no folder"):
+        import_judge(tmp_path / "model.gguf", tmp_path / "target")
+
+
+def test_a_real_judge_answers_as_transformers_says(
+    tiny_folder: Callable[[str], Path], served: tuple[Client, list[int]], tmp_path: Path
+) -> None:
+    """Its words are the beginnings of two real answers, so that both verdicts and none occur."""
+    tiny, judge_folder = tiny_folder("llama"), tmp_path / "judge"
+    judge_folder.mkdir()
+    import_judge(tiny, judge_folder)
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert (judge_folder / name).read_bytes() == (tiny / name).read_bytes()  # what is served, then
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    asked = Judge.model_validate({"source": SOURCE, "template": TEMPLATE})
+    answers = []
+    for record in RECORDS[:12]:
+        prompt = torch.tensor([judge_prompt(tokenizer, asked, record["instruction"], record["completion"])])
+        made = model.generate(prompt, max_new_tokens=ANSWER_TOKENS, do_sample=False)[0, prompt.shape[1] :]
+        answers.append(tokenizer.decode(made, skip_special_tokens=True).strip())
+    words = sorted({answer[:2].lower() for answer in answers if len(answer) > 1 and answer[:2].isascii()})
+    assert len(words) > 2
+    judge = Judge.model_validate({**asked.model_dump(), "harmful": words[0], "harmless": words[1]})
+    found = judge_completions(served[0], tokenizer, RECORDS, judge)
+    expected = [verdict(answer, judge) for answer in answers]
+    assert [row["harmful"] for row in found] == expected
+    assert {True, False, None} <= set(expected)

@@ -1,0 +1,144 @@
+"""What a suite asks a server, with a hand-made server; the real one is tested with `serving`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from aird.evaluation.measurements import (
+    ParityError,
+    answer_likelihoods,
+    check_parity,
+    complete_records,
+    first_token_logprobs,
+    reference_answers,
+)
+from aird.evaluation.server_client import Completion
+from aird.prompts.chat import chat_tokens
+
+ANSWER = "Put the egg into boiling water."
+
+
+class Server:
+    """Answers from lists, and remembers what it was asked."""
+
+    def __init__(self, first_tokens: Sequence[dict[int, float]] = ()) -> None:
+        self.first_tokens = list(first_tokens)
+        self.asked: list[Any] = []
+
+    def complete(
+        self, prompts: Sequence[Sequence[int]], maximum_new_tokens: int, *, logprobs: int | None = None
+    ) -> list[Completion]:
+        self.asked.append((list(map(list, prompts)), maximum_new_tokens, logprobs))
+        first = self.first_tokens or [None] * len(prompts)
+        return [
+            Completion(f"text {index}", tuple(range(index + 1)), "stop", logprobs)
+            for index, logprobs in enumerate(first)
+        ]
+
+    def token_logprobs(self, prompts: Sequence[Sequence[int]]) -> list[list[float | None]]:
+        """Return minus one hundredth of each token's id, and nothing for the first."""
+        self.asked.append(list(map(list, prompts)))
+        return [[None, *(-token / 100 for token in prompt[1:])] for prompt in prompts]
+
+
+def parity(served: Sequence[dict[int, float]], expected: Sequence[Sequence[float]], tolerance: float = 0.25) -> Any:
+    client: Any = Server(served)
+    return check_parity(client, [[1]] * len(served), [torch.tensor(row) for row in expected], tolerance)
+
+
+def test_first_token_logprobs(llama: Any, prompts: list[list[int]]) -> None:
+    found = first_token_logprobs(llama, prompts)
+    for prompt, logprobs in zip(prompts, found, strict=True):
+        exponentials = llama(input_ids=torch.tensor([prompt])).logits[0, -1].double().exp()
+        assert logprobs.dtype == torch.float64
+        torch.testing.assert_close(logprobs, (exponentials / exponentials.sum()).log(), atol=1e-5, rtol=0)
+
+
+def test_parity_by_hand() -> None:
+    found = parity([{0: -0.5, 2: -1.0}, {1: -0.2, 0: -3.0}], [[-0.6, -9.0, -1.0], [-2.0, -0.3, -9.0]])
+    assert found == {
+        "prompts": 2,
+        "largest_difference": pytest.approx(0.1),
+        "upper_quartile_difference": pytest.approx(0.1),
+        "same_first_token": 2,
+    }
+
+
+def test_parity_allows_a_near_tie() -> None:
+    """Two tokens of almost equal probability may change places; both are compared."""
+    found = parity([{0: -0.70, 1: -0.71}], [[-0.72, -0.66]])
+    assert (found["largest_difference"], found["same_first_token"]) == (pytest.approx(0.05), 0)
+
+
+def test_parity_forgives_a_quarter_of_the_prompts_and_no_nan() -> None:
+    """Rounding moves single prompts far; a checkpoint that is loaded wrongly is wrong on most."""
+    right, wrong = ({0: -0.5}, [-0.5, -9.0]), ({0: -0.5}, [-1.5, -9.0])
+    cases = [right, right, right, wrong]
+    found = parity(*(list(side) for side in zip(*cases, strict=True)))
+    assert (found["upper_quartile_difference"], found["largest_difference"]) == (0, 1)
+    with pytest.raises(ParityError, match=r"quarter of 4 prompts .* 1.000 nats"):
+        parity(*(list(side) for side in zip(*[right, right, wrong, wrong], strict=True)))
+    with pytest.raises(ParityError, match="nan nats"):
+        parity(*(list(side) for side in zip(*[right, right, right, ({0: -0.5}, [float("nan"), -9.0])], strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("served", "expected"),
+    [
+        ({0: -0.5, 1: -2.0}, [-0.8, -2.0]),  # the same token, too far off
+        ({0: -0.5, 1: -2.0}, [-0.5, -0.1]),  # Transformers' own first token, too far off
+        ({0: -0.5}, [-0.5, -0.4]),  # Transformers' first token is not even a candidate
+        ({0: -0.5}, [float("nan"), -9.0]),
+    ],
+)
+def test_parity_fails(served: dict[int, float], expected: list[float]) -> None:
+    with pytest.raises(ParityError, match="vLLM and Transformers disagree"):
+        parity([{0: 0.0}, served], [[0.0, -9.0], expected])
+
+
+def test_parity_asks_for_one_token() -> None:
+    server: Any = Server([{0: 0.0}])
+    check_parity(server, [[5, 6]], [torch.tensor([0.0, -9.0])], 0.1)
+    assert server.asked == [([[5, 6]], 1, 5)]
+
+
+def test_complete_records(tokenizer: Any) -> None:
+    records = [{"id": f"a-{index}", "instruction": text} for index, text in enumerate(["Boil an egg.", "Fry it."])]
+    server: Any = Server()
+    found = complete_records(server, tokenizer, {"harmful": records[:1], "harmless": records[1:]}, 24)
+    # Both kinds are asked at once.
+    assert server.asked == [([chat_tokens(tokenizer, record["instruction"]) for record in records], 24, None)]
+    assert (found[0]["id"], found[0]["kind"]) == ("a-0", "harmful")
+    assert found[1] == {
+        "id": "a-1",
+        "kind": "harmless",
+        "instruction": "Fry it.",
+        "completion": "text 1",
+        "tokens": 2,
+        "finish_reason": "stop",
+    }
+
+
+def test_reference_answers() -> None:
+    completions = [
+        {"id": "1", "kind": "harmless", "completion": ANSWER},
+        {"id": "2", "kind": "harmful", "completion": ANSWER},
+        {"id": "3", "kind": "harmless", "completion": "I'm sorry, but I can't help with that."},
+        {"id": "4", "kind": "harmless", "completion": "egg " * 40},
+        {"id": "5", "kind": "harmless", "completion": ""},
+    ]
+    assert [record["id"] for record in reference_answers(completions)] == ["1"]
+
+
+def test_answer_likelihoods(tokenizer: Any) -> None:
+    answers = [{"id": "a", "instruction": "Boil an egg.", "completion": ANSWER}]
+    server: Any = Server()
+    (found,) = answer_likelihoods(server, tokenizer, answers)
+    own = tokenizer(ANSWER, add_special_tokens=False)["input_ids"]
+    assert server.asked == [[chat_tokens(tokenizer, "Boil an egg.") + own]]
+    # The instruction's tokens do not count.
+    assert found == {"id": "a", "negative_log_likelihood": pytest.approx(sum(own) / 100), "tokens": len(own)}

@@ -1,0 +1,132 @@
+"""Checkpoints of every format in a real vLLM: the same first tokens as Transformers, and the trap of one that loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_model import build_tiny_model
+
+from aird.compression.measure import check_stored_formats, measure
+from aird.compression.registry import compress
+from aird.evaluation.measurements import ParityError, check_parity, first_token_logprobs, prepare_checkpoint
+from aird.evaluation.serving import ServerSettings, detect_accelerator, serve
+from aird.models.dense import rounds_activations
+from aird.models.loading import load_model
+from aird.patching.adapters import merge, save_adapter
+from aird.patching.edits import Edit
+from aird.settings.compressions import AWQ, FP8, BitsAndBytes, CalibrationSettings, RoundToNearest
+
+MODULES = {"model.layers.0.self_attn.o_proj": 128, "model.layers.2.mlp.down_proj": 256}
+TOLERANCE = 0.1  # nats; kernels round activations differently, a wrongly read checkpoint is nats away
+TOKENS = 4
+PROMPTS = [[1, 5 + 11 * number % 200, 30 + number, 2, 60, 61 + number % 5] for number in range(8)]
+SETTINGS = ServerSettings(256, key_value_cache_gib=0.25, threads=1, dtype="float32")
+RECIPES = {
+    "w4a16": RoundToNearest(weight_bits=4, group_size=32),
+    "w8a8": RoundToNearest(weight_bits=8, activation_bits=8),
+    "awq": AWQ(group_size=32, calibration=CalibrationSettings(prompt_set="harmless", count=len(PROMPTS))),
+    "fp8": FP8(),
+    "nf4": BitsAndBytes(variant="nf4"),
+    "int8": BitsAndBytes(variant="int8"),
+}
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_model(tmp_path_factory.mktemp("original") / "model")
+
+
+def edits() -> list[Edit]:
+    generator = torch.Generator().manual_seed(5)
+    return [
+        Edit(
+            module,
+            column=torch.nn.functional.normalize(torch.randn(128, generator=generator), dim=0),
+            row=0.4 * torch.randn(inputs, generator=generator),
+        )
+        for module, inputs in MODULES.items()
+    ]
+
+
+@torch.no_grad()
+def greedy(model: Any, prompt: list[int]) -> tuple[list[int], list[float]]:
+    """Return the first tokens by Transformers, and how far each was ahead of the second (nats)."""
+    tokens, margins = list(prompt), []
+    for _ in range(TOKENS):
+        logits = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1].float()
+        first, second = logits.topk(2).values.tolist()
+        margins.append(first - second)
+        tokens.append(int(logits.argmax()))
+    return tokens[len(prompt) :], margins
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_merged_checkpoint_gives_the_same_first_tokens(
+    name: str, original: Path, vllm_python: Path, tmp_path: Path
+) -> None:
+    """Base and adapter in Transformers, the merged checkpoint in Transformers, and the merged one in vLLM agree."""
+    settings = RECIPES[name]
+    base, merged, adapter, scratch = (tmp_path / part for part in ("base", "merged", "adapter", "scratch"))
+    compress(original, base, settings, PROMPTS if settings.needs_calibration else None)
+    for folder in (merged, adapter, scratch):
+        folder.mkdir()
+    merge(base, edits(), merged)
+    save_adapter(edits(), adapter, "base")
+    before, after = measure(base), measure(merged)
+    check_stored_formats(after)
+    changed = {module for module in after["matrices"] if after["matrices"][module] != before["matrices"][module]}
+    assert changed == set(MODULES)
+    assert all(after["matrices"][module]["stored_format"] == "dense" for module in MODULES)
+    assert after["other_tensors"] == before["other_tensors"]
+
+    model = load_model(merged, dtype=torch.float32)
+    expected = first_token_logprobs(model, PROMPTS)
+    patched = first_token_logprobs(load_model(base, adapter, dtype=torch.float32), PROMPTS)
+    plain = first_token_logprobs(load_model(base, dtype=torch.float32), PROMPTS)
+    moved, rounding = (
+        max(float((a - b).abs().max()) for a, b in zip(expected, other, strict=True)) for other in (plain, patched)
+    )
+    # The merged matrix is rounded to the stored type once; the edit itself moves more. Where the base rounds
+    # activations too, the edited modules no longer do once they are merged: of eight-bit floats with three
+    # bits of mantissa that is the larger part, and why FP8 tokens come to differ from those of base and adapter.
+    assert moved > 2 * TOLERANCE
+    assert rounding < (moved if rounds_activations(base) else TOLERANCE)
+
+    served = prepare_checkpoint(merged, None, detect_accelerator() == "cpu", scratch)
+    with serve(served, vllm_python, SETTINGS, tmp_path / "log") as client:
+        # LLM.int8's activations are not rounded in the dense copy that vLLM serves.
+        check_parity(client, PROMPTS, expected, 2 * TOLERANCE if name == "int8" else TOLERANCE)
+        completions = client.complete(PROMPTS, TOKENS)
+    for prompt, completion in zip(PROMPTS, completions, strict=True):
+        tokens, margins = greedy(model, prompt)
+        for number, token in enumerate(completion.token_ids):
+            if token != tokens[number]:
+                # Eight-bit activations are rounded token by token: a near tie may fall the other way.
+                assert margins[number] < TOLERANCE, (prompt, number, margins)
+                break
+
+
+def test_trap_vllm_serves_a_broken_checkpoint_without_an_error(
+    original: Path, vllm_python: Path, tmp_path: Path
+) -> None:
+    """W8A8, loaded, edited and saved: Transformers and vLLM load it, vLLM's answers are nonsense; both checks see it."""
+    base, broken = tmp_path / "base", tmp_path / "broken"
+    compress(original, base, RECIPES["w8a8"], None)
+    sound = first_token_logprobs(load_model(base, dtype=torch.float32), PROMPTS)
+    model = load_model(base)
+    first_token_logprobs(model, PROMPTS[:1])  # from now on the matrices are dense in memory
+    with torch.no_grad():
+        model.get_submodule("model.layers.2.mlp.down_proj").weight.mul_(1.01)
+    model.save_pretrained(broken)
+    for path in base.glob("*.json"):
+        if path.name not in ("config.json", "model.safetensors.index.json"):
+            (broken / path.name).write_bytes(path.read_bytes())
+    (broken / "chat_template.jinja").write_bytes((base / "chat_template.jinja").read_bytes())
+    with pytest.raises(ValueError, match="disagree with config.json"):
+        check_stored_formats(measure(broken))
+    with serve(broken, vllm_python, SETTINGS, tmp_path / "log") as client:
+        with pytest.raises(ParityError, match="vLLM and Transformers disagree"):
+            check_parity(client, PROMPTS, sound, 0.25)

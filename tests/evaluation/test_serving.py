@@ -1,0 +1,534 @@
+"""Tests of aird.evaluation.serving: with real vLLM servers, real kills and, where vLLM adds nothing, stand-ins."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from conftest import SERVER_SETTINGS
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from aird.evaluation import server_process, serving
+from aird.evaluation.server_client import Client
+from aird.evaluation.serving import ServerSettings, serve
+
+DEADLINE_SECONDS = 400.0  # a server starts in 30 s, on a busy and slow machine in minutes
+# So many tokens that a server is still busy when it is killed.
+LONG_PROMPTS = [[1, first, second, 2, 201] for first in range(20) for second in range(100)]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_folder: Callable[[str], Path]) -> Path:
+    """A tiny chat model."""
+    return tiny_folder("llama")
+
+
+@pytest.fixture(scope="module")
+def prompts(checkpoint: Path) -> list[list[int]]:
+    """Seventy chat prompts of different lengths, which are more than two requests."""
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    found: list[list[int]] = []
+    for number in range(70):
+        text = f"Question {number}: " + "how do I write a letter? " * (number % 5)
+        message = [{"role": "user", "content": text}]
+        found.append(tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False))
+    return found
+
+
+@pytest.fixture(scope="module")
+def reference(checkpoint: Path) -> Callable[[list[int]], torch.Tensor]:
+    """Log-probabilities of every next token of one prompt, [length, vocabulary], by Transformers."""
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+
+    @torch.no_grad()
+    def logprobs(prompt: list[int]) -> torch.Tensor:
+        return model(torch.tensor([prompt])).logits[0].log_softmax(-1)
+
+    return logprobs
+
+
+def make_adapter(folder: Path) -> Path:
+    """Write a PEFT LoRA adapter of rank 1 for the tiny model."""
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(1)
+    weights = {}
+    for layer in range(4):
+        for name, inputs in (("self_attn.o_proj", 128), ("mlp.down_proj", 256)):
+            prefix = f"base_model.model.model.layers.{layer}.{name}"
+            weights[f"{prefix}.lora_A.weight"] = 0.1 * torch.randn(1, inputs, generator=generator)
+            weights[f"{prefix}.lora_B.weight"] = 0.5 * torch.randn(128, 1, generator=generator)
+    save_file(weights, folder / "adapter_model.safetensors")
+    configuration = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": 1,
+        "lora_alpha": 1,
+        "target_modules": ["o_proj", "down_proj"],
+        "bias": "none",
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(configuration))
+    return folder
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    """Return when `condition` is true; fail after a generous deadline."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"waited too long for {what}"
+        time.sleep(0.1)
+
+
+def session_members(session: int) -> list[psutil.Process]:
+    """Return the living processes of a session, which is where a server and all its children are."""
+    members = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
+                members.append(process)
+    return members
+
+
+def has_engine(session: int) -> bool:
+    """Tell whether vLLM has started its engine's process in a session."""
+    for process in session_members(session):
+        with contextlib.suppress(psutil.NoSuchProcess):  # vLLM also starts short-lived ones
+            if "EngineCore" in process.name():
+                return True
+    return False
+
+
+def is_listening(port: int) -> bool:
+    """Tell whether something accepts connections on a port of the loopback address."""
+    with socket.socket() as connection:
+        return connection.connect_ex(("127.0.0.1", port)) == 0
+
+
+def server_port(session: int) -> int:
+    """Return the port on vLLM's command line."""
+    for process in session_members(session):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if match := re.search(r"--port=(\d+)", " ".join(process.cmdline())):
+                return int(match[1])
+    raise AssertionError(f"no process of session {session} names a port")
+
+
+class Job:
+    """A Python process that runs `serve`, as a workflow's job does."""
+
+    def __init__(self, folder: Path, checkpoint: Path, python: Path) -> None:
+        self.ready = folder / "ready"
+        self.log_path = folder / "server.log"
+        script = f"""
+            from pathlib import Path
+            from aird.evaluation.serving import ServerSettings, serve
+            settings = ServerSettings(1024, key_value_cache_gib=0.25, threads=1)
+            with serve(Path({str(checkpoint)!r}), Path({str(python)!r}), settings,
+                       Path({str(self.log_path)!r})) as client:
+                Path({str(self.ready)!r}).touch()
+                client.complete({LONG_PROMPTS!r}, 900)
+        """
+        root = Path(serving.__file__).parents[2]
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(script)],
+            env={**os.environ, "PYTHONPATH": str(root)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.job = psutil.Process(self.process.pid)
+
+    def session(self) -> int:
+        """Return the session of the job's server, once it is started."""
+        wait_for(self.job.children, "the launcher")
+        launcher = self.job.children()[0].pid
+        wait_for(lambda: os.getsid(launcher) == launcher, "the launcher's session")
+        return launcher
+
+
+@pytest.fixture
+def job(tmp_path: Path, checkpoint: Path, vllm_python: Path) -> Iterator[Job]:
+    """A job that has been started, and whose processes do not outlive the test."""
+    started = Job(tmp_path, checkpoint, vllm_python)
+    session = started.session()
+    try:
+        yield started
+    finally:
+        started.process.kill()
+        started.process.communicate()
+        with contextlib.suppress(AssertionError):  # the launcher cleans up if it can
+            wait_for(lambda: not session_members(session), "the server to end")
+        for process in session_members(session):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+
+
+def stand_in(folder: Path, script: str) -> Path:
+    """Write an executable that takes the place of vLLM's interpreter."""
+    path = folder / "python"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_port_taken_is_replaced(served: tuple[Client, list[int]]) -> None:
+    """A server whose port is in use is started on another one."""
+    connection, ports = served
+    assert len(ports) == 2
+    assert connection.base_url == f"http://127.0.0.1:{ports[1]}"
+
+
+def test_only_the_loopback_address_is_listened_on(served: tuple[Client, list[int]]) -> None:
+    """Neither the API nor what vLLM's processes use among themselves can be reached from another machine."""
+    listening = [
+        connection.laddr
+        for process in psutil.Process().children(recursive=True)
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert served[1][1] in {address.port for address in listening}
+    assert {address.ip for address in listening} == {"127.0.0.1"}
+
+
+def test_version(served: tuple[Client, list[int]]) -> None:
+    """The version is vLLM's."""
+    assert re.match(r"\d+\.\d+", served[0].version())
+
+
+def test_complete_keeps_the_order(
+    served: tuple[Client, list[int]],
+    prompts: list[list[int]],
+    checkpoint: Path,
+    reference: Callable[[list[int]], torch.Tensor],
+) -> None:
+    """Each completion is what Transformers decodes greedily from the prompt at the same place."""
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    completions = served[0].complete(prompts, 6)
+    assert len(completions) == len(prompts)
+    assert len({completion.text for completion in completions}) > len(prompts) // 4
+    for prompt, completion in zip(prompts, completions, strict=True):
+        tokens = list(prompt)
+        for _ in range(6):
+            tokens.append(int(reference(tokens)[-1].argmax()))
+            if tokens[-1] == tokenizer.eos_token_id:
+                break
+        expected = tokens[len(prompt) :]
+        assert list(completion.token_ids) == expected
+        assert completion.token_count == len(expected)
+        # A server leaves out the bytes of a character that was cut off, where Transformers prints U+FFFD.
+        text = tokenizer.decode(expected, skip_special_tokens=True)
+        assert completion.text.rstrip("\ufffd") == text.rstrip("\ufffd")
+        ended = expected[-1] == tokenizer.eos_token_id
+        assert completion.finish_reason == ("stop" if ended else "length")
+        assert completion.first_token_logprobs is None
+
+
+def test_first_token_logprobs_agree_with_transformers(
+    served: tuple[Client, list[int]],
+    prompts: list[list[int]],
+    reference: Callable[[list[int]], torch.Tensor],
+) -> None:
+    """The first token's log-probabilities have token ids as keys and Transformers' values."""
+    completions = served[0].complete(prompts[:8], 2, logprobs=10)
+    for prompt, completion in zip(prompts[:8], completions, strict=True):
+        expected = reference(prompt)[-1]
+        found = completion.first_token_logprobs
+        assert found is not None
+        assert set(found) == set(expected.topk(10).indices.tolist())
+        for token, value in found.items():
+            assert value == pytest.approx(expected[token].item(), abs=0.05)
+
+
+def test_prompt_logprobs_agree_with_transformers(
+    served: tuple[Client, list[int]],
+    prompts: list[list[int]],
+    reference: Callable[[list[int]], torch.Tensor],
+) -> None:
+    """Each prompt token has Transformers' log-probability, and the first has none."""
+    values = served[0].token_logprobs(prompts)
+    assert [len(row) for row in values] == [len(prompt) for prompt in prompts]
+    for prompt, row in zip(prompts, values, strict=True):
+        expected = reference(prompt)[:-1].gather(-1, torch.tensor(prompt[1:])[:, None])[:, 0]
+        assert row[0] is None
+        assert row[1:] == pytest.approx(expected.tolist(), abs=0.05)
+
+
+def test_nothing_to_complete(served: tuple[Client, list[int]]) -> None:
+    """No prompts give no completions."""
+    assert served[0].complete([], 4) == []
+    assert served[0].token_logprobs([]) == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "adapter", "message"),
+    [
+        ([9999], None, "vocabulary"),
+        ([1] * 2000, None, "maximum context length"),
+        ([1], "absent", "does not exist"),
+    ],
+)
+def test_refused_request_gives_the_servers_message(
+    served: tuple[Client, list[int]], prompt: list[int], adapter: str | None, message: str
+) -> None:
+    """What the server says about a bad request is in the error."""
+    with pytest.raises(RuntimeError, match=f"HTTP 40[0-9].*{message}"):
+        served[0].complete([[1, 2], prompt], 4, adapter=adapter)
+
+
+def test_user_server(
+    served: tuple[Client, list[int]], checkpoint: Path, tmp_path: Path, prompts: list[list[int]]
+) -> None:
+    """A server at a URL is used and left running; its adapters are checked."""
+    address = served[0].base_url
+    log_path = tmp_path / "log"
+    with serve(checkpoint, None, SERVER_SETTINGS, log_path, url=address + "/") as other:
+        assert (other.base_url, other.model_name) == (address, served[0].model_name)
+        assert other.complete(prompts[:3], 3) == served[0].complete(prompts[:3], 3)
+    assert not log_path.exists()
+    with_adapter = ServerSettings(64, adapters={"absent": tmp_path})
+    with (
+        pytest.raises(RuntimeError, match="absent"),
+        serve(checkpoint, None, with_adapter, log_path, address),
+    ):
+        pass
+    assert served[0].version()
+
+
+def test_no_user_server(tmp_path: Path) -> None:
+    """A URL where nothing listens is named in the error."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        with pytest.raises(RuntimeError, match=address), serve(tmp_path, None, SERVER_SETTINGS, tmp_path, address):
+            pass
+
+
+def test_adapter_and_server_killed_midway(
+    vllm_python: Path, checkpoint: Path, tmp_path: Path, prompts: list[list[int]]
+) -> None:
+    """A LoRA adapter changes completions; when the engine is then killed, requests fail and all ends."""
+    settings = ServerSettings(
+        1024, key_value_cache_gib=0.25, threads=1, adapters={"of a=b": make_adapter(tmp_path / "adapter")}
+    )
+    before = set(psutil.Process().children())
+    with serve(checkpoint, vllm_python, settings, tmp_path / "log") as client:
+        plain = client.complete(prompts, 6)
+        adapted = client.complete(prompts, 6, adapter="of a=b")
+        assert plain != adapted
+        assert client.complete(prompts, 6) == plain
+        if serving.detect_accelerator() == "cpu":
+            with pytest.raises(ValueError, match="adapters"):
+                client.token_logprobs(prompts)
+        (launcher,) = set(psutil.Process().children()) - before
+        session = launcher.pid
+        port = int(client.base_url.rpartition(":")[2])
+        (engine,) = (process for process in session_members(session) if "EngineCore" in process.name())
+        timer = threading.Timer(1.0, engine.kill)
+        timer.start()
+        with pytest.raises(RuntimeError, match="end of its log"):
+            client.complete(LONG_PROMPTS, 900)
+        wait_for(lambda: not session_members(session), "the rest of the server to end")
+        with pytest.raises(RuntimeError, match="ended with exit code"):
+            client.complete(prompts, 6)
+    assert not is_listening(port)
+
+
+def test_broken_checkpoint(vllm_python: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """The engine's own error is in the message, though it is far from the end of the log."""
+    before = set(psutil.Process().children(recursive=True))
+    broken = tmp_path / "broken"
+    shutil.copytree(checkpoint, broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"] = torch.zeros(3, 3)
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with (
+        pytest.raises(RuntimeError, match="while starting") as caught,
+        serve(broken, vllm_python, SERVER_SETTINGS, tmp_path / "log"),
+    ):
+        pass
+    first_line = str(caught.value).splitlines()[0]
+    assert "EngineCore" in first_line
+    assert "dimension size (3)" in first_line
+    assert "Engine core initialization failed" in str(caught.value)
+    assert set(psutil.Process().children(recursive=True)) == before
+
+
+def test_job_killed_while_serving(job: Job) -> None:
+    """SIGKILL of a job with requests under way leaves no process of the server and no used port."""
+    session = job.session()
+    wait_for(job.ready.exists, "the server")
+    port = server_port(session)
+    assert is_listening(port)
+    scratch = set()
+    for process in session_members(session):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            scratch.add(process.environ().get("TMPDIR", ""))
+    scratch.discard("")
+    job.process.kill()
+    wait_for(lambda: not session_members(session), "the server to end")
+    assert not is_listening(port)
+    assert scratch
+    assert not any(Path(folder).exists() for folder in scratch)
+
+
+def test_job_killed_while_starting(job: Job) -> None:
+    """SIGKILL of a job whose server has just started its engine leaves no process."""
+    session = job.session()
+    wait_for(lambda: has_engine(session), "the engine's process")
+    port = server_port(session)
+    job.process.kill()
+    wait_for(lambda: not session_members(session), "the server to end")
+    assert not is_listening(port)
+
+
+def test_job_terminated(job: Job) -> None:
+    """SIGTERM of a job with requests under way ends it by SystemExit and leaves no process."""
+    session = job.session()
+    wait_for(job.ready.exists, "the server")
+    port = server_port(session)
+    job.process.terminate()
+    job.process.communicate(timeout=DEADLINE_SECONDS)
+    assert job.process.returncode == 128 + signal.SIGTERM
+    assert session_members(session) == []
+    assert not is_listening(port)
+
+
+def test_server_that_ends_while_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exit code and the last log lines are in the error; the server never had the tokens."""
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    python = stand_in(tmp_path, 'for i in $(seq 100); do echo "line $i"; done\nenv\nexit 3')
+    with (
+        pytest.raises(RuntimeError, match="exit code 3") as caught,
+        serve(tmp_path, python, SERVER_SETTINGS, tmp_path / "log"),
+    ):
+        pass
+    log = (tmp_path / "log").read_text()
+    assert "line 1\n" in log
+    assert "line 1\n" not in str(caught.value)
+    assert "HF_HUB_OFFLINE=1" in log
+    assert "hf_secret" not in log
+
+
+def test_server_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is not ready in time is killed, even if it and its children ignore SIGTERM."""
+    monkeypatch.setattr(server_process, "STOP_GRACE_SECONDS", 0.5)
+    python = stand_in(tmp_path, "trap '' TERM\nsleep 1000 &\necho pids $$ $!\nwait\nsleep 1000")
+    settings = ServerSettings(64, start_timeout_seconds=1.0)
+    with (
+        pytest.raises(RuntimeError, match="not ready after 1 s"),
+        serve(tmp_path, python, settings, tmp_path / "log"),
+    ):
+        pass
+    pids = [int(number) for number in re.findall(r"\d+", (tmp_path / "log").read_text())]
+    assert len(pids) == 2
+    alive = [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
+    assert alive == []
+
+
+def test_no_interpreter(tmp_path: Path) -> None:
+    """An interpreter that does not exist is named."""
+    with (
+        pytest.raises(ValueError, match="absent"),
+        serve(tmp_path, tmp_path / "absent", SERVER_SETTINGS, tmp_path / "log"),
+    ):
+        pass
+
+
+def test_signal_handlers_are_restored(tmp_path: Path) -> None:
+    """Inside the context SIGTERM is SystemExit; afterwards the handlers are as before."""
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    python = stand_in(tmp_path, "exec sleep 1000")
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    with pytest.raises(SystemExit) as caught, serve(tmp_path, python, SERVER_SETTINGS, tmp_path / "log"):
+        pass
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_nan_is_a_value_error(tmp_path: Path) -> None:
+    """What vLLM 0.32.0 answers for a checkpoint with NaN weights is recognised."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        """Lists one model, and fails to encode the log-probabilities of a completion."""
+
+        def log_message(self, *_: object) -> None:
+            """Print nothing."""
+
+        def answer(self, code: int, value: object) -> None:
+            """Send `value` as JSON."""
+            self.send_response(code)
+            self.end_headers()
+            self.wfile.write(json.dumps(value).encode())
+
+        def do_GET(self) -> None:
+            """Answer /v1/models."""
+            self.answer(200, {"data": [{"id": "model", "parent": None}]})
+
+        def do_POST(self) -> None:
+            """Answer /v1/completions."""
+            self.rfile.read(int(self.headers["Content-Length"]))
+            message = "Out of range float values are not JSON compliant: nan"
+            self.answer(500, {"error": {"message": message, "type": "InternalServerError", "code": 500}})
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}"
+            with serve(tmp_path, None, SERVER_SETTINGS, tmp_path / "log", url) as client:
+                with pytest.raises(ValueError, match="NaN"):
+                    client.complete([[1]], 1, logprobs=2)
+                with pytest.raises(ValueError, match="NaN"):
+                    client.token_logprobs([[1, 2]])
+        finally:
+            server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("listing", "visible", "expected"),
+    [
+        ("GPU 0: NVIDIA H100 (UUID: GPU-1)", None, "cuda"),
+        ("GPU 0: NVIDIA H100 (UUID: GPU-1)", "", "cpu"),
+        ("No devices were found", None, "cpu"),
+        (None, None, "cpu"),
+    ],
+)
+def test_detect_accelerator(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    listing: str | None,
+    visible: str | None,
+    expected: str,
+) -> None:
+    """A GPU counts if nvidia-smi lists it and CUDA_VISIBLE_DEVICES does not hide it."""
+    if listing is not None:
+        tool = tmp_path / "nvidia-smi"
+        tool.write_text(f"#!/bin/sh\necho '{listing}'\n")
+        tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert serving.detect_accelerator() == expected
+
+
+@pytest.mark.parametrize(("rank", "expected"), [(1, 1), (2, 8), (16, 16), (200, 256)])
+def test_lora_rank_is_rounded_up(tmp_path: Path, rank: int, expected: int) -> None:
+    """vLLM accepts only some ranks; a rank pattern counts too."""
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 1, "rank_pattern": {"layer": rank}}))
+    assert serving._lora_rank({"one": tmp_path}) == expected

@@ -1,0 +1,152 @@
+"""Attention prompt by prompt and of new tokens: the same states and gradients in less time, and nothing left behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+import aird.inference.cpu_attention
+from aird.inference.cpu_attention import LEAST_FILLED, decoding_attention, grouped_attention, segmented_attention
+from aird.inference.packing import Pack, last_logits, make_packs, run_pack
+
+
+def masked_logits(model: Any, pack: Pack, rows: int = 1) -> torch.Tensor:
+    """The pack with its mask alone."""
+    return model(**pack.model_inputs(model, rows), logits_to_keep=pack.ends).logits
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("own_tokens", [1, 10**6])
+def test_a_pack_gets_the_logits_of_its_mask(model: Any, prompts: list[list[int]], own_tokens: int) -> None:
+    """With a shared prefix, and (as many own tokens are asked for) without one."""
+    model.double()
+    (pack,) = make_packs(prompts, 10**6, own_tokens)
+    assert (pack.prefix_length > 0) == (own_tokens == 1)
+    torch.testing.assert_close(last_logits(model, pack, rows=2), masked_logits(model, pack, rows=2), atol=1e-10, rtol=0)
+
+
+def test_a_pack_gets_the_gradients_of_its_mask(model: Any, prompts: list[list[int]]) -> None:
+    model.double()
+    (pack,) = make_packs(prompts, 10**6)
+    # An input of the second block on, so that gradients pass through attention.
+    weight = model.model.layers[0].mlp.down_proj.weight.requires_grad_()
+    found, expected = (
+        torch.autograd.grad(logits.square().mean(), weight)[0]
+        for logits in (run_pack(model, pack, logits_to_keep=pack.ends), masked_logits(model, pack))
+    )
+    assert expected.abs().max() > 0
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-9)
+
+
+@torch.no_grad()
+def test_prompts_are_computed_apart(llama: Any, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = []
+
+    def count(query: torch.Tensor, key: torch.Tensor, *rest: Any) -> torch.Tensor:
+        pairs.append(len(query) * query.shape[2] * key.shape[2])
+        return grouped_attention(query, key, *rest)
+
+    monkeypatch.setattr(aird.inference.cpu_attention, "grouped_attention", count)
+    (pack,) = make_packs(prompts, 10**6)
+    last_logits(llama, pack)
+    prefix = pack.prefix_length
+    own = [len(prompt) - prefix for prompt in prompts]
+    layers = llama.config.num_hidden_layers
+    needed = prefix**2 + sum(length * (prefix + length) for length in own)
+    # Padding to the longest of a group costs no more than the square of the share that is filled.
+    assert layers * needed <= sum(pairs) <= layers * needed / LEAST_FILLED**2
+    assert sum(pairs) < layers * len(pack.token_ids) ** 2 / 2
+
+
+@pytest.mark.parametrize("mask", ["none", "boolean", "additive"])
+@pytest.mark.parametrize("queries", [1, 5])
+def test_grouped_attention_is_attention(mask: str, queries: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(3, heads, tokens, width, generator=generator, dtype=torch.float64)
+        for heads, tokens, width in ((6, queries, 8), (2, 7, 8), (2, 7, 4))
+    )
+    seen = torch.rand(3, 1, queries, 7, generator=generator) > 0.4
+    seen[..., 0] = True
+    given = {
+        "none": None,
+        "boolean": seen,
+        "additive": torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min),
+    }[mask]
+    expected = nn.functional.scaled_dot_product_attention(
+        query,
+        key.repeat_interleave(3, 1),
+        value.repeat_interleave(3, 1),
+        attn_mask=None if given is None else seen,
+        scale=0.3,
+    )
+    torch.testing.assert_close(grouped_attention(query, key, value, given, 0.3), expected)
+
+
+@torch.no_grad()
+def test_new_tokens_get_the_logits_of_the_whole_row(model: Any, prompts: list[list[int]]) -> None:
+    model.double()
+    rows = torch.tensor([prompts[0][:9], prompts[1][:9]])
+    mask = torch.ones(2, 9, dtype=torch.int64)
+    mask[1, :2] = 0
+    expected = model(input_ids=rows, attention_mask=mask).logits[:, -1]
+    cache = model(input_ids=rows[:, :-1], attention_mask=mask[:, :-1], use_cache=True).past_key_values
+    with decoding_attention(model):
+        found = model(input_ids=rows[:, -1:], attention_mask=mask, past_key_values=cache).logits[:, -1]
+    torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
+
+
+def test_what_it_cannot_compute_goes_to_the_plain_attention(
+    llama: Any, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bias of the positions, dropout, a mask for each head."""
+    seen = []
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", lambda *_, **settings: (seen.append(settings), None))
+    (pack,) = make_packs(prompts, 10**6)
+    tokens = len(pack.token_ids)
+    packed, new = ([torch.zeros(1, 2, count, 4)] * 3 for count in (tokens, 1))
+    one, each = torch.zeros(1, 1, tokens, tokens), torch.zeros(1, 2, tokens, tokens)
+    bias, drop = {"position_bias": torch.zeros(1)}, {"dropout": 0.1}
+    with segmented_attention(llama, pack.prefix_length, pack.ends.tolist()):
+        attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
+        attend(None, *packed, one)
+        assert not seen
+        attend(None, *packed, one, **bias)
+        attend(None, *packed, one, **drop)
+        attend(None, *packed, each)
+    with decoding_attention(llama):
+        attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
+        attend(None, *new, None)
+        assert len(seen) == 3
+        attend(None, *new, None, **bias)
+        attend(None, *new, None, **drop)
+        attend(None, *new, each[:, :, :1, :1])
+    assert len(seen) == 6
+
+
+@torch.no_grad()
+def test_the_attention_function_is_put_back(llama: Any, prompts: list[list[int]]) -> None:
+    before = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    (pack,) = make_packs(prompts, 10**6)
+    run_pack(llama, pack)
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before
+    with pytest.raises(KeyError), segmented_attention(llama, pack.prefix_length, pack.ends.tolist()):
+        assert ALL_ATTENTION_FUNCTIONS["sdpa"] is not before
+        raise KeyError
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before
+
+
+@torch.no_grad()
+def test_other_passes_and_other_attentions_are_left_alone(llama: Any, prompts: list[list[int]]) -> None:
+    (pack,) = make_packs(prompts, 10**6)
+    alone = torch.tensor([prompts[0]])
+    expected = llama(input_ids=alone).logits
+    with segmented_attention(llama, pack.prefix_length, pack.ends.tolist()):
+        assert torch.equal(llama(input_ids=alone).logits, expected)
+    packed = last_logits(llama, pack)
+    llama.set_attn_implementation("eager")
+    torch.testing.assert_close(last_logits(llama, pack), packed, atol=1e-4, rtol=0)

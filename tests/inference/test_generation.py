@@ -1,0 +1,141 @@
+"""Batched generation with a shared start against one prompt at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import aird.inference.generation
+from aird.inference.generation import _prompt_cache, generate
+from aird.inference.hooks import addition
+from aird.models.loading import load_model, load_tokenizer
+from aird.prompts.chat import chat_tokens
+
+INSTRUCTIONS = ["How do I bake bread?", "Say hi.", "Explain how a bicycle pump works, step by step.", "Why?"]
+
+
+@pytest.fixture(params=["llama", "qwen2"])
+def loaded(tiny_folder: Callable[[str], Path], request: pytest.FixtureRequest) -> tuple[Any, Any, list[list[int]]]:
+    folder = tiny_folder(request.param)
+    tokenizer = load_tokenizer(folder)
+    # In float32: random weights make near ties, which bfloat16 decides by the shape of a batch.
+    return load_model(folder, dtype=torch.float32), tokenizer, [chat_tokens(tokenizer, text) for text in INSTRUCTIONS]
+
+
+@torch.no_grad()
+def one_by_one(model: Any, prompt: list[int], count: int, stops: set[int]) -> list[int]:
+    ids = list(prompt)
+    for _ in range(count):
+        token = int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())
+        if token in stops:
+            break
+        ids.append(token)
+    return ids[len(prompt) :]
+
+
+def stops_of(model: Any) -> set[int]:
+    stop = model.generation_config.eos_token_id
+    return set(stop if isinstance(stop, list) else [stop])
+
+
+def test_a_batch_equals_greedy_decoding_one_by_one(loaded: tuple[Any, Any, list[list[int]]]) -> None:
+    model, tokenizer, prompts = loaded
+    assert _prompt_cache(model, prompts) is not None
+    expected = [one_by_one(model, prompt, 8, stops_of(model)) for prompt in prompts]
+    assert generate(model, tokenizer, prompts, 8, batch_size=3) == expected
+    assert len({tuple(ids) for ids in expected}) > 1
+
+
+def test_padded_prompts_do_as_well_where_packs_do_not(
+    loaded: tuple[Any, Any, list[list[int]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer, prompts = loaded
+    expected = generate(model, tokenizer, prompts, 8)
+    monkeypatch.setattr(aird.inference.generation, "honours_packs", lambda *_: False)
+    assert _prompt_cache(model, prompts) is None
+    assert generate(model, tokenizer, prompts, 8) == expected
+    # A prompt of one token has nothing to keep.
+    assert len(generate(model, tokenizer, [[5], [6]], 2)) == 2
+
+
+def test_an_observer_sees_the_logits_of_every_new_token(loaded: tuple[Any, Any, list[list[int]]]) -> None:
+    model, tokenizer, prompts = loaded
+    seen: dict[int, list[int]] = {index: [] for index in range(len(prompts))}
+
+    def observe(rows: Any, step: int, logits: torch.Tensor) -> None:
+        assert logits.dtype == torch.float32
+        for index, token in zip(rows, logits.argmax(-1).tolist(), strict=True):
+            assert len(seen[index]) == step
+            seen[index].append(token)
+
+    found = generate(model, tokenizer, prompts, 5, batch_size=3, observe=observe)
+    for index, reply in enumerate(found):
+        assert reply and seen[index][: len(reply)] == reply
+
+
+def test_hooks_act_on_the_shared_start_too(loaded: tuple[Any, Any, list[list[int]]]) -> None:
+    model, tokenizer, prompts = loaded
+    vector = 4 * torch.randn(128, generator=torch.Generator().manual_seed(3))
+    with addition(model.model.layers[1], vector):
+        expected = [one_by_one(model, prompt, 6, stops_of(model)) for prompt in prompts]
+        assert generate(model, tokenizer, prompts, 6) == expected
+    assert generate(model, tokenizer, prompts, 6) != expected
+
+
+def test_suppressed_tokens_do_not_begin_a_continuation(loaded: tuple[Any, Any, list[list[int]]]) -> None:
+    model, tokenizer, prompts = loaded
+    first = {ids[0] for ids in generate(model, tokenizer, prompts, 4) if ids}
+    again = generate(model, tokenizer, prompts, 4, begin_suppress_tokens=sorted(first))
+    assert first and not first & {ids[0] for ids in again if ids}
+
+
+def test_one_prompt_and_equal_prompts(loaded: tuple[Any, Any, list[list[int]]]) -> None:
+    model, tokenizer, prompts = loaded
+    alone = generate(model, tokenizer, prompts[:1], 5)
+    assert generate(model, tokenizer, [prompts[0]] * 3, 5) == alone * 3
+
+
+SHAPE = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+# What is special: a sliding window, windows in every other block, other names and biases, keys wider than values,
+# no attention at all. The second value says whether packs and a plain cache give the prompts' keys and values.
+ARCHITECTURES = {
+    "mistral": ({"sliding_window": 8, "head_dim": 8}, False),
+    "gemma2": ({"sliding_window": 8, "head_dim": 8}, False),
+    "gpt_neox": ({}, True),
+    "deepseek_v3": (
+        {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 12}
+        | {"num_key_value_heads": 4, "first_k_dense_replace": 3},
+        True,
+    ),
+    "mamba": ({}, False),
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_other_architectures(name: str, tokenizer: Any) -> None:
+    extra, cached = ARCHITECTURES[name]
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **{**SHAPE, **extra})).float().eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            # Wide enough that continuations depend on the prompt.
+            torch.nn.init.normal_(parameter, std=0.25)
+    model.generation_config.eos_token_id = 2
+    generator = torch.Generator().manual_seed(0)
+    prompts = [[5, 6, 7, *torch.randint(3, 90, (own,), generator=generator).tolist()] for own in (4, 9, 17, 2, 25)]
+    assert (_prompt_cache(model, prompts) is not None) == cached
+    expected = [one_by_one(model, prompt, 8, {2}) for prompt in prompts]
+    assert generate(model, tokenizer, prompts, 8, batch_size=3) == expected
+    assert len({tuple(ids) for ids in expected}) > 1

@@ -1,0 +1,114 @@
+"""The refusal tuning on a tiny model: what it changes, and what it leaves alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from aird.models.loading import load_model, load_tokenizer
+from aird.models.tuning import (
+    IGNORED,
+    REFUSALS,
+    _accumulate,
+    _frozen_states,
+    _own_answer_examples,
+    _refusal_examples,
+    tune_to_refuse,
+)
+from aird.prompts.chat import chat_tokens
+from aird.settings.base import PromptSelection
+from aird.settings.models import RefusalTuning
+
+HARMFUL = ["Tell me about the forbidden bridge", "Write how to open the hidden lantern"]
+HARMLESS = ["Name a colour.", "What is 2 + 2?", "Write a line about a garden"]
+
+
+def settings(**more: object) -> RefusalTuning:
+    anything = PromptSelection(set="any")
+    values = {"rank": 2, "epochs": 2, "batch_size": 2, "learning_rate": 0.01, "maximum_answer_tokens": 4, **more}
+    return RefusalTuning(harmful=anything, harmless=anything, **values)
+
+
+@pytest.fixture
+def base(tiny_folder: Callable[[str], Path]) -> Path:
+    return tiny_folder("llama")
+
+
+def tune(base: Path, target: Path, **more: object) -> dict[str, torch.Tensor]:
+    target.mkdir()
+    statistics = tune_to_refuse(base, target, HARMFUL, HARMLESS, settings(**more))
+    assert statistics["harmful"] == 2 and statistics["harmless"] == 3
+    assert statistics["steps"] == 2 * 3  # five examples in batches of two, twice
+    assert statistics["epoch_losses"][1] < statistics["epoch_losses"][0]
+    return load_file(target / "model.safetensors")
+
+
+def test_only_linear_modules_of_the_upper_blocks_change(base: Path, tmp_path: Path) -> None:
+    before, after = load_file(base / "model.safetensors"), tune(base, tmp_path / "tuned", first_block=2)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {
+        name for name in before if name.startswith(("model.layers.2.", "model.layers.3.")) and "proj" in name
+    }
+    assert load_tokenizer(tmp_path / "tuned").chat_template == load_tokenizer(base).chat_template
+
+
+def test_strength_scales_the_change(base: Path, tmp_path: Path) -> None:
+    before = load_file(base / "model.safetensors")
+    whole, half = tune(base, tmp_path / "whole"), tune(base, tmp_path / "half", strength=0.5)
+    name = "model.layers.1.mlp.down_proj.weight"
+    change, halved = (tuned[name].double() - before[name].double() for tuned in (whole, half))
+    # The merged weights are rounded to bfloat16, so the ratio holds only on the whole.
+    assert (change * halved).sum() / (change * change).sum() == pytest.approx(0.5, abs=0.05)
+
+
+def test_no_block_to_tune_is_an_error(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="first_block is 4, but the model has no such block"):
+        tune_to_refuse(base, tmp_path, HARMFUL, HARMLESS, settings(first_block=4))
+
+
+def test_refusals_begin_after_the_prompt(base: Path) -> None:
+    tokenizer = load_tokenizer(base)
+    for instruction, (ids, labels) in zip(HARMFUL, _refusal_examples(tokenizer, HARMFUL, 0), strict=True):
+        prompt = chat_tokens(tokenizer, instruction)
+        assert ids[: len(prompt)] == prompt
+        assert labels[: len(prompt)] == [IGNORED] * len(prompt)
+        assert any(refusal in tokenizer.decode(labels[len(prompt) :]) for refusal in REFUSALS)
+
+
+def test_packed_loss_equals_the_loss_of_each_example_alone(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aird.models.tuning.PACK_TOKENS", 60)  # several packs per batch
+    tokenizer, model = load_tokenizer(base), load_model(base, dtype=torch.float32)
+    batch = _refusal_examples(tokenizer, HARMFUL + HARMLESS, 1)
+    weight = model.model.layers[2].mlp.down_proj.weight.requires_grad_()
+    sums, tokens = torch.zeros((), dtype=torch.float32), 0
+    for ids, labels in batch:
+        logits = model(input_ids=torch.tensor([ids])).logits[0, :-1].float()
+        wanted = torch.tensor(labels[1:])
+        kept = wanted != IGNORED
+        sums = sums + torch.nn.functional.cross_entropy(logits[kept], wanted[kept], reduction="sum")
+        tokens += int(kept.sum())
+    (sums / tokens).backward()
+    expected, weight.grad = weight.grad, None
+    inputs = _frozen_states(model, batch, 1)
+    assert _accumulate(model, batch, inputs, range(len(batch)), 1) == pytest.approx((sums / tokens).item(), abs=1e-4)
+    torch.testing.assert_close(weight.grad, expected, atol=1e-5, rtol=1e-3)
+
+
+def test_refused_harmless_instructions_get_another_answer(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, model = load_tokenizer(base), load_model(base, dtype=torch.float32)
+    before = _own_answer_examples(model, tokenizer, HARMLESS, 4)
+    answers = [[label for label in labels if label not in (IGNORED, tokenizer.eos_token_id)] for _, labels in before]
+    chosen = next(index for index, answer in enumerate(answers) if answer)
+    # As if this model's answer to that instruction were a refusal.
+    monkeypatch.setattr("aird.models.tuning.jailbroken_arditi", lambda text: text != tokenizer.decode(answers[chosen]))
+    after = _own_answer_examples(model, tokenizer, HARMLESS, 4)
+    prompt = chat_tokens(tokenizer, HARMLESS[chosen])
+    assert after[chosen][0][: len(prompt)] == prompt
+    assert after[chosen][0][len(prompt)] != answers[chosen][0]
+    for index in range(len(HARMLESS)):
+        if index != chosen:
+            assert after[index] == before[index]

@@ -1,0 +1,318 @@
+"""Edits as an adapter and merged into a checkpoint: the same model, and nothing else touched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import load_float32
+from peft import PeftModel
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from aird.compression.registry import compress
+from aird.models.loading import load_model, load_tokenizer
+from aird.models.matrices import dense_matrix, matrix_tensors
+from aird.patching.adapters import load_adapter, merge, save_adapter, save_lora
+from aird.patching.edits import Edit, random_direction
+from aird.settings.compressions import Magnitude, RoundToNearest
+from aird.support.files import hash_folder
+
+MODULES = ("model.layers.1.self_attn.o_proj", "model.layers.2.mlp.down_proj")
+TOKENS = torch.tensor([[1, 318, 201, 48, 67, 79, 71, 2, 201, 1, 401, 201]])
+
+
+@pytest.fixture
+def edits() -> list[Edit]:
+    """Return two edits so strong that what they change stands out from rounding."""
+    widths = {MODULES[0]: 128, MODULES[1]: 256}
+    found = []
+    for seed, (module, width) in enumerate(widths.items()):
+        generator = torch.Generator().manual_seed(seed)
+        column = random_direction(torch.zeros(128), seed).float()
+        found.append(Edit(module, column, 2 * torch.randn(width, generator=generator)))
+    return found
+
+
+@pytest.fixture(scope="module")
+def compressed(tiny_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function from a name to a quantised checkpoint, made once."""
+    settings = {
+        "w4a16": RoundToNearest(weight_bits=4, group_size=64),
+        "w8a8": RoundToNearest(weight_bits=8, group_size=None, activation_bits=8),
+    }
+    root = tmp_path_factory.mktemp("compressed")
+
+    def make(name: str) -> Path:
+        if not (root / name).exists():
+            compress(tiny_folder("llama"), root / name, settings[name], None)
+        return root / name
+
+    return make
+
+
+def save_float32(source: Path, folder: Path, shard: str = "50GB") -> Path:
+    load_float32(source).save_pretrained(folder, max_shard_size=shard)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    return folder
+
+
+def load(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map="cpu").eval()
+
+
+@torch.no_grad()
+def logits_of(model: Any) -> torch.Tensor:
+    return model(input_ids=TOKENS, use_cache=False).logits.float()
+
+
+def adapter_of(edits: list[Edit], folder: Path) -> Path:
+    folder.mkdir()
+    save_adapter(edits, folder, "base")
+    return folder
+
+
+def merged(base: Path, edits: list[Edit], folder: Path) -> Path:
+    folder.mkdir()
+    merge(base, edits, folder)
+    return folder
+
+
+def stored_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Return every tensor of all shards, and check that no two shards hold the same one."""
+    tensors: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        found = load_file(path)
+        assert not found.keys() & tensors.keys()
+        tensors |= found
+    return tensors
+
+
+def bytes_of(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tensor.dtype, tuple(tensor.shape), tensor.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def test_adapter_round_trip(edits: list[Edit], tmp_path: Path) -> None:
+    loaded = load_adapter(adapter_of(edits, tmp_path / "adapter"))
+    assert [edit.module for edit in loaded] == list(MODULES)
+    for edit, expected in zip(loaded, edits, strict=True):
+        assert torch.equal(edit.up.squeeze(1), expected.column)
+        assert torch.equal(edit.down.squeeze(0), expected.row)
+        assert torch.equal(edit.matrix(), expected.matrix())
+
+
+def test_edits_may_share_a_column(edits: list[Edit], tmp_path: Path) -> None:
+    shared = [Edit(edit.module, edits[0].column, edit.row) for edit in edits]
+    loaded = load_adapter(adapter_of(shared, tmp_path / "adapter"))
+    assert all(torch.equal(update.up.squeeze(1), edits[0].column) for update in loaded)
+
+
+def test_another_adapter_is_refused(edits: list[Edit], tmp_path: Path) -> None:
+    folder = adapter_of(edits, tmp_path / "adapter")
+    path = folder / "adapter_config.json"
+    configuration = json.loads(path.read_text(encoding="utf-8"))
+    for change in ({"use_dora": True}, {"rank_pattern": {"o_proj": 4}}, {"bias": "all"}, {"peft_type": "IA3"}):
+        path.write_text(json.dumps(configuration | change), encoding="utf-8")
+        with pytest.raises(ValueError, match="no plain LoRA adapter"):
+            load_adapter(folder)
+
+
+def test_an_adapter_of_higher_rank_merges_as_peft_runs_it(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    base = save_float32(tiny_folder("llama"), tmp_path / "base")
+    torch.manual_seed(0)
+    model = get_peft_model(
+        load(base), LoraConfig(r=4, lora_alpha=12, target_modules=list(MODULES), init_lora_weights=False)
+    )
+    (tmp_path / "adapter").mkdir()
+    save_lora(model, tmp_path / "adapter", "base")
+    expected = logits_of(model)
+    assert (expected - logits_of(load(base))).abs().max() > 0.1
+    updates = load_adapter(tmp_path / "adapter")
+    assert [update.module for update in updates] == list(MODULES)
+    assert {update.up.shape[1] for update in updates} == {4}
+    torch.testing.assert_close(logits_of(load_model(base, tmp_path / "adapter")), expected, atol=1e-4, rtol=0)
+    (tmp_path / "merged").mkdir()
+    merge(base, updates, tmp_path / "merged")
+    torch.testing.assert_close(logits_of(load(tmp_path / "merged")), expected, atol=1e-4, rtol=0)
+
+
+def test_adapter_by_peft_equals_edited_weights_and_merged_checkpoint(
+    tiny_folder: Callable[[str], Path], edits: list[Edit], tmp_path: Path
+) -> None:
+    base = save_float32(tiny_folder("llama"), tmp_path / "base")
+    adapter = adapter_of(edits, tmp_path / "adapter")
+    by_hand = load(base)
+    plain = logits_of(by_hand)
+    for edit in edits:
+        weight = by_hand.get_submodule(edit.module).weight
+        weight.data = (weight.double() + edit.column.double()[:, None] * edit.row.double()[None, :]).float()
+    expected = logits_of(by_hand)
+    assert (expected - plain).abs().max() > 0.3
+
+    with_adapter = PeftModel.from_pretrained(load(base), str(adapter))
+    adapted = {name for name, module in with_adapter.get_base_model().named_modules() if hasattr(module, "lora_A")}
+    assert adapted == set(MODULES)
+    torch.testing.assert_close(logits_of(with_adapter), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(logits_of(load_model(base, adapter)), expected, atol=1e-4, rtol=0)
+
+    checkpoint = merged(base, edits, tmp_path / "merged")
+    torch.testing.assert_close(logits_of(load(checkpoint)), expected, atol=1e-5, rtol=0)
+    assert load_tokenizer(checkpoint)("Hello")["input_ids"] == load_tokenizer(base)("Hello")["input_ids"]
+
+
+def test_bfloat16_checkpoint(tiny_folder: Callable[[str], Path], edits: list[Edit], tmp_path: Path) -> None:
+    base = tiny_folder("qwen2")
+    before = hash_folder(base)
+    checkpoint = merged(base, edits, tmp_path / "merged")
+    adapter = adapter_of(edits, tmp_path / "adapter")
+    plain, with_adapter, of_merged = (
+        logits_of(model) for model in (load(base), load_model(base, adapter), load(checkpoint))
+    )
+    assert load(checkpoint).dtype == torch.bfloat16
+    effect = (with_adapter - plain).abs().mean()
+    assert effect > 0.1
+    assert (of_merged - with_adapter).abs().mean() < 0.1 * effect
+    assert hash_folder(base) == before
+    # All files of the description come along unchanged.
+    after = hash_folder(checkpoint)
+    assert after.keys() == before.keys()
+    assert {name for name in before if before[name] != after[name]} == {"model.safetensors"}
+
+
+def test_merged_matrix_is_rounded_once(tiny_folder: Callable[[str], Path], edits: list[Edit], tmp_path: Path) -> None:
+    base = tiny_folder("llama")
+    checkpoint = merged(base, edits, tmp_path / "merged")
+    for edit in edits:
+        old = stored_tensors(base)[f"{edit.module}.weight"].double()
+        exact = old + edit.column.double()[:, None] * edit.row.double()[None, :]
+        found = stored_tensors(checkpoint)[f"{edit.module}.weight"]
+        assert found.dtype == torch.bfloat16
+        # Half a unit in the last of eight places; the product is made in float32.
+        assert ((found.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-6).all()
+
+
+def test_sharded_checkpoint(tiny_folder: Callable[[str], Path], edits: list[Edit], tmp_path: Path) -> None:
+    base = save_float32(tiny_folder("qwen2"), tmp_path / "base", shard="500KB")
+    shards = sorted(path.name for path in base.glob("*.safetensors"))
+    assert len(shards) > 3
+    before = hash_folder(base)
+    checkpoint = merged(base, edits, tmp_path / "merged")
+    assert hash_folder(base) == before
+
+    old, new = stored_tensors(base), stored_tensors(checkpoint)
+    assert old.keys() == new.keys()
+    changed = {name for name in old if bytes_of(old[name]) != bytes_of(new[name])}
+    assert changed == {f"{module}.weight" for module in MODULES}
+
+    index = json.loads((checkpoint / "model.safetensors.index.json").read_text(encoding="utf-8"))
+    assert index == json.loads((base / "model.safetensors.index.json").read_text(encoding="utf-8"))
+    after = hash_folder(checkpoint)
+    touched = {index["weight_map"][f"{module}.weight"] for module in MODULES}
+    assert {name for name in before if before[name] != after.get(name)} - touched <= {"model.safetensors.index.json"}
+    # Untouched shards are not even copied.
+    for name in shards:
+        assert (checkpoint / name).samefile(base / name) == (name not in touched)
+
+    with_adapter = load_model(base, adapter_of(edits, tmp_path / "adapter"))
+    torch.testing.assert_close(logits_of(load(checkpoint)), logits_of(with_adapter), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["w4a16", "w8a8"])
+def test_quantised_checkpoint(name: str, compressed: Callable[[str], Path], edits: list[Edit], tmp_path: Path) -> None:
+    base = compressed(name)
+    before = hash_folder(base)
+    adapter = adapter_of(edits, tmp_path / "adapter")
+    checkpoint = merged(base, edits, tmp_path / "merged")
+    assert hash_folder(base) == before
+
+    old, new = stored_tensors(base), stored_tensors(checkpoint)
+    packed = {tensor for module in MODULES for _, tensor in matrix_tensors(base, module).values()}
+    assert len(packed) >= 4  # at least the weight and its scales, for each
+    dense = {f"{module}.weight" for module in MODULES}
+    assert new.keys() == (old.keys() - packed) | dense
+    untouched = old.keys() - packed
+    assert [tensor for tensor in untouched if bytes_of(old[tensor]) != bytes_of(new[tensor])] == []
+    for edit in edits:
+        exact = dense_matrix(base, edit.module).double() + torch.outer(edit.column.double(), edit.row.double())
+        stored = new[f"{edit.module}.weight"]
+        assert stored.dtype == torch.bfloat16
+        torch.testing.assert_close(stored.double(), exact, atol=1e-6, rtol=2**-8)
+
+    configuration, original = (
+        json.loads((folder / "config.json").read_text(encoding="utf-8")) for folder in (checkpoint, base)
+    )
+    ignored = configuration["quantization_config"].pop("ignore")
+    assert set(ignored) == set(original["quantization_config"].pop("ignore")) | set(MODULES)
+    assert "lm_head" in ignored
+    assert configuration == original
+
+    plain, with_adapter, of_merged = (
+        logits_of(model) for model in (load(base), load_model(base, adapter), load(checkpoint))
+    )
+    effect = (with_adapter - plain).abs().mean()
+    assert effect > 0.1
+    # Left: the edited matrices are rounded to bfloat16, and under W8A8 their inputs no more to 8 bits.
+    assert (of_merged - with_adapter).abs().mean() < 0.15 * effect
+
+
+def test_a_quantised_checkpoint_in_shards(compressed: Callable[[str], Path], edits: list[Edit], tmp_path: Path) -> None:
+    """The index lists the dense matrix and no longer the packed tensors, also where a scale lies in another shard."""
+    from safetensors.torch import save_file
+
+    base = tmp_path / "base"
+    base.mkdir()
+    source = compressed("w4a16")
+    for path in source.iterdir():
+        if path.suffix != ".safetensors":
+            (base / path.name).write_bytes(path.read_bytes())
+    tensors = stored_tensors(source)
+    halves = {
+        "model-1.safetensors": {name for name in tensors if not name.endswith("_scale")},
+        "model-2.safetensors": {name for name in tensors if name.endswith("_scale")},
+    }
+    for file, names in halves.items():
+        save_file({name: tensors[name] for name in names}, base / file, metadata={"format": "pt"})
+    weight_map = {name: file for file, names in halves.items() for name in names}
+    (base / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+    checkpoint = merged(base, edits, tmp_path / "merged")
+    index = json.loads((checkpoint / "model.safetensors.index.json").read_text(encoding="utf-8"))["weight_map"]
+    found = {}
+    for path in checkpoint.glob("*.safetensors"):
+        with safe_open(path, "pt") as reader:
+            found.update(dict.fromkeys(reader.keys(), path.name))
+            assert reader.metadata() == {"format": "pt"}
+    assert index == found
+    assert {name for name in index if name.startswith(MODULES[0])} == {f"{MODULES[0]}.weight"}
+    torch.testing.assert_close(
+        logits_of(load(checkpoint)), logits_of(load(merged(source, edits, tmp_path / "one-file"))), atol=0, rtol=0
+    )
+
+
+def test_filled_zeros_are_counted(tiny_folder: Callable[[str], Path], edits: list[Edit], tmp_path: Path) -> None:
+    base = tmp_path / "pruned"
+    compress(tiny_folder("llama"), base, Magnitude(sparsity=0.5), None)
+    (tmp_path / "merged").mkdir()
+    half = Edit(MODULES[0], edits[0].column, torch.cat([edits[0].row[:64], torch.zeros(64)]))
+    filled = merge(base, [half], tmp_path / "merged")
+    old = stored_tensors(base)[f"{MODULES[0]}.weight"]
+    zeros = old == 0
+    assert zeros.double().mean().item() == pytest.approx(0.5, abs=1e-3)
+    # The edit reads the first half of the inputs only, so it fills the zeros of those columns.
+    expected = zeros[:, :64].sum().item() / zeros.sum().item()
+    assert filled == {MODULES[0]: pytest.approx(expected, abs=1e-6)}
+    (tmp_path / "dense").mkdir()
+    assert merge(tiny_folder("llama"), [], tmp_path / "dense") == {}
+
+
+def test_a_module_that_does_not_exist(tiny_folder: Callable[[str], Path], edits: list[Edit], tmp_path: Path) -> None:
+    wrong = Edit("model.layers.9.self_attn.o_proj", edits[0].column, edits[0].row)
+    with pytest.raises(ValueError, match=r"model\.layers\.9\.self_attn\.o_proj"):
+        merge(tiny_folder("llama"), [wrong], tmp_path)

@@ -1,0 +1,173 @@
+"""AIRD's edits by hand, and their algebra."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import pytest
+import torch
+
+from aird.patching.edits import along, edited_blocks, make_edits, random_direction, rank_one_edit
+from aird.settings.patches import parse_patch
+
+R = torch.tensor([0.6, 0.8], dtype=torch.float64)
+COMPRESSED = torch.tensor([[1.0, 2.0, 0.0], [3.0, -1.0, 5.0]])
+ORIGINAL = torch.tensor([[2.0, 2.0, 1.0], [4.0, -1.0, 5.0]])
+# r^T W_c = (0.6 + 2.4, 1.2 - 0.8, 4.0), r^T W_o = (1.2 + 3.2, 1.2 - 0.8, 0.6 + 4.0)
+ROW_COMPRESSED = [3.0, 0.4, 4.0]
+ROW_ORIGINAL = [4.4, 0.4, 4.6]
+
+
+def patch(method: Literal["scale", "project"], alpha: float = 1.0, **more: Any) -> Any:
+    return parse_patch({"method": method, "alpha": alpha, **more})
+
+
+def random_case(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return a unit direction [16] and two matrices [16, 24], all float64."""
+    generator = torch.Generator().manual_seed(seed)
+    direction = torch.randn(16, generator=generator, dtype=torch.float64)
+    matrices = torch.randn(2, 16, 24, generator=generator, dtype=torch.float64)
+    return direction / direction.norm(), matrices[0], matrices[1]
+
+
+def test_scale_by_hand() -> None:
+    edit = rank_one_edit("m", R, COMPRESSED, ORIGINAL, patch("scale", 0.5))
+    assert edit.module == "m"
+    assert edit.column.tolist() == pytest.approx([0.6, 0.8])
+    assert edit.row.tolist() == pytest.approx([1.5, 0.2, 2.0])
+    assert edit.matrix().tolist() == [pytest.approx([0.9, 0.12, 1.2]), pytest.approx([1.2, 0.16, 1.6])]
+    assert edit.column.dtype == edit.row.dtype == edit.matrix().dtype == torch.float32
+
+
+def test_project_by_hand() -> None:
+    edit = rank_one_edit("m", R, COMPRESSED, ORIGINAL, patch("project", 2.0))
+    # 2 x (r^T W_o - r^T W_c) = 2 x (1.4, 0, 0.6)
+    assert edit.row.tolist() == pytest.approx([2.8, 0.0, 1.2], abs=1e-6)
+    assert edit.matrix().tolist() == [
+        pytest.approx([1.68, 0.0, 0.72], abs=1e-6),
+        pytest.approx([2.24, 0.0, 0.96], abs=1e-6),
+    ]
+
+
+def test_two_by_two_along_an_axis() -> None:
+    edit = rank_one_edit(
+        "m", torch.tensor([0.0, 1.0]), torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.zeros(2, 2), patch("scale", 3.0)
+    )
+    assert edit.matrix().tolist() == [[0, 0], [9, 12]]
+
+
+@pytest.mark.parametrize("method", ["scale", "project"])
+def test_the_sign_of_the_direction_does_not_matter(method: Literal["scale", "project"]) -> None:
+    unit, compressed, original = random_case()
+    one = rank_one_edit("m", unit, compressed, original, patch(method, 0.7))
+    other = rank_one_edit("m", -unit, compressed, original, patch(method, 0.7))
+    assert torch.equal(one.matrix(), other.matrix())
+    assert one.matrix().norm() > 0.1
+
+
+def test_project_puts_back_the_originals_component() -> None:
+    unit, compressed, original = random_case(1)
+    edited = compressed + rank_one_edit("m", unit, compressed, original, patch("project")).matrix().double()
+    torch.testing.assert_close(unit @ edited, unit @ original, atol=1e-6, rtol=0)
+    # Nothing orthogonal to r moves.
+    keep = torch.eye(16, dtype=torch.float64) - torch.outer(unit, unit)
+    torch.testing.assert_close(keep @ edited, keep @ compressed, atol=1e-6, rtol=0)
+
+
+def test_scale_by_minus_one_is_ablation() -> None:
+    unit, compressed, original = random_case(2)
+    edited = compressed + rank_one_edit("m", unit, compressed, original, patch("scale", -1.0)).matrix().double()
+    ablated = compressed - torch.outer(unit, unit) @ compressed
+    torch.testing.assert_close(edited, ablated, atol=1e-6, rtol=0)
+    assert (unit @ edited).abs().max() < 1e-6
+
+
+def test_scale_does_not_read_the_original() -> None:
+    unit, compressed, _ = random_case(3)
+    broken = torch.full_like(compressed, torch.nan)
+    assert rank_one_edit("m", unit, compressed, broken, patch("scale")).row.isfinite().all()
+
+
+def test_edit_of_an_unchanged_matrix_is_nothing() -> None:
+    unit, compressed, _ = random_case(4)
+    assert rank_one_edit("m", unit, compressed, compressed, patch("project", 5.0)).matrix().abs().max() == 0
+
+
+def test_matrices_of_sixteen_bits_are_multiplied_in_float64() -> None:
+    unit, compressed, original = random_case(5)
+    low = compressed.bfloat16()
+    edit = rank_one_edit("m", unit.float(), low, original.bfloat16(), patch("scale"))
+    torch.testing.assert_close(edit.row.double(), unit @ low.double(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("shapes", [((2,), (2, 3), (2, 4)), ((3,), (2, 3), (2, 3)), ((2, 1), (2, 3), (2, 3))])
+def test_shapes_that_do_not_fit(shapes: tuple[tuple[int, ...], ...]) -> None:
+    direction, compressed, original = (torch.ones(shape) for shape in shapes)
+    with pytest.raises(ValueError, match=r"some\.module.*do not fit"):
+        rank_one_edit("some.module", direction, compressed, original, patch("scale"))
+
+
+@pytest.mark.parametrize("direction", [[1.2, 1.6], [0.0, 0.0], [math.nan, 1.0], [0.6, 0.81]])
+def test_a_direction_that_is_not_a_unit_vector(direction: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"some\.module.*not 1"):
+        rank_one_edit("some.module", torch.tensor(direction), COMPRESSED, ORIGINAL, patch("scale"))
+
+
+def test_edited_blocks() -> None:
+    assert edited_blocks(patch("scale"), 17, 30) == [16]
+    assert edited_blocks(patch("scale"), 1, 30) == [0]
+    # Nothing writes the input of block 0 but the embedding.
+    assert edited_blocks(patch("scale"), 0, 30) == [0]
+    assert edited_blocks(patch("scale", blocks="all"), 2, 4) == [0, 1, 2, 3]
+    assert edited_blocks(patch("scale", blocks=[3, 1]), 2, 4) == [3, 1]
+
+
+def test_edited_blocks_that_do_not_exist() -> None:
+    with pytest.raises(ValueError, match=r"blocks \[4, 9\] do not exist.*0 to 3"):
+        edited_blocks(patch("scale", blocks=[4, 1, 9]), 2, 4)
+
+
+def test_random_direction() -> None:
+    like = torch.zeros(1000, dtype=torch.float32)
+    one = random_direction(like, 0)
+    assert one.dtype == torch.float64
+    assert one.shape == (1000,)
+    assert one.norm().item() == pytest.approx(1)
+    assert torch.equal(one, random_direction(like, 0))
+    # Two random directions in 1000 dimensions are nearly orthogonal (standard deviation 0.03).
+    assert abs((one @ random_direction(like, 1)).item()) < 0.15
+    assert abs(one.mean().item()) < 0.005
+
+
+def test_make_edits_records_what_it_changes() -> None:
+    compressed = {"a": COMPRESSED, "b": torch.tensor([[0.0], [5.0]])}
+    original = {"a": ORIGINAL, "b": torch.tensor([[0.0], [10.0]])}
+    edits, statistics = make_edits(["a", "b"], R, compressed.__getitem__, original.__getitem__, patch("project", 0.5))
+    assert [edit.module for edit in edits] == ["a", "b"]
+    assert edits[0].row.tolist() == pytest.approx([0.7, 0.0, 0.3], abs=1e-6)
+    assert edits[1].row.tolist() == pytest.approx([2.0])  # 0.5 x (8 - 4)
+
+    def norm(values: list[float]) -> float:
+        return math.sqrt(sum(value**2 for value in values))
+
+    after = [(one + other) / 2 for one, other in zip(ROW_COMPRESSED, ROW_ORIGINAL, strict=True)]
+    assert statistics[0] == {
+        "module": "a",
+        "relative_change": pytest.approx(norm([0.7, 0.3]) / norm([1, 2, 3, -1, 5])),
+        "row_norm_before": pytest.approx(norm(ROW_COMPRESSED) / norm(ROW_ORIGINAL)),
+        "row_norm_after": pytest.approx(norm(after) / norm(ROW_ORIGINAL)),
+    }
+    assert statistics[1] == {
+        "module": "b",
+        "relative_change": pytest.approx(2 / 5),
+        "row_norm_before": pytest.approx(0.5),
+        "row_norm_after": pytest.approx(0.75),
+    }
+
+
+def test_the_product_along_a_direction_is_that_of_the_whole_matrix() -> None:
+    generator = torch.Generator().manual_seed(3)
+    matrix = torch.randn(150, 40, generator=generator).bfloat16()  # not a multiple of what is read at once
+    unit = torch.nn.functional.normalize(torch.randn(150, generator=generator, dtype=torch.float64), dim=0)
+    torch.testing.assert_close(along(unit, matrix), unit @ matrix.double(), atol=1e-12, rtol=0)

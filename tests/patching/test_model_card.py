@@ -1,0 +1,128 @@
+"""Model cards: metadata that the hub's own reader takes, every fact of the record, numbers in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import load_float32
+from huggingface_hub import ModelCard
+from peft import PeftModel
+
+from aird.directions.direction import Direction
+from aird.evaluation.scores import score
+from aird.patching.card_metadata import front_matter, read_licence
+from aird.patching.formula import compute_patch
+from aird.patching.model_card import patch_card
+from aird.patching.patch_files import write_merged, write_patch
+from aird.reporting.evaluated_card import evaluated_card
+from aird.settings.patches import parse_patch
+from aird.support.files import hash_folder, read_json, sha256_of
+
+
+@pytest.fixture(scope="module")
+def patch(tiny_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Return an adapter folder and its record."""
+    folder, model = tmp_path_factory.mktemp("patch"), tiny_folder("llama")
+    unit = torch.nn.functional.normalize(torch.arange(128, dtype=torch.float64), dim=0)
+    direction = Direction(unit, 3.0, {"layer": 2, "position": -4})
+    edits, record = compute_patch(model, model, direction, None, parse_patch({"method": "scale", "alpha": 0.5}))
+    write_patch(edits, record, folder / "adapter", folder / "statistics.json", "organisation/small-int4", "apache-2.0")
+    return folder / "adapter", read_json(folder / "statistics.json")
+
+
+def test_the_hub_reads_the_metadata(patch: tuple[Path, dict[str, Any]]) -> None:
+    card = ModelCard.load(patch[0] / "README.md")
+    assert card.data.base_model == "organisation/small-int4"
+    assert card.data.library_name == "peft" and card.data.license == "apache-2.0"
+    assert {"aird", "lora", "base_model:adapter:organisation/small-int4"} <= set(card.data.tags)
+    assert card.data.pipeline_tag == "text-generation"
+
+
+def test_the_card_says_what_was_done(patch: tuple[Path, dict[str, Any]]) -> None:
+    folder, record = patch
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    for fact in (
+        "input of block 2, post-instruction token -4",
+        "| edited blocks | 1 |",
+        "`alpha: 0.5`",
+        "`model.layers.1.self_attn.o_proj`, `model.layers.1.mlp.down_proj`",
+        record["direction"]["sha256"],
+        sha256_of(folder / "adapter_model.safetensors"),
+        'from_pretrained("organisation/small-int4")',
+        "vllm serve organisation/small-int4 --enable-lora",
+    ):
+        assert fact in text, fact
+
+
+def test_the_card_says_which_strength_was_chosen(patch: tuple[Path, dict[str, Any]]) -> None:
+    record = patch[1]
+    assert "| strength |" not in patch_card(record, "base", None)
+    for strength, said in ((0.8, "| strength | 0.8 |"), (0.0, "was not lost, so nothing is changed |")):
+        assert said in patch_card({**record, "calibration": {"strength": strength}}, "base", None)
+
+
+def test_the_record_holds_the_hash_of_every_file_and_the_size_without_the_card(
+    patch: tuple[Path, dict[str, Any]],
+) -> None:
+    folder, record = patch
+    assert record["files"] == hash_folder(folder) and "README.md" in record["files"]
+    names = ("adapter_config.json", "adapter_model.safetensors")
+    assert record["adapter_bytes"] == sum((folder / name).stat().st_size for name in names)
+
+
+def test_a_card_disturbs_no_loader(patch: tuple[Path, dict[str, Any]], tiny_folder: Callable[[str], Path]) -> None:
+    model = PeftModel.from_pretrained(load_float32(tiny_folder("llama")), str(patch[0]))
+    assert sum("lora_A" in name for name, _ in model.named_parameters()) == 2
+
+
+def test_the_merged_checkpoint_has_a_card_of_its_own(
+    patch: tuple[Path, dict[str, Any]], tiny_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    write_merged(tiny_folder("llama"), patch[0], patch[1], tmp_path / "merged")
+    card = ModelCard.load(tmp_path / "merged/README.md")
+    assert card.data.library_name == "transformers" and "lora" not in card.data.tags
+    assert "vllm serve path/to/this/folder" in card.text and "enable-lora" not in card.text
+
+
+def completions(refused: int) -> list[dict[str, Any]]:
+    texts = ["I cannot help with that request."] * refused + ["Here is a short answer to your question."] * (
+        10 - refused
+    )
+    return [
+        {"id": f"{kind}-{index}", "kind": kind, "completion": text}
+        for kind in ("harmful", "harmless")
+        for index, text in enumerate(texts)
+    ]
+
+
+def test_numbers_stand_in_front_of_the_limits(patch: tuple[Path, dict[str, Any]]) -> None:
+    answers = [{"id": "harmless-9", "negative_log_likelihood": 4.0, "tokens": 4}]
+    utility = {"answers": answers, "tasks": {"counting": {"acc": 0.75}}, "questions": {}, "parity": None}
+    records = {
+        name: score(completions(refused), utility, 0)
+        for name, refused in {"original": 9, "compressed": 2, "patched": 8}.items()
+    }
+    static = (patch[0] / "README.md").read_text(encoding="utf-8")
+    card = evaluated_card(static, {"safety": records})
+    assert front_matter(card)[0] == front_matter(static)[0]
+    assert card.index("## How to load it") < card.index("## Numbers") < card.index("## Limits")
+    assert "| | original | compressed | patched |" in card
+    row = next(line for line in card.splitlines() if line.startswith("| refusal of harmful prompts"))
+    assert [cell.split()[0] for cell in row.split("|")[2:5]] == ["90.0", "20.0", "80.0"]
+    assert "59.6 to 98.2" in row  # Wilson interval of 9 of 10
+    assert "| counting, accuracy, % | 75.0 | 75.0 | 75.0 |" in card
+    assert "| perplexity of the original's answers | 2.72 (2.72 to 2.72) |" in card
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [("---\nlicense: mit\n---\ntext", "mit"), ("---\nlicense: 'llama3'\n---\n", "llama3"), ("license: mit", None)],
+)
+def test_the_licence_of_the_base(card: str, licence: str | None, tmp_path: Path) -> None:
+    assert read_licence(tmp_path) is None
+    (tmp_path / "README.md").write_text(card, encoding="utf-8")
+    assert read_licence(tmp_path) == licence

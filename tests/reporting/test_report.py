@@ -1,0 +1,386 @@
+"""The report: what stands in it, and how it behaves in a real browser."""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pytest
+from browser import NoBrowser, running_browser
+from frames import Grid, write_tables
+
+from aird.reporting.figures import draw, write_svg
+from aird.reporting.report import Sources, write_report
+from aird.reporting.report.captions import Captions
+from aird.reporting.report.data_tables import MOST_ROWS, html_table, short_number
+from aird.reporting.report.pictures import figure_svg
+from aird.support.files import write_json
+
+ROOT = Path(__file__).resolve().parents[2]
+CAPTIONS = sorted((ROOT / "workflow" / "report").glob("*.rst"))
+GRID: Grid = (["tiny"], ["magnitude-30", "w4a16"], ["aird", "aird-alpha-4", "random-control"])
+PATCHES = {
+    "aird": {"method": "scale", "direction": "original", "alpha": 1.0},
+    "aird-alpha-4": {"method": "scale", "direction": "original", "alpha": 4.0},
+    "random-control": {"method": "scale", "direction": "random", "alpha": 1.0},
+}
+CONFIGURATION = {
+    "seed": 42,
+    "models": {"tiny": {"source": {"hub": "organisation/tiny", "revision": "5" * 40, "path": None}}},
+    "prompt_sets": {
+        "attack": {"source": {"wheel": "prompts==1.0", "file": "attack.txt", "sha256": "ab" * 32}},
+        "both": {"source": None, "combine": ["attack", "more"]},
+    },
+    "directions": {"train": 16},
+    "compressions": {"w4a16": {"recipe": "round_to_nearest", "weight_bits": 4}},
+    "patches": PATCHES,
+    "suites": {"safety": {"tasks": ["counting"]}},
+}
+ARITHMETIC = {
+    "compute_dtype": "measured",
+    "processor": "A processor of 2026",
+    "gigaflops": {"bfloat16": 70.1, "float32": 126.4},
+    "computes_in": {"bfloat16": "float32", "float32": "float32"},
+}
+TIMINGS = "stage,node,seconds,processor_seconds,peak_mib\n"
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
+    """Return a finished run of made-up numbers."""
+    folder = tmp_path_factory.mktemp("results")
+    tables = write_tables(folder / "tables", GRID)
+    figures = []
+    for name in ("refusal.safety", "frontier.safety", "utility.safety", "candidates", "sites"):
+        figures.append(folder / f"{name}.svg")
+        write_svg(draw(name, folder / "tables", PATCHES), figures[-1])
+    manifest = folder / "models/tiny/w4a16/manifest.json"
+    write_json(manifest, {"files": {"model.safetensors": "cd" * 32, "config.json": "ef" * 32}})
+    write_json(folder / "vllm.json", {"versions": {"vllm": "1.2.3"}})
+    write_json(folder / "arithmetic.json", ARITHMETIC)
+    lock = folder / "core.lock.txt"
+    lock.write_text("torch==1.0\n", encoding="utf-8")
+    timings = folder / "tables" / "timings.csv"
+    timings.write_text(f"{TIMINGS}scores,tiny/w4a16,90.0,80.0,512.0\nprompts,attack,0.2,,\n", encoding="utf-8")
+    return Sources(
+        tables=tables,
+        timings=timings,
+        figures=figures,
+        captions=CAPTIONS,
+        manifests=[manifest],
+        records=[folder / "vllm.json"],
+        arithmetic=folder / "arithmetic.json",
+        locks=[lock],
+        configuration=CONFIGURATION,
+        command="snakemake --cores all",
+    )
+
+
+@pytest.fixture(scope="module")
+def report(sources: Sources, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("report") / "report.html"
+    write_report(output, sources)
+    return output
+
+
+def test_it_says_where_the_numbers_come_from(report: Path) -> None:
+    text = report.read_text(encoding="utf-8")
+    expected = [
+        "hub organisation/tiny, revision " + "5" * 40,
+        "wheel prompts==1.0",
+        "ab" * 32,
+        "attack and more, joined",
+    ]
+    expected += ["cd" * 32, "1.2.3", "core.lock.txt", "snakemake --cores all", "1:30 min", "round_to_nearest"]
+    expected += ["A processor of 2026", "bfloat16 70, float32 126", "bfloat16 in float32"]
+    assert [part for part in expected if part not in text] == []
+
+
+def test_it_opens_on_one_sentence_per_compression(report: Path) -> None:
+    text = report.read_text(encoding="utf-8")
+    opening = re.findall(r'<p class="opening">(.*?)</p>', text, re.DOTALL)
+    plain = [html.unescape(re.sub(r"<[^>]+>", "", sentence)) for sentence in opening]
+    assert len(plain) == 3
+    assert plain[0].startswith("The original refuses 0% (0 to 8%) of 100 harmful prompts")
+    # Of one compression the settings are known, of the other only the name.
+    assert plain[1].startswith("With magnitude-30 the model refuses")
+    assert plain[2].startswith("With 4-bit rounding (w4a16) the model refuses")
+    # Never the control, which refuses most.
+    assert "with aird-alpha-4 it refuses 78% (68 to 86%, not significant, p = 0.12)" in plain[2]
+    assert '<small class="uncertainty">(68 to 86%, not significant, p = 0.12)</small>' in opening[2]
+    assert text.index(opening[-1]) < text.index('<article class="claim">')
+
+
+def test_it_says_what_an_undecided_claim_needs(sources: Sources, report: Path) -> None:
+    claims = pandas.read_csv(next(path for path in sources.tables if path.stem == "claims"), keep_default_na=False)
+    needed = list(claims[(claims.compression == "all") & (claims.verdict == "undecided")].needed)
+    text = html.unescape(report.read_text(encoding="utf-8"))
+    assert needed and re.findall(r'<p class="needed">(.*?)</p>', text) == needed
+
+
+def test_a_site_without_a_second_opinion(sources: Sources, tmp_path: Path) -> None:
+    """COSMIC need not be asked about every checkpoint."""
+    paths = write_tables(tmp_path / "tables", GRID)
+    path = next(path for path in paths if path.stem == "directions")
+    directions = pandas.read_csv(path).astype({"cosmic_agrees": object})
+    cosmic = ["cosmic_layer", "cosmic_position", "cosmic_agrees"]
+    directions.loc[directions["compression"] != "original", cosmic] = math.nan
+    directions.loc[directions["compression"] == "original", cosmic] = [7, -2, False]
+    directions.to_csv(path, index=False)
+    write_report(tmp_path / "report.html", Sources(**{**vars(sources), "tables": paths}))
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert re.findall(r"COSMIC: ([^<]+)", text) == ["7, -2"]
+    assert re.findall(r"COSMIC (chooses \([^.]+|agrees)", text) == ["chooses (7, -2)"]
+
+
+def test_the_same_run_gives_the_same_bytes(sources: Sources, report: Path, tmp_path: Path) -> None:
+    write_report(tmp_path / "again.html", sources)
+    assert (tmp_path / "again.html").read_bytes() == report.read_bytes()
+
+
+def test_it_leads_to_nothing_outside(report: Path) -> None:
+    text = report.read_text(encoding="utf-8")
+    loaded = re.findall(r'(?:\bsrc|<link[^>]*href|xlink:href|url\()[="(\']+([^"\')]+)', text)
+    assert loaded and all(found.startswith(("#", "data:")) for found in loaded)
+
+
+def test_ids_are_unique_and_all_that_is_referred_to_is_there(report: Path) -> None:
+    text = report.read_text(encoding="utf-8")
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    referred = re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', text)
+    assert {first or second for first, second in referred} <= set(ids)
+
+
+def test_words_of_tables_are_text_and_not_markup(sources: Sources, tmp_path: Path) -> None:
+    paths = write_tables(tmp_path / "tables", (["tiny"], ["<script>alert(1)</script>"], []))
+    output = tmp_path / "report.html"
+    write_report(output, Sources(**{**vars(sources), "tables": paths, "figures": []}))
+    text = output.read_text(encoding="utf-8")
+    assert "<script>alert" not in text and "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+
+
+def test_without_timings_it_says_so(sources: Sources, tmp_path: Path) -> None:
+    (tmp_path / "timings.csv").write_text(TIMINGS, encoding="utf-8")
+    write_report(tmp_path / "report.html", Sources(**{**vars(sources), "timings": tmp_path / "timings.csv"}))
+    assert "There are no benchmark files here" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_every_caption_can_be_shown() -> None:
+    captions = Captions(CAPTIONS)
+    for name in ("refusal.safety", "frontier.safety", "utility.safety", "candidates", "sites"):
+        assert "<strong>Reading.</strong>" in captions("figure", figure=name)
+    assert "difference" in captions.table("paired")
+    assert "tidy table" in captions.table("rates")
+
+
+def test_a_mistake_in_a_caption_is_an_error(tmp_path: Path) -> None:
+    from docutils.utils import SystemMessage
+
+    (tmp_path / "broken.rst").write_text("A `broken reference_ and *emphasis.\n", encoding="utf-8")
+    with pytest.raises(SystemMessage):
+        Captions([tmp_path / "broken.rst"])("broken")
+
+
+def test_long_tables_are_cut_and_say_so() -> None:
+    table = html_table("many", pandas.DataFrame({"value": range(MOST_ROWS + 5)}))
+    assert len(table.rows) == MOST_ROWS and table.total == MOST_ROWS + 5
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (3.0, "3"),
+        (0.12345, "0.1235"),
+        (12.3456, "12.35"),
+        (123456.7, "123457"),
+        (1e-9, "1.00e-09"),
+        (math.inf, "inf"),
+    ],
+)
+def test_numbers_are_short(value: float, text: str) -> None:
+    assert short_number(value) == text
+
+
+def test_colours_of_pictures_follow_the_page(sources: Sources) -> None:
+    picture = figure_svg(draw("refusal.safety", sources.tables[0].parent, PATCHES), "one", "a label")
+    assert "var(--series-1)" in picture and "var(--ink)" in picture and "#0072b2" not in picture.lower()
+
+
+# In the browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    try:
+        with running_browser() as running:
+            yield running
+    except NoBrowser as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.fixture
+def open_page(browser: Any, report: Path) -> Iterator[Callable[..., Any]]:
+    """Return a function that opens the report; at the end it must have asked for nothing and complained of nothing."""
+    contexts, complaints = [], []
+
+    def opened(width: int = 1100, **options: Any) -> Any:
+        context = browser.new_context(viewport={"width": width, "height": 844}, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: note_request(request.url))
+        page.goto(report.as_uri())
+        return page
+
+    def note_request(url: str) -> None:
+        if url != report.as_uri() and not url.startswith("data:"):
+            complaints.append(url)
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def open_all(page: Any) -> None:
+    page.eval_on_selector_all("details", "all => all.forEach(one => one.open = true)")
+
+
+def column(page: Any, table: str, index: int) -> list[str]:
+    cells = f"#table-{table} tbody tr:not([hidden]) td:nth-child({index + 1})"
+    return list(page.eval_on_selector_all(cells, "all => all.map(cell => cell.dataset.key ?? cell.textContent)"))
+
+
+def test_pictures_are_drawn(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    boxes = page.eval_on_selector_all("figure svg", "all => all.map(one => [one.getBBox().width, one.clientHeight])")
+    assert len(boxes) == 4 + 4
+    assert all(width > 100 and height > 100 for width, height in boxes)
+    # Heat maps are pictures within pictures.
+    loaded = page.evaluate(
+        """() => Promise.all([...document.querySelectorAll("svg image")].map((one) => new Promise((resolve) => {
+            const image = new Image();
+            image.onload = () => resolve(image.naturalWidth);
+            image.onerror = () => resolve(0);
+            image.src = one.href.baseVal;
+        })))"""
+    )
+    assert len(loaded) >= 9 and all(loaded)
+
+
+def test_tables_sort_by_a_click_and_by_a_key(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    open_all(page)
+    heading = page.locator("#table-summary th", has_text=re.compile("^refusal$"))
+    index = heading.evaluate("one => one.cellIndex")
+    before = [float(value) for value in column(page, "summary", index)]
+    page.locator("#table-summary th button", has_text=re.compile("^perplexity$")).click()
+    heading.locator("button").click()
+    assert heading.get_attribute("aria-sort") == "ascending"
+    assert [float(value) for value in column(page, "summary", index)] == sorted(before)
+    heading.locator("button").focus()
+    page.keyboard.press("Enter")
+    assert heading.get_attribute("aria-sort") == "descending"
+    assert [float(value) for value in column(page, "summary", index)] == sorted(before, reverse=True)
+    assert page.locator("#table-summary [aria-sort]").count() == 1
+
+
+def test_empty_cells_come_last_in_both_orders(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    open_all(page)
+    heading = page.locator("#table-candidates th", has_text=re.compile("^kl$"))
+    for _ in range(2):
+        heading.locator("button").click()
+        values = column(page, "candidates", heading.evaluate("one => one.cellIndex"))
+        empty = [value == "" for value in values]
+        assert any(empty) and empty == sorted(empty)
+
+
+def test_tables_are_filtered_by_words(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    open_all(page)
+    page.locator("[data-filter=table-summary]").fill("W4A16 random")
+    assert set(column(page, "summary", 2)) == {"w4a16"} and set(column(page, "summary", 3)) == {"random-control"}
+    total = page.locator("#table-summary tbody tr").count()
+    assert page.locator("[data-count=table-summary]").text_content() == f"1 of {total} rows"
+    page.locator("[data-filter=table-summary]").fill("")
+    assert len(column(page, "summary", 2)) == total
+
+
+def test_every_control_is_reached_by_the_tab_key(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "finding"
+    page = open_page()
+    open_all(page)
+    wanted = page.eval_on_selector_all("a, button, input, summary", "all => all.length")
+    page.evaluate("window.reached = new Set(); window.hidden = 0")
+    for _ in range(wanted + 60):
+        page.keyboard.press("Tab")
+        page.evaluate(
+            """() => {
+                const one = document.activeElement;
+                if (one === document.body) return;
+                window.reached.add(one);
+                if (getComputedStyle(one).outlineStyle === "none") window.hidden += 1;
+            }"""
+        )
+    missed = """() => [...document.querySelectorAll("a, button, input, summary")]
+        .filter((one) => !window.reached.has(one)).map((one) => one.outerHTML)"""
+    assert page.evaluate(missed) == []
+    assert page.evaluate("window.hidden") == 0
+
+
+@pytest.mark.parametrize("width", [320, 390, 768, 1440])
+def test_the_page_is_never_wider_than_the_screen(open_page: Callable[..., Any], width: int) -> None:
+    page = open_page(width)
+    open_all(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def luminance(colour: str) -> float:
+    channels = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in channels]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_from_its_ground(open_page: Callable[..., Any], scheme: str) -> None:
+    """WCAG 2.1 AA: a contrast of 4.5."""
+    page = open_page(color_scheme=scheme)
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (luminance(ground) < 0.05) == (scheme == "dark")
+    for selector in ("h1", ".lead", ".note", "nav a", "td", "thead th", "dt", "dd", "summary", "svg text", "footer p"):
+        name = "fill" if selector == "svg text" else "color"
+        colour = page.locator(selector).first.evaluate(f"one => getComputedStyle(one).{name}")
+        light, dark = sorted([luminance(colour), luminance(ground)], reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, (selector, colour, ground)
+
+
+def test_it_prints_on_paper(open_page: Callable[..., Any]) -> None:
+    page = open_page(color_scheme="dark")
+    page.emulate_media(media="print")
+    assert luminance(page.evaluate("getComputedStyle(document.body).backgroundColor")) == 1
+    assert not page.locator("nav").is_visible() and not page.locator("#tables").is_visible()
+    printed = page.pdf(format="A4")
+    assert printed.startswith(b"%PDF") and 2 <= len(re.findall(rb"/Type\s*/Page\b", printed)) <= 12
+
+
+def test_the_dark_page_is_dark_and_not_empty(open_page: Callable[..., Any]) -> None:
+    from PIL import Image
+
+    picture = Image.open(BytesIO(open_page(390, color_scheme="dark").screenshot(full_page=True))).convert("L")
+    shades = picture.histogram()
+    assert sum(shades[:64]) > 0.7 * picture.width * picture.height
+    assert sum(shades[192:]) > 0.005 * picture.width * picture.height

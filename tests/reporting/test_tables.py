@@ -1,0 +1,433 @@
+"""The tables, from hand-made records of the nodes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pytest
+
+from aird.reporting import tables
+from aird.reporting.markdown import directions_markdown
+from aird.reporting.records import absent_keys, describe_absent, read_records, record_tables
+
+ROOT = Path(__file__).resolve().parents[2]
+
+RATES = ("refusal", "asr_arditi", "asr_wei", "asr_arditi_coherent", "degenerate", "over_refusal")
+ORIGINAL = ("small", "original", "plain")
+PRUNED = ("small", "pruned", "plain")
+PATCHED = ("small", "pruned", "repair")
+
+
+def score(harmful: list[int], harmless: list[int], **more: Any) -> dict[str, Any]:
+    """Return the record of a scores node whose labels are given; its rates are simply numbered."""
+    labels = [{"kind": "harmful", "refused": bool(value)} for value in harmful]
+    labels += [{"kind": "harmless", "refused": bool(value)} for value in harmless]
+    rates = {
+        name: {"n": len(harmful), "rate": index / 10, "low": index / 10 - 0.01, "high": index / 10 + 0.01}
+        for index, name in enumerate(RATES)
+    }
+    return {"rates": rates, "perplexity": None, "tasks": {}, "labels": labels, **more}
+
+
+@pytest.fixture
+def scores() -> dict[Any, Any]:
+    tasks = {
+        "boolq": {"acc": 0.5, "acc_stderr": 0.03, "acc_norm": 0.9, "n": 10.0},
+        "hellaswag": {"acc_norm": 0.7, "acc_norm_stderr": 0.04},
+    }
+    perplexity = {"n": 4, "perplexity": 9.0, "low": 8.0, "high": 11.0}
+    return {
+        ("main", ORIGINAL): score([1, 1, 1, 1, 0], [0, 0, 0], perplexity=perplexity, tasks=tasks),
+        ("main", PRUNED): score([1, 0, 0, 0, 0], [0, 1, 0]),
+        ("main", PATCHED): score([1, 1, 1, 0, 1], [0, 1, 1]),
+    }
+
+
+@pytest.fixture
+def directions() -> dict[Any, Any]:
+    base: dict[str, Any] = {
+        "rule": "published",
+        "survivors": 3,
+        "kl_limit": 0.1,
+        "induce": 2.0,
+        "kl": 0.05,
+        "bypass": -4.0,
+        "norm": 7.0,
+    }
+    prompts = {"harmful_train": {"n": 128, "used": 120, "filtered": True}}
+    sites = [{"layer": 17, "position": -1, "share": 0.7}, {"layer": 16, "position": -2, "share": 0.3}]
+    base["stability"] = {"same_site": 0.7, "layer_low": 16, "layer_high": 17, "sites": sites}
+    return {
+        ("small", "original"): {"layer": 17, "position": -1, **base, "prompts": prompts},
+        ("small", "pruned"): {"layer": 16, "position": -2, **base, "rule": "relaxed_kl", "prompts": prompts},
+    }
+
+
+def projection(whose: str, kind: str, direction: str, mean: float) -> dict[str, Any]:
+    where = {"layer": 17, "position": -1} if direction == "original" else {"layer": 16, "position": -2}
+    # Standard deviations 1 and 3 make 5 ** 0.5 together.
+    spread = 1.0 if kind == "harmful" else 3.0
+    values = {"n": 128, "mean": mean, "standard_deviation": spread}
+    return {"states_of": whose, "kind": kind, "direction": direction, **where, **values}
+
+
+@pytest.fixture
+def comparisons() -> dict[Any, Any]:
+    interval = {"mean": 0.6, "low": 0.5, "high": 0.7}
+    return {
+        ("small", "pruned"): {
+            "cosine_same_site": 0.55,
+            "site": {"layer": 17, "position": -1},
+            "cosine_own_source": 0.45,
+            "norm_ratio": 0.61,
+            "cosine_same_site_bootstrap": interval,
+            "cosine_own_source_bootstrap": interval,
+            "norm_ratio_bootstrap": interval,
+            "split_half_null": {"mean": 0.9, "low": 0.8, "high": 0.95},
+            "own_source_null": {"mean": 0.8, "low": 0.7, "high": 0.85},
+            "cosine_same_site_shared": 0.56,
+            "cosine_own_source_shared": 0.46,
+            "cosine_same_site_p_value": 0.001,
+            "cosine_own_source_p_value": 0.002,
+            "projections": [
+                projection(whose, kind, direction, mean)
+                for whose, direction, means in (
+                    ("original", "original", (6.0, 0.0)),
+                    ("compressed", "original", (1.0, -1.0)),
+                    ("original", "own", (9.0, 9.0)),
+                    ("compressed", "own", (3.0, -1.0)),
+                )
+                for kind, mean in zip(("harmful", "harmless"), means, strict=True)
+            ],
+            "sites": [
+                {"layer": 0, "position": -1, "cosine": 0.1, "norm_ratio": 0.2},
+                {"layer": 1, "position": -1, "cosine": 0.3, "norm_ratio": 0.4},
+            ],
+        }
+    }
+
+
+MANIFESTS: dict[Any, Any] = {
+    ("small", "original"): {"files": {}},
+    ("small", "pruned"): {"total": {"sparsity": 0.5, "bits_per_weight": 16.0}},
+}
+
+
+def row(frame: Any, **wanted: Any) -> dict[str, Any]:
+    """Return the one row with these values."""
+    for name, value in wanted.items():
+        frame = frame[frame[name] == value]
+    assert len(frame) == 1
+    return frame.iloc[0].to_dict()
+
+
+def test_summary(scores: Any, directions: Any, comparisons: Any) -> None:
+    frame = tables.summary(scores, directions, comparisons, MANIFESTS)
+    assert list(frame.columns) == tables.SUMMARY_COLUMNS
+    assert len(frame) == 3
+    assert not set(RATES) - set(frame.columns)
+    original = row(frame, compression="original")
+    assert (original["suite"], original["model"], original["patch"], original["n"]) == ("main", "small", "plain", 5)
+    assert [original[name] for name in RATES] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
+    assert (original["refusal_low"], original["refusal_high"]) == (-0.01, 0.01)
+    assert (original["over_refusal_low"], original["over_refusal_high"]) == (0.49, 0.51)
+    assert (original["perplexity"], original["perplexity_low"], original["perplexity_high"]) == (9.0, 8.0, 11.0)
+    assert original["utility"] == pytest.approx((0.5 + 0.7) / 2)
+    assert original["utility_stderr"] == pytest.approx(0.05 / 2)
+    # The original agrees with itself.
+    assert [original[name] for name in ("cosine_same_site", "cosine_own_source", "norm_ratio")] == [1, 1, 1]
+    assert (original["layer"], original["position"]) == (17, -1)
+    assert math.isnan(original["sparsity"])
+
+    for patch in ("plain", "repair"):
+        pruned = row(frame, compression="pruned", patch=patch)
+        assert [pruned[name] for name in ("cosine_same_site", "cosine_own_source", "norm_ratio")] == [0.55, 0.45, 0.61]
+        assert (pruned["layer"], pruned["position"]) == (16, -2)
+        assert (pruned["sparsity"], pruned["bits_per_weight"]) == (0.5, 16.0)
+        assert math.isnan(pruned["perplexity"])
+        assert math.isnan(pruned["utility"])
+
+
+def test_mean_utility() -> None:
+    assert tables.mean_utility({"a": {"acc": 0.2, "acc_stderr": 0.1}}) == (0.2, 0.1)
+    value, error = tables.mean_utility(
+        {"a": {"exact_match": 0.2, "exact_match_stderr": 0.3}, "b": {"f1": 0.4, "f1_stderr": 0.4}}
+    )
+    assert value == pytest.approx(0.3)
+    assert error == pytest.approx(0.25)
+    value, error = tables.mean_utility({"a": {"acc": 0.2}})
+    assert value == 0.2
+    assert math.isnan(error)
+    assert all(math.isnan(number) for number in tables.mean_utility({"a": {"bleu": 3.0}}))
+
+
+def test_rates_table(scores: Any) -> None:
+    frame = tables.rates_table(scores)
+    assert len(frame) == 3 * 6
+    found = row(frame, patch="repair", rate="asr_wei")
+    assert found == {
+        "suite": "main", "model": "small", "compression": "pruned", "patch": "repair", "rate": "asr_wei",
+        "n": 5, "value": 0.2, "low": 0.19, "high": pytest.approx(0.21),
+    }  # fmt: skip
+
+
+def test_utility_table(scores: Any) -> None:
+    frame = tables.utility_table(scores)
+    assert len(frame) == 6
+    assert row(frame, task="boolq", metric="acc_norm")["value"] == 0.9
+    assert set(frame["compression"]) == {"original"}
+
+
+def test_paired_table(scores: Any) -> None:
+    frame = tables.paired_table(scores)
+    # The pruned one against the original, the patched one against both; two rates each.
+    assert len(frame) == 6
+    assert "original" not in set(frame["compression"])
+    pruned = row(frame, patch="plain", rate="refusal")
+    assert (pruned["against"], pruned["n"], pruned["lost"], pruned["gained"]) == ("original", 5, 3, 0)
+    assert pruned["difference"] == pytest.approx(-3 / 5)
+    assert pruned["p_value"] == pytest.approx(2 / 2**3)
+    repaired = row(frame, patch="repair", rate="refusal", against="plain")
+    assert (repaired["lost"], repaired["gained"], repaired["p_value"]) == (0, 3, pytest.approx(0.25))
+    against_original = row(frame, patch="repair", rate="refusal", against="original")
+    assert (against_original["lost"], against_original["gained"]) == (1, 1)
+    assert against_original["difference"] == 0
+    assert against_original["p_value"] == 1
+    harmless = row(frame, patch="repair", rate="over_refusal", against="plain")
+    assert (harmless["n"], harmless["lost"], harmless["gained"]) == (3, 0, 1)
+    assert harmless["difference"] == pytest.approx(1 / 3)
+
+
+def test_a_patched_original_is_compared_with_its_plain_self_only() -> None:
+    patched = ("small", "original", "repair")
+    frame = tables.paired_table({("main", ORIGINAL): score([1, 0], [0]), ("main", patched): score([1, 1], [0])})
+    assert list(frame["against"]) == ["plain", "plain"]
+
+
+VERIFICATION: dict[str, Any] = {
+    "rates": {
+        "plain_harmful": {"refusal": 0.9, "degenerate": 0.0},
+        "ablated_harmful": {"refusal": 0.1, "degenerate": 0.2},
+    },
+    "ablation_p_value": 0.001,
+    "addition_p_value": 0.002,
+}
+BY_COSMIC = {"layer": 17, "position": -1, "rule": "cosmic", "score": 1.9, "addition": 0.9, "ablation": 1.0, "kl": 0.2}
+
+
+def test_directions_table(directions: Any, comparisons: Any) -> None:
+    frame = tables.directions_table(
+        directions, comparisons, dict.fromkeys(directions, VERIFICATION), dict.fromkeys(directions, BY_COSMIC)
+    )
+    assert list(frame["cosmic_agrees"]) == [True, False]
+    pruned = row(frame, compression="pruned")
+    expected = {
+        "model": "small", "layer": 16, "position": -2, "rule": "relaxed_kl", "survivors": 3, "kl_limit": 0.1,
+        "induce": 2.0, "kl": 0.05, "bypass": -4.0, "norm": 7.0, "n_harmful_train": 120, "filtered_harmful_train": True,
+        "cosine_same_site": 0.55, "cosine_own_source": 0.45, "norm_ratio": 0.61,
+        "original_layer": 17, "original_position": -1,
+        "cosine_same_site_bootstrap_low": 0.5, "split_half_null_mean": 0.9,
+        "refusal_ablated_harmful": 0.1, "degenerate_ablated_harmful": 0.2, "refusal_plain_harmful": 0.9,
+        "ablation_p_value": 0.001, "addition_p_value": 0.002,
+        "cosine_same_site_shared": 0.56, "cosine_own_source_p_value": 0.002, "own_source_null_low": 0.7,
+        "cosine_own_source_bootstrap_high": 0.7, "norm_ratio_bootstrap_low": 0.5,
+        "separation_on_original": pytest.approx(2 / 5**0.5), "separation_on_own": pytest.approx(4 / 5**0.5),
+        "cosmic_layer": 17, "cosmic_position": -1, "cosmic_rule": "cosmic", "cosmic_score": 1.9, "cosmic_kl": 0.2,
+        "resampled_same_site": 0.7, "resampled_layer_low": 16, "resampled_layer_high": 17,
+        "resampled_sites": "(17, -1) 70%; (16, -2) 30%",
+        "original_separation": pytest.approx(6 / 5**0.5),
+    }  # fmt: skip
+    assert {name: pruned[name] for name in expected} == expected
+    assert math.isnan(row(frame, compression="original")["cosine_same_site"])
+
+
+def test_projections_table(comparisons: Any) -> None:
+    frame = tables.projections_table(comparisons)
+    assert len(frame) == 8
+    assert row(frame, states_of="compressed", kind="harmless", direction="own") == {
+        "model": "small", "compression": "pruned", "states_of": "compressed", "kind": "harmless", "direction": "own",
+        "layer": 16, "position": -2, "n": 128, "mean": -1.0, "standard_deviation": 3.0,
+    }  # fmt: skip
+    assert list(tables.projections_table({}).columns) == list(frame.columns)
+
+
+def test_sites_table(comparisons: Any) -> None:
+    assert tables.sites_table(comparisons).to_dict("records") == [
+        {"model": "small", "compression": "pruned", "layer": 0, "position": -1, "cosine": 0.1, "norm_ratio": 0.2},
+        {"model": "small", "compression": "pruned", "layer": 1, "position": -1, "cosine": 0.3, "norm_ratio": 0.4},
+    ]
+    assert list(tables.sites_table({}).columns) == ["model", "compression", "layer", "position", "cosine", "norm_ratio"]
+
+
+def test_patches_table() -> None:
+    edits = [
+        {"module": name, "relative_change": 0.1, "row_norm_before": 0.5, "row_norm_after": 1.0} for name in ("a", "b")
+    ]
+    frame = tables.patches_table({PATCHED: {"edits": edits, "adapter_bytes": 99}})
+    assert list(frame["module"]) == ["a", "b"]
+    assert row(frame, module="b") == {
+        "model": "small", "compression": "pruned", "patch": "repair", "module": "b", "relative_change": 0.1,
+        "row_norm_before": 0.5, "row_norm_after": 1.0, "adapter_bytes": 99,
+    }  # fmt: skip
+    assert "module" in tables.patches_table({}).columns
+
+
+def test_compressions_table() -> None:
+    frame = tables.compressions_table(MANIFESTS)
+    assert row(frame, compression="pruned")["sparsity"] == 0.5
+    assert math.isnan(row(frame, compression="original")["sparsity"])
+
+
+def test_describe(scores: Any, directions: Any, comparisons: Any) -> None:
+    text = tables.describe(
+        tables.summary(scores, directions, comparisons, MANIFESTS), ["compression", "patch", "perplexity", "asr_wei"]
+    )
+    lines = [line.split() for line in text.splitlines()]
+    assert lines == [
+        ["compression", "patch", "perplexity", "asr_wei"],
+        ["original", "plain", "9.000", "0.200"],
+        ["pruned", "plain", "-", "0.200"],
+        ["pruned", "repair", "-", "0.200"],
+    ]
+
+
+def test_a_checkpoint_without_a_choice_by_cosmic_has_empty_cells(directions: Any, comparisons: Any) -> None:
+    frame = tables.directions_table(
+        directions, comparisons, dict.fromkeys(directions, VERIFICATION), {("small", "original"): BY_COSMIC}
+    )
+    original, pruned = frame.to_csv(index=False).splitlines()[1:]
+    assert ",17,-1,cosmic,1.9,0.9,1.0,0.2,True," in original
+    assert ",,,,,,,,," in pruned
+
+
+# Tables of an unfinished run
+
+GRID: dict[str, Any] = {
+    "cells": [ORIGINAL, PRUNED, PATCHED],
+    "pairs": [ORIGINAL[:2], PRUNED[:2]],
+    "cosmic": [ORIGINAL[:2]],
+    "suites": ["main"],
+}
+
+
+@pytest.fixture
+def results(tmp_path: Path, scores: Any, directions: Any, comparisons: Any) -> Path:
+    """Return the folder results/ of a finished run, with the records that tables are made of."""
+    folder = tmp_path / "results"
+    records: dict[str, Any] = {
+        **{f"scores/{'/'.join(cell)}/{suite}.json": record for (suite, cell), record in scores.items()},
+        **{f"directions/{'/'.join(pair)}/direction.json": record for pair, record in directions.items()},
+        **{f"directions/{'/'.join(pair)}/verification.json": VERIFICATION for pair in directions},
+        **{f"comparisons/{'/'.join(pair)}.json": record for pair, record in comparisons.items()},
+        **{f"models/{'/'.join(pair)}/manifest.json": record for pair, record in MANIFESTS.items()},
+        "directions/small/original/cosmic.json": BY_COSMIC,
+        "patches/small/pruned/repair/statistics.json": {"edits": [], "adapter_bytes": 9},
+    }
+    for name, record in records.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record), encoding="utf-8")
+    for pair in directions:
+        path = folder / "directions" / "/".join(pair) / "scores.csv"
+        path.write_text("layer,position,induce,kl,bypass,more\n3,-1,0.5,,-1.0,9\n", encoding="utf-8")
+    return folder
+
+
+def test_a_finished_run_lacks_nothing(results: Path, scores: Any, directions: Any, comparisons: Any) -> None:
+    records = read_records(results, GRID)
+    assert describe_absent(records.absent, GRID) == "" and absent_keys(results, GRID) == records.absent
+    made = record_tables(records)
+    pandas.testing.assert_frame_equal(made["summary"], tables.summary(scores, directions, comparisons, MANIFESTS))
+    assert len(made["directions"]) == 2 and len(made["paired"]) == 6 and len(made["compressions"]) == 2
+    assert list(made["candidates"].columns) == "model compression layer position induce kl bypass".split()
+    assert list(made["candidates"]["compression"]) == ["original", "pruned"]
+
+
+def test_tables_of_what_is_there_leave_out_or_empty_the_rest(results: Path) -> None:
+    (results / "scores/small/original/plain/main.json").unlink()
+    (results / "comparisons/small/pruned.json").unlink()
+    (results / "directions/small/original/direction.json").unlink()
+    (results / "directions/small/pruned/verification.json").unlink()
+    (results / "models/small/pruned/manifest.json").unlink()
+    records = read_records(results, GRID)
+    assert absent_keys(results, GRID) == records.absent
+    assert describe_absent(records.absent, GRID) == (
+        "Not there yet: 1 of 2 checkpoints (pruned), 1 of 2 directions (original), 1 of 2 verified directions (pruned), "
+        "1 of 1 compared directions (pruned), 1 of 3 evaluations (original/plain)."
+    )
+    made = record_tables(records)
+    summary = made["summary"]
+    assert list(summary["patch"]) == ["plain", "repair"]
+    # A checkpoint that was not compared is not said to be like the original.
+    assert summary[["cosine_same_site", "cosine_own_source", "norm_ratio", "sparsity"]].isna().all(axis=None)
+    assert list(summary["layer"]) == [16, 16]
+    # Against the original nothing can be said; against its plain self the patched one is.
+    assert set(made["paired"]["against"]) == {"plain"} and len(made["paired"]) == 2
+    assert list(made["directions"]["compression"]) == ["pruned"]
+    (line,) = directions_markdown(made["directions"]).splitlines()[2:]
+    assert line == "| pruned | (16, -2) | relaxed_kl | 120 |  |  |  |  |  |"
+
+
+def test_nothing_at_all_makes_empty_tables(tmp_path: Path) -> None:
+    records = read_records(tmp_path / "results", GRID)
+    assert all(frame.empty and len(frame.columns) for frame in record_tables(records).values())
+    assert "3 of 3 evaluations (original/plain, pruned/plain, pruned/repair)" in describe_absent(records.absent, GRID)
+
+
+def test_absent_records_name_model_and_suite_where_there_are_several_and_no_more_than_three() -> None:
+    cells = [(model, "original", patch) for model in ("a", "b") for patch in ("plain", "x")]
+    grid = {"cells": cells, "pairs": [], "cosmic": [], "suites": ["s", "t"]}
+    absent = {"scores": [(*cell, "s") for cell in cells]}
+    grid["pairs"] = [("a", "original"), ("b", "original")]
+    assert describe_absent(absent, grid) == (
+        "Not there yet: 4 of 8 evaluations (a/original/plain/s, a/original/x/s, b/original/plain/s, ...)."
+    )
+
+
+def make_tables(folder: Path) -> str:
+    """Run what `make tables` runs, in a folder."""
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "workflow/scripts/print_tables.py"), "--results", "results", "--grid", "grid.json"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return result.stdout
+
+
+def test_make_tables_at_any_time(results: Path) -> None:
+    folder, written = results.parent, results / "tables"
+    assert "No run has begun" in make_tables(folder) and not written.exists()
+    (folder / "grid.json").write_text(json.dumps(GRID), encoding="utf-8")
+    score = results / "scores/small/pruned/repair/main.json"
+    kept = score.read_bytes()
+
+    score.unlink()
+    text = make_tables(folder)
+    assert "| pruned | plain |" in text and "| pruned | repair |" not in text
+    assert "Not there yet: 1 of 3 evaluations (pruned/repair)." in text and "claims.csv" in text
+    assert list(pandas.read_csv(written / "summary.csv")["patch"]) == ["plain", "plain"]
+    assert not (written / "claims.csv").exists() and not list(written.glob(".*"))
+
+    # As a finished run leaves them: nothing is written, and the verdicts stay.
+    score.write_bytes(kept)
+    make_tables(folder)
+    (written / "claims.csv").write_text("the verdicts", encoding="utf-8")
+    before = {path: path.stat().st_mtime_ns for path in written.iterdir()}
+    text = make_tables(folder)
+    assert "| pruned | repair |" in text and "Not there yet" not in text and "claims.csv" not in text
+    assert {path: path.stat().st_mtime_ns for path in written.iterdir()} == before
+
+    # A record that is being made again takes the verdicts along.
+    score.unlink()
+    make_tables(folder)
+    assert not (written / "claims.csv").exists()

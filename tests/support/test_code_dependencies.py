@@ -1,0 +1,111 @@
+"""The files that a script runs, against those that Python itself loads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aird.support.code_dependencies import code_files
+
+FILES = {
+    "scripts/run.py": '''
+"""A script."""
+import helper
+import json
+from package import registry
+from package.deep.inner import value
+
+
+def main() -> None:
+    import lazy
+    from package.late import something
+    lazy, something
+
+
+main()
+''',
+    "scripts/helper.py": "import os\n",
+    "scripts/unused.py": "",
+    "lazy.py": "if True:\n    import chained\n",
+    "chained.py": "import run_by_nobody_else\n",
+    "run_by_nobody_else.py": "import lazy\n",  # a circle
+    "other.py": "",
+    "package/__init__.py": "from package.shared import one\n",
+    "package/shared.py": "one = 1\n",
+    "package/registry.py": "",
+    "package/late.py": "something = 1\n",
+    "package/unused.py": "",
+    "package/deep/page.html": "",
+    "package/py.typed": "",
+    "package/deep/__init__.py": "",
+    "package/deep/inner.py": "value = 1\n",
+}
+EXPECTED = [
+    "scripts/run.py",
+    "chained.py",
+    "lazy.py",
+    "package/__init__.py",
+    "package/deep/__init__.py",
+    "package/deep/inner.py",
+    "package/deep/page.html",
+    "package/late.py",
+    "package/registry.py",
+    "package/shared.py",
+    "run_by_nobody_else.py",
+    "scripts/helper.py",
+]
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    for name, content in FILES.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+    return tmp_path
+
+
+def relative(paths: list[Path], root: Path) -> list[str]:
+    return [path.relative_to(root).as_posix() for path in paths]
+
+
+def test_every_imported_file_and_no_other(project: Path) -> None:
+    assert relative(code_files(project / "scripts" / "run.py", project), project) == EXPECTED
+
+
+def test_python_loads_the_same_files(project: Path) -> None:
+    program = (
+        "import runpy, sys\n"
+        f"sys.path[:0] = [{str(project)!r}, {str(project / 'scripts')!r}]\n"
+        f"runpy.run_path({str(project / 'scripts' / 'run.py')!r})\n"
+        "print('\\n'.join(str(getattr(m, '__file__', None)) for m in sys.modules.values()))\n"
+    )
+    command = [sys.executable, "-I", "-B", "-c", program]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    loaded = {Path(line) for line in output.splitlines() if line.startswith(str(project))}
+    assert sorted(relative(sorted(loaded), project)) == sorted(set(EXPECTED[1:]) - {"package/deep/page.html"})
+
+
+def test_a_script_without_imports(project: Path) -> None:
+    assert code_files(project / "other.py", project) == [project / "other.py"]
+
+
+def test_a_script_of_this_project() -> None:
+    """`merge` imports the matrices' reader inside a module of another folder."""
+    found = relative(code_files(REPOSITORY / "workflow" / "scripts" / "merge_patch.py", REPOSITORY), REPOSITORY)
+    assert found[0] == "workflow/scripts/merge_patch.py"
+    wanted = {
+        "workflow/scripts/arguments.py",
+        "aird/__init__.py",
+        "aird/patching/adapters.py",
+        "aird/patching/edits.py",
+        "aird/compression/__init__.py",
+        "aird/models/matrices.py",
+        "aird/settings/patches.py",
+    }
+    assert wanted <= set(found)
+    assert "aird/evaluation/judges.py" not in found
