@@ -86,7 +86,9 @@ def calibrate_patch(
             [replies["train_harmful"].prompts[index] for index in refused[:WARM_PROMPTS]],
             [chat_tokens(tokenizer, text) for text in texts[:WARM_PROMPTS]],
         ]
-        wanted = wanted_projections(original, tokenizer, *warm, unit, direction, settings, settings.warm_start)
+        wanted = wanted_projections(
+            original, tokenizer, warm[0], warm[1], unit, direction, settings, settings.warm_start
+        )
     model = load_model(compressed)
     blocks, modules = edited_modules(model, direction, settings)
     matrix = cache(partial(dense_matrix, compressed))

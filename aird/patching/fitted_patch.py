@@ -75,7 +75,7 @@ def fit_patch(
     unit = patch_unit(direction, own, settings)
     tokenizer = load_tokenizer(original)
     prompts = [[chat_tokens(tokenizer, text) for text in texts] for texts in (harmful, harmless)]
-    wanted = wanted_projections(original, tokenizer, *prompts, unit, direction, settings, settings.alpha)
+    wanted = wanted_projections(original, tokenizer, prompts[0], prompts[1], unit, direction, settings, settings.alpha)
     model = load_model(compressed)
     blocks, _ = edited_modules(model, direction, settings)
     edits = fit_edits(model, [*prompts[0], *prompts[1]], wanted, unit, blocks, settings.ridge)

@@ -428,7 +428,7 @@ def test_server_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """A server that is not ready in time is killed, even if it and its children ignore SIGTERM."""
     monkeypatch.setattr(server_process, "STOP_GRACE_SECONDS", 0.5)
     python = stand_in(tmp_path, "trap '' TERM\nsleep 1000 &\necho pids $$ $!\nwait\nsleep 1000")
-    settings = ServerSettings(64, start_timeout_seconds=1.0)
+    settings = ServerSettings(64, start_timeout_seconds=1.0, dtype="float32")
     with (
         pytest.raises(RuntimeError, match="not ready after 1 s"),
         serve(tmp_path, python, settings, tmp_path / "log"),
