@@ -1,4 +1,7 @@
-"""Take the README's pictures of the report from a finished run: `make screenshots`.
+"""Take the pictures of the report from a finished run: `make screenshots`.
+
+    python docs/screenshots.py              the README's, from the quick grid
+    python docs/screenshots.py frontier     that of docs/results.md, from config/embedded.yaml
 
 Needs a Chromium (AIRD_TEST_BROWSER=1 lets it be installed where that is possible).
 """
@@ -20,6 +23,11 @@ ROOT = Path(__file__).resolve().parent.parent
 REPORT = ROOT / "results" / "report.html"
 IMAGES = ROOT / "docs" / "images"
 MOST_BYTES = 150_000
+PICTURES: dict[str, dict[str, Any]] = {
+    "report": {"width": 1100, "height": 1000},
+    "report-phone-dark": {"width": 390, "height": 844, "color_scheme": "dark", "device_scale_factor": 1.5},
+    "frontier": {"width": 1100, "height": 900, "selector": "#frontier"},
+}
 
 
 def main() -> None:
@@ -28,9 +36,8 @@ def main() -> None:
         raise SystemExit(f"{REPORT} is not there: run `snakemake --cores all` first")
     try:
         with running_browser() as browser:
-            _take(browser, "report", width=1100, height=1000)
-            _take(browser, "frontier", width=1100, height=900, selector="#frontier")
-            _take(browser, "report-phone-dark", width=390, height=844, color_scheme="dark", device_scale_factor=1.5)
+            for name in sys.argv[1:] or ("report", "report-phone-dark"):
+                _take(browser, name, **PICTURES[name])
     except NoBrowser as reason:
         raise SystemExit(str(reason)) from reason
 
