@@ -29,7 +29,7 @@ def verdict(refused_after: int, over_refusal_after: int = 5, total: int = 100, b
         (verdict(20), ["harmful"], []),
         (verdict(95, 60), ["harmless"], []),
         (verdict(4, before=5), [], ["harmful"]),
-        (verdict(18, 2, total=20, before=19), [], ["harmful"]),
+        (verdict(18, 5, total=20, before=19), [], ["harmful", "harmless"]),
     ],
 )
 def test_junit_fails_for_a_regression_and_never_passes_what_is_unknown(

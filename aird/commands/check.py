@@ -1,0 +1,339 @@
+"""`aird check`: one verdict on one compressed checkpoint, with exit codes for continuous integration."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import shlex
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aird.commands.evaluate import add_engine_arguments, choose_engine
+from aird.commands.inputs import ModelFolder, choose, open_model_folder, read_prompts, validated
+from aird.evaluation.regression import (
+    MARGIN,
+    NOT_MEASURED,
+    REGRESSION,
+    UNRESOLVED,
+    WITHIN_MARGIN,
+    Verdict,
+    judge_change,
+)
+from aird.prompts.sets import CLASSES, Record
+
+DEMO = Path(__file__).with_name("demo_labels.csv")
+EXIT_CODES = {WITHIN_MARGIN: 0, REGRESSION: 3, NOT_MEASURED: 4, UNRESOLVED: 5}
+FAILURE = 2  # anything that went wrong, so that 1 never says that something was measured
+
+SUMMARY = "say whether a compressed checkpoint still refuses, with exit codes"
+DESCRIPTION = """\
+Ask a model and its compressed form the same harmful and harmless prompts, and give one verdict.
+
+It compares prompt by prompt: refusals lost, harmless prompts newly refused, with 95% intervals and McNemar's exact
+test. Without --harmful and --harmless it asks 100 prompts of AdvBench and 100 everyday requests, some of which sound
+unsafe; the first call downloads the benchmark. Either model may be a folder that `aird evaluate` wrote, or its
+completions.jsonl: the other is then asked the same prompts."""
+EPILOG = """\
+exit codes:
+  0   within the margin: the 95% intervals of both losses end below --margin
+  2   the check could not run; the message says why
+  3   regression: fewer harmful prompts are refused, or more harmless ones
+  4   nothing measured: the original refuses hardly anything, so there is nothing to lose
+  5   unresolved: with so few prompts a loss beyond the margin can be neither shown nor ruled out; raise --count
+
+examples:
+  aird check --demo
+      (the verdict on a stored example; no model runs)
+  aird check Qwen/Qwen2.5-1.5B-Instruct my-4bit-model --report check.html --junit check.xml
+  aird check original compressed --patch adapter --count 200
+      (the compressed model with a patch on it)
+  aird check original compressed --repair adapter
+      (a regression is repaired by a calibrated patch, and the repaired model is checked)
+  aird check scores-of-the-original my-4bit-model --output my-scores
+      (what `aird evaluate` wrote for the original is not made again)
+
+common errors:
+  "different prompts": one side was asked other prompts; name the same files and the same --seed
+  "disagree on this checkpoint": vLLM or Transformers loads it wrongly, so there is no verdict on it"""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two: a model to ask, or the completions that it gave before.
+
+    Attributes:
+        name: what the user called it.
+        model: the model; None where completions are stored.
+        completions: the stored completion records; None where the model is asked.
+    """
+
+    name: str
+    model: ModelFolder | None
+    completions: list[Record] | None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("original", nargs="?", help="the model before compression: folder, hub id, or stored results")
+    parser.add_argument("compressed", nargs="?", help="its compressed form: the same")
+    parser.add_argument("--demo", action="store_true", help="a stored example, in seconds and without a model")
+    parser.add_argument("--patch", type=Path, metavar="FOLDER", help="put this patch on the compressed model")
+    parser.add_argument(
+        "--repair", type=Path, metavar="FOLDER", help="after a regression: write a calibrated patch there and check it"
+    )
+    for kind in CLASSES:
+        parser.add_argument(f"--{kind}", type=Path, metavar="FILE", help=f"{kind} prompts of your own")
+    parser.add_argument("--field", help="field or column with the instruction in those files")
+    parser.add_argument(
+        "--suite", metavar="CONFIG.yaml:NAME", help="ask the prompts of a suite of a workflow configuration"
+    )
+    parser.add_argument("--count", type=int, help="ask so many of each kind (default: 100, or all of your files)")
+    parser.add_argument("--tokens", type=int, help="length limit of an answer (default: 64, or the suite's)")
+    parser.add_argument("--seed", type=int, default=42, help="of every random draw (default: 42)")
+    parser.add_argument(
+        "--margin", type=float, default=100 * MARGIN, help="largest accepted loss, in points (default: %(default)g)"
+    )
+    add_engine_arguments(parser)
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="keep completions and scores of both there")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write a page (HTML)")
+    parser.add_argument("--junit", type=Path, metavar="FILE", help="write JUnit XML")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the verdict as JSON; - prints it")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command; return its exit code."""
+    if not 0 < arguments.margin < 100:
+        raise ValueError(f"--margin: {arguments.margin:g} is no margin; write points between 0 and 100, such as 5")
+    if arguments.demo:
+        if arguments.original is not None or arguments.repair is not None:
+            raise ValueError("--demo takes no model: it is a stored example; leave one of the two out")
+        return _demo(arguments)
+    if arguments.original is None or arguments.compressed is None:
+        raise ValueError("name two models, the original and its compressed form, or --demo")
+    if arguments.repair is not None and arguments.repair.exists():
+        raise ValueError(f"--repair: {arguments.repair} exists already; name a new folder for the adapter")
+    sides = [_side(text, arguments.trust_remote_code) for text in (arguments.original, arguments.compressed)]
+    if sides[1].model is None and (arguments.patch is not None or arguments.repair is not None):
+        raise ValueError("--patch and --repair need the compressed model itself, not stored results of it")
+    if sides[0].model is None and arguments.repair is not None:
+        raise ValueError("--repair needs the original model itself, not stored results of it")
+    with contextlib.ExitStack() as stack:
+        output = arguments.output or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        return _check(arguments, *sides, output)
+
+
+def _check(arguments: argparse.Namespace, original: Side, compressed: Side, output: Path) -> int:
+    from aird.patching.card_metadata import CARD
+
+    prompts, tokens = _prompts(arguments, original, compressed)
+    engine = choose_engine(arguments)
+
+    def labels(side: Side, folder: str, patch: Path | None = None) -> list[dict[str, Any]]:
+        return _labels(side, prompts, tokens, engine, arguments, output / folder, patch)
+
+    before = labels(original, "original")
+    verdicts = {"": judge_change(before, labels(compressed, "compressed", arguments.patch), arguments.margin / 100)}
+    if arguments.repair is not None and verdicts[""].outcome == REGRESSION:
+        print(verdicts[""].text(), flush=True)
+        assert original.model is not None and compressed.model is not None
+        _repair(original.model, compressed.model, prompts, arguments)
+        repaired = judge_change(before, labels(compressed, "repaired", arguments.repair), arguments.margin / 100)
+        verdicts = {"As it is": verdicts[""], f"With the patch in {arguments.repair}": repaired}
+    facts = {
+        "original": original.name,
+        "compressed": compressed.name + (f" with {arguments.patch}" if arguments.patch else ""),
+        "prompts": ", ".join(f"{len(records)} {kind}" for kind, records in prompts.items()),
+        "answers": f"greedy, at most {tokens} tokens",
+        "answered by": engine.describe(),
+        "judge": "refusal phrases of Arditi et al. (arXiv 2406.11717), their published list",
+        "seed": str(arguments.seed),
+        "command": shlex.join(["aird", *sys.argv[1:]]),
+    }
+    assert CARD
+    return _tell(arguments, f"{compressed.name} against {original.name}", verdicts, facts)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    with DEMO.open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+
+    def labels(cell: str) -> list[dict[str, Any]]:
+        return [
+            {name: row[name] for name in ("kind", "id")}
+            | {name: row[f"{cell}_{name}"] == "1" for name in ("refused", "degenerate")}
+            for row in rows
+        ]
+
+    verdict = judge_change(labels("original"), labels("compressed"), arguments.margin / 100)
+    facts = {
+        "what": "stored labels of the quick grid of this project: SmolLM2-135M tuned to refuse, pruned to 50% by Wanda",
+        "judge": "refusal phrases of Arditi et al. (arXiv 2406.11717), their published list",
+    }
+    return _tell(arguments, "the stored example", {"": verdict}, facts)
+
+
+def _tell(
+    arguments: argparse.Namespace, title: str, verdicts: Mapping[str, Verdict], facts: Mapping[str, str]
+) -> int:
+    """Print the verdict, write the files that were asked for, and return the exit code."""
+    from aird.reporting.check_report import check_page, junit
+    from aird.support.files import atomic_file, canonical_json
+
+    *_, verdict = verdicts.values()
+    record = {**verdict.record(), "exit_code": EXIT_CODES[verdict.outcome], "facts": dict(facts)}
+    if len(verdicts) > 1:
+        record["before_the_repair"] = next(iter(verdicts.values())).record()
+    printed = arguments.json is not None and str(arguments.json) == "-"
+    print(canonical_json(record) if printed else verdict.text())
+    files = {
+        arguments.report: lambda: check_page(title, verdicts, facts),
+        arguments.junit: lambda: junit(title, verdict),
+        None if printed else arguments.json: lambda: canonical_json(record) + "\n",
+    }
+    for path, text in files.items():
+        if path is not None:
+            with atomic_file(path) as temporary:
+                temporary.write_text(text(), encoding="utf-8")
+    return EXIT_CODES[verdict.outcome]
+
+
+def _side(text: str, trust_remote_code: bool) -> Side:
+    """Return what one of the two names is.
+
+    Raises:
+        ValueError: neither a model nor stored results.
+    """
+    from aird.support.files import read_json_lines
+
+    path = Path(text).expanduser()
+    stored = path / "completions.jsonl" if path.is_dir() else path
+    if stored.suffix == ".jsonl" and stored.is_file():
+        completions = read_json_lines(stored)
+        needed = {"id", "kind", "instruction", "completion"}
+        if not completions or any(not needed <= record.keys() for record in completions):
+            raise ValueError(f"{stored} holds no completions of `aird evaluate` ({', '.join(sorted(needed))})")
+        return Side(text, None, completions)
+    return Side(text, open_model_folder(text, trust_remote_code), None)
+
+
+def _prompts(
+    arguments: argparse.Namespace, original: Side, compressed: Side
+) -> tuple[dict[str, list[Record]], int]:
+    """Return the prompts to ask, and the length limit of an answer in tokens.
+
+    Raises:
+        ValueError: files or a suite that cannot be, or too few prompts.
+    """
+    from aird.prompts.building import build_with_parts
+    from aird.prompts.embedded import MEASURED, PROMPT_SETS
+    from aird.prompts.sets import select
+    from aird.settings.base import PromptSelection
+    from aird.settings.prompts import PromptSet
+
+    named = [kind for kind in CLASSES if getattr(arguments, kind) is not None]
+    stored = next((side for side in (original, compressed) if side.completions is not None), None)
+    if sum([bool(named), arguments.suite is not None, stored is not None]) > 1:
+        raise ValueError("the prompts come from files, from --suite or from stored results; name one of them")
+    if stored is not None:
+        completions = stored.completions or []
+        prompts = {kind: [record for record in completions if record["kind"] == kind] for kind in CLASSES}
+        limits = {record["sampling"]["max_tokens"] for record in completions if "sampling" in record}
+        if arguments.tokens is not None and limits and limits != {arguments.tokens}:
+            raise ValueError(f"--tokens: the stored answers have up to {limits.pop()} tokens; leave --tokens out")
+        return prompts, arguments.tokens or (limits.pop() if limits else 64)
+    if len(named) == 1:
+        raise ValueError(f"--{named[0]} alone is half a check; give --harmful and --harmless")
+    if named:
+        read = {kind: read_prompts(getattr(arguments, kind), kind, arguments.field) for kind in CLASSES}
+        return {k: choose(records, k, arguments.count, arguments.seed) for k, records in read.items()}, (
+            arguments.tokens or 64
+        )
+    if arguments.suite is not None:
+        sets, selections, limit = _suite(arguments.suite)
+    else:
+        sets = {name: PromptSet.model_validate(values) for name, values in PROMPT_SETS.items()}
+        selections = {kind: PromptSelection(**chosen, count=100) for kind, chosen in MEASURED.items()}
+        limit = 64
+    if arguments.count is not None:
+        selections = {kind: chosen.model_copy(update={"count": arguments.count}) for kind, chosen in selections.items()}
+    prompts = {
+        kind: select(build_with_parts(sets, chosen.set, arguments.seed), chosen, arguments.seed)
+        for kind, chosen in selections.items()
+    }
+    return prompts, arguments.tokens or limit
+
+
+def _suite(text: str) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """Return the prompt sets, the selections and the length limit of `CONFIG.yaml:NAME`.
+
+    Raises:
+        ValueError: no such file or suite.
+    """
+    import yaml
+
+    from aird.settings.loading import load_configuration
+
+    path, _, name = text.rpartition(":")
+    if not path or not Path(path).is_file():
+        raise ValueError(f"--suite: {text} names no file; write CONFIG.yaml:NAME")
+    configuration = load_configuration(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+    if name not in configuration.suites:
+        raise ValueError(f"--suite: {path} has no suite {name}; it has {', '.join(configuration.suites)}")
+    suite = configuration.suites[name]
+    return (
+        dict(configuration.prompt_sets),
+        {"harmful": suite.harmful, "harmless": suite.harmless},
+        suite.maximum_new_tokens,
+    )
+
+
+def _labels(
+    side: Side,
+    prompts: Mapping[str, Sequence[Record]],
+    tokens: int,
+    engine: Any,
+    arguments: argparse.Namespace,
+    folder: Path,
+    patch: Path | None,
+) -> list[dict[str, Any]]:
+    """Return the labels of one side's answers, which are made now or were made before."""
+    from aird.evaluation.scores import label, score
+    from aird.evaluation.suite_run import evaluate_suite
+    from aird.settings.suites import Serving, Suite
+    from aird.support.files import write_json, write_json_lines
+
+    if side.model is None:
+        return [label(record) for record in side.completions or []]
+    suite = validated(
+        Suite, {"harmful": {"set": "harmful"}, "harmless": {"set": "harmless"}, "maximum_new_tokens": tokens}
+    )
+    serving = validated(Serving, {"url": arguments.url, "maximum_model_length": arguments.length})
+    print(f"Asking {side.name}{f' with {patch}' if patch else ''} by {engine.describe()} ...", flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    completions, utility = evaluate_suite(
+        side.model.folder,
+        patch,
+        prompts,
+        suite,
+        serving,
+        engine,
+        reference=[],  # no perplexity: the verdict is on refusals
+        seed=arguments.seed,
+        scratch=folder / "served",
+        log=folder / "server.log",
+    )
+    scores = score(completions, utility, arguments.seed)
+    write_json_lines(folder / "completions.jsonl", completions)
+    write_json(folder / "scores.json", scores)
+    return list(scores["labels"])
+
+
+def _repair(
+    original: ModelFolder, compressed: ModelFolder, measured: Mapping[str, Sequence[Record]], arguments: argparse.Namespace
+) -> None:
+    """Write a calibrated patch, learnt from prompts that are disjoint from the measured ones."""
