@@ -6,12 +6,13 @@ from aird.patching.card_metadata import CARD
 from aird.reporting.evaluated_card import evaluated_card
 from aird.support.files import atomic_file, read_json
 
-from arguments import parse
+from arguments import begin_job, parse
 
 
 def main() -> None:
     """Run the script."""
     arguments = parse(__doc__, paths="results output", texts="settings")
+    begin_job(arguments)
     grid, results = arguments.settings, arguments.results
     for model, compression, patch in grid["cells"]:
         cells = {

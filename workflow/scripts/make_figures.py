@@ -3,12 +3,13 @@
 from aird.reporting.figures import draw, write_svg
 from aird.support.files import atomic_file
 
-from arguments import parse
+from arguments import begin_job, parse
 
 
 def main() -> None:
     """Run the script."""
     arguments = parse(__doc__, paths="tables output", texts="figure settings")
+    begin_job(arguments)
     figure = draw(arguments.figure, arguments.tables, arguments.settings)
     with atomic_file(arguments.output) as temporary:
         write_svg(figure, temporary)
