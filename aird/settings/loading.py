@@ -18,14 +18,13 @@ def load_configuration(values: Mapping[str, Any]) -> Configuration:
     Raises:
         ConfigurationError: with one line per mistake, each naming the key and what to write.
     """
-    found = list(name_mistakes(values))
+    said = list(name_mistakes(values))
     try:
         configuration = Configuration.model_validate(with_text_keys(values))
+        # What follows from a wrong value would only hide it.
+        said = said or mistakes(configuration)
     except ValidationError as error:
-        found += lines(error, Configuration)
-    if found:
-        raise ConfigurationError("\n".join(found))
-    found = mistakes(configuration)
-    if found:
-        raise ConfigurationError("\n".join(found))
+        said += lines(error, Configuration)
+    if said:
+        raise ConfigurationError("\n".join(said))
     return configuration

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from aird.settings.checks import uses
+from aird.settings.checks import unmet
 from aird.settings.configuration import Configuration
 from aird.settings.messages import ConfigurationError, show
 from aird.settings.models import Model
@@ -35,21 +35,27 @@ def check_files(configuration: Configuration, configuration_files: Iterable[str 
     Raises:
         ConfigurationError: with one line per mistake.
     """
-    found = [mistake for path in configuration_files for mistake in _repeated_keys(Path(path))]
+    mistakes: list[str] = []
+    for path in configuration_files:
+        try:
+            load_yaml_strictly(Path(path))
+        except ConfigurationError as error:
+            mistakes += str(error).splitlines()
+        except OSError:
+            pass  # Snakemake says so itself.
     for name, prompt_set in configuration.prompt_sets.items():
-        found += _prompt_file(configuration, name, prompt_set)
+        mistakes += _prompt_file(configuration, name, prompt_set)
     for name, model in configuration.models.items():
-        found += _model_files(f"models.{name}.source", model)
+        mistakes += _model_files(f"models.{name}.source", model)
     for name, suite in configuration.suites.items():
-        found += _task_files(f"suites.{name}", suite)
-        found += _judge_files(f"suites.{name}", suite)
-    serving = configuration.serving
-    if serving.lock is not None and not Path(serving.lock).is_file():
-        found.append(_absent("serving.lock", serving.lock, "the lock file of an environment with vLLM"))
-    if serving.executable is not None and not Path(serving.executable).is_file():
-        found.append(_absent("serving.executable", serving.executable, "the Python of an environment with vLLM"))
-    if found:
-        raise ConfigurationError("\n".join(found))
+        mistakes += _task_files(f"suites.{name}", suite)
+        mistakes += _judge_files(f"suites.{name}", suite)
+    for key, wanted in (("lock", "lock file"), ("executable", "Python")):
+        value = getattr(configuration.serving, key)
+        if value is not None and not Path(value).is_file():
+            mistakes.append(_absent(f"serving.{key}", value, f"the {wanted} of an environment with vLLM"))
+    if mistakes:
+        raise ConfigurationError("\n".join(mistakes))
 
 
 def load_yaml_strictly(path: Path) -> Any:
@@ -92,20 +98,9 @@ def load_yaml_strictly(path: Path) -> Any:
     return content
 
 
-def _repeated_keys(path: Path) -> list[str]:
-    try:
-        load_yaml_strictly(path)
-    except ConfigurationError as error:
-        return str(error).splitlines()
-    except OSError:
-        # Snakemake says so itself.
-        return []
-    return []
-
-
-def _absent(key: str, path: str, wanted: str) -> str:
+def _absent(key: str, path: str, wanted: str, kind: str = "file") -> str:
     home = ", with ~ written out" if path.startswith("~") else ""
-    return f"{key}: there is no such file; name {wanted}{home} (found: {show(path)})"
+    return f"{key}: there is no such {kind}; name {wanted}{home} (found: {show(path)})"
 
 
 def _prompt_file(configuration: Configuration, name: str, settings: PromptSet) -> Iterator[str]:
@@ -127,38 +122,19 @@ def _prompt_file(configuration: Configuration, name: str, settings: PromptSet) -
     if wanted > len(rows):
         yield f"{key}.splits: ask for more than {path.name} holds; write {len(rows)} in sum at most (found: {wanted})"
     if settings.split_field is not None:
-        yield from _split_counts(
-            configuration, name, Counter(split if isinstance(split, str) else None for _, split in rows)
-        )
-
-
-def _split_counts(configuration: Configuration, name: str, sizes: Counter[str | None]) -> Iterator[str]:
-    """Yield selections of splits that a file does not hold, or not in that number."""
-    said = set()
-    for use in uses(configuration):
-        split, count = use.selection.split, use.selection.count
-        if use.selection.set != name or split is None or (use.count_key, split) in said:
-            continue
-        said.add((use.count_key, split))
-        if split not in sizes:
-            known = ", ".join(sorted(str(size) for size in sizes if size is not None)) or "none"
-            yield f"{use.key}: prompt set {name} has no split {split}; use one that its file has ({known})"
-        elif count is not None and count > sizes[split]:
-            yield (
-                f"{use.count_key}: asks for more than split {split} of prompt set {name} has; "
-                f"write at most {sizes[split]} (found: {count})"
-            )
+        sizes = Counter(sorted(split for _, split in rows if isinstance(split, str)))
+        yield from unmet(configuration, name, sizes, "use one that its file has")
 
 
 def _model_files(key: str, model: Model) -> Iterator[str]:
     if model.source.path is None:
         return
     path = Path(model.source.path)
-    found = f"(found: {show(model.source.path)})"
+    given = f"(found: {show(model.source.path)})"
     if path.is_file():
         with open(path, "rb") as stream:
             if stream.read(4) != b"GGUF":
-                yield f"{key}.path: is a file, but no GGUF file; name a *.gguf file or a model's folder {found}"
+                yield f"{key}.path: is a file, but no GGUF file; name a *.gguf file or a model's folder {given}"
         return
     if not path.is_dir():
         yield _absent(f"{key}.path", model.source.path, "a model's folder or a GGUF file")
@@ -166,13 +142,13 @@ def _model_files(key: str, model: Model) -> Iterator[str]:
     if model.source.sha256 is not None:
         yield f"{key}.sha256: is for a GGUF file, but the path is a folder; leave it out"
     if not (path / "config.json").is_file():
-        yield f"{key}.path: the folder holds no config.json; name a model's folder in Hugging Face format {found}"
+        yield f"{key}.path: the folder holds no config.json; name a model's folder in Hugging Face format {given}"
     elif not any(path.glob("*.safetensors")):
-        yield f"{key}.path: the folder holds no *.safetensors; convert the model with save_pretrained first {found}"
+        yield f"{key}.path: the folder holds no *.safetensors; convert the model with save_pretrained first {given}"
     elif not _has_chat_template(path):
         yield (
             f"{key}.path: the folder holds no chat template; use the chat (instruct) version of the model, or put "
-            f"a chat_template.jinja into it {found}"
+            f"a chat_template.jinja into it {given}"
         )
 
 
@@ -181,8 +157,8 @@ def _judge_files(key: str, suite: Suite) -> Iterator[str]:
         return
     folder = Path(suite.judge.source.path)
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        found = f"(found: {show(suite.judge.source.path)})"
-        yield f"{key}.judge.source.path: is no model; name a folder in Hugging Face format with safetensors {found}"
+        given = f"(found: {show(suite.judge.source.path)})"
+        yield f"{key}.judge.source.path: is no model; name a folder in Hugging Face format with safetensors {given}"
 
 
 def _has_chat_template(folder: Path) -> bool:
@@ -200,9 +176,7 @@ def _task_files(key: str, suite: Suite) -> Iterator[str]:
         return
     folder = Path(suite.task_folder)
     if not folder.is_dir():
-        yield _absent(f"{key}.task_folder", suite.task_folder, "a folder of lm-eval task files").replace(
-            "file;", "folder;"
-        )
+        yield _absent(f"{key}.task_folder", suite.task_folder, "a folder of lm-eval task files", "folder")
         return
     names: list[str] = []
     for path in sorted(folder.rglob("*.yaml")):

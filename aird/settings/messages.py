@@ -58,7 +58,7 @@ def name_mistakes(values: Any, keys: tuple[str, ...] = ()) -> Iterator[str]:
 
 
 def with_text_keys(values: Any) -> Any:
-    """Return the values with every key as text, so that all other mistakes are found as well."""
+    """Return the values with every key as text, so that all other mistakes are seen as well."""
     if isinstance(values, Mapping):
         return {as_name(key): with_text_keys(value) for key, value in values.items()}
     return [with_text_keys(value) for value in values] if isinstance(values, list | tuple) else values
@@ -70,9 +70,9 @@ def as_name(key: Any) -> str:
 
 
 def lines(error: ValidationError, root: type[Settings]) -> list[str]:
-    """Return one line for each mistake that the typed models found."""
-    found = (_line(detail, locate(root, detail["loc"])) for detail in error.errors(include_url=False))
-    return list(dict.fromkeys(found))
+    """Return one line for each mistake that the typed models see."""
+    said = (_line(detail, locate(root, detail["loc"])) for detail in error.errors(include_url=False))
+    return list(dict.fromkeys(said))
 
 
 def _line(detail: Any, place: Place) -> str:

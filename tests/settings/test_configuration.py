@@ -78,8 +78,8 @@ def test_every_mistake_has_its_line() -> None:
     values = changed("seed", -1)
     values["patches"]["aird"]["alpha"] = "1"
     values["compressions"][50] = {"recipe": "fp9"}
-    found = mistakes(values)
-    assert [line.partition(":")[0] for line in found] == [
+    said = mistakes(values)
+    assert [line.partition(":")[0] for line in said] == [
         "compressions.50",
         "seed",
         "compressions.50.recipe",
@@ -88,8 +88,8 @@ def test_every_mistake_has_its_line() -> None:
 
 
 def test_empty_configuration_says_every_missing_table() -> None:
-    found = mistakes({})
-    assert [line.partition(":")[0] for line in found] == [
+    said = mistakes({})
+    assert [line.partition(":")[0] for line in said] == [
         "prompt_sets",
         "directions",
         "models",
@@ -100,9 +100,9 @@ def test_empty_configuration_says_every_missing_table() -> None:
 
 def test_circular_sets() -> None:
     values = changed("prompt_sets.raw", {"combine": ["harmful"]})
-    found = mistakes(values)
-    assert found[0].startswith("prompt_sets.raw.combine: harmful is itself made from raw; remove one")
-    assert len(found) == 2  # the circle is named at both of its ends
+    said = mistakes(values)
+    assert said[0].startswith("prompt_sets.raw.combine: harmful is itself made from raw; remove one")
+    assert len(said) == 2  # the circle is named at both of its ends
 
 
 def test_set_both_combined_and_kept_apart() -> None:
@@ -187,9 +187,9 @@ def test_splits_that_only_the_file_knows(folder: Path) -> None:
     values["compressions"]["wanda"]["calibration"]["count"] = 301
     with pytest.raises(ConfigurationError) as caught:
         check_files(load_configuration(values))
-    found = str(caught.value).split("\n")
-    assert "directions.harmless: prompt set harmless has no split test; use one that its file has (train)" in found
-    assert any(line.startswith("compressions.wanda.calibration.count:") and "at most 300" in line for line in found)
+    said = str(caught.value).split("\n")
+    assert "directions.harmless: prompt set harmless has no split validation and no split test (it has: train); use one that its file has" in said
+    assert any(line.startswith("compressions.wanda.calibration.count:") and "at most 300" in line for line in said)
 
 
 def test_repeated_key_in_yaml(tmp_path: Path) -> None:
@@ -197,8 +197,8 @@ def test_repeated_key_in_yaml(tmp_path: Path) -> None:
     path.write_text("seed: 1\nmodels:\n  a: {}\n  a: {}\nseed: 2\n", encoding="utf-8")
     with pytest.raises(ConfigurationError) as caught:
         load_yaml_strictly(path)
-    found = str(caught.value).split("\n")
-    assert [re.sub(r"^.*config\.yaml, ", "", line) for line in found] == [
+    said = str(caught.value).split("\n")
+    assert [re.sub(r"^.*config\.yaml, ", "", line) for line in said] == [
         'line 5: key "seed" stands already in line 1; remove one',
         'line 4: key "a" stands already in line 3; remove one',
     ]
@@ -261,8 +261,8 @@ def test_paper_grid_asks_for_its_commits_and_is_correct_with_them(monkeypatch: p
     values = load_yaml_strictly(PROJECT / "config/paper.yaml")
     unpinned = [name for name, model in values["models"].items() if model["source"]["revision"] == PLACEHOLDER_COMMIT]
     if unpinned:
-        found = mistakes(values)
-        assert [line.partition(":")[0] for line in found] == [f"models.{name}.source.revision" for name in unpinned]
+        said = mistakes(values)
+        assert [line.partition(":")[0] for line in said] == [f"models.{name}.source.revision" for name in unpinned]
     for name in unpinned:
         values["models"][name]["source"]["revision"] = COMMIT
     configuration = load_configuration(values)
@@ -281,7 +281,7 @@ def test_paper_grid_repeats_every_calibrated_compression_with_three_seeds() -> N
             rest = {**settings, "calibration": {**settings["calibration"], "seed": None}}
             seeds.setdefault(canonical_json(rest), []).append(seed)
     assert len(seeds) >= 5
-    assert all(sorted(found) == [0, 1, 2] for found in seeds.values()), seeds
+    assert all(sorted(numbers) == [0, 1, 2] for numbers in seeds.values()), seeds
 
 
 @pytest.mark.parametrize("path", generated_files(), ids=str)

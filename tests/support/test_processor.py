@@ -29,8 +29,8 @@ def record_of(**computes: str) -> dict[str, Any]:
 
 
 def rates(monkeypatch: pytest.MonkeyPatch, **gigaflops: float) -> None:
-    found = {name: value * 1e9 for name, value in gigaflops.items()}
-    monkeypatch.setattr(processor, "_rates", lambda torch: found)
+    rates = {name: value * 1e9 for name, value in gigaflops.items()}
+    monkeypatch.setattr(processor, "_rates", lambda torch: rates)
 
 
 def test_the_measurement_decides() -> None:
