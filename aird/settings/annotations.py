@@ -1,10 +1,10 @@
-"""What the types of settings say: for error messages and for the reference of all keys."""
+"""What the types of settings say: for error messages, and in part for the reference of all keys."""
 
 from __future__ import annotations
 
 import types
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -78,11 +78,6 @@ def form(annotation: Any, metadata: Sequence[Any] = ()) -> Form | None:
             if known is not None:
                 return known
     return None
-
-
-def is_literal(annotation: Any) -> bool:
-    """Tell whether a type lists its values."""
-    return get_origin(annotation) is Literal
 
 
 def locate(root: type[Settings], location: Sequence[int | str]) -> Place:

@@ -1,21 +1,21 @@
 """Write the reference of all configuration keys from the typed models, so that it cannot be wrong.
 
-`python -m aird.settings.reference` rewrites the files generated from them: config/schema.json and config/README.md.
+`python -m aird.settings.reference` rewrites the files generated from them: config/schema.json, which pydantic makes of
+the models, and config/README.md, which says in words what that schema says.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, get_args, get_origin
+from typing import Any, NamedTuple
 
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
-
-from aird.settings.annotations import contained, form, is_literal, members, split_metadata, tables, tag, tag_key
-from aird.settings.base import Settings
+from aird.settings.annotations import ALL_FORMS, TAG_KEYS
 from aird.settings.configuration import Configuration
+
+Schema = Mapping[str, Any]
 
 INTRODUCTION = """\
 # Configuration
@@ -37,13 +37,15 @@ This file is generated: `python -m aird.settings.reference` writes it and `confi
 """
 
 NAMES = {"prompt_sets": "SET", "models": "MODEL", "compressions": "COMPRESSION", "patches": "PATCH", "suites": "SUITE"}
-BOUNDS = (("gt", "above"), ("ge", "at least"), ("lt", "below"), ("le", "at most"))
+TYPES = {"integer": "whole number", "number": "number", "string": "text", "boolean": "`true` or `false`"}
+BOUNDS = {"exclusiveMinimum": "above", "minimum": "at least", "exclusiveMaximum": "below", "maximum": "at most"}
 
 
 class Section(NamedTuple):
-    """One table of the configuration and the places where it may stand."""
+    """One table of the configuration, and the places where it may stand."""
 
-    model: type[Settings]
+    model: str  # the name of its typed model
+    schema: Schema
     paths: list[str]
 
     @property
@@ -51,7 +53,7 @@ class Section(NamedTuple):
         """The table's place; where it stands at several places, what it is."""
         if len(self.paths) == 1:
             return self.paths[0] or "The top level"
-        words = re.findall(r"[A-Z][a-z]+", self.model.__name__.removesuffix("Settings"))
+        words = re.findall(r"[A-Z][a-z]+", self.model.removesuffix("Settings"))
         return " ".join(words).capitalize()
 
     @property
@@ -61,126 +63,108 @@ class Section(NamedTuple):
         return f"[{self.title}](#{anchor})"
 
 
-def reference(root: type[Settings]) -> str:
+def reference(root: Schema) -> str:
     """Return the reference of all keys as Markdown.
 
     Args:
-        root: the model of the whole configuration.
+        root: the JSON schema of the whole configuration.
     """
-    sections: dict[type[Settings], Section] = {}
-    _collect(root, "", sections)
+    sections: dict[str, Section] = {}
+    _collect("", root, "", root["$defs"], sections)
     parts = [INTRODUCTION]
     for section in sections.values():
-        lines = [f"## {section.title}", "", _one_line(section.model)]
+        # The first paragraph of the model's docstring.
+        lines = [f"## {section.title}", "", " ".join(section.schema["description"].split("\n\n")[0].split())]
         if len(section.paths) > 1:
             lines += ["", f"Stands at {', '.join(f'`{path}`' for path in section.paths)}."]
-        key = tag_key(section.model)
-        if key is not None:
-            lines += ["", f"Written as `{key}: {tag(section.model)}`."]
-        fields = {name: field for name, field in section.model.model_fields.items() if name != key}
-        if fields:
+        keys = dict(section.schema["properties"])
+        for tag_key in TAG_KEYS:
+            if tag_key in keys:
+                lines += ["", f"Written as `{tag_key}: {keys.pop(tag_key)['const']}`."]
+        if keys:
             lines += ["", "| key | type | default | description |", "|---|---|---|---|"]
-            lines += [_row(name, field, sections) for name, field in fields.items()]
+            required = section.schema.get("required", ())
+            lines += [_row(name, key, name in required, sections) for name, key in keys.items()]
         else:
             lines += ["", "It has no other key."]
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
 
 
-def _collect(model: type[Settings], path: str, sections: dict[type[Settings], Section]) -> None:
+def _collect(model: str, schema: Schema, path: str, models: Schema, sections: dict[str, Section]) -> None:
     """Add a model and all models below it, in the order of their keys."""
-    if model in sections:
-        sections[model].paths.append(path)
-    else:
-        sections[model] = Section(model, [path])
-    for name, field in model.model_fields.items():
-        inner = contained(field.annotation)
-        below = tables(inner) if inner is not None else tables(field.annotation)
+    sections.setdefault(model, Section(model, schema, [])).paths.append(path)
+    for name, key in schema["properties"].items():
         place = f"{path}.{name}" if path else name
-        if inner is not None:
+        inner = [inside for option in _options(key) if (inside := _inside(option)) is not None]
+        if inner:
             place += f".{NAMES.get(name, 'NAME')}"
+        below = [_model(option) for each in inner or [key] for option in _options(each) if "$ref" in option]
         for table in below:
             # Recipes and methods stand at the same place, so each is told apart by its name.
-            _collect(table, f"{place} ({tag(table)})" if len(below) > 1 else place, sections)
+            tags = (models[table]["properties"][tag]["const"] for tag in TAG_KEYS if tag in models[table]["properties"])
+            _collect(table, models[table], f"{place} ({next(tags)})" if len(below) > 1 else place, models, sections)
 
 
-def _one_line(model: type[Settings]) -> str:
-    return " ".join((model.__doc__ or "").strip().split("\n\n")[0].split())
+def _options(schema: Schema) -> list[Schema]:
+    """Return the alternatives of a value, without null."""
+    options = schema.get("anyOf") or schema.get("oneOf") or [schema]
+    return [option for option in options if option.get("type") != "null"]
 
 
-def _row(name: str, field: FieldInfo, sections: dict[type[Settings], Section]) -> str:
-    kind = _kind(field.annotation, field.metadata, sections)
-    limits = _limits(field.annotation, field.metadata)
-    if limits:
-        kind += f", {limits}"
-    cells = [f"`{name}`", kind, _default(field, sections), field.description or ""]
+def _inside(schema: Schema) -> Schema | None:
+    """Return the schema of what a list or a table of names holds; None for other values."""
+    held: Schema | None = schema.get("items") or next(iter(schema.get("patternProperties", {}).values()), None)
+    return held
+
+
+def _model(schema: Schema) -> str:
+    return str(schema["$ref"]).rpartition("/")[2]
+
+
+def _row(name: str, key: Schema, required: bool, sections: Mapping[str, Section]) -> str:
+    cells = [f"`{name}`", _kind(key, sections), "required" if required else _default(key), key.get("description", "")]
     # A bar would end the cell.
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _kind(annotation: Any, metadata: list[Any], sections: dict[type[Settings], Section]) -> str:
-    """Return a type in plain words."""
-    found = form(annotation, metadata)
-    if found is not None:
-        return found.kind
-    return " or ".join(_alternative(option, sections) for option in members(annotation))
+def _kind(schema: Schema, sections: Mapping[str, Section]) -> str:
+    """Return in words what a value may be."""
+    return " or ".join(_alternative(option, sections) for option in _options(schema))
 
 
-def _alternative(option: Any, sections: dict[type[Settings], Section]) -> str:
-    bare, _ = split_metadata(option)
-    if get_origin(bare) is list:
-        return f"list of: {_kind(get_args(bare)[0], [], sections)}"
-    if get_origin(bare) is dict:
-        inner = get_args(bare)[1]
-        limits = _limits(inner, [])
-        return f"table of names, each with: {_kind(inner, [], sections)}" + (f", {limits}" if limits else "")
-    if is_literal(bare):
-        return " or ".join(f"`{json.dumps(value) if _quoted(value) else value}`" for value in get_args(bare))
-    if isinstance(bare, type) and issubclass(bare, Settings):
-        return sections[bare].link
-    words = {int: "whole number", float: "number", str: "text", bool: "`true` or `false`"}
-    return words[bare]
+def _alternative(schema: Schema, sections: Mapping[str, Section]) -> str:
+    if "$ref" in schema:
+        return sections[_model(schema)].link
+    if "enum" in schema or "const" in schema:
+        return " or ".join(_code(value) for value in schema.get("enum") or [schema["const"]])
+    if schema.get("pattern") in ALL_FORMS:
+        return ALL_FORMS[schema["pattern"]].kind
+    held = _inside(schema)
+    if held is not None:
+        words = f"{'list of' if 'items' in schema else 'table of names, each with'}: {_kind(held, sections)}"
+        return f"{words}, not empty" if schema.get("minItems") or schema.get("minProperties") else words
+    limits = " and ".join(f"{word} {schema[bound]}" for bound, word in BOUNDS.items() if bound in schema)
+    return f"{TYPES[schema['type']]}, {limits}" if limits else TYPES[schema["type"]]
 
 
-def _quoted(value: Any) -> bool:
-    """Tell whether YAML would read a text as something else, so that it needs quotes."""
-    return isinstance(value, str) and not re.fullmatch(r"[A-Za-z][\w-]*", value)
-
-
-def _limits(annotation: Any, metadata: list[Any]) -> str:
-    """Return the bounds of a number or of the length of a list, in words."""
-    found = list(metadata)
-    for option in members(annotation):
-        found += split_metadata(option)[1]
-    flat: list[Any] = []
-    for constraint in found:
-        flat += constraint.metadata if isinstance(constraint, FieldInfo) else [constraint]
-    words = []
-    for attribute, word in BOUNDS:
-        for constraint in flat:
-            limit = getattr(constraint, attribute, None)
-            if limit is not None:
-                words.append(f"{word} {limit}")
-    if any(getattr(constraint, "min_length", None) for constraint in flat) and contained(annotation) is not None:
-        words.append("not empty")
-    return " and ".join(words)
-
-
-def _default(field: FieldInfo, sections: dict[type[Settings], Section]) -> str:
-    if field.is_required():
-        return "required"
-    if isinstance(field.default, BaseModel):
+def _default(key: Schema) -> str:
+    if "$ref" in key:
         return "its own defaults"
-    if field.default is None:
-        return "none"
-    value = json.dumps(field.default)
-    return f"`{value}`" if not isinstance(field.default, str) or _quoted(field.default) else f"`{field.default}`"
+    return "none" if key["default"] is None else _code(key["default"])
+
+
+def _code(value: Any) -> str:
+    """Return a value as YAML writes it; in quotes where YAML would read a text as something else."""
+    plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z][\w-]*", value)
+    return f"`{value if plain else json.dumps(value)}`"
 
 
 def generated_files() -> dict[Path, str]:
     """Return the files that are generated from the typed models, by their path in the project."""
-    schema = json.dumps(Configuration.model_json_schema(), indent=2, sort_keys=True) + "\n"
-    return {Path("config/schema.json"): schema, Path("config/README.md"): reference(Configuration)}
+    schema = Configuration.model_json_schema()
+    text = json.dumps(schema, indent=2, sort_keys=True) + "\n"
+    return {Path("config/schema.json"): text, Path("config/README.md"): reference(schema)}
 
 
 if __name__ == "__main__":
