@@ -10,7 +10,6 @@ from aird.settings.configuration import Configuration
 from aird.settings.messages import hint
 from aird.settings.sources import PLACEHOLDER_COMMIT
 
-
 KINDS = ("harmful", "harmless")
 
 

@@ -188,7 +188,10 @@ def test_splits_that_only_the_file_knows(folder: Path) -> None:
     with pytest.raises(ConfigurationError) as caught:
         check_files(load_configuration(values))
     said = str(caught.value).split("\n")
-    assert "directions.harmless: prompt set harmless has no split validation and no split test (it has: train); use one that its file has" in said
+    assert (
+        "directions.harmless: prompt set harmless has no split validation and no split test (it has: train); use one that its file has"
+        in said
+    )
     assert any(line.startswith("compressions.wanda.calibration.count:") and "at most 300" in line for line in said)
 
 
