@@ -14,8 +14,6 @@ import shutil
 import sys
 from pathlib import Path
 
-import snakemake.common
-import snakemake.rules
 from snakemake.exceptions import WorkflowError
 from snakemake.io import sourcecache_entry
 from snakemake.jobs import Job
@@ -93,29 +91,20 @@ wildcard_constraints:
     suite=one_of(CONFIGURATION.suites),
 
 
-if workflow.output_settings.dryrun:
-    # A plan is the table of what would run: on one screen, not a screen per job. Errors of a real
-    # run need the lines of their job, so the profile cannot say this for both.
-    quiet_filters = [
-        record_filter
-        for handler in logger.handlers
-        for record_filter in handler.filters
-        if hasattr(record_filter, "quiet")
-    ]
-    for record_filter in quiet_filters:
-        record_filter.quiet = {*record_filter.quiet, Quietness.RULES}
-    # Nor are they made: formatting what nobody sees is a third of a plan's time. A logger of the
-    # user's own (`make why`) still gets them.
-    if len(quiet_filters) == len(logger.handlers):
+OUTPUT = workflow.output_settings
+
+# Two tricks that make planning quick: docs/tricks.md.
+if OUTPUT.dryrun:
+    # A plan is the table of what would run: on one screen, not a screen per job. Errors of a real run need the
+    # lines of their job, so the profile cannot say this for both. Who asks for commands (-p), or has a logger of
+    # their own (`make why`), gets the jobs.
+    alone = [handler.name for handler in logger.handlers] == ["DefaultStreamHandler"]
+    if alone and not (OUTPUT.printshellcmds or OUTPUT.verbose):
         Job.log_info = lambda job, *_, **__: None
     # A plan is millions of small objects that live until its end: there is no garbage to look for, and at
     # the end, when Python would look all the same, nothing to be freed one by one.
     gc.disable()
     atexit.register(gc.freeze)
-    # Snakemake asks for the parameters of the same few functions for every job: a tenth of a plan's time.
-    parameters = functools.cache(snakemake.common.get_function_params)
-    snakemake.common.get_function_params = parameters
-    snakemake.rules.get_function_params = parameters
 
 
 def earlier_times():
@@ -131,7 +120,6 @@ def earlier_times():
 
 # A run shows its progress (workflow/plugins/aird_progress), unless it is quiet, asked for more, or the
 # project is a module of a workflow that says such things in its own way.
-OUTPUT = workflow.output_settings
 if (
     not OUTPUT.dryrun
     and workflow.exec_mode == ExecMode.DEFAULT
@@ -147,9 +135,10 @@ if (
 # unless each has a conda environment of its own.
 # Waiting threads spin for microseconds only: not at all costs a job a quarter of its speed, longer
 # makes jobs on shared cores ten times slower.
+# Progress bars would bury a log's lines.
 # A job ends when this process does (aird/support/lifetime.py); PPID is bash's name for it.
 ENVIRONMENT = (
-    "set -euo pipefail; export GOMP_SPINCOUNT=20000 KMP_BLOCKTIME=1 AIRD_RUN=$PPID"
+    "set -euo pipefail; export GOMP_SPINCOUNT=20000 KMP_BLOCKTIME=1 TQDM_DISABLE=1 AIRD_RUN=$PPID"
     f" PYTHONPATH={shlex.quote(str(PROJECT))}"
     f" SCRIPTS={shlex.quote(os.path.relpath(PROJECT / 'workflow' / 'scripts'))}"
 )

@@ -19,7 +19,6 @@ from aird.prompts.chat import chat_tokens
 from aird.support.checkpoint_patterns import CODE, DESCRIPTION
 from aird.support.files import check_folder, read_json
 from aird.support.processor import computes_in
-from aird.support.quick_imports import import_transformers
 
 TRUST = "trust_remote_code"  # key of a manifest
 _trusted: list[bool] = []
@@ -53,9 +52,9 @@ def code_is_trusted() -> bool:
 
 def load_tokenizer(checkpoint: Path) -> Any:
     """Return the checkpoint's tokenizer; ValueError if it has no chat template."""
-    tokenizer = import_transformers().AutoTokenizer.from_pretrained(
-        str(checkpoint), trust_remote_code=code_is_trusted()
-    )
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(checkpoint), trust_remote_code=code_is_trusted())
     chat_tokens(tokenizer, "Hello.")
     return tokenizer
 
@@ -81,7 +80,9 @@ def load_model(
         adapter: a PEFT adapter folder to put on top.
         dtype: the type to compute in, instead of that.
     """
-    model: Any = import_transformers().AutoModelForCausalLM.from_pretrained(
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(
         str(checkpoint),
         dtype=dtype or compute_dtype(checkpoint),
         device_map="auto" if torch.cuda.is_available() else None,
@@ -105,7 +106,9 @@ def load_model(
 
 def stored_dtype(checkpoint: Path) -> torch.dtype:
     """Return the type that the checkpoint's configuration names; float32 where it names none."""
-    config = import_transformers().AutoConfig.from_pretrained(str(checkpoint), trust_remote_code=code_is_trusted())
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(str(checkpoint), trust_remote_code=code_is_trusted())
     return getattr(config, "dtype", None) or torch.float32
 
 
@@ -196,7 +199,8 @@ def copy_weights(source: Path, target: Path, with_code: bool) -> None:
 
 
 def _dequantise_gguf(source: Path, target: Path, dtype: torch.dtype) -> None:
-    transformers = import_transformers()
+    import transformers
+
     folder, name = str(source.parent), source.name
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name)
@@ -213,7 +217,8 @@ def _dequantise_gguf(source: Path, target: Path, dtype: torch.dtype) -> None:
 
 def load_structure(checkpoint: Path) -> Any:
     """Return the checkpoint's architecture with empty weights (meta device): its modules, for free."""
-    transformers = import_transformers()
+    import transformers
+
     config = transformers.AutoConfig.from_pretrained(str(checkpoint), trust_remote_code=code_is_trusted())
     with torch.device("meta"):
         return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=code_is_trusted())

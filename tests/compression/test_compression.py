@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -234,6 +235,16 @@ def test_awq_scales_norms_but_no_input_of_a_residual_writer(original: Path, made
             check(altered, settings, measure(original))
     with pytest.raises(ValueError, match="must leave as it is: .*input_layernorm"):
         check(measurements, CASES["gptq"][0], measure(original))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the memory can be pinned")
+def test_awq_still_pins_memory_for_a_gpu_that_is_not_there(
+    original: Path, calibration: list[list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When this fails, the trick can go (docs/tricks.md)."""
+    monkeypatch.setattr(oneshot, "_pinning_no_memory", contextlib.nullcontext)
+    with pytest.raises(RuntimeError, match="accelerator"):
+        compress(original, tmp_path / "awq", CASES["awq"][0], calibration)
 
 
 @pytest.mark.thorough
