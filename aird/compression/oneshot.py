@@ -158,11 +158,11 @@ def _pinning_no_memory() -> Iterator[None]:
 
     pin_memory = IntermediatesCache.pin_memory
     if not torch.cuda.is_available():
-        IntermediatesCache.pin_memory = lambda *_: None
+        IntermediatesCache.pin_memory = lambda *_: None  # type: ignore[method-assign]
     try:
         yield
     finally:
-        IntermediatesCache.pin_memory = pin_memory
+        IntermediatesCache.pin_memory = pin_memory  # type: ignore[method-assign]
 
 
 def _dataset(calibration: list[list[int]]) -> Any:

@@ -115,13 +115,15 @@ def _listed(key: str, names: list[str] | None, kind: str, known: Mapping[str, An
 
 
 def _sources(configuration: Configuration) -> Iterator[str]:
-    models = [(f"models.{name}", model.source, model.source.hub) for name, model in configuration.models.items()]
-    files = [
+    pages: list[tuple[str, Any, str | None]] = [
+        (f"models.{name}", model.source, model.source.hub) for name, model in configuration.models.items()
+    ]
+    pages += [
         (f"prompt_sets.{name}", prompt_set.source, f"datasets/{prompt_set.source.hub_dataset}")
         for name, prompt_set in configuration.prompt_sets.items()
         if prompt_set.source is not None
     ]
-    for key, source, page in (*models, *files):
+    for key, source, page in pages:
         if source.revision == PLACEHOLDER_COMMIT:
             yield (
                 f"{key}.source.revision: 40 zeros only hold the place of a commit; replace them by the "
