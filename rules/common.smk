@@ -169,9 +169,8 @@ def code(script, *modules):
     files.append(PROJECT / "envs" / "core.lock.txt")
     lines = [f"{hash_of(path)}  {os.path.relpath(path, PROJECT)}" for path in files]
     text = "\n".join(lines) + "\n"
-    name = "+".join(
-        [script, *(module.removesuffix(".py").replace("/", ".") for module in modules)]
-    )
+    chosen = [".".join(Path(module.removesuffix(".py")).parts) for module in modules]
+    name = "+".join([script, *chosen])
     record = Path(RESULTS) / "code" / f"{name}.sha256"
     if not record.is_file() or record.read_text(encoding="utf-8") != text:
         with atomic_file(record) as temporary:
