@@ -52,17 +52,19 @@ class Need:
 
 # A need that is no number is a sentence.
 Needs = tuple[Need | str, ...]
+# From the size of a sample to the 95% interval of a cost on it.
+Intervals = Callable[[int], tuple[float, float]]
 
 
 def merged(all_needs: Iterable[Needs]) -> Needs:
     """Return each need once; of those that ask the same question of the same kind of sample, the largest."""
-    found: dict[object, Need | str] = {}
+    largest: dict[object, Need | str] = {}
     for need in (need for needs in all_needs for need in needs):
         key = (need.question, need.what) if isinstance(need, Need) else need
-        known = found.get(key)
+        known = largest.get(key)
         if known is None or (isinstance(known, Need) and isinstance(need, Need) and _size(need) > _size(known)):
-            found[key] = need
-    return tuple(found.values())
+            largest[key] = need
+    return tuple(largest.values())
 
 
 def in_sentences(needs: Needs) -> str:
@@ -92,43 +94,38 @@ def effect_needs(question: str, what: str, less: list[bool], more: list[bool], r
     return (Need(question, what, len(less), least),)
 
 
-def margin_needs(
-    question: str, what: str, before: list[bool], after: list[bool], margin: float, compared: int
-) -> Needs:
-    """Return what would decide "the rate grows by less than the margin" (`aird.reporting.verdicts.margin_verdict`).
-
-    Args:
-        question, what: of the need.
-        before, after: labels of the same prompts; a label that is gained is a cost.
-        margin: the largest cost that is accepted.
-        compared: number of p-values that are adjusted together.
-    """
-
-    def decided(count: int) -> bool:
-        _, low, high = paired_difference(*_scaled(before, after, count))
-        return _margin_decided(low, high, margin, compared)
-
-    return (Need(question, what, len(before), _smallest(decided, len(before))),)
-
-
-def interval_margin_needs(
-    question: str, what: str, have: int, low: float, high: float, margin: float, compared: int
-) -> Needs:
-    """Return the same for a cost of which only the interval is known.
+def margin_needs(question: str, what: str, have: int, intervals: Intervals, margin: float, compared: int) -> Needs:
+    """Return what would decide "the cost is less than the margin" (`aird.reporting.verdicts.margin_verdict`).
 
     Args:
         question, what, have: of the need.
-        low, high: 95% interval of the cost.
+        intervals: `paired_intervals` or `narrowed`.
         margin: the largest cost that is accepted.
         compared: number of p-values that are adjusted together.
     """
-    middle, half = (low + high) / 2, (high - low) / 2
 
     def decided(count: int) -> bool:
-        narrower = half * math.sqrt(have / count)
-        return _margin_decided(middle - narrower, middle + narrower, margin, compared)
+        low, high = intervals(count)
+        p_value = min(1.0, compared * margin_p_value(low, high, margin))
+        return margin_verdict(low, margin, p_value)[0] != UNDECIDED
 
     return (Need(question, what, have, _smallest(decided, have)),)
+
+
+def paired_intervals(before: list[bool], after: list[bool]) -> Intervals:
+    """Return the interval of a paired difference from the number of prompts, at the same shares of changes."""
+    return lambda count: paired_difference(*_scaled(before, after, count))[1:]
+
+
+def narrowed(have: int, low: float, high: float) -> Intervals:
+    """Return the interval from the number of answers, where only that of `have` answers is known."""
+    middle, half = (low + high) / 2, (high - low) / 2
+
+    def interval(count: int) -> tuple[float, float]:
+        narrower = half * math.sqrt(have / count)
+        return middle - narrower, middle + narrower
+
+    return interval
 
 
 def moved_needs(have: int, cosine: float, low: float, null_low: float) -> Needs:
@@ -169,11 +166,6 @@ def correlation_needs(question: str, have: int, correlation: float) -> Needs:
         return correlation_verdict(correlation, math.tanh(middle + Z * spread), p_value, count)[0] != UNDECIDED
 
     return (Need(question, "compressions", have, _smallest(decided, have + 1)),)
-
-
-def _margin_decided(low: float, high: float, margin: float, compared: int) -> bool:
-    adjusted = min(1.0, compared * margin_p_value(low, high, margin))
-    return margin_verdict(low, margin, adjusted)[0] != UNDECIDED
 
 
 def _smallest(decided: Callable[[int], bool], start: int) -> int | None:

@@ -12,10 +12,11 @@ from aird.reporting.needs import (
     correlation_needs,
     effect_needs,
     in_sentences,
-    interval_margin_needs,
     margin_needs,
     merged,
     moved_needs,
+    narrowed,
+    paired_intervals,
 )
 from aird.reporting.verdicts import DOES_NOT_HOLD, HOLDS, UNDECIDED, effect_verdict, margin_p_value, margin_verdict
 from aird.support.statistics import mcnemar, paired_difference
@@ -42,7 +43,9 @@ def test_a_margin_is_decided_at_the_named_number_of_prompts_and_not_before(
 ) -> None:
     total = 120 if gained else 40
     assert margin_decision(total, lost / total, gained / total, compared) == UNDECIDED
-    (need,) = margin_needs("it costs little", "harmless prompts", *changed(total, lost, gained), 0.05, compared)
+    (need,) = margin_needs(
+        "it costs little", "harmless prompts", total, paired_intervals(*changed(total, lost, gained)), 0.05, compared
+    )
     assert isinstance(need, Need) and need.have == total
     least = need.least
     assert least is not None and total < least < LARGEST
@@ -52,25 +55,25 @@ def test_a_margin_is_decided_at_the_named_number_of_prompts_and_not_before(
 
 def test_a_margin_needs_more_prompts_for_more_compressions_and_for_a_cost_nearer_to_it() -> None:
     sizes = [
-        margin_needs("", "", *changed(120, 1, gained), 0.05, compared)[0].least  # type: ignore[union-attr]
+        margin_needs("", "", 120, paired_intervals(*changed(120, 1, gained)), 0.05, compared)[0].least  # type: ignore[union-attr]
         for gained, compared in ((3, 1), (3, 3), (5, 3))
     ]
     assert sizes == sorted(sizes) and len(set(sizes)) == 3
 
 
 def test_a_cost_at_the_margin_is_never_decided() -> None:
-    (need,) = margin_needs("it costs little", "prompts", *changed(100, 0, 5), 0.05, 1)
+    (need,) = margin_needs("it costs little", "prompts", 100, paired_intervals(*changed(100, 0, 5)), 0.05, 1)
     assert isinstance(need, Need) and need.least is None
     assert str(need) == "100 prompts do not decide whether it costs little; more than 10,000 would"
 
 
 def test_an_interval_narrows_with_the_square_root() -> None:
     """Growth of 0.4% (-0.8 to 1.6): the upper end reaches 1% where the interval is half as wide."""
-    (need,) = interval_margin_needs("", "answers", 64, -0.008, 0.016, 0.01, 1)
+    (need,) = margin_needs("", "answers", 64, narrowed(64, -0.008, 0.016), 0.01, 1)
     assert isinstance(need, Need) and need.least == pytest.approx(4 * 64, abs=1)
-    (more,) = interval_margin_needs("", "answers", 64, -0.008, 0.016, 0.01, 3)
+    (more,) = margin_needs("", "answers", 64, narrowed(64, -0.008, 0.016), 0.01, 3)
     assert isinstance(more, Need) and more.least is not None and more.least > 4 * 64
-    (above,) = interval_margin_needs("", "answers", 64, 0.008, 0.016, 0.01, 1)
+    (above,) = margin_needs("", "answers", 64, narrowed(64, 0.008, 0.016), 0.01, 1)
     # A cost of 1.2% is shown to be above 1%: half of the width, up to the margin, in (0.4 / 0.2)^2 times the answers.
     assert isinstance(above, Need) and above.least == pytest.approx(4 * 64, abs=1)
 

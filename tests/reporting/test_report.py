@@ -15,7 +15,8 @@ import pytest
 from browser import NoBrowser, running_browser
 from frames import Grid, write_tables
 
-from aird.reporting.figures import draw, write_svg
+from aird.reporting.figures.drawing import draw
+from aird.reporting.figures.style import write_svg
 from aird.reporting.report import Sources, write_report
 from aird.reporting.report.captions import Captions
 from aird.reporting.report.data_tables import MOST_ROWS, html_table, short_number
@@ -59,7 +60,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
     figures = []
     for name in ("refusal.safety", "frontier.safety", "utility.safety", "candidates", "sites"):
         figures.append(folder / f"{name}.svg")
-        write_svg(draw(name, folder / "tables", PATCHES), figures[-1])
+        write_svg(draw(name, tables, PATCHES), figures[-1])
     manifest = folder / "models/tiny/w4a16/manifest.json"
     write_json(manifest, {"files": {"model.safetensors": "cd" * 32, "config.json": "ef" * 32}})
     write_json(folder / "vllm.json", {"versions": {"vllm": "1.2.3"}})
@@ -210,7 +211,7 @@ def test_numbers_are_short(value: float, text: str) -> None:
 
 
 def test_colours_of_pictures_follow_the_page(sources: Sources) -> None:
-    picture = figure_svg(draw("refusal.safety", sources.tables[0].parent, PATCHES), "one", "a label")
+    picture = figure_svg(draw("refusal.safety", sources.tables, PATCHES), "one", "a label")
     assert "var(--series-1)" in picture and "var(--ink)" in picture and "#0072b2" not in picture.lower()
 
 

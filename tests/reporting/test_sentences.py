@@ -14,8 +14,8 @@ import yaml
 from conftest import ROOT
 from frames import write_tables
 
-from aird.reporting.findings import details, headlines, verdict_sentences, whole_percent
 from aird.reporting.names import compression_in_words, patch_in_words
+from aird.reporting.sentences import details, headlines, verdict_sentences, whole_percent
 from aird.settings.compressions import CompressionSettings
 from aird.settings.loading import load_configuration
 from aird.settings.patches import Patch
