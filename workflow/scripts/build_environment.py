@@ -6,12 +6,13 @@ from aird.settings.suites import Serving
 from aird.support.environments import build_environment, describe_environment
 from aird.support.files import write_json
 
-from arguments import parse
+from arguments import begin_job, parse
 
 
 def main() -> None:
     """Run the script."""
     arguments = parse(__doc__, paths="environment output", optional="lock", texts="settings")
+    begin_job(arguments)
     serving = Serving.model_validate(arguments.settings)
     if serving.url is not None:
         write_json(arguments.output, {"python": None, "url": serving.url, "versions": {}})

@@ -6,12 +6,13 @@ from aird.settings.prompt_files import read_instructions
 from aird.settings.prompts import PromptSet
 from aird.support.files import read_json_lines, write_json_lines
 
-from arguments import parse
+from arguments import begin_job, parse
 
 
 def main() -> None:
     """Run the script."""
     arguments = parse(__doc__, paths="output", texts="name settings seed", many="combine disjoint_from")
+    begin_job(arguments)
     settings = PromptSet.model_validate(arguments.settings)
     if settings.source is not None:
         with open_file(settings.source) as path:

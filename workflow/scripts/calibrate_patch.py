@@ -8,7 +8,7 @@ from aird.patching.replies import OF_ORIGINAL, load_replies, reply_instructions
 from aird.settings.patches import Calibrate, Replies
 from aird.support.files import read_json_lines
 
-from arguments import parse
+from arguments import begin_job, parse
 
 
 def main() -> None:
@@ -21,6 +21,7 @@ def main() -> None:
         many="own",
         gpu=True,
     )
+    begin_job(arguments)
     settings = Calibrate.model_validate(arguments.settings["patch"])
     sizes = Replies.model_validate(arguments.settings["replies"])
     seed = int(arguments.seed)

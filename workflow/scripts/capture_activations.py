@@ -6,7 +6,7 @@ from aird.prompts.sets import select
 from aird.settings.base import PromptSelection
 from aird.support.files import read_json, read_json_lines
 
-from arguments import parse
+from arguments import begin_job, parse
 
 
 def main() -> None:
@@ -17,6 +17,7 @@ def main() -> None:
         texts="settings seed",
         gpu=True,
     )
+    begin_job(arguments)
     open_checkpoint(arguments.checkpoint, arguments.manifest)
     chosen = {}
     for kind in CLASSES:

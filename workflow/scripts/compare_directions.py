@@ -7,7 +7,7 @@ from aird.directions.comparison import Found, compare
 from aird.directions.direction import load_direction
 from aird.support.files import write_json
 
-from arguments import parse
+from arguments import begin_job, parse
 
 
 def read(cache: Path, direction: Path, record: Path) -> Found:
@@ -23,6 +23,7 @@ def main() -> None:
         paths="original_cache original_direction original_record cache direction record output",
         texts="seed",
     )
+    begin_job(arguments)
     original = read(arguments.original_cache, arguments.original_direction, arguments.original_record)
     compressed = read(arguments.cache, arguments.direction, arguments.record)
     write_json(arguments.output, compare(original, compressed, int(arguments.seed)))

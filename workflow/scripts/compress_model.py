@@ -10,7 +10,7 @@ from aird.settings.base import PromptSelection
 from aird.settings.compressions import CalibrationSettings, CompressionSettings
 from aird.support.files import hash_folder, read_json, read_json_lines, write_json
 
-from arguments import parse
+from arguments import begin_job, parse
 
 
 def main() -> None:
@@ -22,6 +22,7 @@ def main() -> None:
         texts="settings",
         gpu=True,
     )
+    begin_job(arguments)
     settings = TypeAdapter(CompressionSettings).validate_python(arguments.settings)
     open_checkpoint(arguments.original, arguments.original_manifest)
     calibration = None

@@ -6,7 +6,7 @@ from aird.prompts.sets import select
 from aird.settings.suites import Serving, Suite
 from aird.support.files import check_folder, read_json, read_json_lines, write_json, write_json_lines
 
-from arguments import parse
+from arguments import begin_job, parse
 
 
 def main() -> None:
@@ -18,6 +18,7 @@ def main() -> None:
         texts="settings seed",
         gpu=True,
     )
+    begin_job(arguments)
     environment = read_json(arguments.environment)
     # Object storage brings the task's files elsewhere than the configuration says.
     folder = str(arguments.task_folder) if arguments.task_folder else None

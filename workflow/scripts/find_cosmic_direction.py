@@ -6,7 +6,7 @@ from aird.models.loading import load_model, load_tokenizer, open_checkpoint
 from aird.settings.directions import Directions
 from aird.support.files import read_json_lines, write_json
 
-from arguments import parse
+from arguments import begin_job, parse
 
 
 def main() -> None:
@@ -14,6 +14,7 @@ def main() -> None:
     arguments = parse(
         __doc__, paths="arithmetic checkpoint manifest cache harmful harmless output", texts="settings", gpu=True
     )
+    begin_job(arguments)
     settings = Directions.model_validate(arguments.settings)
     open_checkpoint(arguments.checkpoint, arguments.manifest)
     tokenizer, model = load_tokenizer(arguments.checkpoint), load_model(arguments.checkpoint)

@@ -6,7 +6,7 @@ from aird.prompts.sets import select
 from aird.settings.base import PromptSelection
 from aird.support.files import read_json_lines, write_json
 
-from arguments import parse
+from arguments import begin_job, parse
 
 
 def main() -> None:
@@ -14,6 +14,7 @@ def main() -> None:
     arguments = parse(
         __doc__, paths="arithmetic checkpoint manifest harmful harmless output", texts="settings seed", gpu=True
     )
+    begin_job(arguments)
     open_checkpoint(arguments.checkpoint, arguments.manifest)
     instructions: dict[str, list[str]] = {}
     for kind in ("harmful", "harmless"):

@@ -9,7 +9,7 @@ from aird.settings.base import PromptSelection
 from aird.settings.patches import parse_patch
 from aird.support.files import read_json_lines
 
-from arguments import parse
+from arguments import begin_job, parse
 
 
 def main() -> None:
@@ -22,6 +22,7 @@ def main() -> None:
         many="own",
         gpu=True,
     )
+    begin_job(arguments)
     settings = parse_patch(arguments.settings["patch"])
     manifest = open_checkpoint(arguments.original, arguments.original_manifest)
     open_checkpoint(arguments.compressed, arguments.compressed_manifest)

@@ -8,7 +8,7 @@ from aird.models.loading import open_checkpoint
 from aird.settings.suites import Judge
 from aird.support.files import read_json, read_json_lines, write_json_lines
 
-from arguments import parse
+from arguments import begin_job, parse
 
 
 def main() -> None:
@@ -19,6 +19,7 @@ def main() -> None:
         texts="settings seed",
         gpu=True,
     )
+    begin_job(arguments)
     judge = Judge.model_validate(arguments.settings)
     environment = read_json(arguments.environment)
     open_checkpoint(arguments.judge, arguments.judge_manifest)

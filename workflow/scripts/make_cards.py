@@ -6,12 +6,13 @@ from aird.reporting.grid import record_path
 from aird.settings.base import ORIGINAL, PLAIN
 from aird.support.files import atomic_file, read_json
 
-from arguments import parse
+from arguments import begin_job, parse
 
 
 def main() -> None:
     """Run the script."""
     arguments = parse(__doc__, paths="results", texts="settings", many="output")
+    begin_job(arguments)
     grid, results = arguments.settings, arguments.results
     for (model, compression, patch), output in zip(grid["cells"], arguments.output, strict=True):
         cells = {

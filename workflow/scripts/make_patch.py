@@ -6,7 +6,7 @@ from aird.patching.formula import compute_patch
 from aird.patching.patch_files import write_patch
 from aird.settings.patches import parse_patch
 
-from arguments import parse
+from arguments import begin_job, parse
 
 
 def main() -> None:
@@ -18,6 +18,7 @@ def main() -> None:
         texts="settings",
         many="own",
     )
+    begin_job(arguments)
     settings = parse_patch(arguments.settings)
     manifest = open_checkpoint(arguments.original, arguments.original_manifest)
     open_checkpoint(arguments.compressed, arguments.compressed_manifest)

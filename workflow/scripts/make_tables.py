@@ -4,12 +4,13 @@ from aird.reporting.claims import Evidence, claims_table
 from aird.reporting.records import describe_absent, read_records, record_tables
 from aird.support.files import atomic_file
 
-from arguments import parse
+from arguments import begin_job, parse
 
 
 def main() -> None:
     """Run the script."""
     arguments = parse(__doc__, paths="results", texts="settings", many="output")
+    begin_job(arguments)
     grid = arguments.settings
     records = read_records(arguments.results, grid)
     absent = describe_absent(records.absent, grid)

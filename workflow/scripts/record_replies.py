@@ -6,7 +6,7 @@ from aird.patching.replies import save_replies
 from aird.settings.patches import Replies
 from aird.support.files import read_json_lines
 
-from arguments import parse
+from arguments import begin_job, parse
 
 
 def main() -> None:
@@ -14,6 +14,7 @@ def main() -> None:
     arguments = parse(
         __doc__, paths="arithmetic checkpoint manifest harmful harmless output", texts="settings seed", gpu=True
     )
+    begin_job(arguments)
     open_checkpoint(arguments.checkpoint, arguments.manifest)
     records = {kind: read_json_lines(getattr(arguments, kind)) for kind in ("harmful", "harmless")}
     sizes = Replies.model_validate(arguments.settings)

@@ -8,7 +8,7 @@ from aird.settings.directions import Directions
 from aird.support.files import atomic_file, read_json, read_json_lines
 from aird.support.tensor_files import save_tensors
 
-from arguments import parse
+from arguments import begin_job, parse
 
 
 def main() -> None:
@@ -19,6 +19,7 @@ def main() -> None:
         texts="settings",
         gpu=True,
     )
+    begin_job(arguments)
     settings = Directions.model_validate(arguments.settings)
     open_checkpoint(arguments.checkpoint, arguments.manifest)
     tokenizer, model = load_tokenizer(arguments.checkpoint), load_model(arguments.checkpoint)

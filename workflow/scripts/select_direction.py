@@ -8,7 +8,7 @@ from aird.settings.directions import Directions
 from aird.support.files import read_json
 from aird.support.tensor_files import load_tensors
 
-from arguments import parse
+from arguments import begin_job, parse
 
 
 def main() -> None:
@@ -16,6 +16,7 @@ def main() -> None:
     arguments = parse(
         __doc__, paths="cache scores prompt_scores direction record", many="cosmic", texts="settings seed"
     )
+    begin_job(arguments)
     settings = Directions.model_validate(arguments.settings)
     frame = pandas.read_csv(arguments.scores)
     scores = [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]

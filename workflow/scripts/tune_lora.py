@@ -8,7 +8,7 @@ from aird.settings.base import PromptSelection
 from aird.settings.patches import LoRA
 from aird.support.files import read_json, read_json_lines
 
-from arguments import parse
+from arguments import begin_job, parse
 
 
 def main() -> None:
@@ -19,6 +19,7 @@ def main() -> None:
         texts="settings seed",
         gpu=True,
     )
+    begin_job(arguments)
     settings = LoRA.model_validate(arguments.settings["patch"])
     open_checkpoint(arguments.compressed, arguments.compressed_manifest)
     selection = PromptSelection(set="tuning", split="train", count=arguments.settings["train"])

@@ -9,7 +9,7 @@ from aird.settings.base import PromptSelection
 from aird.support.files import read_json_lines, write_json
 from aird.support.statistics import mcnemar, wilson_interval
 
-from arguments import parse
+from arguments import begin_job, parse
 
 
 def main() -> None:
@@ -20,6 +20,7 @@ def main() -> None:
         texts="settings seed",
         gpu=True,
     )
+    begin_job(arguments)
     open_checkpoint(arguments.checkpoint, arguments.manifest)
     tokenizer, model = load_tokenizer(arguments.checkpoint), load_model(arguments.checkpoint)
     selection = PromptSelection(set="held-out", split="test", count=arguments.settings["test"])
