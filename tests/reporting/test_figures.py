@@ -292,10 +292,10 @@ def test_heat_maps_are_the_scores_of_the_table() -> None:
     for index, axes in enumerate(maps):
         pair = directions.iloc[index // 3]
         image = axes.images[0]
-        found: Any = numpy.ma.asarray(image.get_array())
+        shades: Any = numpy.ma.asarray(image.get_array())
         is_pair = (candidates["model"] == pair["model"]) & (candidates["compression"] == pair["compression"])
         for _, row in candidates[is_pair].iterrows():
-            value, drawn = row[str(image.get_label())], found[row["position"] + POSITIONS, row["layer"]]
+            value, drawn = row[str(image.get_label())], shades[row["position"] + POSITIONS, row["layer"]]
             assert drawn is numpy.ma.masked if pandas.isna(value) else drawn == value
         site = next(line for line in axes.lines if line.get_label() == "chosen site")
         assert (site.get_xdata()[0], site.get_ydata()[0]) == (pair["layer"], pair["position"])  # type: ignore[index]

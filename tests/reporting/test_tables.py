@@ -171,8 +171,7 @@ def test_mean_utility() -> None:
 def test_rates_table(scores: Any) -> None:
     frame = tables.rates_table(scores)
     assert len(frame) == 3 * 6
-    found = row(frame, patch="repair", rate="asr_wei")
-    assert found == {
+    assert row(frame, patch="repair", rate="asr_wei") == {
         "suite": "main", "model": "small", "compression": "pruned", "patch": "repair", "rate": "asr_wei",
         "n": 5, "value": 0.2, "low": 0.19, "high": pytest.approx(0.21),
     }  # fmt: skip
