@@ -36,17 +36,17 @@ class Need:
         question: what follows "whether".
         what: the sample consists of.
         have: its size in this run.
-        least: the size that decides; None if it is above LARGEST.
+        least: the size that decides; infinite if it is above LARGEST.
     """
 
     question: str
     what: str
     have: int
-    least: int | None
+    least: float
 
     def __str__(self) -> str:
         """Return one sentence, without its full stop."""
-        number = f"more than {LARGEST:,}" if self.least is None else f"about {_two_digits(self.least):,}"
+        number = f"more than {LARGEST:,}" if self.least > LARGEST else f"about {_two_digits(int(self.least)):,}"
         return f"{self.have} {self.what} do not decide whether {self.question}; {number} would"
 
 
@@ -62,7 +62,7 @@ def merged(all_needs: Iterable[Needs]) -> Needs:
     for need in (need for needs in all_needs for need in needs):
         key = (need.question, need.what) if isinstance(need, Need) else need
         known = largest.get(key)
-        if known is None or (isinstance(known, Need) and isinstance(need, Need) and _size(need) > _size(known)):
+        if known is None or (isinstance(known, Need) and isinstance(need, Need) and need.least > known.least):
             largest[key] = need
     return tuple(largest.values())
 
@@ -89,7 +89,7 @@ def effect_needs(question: str, what: str, less: list[bool], more: list[bool], r
         return effect_verdict(estimate, high, p_value, room)[0] != UNDECIDED
 
     least = _smallest(decided, len(less))
-    if least is None and room < 2 * SMALLEST_EFFECT:
+    if least > LARGEST and room < 2 * SMALLEST_EFFECT:
         return (f"A rate that can change by at least {200 * SMALLEST_EFFECT:.0f} points decides whether {question}",)
     return (Need(question, what, len(less), least),)
 
@@ -141,7 +141,7 @@ def moved_needs(have: int, cosine: float, low: float, null_low: float) -> Needs:
         # How far the null would move with more prompts is not known.
         return (f"{have} {what} do not decide whether {question}; how many would cannot be computed",)
     least = math.ceil(have * ((cosine - low) / (cosine - null_low)) ** 2)
-    return (Need(question, what, have, least if least <= LARGEST else None),)
+    return (Need(question, what, have, least if least <= LARGEST else math.inf),)
 
 
 def correlation_needs(question: str, have: int, correlation: float) -> Needs:
@@ -168,8 +168,8 @@ def correlation_needs(question: str, have: int, correlation: float) -> Needs:
     return (Need(question, "compressions", have, _smallest(decided, have + 1)),)
 
 
-def _smallest(decided: Callable[[int], bool], start: int) -> int | None:
-    """Return the smallest count that decides, from `start` on; None if it is above LARGEST.
+def _smallest(decided: Callable[[int], bool], start: int) -> float:
+    """Return the smallest count that decides, from `start` on; infinite if it is above LARGEST.
 
     Counts are doubled and then halved in between: where a larger sample can fall short of a smaller one (an exact test
     moves in steps), the count that is returned decides, and the one below does not.
@@ -177,7 +177,7 @@ def _smallest(decided: Callable[[int], bool], start: int) -> int | None:
     high = start
     while not decided(high):
         if high >= LARGEST:
-            return None
+            return math.inf
         high = min(2 * high, LARGEST)
     low = start if high == start else high // 2
     while low < high:
@@ -192,10 +192,6 @@ def _scaled(before: list[bool], after: list[bool], count: int) -> tuple[list[boo
     fell, rose = (round(number * count / len(before)) for number in (lost, gained))
     rest = [False] * (count - fell - rose)
     return [True] * fell + [False] * rose + rest, [False] * fell + [True] * rose + rest
-
-
-def _size(need: Need) -> float:
-    return math.inf if need.least is None else need.least
 
 
 def _two_digits(count: int) -> int:

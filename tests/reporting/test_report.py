@@ -18,9 +18,9 @@ from frames import Grid, write_tables
 
 from aird.reporting.figures.drawing import draw
 from aird.reporting.figures.style import write_svg
-from aird.reporting.report import Sources, write_report
 from aird.reporting.report.captions import Captions
 from aird.reporting.report.data_tables import MOST_ROWS, html_table, short_number
+from aird.reporting.report.page import Sources, write_report
 from aird.reporting.report.pictures import figure_svg
 from aird.support.files import write_json
 
