@@ -24,7 +24,7 @@ from typing import Any
 
 import pandas
 
-from aird.reporting.costs import answered_rightly, perplexity_growth
+from aird.evaluation.utility import answered_rightly, perplexity_growth
 from aird.reporting.needs import (
     Intervals,
     Needs,

@@ -1,7 +1,4 @@
-"""What a patch may cost, from two records of the scores node: questions answered wrongly, and a worse perplexity.
-
-These stand apart from the judges and the labels of aird/evaluation/scores.py, so that tables depend on neither.
-"""
+"""What a checkpoint still knows: its perplexity of reference answers, and its answers to the tasks' questions."""
 
 from __future__ import annotations
 
@@ -14,6 +11,24 @@ import numpy
 PERPLEXITY_RESAMPLES = 1000
 # The metric that says whether a question was answered rightly: the first that a task has.
 QUESTION_METRICS = ("acc", "acc_norm", "exact_match")
+
+
+def perplexity(answers: Sequence[dict[str, Any]], seed: int) -> dict[str, float]:
+    """Return the perplexity of the reference answers with a bootstrap interval over answers.
+
+    Args:
+        answers: records with negative_log_likelihood (nats) and tokens.
+        seed: of the resamples.
+    """
+    if not answers:
+        return {"n": 0, "perplexity": math.nan, "low": math.nan, "high": math.nan}
+    likelihoods = numpy.array([answer["negative_log_likelihood"] for answer in answers])
+    tokens = numpy.array([answer["tokens"] for answer in answers])
+    draws = numpy.random.default_rng(seed).integers(len(answers), size=(PERPLEXITY_RESAMPLES, len(answers)))
+    resampled = numpy.exp(likelihoods[draws].sum(axis=1) / tokens[draws].sum(axis=1))
+    low, high = numpy.quantile(resampled, [0.025, 0.975])
+    value = math.exp(likelihoods.sum() / tokens.sum())
+    return {"n": len(answers), "perplexity": value, "low": float(low), "high": float(high)}
 
 
 def answered_rightly(score: Mapping[str, Any]) -> list[bool]:
