@@ -72,20 +72,3 @@ def site_stability(
             {"layer": layer, "position": position, "share": count / total} for (layer, position), count in ordered
         ],
     }
-
-
-def site_p_value(stability: Mapping[str, Any], layer: int, position: int) -> float:
-    """Return how surprising a site is under the sites that resampled prompts choose.
-
-    It is the probability of a site that is chosen no more often than this one: 1 for the most
-    frequent, 1 / (1 + resamples) for one that is never chosen.
-
-    Args:
-        stability: what `site_stability` returned of the checkpoint that is compared with.
-        layer, position: the site.
-    """
-    shares = {(site["layer"], site["position"]): site["share"] for site in stability["sites"]}
-    total = stability["resamples"] - stability["undefined"]
-    counts = {site: round(share * total) for site, share in shares.items()}
-    own = counts.get((layer, position), 0)
-    return (1 + sum(count for count in counts.values() if count <= own)) / (1 + total)

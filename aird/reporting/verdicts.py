@@ -11,8 +11,9 @@ Two kinds of evidence, so that a lack of power is never called "does not hold":
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from statistics import NormalDist
+from typing import Any
 
 HOLDS = "holds"
 DOES_NOT_HOLD = "does not hold"
@@ -95,7 +96,7 @@ def site_moved_verdict(same: bool, stable: bool, comparable: bool, p_value: floa
         same: both checkpoints chose the same site.
         stable: the original's own resamples choose its site in more than half of the cases.
         comparable: both sites induce refusal; a site chosen where none does is no source of it.
-        p_value: adjusted, of `aird.directions.stability.site_p_value`.
+        p_value: adjusted, of `site_p_value`.
     """
     if not comparable:
         return UNDECIDED, "no candidate induces refusal, so the site is no source of it"
@@ -104,6 +105,23 @@ def site_moved_verdict(same: bool, stable: bool, comparable: bool, p_value: floa
     if p_value < SIGNIFICANT:
         return HOLDS, ""
     return UNDECIDED, "the original's resamples choose that site as well"
+
+
+def site_p_value(stability: Mapping[str, Any], layer: int, position: int) -> float:
+    """Return how surprising a site is under the sites that resampled prompts choose.
+
+    It is the probability of a site that is chosen no more often than this one: 1 for the most
+    frequent, 1 / (1 + resamples) for one that is never chosen.
+
+    Args:
+        stability: what `aird.directions.stability.site_stability` returned of the checkpoint that is compared with.
+        layer, position: the site.
+    """
+    shares = {(site["layer"], site["position"]): site["share"] for site in stability["sites"]}
+    total = stability["resamples"] - stability["undefined"]
+    counts = {site: round(share * total) for site, share in shares.items()}
+    own = counts.get((layer, position), 0)
+    return (1 + sum(count for count in counts.values() if count <= own)) / (1 + total)
 
 
 def opposite(verdict: Verdict) -> Verdict:
@@ -145,9 +163,9 @@ def correlation_verdict(correlation: float, high: float, p_value: float, count: 
 
 def all_of(verdicts: Iterable[Verdict]) -> Verdict:
     """Return the verdict on a statement of several parts: it holds if all do, and not if one does not."""
-    found = list(verdicts)
+    parts = list(verdicts)
     for wanted in (DOES_NOT_HOLD, UNDECIDED):
-        reasons = [reason for name, reason in found if name == wanted]
+        reasons = [reason for name, reason in parts if name == wanted]
         if reasons:
             return wanted, "; ".join(dict.fromkeys(filter(None, reasons)))
-    return (HOLDS, "") if found else (UNDECIDED, "nothing was measured")
+    return (HOLDS, "") if parts else (UNDECIDED, "nothing was measured")

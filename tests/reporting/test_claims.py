@@ -7,7 +7,7 @@ from typing import Any
 import pandas
 import pytest
 
-from aird.evaluation.scores import answered_rightly, perplexity_growth
+from aird.evaluation.utility import answered_rightly, perplexity_growth
 from aird.reporting.claims import ALL, COLUMNS, Evidence, claims_table
 from aird.reporting.verdicts import DOES_NOT_HOLD, HOLDS, UNDECIDED
 
@@ -90,13 +90,13 @@ def table() -> pandas.DataFrame:
 
 
 def row(table: pandas.DataFrame, statement: str, compression: str, patch: str = "") -> Any:
-    found = table[
+    rows = table[
         table.statement.str.contains(statement, regex=False)
         & (table.compression == compression)
         & (table.patch == patch)
     ]
-    assert len(found) == 1
-    return found.iloc[0]
+    assert len(rows) == 1
+    return rows.iloc[0]
 
 
 def test_columns_and_rows(table: pandas.DataFrame) -> None:

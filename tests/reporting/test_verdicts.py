@@ -19,6 +19,7 @@ from aird.reporting.verdicts import (
     moved_verdict,
     opposite,
     site_moved_verdict,
+    site_p_value,
 )
 from aird.support.statistics import paired_difference
 
@@ -71,6 +72,19 @@ def test_a_site_moved() -> None:
     assert site_moved_verdict(True, True, True, 1.0)[0] == DOES_NOT_HOLD
     assert site_moved_verdict(True, False, True, 1.0)[0] == UNDECIDED
     assert site_moved_verdict(False, True, False, 0.01)[0] == UNDECIDED
+
+
+def test_the_p_value_of_a_site_is_the_tail_of_the_choices() -> None:
+    shares = [((3, -1), 0.6), ((4, -1), 0.3), ((5, -2), 0.1)]
+    stability = {
+        "resamples": 100,
+        "undefined": 0,
+        "sites": [{"layer": site[0], "position": site[1], "share": share} for site, share in shares],
+    }
+    assert site_p_value(stability, 3, -1) == 1
+    assert site_p_value(stability, 4, -1) == pytest.approx(41 / 101)
+    assert site_p_value(stability, 5, -2) == pytest.approx(11 / 101)
+    assert site_p_value(stability, 3, -2) == pytest.approx(1 / 101)
 
 
 @pytest.mark.parametrize(
