@@ -40,8 +40,7 @@ def uses(configuration: Configuration) -> Iterator[Use]:
     directions = configuration.directions
     for kind in ("harmful", "harmless"):
         for split in ("train", "validation", "test"):
-            selection = PromptSelection(set=getattr(directions, kind), split=split, count=getattr(directions, split))
-            yield Use(f"directions.{kind}", f"directions.{split}", selection)
+            yield Use(f"directions.{kind}", f"directions.{split}", directions.selection(kind, split))
     for model, settings in configuration.models.items():
         if settings.refusal_tuning is not None:
             for kind in ("harmful", "harmless"):

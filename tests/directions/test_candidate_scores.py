@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from aird.directions.activations import capture, difference_in_means
-from aird.directions.candidate_scores import mean_scores, score_candidates
+from aird.directions.activations import capture
+from aird.directions.candidate_scores import score_candidates
+from aird.directions.candidates import difference_in_means
+from aird.directions.score_records import mean_scores
 from aird.inference.resuming import resumed_at
 from aird.settings.directions import Directions
 

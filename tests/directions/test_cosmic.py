@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from aird.directions import cosmic
-from aird.directions.activation_cache import Group
+from aird.directions.activation_cache import ActivationCache, Group
 from aird.directions.activations import capture
 from aird.directions.cosmic import ablation_divergences, compared_layers, cosmic_direction, score_by_cosine
 from aird.settings.directions import Directions
@@ -25,13 +25,12 @@ def cache(model: Any, prompts: list[list[int]]) -> Any:
     for kind, chosen in (("harmful", (0, 2, 4)), ("harmless", (1, 3))):
         states, scores = capture(model, [prompts[index] for index in chosen], POSITIONS, REFUSAL_TOKENS)
         groups[kind, "train"] = Group(states, torch.zeros_like(scores), tuple(map(str, chosen)))
-    return groups
+    return ActivationCache.of(groups)
 
 
 @pytest.fixture
 def candidates(cache: Any) -> torch.Tensor:
-    means = [cache[kind, "train"].activations.double().mean(dim=0) for kind in ("harmful", "harmless")]
-    return means[0] - means[1]
+    return cache.candidates
 
 
 class Plain:
@@ -158,10 +157,10 @@ def test_the_choice_is_the_best_within_the_kl_limit(model: Any, cache: Any, prom
 
 def test_a_broken_model_is_an_error(llama: Any, prompts: list[list[int]]) -> None:
     ones = torch.rand(2, LAYERS, POSITIONS, 128, generator=torch.Generator().manual_seed(0))
-    cache = {
+    groups = {
         (kind, "train"): Group(states, torch.zeros(2, dtype=torch.float64), ("a", "b"))
         for kind, states in (("harmful", ones), ("harmless", -ones))
     }
     llama.model.layers[0].mlp.down_proj.weight.data.fill_(torch.nan)
     with pytest.raises(ValueError, match="broken"):
-        cosmic_direction(llama, cache, prompts[:2], prompts[2:4], SETTINGS)
+        cosmic_direction(llama, ActivationCache.of(groups), prompts[:2], prompts[2:4], SETTINGS)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from aird.directions.selection import Selection, eligible_scores, kept_prompts, select_site
+from aird.directions.selection import Selection, eligible_scores, select_site
 from aird.settings.directions import Directions
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -138,15 +138,3 @@ def test_settings_move_the_filters() -> None:
     settings = Directions(harmful="a", harmless="b", maximum_kl=1.0, minimum_induce=2.0, layer_fraction=1.0)
     scores = [score(1, -1, 1.9, 0.0, -9.0), score(9, -1, 2.0, 0.9, -1.0)]
     assert select_site(scores, 10, settings) == Selection(9, -1, "published", 1, 1.0)
-
-
-def test_kept_prompts() -> None:
-    scores = [1.0, -0.5, 0.0, 3.0, -2.0]
-    assert kept_prompts(scores, True, 3) == ([0, 2, 3], True)
-    assert kept_prompts(scores, False, 3) == ([1, 2, 4], True)
-
-
-def test_too_few_kept_prompts_means_all_of_them() -> None:
-    scores = [1.0, -0.5, math.nan, -2.0]
-    assert kept_prompts(scores, True, 1) == ([0], True)
-    assert kept_prompts(scores, True, 2) == ([0, 1, 2, 3], False)

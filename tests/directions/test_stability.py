@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
-from aird.directions.stability import RESAMPLES, site_p_value, site_stability
+from aird.directions.stability import RESAMPLES, site_stability
 from aird.settings.directions import Directions
 
 SETTINGS = Directions(harmful="harmful", harmless="harmless", maximum_kl=1.0)
@@ -66,16 +65,3 @@ def test_a_resample_without_numbers_is_counted() -> None:
     found = site_stability(broken, (3, -1), SETTINGS, 0)
     assert found["undefined"] == RESAMPLES
     assert found["same_site"] is None and found["sites"] == []
-
-
-def test_the_p_value_of_a_site_is_the_tail_of_the_choices() -> None:
-    shares = [((3, -1), 0.6), ((4, -1), 0.3), ((5, -2), 0.1)]
-    stability = {
-        "resamples": 100,
-        "undefined": 0,
-        "sites": [{"layer": site[0], "position": site[1], "share": share} for site, share in shares],
-    }
-    assert site_p_value(stability, 3, -1) == 1
-    assert site_p_value(stability, 4, -1) == pytest.approx(41 / 101)
-    assert site_p_value(stability, 5, -2) == pytest.approx(11 / 101)
-    assert site_p_value(stability, 3, -2) == pytest.approx(1 / 101)

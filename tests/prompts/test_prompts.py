@@ -9,7 +9,8 @@ from typing import Any
 import pandas
 import pytest
 
-from aird.prompts.sets import NearDuplicates, build_set, select
+from aird.prompts.building import NearDuplicates, build_set
+from aird.prompts.sets import select
 from aird.settings.base import PromptSelection
 from aird.settings.prompt_files import read_instructions
 from aird.settings.prompts import PromptSet
