@@ -51,28 +51,28 @@ def test_grids_by_hand() -> None:
 
 def test_split_halves_without_noise_agree() -> None:
     states = torch.tensor([[1.0, 2.0]]).repeat(7, 1), torch.tensor([[0.0, -1.0]]).repeat(8, 1)
-    found = split_half_cosines(states, states, 0)
-    assert found.shape == (SPLIT_HALVES,)
-    torch.testing.assert_close(found, torch.ones_like(found))
+    cosines = split_half_cosines(states, states, 0)
+    assert cosines.shape == (SPLIT_HALVES,)
+    torch.testing.assert_close(cosines, torch.ones_like(cosines))
 
 
 def test_split_halves_of_noise_are_around_zero() -> None:
     states = gaussian(60, 400, 0), gaussian(60, 400, 1)
-    found = summarise(split_half_cosines(states, states, 0))
+    null = summarise(split_half_cosines(states, states, 0))
     # Halves of one sample without a signal: standard deviation 1 / sqrt(400) around 0.
-    assert abs(found["mean"]) < 0.1
-    assert found["low"] < 0 < found["high"]
+    assert abs(null["mean"]) < 0.1
+    assert null["low"] < 0 < null["high"]
 
 
 def test_split_halves_have_the_expected_value() -> None:
     """(1 + 4/k)^-1 with k = n rho^2 / d (arXiv 2609.30275), n prompts a class, rho the distance of the means."""
     count, width, distance = 100, 64, 2.0
-    found = []
+    means = []
     for seed in range(8):
         states = gaussian(count, width, 10 + seed, distance), gaussian(count, width, 50 + seed)
-        found.append(split_half_cosines(states, states, seed).mean().item())
+        means.append(split_half_cosines(states, states, seed).mean().item())
     expected = 1 / (1 + 4 / (count * distance**2 / width))  # 0.61
-    assert sum(found) / len(found) == pytest.approx(expected, abs=0.07)
+    assert sum(means) / len(means) == pytest.approx(expected, abs=0.07)
 
 
 def test_splits_are_drawn_by_the_seed() -> None:
@@ -92,8 +92,8 @@ def test_split_halves_of_two_prompts_share_none() -> None:
 def test_halves_at_two_sites_have_the_angle_between_the_sites() -> None:
     one = torch.tensor([[3.0, 4.0]]).repeat(6, 1), torch.zeros(6, 2)
     other = torch.tensor([[4.0, 3.0]]).repeat(6, 1), torch.zeros(6, 2)
-    found = split_half_cosines(one, other, 0)
-    torch.testing.assert_close(found, torch.full_like(found, 24 / 25))
+    cosines = split_half_cosines(one, other, 0)
+    torch.testing.assert_close(cosines, torch.full_like(cosines, 24 / 25))
 
 
 def test_bootstrap_draws_the_same_prompts_for_both_models() -> None:
@@ -108,12 +108,12 @@ def test_bootstrap_draws_the_same_prompts_for_both_models() -> None:
 def test_bootstrap_interval() -> None:
     original = gaussian(50, 8, 0, 3.0), gaussian(50, 8, 1)
     compressed = original[0] + 0.5 * gaussian(50, 8, 2), original[1] + 0.5 * gaussian(50, 8, 3)
-    found = summarise(bootstrap(original, compressed, 0)[0])
+    interval = summarise(bootstrap(original, compressed, 0)[0])
     estimate = cosine(original[0].mean(0) - original[1].mean(0), compressed[0].mean(0) - compressed[1].mean(0))
-    assert found["low"] < estimate < found["high"] < 1
-    assert found["low"] < found["mean"] < found["high"]
-    assert summarise(bootstrap(original, compressed, 0)[0]) == found
-    assert summarise(bootstrap(original, compressed, 1)[0]) != found
+    assert interval["low"] < estimate < interval["high"] < 1
+    assert interval["low"] < interval["mean"] < interval["high"]
+    assert summarise(bootstrap(original, compressed, 0)[0]) == interval
+    assert summarise(bootstrap(original, compressed, 1)[0]) != interval
 
 
 def test_a_p_value_is_never_zero() -> None:
@@ -174,9 +174,9 @@ def test_a_rotated_model_is_below_both_nulls_and_a_scaled_one_is_not() -> None:
 def test_which_prompts_survive_moves_only_the_cosine_in_use() -> None:
     original = side(cache(None, [1.0] * 40), 0, 1, -1)
     # The same model, but half of its harmful prompts count as misclassified.
-    found = compare_directions(original, side(cache(None, [1.0] * 20 + [-1.0] * 20), 0, 1, -1), 0)
-    assert found["cosine_same_site"] < 1 - 1e-4
-    assert found["cosine_same_site_shared"] == pytest.approx(1)
+    comparison = compare_directions(original, side(cache(None, [1.0] * 20 + [-1.0] * 20), 0, 1, -1), 0)
+    assert comparison["cosine_same_site"] < 1 - 1e-4
+    assert comparison["cosine_same_site_shared"] == pytest.approx(1)
 
 
 def test_a_turned_and_moved_direction_is_told_apart_from_a_scaled_one() -> None:
@@ -194,16 +194,16 @@ def test_projections_are_of_both_models_along_both_directions() -> None:
     original = side(cache(None, [1.0] * 40), 0, 1, -1)
     rotation = torch.eye(4, dtype=torch.float64)[[1, 0, 2, 3]]
     compressed = side(cache(rotation, [1.0] * 40), 1, 0, -2)
-    found = {
+    projected = {
         (row["states_of"], row["kind"], row["direction"]): row
         for row in compare_directions(original, compressed, 0)["projections"]
     }
-    assert len(found) == 8
-    assert found["original", "harmful", "original"]["mean"] == pytest.approx(6, abs=0.7)  # shift 3 + 3
-    assert found["compressed", "harmful", "original"]["mean"] == pytest.approx(0, abs=0.7)
-    assert found["compressed", "harmful", "own"]["mean"] == pytest.approx(3, abs=0.7)
-    assert found["compressed", "harmless", "own"]["mean"] == pytest.approx(0, abs=0.7)
-    assert {(row["layer"], row["position"]) for row in found.values()} == {(1, -1), (0, -2)}
+    assert len(projected) == 8
+    assert projected["original", "harmful", "original"]["mean"] == pytest.approx(6, abs=0.7)  # shift 3 + 3
+    assert projected["compressed", "harmful", "original"]["mean"] == pytest.approx(0, abs=0.7)
+    assert projected["compressed", "harmful", "own"]["mean"] == pytest.approx(3, abs=0.7)
+    assert projected["compressed", "harmless", "own"]["mean"] == pytest.approx(0, abs=0.7)
+    assert {(row["layer"], row["position"]) for row in projected.values()} == {(1, -1), (0, -2)}
 
 
 def test_caches_of_other_prompts_are_not_compared() -> None:

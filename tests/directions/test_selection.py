@@ -90,8 +90,8 @@ def test_relaxed_kl_doubles_until_one_passes() -> None:
 
 
 def test_relaxed_kl_ends_with_an_infinite_divergence() -> None:
-    found = select_site([score(1, -1, 1.0, math.inf, -1.0)], 10, SETTINGS)
-    assert (found.layer, found.rule, found.kl_limit) == (1, "relaxed_kl", math.inf)
+    selection = select_site([score(1, -1, 1.0, math.inf, -1.0)], 10, SETTINGS)
+    assert (selection.layer, selection.rule, selection.kl_limit) == (1, "relaxed_kl", math.inf)
 
 
 def test_relaxed_induce_where_none_reaches_the_minimum() -> None:

@@ -77,8 +77,8 @@ def test_jsonl(tmp_path: Path) -> None:
 def test_yaml(tmp_path: Path) -> None:
     content = "seeds:\n- {goal: Boil an egg., part: train}\n- goal: 'Say \"hé\", twice'\n  part: test\n"
     path = write(tmp_path / "a.prompt", content)
-    found = read_instructions(path, settings(format="yaml", field="goal", records="seeds", split_field="part"))
-    assert found == EXPECTED
+    instructions = read_instructions(path, settings(format="yaml", field="goal", records="seeds", split_field="part"))
+    assert instructions == EXPECTED
 
 
 def test_csv(tmp_path: Path) -> None:
@@ -88,8 +88,10 @@ def test_csv(tmp_path: Path) -> None:
 
 def test_parquet(tmp_path: Path) -> None:
     pandas.DataFrame(RECORDS).to_parquet(tmp_path / "a.parquet")
-    found = read_instructions(tmp_path / "a.parquet", settings(format="parquet", field="goal", split_field="part"))
-    assert found == EXPECTED
+    instructions = read_instructions(
+        tmp_path / "a.parquet", settings(format="parquet", field="goal", split_field="part")
+    )
+    assert instructions == EXPECTED
 
 
 def test_lines_are_stripped_and_empty_ones_skipped(tmp_path: Path) -> None:
@@ -202,10 +204,10 @@ def test_splits_are_disjoint_reproducible_and_drawn_by_the_seed() -> None:
     def split(seed: int) -> dict[Any, set[str]]:
         kept, _ = build_set("a", wanted, rows(40), [], seed)
         assert len(kept) == 40
-        found: dict[Any, set[str]] = {}
+        by_split: dict[Any, set[str]] = {}
         for record in kept:
-            found.setdefault(record["split"], set()).add(record["id"])
-        return found
+            by_split.setdefault(record["split"], set()).add(record["id"])
+        return by_split
 
     one = split(42)
     assert {name: len(ids) for name, ids in one.items()} == {"train": 20, "validation": 8, "test": 4, None: 8}

@@ -56,7 +56,7 @@ def keeps(degrees: float) -> Any:
     ],
 )
 def test_a_turned_direction_is_not_called_kept(degrees: float, verdicts: set[str]) -> None:
-    """The plain cosine against its null of halves said "keeps" of all of these but the last."""
+    """The plain cosine against its null of halves said "keeps" of all five."""
     row = keeps(degrees)
     assert row.estimate == pytest.approx(math.cos(math.radians(degrees)), abs=0.02)
     assert row.verdict in verdicts
