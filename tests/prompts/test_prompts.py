@@ -9,7 +9,7 @@ from typing import Any
 import pandas
 import pytest
 
-from aird.prompts.building import NearDuplicates, build_set
+from aird.prompts.building import NearDuplicates, build_prompt_set, build_set
 from aird.prompts.sets import select
 from aird.settings.base import PromptSelection
 from aird.settings.prompt_files import read_instructions
@@ -190,6 +190,23 @@ def test_build_set_is_disjoint_from_others() -> None:
     kept, dropped = build_set("cooking", settings(format="lines"), source, foreign, 0)
     assert [record["instruction"] for record in kept] == ["Fry a fish."]
     assert dropped == {"duplicates": 0, "overlapping": 2}
+
+
+def test_a_set_is_read_from_its_source_or_joined_from_others(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("\n".join(WORDS[:3]) + "\n", encoding="utf-8")
+    read, _ = build_prompt_set("a", settings(source={"path": str(path)}, format="lines"), [], [], 0)
+    assert [(record["id"], record["instruction"], record["origin"]) for record in read] == [
+        ("a-0001", "apple", "a"),
+        ("a-0002", "bread", "a"),
+        ("a-0003", "cheese", "a"),
+    ]
+    joined = PromptSet(combine=["a", "b"], splits={"train": 1})
+    records, dropped = build_prompt_set("c", joined, [*read, {**read[0], "split": "test"}], read[1:2], 0)
+    # The origin stays, a split of before does not.
+    assert [(record["instruction"], record["origin"]) for record in records] == [("apple", "a"), ("cheese", "a")]
+    assert sorted(str(record["split"]) for record in records) == ["None", "train"]
+    assert dropped == {"duplicates": 1, "overlapping": 1}
 
 
 def test_nothing_left_is_an_error() -> None:
