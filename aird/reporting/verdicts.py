@@ -147,9 +147,9 @@ def correlation_verdict(correlation: float, high: float, p_value: float, count: 
 
 def all_of(verdicts: Iterable[Verdict]) -> Verdict:
     """Return the verdict on a statement of several parts: it holds if all do, and not if one does not."""
-    found = list(verdicts)
+    parts = list(verdicts)
     for wanted in (DOES_NOT_HOLD, UNDECIDED):
-        reasons = [reason for name, reason in found if name == wanted]
+        reasons = [reason for name, reason in parts if name == wanted]
         if reasons:
             return wanted, "; ".join(dict.fromkeys(filter(None, reasons)))
-    return (HOLDS, "") if found else (UNDECIDED, "nothing was measured")
+    return (HOLDS, "") if parts else (UNDECIDED, "nothing was measured")

@@ -8,8 +8,8 @@ import pandas
 import pytest
 
 from aird.directions.source_site import compare_sites
-from aird.evaluation.scores import answered_rightly, perplexity_growth
 from aird.reporting.claims import ALL, COLUMNS, Evidence, claims_table
+from aird.reporting.costs import answered_rightly, perplexity_growth
 from aird.reporting.verdicts import DOES_NOT_HOLD, HOLDS, UNDECIDED
 
 
@@ -95,13 +95,13 @@ def table() -> pandas.DataFrame:
 
 
 def row(table: pandas.DataFrame, statement: str, compression: str, patch: str = "") -> Any:
-    found = table[
+    rows = table[
         table.statement.str.contains(statement, regex=False)
         & (table.compression == compression)
         & (table.patch == patch)
     ]
-    assert len(found) == 1
-    return found.iloc[0]
+    assert len(rows) == 1
+    return rows.iloc[0]
 
 
 def test_columns_and_rows(table: pandas.DataFrame) -> None:

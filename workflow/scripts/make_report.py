@@ -1,6 +1,6 @@
 """Write the report: one HTML file, from tables, figures and records."""
 
-from aird.reporting.report import Sources, write_report
+from aird.reporting.report.page import Sources, write_report
 
 from arguments import begin_job, parse
 

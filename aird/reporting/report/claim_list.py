@@ -1,4 +1,4 @@
-"""What the report opens on: each claim, its verdict, and the verdicts on each compression."""
+"""The claims as the report shows them: each with its verdict, and the verdicts on each compression."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pandas
 
-from aird.reporting.findings import Overall, overall_verdicts
+from aird.reporting.sentences import Overall, overall_verdicts
 from aird.reporting.verdicts import DOES_NOT_HOLD, HOLDS, UNDECIDED
 
 TITLES = {
@@ -31,8 +31,8 @@ class Claim:
     @property
     def counts(self) -> list[tuple[str, int]]:
         """Return how often each verdict was reached."""
-        found = [overall.verdict for overall in self.verdicts]
-        return [(verdict, found.count(verdict)) for verdict in MARKS if verdict in found]
+        reached = [overall.verdict for overall in self.verdicts]
+        return [(verdict, reached.count(verdict)) for verdict in MARKS if verdict in reached]
 
 
 def claims(table: pandas.DataFrame, suites: list[str]) -> list[Claim]:
@@ -42,7 +42,7 @@ def claims(table: pandas.DataFrame, suites: list[str]) -> list[Claim]:
         table: all its rows; a claim that no suite is needed for has none (empty text).
         suites: of the run.
     """
-    found = []
+    listed = []
     several = table["model"].nunique() > 1
     for code, of_claim in table.groupby("claim"):
         for model, rows in of_claim.groupby("model", sort=False):
@@ -50,5 +50,5 @@ def claims(table: pandas.DataFrame, suites: list[str]) -> list[Claim]:
                 verdicts = list(overall_verdicts(rows[rows["suite"] == suite]))
                 about = [model] * several + [suite] * (len(suites) > 1 and suite != "")
                 if verdicts:
-                    found.append(Claim(str(code), TITLES[str(code)], ", ".join(about), verdicts))
-    return found
+                    listed.append(Claim(str(code), TITLES[str(code)], ", ".join(about), verdicts))
+    return listed

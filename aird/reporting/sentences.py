@@ -1,16 +1,21 @@
-"""The finding in words, from the tables: a sentence per compression, a sentence per verdict, and the details."""
+"""The results in words, from the tables: a sentence per compression, a sentence per verdict, and the details.
+
+The report opens on them, and print_summary.py prints them at the end of a run.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas
 
 from aird.reporting.names import compression_in_words, is_control, is_repair, patch_in_words
 from aird.reporting.verdicts import ALL, SIGNIFICANT, SMALLEST_EFFECT
+from aird.settings.base import ORIGINAL, PLAIN
 
 Configuration = Mapping[str, Any]
 
@@ -28,15 +33,27 @@ def headlines(summary: pandas.DataFrame, paired: pandas.DataFrame, configuration
         summary, paired: the tables of the same names.
         configuration: names in `compressions` and `patches` to their settings; what is missing there goes by its name.
     """
-    cells = list(summary[["suite", "model"]].drop_duplicates().itertuples(index=False, name=None))
-    for suite, model in cells:
-        rows = summary[(summary.suite == suite) & (summary.model == model)]
-        tests = paired[(paired.suite == suite) & (paired.model == model)]
-        original = rows[rows.compression == "original"].iloc[0]
-        yield _original(original, tests, f"{model}, suite {suite}: " if len(cells) > 1 else "")
-        for compression in rows.compression.drop_duplicates():
-            if compression != "original":
-                yield _headline(rows[rows.compression == compression], original, tests, configuration)
+    parts = list(_parts(summary, paired))
+    for about, rows, tests in parts:
+        original = rows[rows.compression == ORIGINAL].iloc[0]
+        yield _original(original, tests, f"{about}: " if len(parts) > 1 else "")
+        for of_compression in _compressed(rows):
+            yield _headline(of_compression, original, tests, configuration)
+
+
+def _parts(
+    summary: pandas.DataFrame, paired: pandas.DataFrame
+) -> Iterator[tuple[str, pandas.DataFrame, pandas.DataFrame]]:
+    """Yield, per suite and model, what it is called, and its rows of both tables."""
+    for (suite, model), rows in summary.groupby(["suite", "model"], sort=False):
+        yield f"{model}, suite {suite}", rows, paired[(paired.suite == suite) & (paired.model == model)]
+
+
+def _compressed(rows: pandas.DataFrame) -> Iterator[pandas.DataFrame]:
+    """Yield the rows of each compression of a model."""
+    for compression, of_compression in rows.groupby("compression", sort=False):
+        if compression != ORIGINAL:
+            yield of_compression
 
 
 def _original(original: pandas.Series, tests: pandas.DataFrame, about: str) -> str:
@@ -52,7 +69,7 @@ def _original(original: pandas.Series, tests: pandas.DataFrame, about: str) -> s
 def _headline(
     rows: pandas.DataFrame, original: pandas.Series, tests: pandas.DataFrame, configuration: Configuration
 ) -> str:
-    plain = rows[rows.patch == "plain"].iloc[0]
+    plain = rows[rows.patch == PLAIN].iloc[0]
     test = _test(tests, plain, "original")
     name = compression_in_words(plain.compression, configuration["compressions"].get(plain.compression))
     before, after = whole_percent(original.refusal), _rate(plain, more=_p_value(test.p_value))
@@ -75,7 +92,7 @@ def _headline(
 
 def _repair(rows: pandas.DataFrame, patches: Mapping[str, Any]) -> pandas.Series | None:
     """Return the row of the patch that a sentence tells of; None if there is no patch but controls."""
-    candidates = rows[(rows.patch != "plain") & ~rows.patch.map(lambda name: is_control(patches.get(name)))]
+    candidates = rows[(rows.patch != PLAIN) & ~rows.patch.map(lambda name: is_control(patches.get(name)))]
     calibrated = candidates[candidates.patch.map(lambda name: is_repair(patches.get(name)))]
     if len(calibrated):
         return calibrated.iloc[0]
@@ -134,6 +151,11 @@ def percent(rate: float) -> str:
 # The verdicts
 
 
+def read_claims(path: Path) -> pandas.DataFrame:
+    """Read the table of the claims: empty text is no suite and no patch, not an unknown one."""
+    return pandas.read_csv(path, keep_default_na=False, dtype=str)
+
+
 @dataclass(frozen=True)
 class Overall:
     """A verdict over all compressions of a model, what it needs, and those on each of them: (compression, verdict)."""
@@ -188,19 +210,17 @@ def details(summary: pandas.DataFrame, paired: pandas.DataFrame, directions: pan
     Args:
         summary, paired, directions: the tables of the same names.
     """
-    for suite, model in summary[["suite", "model"]].drop_duplicates().itertuples(index=False, name=None):
-        rows = summary[(summary.suite == suite) & (summary.model == model)]
-        tests = paired[(paired.suite == suite) & (paired.model == model)]
-        yield f"{model}, suite {suite}"
-        for compression in rows.compression.drop_duplicates():
-            if compression != "original":
-                sites = directions[(directions.model == model) & (directions.compression == compression)]
-                yield from _compression(rows[rows.compression == compression], tests, sites.iloc[0])
-        yield from _second_opinions(directions[directions.model == model])
+    for about, rows, tests in _parts(summary, paired):
+        of_model = directions[directions.model == rows.model.iloc[0]]
+        yield about
+        for of_compression in _compressed(rows):
+            site = of_model[of_model.compression == of_compression.compression.iloc[0]].iloc[0]
+            yield from _compression(of_compression, tests, site)
+        yield from _second_opinions(of_model)
 
 
 def _compression(rows: pandas.DataFrame, tests: pandas.DataFrame, site: pandas.Series) -> Iterator[str]:
-    plain = rows[rows.patch == "plain"].iloc[0]
+    plain = rows[rows.patch == PLAIN].iloc[0]
     test = _test(tests, plain, "original")
     what = f"changed refusal by {_points(test.difference)} points"
     if test.p_value >= SIGNIFICANT:
@@ -215,7 +235,7 @@ def _compression(rows: pandas.DataFrame, tests: pandas.DataFrame, site: pandas.S
         f"cosine {site.cosine_same_site_shared:.2f} with the original's at the same site, {moved} the split-half null "
         f"({null}), norm ratio {site.norm_ratio:.2f}, {source}."
     )
-    for row in rows[rows.patch != "plain"].itertuples():
+    for row in rows[rows.patch != PLAIN].itertuples():
         refusal, over = _test(tests, row, "plain"), _test(tests, row, "plain", "over_refusal")
         effect = "" if refusal.p_value < SIGNIFICANT else " (no measurable change)"
         costs = [f"over-refusal {_points(over.difference)} points"]

@@ -14,8 +14,8 @@ import yaml
 from conftest import ROOT
 from frames import write_tables
 
-from aird.reporting.findings import details, headlines, verdict_sentences, whole_percent
 from aird.reporting.names import compression_in_words, patch_in_words
+from aird.reporting.sentences import details, headlines, verdict_sentences, whole_percent
 from aird.settings.compressions import CompressionSettings
 from aird.settings.loading import load_configuration
 from aird.settings.patches import Patch
@@ -164,8 +164,11 @@ def test_several_models_are_named() -> None:
     summary, paired, _ = tables()
     summary = pandas.concat([summary, summary.assign(model="other")])
     paired = pandas.concat([paired, paired.assign(model="other")])
-    found = list(headlines(summary, paired, CONFIGURATION))
-    assert [found[index].split(" The")[0] for index in (0, 2)] == ["m, suite safety:", "other, suite safety:"]
+    of_first, _, of_other, _ = headlines(summary, paired, CONFIGURATION)
+    assert [sentence.split(" The")[0] for sentence in (of_first, of_other)] == [
+        "m, suite safety:",
+        "other, suite safety:",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -244,9 +247,8 @@ def test_every_claim_has_its_verdict_and_what_would_decide_it() -> None:
         "C4, aird, repaired: DOES NOT HOLD (pruned: does not hold).",
     ]
     both = pandas.concat([claims(), claims().assign(model="other")])
-    found = list(verdict_sentences(both))
     abouts = ["m", "m, safety", "m, safety", "other", "other, safety", "other, safety"]
-    assert [sentence.split(": ")[0] for sentence in found] == abouts
+    assert [sentence.split(": ")[0] for sentence in verdict_sentences(both)] == abouts
 
 
 def test_the_summary_of_a_run_ends_in_the_same_sentences(tmp_path: Path) -> None:
