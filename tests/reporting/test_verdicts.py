@@ -73,6 +73,17 @@ def test_a_site_moved() -> None:
     assert site_moved_verdict(False, True, False, 0.01)[0] == UNDECIDED
 
 
+@pytest.mark.parametrize(
+    ("moved", "lost", "expected"),
+    [
+        (HOLDS, HOLDS, HOLDS),
+        (DOES_NOT_HOLD, DOES_NOT_HOLD, HOLDS),
+        (HOLDS, DOES_NOT_HOLD, DOES_NOT_HOLD),
+        (DOES_NOT_HOLD, HOLDS, DOES_NOT_HOLD),
+        (UNDECIDED, HOLDS, UNDECIDED),
+        (HOLDS, UNDECIDED, UNDECIDED),
+    ],
+)
 def test_loss_follows_movement(moved: str, lost: str, expected: str) -> None:
     assert follows_verdict(moved, (lost, "so"))[0] == expected
 
