@@ -59,13 +59,6 @@ SEED = CONFIGURATION.seed
 ALL_THREADS = min(16, workflow.resource_settings.cores or 16)
 THREADS = max(1, ALL_THREADS // 2)
 
-TUNED = [
-    name
-    for name, model in CONFIGURATION.models.items()
-    if model.refusal_tuning is not None
-]
-UNTUNED = [name for name in CONFIGURATION.models if name not in TUNED]
-
 
 onstart:
     # Snakemake's own lock is off in the profile: it outlives a killed run.
@@ -244,77 +237,6 @@ def environment_folder(wildcards, output):
     return os.path.splitext(output[0])[0]
 
 
-# Prompt sets
-
-
-def prompt_source(wildcards):
-    """Return the local file of a prompt set, if it has one; Snakemake then watches it."""
-    source = CONFIGURATION.prompt_sets[wildcards.prompt_set].source
-    return (
-        sources([source.path]) if source is not None and source.path is not None else []
-    )
-
-
-def combined_sets(wildcards):
-    """Return the sets that this one joins."""
-    return [
-        prompts(name)
-        for name in CONFIGURATION.prompt_sets[wildcards.prompt_set].combine or []
-    ]
-
-
-def excluded_sets(wildcards):
-    """Return the sets that this one must not overlap."""
-    return [
-        prompts(name)
-        for name in CONFIGURATION.prompt_sets[wildcards.prompt_set].disjoint_from
-    ]
-
-
-def prompt_set_settings(wildcards):
-    """Return the settings of a prompt set."""
-    return settings_json(CONFIGURATION.prompt_sets[wildcards.prompt_set])
-
-
-# Models
-
-
-def local_model_files(wildcards):
-    """Return the files of a model's local source; Snakemake then watches them."""
-    path = CONFIGURATION.models[wildcards.model].source.path
-    if path is None:
-        return []
-    if os.path.isdir(path):
-        return sources(
-            sorted(str(file) for file in Path(path).iterdir() if file.is_file())
-        )
-    return sources([path])
-
-
-def import_settings(wildcards):
-    """Return what importing a model depends on."""
-    model = CONFIGURATION.models[wildcards.model]
-    return settings_json(model, only={"source", "dtype", "trust_remote_code"})
-
-
-def tuning(wildcards):
-    """Return the refusal tuning of a model."""
-    return CONFIGURATION.models[wildcards.model].refusal_tuning
-
-
-def tuning_harmful(wildcards):
-    """Return the prompt set of harmful instructions that a tuning uses."""
-    return prompts(tuning(wildcards).harmful.set)
-
-
-def tuning_harmless(wildcards):
-    """Return the prompt set of harmless instructions that a tuning uses."""
-    return prompts(tuning(wildcards).harmless.set)
-
-
-def tuning_settings(wildcards):
-    """Return the settings of a refusal tuning."""
-    return settings_json(tuning(wildcards))
 
 
 # Patches

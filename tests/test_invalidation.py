@@ -314,6 +314,14 @@ FILE_CHANGES: dict[str, tuple[Callable[[Path], object], set[str]]] = {
         lambda project: append(project / "workflow/scripts/verify_direction.py", "# new\n"),
         {f"verify_direction tiny/{name}" for name in ("original", *COMPRESSIONS)} | REPORT,
     ),
+    "change how a direction is chosen": (
+        lambda project: append(project / "aird/directions/choice.py", "# new\n"),
+        ALL_SELECTED,
+    ),
+    "change what directions are compared by": (
+        lambda project: append(project / "aird/directions/corrected_cosine.py", "# new\n"),
+        {f"compare_directions tiny/{name}" for name in COMPRESSIONS} | REPORT,
+    ),
     "add and edit a module that nobody imports": (
         lambda project: (project / "aird/unused.py").write_text('"""Of no use."""\n', encoding="utf-8"),
         set(),

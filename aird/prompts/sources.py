@@ -85,9 +85,9 @@ def model_from_hub(repository: str, revision: str | None, trust_remote_code: boo
 
 
 def _check_hash(path: Path, expected: str | None) -> None:
-    if expected is not None and (found := sha256_of(path)) != expected:
+    if expected is not None and (actual := sha256_of(path)) != expected:
         raise SourceError(
-            f"{path.name} has SHA-256 {found}, but the configuration pins {expected}: "
+            f"{path.name} has SHA-256 {actual}, but the configuration pins {expected}: "
             "the file was altered or truncated, or the pin belongs to another version"
         )
 

@@ -2,8 +2,8 @@
 
 C1  One direction mediates refusal: ablating it lowers the refusal of harmful prompts, adding it
     raises that of harmless ones. McNemar's exact test on the held-out prompts of the verification.
-C2  Quantisation keeps the direction and its source site; pruning moves both. The cosine at the
-    same site against its split-half null; the site against those that resampled prompts choose.
+C2  Quantisation keeps the direction and its source site; pruning moves both. The cosine at the same
+    site, corrected for noise, against a margin; the sites that resampled prompts choose in both models.
 C3  Refusal is lost where the direction moves. On each compression: both happened, or neither. Over
     all of them: the rank correlation of 1 - cosine with the refusal lost, by a permutation test.
 C4  The repair raises refusal, and keeps utility. McNemar's test against the plain checkpoint, and
@@ -33,7 +33,6 @@ from aird.reporting.needs import (
     in_sentences,
     margin_needs,
     merged,
-    moved_needs,
     narrowed,
     paired_intervals,
 )
@@ -52,11 +51,11 @@ from aird.reporting.verdicts import (
     moved_verdict,
     opposite,
     site_moved_verdict,
-    site_p_value,
 )
 from aird.settings.base import ORIGINAL, PLAIN
 from aird.support.statistics import holm, mcnemar, paired_difference, rank_correlation
 
+KEPT_COSINE = 0.95  # a direction whose corrected cosine with the original's is above this was kept: 18 degrees
 OVER_REFUSAL_MARGIN = 0.05  # added refusals of harmless prompts that a repair may cost
 UTILITY_MARGIN = 0.05  # lost accuracy
 PERPLEXITY_MARGIN = 0.01  # relative growth
@@ -236,54 +235,48 @@ def _kept_or_moved(evidence: Evidence, model: str) -> Iterator[Statement]:
         pruned = compression in evidence.pruned
         verb = "moves" if pruned else "keeps"
         claimed = _unchanged if pruned else opposite
-        interval, null = comparison["cosine_same_site_bootstrap"], comparison["split_half_null"]
+        corrected, site = comparison["cosine_same_site_corrected"], comparison["source_site"]
+        low, high, n = corrected["low"], corrected["high"], corrected["n_harmful"]
         yield Statement(
             model,
             "C2",
             f"{verb} the direction",
             compression,
-            test="cosine against its split-half null",
-            estimate=comparison["cosine_same_site_shared"],
-            low=interval["low"],
-            high=interval["high"],
-            n=comparison["projections"][0]["n"],
-            p_value=comparison["cosine_same_site_p_value"],
-            decide=lambda adjusted, low=interval["low"], null=null["low"], claimed=claimed: claimed(  # type: ignore[misc]
-                moved_verdict(low, null, adjusted)
-            ),
-            ask=lambda _, comparison=comparison: moved_needs(  # type: ignore[misc]
-                comparison["projections"][0]["n"],
-                comparison["cosine_same_site_shared"],
-                comparison["cosine_same_site_bootstrap"]["low"],
-                comparison["split_half_null"]["low"],
+            test=f"cosine corrected for noise, kept above {KEPT_COSINE}",
+            estimate=math.nan if corrected["value"] is None else corrected["value"],
+            low=low,
+            high=high,
+            n=n,
+            p_value=margin_p_value(low, high, KEPT_COSINE),
+            decide=lambda adjusted, low=low, claimed=claimed: claimed(moved_verdict(low, KEPT_COSINE, adjusted)),  # type: ignore[misc]
+            ask=lambda compared, n=n, low=low, high=high: margin_needs(  # type: ignore[misc]
+                "the direction moved",
+                "harmful training prompts",
+                n,
+                narrowed(n, low, high),
+                KEPT_COSINE,
+                compared,
             ),
             family="direction",
         )
         same = (own["layer"], own["position"]) == (original["layer"], original["position"])
-        stability = original["stability"]
-        stable = (stability["same_site"] or 0) > 0.5
+        share = min(site[f"same_site_{whose}"] or 0.0 for whose in ("original", "compressed"))
         comparable = "relaxed_induce" not in (own["rule"], original["rule"])
-        moved_low, moved_high = (
-            math.nan if stability[name] is None else stability[name] - original["layer"]
-            for name in ("layer_low", "layer_high")
-        )
         yield Statement(
             model,
             "C2",
             f"{verb} the source site",
             compression,
-            test="layers moved, against the original's resampled sites",
-            estimate=own["layer"] - original["layer"],
-            low=moved_low,
-            high=moved_high,
-            n=stability["resamples"],
-            p_value=site_p_value(stability, own["layer"], own["position"]),
-            decide=lambda adjusted, same=same, stable=stable, ok=comparable, claimed=claimed: claimed(  # type: ignore[misc]
+            test="layers moved, both models' resampled sites",
+            estimate=site["layers_moved"],
+            low=math.nan if site["layers_low"] is None else site["layers_low"],
+            high=math.nan if site["layers_high"] is None else site["layers_high"],
+            n=site["resamples"],
+            p_value=site["p_value"],
+            decide=lambda adjusted, same=same, stable=share > 0.5, ok=comparable, claimed=claimed: claimed(  # type: ignore[misc]
                 site_moved_verdict(same, stable, ok, adjusted)
             ),
-            ask=lambda _, same=same, ok=comparable, share=stability["same_site"] or 0.0: (  # type: ignore[misc]
-                _site_needs(same, ok, share)
-            ),
+            ask=lambda _, same=same, ok=comparable, share=share: _site_needs(same, ok, share),  # type: ignore[misc]
             family="site",
         )
 
@@ -292,9 +285,9 @@ def _site_needs(same: bool, comparable: bool, share: float) -> Needs:
     if not comparable:
         return ("A candidate direction that induces refusal decides whether the source site moved",)
     if same:
-        decides = f"validation prompts of which most resamples choose the original's own site ({100 * share:.0f}% do)"
+        decides = f"validation prompts of which most resamples choose each model's own site ({100 * share:.0f}% do)"
     else:
-        decides = "validation prompts of which few resamples of the original choose the compressed model's site"
+        decides = "validation prompts of which few resamples of the two models choose one site"
     return (f"More {decides} decide whether the source site moved",)
 
 

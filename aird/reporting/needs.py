@@ -128,22 +128,6 @@ def narrowed(have: int, low: float, high: float) -> Intervals:
     return interval
 
 
-def moved_needs(have: int, cosine: float, low: float, null_low: float) -> Needs:
-    """Return what would decide "the direction moved" (`aird.reporting.verdicts.moved_verdict`).
-
-    Args:
-        have: training prompts.
-        cosine, low: the cosine and the lower bound of its interval.
-        null_low: lower bound of its null.
-    """
-    question, what = "the direction moved", "harmful training prompts"
-    if cosine <= null_low:
-        # How far the null would move with more prompts is not known.
-        return (f"{have} {what} do not decide whether {question}; how many would cannot be computed",)
-    least = math.ceil(have * ((cosine - low) / (cosine - null_low)) ** 2)
-    return (Need(question, what, have, least if least <= LARGEST else math.inf),)
-
-
 def correlation_needs(question: str, have: int, correlation: float) -> Needs:
     """Return how many compressions would decide a rank correlation (`aird.reporting.verdicts.correlation_verdict`).
 

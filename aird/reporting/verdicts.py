@@ -11,9 +11,8 @@ Two kinds of evidence, so that a lack of power is never called "does not hold":
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from statistics import NormalDist
-from typing import Any
 
 HOLDS = "holds"
 DOES_NOT_HOLD = "does not hold"
@@ -76,52 +75,37 @@ def margin_verdict(low: float, margin: float, p_value: float) -> Verdict:
     return UNDECIDED, "the interval reaches across the margin"
 
 
-def moved_verdict(cosine_low: float, null_low: float, p_value: float) -> Verdict:
-    """Judge "the direction moved" by a cosine and its null.
+def moved_verdict(cosine_low: float, kept: float, p_value: float) -> Verdict:
+    """Judge "the direction moved" by a cosine that is corrected for noise.
 
-    It moved where the cosine is significantly low under the null; it did not where even the lower
-    bound of the cosine's bootstrap interval is within the null.
+    Args:
+        cosine_low: lower bound of its 95% interval.
+        kept: a cosine above this is of a direction that was kept.
+        p_value: adjusted, of `margin_p_value` of the cosine's interval and `kept`.
     """
     if p_value < SIGNIFICANT:
         return HOLDS, ""
-    if cosine_low >= null_low:
-        return DOES_NOT_HOLD, "the cosine is within its null"
-    return UNDECIDED, "the cosine's interval reaches out of its null"
+    if cosine_low > kept:
+        return DOES_NOT_HOLD, f"the corrected cosine is above {kept}"
+    return UNDECIDED, f"the corrected cosine's interval reaches across {kept}"
 
 
 def site_moved_verdict(same: bool, stable: bool, comparable: bool, p_value: float) -> Verdict:
-    """Judge "the source site moved" by the sites that the original's resampled prompts choose.
+    """Judge "the source site moved" by the sites that both models' resampled prompts choose.
 
     Args:
         same: both checkpoints chose the same site.
-        stable: the original's own resamples choose its site in more than half of the cases.
+        stable: each model's own resamples choose its site in more than half of the cases.
         comparable: both sites induce refusal; a site chosen where none does is no source of it.
-        p_value: adjusted, of `site_p_value`.
+        p_value: adjusted, of `aird.directions.source_site.compare_sites`.
     """
     if not comparable:
         return UNDECIDED, "no candidate induces refusal, so the site is no source of it"
     if same:
-        return (DOES_NOT_HOLD, "the same site") if stable else (UNDECIDED, "the original's own site is not stable")
+        return (DOES_NOT_HOLD, "the same site") if stable else (UNDECIDED, "a model's own site is not stable")
     if p_value < SIGNIFICANT:
         return HOLDS, ""
-    return UNDECIDED, "the original's resamples choose that site as well"
-
-
-def site_p_value(stability: Mapping[str, Any], layer: int, position: int) -> float:
-    """Return how surprising a site is under the sites that resampled prompts choose.
-
-    It is the probability of a site that is chosen no more often than this one: 1 for the most
-    frequent, 1 / (1 + resamples) for one that is never chosen.
-
-    Args:
-        stability: what `aird.directions.stability.site_stability` returned of the checkpoint that is compared with.
-        layer, position: the site.
-    """
-    shares = {(site["layer"], site["position"]): site["share"] for site in stability["sites"]}
-    total = stability["resamples"] - stability["undefined"]
-    counts = {site: round(share * total) for site, share in shares.items()}
-    own = counts.get((layer, position), 0)
-    return (1 + sum(count for count in counts.values() if count <= own)) / (1 + total)
+    return UNDECIDED, "resamples of the two models choose the same sites"
 
 
 def opposite(verdict: Verdict) -> Verdict:

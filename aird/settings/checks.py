@@ -43,8 +43,8 @@ def uses(configuration: Configuration) -> Iterator[Use]:
     directions = configuration.directions
     for kind in KINDS:
         for split in ("train", "validation", "test"):
-            selection = PromptSelection(set=getattr(directions, kind), split=split, count=getattr(directions, split))
-            yield Use(f"directions.{kind}", f"directions.{kind}", f"directions.{split}", selection)
+            key = f"directions.{kind}"
+            yield Use(key, key, f"directions.{split}", directions.selection(kind, split))
     tables: dict[str, Any] = {
         f"models.{name}.refusal_tuning": model.refusal_tuning for name, model in configuration.models.items()
     }

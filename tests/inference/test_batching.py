@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from aird.directions.activations import capture, difference_in_means
+from aird.directions.activations import capture
 from aird.directions.candidate_scores import score_candidates
+from aird.directions.candidates import difference_in_means
 from aird.inference.batching import Batches, is_out_of_memory
 from aird.inference.packing import make_packs, run_packed
 from aird.settings.directions import Directions

@@ -100,8 +100,10 @@ def test_a_file_of_a_wheel(index: Path) -> None:
 def test_nothing_of_a_wheel_is_installed(index: Path) -> None:
     with open_file(wheel("tiny-prompts==1.0")):
         pass
-    found = subprocess.run([sys.executable, "-c", "import tiny_prompts"], capture_output=True, text=True, check=False)
-    assert "ModuleNotFoundError" in found.stderr
+    imported = subprocess.run(
+        [sys.executable, "-c", "import tiny_prompts"], capture_output=True, text=True, check=False
+    )
+    assert "ModuleNotFoundError" in imported.stderr
 
 
 def test_a_model_file_of_a_wheel(index: Path) -> None:

@@ -14,7 +14,6 @@ from aird.reporting.needs import (
     in_sentences,
     margin_needs,
     merged,
-    moved_needs,
     narrowed,
     paired_intervals,
 )
@@ -97,13 +96,6 @@ def test_an_effect_is_decided_at_the_named_number_of_prompts(lost: int, gained: 
 def test_a_rate_without_room_needs_another_rate() -> None:
     needs = effect_needs("refusal falls", "prompts", *changed(100, 3, 3), 0.1, 1)
     assert in_sentences(needs) == "A rate that can change by at least 20 points decides whether refusal falls."
-
-
-def test_a_cosine_near_its_null() -> None:
-    # The interval's lower end, 0.04 below the cosine, has to come within 0.02 of it.
-    (need,) = moved_needs(100, 0.92, 0.88, 0.90)
-    assert isinstance(need, Need) and need.least == pytest.approx(400, abs=1)
-    assert "cannot be computed" in in_sentences(moved_needs(100, 0.89, 0.88, 0.90))
 
 
 def test_compressions_of_a_correlation() -> None:

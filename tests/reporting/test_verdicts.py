@@ -19,7 +19,6 @@ from aird.reporting.verdicts import (
     moved_verdict,
     opposite,
     site_moved_verdict,
-    site_p_value,
 )
 from aird.support.statistics import paired_difference
 
@@ -58,9 +57,9 @@ def test_a_margin_needs_enough_prompts() -> None:
 
 
 def test_a_direction_moved() -> None:
-    assert moved_verdict(0.5, 0.9, 0.01)[0] == HOLDS
-    assert moved_verdict(0.9, 0.9, 0.30)[0] == DOES_NOT_HOLD
-    assert moved_verdict(0.89, 0.9, 0.30)[0] == UNDECIDED
+    assert moved_verdict(0.5, 0.95, 0.01)[0] == HOLDS
+    assert moved_verdict(0.96, 0.95, 0.30)[0] == DOES_NOT_HOLD
+    assert moved_verdict(0.94, 0.95, 0.30) == (UNDECIDED, "the corrected cosine's interval reaches across 0.95")
     assert opposite((HOLDS, ""))[0] == DOES_NOT_HOLD
     assert opposite((DOES_NOT_HOLD, "so"))[0] == HOLDS
     assert opposite((UNDECIDED, "so")) == (UNDECIDED, "so")
@@ -72,19 +71,6 @@ def test_a_site_moved() -> None:
     assert site_moved_verdict(True, True, True, 1.0)[0] == DOES_NOT_HOLD
     assert site_moved_verdict(True, False, True, 1.0)[0] == UNDECIDED
     assert site_moved_verdict(False, True, False, 0.01)[0] == UNDECIDED
-
-
-def test_the_p_value_of_a_site_is_the_tail_of_the_choices() -> None:
-    shares = [((3, -1), 0.6), ((4, -1), 0.3), ((5, -2), 0.1)]
-    stability = {
-        "resamples": 100,
-        "undefined": 0,
-        "sites": [{"layer": site[0], "position": site[1], "share": share} for site, share in shares],
-    }
-    assert site_p_value(stability, 3, -1) == 1
-    assert site_p_value(stability, 4, -1) == pytest.approx(41 / 101)
-    assert site_p_value(stability, 5, -2) == pytest.approx(11 / 101)
-    assert site_p_value(stability, 3, -2) == pytest.approx(1 / 101)
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 from aird.directions.refusal_tokens import find_refusal_tokens
 from aird.models.loading import load_model, load_tokenizer, open_checkpoint
-from aird.prompts.sets import select
-from aird.settings.base import PromptSelection
+from aird.prompts.sets import CLASSES
+from aird.settings.directions import Directions
 from aird.support.files import read_json_lines, write_json
 
 from arguments import begin_job, parse
@@ -15,17 +15,11 @@ def main() -> None:
         __doc__, paths="arithmetic checkpoint manifest harmful harmless output", texts="settings seed", gpu=True
     )
     begin_job(arguments)
+    settings = Directions.model_validate(arguments.settings)
+    prompts = {kind: read_json_lines(getattr(arguments, kind)) for kind in CLASSES}
     open_checkpoint(arguments.checkpoint, arguments.manifest)
-    instructions: dict[str, list[str]] = {}
-    for kind in ("harmful", "harmless"):
-        selection = PromptSelection.model_validate(arguments.settings[kind])
-        records = select(read_json_lines(getattr(arguments, kind)), selection, int(arguments.seed))
-        instructions[kind] = [record["instruction"] for record in records]
     tokenizer, model = load_tokenizer(arguments.checkpoint), load_model(arguments.checkpoint)
-    found = find_refusal_tokens(
-        model, tokenizer, instructions["harmful"], instructions["harmless"], arguments.settings["new_tokens"]
-    )
-    write_json(arguments.output, found)
+    write_json(arguments.output, find_refusal_tokens(model, tokenizer, prompts, settings, int(arguments.seed)))
 
 
 if __name__ == "__main__":

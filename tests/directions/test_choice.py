@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from aird.directions.activation_cache import Group
-from aird.directions.direction import choose_direction
+from aird.directions.activation_cache import ActivationCache, Group
+from aird.directions.choice import choose_direction
 from aird.settings.directions import Directions
 
 LAYERS, POSITIONS, PROMPTS = 10, 2, 10
@@ -20,11 +20,13 @@ def cache() -> Any:
     states = torch.randn(2, PROMPTS, LAYERS, POSITIONS, 8, generator=torch.Generator().manual_seed(0))
     ids = tuple(map(str, range(PROMPTS)))
     zeros = torch.zeros(PROMPTS, dtype=torch.float64)
-    return {
-        (kind, split): Group(states[index], zeros, ids)
-        for index, kind in enumerate(("harmful", "harmless"))
-        for split in ("train", "validation")
-    }
+    return ActivationCache.of(
+        {
+            (kind, split): Group(states[index], zeros, ids)
+            for index, kind in enumerate(("harmful", "harmless"))
+            for split in ("train", "validation")
+        }
+    )
 
 
 def prompt_scores(kl: float) -> dict[str, torch.Tensor]:
@@ -56,13 +58,14 @@ def records(scores: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
 def test_who_chooses(cache: Any, settings: dict[str, Any], kl: float, site: tuple[int, int], rule: str) -> None:
     chosen = Directions(harmful="a", harmless="b", **settings)
     scores = prompt_scores(kl)
-    found = choose_direction(cache, records(scores), scores, chosen, 0, COSMIC if chosen.may_use_cosmic else None)
-    assert ((found.layer, found.position), found.record["rule"]) == (site, rule)
-    assert found.record["bypass"] == (-5.0 if site == (3, -1) else 0.0)
+    direction = choose_direction(cache, records(scores), scores, chosen, 0, COSMIC if chosen.may_use_cosmic else None)
+    assert ((direction.layer, direction.position), direction.record["rule"]) == (site, rule)
+    assert direction.record["bypass"] == (-5.0 if site == (3, -1) else 0.0)
     raw = [
-        cache[kind, "train"].activations[:, site[0], site[1]].double().mean(dim=0) for kind in ("harmful", "harmless")
+        cache.groups[kind, "train"].activations[:, site[0], site[1]].double().mean(dim=0)
+        for kind in ("harmful", "harmless")
     ]
-    torch.testing.assert_close(found.unit * found.norm, raw[0] - raw[1])
+    torch.testing.assert_close(direction.unit * direction.norm, raw[0] - raw[1])
     # Resampled prompts are asked by Arditi's rule in any case.
-    assert found.record["stability"]["sites"][0] == {"layer": 3, "position": -1, "share": 1.0}
-    assert found.record["stability"]["same_site"] == (1.0 if site == (3, -1) else 0.0)
+    assert direction.record["stability"]["sites"][0] == {"layer": 3, "position": -1, "share": 1.0}
+    assert direction.record["stability"]["same_site"] == (1.0 if site == (3, -1) else 0.0)
