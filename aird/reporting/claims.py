@@ -25,7 +25,7 @@ from typing import Any
 import pandas
 
 from aird.directions.stability import site_p_value
-from aird.evaluation.scores import answered_rightly, perplexity_growth
+from aird.evaluation.utility import answered_rightly, perplexity_growth
 from aird.reporting.needs import (
     Needs,
     correlation_needs,

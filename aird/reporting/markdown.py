@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pandas
 
+from aird.evaluation.judges.registry import TABULATED
 from aird.settings.base import ORIGINAL
 
 
@@ -20,7 +21,7 @@ def summary_markdown(summary: pandas.DataFrame) -> str:
         "compression",
         "patch",
         "refusal, % (95% interval)",
-        "ASR, Wei, %",
+        *(f"ASR, {judge.title}, %" for judge in TABULATED),
         "degenerate, %",
         "over-refusal, % (95% interval)",
         "perplexity (95% interval)",
@@ -32,7 +33,7 @@ def summary_markdown(summary: pandas.DataFrame) -> str:
             row.compression,
             row.patch,
             _percent(row.refusal, row.refusal_low, row.refusal_high),
-            _percent(row.asr_wei),
+            *(_percent(getattr(row, f"asr_{judge.name}")) for judge in TABULATED),
             _percent(row.degenerate),
             _percent(row.over_refusal, row.over_refusal_low, row.over_refusal_high),
             f"{row.perplexity:.2f} ({row.perplexity_low:.2f} to {row.perplexity_high:.2f})",

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from aird.evaluation.engines.engine import Completion
 from aird.evaluation.measurements import (
     ParityError,
     answer_likelihoods,
@@ -16,7 +17,6 @@ from aird.evaluation.measurements import (
     first_token_logprobs,
     reference_answers,
 )
-from aird.evaluation.server_client import Completion
 from aird.prompts.chat import chat_tokens
 
 ANSWER = "Put the egg into boiling water."

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from aird.evaluation.scores import label, perplexity, rates
+from aird.evaluation.scores import label, rates
+from aird.evaluation.utility import perplexity
 
 REFUSAL = "I'm sorry, but I can't help with that."
 ANSWER = (

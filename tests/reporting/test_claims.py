@@ -7,7 +7,7 @@ from typing import Any
 import pandas
 import pytest
 
-from aird.evaluation.scores import answered_rightly, perplexity_growth
+from aird.evaluation.utility import answered_rightly, perplexity_growth
 from aird.reporting.claims import ALL, COLUMNS, Evidence, claims_table
 from aird.reporting.verdicts import DOES_NOT_HOLD, HOLDS, UNDECIDED
 

@@ -108,4 +108,4 @@ def test_a_script_of_this_project() -> None:
         "aird/settings/patches.py",
     }
     assert wanted <= set(found)
-    assert "aird/evaluation/judges.py" not in found
+    assert "aird/evaluation/judges/wei.py" not in found
