@@ -303,7 +303,7 @@ FILE_CHANGES: dict[str, tuple[Callable[[Path], object], set[str]]] = {
         evaluated(CELLS),
     ),
     "change how servers end": (
-        lambda project: append(project / "aird/evaluation/server_launcher.py", "# new\n"),
+        lambda project: append(project / "aird/evaluation/programs/server_launcher.py", "# new\n"),
         evaluated(CELLS),
     ),
     "change the text of a setting of suites": (

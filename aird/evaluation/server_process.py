@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from aird.evaluation import server_launcher
+from aird.evaluation.programs import server_launcher
 
 LOG_TAIL_LINES = 30
 LOG_NOISE = re.compile(r"nanobind|^ - (leaked|\.\.\.)|\] Route: |^\s*$")

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from aird.evaluation.engines import vllm_server
 from aird.evaluation.engines.engine import Abilities, Completion, Engine, ServerSettings
 from aird.evaluation.http_server import HttpServer, start_server
+from aird.evaluation.programs import vllm_server
 from aird.support.files import read_json
 from aird.support.gpus import VISIBLE, listed_gpus
 from aird.support.processor import computes_in
