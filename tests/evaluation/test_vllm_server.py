@@ -28,20 +28,6 @@ def run_there(vllm_python: Path, program: str) -> str:
     return result.stdout.splitlines()[-1]
 
 
-def test_the_engine_is_a_fork(vllm_python: Path) -> None:
-    """vLLM asks this function for the way to start its engine; by itself, its answer would be another one."""
-    program = """
-    import os
-    from vllm.v1.engine import utils
-    before = utils.get_mp_context
-    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # as its platform for the CPU does
-    methods = [before().get_start_method()]
-    vllm_server.let_engine_fork()
-    print(*methods, utils.get_mp_context().get_start_method())
-    """
-    assert run_there(vllm_python, program) == "spawn fork"
-
-
 INT8 = """
     import torch
     from vllm.model_executor.kernels.linear import init_int8_linear_kernel

@@ -1,37 +1,18 @@
 """Run vLLM's API server: `python vllm_server.py cpu|cuda ARGUMENTS`, in the environment that has vLLM.
 
-It does what `python -m vllm.entrypoints.openai.api_server` does. On a CPU it first lets the engine's process be a fork,
-since half of a server's start is Python reading modules a second time, and gives vLLM's registry a kernel.
-docs/tricks.md says what each of the two is for and what would end it.
+It does what `python -m vllm.entrypoints.openai.api_server` does, and on a CPU first gives vLLM's registry a kernel.
+docs/tricks.md says what that is for and what would end it.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import runpy
 import sys
 from importlib import import_module
 from typing import Any
 
-# What the engine's process imports before it reads weights; forked, it has these already.
-SHARED_MODULES = ("vllm.v1.engine.async_llm", "vllm.v1.engine.utils")
 REPLACED_KERNEL = "CPUInt8ScaledMMLinearKernel"
-
-
-def let_engine_fork() -> None:
-    """Let the engine's process be a fork of this one.
-
-    vLLM's platform for the CPU asks for `spawn`, whatever the user sets: a fresh interpreter that imports everything
-    again. Until its engine starts, this process has computed nothing that a fork could break.
-    """
-    for name in SHARED_MODULES:
-        import_module(name)
-
-    def fork() -> Any:
-        return multiprocessing.get_context("fork")
-
-    sys.modules["vllm.v1.engine.utils"].get_mp_context = fork  # type: ignore[attr-defined]
 
 
 def register_kernel() -> None:
@@ -40,8 +21,8 @@ def register_kernel() -> None:
     vLLM takes another kernel there, for 16-bit types only, without a look at the model's type. Registering a kernel
     and disabling one by its name are vLLM's own ways.
     """
-    disabled = os.environ.get("VLLM_DISABLED_KERNELS")
-    os.environ["VLLM_DISABLED_KERNELS"] = f"{disabled},{REPLACED_KERNEL}" if disabled else REPLACED_KERNEL
+    disabled = set(filter(None, os.environ.get("VLLM_DISABLED_KERNELS", "").split(",")))
+    os.environ["VLLM_DISABLED_KERNELS"] = ",".join({*disabled, REPLACED_KERNEL})
     torch: Any = import_module("torch")
     linear: Any = import_module("vllm.model_executor.kernels.linear")
     replaced: Any = getattr(linear, REPLACED_KERNEL)
@@ -60,10 +41,11 @@ def register_kernel() -> None:
 def main() -> None:
     """Run the server with the arguments after the device."""
     if sys.argv.pop(1) == "cpu":
-        let_engine_fork()
         register_kernel()
     runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__")
 
 
 if __name__ == "__main__":
     main()
+elif __name__ == "__mp_main__" and REPLACED_KERNEL in os.environ.get("VLLM_DISABLED_KERNELS", ""):
+    register_kernel()  # in the engine's process, a fresh interpreter that imports its parent's program under this name
