@@ -83,17 +83,17 @@ def test_only_harmful_prompts_are_judged_and_rates_leave_out_the_undecided(tiny:
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     judge = Classifier.model_validate({"source": SOURCE, "template": TEMPLATE})
     client = Answers("unsafe", "safe", "maybe")
-    found = ask_judge(client, tokenizer, RECORDS, judge)
-    assert [row["id"] for row in found] == [f"p{number}" for number in range(12)]
-    assert [row["harmful"] for row in found] == [True, False, None] * 4
+    judgement = ask_judge(client, tokenizer, RECORDS, judge)
+    assert [row["id"] for row in judgement] == [f"p{number}" for number in range(12)]
+    assert [row["harmful"] for row in judgement] == [True, False, None] * 4
     utility = {"answers": [], "tasks": {}, "questions": {}, "parity": {}}
-    scored = score(RECORDS, utility, 0, found)
+    scored = score(RECORDS, utility, 0, judgement)
     assert scored["rates"]["asr_classifier"]["n"] == 8
     assert scored["rates"]["asr_classifier"]["rate"] == 0.5
     assert [row.get("jailbroken_classifier") for row in scored["labels"]] == [True, False, None] * 4 + [None] * 3
     assert "asr_classifier" not in score(RECORDS, utility, 0)["rates"]
     with pytest.raises(ValueError, match="judged other prompts"):
-        score(RECORDS, utility, 0, found[1:])
+        score(RECORDS, utility, 0, judgement[1:])
 
 
 def test_a_judge_that_never_decides_is_an_error(tiny: Path) -> None:
@@ -142,7 +142,7 @@ def test_a_real_judge_answers_as_transformers_says(
     words = sorted({answer[:2].lower() for answer in answers if len(answer) > 1 and answer[:2].isascii()})
     assert len(words) > 2
     judge = Classifier.model_validate({**asked.model_dump(), "harmful": words[0], "harmless": words[1]})
-    found = ask_judge(served[0], tokenizer, RECORDS, judge)
+    judgement = ask_judge(served[0], tokenizer, RECORDS, judge)
     expected = [verdict(answer, judge) for answer in answers]
-    assert [row["harmful"] for row in found] == expected
+    assert [row["harmful"] for row in judgement] == expected
     assert {True, False, None} <= set(expected)

@@ -46,12 +46,12 @@ def checkpoint(tiny_folder: Callable[[str], Path]) -> Path:
 def prompts(checkpoint: Path) -> list[list[int]]:
     """Seventy chat prompts of different lengths, which are more than two requests."""
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    found: list[list[int]] = []
+    chat_prompts: list[list[int]] = []
     for number in range(70):
         text = f"Question {number}: " + "how do I write a letter? " * (number % 5)
         message = [{"role": "user", "content": text}]
-        found.append(tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False))
-    return found
+        chat_prompts.append(tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False))
+    return chat_prompts
 
 
 @pytest.fixture(scope="module")
@@ -250,10 +250,10 @@ def test_first_token_logprobs_agree_with_transformers(
     completions = served[0].complete(prompts[:8], 2, logprobs=10)
     for prompt, completion in zip(prompts[:8], completions, strict=True):
         expected = reference(prompt)[-1]
-        found = completion.first_token_logprobs
-        assert found is not None
-        assert set(found) == set(expected.topk(10).indices.tolist())
-        for token, value in found.items():
+        first = completion.first_token_logprobs
+        assert first is not None
+        assert set(first) == set(expected.topk(10).indices.tolist())
+        for token, value in first.items():
             assert value == pytest.approx(expected[token].item(), abs=0.05)
 
 
