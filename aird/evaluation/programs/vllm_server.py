@@ -27,7 +27,7 @@ def register_kernel() -> None:
     linear: Any = import_module("vllm.model_executor.kernels.linear")
     replaced: Any = getattr(linear, REPLACED_KERNEL)
 
-    class Int8InEveryType(replaced):  # type: ignore[misc]
+    class Int8InEveryType(replaced):
         def process_weights_after_loading(self, layer: Any) -> None:
             if torch.get_default_dtype() != torch.float32:
                 super().process_weights_after_loading(layer)
