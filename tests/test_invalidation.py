@@ -288,7 +288,6 @@ FILE_CHANGES: dict[str, tuple[Callable[[Path], object], set[str]]] = {
         {"vllm_environment"} | evaluated(CELLS),
     ),
     "upgrade the lock of the jobs": (lambda project: append(project / "envs/core.lock.txt", "# new\n"), EVERYTHING),
-    "change a judge": (lambda project: append(project / "aird/evaluation/judges.py", "# new\n"), scored(CELLS)),
     "change a figure": (
         lambda project: append(project / "aird/reporting/figures/sites.py", "# new\n"),
         {"make_figure sites", "make_report", "all"},
@@ -300,6 +299,28 @@ FILE_CHANGES: dict[str, tuple[Callable[[Path], object], set[str]]] = {
     "change the look of all figures": (
         lambda project: append(project / "aird/reporting/figures/style.py", "# new\n"),
         FIGURES,
+    ),
+    "change a judge": (lambda project: append(project / "aird/evaluation/judges/wei.py", "# new\n"), scored(CELLS)),
+    "change the judge whose phrases models are asked by": (
+        lambda project: append(project / "aird/evaluation/judges/arditi.py", "# new\n"),
+        scored(CELLS),
+    ),
+    # No suite of this grid asks a classifier.
+    "change how a classifier is asked": (
+        lambda project: append(project / "aird/evaluation/judges/classifier.py", "# new\n"),
+        set(),
+    ),
+    "change an engine": (
+        lambda project: append(project / "aird/evaluation/engines/vllm.py", "# new\n"),
+        evaluated(CELLS),
+    ),
+    "change how servers end": (
+        lambda project: append(project / "aird/evaluation/programs/server_launcher.py", "# new\n"),
+        evaluated(CELLS),
+    ),
+    "change the text of a setting of suites": (
+        lambda project: append(project / "aird/settings/suites.py", "# new\n"),
+        evaluated(CELLS),
     ),
     "change the page of the report": (
         lambda project: append(project / "aird/reporting/report/style.css", "/* new */\n"),

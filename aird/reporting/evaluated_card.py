@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from aird.evaluation.judges.registry import TABULATED
 from aird.patching.card_metadata import front_matter
 
 Score = Mapping[str, Any]
 
 RATES = {
     "refusal of harmful prompts, %": "refusal",
-    "ASR by Wei's judge, %": "asr_wei",
+    **{f"ASR by {judge.title}'s judge, %": f"asr_{judge.name}" for judge in TABULATED},
     "degenerate, %": "degenerate",
     "over-refusal of harmless prompts, %": "over_refusal",
 }

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import pandas
 
+from aird.evaluation.judges.registry import TABULATED
 from aird.settings.base import ORIGINAL
 
 Tell = Callable[[pandas.Series], object]
@@ -18,7 +19,10 @@ def summary_markdown(summary: pandas.DataFrame) -> str:
     """
     columns: dict[str, Tell] = {
         "refusal, % (95% interval)": lambda row: _percent(row, "refusal", interval=True),
-        "ASR, Wei, %": lambda row: _percent(row, "asr_wei"),
+        **{
+            f"ASR, {judge.title}, %": lambda row, name=judge.name: _percent(row, f"asr_{name}")  # type: ignore[misc]
+            for judge in TABULATED
+        },
         "degenerate, %": lambda row: _percent(row, "degenerate"),
         "over-refusal, % (95% interval)": lambda row: _percent(row, "over_refusal", interval=True),
         "perplexity (95% interval)": lambda row: (

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas
 
+from aird.evaluation.judges.registry import JUDGES
 from aird.settings.base import ORIGINAL, PLAIN
 from aird.support.statistics import mcnemar
 
@@ -23,11 +24,15 @@ PAIR = ("model", "compression")
 CELL = (*PAIR, "patch")
 
 SUMMARY_COLUMNS = (
-    "suite model compression patch n refusal refusal_low refusal_high asr_arditi asr_wei asr_arditi_coherent "
-    "asr_classifier degenerate over_refusal over_refusal_low over_refusal_high perplexity perplexity_low "
-    "perplexity_high utility utility_stderr cosine_same_site cosine_own_source norm_ratio layer position sparsity "
-    "bits_per_weight"
-).split()
+    "suite model compression patch n refusal refusal_low refusal_high".split()
+    + [f"asr_{judge.name}" for judge in JUDGES if judge.jailbroken is not None]
+    + ["asr_arditi_coherent"]
+    + [f"asr_{judge.name}" for judge in JUDGES if judge.jailbroken is None]
+    + (
+        "degenerate over_refusal over_refusal_low over_refusal_high perplexity perplexity_low perplexity_high utility "
+        "utility_stderr cosine_same_site cosine_own_source norm_ratio layer position sparsity bits_per_weight"
+    ).split()
+)
 
 # Of a comparison: what stands in the summary.
 SUMMARISED = ("cosine_same_site", "cosine_own_source", "norm_ratio")

@@ -123,4 +123,4 @@ def test_a_script_of_this_project() -> None:
         "aird/settings/patches.py",
     }
     assert wanted <= set(files)
-    assert "aird/evaluation/judges.py" not in files
+    assert "aird/evaluation/judges/wei.py" not in files
