@@ -36,12 +36,12 @@ class TransformersClient:
     def token_logprobs(self, prompts: Sequence[Sequence[int]]) -> list[list[float | None]]:
         """Return the log-probability (nats) of each prompt token given those before it; None for the first."""
         device = next(self._model.parameters()).device
-        found: list[list[float | None]] = []
+        answers: list[list[float | None]] = []
         for prompt in prompts:
             ids = torch.tensor([list(prompt)], device=device)
             logprobs = self._model(input_ids=ids, use_cache=False).logits[0, :-1].double().log_softmax(-1)
             values = logprobs.gather(1, ids[0, 1:, None])[:, 0].tolist()
             if not all(value == value for value in values):
                 raise ValueError("the checkpoint returns NaN log-probabilities: its weights or activations overflow")
-            found.append([None, *values])
-        return found
+            answers.append([None, *values])
+        return answers
