@@ -507,7 +507,7 @@ def _prove(model: Any, blocks: list[nn.Module], writers: Sequence[Writers]) -> N
         logits = model(**_tokens(model)).logits
     for block, (before, after), found in zip(writers, states, outputs, strict=True):
         start, end = before.double().cpu(), after.double().cpu()
-        added = [each.scale * found[each.module].double().cpu() for each in block.contributions]
+        added = [each.scale * found[each.module].double().cpu().reshape(end.shape) for each in block.contributions]
         missing = (end - start - torch.stack(added).sum(0)).norm().item()
         rounding = 4 * torch.finfo(after.dtype).eps * torch.stack([end.norm(), start.norm()]).max().item()
         change = (end - start).norm().item()

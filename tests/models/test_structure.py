@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import families
 import pytest
 import torch
+from models import families
 from torch import nn
 from transformers import AutoModelForCausalLM
 
