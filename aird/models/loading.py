@@ -143,12 +143,18 @@ def prove_structure(checkpoint: Path) -> None:
     """Prove on a checkpoint's own weights what its blocks write to the residual stream, by passes of a few tokens.
 
     Raises:
-        ValueError: a block writes something else (`aird.models.structure.residual_writers`), or its matrices are
-            stored under other names than its modules have.
+        ValueError: a block writes something else (`aird.models.structure.residual_writers`), no matrix can be
+            edited, or the matrices are stored under other names than their modules have.
     """
-    residual_writers(load_structure(checkpoint))  # what can be refused for free
+    structure = load_structure(checkpoint)
+    if not writer_contributions(structure):  # what can be refused for free
+        obstacles = [text for block in residual_writers(structure) for text in block.obstacles]
+        raise ArchitectureError(f"{checkpoint}: no matrix of this model can be edited: {'; '.join(obstacles[:2])}, ...")
+    model = load_model(checkpoint)
+    if residual_writers(model) != residual_writers(structure):
+        raise ArchitectureError(f"{checkpoint}: its blocks are read differently without their weights")
     stored = read_checkpoint(checkpoint).tensors
-    for writer, contribution in writer_contributions(load_model(checkpoint)).items():
+    for writer, contribution in writer_contributions(model).items():
         for module in (writer, contribution.norm or writer):
             if not any(name.startswith(f"{module}.") for name in stored):
                 raise ArchitectureError(
@@ -263,7 +269,7 @@ def load_structure(checkpoint: Path) -> Any:
     config = transformers.AutoConfig.from_pretrained(str(checkpoint), trust_remote_code=code_is_trusted())
     try:
         with torch.device("meta"):
-            return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=code_is_trusted())
+            model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=code_is_trusted())
     except ValueError as error:
         if "Unrecognized configuration class" not in str(error):
             raise
@@ -274,3 +280,4 @@ def load_structure(checkpoint: Path) -> Any:
         raise ArchitectureError(
             f"{checkpoint}: Transformers has no causal language model of the type {config.model_type}{advice}"
         ) from None
+    return model.eval()

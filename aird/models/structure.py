@@ -260,7 +260,9 @@ class _Reading(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        output = func(*args, **(kwargs or {}))
+        output = _stand_in(func.overloadpacket, args, kwargs or {})
+        if output is None:
+            output = func(*args, **(kwargs or {}))
         if self.size:
             parts = self._parts(func.overloadpacket, args, kwargs or {})
             if func._schema.is_mutable and args and isinstance(args[0], torch.Tensor):
@@ -406,6 +408,25 @@ class _Reading(TorchDispatchMode):
         return f"{self.names[block]} ({type(block).__name__})"
 
 
+def _stand_in(packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return something for what a tensor without values (meta device) cannot answer; None for all else.
+
+    No routing, no branch and no loop over experts that these decide is needed to see what a block adds.
+    """
+    first = args[0] if args else None
+    if not isinstance(first, torch.Tensor) or not first.is_meta:
+        return None
+    if packet is _ATEN._local_scalar_dense:
+        return 1.0 if first.is_floating_point() else False if first.dtype == torch.bool else 0
+    if packet is _ATEN._to_copy and str(kwargs.get("device", "meta")) != "meta":
+        return torch.zeros(first.shape, dtype=kwargs.get("dtype") or first.dtype, device=kwargs["device"])
+    if packet is _ATEN.nonzero:
+        return first.new_empty((0, first.ndim), dtype=torch.long)
+    if packet is _ATEN._grouped_mm:
+        return first.new_empty((first.shape[0], args[1].shape[-1]))
+    return None
+
+
 def _linear(value: _Value) -> Any:
     """Return the linear module that a value is the output of, up to factors and shapes; None without one."""
     modules = [module for each, _ in value.chain() for module in each.modules if isinstance(module, nn.Linear)]
@@ -444,10 +465,10 @@ def _run(model: Any, reading: _Reading) -> None:
             with reading:
                 model(**inputs)
             return
-        except ArchitectureError:
-            raise
         except Exception as error:  # foreign code raises whatever it likes
             reading.restart()
+            if number == len(attempts) and isinstance(error, ArchitectureError):
+                raise
             if number == len(attempts):
                 raise ArchitectureError(
                     f"{type(model).__name__}: a forward pass of {inputs['input_ids'].shape[1]} tokens failed: {error}"
@@ -505,6 +526,8 @@ def _prove(model: Any, blocks: list[nn.Module], writers: Sequence[Writers]) -> N
         forward=[(modules[name], keep(name)) for name in named] + [(block, leave) for block in blocks],
     ):
         logits = model(**_tokens(model)).logits
+    if bool(logits.isnan().any()):
+        raise ArchitectureError(f"{type(model).__name__} returns values that are no numbers: the checkpoint is broken")
     for block, (before, after), found in zip(writers, states, outputs, strict=True):
         start, end = before.double().cpu(), after.double().cpu()
         added = [each.scale * found[each.module].double().cpu().reshape(end.shape) for each in block.contributions]

@@ -1,6 +1,6 @@
 """Tiny models of every architecture of Transformers with a causal language model, and what is measured on each.
 
-`python tests/models/families.py` (with PYTHONPATH=.) prints the table of docs/models.md; `--write` puts it there.
+`python tests/models/families.py` (with PYTHONPATH=.:tests) prints the table of docs/models.md; `--write` puts it there.
 
 Every weight is random, those of norms too: with gains of 1 an error at a norm does not show. For each family:
 
@@ -42,7 +42,7 @@ from aird.settings.patches import parse_patch
 
 QUICK = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "olmo2", "mixtral", "phi3")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
-MARKS = ("<!-- table: PYTHONPATH=. python tests/models/families.py --write -->", "<!-- end of the table -->")
+MARKS = ("<!-- table: PYTHONPATH=.:tests python tests/models/families.py --write -->", "<!-- end of the table -->")
 LARGEST = 30_000_000  # parameters of a model that is run
 
 # By all names that configurations have for them; each takes what it knows.
@@ -90,7 +90,6 @@ VISION = {
 }
 GEMMA4 = {"vocab_size_per_layer_input": 99, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0}
 SPECIAL: dict[str, dict[str, Any]] = {
-    **{family: {"head_dim": 8} for family in ("axk2", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa")},
     "falcon_h1": {"mamba_d_ssm": 128, "ssm_out_multiplier": 0.5, "attention_out_multiplier": 0.7},
     "gemma3": {"vision_config": VISION},
     "gemma3n_text": {**GEMMA4, "num_hidden_layers": 5, "laurel_rank": 8},
@@ -152,7 +151,11 @@ def _known(kind: Any) -> dict[str, Any]:
     known = set(getattr(kind, "attribute_map", {}))
     for parent in kind.__mro__:
         known |= set(getattr(parent, "__annotations__", {}))
-    return {name: value for name, value in SIZES.items() if name in known}
+    sizes = {name: value for name, value in SIZES.items() if name in known}
+    if "kv_lora_rank" in known:  # latent attention: every head has keys, and a head's size is that of its rotary part
+        sizes |= {"num_key_value_heads": 4}
+        sizes.pop("head_dim", None)
+    return sizes
 
 
 def tiny_family(family: str, seed: int = 0, **more: Any) -> Any:
@@ -226,7 +229,7 @@ def effects(
     kept: dict[str, torch.Tensor] = {}
 
     def keep(name: str) -> Any:
-        return on_output(lambda output: kept.setdefault(name, output.clone()))
+        return on_output(lambda output: kept.setdefault(name, output.clone()).clone())
 
     modules = {each.module: model.get_submodule(each.module) for block in writers for each in block.contributions}
     with recorded(blocks) as plain, hooks(forward=[(module, keep(name)) for name, module in modules.items()]):
@@ -268,7 +271,12 @@ def measure(family: str) -> Measured:
         warnings.simplefilter("ignore")
         model = tiny_family(family)
         try:
-            writers = residual_writers(model)
+            with torch.device("meta"):
+                empty = AutoModelForCausalLM.from_config(tiny_configuration(family)).eval()
+            # As at import: what is read of a model without weights must be the same.
+            read, writers = residual_writers(empty), residual_writers(model)
+            if read != writers:
+                return Measured(family, f"{family}: read as {read} without weights, as {writers} with them")
         except ArchitectureError as error:
             return Measured(family, str(error))
         unit = direction(model.config.get_text_config().hidden_size)
@@ -310,8 +318,8 @@ def describe(writers: list[Writers]) -> str:
 def row(measured: Measured) -> str:
     """Return one line of the table; no measured number, so that it is the same on every machine."""
     if measured.refusal:
-        reason = re.sub(r" \(seen .*", "", measured.refusal).partition(": ")
-        return f"| {measured.family} | refused | {reason[2].partition('. ')[0][:160]} |"
+        reason = re.sub(r" \(seen.*|, found .*", "", measured.refusal).rpartition("): ")[2]
+        return f"| {measured.family} | refused | {reason} |"
     state = "right" if measured.effect == measured.effect else "right, no edits"
     return f"| {measured.family} | {state} | {measured.writes} |"
 

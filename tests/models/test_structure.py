@@ -10,7 +10,6 @@ import pytest
 import torch
 from models import families
 from torch import nn
-from transformers import AutoModelForCausalLM
 
 from aird.models.loading import load_structure, stored_gains
 from aird.models.structure import (
@@ -48,14 +47,10 @@ def test_no_hook_is_left(model: Any) -> None:
 
 
 @pytest.mark.parametrize("family", families.QUICK)
-def test_a_family_is_right_with_and_without_weights(family: str) -> None:
+def test_a_family_is_right(family: str) -> None:
     measured = families.measure(family)
     assert measured.right, measured
     assert families.row(measured) in families.PAGE.read_text(encoding="utf-8"), "write docs/models.md again"
-    model = families.tiny_family(family)
-    with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(model.config)
-    assert residual_writers(empty) == residual_writers(model)
 
 
 @pytest.mark.thorough

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import torch
+from models.families import direction, tiny_family, tokens
+from peft import PeftModel
 
+from aird.directions.direction import Direction
+from aird.inference.hooks import hooks
+from aird.patching.adapters import save_adapter
 from aird.patching.edits import along, edit_statistics, edited_blocks, make_edits, random_direction, rank_one_edit
+from aird.patching.formula import compute_patch
 from aird.settings.patches import parse_patch
 
 R = torch.tensor([0.6, 0.8], dtype=torch.float64)
@@ -126,6 +133,34 @@ def test_statistics_before_a_norm() -> None:
     assert statistics["row_norm_before"] == pytest.approx((before.norm() / target.norm()).item(), rel=1e-5)
     assert statistics["row_norm_after"] == pytest.approx(1, rel=1e-5)
     assert statistics["relative_change"] == pytest.approx((edit.matrix().norm() / compressed.norm()).item(), rel=1e-5)
+
+
+@torch.no_grad()
+def test_an_adapter_before_a_norm_adds_the_direction(tmp_path: Path) -> None:
+    """A patch of files, made without running them, loaded by PEFT into a model whose gains are 1 + weight."""
+    model = tiny_family("gemma2")
+    model.save_pretrained(tmp_path / "model")
+    unit = direction(64)
+    settings = patch("scale", 0.5, blocks=[1])
+    folders = [tmp_path / "model"] * 2
+    edits, _ = compute_patch(*folders, Direction(unit, 1.0, {"layer": 2, "position": -1}), None, settings)
+    assert [edit.module for edit in edits] == ["model.layers.1.self_attn.o_proj", "model.layers.1.mlp.down_proj"]
+    (tmp_path / "adapter").mkdir()
+    save_adapter(edits, tmp_path / "adapter", "base")
+
+    def contributed(model: Any) -> torch.Tensor:
+        kept: list[torch.Tensor] = []
+        norm = model.get_submodule("model.layers.1.post_attention_layernorm")
+        with hooks(forward=[(norm, lambda *each: kept.append(each[2].double()))]):
+            model(input_ids=tokens(model), use_cache=False)
+        return kept[0]
+
+    before = contributed(model)
+    after = contributed(PeftModel.from_pretrained(model, str(tmp_path / "adapter")).base_model.model)
+    expected = before + 0.5 * (before @ unit).unsqueeze(-1) * unit
+    assert (after - before).norm() > 0.05 * before.norm()
+    cosine = torch.nn.functional.cosine_similarity(after, expected, dim=-1)  # equal up to the norm's rescaling
+    torch.testing.assert_close(cosine, torch.ones_like(cosine), atol=1e-6, rtol=0)
 
 
 def test_scale_does_not_read_the_original() -> None:
