@@ -158,7 +158,7 @@ def test_an_adapter_before_a_norm_adds_the_direction(tmp_path: Path) -> None:
     before = contributed(model)
     after = contributed(PeftModel.from_pretrained(model, str(tmp_path / "adapter")).base_model.model)
     expected = before + 0.5 * (before @ unit).unsqueeze(-1) * unit
-    assert (after - before).norm() > 0.05 * before.norm()
+    assert (after - before).norm() > 0.02 * before.norm()
     cosine = torch.nn.functional.cosine_similarity(after, expected, dim=-1)  # equal up to the norm's rescaling
     torch.testing.assert_close(cosine, torch.ones_like(cosine), atol=1e-6, rtol=0)
 
