@@ -13,8 +13,9 @@ import torch
 from aird.directions.direction import Direction
 from aird.models.loading import load_model, load_tokenizer
 from aird.models.matrices import dense_matrix
+from aird.models.structure import writer_gains
 from aird.patching.calibration import Validation, choice_record, choose_strength, learn_rows, needs_repair
-from aird.patching.edits import Edit, edit_statistics
+from aird.patching.edits import edit_along, edit_statistics
 from aird.patching.fitted_patch import wanted_projections
 from aird.patching.fitting import fit_edits
 from aird.patching.formula import Patched, edited_modules, patch_record, patch_unit
@@ -105,7 +106,8 @@ def calibrate_patch(
         )
     else:
         logger.info("refusal is not lost (p = %.3f): the checkpoint is left alone", loss.p_value)
-        edits = [Edit(module, unit.float(), torch.zeros(matrix(module).shape[1])) for module in modules]
+        gains = writer_gains(model)
+        edits = [edit_along(each, unit, torch.zeros(matrix(each).shape[1]), gains.get(each)) for each in modules]
         choice = choice_record(harmful, harmless, 0.0, [])
     choice["unpatched"] = {"refusal": loss.refusal, "p_value": loss.p_value}
     statistics = [edit_statistics(edit, matrix(edit.module), dense_matrix(original, edit.module)) for edit in edits]

@@ -7,6 +7,7 @@ over the direction prompts (aird/patching/fitted_patch.py).
 from __future__ import annotations
 
 import hashlib
+import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from typing import Any
 import torch
 
 from aird.directions.direction import Direction
-from aird.models.loading import load_structure
+from aird.models.loading import load_structure, stored_gains
 from aird.models.matrices import dense_matrix
 from aird.models.structure import residual_writers
 from aird.patching.edits import Edit, edited_blocks, make_edits, patch_direction
 from aird.settings.patches import RankOneFormula, RankOneSettings
+
+logger = logging.getLogger(__name__)
 
 Patched = tuple[list[Edit], dict[str, Any]]  # the edits, and the record of what they change
 
@@ -40,7 +43,13 @@ def compute_patch(
     unit = patch_unit(direction, own, settings)
     blocks, modules = edited_modules(load_structure(original), direction, settings)
     edits, statistics = make_edits(
-        modules, unit, partial(dense_matrix, compressed), partial(dense_matrix, original), settings
+        modules,
+        unit,
+        partial(dense_matrix, compressed),
+        partial(dense_matrix, original),
+        settings,
+        stored_gains(compressed),
+        stored_gains(original),
     )
     return edits, patch_record(blocks, statistics, settings, direction, unit)
 
@@ -54,11 +63,17 @@ def edited_modules(model: Any, direction: Direction, settings: RankOneSettings) 
         settings: the patch.
 
     Raises:
-        ValueError: a configured block does not exist.
+        ValueError: a configured block does not exist, or no matrix in the blocks can be edited.
     """
     writers = residual_writers(model)
     blocks = edited_blocks(settings, direction.layer, len(writers))
-    return blocks, [name for block in blocks for name in writers[block].names]
+    obstacles = [text for block in blocks for text in writers[block].obstacles]
+    modules = [name for block in blocks for name in writers[block].names]
+    if not modules:
+        raise ValueError(f"nothing in blocks {blocks} can be edited: {'; '.join(obstacles)}")
+    if obstacles:
+        logger.warning("not edited: %s", "; ".join(obstacles))
+    return blocks, modules
 
 
 def patch_unit(direction: Direction, own: Direction | None, settings: RankOneSettings) -> torch.Tensor:
