@@ -35,9 +35,9 @@ sys.path[:0] = [str(PROJECT), str(PROJECT / "workflow" / "plugins")]
 from aird_progress import attach
 from aird_progress.earlier import earlier_seconds
 from aird.settings.base import ORIGINAL, PLAIN
-from aird.settings.loading import load_configuration
-from aird.settings.local_files import check_files
-from aird.settings.messages import ConfigurationError
+from aird.configuration.loading import load_configuration
+from aird.configuration.local_files import check_files
+from aird.configuration.messages import ConfigurationError
 from aird.support.code_dependencies import code_files
 from aird.support.files import atomic_file, canonical_json, sha256_of
 from aird.support.lifetime import hold_run_lock

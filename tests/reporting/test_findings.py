@@ -14,10 +14,10 @@ import yaml
 from conftest import ROOT
 from frames import write_tables
 
+from aird.configuration.loading import load_configuration
 from aird.reporting.findings import details, headlines, verdict_sentences, whole_percent
 from aird.reporting.names import compression_in_words, patch_in_words
 from aird.settings.compressions import CompressionSettings
-from aird.settings.loading import load_configuration
 from aird.settings.patches import Patch
 
 CONFIGURATION: dict[str, Any] = {

@@ -1,6 +1,6 @@
 """Write the reference of all configuration keys from the typed models, so that it cannot be wrong.
 
-`python -m aird.settings.reference` rewrites the files generated from them: config/schema.json and config/README.md.
+`python -m aird.configuration.reference` rewrites the files generated from them: config/schema.json, config/README.md.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any, NamedTuple, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from aird.settings.annotations import contained, form, is_literal, members, split_metadata, tables, tag, tag_key
+from aird.configuration.annotations import contained, form, is_literal, members, split_metadata, tables, tag, tag_key
+from aird.configuration.configuration import Configuration
 from aird.settings.base import Settings
-from aird.settings.configuration import Configuration
 
 INTRODUCTION = """\
 # Configuration
@@ -33,7 +33,7 @@ Unknown keys, missing keys and values of another type are errors, each with one 
 to write. Names become folders below `results/`: letters, digits, `-`, `_` and single dots inside; put a name in
 quotes that YAML would read as a number or a truth value. Paths are relative to the folder where Snakemake runs.
 
-This file is generated: `python -m aird.settings.reference` writes it and `config/schema.json` anew.
+This file is generated: `python -m aird.configuration.reference` writes it and `config/schema.json` anew.
 """
 
 NAMES = {"prompt_sets": "SET", "models": "MODEL", "compressions": "COMPRESSION", "patches": "PATCH", "suites": "SUITE"}
