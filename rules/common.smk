@@ -362,46 +362,6 @@ def compression_settings(wildcards):
     return settings_json(CONFIGURATION.compressions[wildcards.compression])
 
 
-# Patches
-
-
-def patches_by(*methods):
-    """Return the names of the patches that are made by one of these methods."""
-    return [
-        name for name, patch in CONFIGURATION.patches.items() if patch.method in methods
-    ]
-
-
-def own_direction(wildcards):
-    """Return the compressed checkpoint's own direction and its record, for a patch that asks for it.
-
-    Any other patch neither waits for that direction nor is made again with it.
-    """
-    if CONFIGURATION.patches[wildcards.patch].direction != "own":
-        return []
-    return [path.format(**wildcards) for path in (DIRECTION, DIRECTION_RECORD)]
-
-
-def patch_settings(wildcards):
-    """Return what a patch's tensors depend on."""
-    patch = CONFIGURATION.patches[wildcards.patch]
-    return canonical_json(patch.model_dump(exclude={"compressions"}))
-
-
-def tuned_patch_settings(more):
-    """Return a function from wildcards to the settings of a patch that learns from prompts.
-
-    It depends on its own settings and on `more`, which says how many prompts it sees.
-    """
-
-    def settings(wildcards):
-        patch = CONFIGURATION.patches[wildcards.patch]
-        values = patch.model_dump(exclude={"compressions"})
-        return canonical_json({"patch": values, **more})
-
-    return settings
-
-
 # Evaluation
 
 

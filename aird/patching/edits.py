@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from aird.settings.patches import Project, RankOneFormula, RankOneSettings
+from aird.settings.patches import FormulaSettings, RankOneSettings
 
 ROWS = 64  # rows of a matrix that are converted to float64 at once: they stay in the processor's cache
 
@@ -62,7 +62,7 @@ class Update:
 
 
 def rank_one_edit(
-    module: str, direction: torch.Tensor, compressed: torch.Tensor, original: torch.Tensor, settings: RankOneFormula
+    module: str, direction: torch.Tensor, compressed: torch.Tensor, original: torch.Tensor, settings: FormulaSettings
 ) -> Edit:
     """Return the edit of one matrix.
 
@@ -83,7 +83,7 @@ def rank_one_edit(
     unit = direction.double()
     if not torch.isclose(unit.norm(), torch.ones((), dtype=torch.float64), atol=1e-4):
         raise ValueError(f"{module}: the direction has norm {unit.norm().item():.4f}, not 1")
-    a, b = (-settings.alpha, settings.alpha) if isinstance(settings, Project) else (settings.alpha, 0.0)
+    a, b = settings.coefficients
     row = a * along(unit, compressed)
     if b:
         row = row + b * along(unit, original)
@@ -132,7 +132,7 @@ def make_edits(
     direction: torch.Tensor,
     read_compressed: Callable[[str], torch.Tensor],
     read_original: Callable[[str], torch.Tensor],
-    settings: RankOneFormula,
+    settings: FormulaSettings,
 ) -> tuple[list[Edit], list[dict[str, Any]]]:
     """Return one edit per module, and a record of what each changes.
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from aird.patching.card_metadata import front_matter
-
 RATES = {
     "refusal of harmful prompts, %": "refusal",
     "ASR by Wei's judge, %": "asr_wei",
@@ -22,10 +20,9 @@ def evaluated_card(card: str, scores: Mapping[str, Mapping[str, Mapping[str, Any
         card: the card as the adapter folder has it.
         scores: suite to {"original", "compressed", "patched"} to the record of the scores node.
     """
-    metadata, text = front_matter(card)
-    sections = [_suite(name, found) for name, found in scores.items()]
+    sections = [_suite(name, cells) for name, cells in scores.items()]
     numbers = "## Numbers\n\nShare of prompts, greedy decoding; in parentheses the 95% Wilson interval.\n\n"
-    return f"---\n{metadata}---\n" + text.replace("## Limits\n", numbers + "\n".join(sections) + "\n## Limits\n", 1)
+    return card.replace("## Limits\n", numbers + "\n".join(sections) + "\n## Limits\n", 1)
 
 
 def _suite(name: str, scores: Mapping[str, Mapping[str, Any]]) -> str:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from aird.patching.edits import along, edited_blocks, make_edits, random_direction, rank_one_edit
-from aird.settings.patches import parse_patch
+from aird.patching.methods import parse_patch
 
 R = torch.tensor([0.6, 0.8], dtype=torch.float64)
 COMPRESSED = torch.tensor([[1.0, 2.0, 0.0], [3.0, -1.0, 5.0]])
