@@ -8,7 +8,7 @@ steps   make_patch: read the edited matrices, compute the row r^T (a W_c + b W_o
         learn_patch: run the models on the direction prompts, and fit or learn the rows
 """
 
-from aird.patching.methods import method_of, module_of
+from aird.patching.methods import method_of, module_of, needs_of
 
 ADAPTER = f"{RESULTS}/patches/{{model}}/{{compression}}/{{patch}}/adapter"
 ADAPTER_STATISTICS = (
@@ -17,7 +17,8 @@ ADAPTER_STATISTICS = (
 REPLIES = f"{RESULTS}/patches/{{model}}/replies.safetensors"
 
 METHODS = {name: method_of(patch) for name, patch in CONFIGURATION.patches.items()}
-LEARNT = [name for name, method in METHODS.items() if "prompts" in method.needs]
+NEEDS = {name: needs_of(patch) for name, patch in CONFIGURATION.patches.items()}
+LEARNT = [name for name in NEEDS if "prompts" in NEEDS[name]]
 # What can be merged into a checkpoint.
 ADAPTERS = [name for name, method in METHODS.items() if method.adapter]
 
@@ -36,39 +37,26 @@ def code_of_method(script):
 
 
 def needed(need, path):
-    """Return an input function that names a file for the patches whose method needs it.
+    """Return an input function that names a file for the patches that need it.
 
     Any other patch neither waits for that file nor is made again with it.
     """
 
     def files(wildcards):
-        wanted = need in METHODS[wildcards.patch].needs
-        return [path.format(**wildcards)] if wanted else []
-
-    return files
-
-
-def own(path):
-    """Return an input function that names a file of the compressed checkpoint's own direction, if it is asked for."""
-
-    def files(wildcards):
-        direction = getattr(
-            CONFIGURATION.patches[wildcards.patch], "direction", ORIGINAL
-        )
-        return [path.format(**wildcards)] if direction == "own" else []
+        return [path.format(**wildcards)] if need in NEEDS[wildcards.patch] else []
 
     return files
 
 
 def needed_flags(wildcards, input):
     """Return a flag for each input that the method needs."""
-    flags = []
-    for name, paths in input.items():
-        if name != "code":
-            flags += [
-                part for path in paths for part in (f"--{name.replace('_', '-')}", path)
-            ]
-    return flags
+    given = {name: path for name, paths in input.items() for path in paths}
+    del given["code"]
+    return [
+        part
+        for name, path in given.items()
+        for part in (f"--{name.replace('_', '-')}", path)
+    ]
 
 
 def patch_settings(wildcards):
@@ -132,8 +120,8 @@ rule make_patch:
         compressed_manifest=needed("compressed", MANIFEST),
         direction=needed("direction", ORIGINAL_DIRECTION),
         direction_record=needed("direction", ORIGINAL_DIRECTION_RECORD),
-        own=own(DIRECTION),
-        own_record=own(DIRECTION_RECORD),
+        own=needed("own", DIRECTION),
+        own_record=needed("own", DIRECTION_RECORD),
         replies=needed("replies", REPLIES),
         harmful=needed("prompts", prompts(DIRECTIONS.harmful)),
         harmless=needed("prompts", prompts(DIRECTIONS.harmless)),

@@ -17,7 +17,13 @@ from aird.settings.patches import RankOneSettings, Replies
 
 # The baselines are for comparisons, which the workflow makes.
 METHODS = {name: method(name) for name in NAMES if issubclass(method(name).settings, RankOneSettings)}
-OPTIONS = {"alpha": float, "blocks": str, "depth": int, "ridge": float}  # settings that can be given
+# Settings that can be given, and how they are read.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "alpha": {"type": float},
+    "blocks": {"metavar": "source|upper|all|8,9,10"},
+    "depth": {"type": int},
+    "ridge": {"type": float},
+}
 WITH_PROMPTS, WITHOUT_PROMPTS = "calibrate", "scale"  # the methods that are taken where none is named
 
 
@@ -34,7 +40,7 @@ Put refusal back into a compressed model, without touching its weights.
 Every edit is W' = W_c + r (row), with r the refusal direction of the original model: a LoRA adapter of rank 1 and
 a few KB, for the matrices that write to the residual stream. The method says where the row comes from:
 {chr(10).join(map(_described, METHODS))}
-{WITH_PROMPTS} restores most, and is taken where prompts are given; {WITHOUT_PROMPTS} is where only --direction is."""
+{WITH_PROMPTS} restores most. It is taken where prompts are given, and {WITHOUT_PROMPTS} where only --direction is."""
 EPILOG = """\
 examples:
   aird patch Qwen/Qwen2.5-1.5B-Instruct my-quantised-model --harmful harmful.txt --harmless harmless.txt \\
@@ -70,9 +76,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what `aird direction ORIGINAL` wrote; else it is searched first",
     )
     add_search_arguments(parser, required=False)
-    parser.add_argument("--method", choices=list(METHODS), help="see above")
-    for name, kind in OPTIONS.items():
-        parser.add_argument(f"--{name}", type=kind, help=_help(name))
+    parser.add_argument("--method", choices=list(METHODS), help="where the rows come from")
+    for name, form in OPTIONS.items():
+        parser.add_argument(f"--{name}", help=_help(name), **form)
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the adapter folder")
     parser.add_argument("--merged", type=Path, metavar="FOLDER", help="also write the merged checkpoint")
 
@@ -137,7 +143,7 @@ def _help(option: str) -> str:
     said = [f"default: {common}", *(f"{value} for {name}" for name, value in defaults.items() if value != common)]
     if len(defaults) < len(METHODS):
         said.append(f"of {', '.join(defaults)} only")
-    return f"{known[first][option].description} ({'; '.join(said)})"
+    return f"{str(known[first][option].description).rstrip('.')} ({'; '.join(said)})"
 
 
 def _settings(name: str, arguments: argparse.Namespace) -> Any:

@@ -12,20 +12,20 @@ from aird.settings.base import PromptSelection
 from aird.settings.directions import Directions
 from aird.settings.patches import PatchSettings, Replies
 
-Need = Literal["original", "compressed", "direction", "prompts", "replies", "arithmetic"]
+Need = Literal["original", "compressed", "direction", "own", "prompts", "replies", "arithmetic"]
 DirectionFiles = tuple[Path, Path]  # direction.safetensors, direction.json
 ABSENT: Any = None
 
 
 @dataclass(frozen=True)
 class PatchInputs:
-    """What a patch is made from. What its method does not ask for (`Method.needs`) is absent, None.
+    """What a patch is made from. What it does not need (`needs_of`) is absent, None.
 
     Attributes:
         base: name of the compressed checkpoint, for the adapter's record and the card.
         original, compressed: checkpoint folders.
         direction: files of the original's refusal direction.
-        own: files of the compressed checkpoint's direction, for settings with `direction: own`.
+        own: files of the compressed checkpoint's own direction.
         prompts: "harmful" and "harmless" to prompt records with `split` and `instruction`.
         sizes: how many prompts and tokens, as `Method.sizes` says.
         seed: of the draw and of the order of prompts.
@@ -36,7 +36,7 @@ class PatchInputs:
     original: Path = ABSENT
     compressed: Path = ABSENT
     direction: DirectionFiles = ABSENT
-    own: DirectionFiles | None = None
+    own: DirectionFiles = ABSENT
     prompts: Mapping[str, Sequence[dict[str, Any]]] = ABSENT
     sizes: Mapping[str, int] = field(default_factory=dict)
     seed: int = 0
@@ -57,11 +57,11 @@ class Method:
         summary: what it does, for the model card and for `aird patch --help`.
         make: writes the patch's files into an empty folder, and returns what there is to say about them besides
             the settings: `blocks`, `edits`, `direction` and what else the method has.
-        needs: what it is made from. With `prompts` it runs models; with `arithmetic` they compute in the types that
-            were measured on this machine.
+        needs: what it is made from, besides what single settings ask for (`needs_of`). With `prompts` it runs models;
+            with `arithmetic` they compute in the types that were measured on this machine.
         sizes: returns how many prompts and tokens it sees. The patch depends on these numbers of the configuration.
-        usage: of a baseline, the lines of its card that say how to use it, given its settings and the base's name;
-            None for AIRD's own patches, which are all used alike.
+        usage: of a baseline, the text of its card that says how to use it, with {base} and its settings to be filled
+            in; None for AIRD's own patches, which are all used alike.
         adapter: whether the files are a LoRA adapter, which can be merged.
         memory_mb, minutes: what a job asks for.
     """
@@ -71,7 +71,7 @@ class Method:
     make: Callable[[Any, PatchInputs, Path], dict[str, Any]]
     needs: frozenset[Need] = frozenset()
     sizes: Callable[[Directions, Replies], dict[str, int]] = lambda directions, replies: {}
-    usage: Callable[[Mapping[str, Any], str], str] | None = None
+    usage: str | None = None
     adapter: bool = True
     memory_mb: int = 3000
     minutes: int = 30

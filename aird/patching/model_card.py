@@ -23,6 +23,20 @@ LIMITS_OF_A_BASELINE = (
     "A baseline for comparison. Measure refusal, over-refusal and utility on prompts of your own use "
     "before you rely on it.\n"
 )
+LOADING_MERGED = (
+    "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+    'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")\n'
+    'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")\n```\n\n'
+    "```bash\nvllm serve path/to/this/folder\n```\n"
+)
+LOADING = (
+    "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+    'base = AutoModelForCausalLM.from_pretrained("{base}")\n'
+    "base(**base.dummy_inputs)  # only where compressed-tensors packed the base: this unpacks it\n"
+    'model = PeftModel.from_pretrained(base, "path/to/this/folder")\n```\n\n'
+    "```bash\nvllm serve {base} --enable-lora --max-lora-rank 1 --lora-modules aird=path/to/this/folder\n```\n\n"
+    "then ask for the model `aird`.\n"
+)
 
 
 def patch_card(record: Mapping[str, Any], base: str, licence: str | None, merged: bool = False) -> str:
@@ -34,13 +48,14 @@ def patch_card(record: Mapping[str, Any], base: str, licence: str | None, merged
         licence: the base's licence; None leaves it out.
         merged: the card of the merged checkpoint instead of the adapter's.
     """
-    made_by = method(record["settings"]["method"])
+    settings = record["settings"]
+    made_by = method(settings["method"])
     if made_by.usage is None:
         tags, title, introduction, facts = _rank_one(record, made_by, base, merged)
-        limits, heading, use = LIMITS, "How to load it", _load_rank_one(base)
+        limits, heading, use = LIMITS, "How to load it", LOADING.format(base=base)
     else:
-        tags, title, introduction, facts = _baseline(record, made_by, base)
-        limits, heading, use = LIMITS_OF_A_BASELINE, "How to use it", made_by.usage(record["settings"], base)
+        tags, title, introduction, facts = _baseline(settings, made_by, base)
+        limits, heading, use = LIMITS_OF_A_BASELINE, "How to use it", made_by.usage.format(base=base, **settings)
     metadata: dict[str, Any] = {
         "base_model": base,
         "base_model_relation": "finetune" if merged else "adapter",
@@ -53,7 +68,7 @@ def patch_card(record: Mapping[str, Any], base: str, licence: str | None, merged
         f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---\n\n# {title}\n\n{introduction}\n\n"
         "## What was done\n\n| | |\n|---|---|\n"
         + "".join(f"| {name} | {value} |\n" for name, value in facts.items())
-        + f"\n## {heading}\n\n{LOAD_MERGED if merged else use}\n## Limits\n\n{limits}"
+        + f"\n## {heading}\n\n{LOADING_MERGED if merged else use}\n## Limits\n\n{limits}"
     )
 
 
@@ -89,9 +104,9 @@ def _rank_one(record: Mapping[str, Any], made_by: Method, base: str, merged: boo
     return [] if merged else ["lora", f"base_model:adapter:{base}"], title, introduction, facts
 
 
-def _baseline(record: Mapping[str, Any], made_by: Method, base: str) -> Parts:
-    facts = {"method": f"`{record['settings']['method']}`: {made_by.summary}"} | {
-        name.replace("_", " "): f"`{value}`" for name, value in record["settings"].items() if name != "method"
+def _baseline(settings: Mapping[str, Any], made_by: Method, base: str) -> Parts:
+    facts = {"method": f"`{settings['method']}`: {made_by.summary}"} | {
+        name.replace("_", " "): f"`{value}`" for name, value in settings.items() if name != "method"
     }
     title = f"Baseline: {made_by.summary.split(':')[0]}"
     return ["baseline"], title, f"Made for `{base}`, a compressed model with damaged refusal.", facts
@@ -109,22 +124,3 @@ def _chosen_strength(calibration: Mapping[str, Any] | None) -> dict[str, str]:
 def _modules(edits: Sequence[Mapping[str, Any]]) -> str:
     names = [f"`{edit['module']}`" for edit in edits]
     return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:2])} … {names[-1]}"
-
-
-LOAD_MERGED = (
-    "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-    'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")\n'
-    'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")\n```\n\n'
-    "```bash\nvllm serve path/to/this/folder\n```\n"
-)
-
-
-def _load_rank_one(base: str) -> str:
-    return (
-        "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-        f'base = AutoModelForCausalLM.from_pretrained("{base}")\n'
-        "base(**base.dummy_inputs)  # only where compressed-tensors packed the base: this unpacks it\n"
-        'model = PeftModel.from_pretrained(base, "path/to/this/folder")\n```\n\n'
-        f"```bash\nvllm serve {base} --enable-lora --max-lora-rank 1 --lora-modules aird=path/to/this/folder\n```\n\n"
-        "then ask for the model `aird`.\n"
-    )

@@ -8,7 +8,7 @@ from typing import Any
 from aird.patching.adapters import load_adapter, merge
 from aird.patching.card_metadata import CARD
 from aird.patching.method import PatchInputs
-from aird.patching.methods import method_of
+from aird.patching.methods import method_of, needs_of
 from aird.patching.model_card import patch_card
 from aird.settings.patches import PatchSettings
 from aird.support.files import atomic_folder, hash_folder, write_json
@@ -38,15 +38,14 @@ def make_patch(
     Raises:
         ValueError: an input is missing, or the method cannot be applied to this model.
     """
-    chosen = method_of(settings)
     values = settings.model_dump(exclude={"compressions"})
-    missing = [name for name in sorted(chosen.needs - {"arithmetic", "replies"}) if getattr(inputs, name) is None]
+    missing = [name for name in sorted(needs_of(settings) - {"arithmetic", "replies"}) if getattr(inputs, name) is None]
     if missing:
         raise ValueError(f"method {values['method']} needs what was not given: {', '.join(missing)}")
     record: dict[str, Any] = {"blocks": [], "edits": [], "direction": None, "settings": values}
     record |= {"base": inputs.base, "licence": licence, **(provenance or {})}
     with atomic_folder(folder) as temporary:
-        record |= chosen.make(settings, inputs, temporary)
+        record |= method_of(settings).make(settings, inputs, temporary)
         record["weights"] = hash_folder(temporary)
         record["adapter_bytes"] = sum((temporary / name).stat().st_size for name in record["weights"])
         (temporary / CARD).write_text(patch_card(record, inputs.base, licence), encoding="utf-8")

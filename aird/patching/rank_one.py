@@ -18,17 +18,10 @@ from aird.settings.patches import RankOneSettings
 
 
 def read_direction(settings: RankOneSettings, inputs: PatchInputs) -> tuple[Direction, torch.Tensor]:
-    """Return the original's direction, and the unit direction of the patch, [d_model] float64.
-
-    Raises:
-        ValueError: the settings ask for the compressed model's own direction, which is not given.
-    """
+    """Return the original's direction, and the unit direction of the patch, [d_model] float64."""
     direction = load_direction(*inputs.direction)
-    if settings.direction != "own":
-        return direction, patch_direction(settings, direction.unit, direction.unit)
-    if inputs.own is None:
-        raise ValueError("direction: own needs the compressed model's own direction, which was not given")
-    return direction, patch_direction(settings, direction.unit, load_direction(*inputs.own).unit)
+    own = load_direction(*inputs.own) if inputs.own else direction
+    return direction, patch_direction(settings, direction.unit, own.unit)
 
 
 def edited_modules(model: Any, direction: Direction, settings: RankOneSettings) -> tuple[list[int], list[str]]:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from aird.patching.method import Method
+from aird.patching.method import Method, Need
 from aird.settings.patches import PatchSettings
 
 # In the order of the configuration's reference.
@@ -34,6 +34,12 @@ def method(name: str) -> Method:
 def method_of(settings: PatchSettings) -> Method:
     """Return the method that a patch's settings name."""
     return method(settings.model_dump()["method"])
+
+
+def needs_of(settings: PatchSettings) -> frozenset[Need]:
+    """Return what a patch is made from: what its method needs, and the own direction where its settings ask for it."""
+    own: frozenset[Need] = frozenset({"own"} if getattr(settings, "direction", None) == "own" else ())
+    return method_of(settings).needs | own
 
 
 def parse_patch(values: Mapping[str, Any]) -> PatchSettings:

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from aird.patching.method import Method, PatchInputs
-from aird.settings.directions import Directions
 from aird.settings.patches import RankOneSettings, Replies
 
 logger = logging.getLogger(__name__)
@@ -55,11 +54,6 @@ class Calibrate(RankOneSettings):
         description="A checkpoint is left alone (strength 0) unless it refuses fewer harmful validation prompts than "
         "the original, with at most this p-value (McNemar, exact, two-sided); 1 calibrates in any case.",
     )
-
-
-def sizes(directions: Directions, replies: Replies) -> dict[str, int]:
-    """Return how the replies are recorded."""
-    return replies.model_dump()
 
 
 def make(settings: Calibrate, inputs: PatchInputs, folder: Path) -> dict[str, Any]:
@@ -114,21 +108,10 @@ def make(settings: Calibrate, inputs: PatchInputs, folder: Path) -> dict[str, An
         kept = record_replies(model, tokenizer, own, counts)
         train = [replies["train_harmful"].chosen(refused), kept["train_harmless"]]
         start = fit_edits(model, [*warm[0], *warm[1]], wanted, unit, blocks, Fit().ridge) if warm else []
-        learnt = learn_rows(
-            model,
-            modules,
-            unit,
-            min(blocks),
-            matrix,
-            train,
-            settings.epochs,
-            settings.learning_rate,
-            inputs.seed,
-            start,
-        )
-        validation = Validation(
-            harmful, harmless, kept["validation_harmless"], settings.over_refusal_budget, settings.kl_budget
-        )
+        learning = settings.epochs, settings.learning_rate
+        learnt = learn_rows(model, modules, unit, min(blocks), matrix, train, *learning, inputs.seed, start)
+        budgets = settings.over_refusal_budget, settings.kl_budget
+        validation = Validation(harmful, harmless, kept["validation_harmless"], *budgets)
         edits, choice = choose_strength(
             model, tokenizer, learnt, min(blocks), validation, counts.judged_tokens, settings.strengths
         )
@@ -150,7 +133,7 @@ METHOD = Method(
     "validation prompts",
     make=make,
     needs=frozenset({"original", "compressed", "direction", "prompts", "replies", "arithmetic"}),
-    sizes=sizes,
+    sizes=lambda directions, replies: replies.model_dump(),
     memory_mb=6000,
     minutes=60,
 )

@@ -8,8 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from aird.patching.method import Method, PatchInputs
-from aird.settings.directions import Directions
-from aird.settings.patches import Replies, StrengthSettings
+from aird.settings.patches import StrengthSettings
 
 
 class Fit(StrengthSettings):
@@ -20,11 +19,6 @@ class Fit(StrengthSettings):
 
     method: Literal["fit"] = "fit"
     ridge: float = Field(0.01, gt=0, description="Penalty on the row, relative to its inputs' mean square.")
-
-
-def sizes(directions: Directions, replies: Replies) -> dict[str, int]:
-    """Return how many training prompts of each kind it sees: those of the direction."""
-    return {"train": directions.train}
 
 
 def make(settings: Fit, inputs: PatchInputs, folder: Path) -> dict[str, Any]:
@@ -62,7 +56,7 @@ METHOD = Method(
     "writes along the direction what the original wrote",
     make=make,
     needs=frozenset({"original", "compressed", "direction", "prompts", "arithmetic"}),
-    sizes=sizes,
+    sizes=lambda directions, replies: {"train": directions.train},
     memory_mb=6000,
     minutes=60,
 )

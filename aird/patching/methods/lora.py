@@ -6,13 +6,11 @@ refusals, harmless ones with the compressed model's own answers. The base stays 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from aird.patching.method import Method, PatchInputs
-from aird.settings.directions import Directions
-from aird.settings.patches import PatchSettings, Replies
+from aird.settings.patches import PatchSettings
 from aird.settings.tuning import TuningSettings
 
 
@@ -20,11 +18,6 @@ class LoRA(PatchSettings, TuningSettings):
     """Baseline: an ordinary LoRA adapter, tuned on refusals and on the compressed model's own harmless answers."""
 
     method: Literal["lora"] = "lora"
-
-
-def sizes(directions: Directions, replies: Replies) -> dict[str, int]:
-    """Return how many training prompts of each kind it sees: as many harmful ones as a calibration."""
-    return {"train": replies.train_harmful}
 
 
 def make(settings: LoRA, inputs: PatchInputs, folder: Path) -> dict[str, Any]:
@@ -65,21 +58,15 @@ def make(settings: LoRA, inputs: PatchInputs, folder: Path) -> dict[str, Any]:
     }
 
 
-def usage(settings: Mapping[str, Any], base: str) -> str:
-    """Return how a server loads the adapter."""
-    return (
-        f"```bash\nvllm serve {base} --enable-lora --max-lora-rank {settings['rank']} "
-        "--lora-modules lora=path/to/this/folder\n```\n"
-    )
-
-
 METHOD = Method(
     settings=LoRA,
     summary="an ordinary LoRA tuned on refusals and on the compressed model's own harmless answers: a baseline",
     make=make,
     needs=frozenset({"compressed", "prompts"}),
-    sizes=sizes,
-    usage=usage,
+    # As many harmful ones as a calibration sees.
+    sizes=lambda directions, replies: {"train": replies.train_harmful},
+    usage="```bash\nvllm serve {base} --enable-lora --max-lora-rank {rank} "
+    "--lora-modules lora=path/to/this/folder\n```\n",
     memory_mb=8000,
     minutes=120,
 )

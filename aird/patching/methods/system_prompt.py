@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,16 +30,11 @@ def make(settings: SystemPrompt, inputs: PatchInputs, folder: Path) -> dict[str,
     return {}
 
 
-def usage(settings: Mapping[str, Any], base: str) -> str:
-    """Return where the text goes."""
-    return f"Put the text of `{SYSTEM_PROMPT}` in front of every conversation, as its system message.\n"
-
-
 METHOD = Method(
     settings=SystemPrompt,
     summary="a system prompt that asks for refusals: a baseline; no weight is changed",
     make=make,
-    usage=usage,
+    usage=f"Put the text of `{SYSTEM_PROMPT}` in front of every conversation, as its system message.\n",
     adapter=False,
     memory_mb=1000,
     minutes=10,
