@@ -6,6 +6,7 @@ weights, tokenizer, chat template and generation configuration.
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from aird.models.checkpoint import read_checkpoint
-from aird.models.structure import residual_writers
+from aird.models.structure import ArchitectureError, norm_gain, residual_writers, writer_contributions
 from aird.prompts.chat import chat_tokens
 from aird.support.checkpoint_patterns import CODE, DESCRIPTION
 from aird.support.files import check_folder, read_json
@@ -118,7 +119,7 @@ def import_model(source: Path, target: Path, dtype: str, trust_remote_code: bool
     Raises:
         ValueError: the source has no safetensors weights, no config or no chat template, a weight is
             truncated, missing, NaN or infinite, it needs code that is not trusted, or its blocks lack
-            the structure that directions and AIRD need.
+            the structure that directions and AIRD need, which is proven on its weights.
     """
     if source.is_dir():
         copy_weights(source, target, trust_remote_code)
@@ -129,13 +130,54 @@ def import_model(source: Path, target: Path, dtype: str, trust_remote_code: bool
         trust_code()
     load_tokenizer(target)
     try:
-        residual_writers(load_structure(target))
+        prove_structure(target)
     except ValueError as error:
         if "trust_remote_code" not in str(error):
             raise
         raise ValueError(
             f"{source} needs modelling code of its own; to let it run, write trust_remote_code: true for this model"
         ) from error
+
+
+def prove_structure(checkpoint: Path) -> None:
+    """Prove on a checkpoint's own weights what its blocks write to the residual stream, by passes of a few tokens.
+
+    Raises:
+        ValueError: a block writes something else (`aird.models.structure.residual_writers`), or its matrices are
+            stored under other names than its modules have.
+    """
+    residual_writers(load_structure(checkpoint))  # what can be refused for free
+    stored = read_checkpoint(checkpoint).tensors
+    for writer, contribution in writer_contributions(load_model(checkpoint)).items():
+        for module in (writer, contribution.norm or writer):
+            if not any(name.startswith(f"{module}.") for name in stored):
+                raise ArchitectureError(
+                    f"{checkpoint}: the module {module} has no stored tensor of its name (stored are "
+                    f"{', '.join(list(stored)[:3])}, ...), so it could not be edited; load the model with Transformers "
+                    "and write it again with save_pretrained, a wrapped model's text model alone"
+                )
+
+
+def stored_gains(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Return the gain of the norm behind each writer that has one, as `writer_gains` does, from a checkpoint's files.
+
+    Raises:
+        ValueError: a norm is not stored under its module's name, or is no RMS norm.
+    """
+    structure = load_structure(checkpoint)
+    stored = read_checkpoint(checkpoint).tensors
+    gains = {}
+    for writer, contribution in writer_contributions(structure).items():
+        if contribution.norm is None:
+            continue
+        norm = copy.deepcopy(structure.get_submodule(contribution.norm)).to_empty(device="cpu")
+        names = {local: f"{contribution.norm}.{local}" for local in norm.state_dict()}
+        absent = [name for name in names.values() if name not in stored]
+        if absent:
+            raise ArchitectureError(f"{checkpoint} stores no tensor {absent[0]}, the norm behind {writer}")
+        norm.load_state_dict({local: stored[name].load() for local, name in names.items()}, assign=True)
+        gains[writer] = norm_gain(contribution.norm, norm, structure.get_submodule(writer).out_features)
+    return gains
 
 
 def check_weights(checkpoint: Path, source: Path) -> None:
@@ -212,8 +254,23 @@ def _dequantise_gguf(source: Path, target: Path, dtype: torch.dtype) -> None:
 
 
 def load_structure(checkpoint: Path) -> Any:
-    """Return the checkpoint's architecture with empty weights (meta device): its modules, for free."""
+    """Return the checkpoint's architecture with empty weights (meta device): its modules, for free.
+
+    Raises:
+        ArchitectureError: it is no causal language model, such as a wrapper of vision and language.
+    """
     transformers = import_transformers()
     config = transformers.AutoConfig.from_pretrained(str(checkpoint), trust_remote_code=code_is_trusted())
-    with torch.device("meta"):
-        return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=code_is_trusted())
+    try:
+        with torch.device("meta"):
+            return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=code_is_trusted())
+    except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        inner = config.get_text_config()
+        advice = (
+            "" if inner is config else f"; save its text model ({inner.model_type}) alone, as a causal language model"
+        )
+        raise ArchitectureError(
+            f"{checkpoint}: Transformers has no causal language model of the type {config.model_type}{advice}"
+        ) from None

@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,8 +27,8 @@ from aird.inference.generation import generate
 from aird.inference.packing import Pack, plan_packs, run_pack
 from aird.inference.refusals import jailbroken_arditi
 from aird.inference.resuming import block_input, resumed_at
-from aird.models.structure import decoder_blocks
-from aird.patching.edits import Edit, along
+from aird.models.structure import decoder_blocks, writer_gains
+from aird.patching.edits import Edit, along, edit_along, reader
 from aird.patching.fitting import all_edited
 from aird.patching.replies import ReplySet, reply_places
 from aird.support.statistics import mcnemar
@@ -98,7 +98,7 @@ def learn_rows(
     Args:
         model: the compressed model; it is left as it was.
         modules: full names of the modules to edit.
-        unit: [d_model] unit direction, the column of every edit.
+        unit: [d_model] unit direction; the column of every edit, divided by the gain of a norm behind the module.
         first_block: lowest block with an edited module; what lies below runs once.
         matrices: returns a module's dense matrix [d_model, d_in], which sets the scale of its row.
         replies: of the original to harmful, of the compressed model to harmless training prompts.
@@ -110,10 +110,11 @@ def learn_rows(
     Raises:
         ValueError: the loss is not finite.
     """
-    column = unit.float()
+    gains = writer_gains(model)
     known = {edit.module: edit.row.float().clone() for edit in start}
     rows = [known.get(module, torch.zeros(matrices(module).shape[1])).requires_grad_() for module in modules]
-    scales = [along(unit.double(), matrices(module)).square().mean().sqrt().item() for module in modules]
+    readers = {module: reader(unit, gains.get(module)) for module in modules}
+    scales = [along(readers[module], matrices(module)).square().mean().sqrt().item() for module in modules]
     optimiser = torch.optim.Adam(
         [{"params": [row], "lr": learning_rate * scale} for row, scale in zip(rows, scales, strict=True)],
         betas=(0.9, 0.98),
@@ -121,7 +122,7 @@ def learn_rows(
     batches = make_batches(model, replies, first_block, seed)
     steps = epochs * len(batches)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: max(0.05, 1 - step / steps))
-    edits = [Edit(module, column, row) for module, row in zip(modules, rows, strict=True)]
+    edits = [edit_along(module, unit, row, gains.get(module)) for module, row in zip(modules, rows, strict=True)]
     for epoch in range(epochs):
         total = 0.0
         for batch in batches:
@@ -134,7 +135,7 @@ def learn_rows(
         logger.info("epoch %d: KL %.4f nats per token", epoch + 1, total)
         if not total < float("inf"):
             raise ValueError("the calibration diverged (its loss is not finite): lower the patch's learning_rate")
-    return [Edit(edit.module, edit.column, edit.row.detach()) for edit in edits]
+    return [replace(edit, row=edit.row.detach()) for edit in edits]
 
 
 @torch.no_grad()
@@ -296,7 +297,7 @@ def _mean_divergence(model: Any, batches: Sequence[_Batch], first_block: int, ed
 
 
 def _scaled(edits: Sequence[Edit], strength: float) -> list[Edit]:
-    return [Edit(edit.module, edit.column, strength * edit.row) for edit in edits]
+    return [replace(edit, row=strength * edit.row) for edit in edits]
 
 
 def _refused(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], tokens: int) -> list[bool]:

@@ -17,7 +17,7 @@ def make_by_formula(settings: FormulaSettings, inputs: PatchInputs, folder: Path
     """
     from functools import partial
 
-    from aird.models.loading import load_structure
+    from aird.models.loading import load_structure, stored_gains
     from aird.models.matrices import dense_matrix
     from aird.patching.edits import make_edits
     from aird.patching.rank_one import edited_modules, read_direction, save_edits
@@ -25,6 +25,12 @@ def make_by_formula(settings: FormulaSettings, inputs: PatchInputs, folder: Path
     direction, unit = read_direction(settings, inputs)
     blocks, modules = edited_modules(load_structure(inputs.original), direction, settings)
     edits, statistics = make_edits(
-        modules, unit, partial(dense_matrix, inputs.compressed), partial(dense_matrix, inputs.original), settings
+        modules,
+        unit,
+        partial(dense_matrix, inputs.compressed),
+        partial(dense_matrix, inputs.original),
+        settings,
+        stored_gains(inputs.compressed),
+        stored_gains(inputs.original),
     )
     return save_edits(edits, statistics, blocks, direction, unit, inputs, folder)

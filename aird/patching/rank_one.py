@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from aird.patching.adapters import save_adapter
 from aird.patching.edits import Edit, edited_blocks, patch_direction
 from aird.patching.method import PatchInputs
 from aird.settings.patches import RankOneSettings
+
+logger = logging.getLogger(__name__)
 
 
 def read_direction(settings: RankOneSettings, inputs: PatchInputs) -> tuple[Direction, torch.Tensor]:
@@ -33,11 +36,17 @@ def edited_modules(model: Any, direction: Direction, settings: RankOneSettings) 
         settings: the patch.
 
     Raises:
-        ValueError: a configured block does not exist.
+        ValueError: a configured block does not exist, or no matrix in the blocks can be edited.
     """
     writers = residual_writers(model)
     blocks = edited_blocks(settings, direction.layer, len(writers))
-    return blocks, [name for block in blocks for name in writers[block].names]
+    obstacles = [text for block in blocks for text in writers[block].obstacles]
+    modules = [name for block in blocks for name in writers[block].names]
+    if not modules:
+        raise ValueError(f"nothing in blocks {blocks} can be edited: {'; '.join(obstacles)}")
+    if obstacles:
+        logger.warning("not edited: %s", "; ".join(obstacles))
+    return blocks, modules
 
 
 def save_edits(

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from aird.patching.edits import along, edited_blocks, make_edits, random_direction, rank_one_edit
+from aird.patching.edits import along, edit_statistics, edited_blocks, make_edits, random_direction, rank_one_edit
 from aird.patching.methods import parse_patch
 
 R = torch.tensor([0.6, 0.8], dtype=torch.float64)
@@ -81,6 +81,51 @@ def test_scale_by_minus_one_is_ablation() -> None:
     ablated = compressed - torch.outer(unit, unit) @ compressed
     torch.testing.assert_close(edited, ablated, atol=1e-6, rtol=0)
     assert (unit @ edited).abs().max() < 1e-6
+
+
+def test_before_a_norm_by_hand() -> None:
+    gain = torch.tensor([2.0, 0.5], dtype=torch.float64)
+    edit = rank_one_edit("m", R, COMPRESSED, ORIGINAL, patch("scale", 0.5), gain)
+    # column r / g = (0.6 / 2, 0.8 / 0.5), row 0.5 (r * g)^T W_c with r * g = (1.2, 0.4)
+    assert edit.column.tolist() == pytest.approx([0.3, 1.6])
+    assert edit.row.tolist() == pytest.approx([1.2, 1.0, 1.0])
+    other = torch.tensor([1.0, 3.0], dtype=torch.float64)
+    # 2 x ((0.6, 2.4) W_o - (1.2, 0.4) W_c) = 2 x ((10.8, -1.2, 12.6) - (2.4, 2.0, 2.0))
+    row = rank_one_edit("m", R, COMPRESSED, ORIGINAL, patch("project", 2.0), gain, other).row
+    assert row.tolist() == pytest.approx([16.8, -6.4, 21.2])
+
+
+def test_before_a_norm_the_effect_is_the_direction_and_a_rescaling() -> None:
+    """u' = s (u + alpha r (r . u)), with s = rms(y) / rms(y')."""
+    unit, matrix, _ = random_case(6)
+    generator = torch.Generator().manual_seed(7)
+    gain = 1 + 0.5 * torch.randn(16, generator=generator, dtype=torch.float64)
+    inputs = torch.randn(5, 24, generator=generator, dtype=torch.float64)
+
+    def contribution(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        output = inputs @ weights.T
+        size = output.square().mean(-1, keepdim=True).sqrt()
+        return gain * output / size, size
+
+    edit = rank_one_edit("m", unit, matrix, matrix, patch("scale", 0.3), gain)
+    (before, size), (after, new_size) = contribution(matrix), contribution(matrix + edit.matrix().double())
+    expected = size / new_size * (before + 0.3 * torch.outer(before @ unit, unit))
+    torch.testing.assert_close(after, expected, atol=1e-5, rtol=1e-5)
+    # Taken away once, nothing of it is left.
+    ablated, _ = contribution(matrix + rank_one_edit("m", unit, matrix, matrix, patch("scale", -1.0), gain).matrix())
+    assert (ablated @ unit).abs().max() < 1e-5 < (before @ unit).abs().max()
+
+
+def test_statistics_before_a_norm() -> None:
+    """They speak of (r * g)^T W, what is contributed along r."""
+    unit, compressed, original = random_case(8)
+    gain = torch.linspace(0.5, 2, 16, dtype=torch.float64)
+    edit = rank_one_edit("m", unit, compressed, original, patch("project"), gain, gain)
+    statistics = edit_statistics(edit, compressed, original)
+    before, target = (unit * gain) @ compressed, (unit * gain) @ original
+    assert statistics["row_norm_before"] == pytest.approx((before.norm() / target.norm()).item(), rel=1e-5)
+    assert statistics["row_norm_after"] == pytest.approx(1, rel=1e-5)
+    assert statistics["relative_change"] == pytest.approx((edit.matrix().norm() / compressed.norm()).item(), rel=1e-5)
 
 
 def test_scale_does_not_read_the_original() -> None:

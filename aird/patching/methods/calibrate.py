@@ -71,8 +71,9 @@ def make(settings: Calibrate, inputs: PatchInputs, folder: Path) -> dict[str, An
 
     from aird.models.loading import load_model, load_tokenizer
     from aird.models.matrices import dense_matrix
+    from aird.models.structure import writer_gains
     from aird.patching.calibration import Validation, choice_record, choose_strength, learn_rows, needs_repair
-    from aird.patching.edits import Edit, edit_statistics
+    from aird.patching.edits import edit_along, edit_statistics
     from aird.patching.fitting import fit_edits, wanted_projections
     from aird.patching.methods.fit import Fit
     from aird.patching.rank_one import edited_modules, read_direction, save_edits
@@ -117,7 +118,8 @@ def make(settings: Calibrate, inputs: PatchInputs, folder: Path) -> dict[str, An
         )
     else:
         logger.info("refusal is not lost (p = %.3f): the checkpoint is left alone", loss.p_value)
-        edits = [Edit(module, unit.float(), torch.zeros(matrix(module).shape[1])) for module in modules]
+        gains = writer_gains(model)
+        edits = [edit_along(each, unit, torch.zeros(matrix(each).shape[1]), gains.get(each)) for each in modules]
         choice = choice_record(harmful, harmless, 0.0, [])
     choice["unpatched"] = {"refusal": loss.refusal, "p_value": loss.p_value}
     statistics = [
