@@ -33,9 +33,9 @@ sys.path[:0] = [str(PROJECT), str(PROJECT / "workflow" / "plugins")]
 from aird_progress import attach
 from aird_progress.earlier import earlier_seconds
 from aird.settings.base import ORIGINAL, PLAIN
-from aird.settings.loading import load_configuration
-from aird.settings.local_files import check_files
-from aird.settings.messages import ConfigurationError
+from aird.configuration.loading import load_configuration
+from aird.configuration.local_files import check_files
+from aird.configuration.messages import ConfigurationError
 from aird.support.code_dependencies import code_files
 from aird.support.files import atomic_file, canonical_json, sha256_of
 from aird.support.lifetime import hold_run_lock
@@ -216,43 +216,3 @@ CHECKPOINT = f"{RESULTS}/models/{{model}}/{{compression}}/checkpoint"
 MANIFEST = f"{RESULTS}/models/{{model}}/{{compression}}/manifest.json"
 ORIGINAL_CHECKPOINT = f"{RESULTS}/models/{{model}}/{ORIGINAL}/checkpoint"
 ORIGINAL_MANIFEST = f"{RESULTS}/models/{{model}}/{ORIGINAL}/manifest.json"
-
-
-# Patches
-
-
-def patches_by(*methods):
-    """Return the names of the patches that are made by one of these methods."""
-    return [
-        name for name, patch in CONFIGURATION.patches.items() if patch.method in methods
-    ]
-
-
-def own_direction(wildcards):
-    """Return the compressed checkpoint's own direction and its record, for a patch that asks for it.
-
-    Any other patch neither waits for that direction nor is made again with it.
-    """
-    if CONFIGURATION.patches[wildcards.patch].direction != "own":
-        return []
-    return [path.format(**wildcards) for path in (DIRECTION, DIRECTION_RECORD)]
-
-
-def patch_settings(wildcards):
-    """Return what a patch's tensors depend on."""
-    patch = CONFIGURATION.patches[wildcards.patch]
-    return canonical_json(patch.model_dump(exclude={"compressions"}))
-
-
-def tuned_patch_settings(more):
-    """Return a function from wildcards to the settings of a patch that learns from prompts.
-
-    It depends on its own settings and on `more`, which says how many prompts it sees.
-    """
-
-    def settings(wildcards):
-        patch = CONFIGURATION.patches[wildcards.patch]
-        values = patch.model_dump(exclude={"compressions"})
-        return canonical_json({"patch": values, **more})
-
-    return settings

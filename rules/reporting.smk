@@ -55,9 +55,7 @@ OWN_CAPTIONS = [Path(path).stem.removesuffix("_table") for path in CAPTIONS]
 
 # Sorted, as their order means nothing here.
 PATCHED_CELLS = sorted(cell for cell in CONFIGURATION.cells() if cell[2] != PLAIN)
-MERGED_CELLS = [
-    cell for cell in PATCHED_CELLS if cell[2] not in patches_by("system_prompt")
-]
+MERGED_CELLS = [cell for cell in PATCHED_CELLS if cell[2] in ADAPTERS]
 MERGED_TABLE = f"{RESULTS}/tables/merged.csv"
 CARDS = [f"{RESULTS}/cards/{'/'.join(cell)}/README.md" for cell in PATCHED_CELLS]
 

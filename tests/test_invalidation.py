@@ -363,6 +363,17 @@ FILE_CHANGES: dict[str, tuple[Callable[[Path], object], set[str]]] = {
         lambda project: append(project / "aird/reporting/evaluated_card.py", "# new\n"),
         {"make_cards", "all"},
     ),
+    "change the method of the patches": (
+        lambda project: append(project / "aird/patching/methods/scale.py", "# new\n"),
+        patched(PATCHED),
+    ),
+    "change the methods of other patches": (
+        lambda project: [
+            append(project / path, "# new\n")
+            for path in ("aird/patching/methods/lora.py", "aird/patching/calibration.py", "aird/models/tuning.py")
+        ],
+        set(),
+    ),
     "change the text of the model cards": (
         lambda project: append(project / "aird/patching/model_card.py", "# new\n"),
         patched(PATCHED),

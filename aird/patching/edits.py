@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 
-from aird.settings.patches import Project, RankOneFormula, RankOneSettings
+from aird.settings.patches import FormulaSettings, RankOneSettings
 
 ROWS = 64  # rows of a matrix that are converted to float64 at once: they stay in the processor's cache
 
@@ -97,7 +97,7 @@ def rank_one_edit(
     direction: torch.Tensor,
     compressed: torch.Tensor,
     original: torch.Tensor,
-    settings: RankOneFormula,
+    settings: FormulaSettings,
     gain: torch.Tensor | None = None,
     original_gain: torch.Tensor | None = None,
 ) -> Edit:
@@ -121,7 +121,7 @@ def rank_one_edit(
     unit = direction.double()
     if not torch.isclose(unit.norm(), torch.ones((), dtype=torch.float64), atol=1e-4):
         raise ValueError(f"{module}: the direction has norm {unit.norm().item():.4f}, not 1")
-    a, b = (-settings.alpha, settings.alpha) if isinstance(settings, Project) else (settings.alpha, 0.0)
+    a, b = settings.coefficients
     row = a * along(reader(unit, gain), compressed)
     if b:
         row = row + b * along(reader(unit, original_gain), original)
@@ -170,7 +170,7 @@ def make_edits(
     direction: torch.Tensor,
     read_compressed: Callable[[str], torch.Tensor],
     read_original: Callable[[str], torch.Tensor],
-    settings: RankOneFormula,
+    settings: FormulaSettings,
     gains: Mapping[str, torch.Tensor] = MappingProxyType({}),
     original_gains: Mapping[str, torch.Tensor] = MappingProxyType({}),
 ) -> tuple[list[Edit], list[dict[str, Any]]]:

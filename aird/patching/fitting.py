@@ -20,16 +20,22 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from aird.directions.direction import Direction
 from aird.inference.hooks import hooks
 from aird.inference.packing import Pack, plan_packs, run_pack
 from aird.inference.resuming import Reached, block_input, resumed_at
+from aird.models.loading import load_model
 from aird.models.structure import decoder_blocks, residual_writers, writer_contributions, writer_gains
 from aird.patching.edits import Edit, edit_along
+from aird.patching.rank_one import edited_modules
+from aird.prompts.chat import post_instruction_tokens
+from aird.settings.patches import RankOneSettings
 
 Projections = dict[str, torch.Tensor]  # module -> [prompts, positions] float64
 
@@ -50,20 +56,20 @@ def record_projections(
     Returns:
         module -> [n, P] float64.
     """
-    found = {name: torch.empty(len(prompts), positions, dtype=torch.float64) for name in modules}
+    written = {name: torch.empty(len(prompts), positions, dtype=torch.float64) for name in modules}
     contributions = writer_contributions(model)
     outputs = {name: model.get_submodule(contributions[name].module) for name in modules}
     for pack in plan_packs(model, prompts, own_tokens=positions):
 
         def keep(name: str, pack: Pack = pack) -> Callable[..., None]:
             def hook(_: nn.Module, __: Any, output: torch.Tensor) -> None:
-                found[name][list(pack.prompts)] = _project(output, direction, pack.last_tokens(positions))
+                written[name][list(pack.prompts)] = _project(output, direction, pack.last_tokens(positions))
 
             return hook
 
         with hooks(forward=[(outputs[name], keep(name)) for name in modules]):
             run_pack(model, pack)
-    return found
+    return written
 
 
 def targets(original: Projections, harmful: Sequence[bool], strength: float) -> Projections:
@@ -82,6 +88,39 @@ def targets(original: Projections, harmful: Sequence[bool], strength: float) -> 
         pushed = harmless_mean + strength * (values - harmless_mean)
         wanted[name] = torch.where(mask[:, None], pushed, values)
     return wanted
+
+
+def wanted_projections(
+    original: Path,
+    tokenizer: Any,
+    harmful: Sequence[Sequence[int]],
+    harmless: Sequence[Sequence[int]],
+    unit: torch.Tensor,
+    direction: Direction,
+    settings: RankOneSettings,
+    alpha: float,
+) -> Projections:
+    """Run the original and return what the edited modules should write along the direction.
+
+    The original is not kept: one model is in memory at a time.
+
+    Args:
+        original: checkpoint folder.
+        tokenizer: of that checkpoint.
+        harmful, harmless: token ids of templated prompts; n of them together, in this order.
+        unit: [d_model] unit direction.
+        direction: the original's refusal direction.
+        settings: which blocks are edited.
+        alpha: how far harmful prompts are moved away from harmless ones (`targets`).
+
+    Returns:
+        module -> [n, P] float64, P the number of post-instruction tokens.
+    """
+    model = load_model(original)
+    _, modules = edited_modules(model, direction, settings)
+    positions = len(post_instruction_tokens(tokenizer))
+    written = record_projections(model, [*harmful, *harmless], positions, unit, modules)
+    return targets(written, [True] * len(harmful) + [False] * len(harmless), alpha)
 
 
 @torch.no_grad()
@@ -207,12 +246,14 @@ def _features(
         with resumed_at(layers, block, state), stops, contextlib.suppress(Reached):
             run_pack(model, pack)
         places = pack.last_tokens(positions)
-        found = kept[0][0, places.to(kept[0].device)].double().cpu()
+        inputs = kept[0][0, places.to(kept[0].device)].double().cpu()
         if behind is not module:
-            found = found / kept[1][0, places.to(kept[1].device)].double().cpu().square().mean(-1, keepdim=True).sqrt()
+            inputs = (
+                inputs / kept[1][0, places.to(kept[1].device)].double().cpu().square().mean(-1, keepdim=True).sqrt()
+            )
         if features is None:
-            features = torch.empty(count, positions, found.shape[-1], dtype=torch.float64)
-        features[list(pack.prompts)] = found
+            features = torch.empty(count, positions, inputs.shape[-1], dtype=torch.float64)
+        features[list(pack.prompts)] = inputs
         written[list(pack.prompts)] = _project(kept[2], direction, places)
     assert features is not None, "no prompt was given"
     return features.flatten(0, 1), written.flatten()

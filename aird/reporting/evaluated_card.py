@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from aird.evaluation.judges.registry import TABULATED
-from aird.patching.card_metadata import front_matter
 
 Score = Mapping[str, Any]
 
@@ -28,10 +27,9 @@ def evaluated_card(card: str, scores: Mapping[str, Mapping[str, Score]]) -> str:
         card: the card as the adapter folder has it.
         scores: suite to {"original", "compressed", "patched"} to the record of the scores node.
     """
-    metadata, text = front_matter(card)
+    sections = [_suite(name, cells) for name, cells in scores.items()]
     numbers = "## Numbers\n\nShare of prompts, greedy decoding; in parentheses the 95% Wilson interval.\n\n"
-    sections = "\n".join(_suite(name, of_suite) for name, of_suite in scores.items())
-    return f"---\n{metadata}---\n" + text.replace("## Limits\n", f"{numbers}{sections}\n## Limits\n", 1)
+    return card.replace("## Limits\n", numbers + "\n".join(sections) + "\n## Limits\n", 1)
 
 
 def _suite(name: str, scores: Mapping[str, Score]) -> str:

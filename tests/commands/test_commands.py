@@ -246,6 +246,10 @@ def bad_inputs(folder: Path, tmp_path: Path) -> dict[str, tuple[list[str], str]]
             ["patch", *pair(folder), *direction, "--method", "fit", *out],
             "--method fit needs the instructions",
         ),
+        "a setting of another method": (
+            ["patch", *pair(folder), *direction, "--method", "scale", "--ridge", "1", *out],
+            "--ridge is no setting of --method scale",
+        ),
         "neither direction nor prompts": (["patch", *pair(folder), *out], "--harmful is missing"),
         "a direction that is none": (
             ["patch", *pair(folder), "--direction", str(tmp_path), *out],

@@ -38,7 +38,7 @@ from aird.models.structure import (
     writer_modules,
 )
 from aird.patching.edits import rank_one_edit
-from aird.settings.patches import parse_patch
+from aird.patching.methods import parse_patch
 
 QUICK = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "olmo2", "mixtral", "phi3")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"

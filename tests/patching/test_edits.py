@@ -11,12 +11,12 @@ import torch
 from models.families import direction, tiny_family, tokens
 from peft import PeftModel
 
-from aird.directions.direction import Direction
+from aird.directions.direction import Direction, save_direction
 from aird.inference.hooks import hooks
-from aird.patching.adapters import save_adapter
 from aird.patching.edits import along, edit_statistics, edited_blocks, make_edits, random_direction, rank_one_edit
-from aird.patching.formula import compute_patch
-from aird.settings.patches import parse_patch
+from aird.patching.method import PatchInputs
+from aird.patching.methods import parse_patch
+from aird.patching.patch_files import make_patch
 
 R = torch.tensor([0.6, 0.8], dtype=torch.float64)
 COMPRESSED = torch.tensor([[1.0, 2.0, 0.0], [3.0, -1.0, 5.0]])
@@ -141,12 +141,15 @@ def test_an_adapter_before_a_norm_adds_the_direction(tmp_path: Path) -> None:
     model = tiny_family("gemma2")
     model.save_pretrained(tmp_path / "model")
     unit = direction(64)
+    files = tmp_path / "direction.safetensors", tmp_path / "direction.json"
+    save_direction(Direction(unit, 1.0, {"layer": 2, "position": -1}), *files)
+    inputs = PatchInputs("base", tmp_path / "model", tmp_path / "model", files)
     settings = patch("scale", 0.5, blocks=[1])
-    folders = [tmp_path / "model"] * 2
-    edits, _ = compute_patch(*folders, Direction(unit, 1.0, {"layer": 2, "position": -1}), None, settings)
-    assert [edit.module for edit in edits] == ["model.layers.1.self_attn.o_proj", "model.layers.1.mlp.down_proj"]
-    (tmp_path / "adapter").mkdir()
-    save_adapter(edits, tmp_path / "adapter", "base")
+    record = make_patch(settings, inputs, tmp_path / "adapter", tmp_path / "statistics.json")
+    assert [edit["module"] for edit in record["edits"]] == [
+        "model.layers.1.self_attn.o_proj",
+        "model.layers.1.mlp.down_proj",
+    ]
 
     def contributed(model: Any) -> torch.Tensor:
         kept: list[torch.Tensor] = []

@@ -14,11 +14,11 @@ import yaml
 from conftest import ROOT
 from frames import write_tables
 
+from aird.configuration.loading import load_configuration
+from aird.patching.methods import NAMES
 from aird.reporting.names import compression_in_words, patch_in_words
 from aird.reporting.sentences import details, headlines, verdict_sentences, whole_percent
 from aird.settings.compressions import CompressionSettings
-from aird.settings.loading import load_configuration
-from aird.settings.patches import Patch
 
 CONFIGURATION: dict[str, Any] = {
     "compressions": {"pruned": {"recipe": "wanda", "sparsity": 0.5, "pattern": None}},
@@ -199,8 +199,8 @@ def test_every_recipe_and_method_has_words() -> None:
     for model in get_args(get_args(CompressionSettings)[0]):
         recipe = model.model_fields["recipe"].default
         assert compression_in_words("x", {**values, "recipe": recipe}).endswith(" (x)")
-    for model in get_args(get_args(Patch)[0]):
-        assert "x" in patch_in_words("x", {**values, "method": model.model_fields["method"].default})
+    for name in NAMES:
+        assert "x" in patch_in_words("x", {**values, "method": name})
     assert patch_in_words("x", CONFIGURATION["patches"]["control"]) == (
         "the calibrated patch along a random direction (x)"
     )

@@ -57,5 +57,5 @@ def begin_job(arguments: argparse.Namespace) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     if arguments.gpu:
         take_gpu()
-    if "arithmetic" in arguments:
+    if getattr(arguments, "arithmetic", None):
         follow(read_json(arguments.arithmetic))

@@ -6,9 +6,9 @@ import textwrap
 import pandas
 import yaml
 
+from aird.configuration.loading import load_configuration
 from aird.reporting.sentences import headlines, read_claims, verdict_sentences
 from aird.reporting.tables import describe
-from aird.settings.loading import load_configuration
 
 from arguments import parse
 

@@ -1,8 +1,7 @@
 """Record the original's replies to the direction prompts: what calibrated patches learn from."""
 
 from aird.models.loading import open_checkpoint
-from aird.patching.calibrated_patch import original_replies
-from aird.patching.replies import save_replies
+from aird.patching.replies import original_replies, save_replies
 from aird.settings.patches import Replies
 from aird.support.files import read_json_lines
 
@@ -18,8 +17,7 @@ def main() -> None:
     open_checkpoint(arguments.checkpoint, arguments.manifest)
     records = {kind: read_json_lines(getattr(arguments, kind)) for kind in ("harmful", "harmless")}
     sizes = Replies.model_validate(arguments.settings)
-    replies = original_replies(arguments.checkpoint, records, sizes, int(arguments.seed))
-    save_replies(arguments.output, replies)
+    save_replies(arguments.output, original_replies(arguments.checkpoint, records, sizes, int(arguments.seed)))
 
 
 if __name__ == "__main__":

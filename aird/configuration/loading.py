@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from aird.settings.checks import mistakes
-from aird.settings.configuration import Configuration
-from aird.settings.messages import ConfigurationError, lines, name_mistakes, with_text_keys
+from aird.configuration.checks import mistakes
+from aird.configuration.configuration import Configuration
+from aird.configuration.messages import ConfigurationError, lines, name_mistakes, with_text_keys
 
 
 def load_configuration(values: Mapping[str, Any]) -> Configuration:

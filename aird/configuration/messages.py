@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from aird.settings.annotations import Place, form, locate, tables, tag, tag_key
+from aird.configuration.annotations import Place, form, locate, tables, tag, tag_key
 from aird.settings.base import NAME_FORM, NAME_PATTERN, Settings
 
 LONGEST_VALUE = 60  # characters of a wrong value that a message repeats

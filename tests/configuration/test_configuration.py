@@ -15,11 +15,11 @@ import yaml
 from configuration_cases import ABSENT, BASE, CASES, COMMIT, FILE_CASES
 from snakemake.utils import update_config
 
-from aird.settings.configuration import Configuration
-from aird.settings.loading import load_configuration
-from aird.settings.local_files import check_files, load_yaml_strictly
-from aird.settings.messages import ConfigurationError
-from aird.settings.reference import generated_files
+from aird.configuration.configuration import Configuration
+from aird.configuration.loading import load_configuration
+from aird.configuration.local_files import check_files, load_yaml_strictly
+from aird.configuration.messages import ConfigurationError
+from aird.configuration.reference import generated_files
 from aird.settings.sources import PLACEHOLDER_COMMIT
 from aird.support.files import canonical_json
 
@@ -291,7 +291,7 @@ def test_paper_grid_repeats_every_calibrated_compression_with_three_seeds() -> N
 def test_generated_files_are_current(path: Path) -> None:
     current = PROJECT / path
     assert current.is_file() and current.read_text(encoding="utf-8") == generated_files()[path], (
-        f"{path} is out of date; run `python -m aird.settings.reference` in the project's folder"
+        f"{path} is out of date; run `python -m aird.configuration.reference` in the project's folder"
     )
 
 
@@ -344,8 +344,8 @@ def test_settings_survive_the_way_to_a_job() -> None:
 
 def test_parsing_imports_nothing_heavy() -> None:
     heavy = ["torch", "transformers", "pandas", "numpy", "huggingface_hub", "llmcompressor", "lm_eval", "matplotlib"]
-    modules = "aird.settings.loading, aird.settings.local_files, aird.settings.reference"
-    code = f"import sys, {modules}; aird.settings.reference.generated_files()"
+    modules = "aird.configuration.loading, aird.configuration.local_files, aird.configuration.reference"
+    code = f"import sys, {modules}; aird.configuration.reference.generated_files()"
     code += f"; print([m for m in {heavy} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

@@ -1,7 +1,7 @@
 """Write the reference of all configuration keys from the typed models, so that it cannot be wrong.
 
-`python -m aird.settings.reference` rewrites the files generated from them: config/schema.json, which pydantic makes of
-the models, and config/README.md, which says in words what that schema says.
+`python -m aird.configuration.reference` rewrites the files generated from them: config/schema.json, which pydantic
+makes of the models, and config/README.md, which says in words what that schema says.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from aird.settings.annotations import ALL_FORMS, TAG_KEYS
-from aird.settings.configuration import Configuration
+from aird.configuration.annotations import ALL_FORMS, TAG_KEYS
+from aird.configuration.configuration import Configuration
 
 Schema = Mapping[str, Any]
 
@@ -33,7 +33,7 @@ Unknown keys, missing keys and values of another type are errors, each with one 
 to write. Names become folders below `results/`: letters, digits, `-`, `_` and single dots inside; put a name in
 quotes that YAML would read as a number or a truth value. Paths are relative to the folder where Snakemake runs.
 
-This file is generated: `python -m aird.settings.reference` writes it and `config/schema.json` anew.
+This file is generated: `python -m aird.configuration.reference` writes it and `config/schema.json` anew.
 """
 
 NAMES = {"prompt_sets": "SET", "models": "MODEL", "compressions": "COMPRESSION", "patches": "PATCH", "suites": "SUITE"}

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from aird.patching.methods import NAMES, method
 from aird.settings.base import ORIGINAL, PLAIN, Name, Seed, Settings
 from aird.settings.compressions import CompressionSettings
 from aird.settings.directions import Directions
 from aird.settings.models import Model
-from aird.settings.patches import Patch, Replies
+from aird.settings.patches import PatchSettings, Replies
 from aird.settings.prompts import PromptSet
 from aird.settings.suites import Serving, Suite
 from aird.support.processor import Choice
+
+# Any of the registered methods, by its name.
+if TYPE_CHECKING:
+    Patch = PatchSettings
+else:
+    Patch = Annotated[reduce(or_, (method(name).settings for name in NAMES)), Field(discriminator="method")]
 
 
 class Configuration(Settings):

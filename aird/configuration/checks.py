@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from aird.configuration.configuration import Configuration
+from aird.configuration.messages import hint
 from aird.settings.base import ORIGINAL, PLAIN, SOURCE, PromptSelection
-from aird.settings.configuration import Configuration
-from aird.settings.messages import hint
 from aird.settings.sources import PLACEHOLDER_COMMIT
 
 KINDS = ("harmful", "harmless")

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from aird.settings.checks import unmet
-from aird.settings.configuration import Configuration
-from aird.settings.messages import ConfigurationError, show
+from aird.configuration.checks import unmet
+from aird.configuration.configuration import Configuration
+from aird.configuration.messages import ConfigurationError, show
 from aird.settings.models import Model
 from aird.settings.prompt_files import read_instructions
 from aird.settings.prompts import PromptSet
