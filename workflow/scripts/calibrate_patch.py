@@ -1,5 +1,6 @@
 """Calibrate one AIRD patch of a compressed checkpoint on the original's replies (aird/patching/calibrated_patch.py)."""
 
+from aird.compression.patchable import check_patchable
 from aird.directions.direction import load_direction
 from aird.models.loading import load_tokenizer, open_checkpoint
 from aird.patching.calibrated_patch import calibrate_patch
@@ -25,7 +26,7 @@ def main() -> None:
     sizes = Replies.model_validate(arguments.settings["replies"])
     seed = int(arguments.seed)
     manifest = open_checkpoint(arguments.original, arguments.original_manifest)
-    open_checkpoint(arguments.compressed, arguments.compressed_manifest)
+    check_patchable(open_checkpoint(arguments.compressed, arguments.compressed_manifest))
     direction = load_direction(arguments.original_direction, arguments.original_record)
     own = load_direction(*arguments.own) if arguments.own else None
     tokenizer = load_tokenizer(arguments.original)

@@ -1,5 +1,6 @@
 """Fit one AIRD patch of a compressed checkpoint on the direction prompts (aird/patching/fitting.py)."""
 
+from aird.compression.patchable import check_patchable
 from aird.directions.direction import load_direction
 from aird.models.loading import open_checkpoint
 from aird.patching.fitted_patch import fit_patch
@@ -24,7 +25,7 @@ def main() -> None:
     )
     settings = parse_patch(arguments.settings["patch"])
     manifest = open_checkpoint(arguments.original, arguments.original_manifest)
-    open_checkpoint(arguments.compressed, arguments.compressed_manifest)
+    check_patchable(open_checkpoint(arguments.compressed, arguments.compressed_manifest))
     direction = load_direction(arguments.original_direction, arguments.original_record)
     own = load_direction(*arguments.own) if arguments.own else None
     selection = PromptSelection(set="fit", split="train", count=arguments.settings["train"])

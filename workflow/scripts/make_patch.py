@@ -1,5 +1,6 @@
 """Compute one AIRD patch of a compressed checkpoint: a rank-1 PEFT adapter and its statistics."""
 
+from aird.compression.patchable import check_patchable
 from aird.directions.direction import load_direction
 from aird.models.loading import open_checkpoint
 from aird.patching.formula import compute_patch
@@ -20,7 +21,7 @@ def main() -> None:
     )
     settings = parse_patch(arguments.settings)
     manifest = open_checkpoint(arguments.original, arguments.original_manifest)
-    open_checkpoint(arguments.compressed, arguments.compressed_manifest)
+    check_patchable(open_checkpoint(arguments.compressed, arguments.compressed_manifest))
     direction = load_direction(arguments.original_direction, arguments.original_record)
     own = load_direction(*arguments.own) if arguments.own else None
     edits, record = compute_patch(arguments.original, arguments.compressed, direction, own, settings)

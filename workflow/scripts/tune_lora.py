@@ -1,5 +1,6 @@
 """Tune the LoRA baseline of one compressed checkpoint (aird/patching/lora.py)."""
 
+from aird.compression.patchable import check_patchable
 from aird.models.loading import open_checkpoint
 from aird.patching.lora import tune_lora
 from aird.patching.patch_files import write_baseline
@@ -20,7 +21,7 @@ def main() -> None:
         gpu=True,
     )
     settings = LoRA.model_validate(arguments.settings["patch"])
-    open_checkpoint(arguments.compressed, arguments.compressed_manifest)
+    check_patchable(open_checkpoint(arguments.compressed, arguments.compressed_manifest))
     selection = PromptSelection(set="tuning", split="train", count=arguments.settings["train"])
     harmful, harmless = (
         select_instructions(read_json_lines(path), selection, int(arguments.seed))
