@@ -79,10 +79,8 @@ def import_given(source: Path, original: Path, output: Path) -> dict[str, Any]:
         ValueError: it cannot be read, or does not fit its original.
     """
     with atomic_folder(output) as folder:
-        if source.is_file():
-            given = _import_gguf(source, original, folder)
-        else:
-            given = _import_folder(source, original, folder)
+        bring = _import_gguf if source.is_file() else _import_folder
+        given = bring(source, original, folder)
         check_weights(folder, source)
         tokenizer = _settle_tokenizer(folder, original)
         measurements = measure(folder, original)
@@ -143,7 +141,7 @@ def _import_folder(source: Path, original: Path, folder: Path) -> dict[str, Any]
     elif served_as == REPACKED:
         _write_repacked(given, folder)
     else:
-        write_dense_copy(source, folder, stored_dtype(original))
+        write_dense_copy(source, folder, _dtype(given))
     stored = {module: given.module_tensors(module).values() for module in forms}
     files = {path.name: sha256_of(path) for path in given.weight_files}
     return {
@@ -189,11 +187,19 @@ def _check_gguf_fits(file: GGUFFile, original: Checkpoint) -> None:
 
 def _served_as(given: Checkpoint, forms: dict[str, str]) -> str:
     """Return how a readable checkpoint gets into the workflow."""
+    ragged = [module for module, form in forms.items() if form == "fp8-block" and not _fills_blocks(given, module)]
     packed = [module for module, form in forms.items() if form in ("gptq", "pack-quantized")]
     bits = {quantization_scheme(given, module).weights.num_bits for module in packed}
-    if any(column_order(given, module) is not None for module in packed) or not bits <= set(SERVED_BITS):
+    reordered = any(column_order(given, module) is not None for module in packed)
+    if ragged or reordered or not bits <= set(SERVED_BITS):
         return DEQUANTISED
     return REPACKED if set(forms.values()) & set(FOREIGN.values()) else AS_GIVEN
+
+
+def _fills_blocks(given: Checkpoint, module: str) -> bool:
+    """Return whether blocks of columns fill an FP8 matrix: activations are rounded in the same blocks."""
+    width = (given.quantization_config or {})["weight_block_size"][1]
+    return matrix_shape(given.module_tensors(module))[1] % width == 0
 
 
 def _write_repacked(given: Checkpoint, folder: Path) -> None:
@@ -203,9 +209,7 @@ def _write_repacked(given: Checkpoint, folder: Path) -> None:
     quantised = {module: form for module, form in forms.items() if form in FOREIGN.values()}
     places = {module: min(tensor.file for tensor in given.module_tensors(module).values()) for module in quantised}
     packed = {tensor.name for module in quantised for tensor in given.module_tensors(module).values()}
-    # vLLM keeps scales of integers in the model's type, whatever type they are stored in.
-    dtype = getattr(torch, str(given.config.get("dtype", given.config.get("torch_dtype", "float16"))))
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for file in given.weight_files:
         kept = (tensor for tensor in given.tensors.values() if tensor.file == file and tensor.name not in packed)
         tensors = {tensor.name: tensor.load() for tensor in kept}
@@ -213,7 +217,8 @@ def _write_repacked(given: Checkpoint, folder: Path) -> None:
             stored = {local: tensor.load() for local, tensor in given.module_tensors(module).items()}
             made = repack(stored, quantised[module], config)
             if made.form == "pack-quantized":
-                made.tensors["weight_scale"] = made.tensors["weight_scale"].to(dtype)
+                # vLLM keeps scales of integers in the model's type, whatever type they are stored in.
+                made.tensors["weight_scale"] = made.tensors["weight_scale"].to(_dtype(given))
             tensors |= {f"{module}.{local}": tensor for local, tensor in made.tensors.items()}
         save_file(tensors, folder / file.name, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(tensors, file.name)
@@ -224,6 +229,12 @@ def _write_repacked(given: Checkpoint, folder: Path) -> None:
     dense = sorted({module for module in [*forms, *outside] if module not in quantised})
     config = {**given.config, "quantization_config": foreign_config(config, dense)}
     write_json(folder / "config.json", config)
+
+
+def _dtype(given: Checkpoint) -> torch.dtype:
+    """Return the type that a checkpoint computes in, by its configuration."""
+    text = given.config.get("text_config", given.config)
+    return getattr(torch, str(text.get("dtype") or text.get("torch_dtype") or "bfloat16"))
 
 
 def _settle_tokenizer(folder: Path, original: Path) -> str:

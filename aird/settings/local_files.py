@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from aird.settings.base import PLAIN
 from aird.settings.checkpoint_formats import patch_refusal, refusal
 from aird.settings.checks import model_sources, uses
-from aird.settings.base import PLAIN
 from aird.settings.compressions import Given
 from aird.settings.configuration import Configuration
 from aird.settings.messages import ConfigurationError, show
