@@ -163,7 +163,7 @@ def _sources(configuration: Configuration) -> Iterator[str]:
             )
     for key, source in model_sources(configuration):
         if source.file is not None and not source.file.lower().endswith(".gguf"):
-            yield f"{key}.file: is no GGUF file; name a *.gguf file inside the wheel or the repository"
+            yield f"{key}.file: is no GGUF file; name the *.gguf file inside the wheel or repository"
 
 
 def _prompt_sets(configuration: Configuration) -> Iterator[str]:
