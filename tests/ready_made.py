@@ -192,8 +192,29 @@ def llm_compressor(original: Path, folder: Path, modifier: Any) -> Path:
     return folder
 
 
-def gguf_file(original: Path, path: Path, types: Iterable[str]) -> Tensors:
+# Where the 16-bit scales of a block stand, in bytes; other types have one at the beginning.
+SCALES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "TQ2_0": (64,)}
+
+
+def random_blocks(kind: str, rows: int, columns: int) -> Any:
+    """Return random bytes [rows, bytes] of a type that the `gguf` package reads and cannot write, with small scales."""
+    size, width = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    generator = numpy.random.default_rng(rows + columns)
+    blocks = generator.integers(0, 256, (rows * columns // size, width), dtype=numpy.uint8)
+    for place in SCALES.get(kind, (0,)):
+        scales = generator.uniform(0.001, 0.01, len(blocks)).astype(numpy.float16)
+        blocks[:, place : place + 2] = scales.view(numpy.uint8).reshape(-1, 2)
+    return blocks.reshape(rows, -1)
+
+
+def gguf_file(original: Path, path: Path, types: Iterable[str], widest: str | None = None) -> Tensors:
     """Write a llama checkpoint as GGUF, the types of the blocks' matrices in turn.
+
+    Args:
+        original: the dense checkpoint.
+        path: the file to write.
+        types: types that the `gguf` package can write.
+        widest: type of the matrices with 256 columns, of random bytes.
 
     Returns:
         {module: float32 matrix that the file holds}, in the order of rows of the original.
@@ -241,6 +262,9 @@ def gguf_file(original: Path, path: Path, types: Iterable[str]) -> Tensors:
             stored = halves.swapaxes(1, 2).reshape(values.shape)
         quantised = gguf.GGMLQuantizationType[kind]
         packed = gguf.quants.quantize(numpy.ascontiguousarray(stored), quantised)
+        if widest is not None and module in matrices and values.shape[1] == 256:
+            quantised = gguf.GGMLQuantizationType[widest]
+            packed = random_blocks(widest, *values.shape)
         writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), packed, raw_dtype=quantised)
         if module in matrices:
             back = gguf.quants.dequantize(packed, quantised).reshape(values.shape)

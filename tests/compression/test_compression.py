@@ -139,6 +139,14 @@ def test_recipe_writes_what_it_says(
         assert settings.storage_bits is not None
         assert settings.storage_bits < total["bits_per_weight"] < settings.storage_bits + 0.8
 
+    rescaled = {module for module, matrix in measurements["matrices"].items() if matrix["relation"] != "same"}
+    readers = {module for module in measurements["matrices"] if not module.endswith(("o_proj", "down_proj"))}
+    assert rescaled == (readers if settings.rescales_norms else set())
+    for module, matrix in measurements["matrices"].items():
+        ours, theirs = (dense_matrix(folder, module).double() for folder in (checkpoint, original))
+        expected = None if module in rescaled else float((ours - theirs).norm() / theirs.norm())
+        assert matrix["relative_error"] == (expected and pytest.approx(expected, rel=1e-4))
+
     assert hash_folder(original) == before
     kept = {"chat_template.jinja", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
     here = hash_folder(checkpoint)

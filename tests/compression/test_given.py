@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import ready_made
 import torch
@@ -135,6 +137,69 @@ def test_a_gguf_file_is_dequantised(types: list[str], original: Path, tmp_path: 
     for module, matrix in held.items():
         assert torch.equal(dense_matrix(tmp_path / "imported", module), matrix.to(torch.bfloat16)), module
     check_served(tmp_path / "imported", original, held, torch.bfloat16)
+
+
+def super_block(kind: str, block: bytes) -> list[float]:
+    """Return the 256 values of a block of Q4_K or Q6_K, from ggml's description of the two (ggml-common.h)."""
+
+    def half(place: int) -> float:
+        return float(struct.unpack_from("<e", block, place)[0])
+
+    values = []
+    if kind == "Q4_K":  # d, dmin, 12 bytes with eight 6-bit scales and mins, 128 bytes with 4 bits a value
+        scales = block[4:16]
+        for group in range(8):
+            low = group % 4
+            if group < 4:
+                scale, least = scales[low] & 63, scales[low + 4] & 63
+            else:
+                scale = (scales[low + 8] & 15) | (scales[low] >> 6) << 4
+                least = (scales[low + 8] >> 4) | (scales[low + 4] >> 6) << 4
+            for index in range(32):
+                byte = block[16 + 32 * (group // 2) + index]
+                integer = byte >> 4 if group % 2 else byte & 15
+                values.append(half(0) * scale * integer - half(2) * least)
+        return values
+    for index in range(256):  # 128 bytes of low, 64 of high bits, 16 signed scales, d
+        part, place = divmod(index, 128)
+        row, column = divmod(place, 32)
+        low = block[64 * part + 32 * (row % 2) + column] >> (4 * (row // 2)) & 15
+        high = block[128 + 32 * part + column] >> (2 * row) & 3
+        scale = struct.unpack_from("<b", block, 192 + index // 16)[0]
+        values.append(half(208) * scale * ((low | high << 4) - 32))
+    return values
+
+
+@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ2_XXS", "IQ3_S", "IQ4_XS", "TQ2_0"])
+def test_types_that_only_llama_cpp_writes(kind: str, original: Path, tmp_path: Path) -> None:
+    """Every matrix comes to its module; Q4_K and Q6_K (Q4_K_M) also by a decoder of the test's own."""
+    held = ready_made.gguf_file(original, tmp_path / "model.gguf", ["Q8_0"], widest=kind)
+    record = import_given(tmp_path / "model.gguf", original, tmp_path / "imported")
+    assert record["matrices"][WRITER]["given_format"] == kind and kind in record["quantisation_types"]
+    # Random bytes are no compressed form of the original.
+    assert not record["patchable"]
+    matrix = dense_matrix(tmp_path / "imported", WRITER)
+    assert torch.equal(matrix, held[WRITER].to(torch.bfloat16))
+    if kind in ("Q4_K", "Q6_K"):
+        rows = [super_block(kind, bytes(row)) for row in ready_made.random_blocks(kind, 128, 256)]
+        torch.testing.assert_close(held[WRITER], torch.tensor(rows), rtol=1e-5, atol=1e-6)
+
+
+def test_gguf_files_that_are_refused(original: Path, tmp_path: Path) -> None:
+    import gguf
+
+    writer = gguf.GGUFWriter(tmp_path / "own.gguf", "rwkv6")
+    writer.add_block_count(1)
+    writer.add_tensor("token_embd.weight", numpy.ones((64, 32), dtype=numpy.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ValueError, match="of the architecture rwkv6, which Transformers does not read from GGUF; take"):
+        import_given(tmp_path / "own.gguf", original, tmp_path / "imported")
+    (tmp_path / "own.gguf").write_bytes(b"GGUF damaged")
+    with pytest.raises(ValueError, match="cannot be read as a GGUF model .*; fetch it again"):
+        import_given(tmp_path / "own.gguf", original, tmp_path / "imported")
 
 
 def scaled_awq(original: Path, folder: Path) -> dict[str, torch.Tensor]:
