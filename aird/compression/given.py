@@ -38,7 +38,7 @@ from aird.models.repacking import FOREIGN, foreign_config, repack
 from aird.models.structure import outside_blocks
 from aird.prompts.chat import chat_tokens
 from aird.settings.checkpoint_formats import AS_GIVEN, DEQUANTISED, REPACKED, patch_refusal, refusal
-from aird.support.files import atomic_folder, sha256_of, write_json
+from aird.support.files import atomic_folder, read_json, sha256_of, write_json
 from aird.support.quick_imports import import_transformers
 
 logger = logging.getLogger(__name__)
@@ -103,19 +103,35 @@ def import_given(source: Path, original: Path, output: Path) -> dict[str, Any]:
     }
 
 
+def check_config(config: dict[str, Any], original: Path, name: str) -> None:
+    """Check, from its config.json alone, that a checkpoint is of a format that is read and has its original's sizes.
+
+    Args:
+        config: its config.json.
+        original: the original's checkpoint folder.
+        name: what a message calls it.
+
+    Raises:
+        ValueError: names the format or the first difference.
+    """
+    if reason := refusal(config.get("quantization_config")):
+        raise ValueError(f"{name} {reason}")
+    theirs = read_json(original / "config.json")
+    ours, theirs = (values.get("text_config", values) for values in (config, theirs))
+    for key in SIZES:
+        if ours.get(key) != theirs.get(key):
+            raise ValueError(
+                f"{name} was not made from {original}: its {key} is {ours.get(key)}, the original's "
+                f"{theirs.get(key)}; name the checkpoint's own original as the model"
+            )
+
+
 def check_fits(given: Checkpoint, original: Checkpoint) -> None:
-    """Check, from configurations and headers alone, that a checkpoint has the sizes and matrices of its original.
+    """Check, from headers alone, that a checkpoint has the matrices of its original.
 
     Raises:
         ValueError: names the first difference.
     """
-    ours, theirs = (checkpoint.config.get("text_config", checkpoint.config) for checkpoint in (given, original))
-    for key in SIZES:
-        if ours.get(key) != theirs.get(key):
-            raise ValueError(
-                f"{given.folder} was not made from {original.folder}: its {key} is {ours.get(key)}, the original's "
-                f"{theirs.get(key)}; name the checkpoint's own original as the model"
-            )
     shapes = {module: matrix_shape(given.module_tensors(module)) for module in given.block_matrices()}
     wanted = {module: matrix_shape(original.module_tensors(module)) for module in original.block_matrices()}
     for module in sorted(shapes.keys() ^ wanted.keys()):
@@ -128,8 +144,7 @@ def check_fits(given: Checkpoint, original: Checkpoint) -> None:
 
 def _import_folder(source: Path, original: Path, folder: Path) -> dict[str, Any]:
     given = read_checkpoint(source)
-    if reason := refusal(given.quantization_config):
-        raise ValueError(f"{source} {reason}")
+    check_config(given.config, original, str(source))
     check_fits(given, read_checkpoint(original))
     forms = {module: stored_format(given.module_tensors(module)) for module in given.block_matrices()}
     for form in sorted(set(forms.values())):

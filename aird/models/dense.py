@@ -24,11 +24,11 @@ def needs_dense_copy(folder: Path, on_cpu: bool) -> bool:
 
     Args:
         folder: a checkpoint folder.
-        on_cpu: whether vLLM runs on a CPU, where it lacks kernels for packed weights.
+        on_cpu: whether vLLM runs on a CPU, where it lacks kernels for packed weights and for floats in blocks.
     """
     if (read_checkpoint(folder).quantization_config or {}).get("quant_method") == "bitsandbytes":
         return True
-    return on_cpu and is_weight_only(folder)
+    return on_cpu and (is_weight_only(folder) or _has_blocks_of_floats(folder))
 
 
 def is_weight_only(folder: Path) -> bool:
@@ -73,6 +73,20 @@ def _quantised_modules(checkpoint: Checkpoint) -> list[str]:
         return []
     # By what is stored: an embedding matches no scheme, whatever config.json says about linear modules.
     return [name for name in checkpoint.matrix_modules() if stored_format(checkpoint.module_tensors(name)) != "dense"]
+
+
+def _has_blocks_of_floats(folder: Path) -> bool:
+    """Return whether some matrix is NVFP4, MXFP4 or FP8 in blocks."""
+    checkpoint = read_checkpoint(folder)
+    for module in _quantised_modules(checkpoint):
+        scheme = quantization_scheme(checkpoint, module)
+        if (
+            scheme is not None
+            and scheme.weights.type == "float"
+            and scheme.weights.strategy not in ("tensor", "channel")
+        ):
+            return True
+    return False
 
 
 def _quantises_activations(checkpoint: Checkpoint, module: str) -> bool:

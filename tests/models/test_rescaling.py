@@ -21,8 +21,8 @@ def rounded(weight: torch.Tensor, bits: int) -> torch.Tensor:
 
 W = normal()
 PER_COLUMN, PER_ROW = 1 + torch.arange(160) % 5 / 4, 1 + torch.arange(96)[:, None] % 5 / 4
-BY_INPUT = W.abs() * (1 + torch.arange(160) % 7)  # what Wanda looks at: some columns go first
-WANDA = W.masked_fill(BY_INPUT <= BY_INPUT.median(dim=1, keepdim=True).values, 0)
+BY_INPUT = W.abs() * (1 + torch.arange(160) % 7)
+WANDA = W.masked_fill(torch.le(BY_INPUT, BY_INPUT.median(dim=1, keepdim=True).values), 0)  # some columns go first
 
 SAME = {
     "itself": W,

@@ -1,9 +1,9 @@
 """Import a compressed checkpoint that somebody else made, check that it fits its original, and measure it."""
 
-from aird.compression.given import import_given
+from aird.compression.given import check_config, import_given
 from aird.models.loading import TRUST, code_is_trusted, open_checkpoint
 from aird.patching.card_metadata import read_licence
-from aird.prompts.sources import open_model
+from aird.prompts.sources import model_config, open_model
 from aird.settings.sources import ModelSource
 from aird.support.files import hash_folder, write_json
 
@@ -15,6 +15,9 @@ def main() -> None:
     arguments = parse(__doc__, paths="original original_manifest checkpoint manifest", texts="settings")
     settings = ModelSource.model_validate(arguments.settings)
     open_checkpoint(arguments.original, arguments.original_manifest)
+    config = model_config(settings)
+    if config is not None:  # before gigabytes are fetched
+        check_config(config, arguments.original, str(settings.hub))
     with open_model(settings, code_is_trusted()) as source:
         imported = import_given(source, arguments.original, arguments.checkpoint)
         licence = read_licence(source)
