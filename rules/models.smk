@@ -18,7 +18,11 @@ UNTUNED = [name for name in CONFIGURATION.models if name not in TUNED]
 
 def local_model_files(wildcards):
     """Return the files of a model's local source; Snakemake then watches them."""
-    path = CONFIGURATION.models[wildcards.model].source.path
+    return local_files(CONFIGURATION.models[wildcards.model].source.path)
+
+
+def local_files(path):
+    """Return the files of a local folder, or the one file; none where there is no path."""
     if path is None:
         return []
     if os.path.isdir(path):

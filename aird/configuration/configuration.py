@@ -11,7 +11,7 @@ from pydantic import Field
 
 from aird.patching.methods import NAMES, method
 from aird.settings.base import ORIGINAL, PLAIN, Name, Seed, Settings
-from aird.settings.compressions import CompressionSettings
+from aird.settings.compressions import CompressionSettings, Given
 from aird.settings.directions import Directions
 from aird.settings.models import Model
 from aird.settings.patches import PatchSettings, Replies
@@ -48,7 +48,13 @@ class Configuration(Settings):
     def compressions_of(self, model: str) -> list[str]:
         """Return the compressions of one model, without the original."""
         chosen = self.models[model].compressions
-        return [name for name in self.compressions if chosen is None or name in chosen]
+        names = [name for name in self.compressions if chosen is None or name in chosen]
+        return [name for name in names if self.exists(model, name)]
+
+    def exists(self, model: str, compression: str) -> bool:
+        """Return whether a compression can be had for a model: a ready-made one only where it has a source."""
+        settings = self.compressions[compression]
+        return not isinstance(settings, Given) or model in settings.sources
 
     def patches_of(self, model: str, compression: str) -> list[str]:
         """Return the patches of one (model, compression) pair, without the plain one."""

@@ -13,12 +13,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from aird.configuration.checks import unmet
+from aird.configuration.checks import model_sources, unmet
 from aird.configuration.configuration import Configuration
 from aird.configuration.messages import ConfigurationError, show
-from aird.settings.models import Model
+from aird.patching.methods import method_of
+from aird.settings.base import PLAIN
+from aird.settings.checkpoint_formats import patch_refusal, refusal
+from aird.settings.compressions import Given
 from aird.settings.prompt_files import read_instructions
 from aird.settings.prompts import PromptSet
+from aird.settings.sources import ModelSource
 from aird.settings.suites import Suite
 
 # Local prompt files beyond this size are left to the job that reads them anyway.
@@ -45,8 +49,9 @@ def check_files(configuration: Configuration, configuration_files: Iterable[str 
             pass  # Snakemake says so itself.
     for name, prompt_set in configuration.prompt_sets.items():
         mistakes += _prompt_file(configuration, name, prompt_set)
-    for name, model in configuration.models.items():
-        mistakes += _model_files(f"models.{name}.source", model)
+    for key, source in model_sources(configuration):
+        mistakes += _model_files(key, source, given=key.startswith("compressions."))
+    mistakes += _patched_rotations(configuration)
     for name, suite in configuration.suites.items():
         mistakes += _task_files(f"suites.{name}", suite)
         mistakes += _judge_files(f"suites.{name}", suite)
@@ -126,30 +131,59 @@ def _prompt_file(configuration: Configuration, name: str, settings: PromptSet) -
         yield from unmet(configuration, name, sizes, "use one that its file has")
 
 
-def _model_files(key: str, model: Model) -> Iterator[str]:
-    if model.source.path is None:
+def _model_files(key: str, source: ModelSource, given: bool) -> Iterator[str]:
+    """Yield what is wrong with a local model; a ready-made (`given`) one has its original's chat template."""
+    if source.path is None:
         return
-    path = Path(model.source.path)
-    given = f"(found: {show(model.source.path)})"
+    path = Path(source.path)
+    where = f"(found: {show(source.path)})"
     if path.is_file():
         with open(path, "rb") as stream:
             if stream.read(4) != b"GGUF":
-                yield f"{key}.path: is a file, but no GGUF file; name a *.gguf file or a model's folder {given}"
+                yield f"{key}.path: is a file, but no GGUF file; name a *.gguf file or a model's folder {where}"
         return
     if not path.is_dir():
-        yield _absent(f"{key}.path", model.source.path, "a model's folder or a GGUF file")
+        yield _absent(f"{key}.path", source.path, "a model's folder or a GGUF file")
         return
-    if model.source.sha256 is not None:
+    if source.sha256 is not None:
         yield f"{key}.sha256: is for a GGUF file, but the path is a folder; leave it out"
     if not (path / "config.json").is_file():
-        yield f"{key}.path: the folder holds no config.json; name a model's folder in Hugging Face format {given}"
+        yield f"{key}.path: the folder holds no config.json; name a model's folder in Hugging Face format {where}"
     elif not any(path.glob("*.safetensors")):
-        yield f"{key}.path: the folder holds no *.safetensors; convert the model with save_pretrained first {given}"
+        yield f"{key}.path: the folder holds no *.safetensors; convert the model with save_pretrained first {where}"
+    elif given:
+        if reason := refusal(_quantisation(path)):
+            yield f"{key}.path: {reason} {where}"
     elif not _has_chat_template(path):
         yield (
             f"{key}.path: the folder holds no chat template; use the chat (instruct) version of the model, or put "
-            f"a chat_template.jinja into it {given}"
+            f"a chat_template.jinja into it {where}"
         )
+
+
+def _patched_rotations(configuration: Configuration) -> Iterator[str]:
+    """Yield patches of local checkpoints that can be served but not patched."""
+    said = set()
+    for model, compression, patch in configuration.cells():
+        made = configuration.compressions.get(compression)
+        if patch == PLAIN or not isinstance(made, Given) or made.sources[model].path is None:
+            continue
+        reason = patch_refusal(_quantisation(Path(str(made.sources[model].path))))
+        changes_weights = method_of(configuration.patches[patch]).adapter
+        if reason and changes_weights and (compression, patch) not in said:
+            said.add((compression, patch))
+            yield (
+                f"patches.{patch}.compressions: {compression} of {model} can be measured but not patched, as {reason}; "
+                "name the other compressions here"
+            )
+
+
+def _quantisation(folder: Path) -> Any:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return config.get("quantization_config")
+    except (OSError, ValueError, AttributeError):
+        return None  # said elsewhere, or by the import
 
 
 def _judge_files(key: str, suite: Suite) -> Iterator[str]:

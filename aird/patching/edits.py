@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 
+from aird.models.rescaling import check_comparable, relation
 from aird.settings.patches import FormulaSettings, RankOneSettings
 
 ROWS = 64  # rows of a matrix that are converted to float64 at once: they stay in the processor's cache
@@ -185,10 +186,15 @@ def make_edits(
 
     Returns:
         edits, and `edit_statistics` of each.
+
+    Raises:
+        ValueError: as `rank_one_edit`, or the formula has both matrices and one was rescaled against the other.
     """
     edits, statistics = [], []
     for module in modules:
         compressed, original = read_compressed(module), read_original(module)
+        if settings.coefficients[1]:
+            check_comparable(original, compressed, module)
         gain, original_gain = gains.get(module), original_gains.get(module)
         edit = rank_one_edit(module, direction, compressed, original, settings, gain, original_gain)
         statistics.append(edit_statistics(edit, compressed, original))
@@ -199,6 +205,8 @@ def make_edits(
 def edit_statistics(edit: Edit, compressed: torch.Tensor, original: torch.Tensor) -> dict[str, Any]:
     """Return the module's name, the Frobenius norm of its edit over that of W_c, and the norm of r^T W
     before and after over that of the original (what the edit restores); (r * g)^T W before a norm.
+
+    The last two are None where compression rescaled the matrix, as they would then compare different inputs.
     """
     column = edit.column.double()
     # r is column * g, and what reads along it r * g.
@@ -206,11 +214,13 @@ def edit_statistics(edit: Edit, compressed: torch.Tensor, original: torch.Tensor
     before, target = along(unit, compressed), along(unit, original).norm()
     norm = torch.stack([rows.double().square().sum() for rows in compressed.split(ROWS)]).sum().sqrt()
     size = edit.row.double().norm() * (1.0 if edit.gain is None else column.norm())
+    kind = relation(original, compressed)
+    comparable = not (kind.rescaled or kind.unrelated)
     return {
         "module": edit.module,
         "relative_change": (size / norm).item(),
-        "row_norm_before": (before.norm() / target).item(),
-        "row_norm_after": ((before + edit.row.double()).norm() / target).item(),
+        "row_norm_before": (before.norm() / target).item() if comparable else None,
+        "row_norm_after": ((before + edit.row.double()).norm() / target).item() if comparable else None,
     }
 
 

@@ -264,13 +264,15 @@ def patches_table(statistics: Mapping[Cell, Record]) -> pandas.DataFrame:
 
 
 def compressions_table(manifests: Mapping[Pair, Record]) -> pandas.DataFrame:
-    """Return measured sparsity, bits per weight and formats of every checkpoint; empty for the original."""
+    """Return measured sparsity, bits per weight, error and formats of every checkpoint; empty for the original."""
 
     def total(manifest: Record) -> list[Record]:
         measured = manifest.get("total", {})
-        return [{**measured, "formats": ", ".join(measured.get("formats", []))}]
+        # `served_as` is of ready-made checkpoints.
+        formats = ", ".join(measured.get("formats", []))
+        return [{**measured, "formats": formats, "served_as": manifest.get("served_as")}]
 
-    columns = "sparsity bits_per_weight sparse_bits_per_weight weights stored_bytes formats"
+    columns = "sparsity bits_per_weight sparse_bits_per_weight relative_error weights stored_bytes formats served_as"
     return _rows(manifests, total, PAIR, columns)
 
 

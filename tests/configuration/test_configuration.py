@@ -60,7 +60,8 @@ ALL_CASES = [
 
 def test_base_is_correct() -> None:
     configuration = load_configuration(BASE)
-    assert len(list(configuration.cells())) == 2 * (1 + 3 * 2)
+    # The ready-made checkpoint is one model's alone.
+    assert len(list(configuration.cells())) == 2 * (1 + 3 * 2) + 2
     assert len(ALL_CASES) >= 60
 
 
@@ -128,7 +129,26 @@ def test_long_values_are_shortened() -> None:
     assert len(line) < 200
 
 
+def test_ready_made_checkpoints_exist_for_their_models_only() -> None:
+    configuration = load_configuration(BASE)
+    assert [cell for cell in configuration.cells() if cell[1] == "ready"] == [
+        ("hub", "ready", "plain"),
+        ("hub", "ready", "aird"),
+    ]
+    assert configuration.compressions_of("tuned") == ["magnitude", "wanda", "w4"]
+
+
+def test_a_patch_of_ready_made_checkpoints_that_no_model_has() -> None:
+    values = changed("patches.aird.compressions", ["ready"])
+    load_configuration(values)
+    values["models"]["hub"]["patches"] = []
+    (line,) = mistakes(values)
+    assert line.startswith("patches.aird.compressions: no model that has this patch has ready; name compressions")
+
+
 # Files
+
+ROTATED = {"quant_method": "compressed-tensors", "format": "pack-quantized", "transform_config": {"config_groups": {}}}
 
 
 @pytest.fixture
@@ -144,6 +164,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (model / "config.json").write_text("{}", encoding="utf-8")
     (model / "model.safetensors").write_bytes(b"")
     (model / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}', encoding="utf-8")
+    for name, quantisation in {"hqq": {"quant_method": "hqq"}, "rotated": ROTATED}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"quantization_config": quantisation}), "utf-8")
+        (tmp_path / name / "model.safetensors").write_bytes(b"")
     tasks = tmp_path / "tasks"
     tasks.mkdir()
     (tasks / "own.yaml").write_text("task: own\ncustom: !function utils.load\n", encoding="utf-8")
@@ -166,6 +190,18 @@ def test_right_files_pass(folder: Path) -> None:
     values = changed("models.hub.source", {"path": "model"})
     values["suites"]["safety"] |= {"tasks": ["own", "rte"], "task_folder": "tasks"}
     values["serving"] = {"executable": sys.executable}
+    check_files(load_configuration(values))
+
+
+def test_a_patch_of_what_can_only_be_measured(folder: Path) -> None:
+    values = changed("compressions.ready.sources", {"hub": {"path": "rotated"}})
+    values["models"]["hub"]["source"] = {"path": "model"}
+    values["patches"] |= {"asked": {"method": "system_prompt"}}
+    with pytest.raises(ConfigurationError) as caught:
+        check_files(load_configuration(values))
+    (line,) = str(caught.value).split("\n")
+    assert line.startswith("patches.aird.compressions: ready of hub can be measured but not patched, as its matrices")
+    values["patches"]["aird"]["compressions"] = ["magnitude", "wanda", "w4"]
     check_files(load_configuration(values))
 
 

@@ -125,8 +125,8 @@ def test_before_a_norm_the_effect_is_the_direction_and_a_rescaling() -> None:
 
 def test_statistics_before_a_norm() -> None:
     """They speak of (r * g)^T W, what is contributed along r."""
-    unit, compressed, original = random_case(8)
-    gain = torch.linspace(0.5, 2, 16, dtype=torch.float64)
+    unit, compressed, original = related_case()
+    gain = torch.linspace(0.5, 2, 64, dtype=torch.float64)
     edit = rank_one_edit("m", unit, compressed, original, patch("project"), gain, gain)
     statistics = edit_statistics(edit, compressed, original)
     before, target = (unit * gain) @ compressed, (unit * gain) @ original
@@ -223,30 +223,39 @@ def test_random_direction() -> None:
     assert abs(one.mean().item()) < 0.005
 
 
+def related_case() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return a unit direction [64], a compressed matrix [64, 96] and the original's, which differ by noise."""
+    generator = torch.Generator().manual_seed(1)
+    direction = torch.randn(64, generator=generator, dtype=torch.float64)
+    original, noise = torch.randn(2, 64, 96, generator=generator, dtype=torch.float64)
+    return direction / direction.norm(), original + 0.3 * noise, original
+
+
 def test_make_edits_records_what_it_changes() -> None:
-    compressed = {"a": COMPRESSED, "b": torch.tensor([[0.0], [5.0]])}
-    original = {"a": ORIGINAL, "b": torch.tensor([[0.0], [10.0]])}
-    edits, statistics = make_edits(["a", "b"], R, compressed.__getitem__, original.__getitem__, patch("project", 0.5))
-    assert [edit.module for edit in edits] == ["a", "b"]
-    assert edits[0].row.tolist() == pytest.approx([0.7, 0.0, 0.3], abs=1e-6)
-    assert edits[1].row.tolist() == pytest.approx([2.0])  # 0.5 x (8 - 4)
+    unit, compressed, original = related_case()
+    read = {"a": compressed, "b": 0.9 * compressed}.__getitem__
+    edits, statistics = make_edits(["a", "b"], unit, read, lambda _: original, patch("project", 0.5))
+    assert [edit.module for edit in edits] == [row["module"] for row in statistics] == ["a", "b"]
+    for module, edit, row in zip("ab", edits, statistics, strict=True):
+        before, target = unit @ read(module), unit @ original
+        torch.testing.assert_close(edit.row.double(), 0.5 * (target - before), atol=1e-6, rtol=1e-5)
+        assert row == {
+            "module": module,
+            "relative_change": pytest.approx(((target - before).norm() / 2 / read(module).norm()).item(), rel=1e-5),
+            "row_norm_before": pytest.approx((before.norm() / target.norm()).item(), rel=1e-5),
+            "row_norm_after": pytest.approx(((before + target).norm() / 2 / target.norm()).item(), rel=1e-5),
+        }
 
-    def norm(values: list[float]) -> float:
-        return math.sqrt(sum(value**2 for value in values))
 
-    after = [(one + other) / 2 for one, other in zip(ROW_COMPRESSED, ROW_ORIGINAL, strict=True)]
-    assert statistics[0] == {
-        "module": "a",
-        "relative_change": pytest.approx(norm([0.7, 0.3]) / norm([1, 2, 3, -1, 5])),
-        "row_norm_before": pytest.approx(norm(ROW_COMPRESSED) / norm(ROW_ORIGINAL)),
-        "row_norm_after": pytest.approx(norm(after) / norm(ROW_ORIGINAL)),
-    }
-    assert statistics[1] == {
-        "module": "b",
-        "relative_change": pytest.approx(2 / 5),
-        "row_norm_before": pytest.approx(0.5),
-        "row_norm_after": pytest.approx(0.75),
-    }
+def test_nothing_is_computed_across_a_rescaling() -> None:
+    """AWQ divides input channels by scales that the norm takes over: the matrices speak of different inputs."""
+    unit, compressed, original = related_case()
+    rescaled = compressed / torch.linspace(0.3, 3, 96, dtype=torch.float64)
+    with pytest.raises(ValueError, match="m was rescaled against what stands before it"):
+        make_edits(["m"], unit, lambda _: rescaled, lambda _: original, patch("project"))
+    (edit,), (row,) = make_edits(["m"], unit, lambda _: rescaled, lambda _: original, patch("scale"))
+    torch.testing.assert_close(edit.row.double(), unit @ rescaled, atol=1e-6, rtol=1e-5)
+    assert row["row_norm_before"] is None and row["row_norm_after"] is None and row["relative_change"] > 0
 
 
 def test_the_product_along_a_direction_is_that_of_the_whole_matrix() -> None:

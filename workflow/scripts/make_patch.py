@@ -1,5 +1,6 @@
 """Make one patch of a compressed checkpoint by its method (aird/patching/methods/): its folder and its statistics."""
 
+from aird.compression.patchable import check_patchable
 from aird.models.loading import open_checkpoint
 from aird.patching.method import PatchInputs
 from aird.patching.methods import method_of, parse_patch
@@ -22,9 +23,10 @@ def main() -> None:
     settings = parse_patch(arguments.settings.pop("patch"))
     arguments.gpu = "prompts" in method_of(settings).needs
     begin_job(arguments)
-    for name in ("original", "compressed"):
-        if getattr(arguments, name):
-            open_checkpoint(getattr(arguments, name), getattr(arguments, f"{name}_manifest"))
+    if arguments.original:
+        open_checkpoint(arguments.original, arguments.original_manifest)
+    if arguments.compressed:
+        check_patchable(open_checkpoint(arguments.compressed, arguments.compressed_manifest))
     inputs = PatchInputs(
         base=arguments.base,
         original=arguments.original,

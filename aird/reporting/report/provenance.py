@@ -21,8 +21,11 @@ Row = tuple[str, str]
 
 
 def sources(settings: Mapping[str, Any]) -> list[Row]:
-    """Return the pinned source of every model and prompt set of a configuration."""
+    """Return the pinned source of every model, ready-made checkpoint and prompt set of a configuration."""
     rows = [(f"model {name}", _source(model["source"])) for name, model in settings["models"].items()]
+    for name, compression in settings["compressions"].items():
+        for model, source in compression.get("sources", {}).items():
+            rows.append((f"{name} of {model}", _source(source)))
     for name, prompt_set in settings["prompt_sets"].items():
         if prompt_set["source"] is not None:
             rows.append((f"prompts {name}", _source(prompt_set["source"])))
