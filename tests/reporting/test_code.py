@@ -24,6 +24,10 @@ FIGURE_SCRIPT = ROOT / "workflow/scripts/make_figures.py"
 HEAVY = ("inference", "models", "compression", "directions", "evaluation", "patching", "prompts", "commands")
 LIGHT = (
     "aird/patching/card_metadata.py",
+    # The settings of the methods, which a configuration that is read consists of.
+    "aird/patching/method.py",
+    "aird/patching/methods/",
+    "aird/prompts/sets.py",
     "aird/evaluation/utility.py",
     "aird/evaluation/judges/",
     "aird/inference/refusals.py",
