@@ -50,7 +50,7 @@ check: $(VENV)/development.stamp
 	$(BIN)/python -m snakefmt --check --compact-diff Snakefile rules workflow/Snakefile
 	$(BIN)/python -m mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/python -m snakemake --lint
+	$(BIN)/python workflow/lint.py
 
 environment: $(VENV)/core.stamp
 

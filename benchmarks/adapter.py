@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from aird.directions.direction import Direction
+from aird.directions.direction import Direction, save_direction
 from aird.models.checkpoint import read_checkpoint
-from aird.patching.adapters import merge, save_adapter
-from aird.patching.edits import Edit
-from aird.patching.formula import compute_patch
-from aird.settings.patches import Scale
+from aird.patching.adapters import load_adapter, merge
+from aird.patching.formula import make_by_formula
+from aird.patching.method import PatchInputs
+from aird.patching.methods.scale import Scale
 from benchmarks.measure import Result, memory_rate, peak_mb, reset_peak, timed
 from benchmarks.workload import RESULTS
 
@@ -103,27 +103,27 @@ def run() -> list[Result]:
             write_checkpoint(folder / name, seed) for seed, name in enumerate(("original", "compressed"))
         )
         unit = torch.nn.functional.normalize(torch.randn(HIDDEN, dtype=torch.float64), dim=0)
-        direction = Direction(unit=unit, norm=1.0, record={"layer": 2, "position": -1})
+        files = folder / "direction.safetensors", folder / "direction.json"
+        save_direction(Direction(unit=unit, norm=1.0, record={"layer": 2, "position": -1}), *files)
+        inputs = PatchInputs("compressed", original, compressed, files)
         settings = Scale(alpha=1.0, blocks="source")
         forget([*original.glob("*"), *compressed.glob("*")])
         (folder / "adapter").mkdir()
 
-        def make() -> list[Edit]:
-            edits, _ = compute_patch(original, compressed, direction, None, settings)
-            save_adapter(edits, folder / "adapter", "compressed")
-            return edits
+        def make() -> None:
+            make_by_formula(settings, inputs, folder / "adapter")
 
         reset_peak()
         before = bytes_read()
         start = time.perf_counter()
-        edits = make()
+        make()
         cold = time.perf_counter() - start
         read, memory = bytes_read() - before, peak_mb()
         _, busy = timed(make)
         start = time.perf_counter()
         make()
         warm = time.perf_counter() - start
-        checkpoint = read_checkpoint(compressed)
+        checkpoint, edits = read_checkpoint(compressed), load_adapter(folder / "adapter")
         whole = sum(file.stat().st_size for file in checkpoint.weight_files)
         matrices = 2 * sum(checkpoint.tensors[f"{edit.module}.weight"].size for edit in edits)
         floor = matrices / memory_rate()

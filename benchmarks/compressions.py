@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from aird.configuration.configuration import Configuration
+from aird.configuration.loading import load_configuration
+from aird.configuration.local_files import load_yaml_strictly
 from aird.settings.base import ORIGINAL, PLAIN
-from aird.settings.configuration import Configuration
-from aird.settings.loading import load_configuration
-from aird.settings.local_files import load_yaml_strictly
 from aird.support.files import read_json
 
 FOLDER = Path(__file__).parent

@@ -14,13 +14,13 @@ from typing import Any
 import pandas
 import torch
 
+from aird.configuration.loading import load_configuration
+from aird.configuration.local_files import load_yaml_strictly
 from aird.models.loading import load_tokenizer
+from aird.patching.methods.calibrate import Calibrate
 from aird.prompts.chat import chat_tokens
 from aird.prompts.sets import select_instructions
 from aird.settings.base import PromptSelection
-from aird.settings.loading import load_configuration
-from aird.settings.local_files import load_yaml_strictly
-from aird.settings.patches import Calibrate
 from aird.support.files import read_json, read_json_lines
 from aird.support.processor import computes_in
 from benchmarks.measure import Result, matrix_rate, packed_tokens

@@ -11,10 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from aird.configuration.configuration import Configuration
+from aird.configuration.loading import load_configuration
+from aird.configuration.local_files import load_yaml_strictly
 from aird.settings.base import PLAIN
-from aird.settings.configuration import Configuration
-from aird.settings.loading import load_configuration
-from aird.settings.local_files import load_yaml_strictly
 
 PROJECT = Path(__file__).resolve().parents[1]
 DOCUMENT = PROJECT / "docs" / "resources.md"

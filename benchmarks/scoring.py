@@ -12,7 +12,8 @@ import os
 
 import torch
 
-from aird.directions.candidate_scores import PromptScores, mean_scores, score_candidates
+from aird.directions.candidate_scores import score_candidates
+from aird.directions.score_records import PromptScores, mean_scores
 from aird.directions.selection import eligible_scores, select_site
 from benchmarks.measure import (
     Result,

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 import yaml
 
-from aird.evaluation.serving import ServerSettings, serve
+from aird.evaluation.engines.engine import ServerSettings
+from aird.evaluation.engines.vllm import Vllm
 from aird.models.loading import load_tokenizer
 from aird.prompts.chat import chat_tokens
 from aird.prompts.sets import select
@@ -72,7 +73,7 @@ def served(folder: Path, prompts: list[list[int]], new_tokens: int, caching: boo
     start = time.perf_counter()
     with (
         tempfile.TemporaryDirectory() as logs,
-        serve(folder, vllm_python(), settings, Path(logs) / "server.log") as client,
+        Vllm(vllm_python()).serve(folder, settings, Path(logs) / "server.log") as client,
     ):
         ready = time.perf_counter() - start
         completions = client.complete(prompts, new_tokens)

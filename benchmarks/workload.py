@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 
-from aird.directions.activation_cache import CLASSES, kept_activations, load_cache
-from aird.directions.activations import capture, difference_in_means
+from aird.directions.activation_cache import load_cache
+from aird.directions.activations import capture
+from aird.directions.candidates import difference_in_means
 from aird.models.loading import load_model, load_tokenizer
 from aird.prompts.chat import chat_tokens
+from aird.prompts.sets import CLASSES
 from aird.settings.directions import Directions
 from aird.support.files import read_json, read_json_lines
 from aird.support.processor import follow
@@ -66,12 +68,12 @@ def embedded() -> Workload:
     tokens = {(kind, split): _chat(tokenizer, kind, split) for kind in CLASSES for split in ("train", "validation")}
     kept = {}
     for kind in CLASSES:
-        indices, _ = cache[kind, "validation"].kept(kind == "harmful")
+        indices, _ = cache.groups[kind, "validation"].kept(kind == "harmful")
         kept[kind] = [tokens[kind, "validation"][index] for index in indices]
     return Workload(
         name="135M",
         model=load_model(folder),
-        candidates=difference_in_means(*kept_activations(cache, "train")),
+        candidates=cache.candidates,
         harmful=kept["harmful"],
         harmless=kept["harmless"],
         train=tokens["harmful", "train"] + tokens["harmless", "train"],
@@ -82,7 +84,7 @@ def embedded() -> Workload:
 
 def _chat(tokenizer: Any, kind: str, split: str) -> list[list[int]]:
     """Return the templated prompts of one class and split, in the order of the activation cache."""
-    ids = load_cache(RESULTS / "activations" / MODEL / "original.safetensors")[kind, split].ids
+    ids = load_cache(RESULTS / "activations" / MODEL / "original.safetensors").groups[kind, split].ids
     texts = {record["id"]: record["instruction"] for record in read_json_lines(RESULTS / "prompts" / f"{kind}.jsonl")}
     return [chat_tokens(tokenizer, texts[name]) for name in ids]
 

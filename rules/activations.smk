@@ -1,10 +1,12 @@
 """Activation caches.
 
 input   a checkpoint, the direction prompts, the model's refusal tokens
-output  results/activations/{model}/{compression}.safetensors
+output  results/directions/{model}/refusal_tokens.json,
+        results/activations/{model}/{compression}.safetensors
 steps   find the tokens that the original's refusals begin with; run each
         checkpoint once over the prompts, and keep the input of every block at
-        every post-instruction token, per prompt
+        every post-instruction token, per prompt; the candidate directions are
+        their differences in means
 """
 
 DIRECTIONS = CONFIGURATION.directions
@@ -34,19 +36,7 @@ rule refusal_tokens:
         runtime=60,
         gpu=gpus,
     params:
-        settings=canonical_json(
-            {
-                **{
-                    kind: {
-                        "set": getattr(DIRECTIONS, kind),
-                        "split": "train",
-                        "count": min(64, DIRECTIONS.train),
-                    }
-                    for kind in ("harmful", "harmless")
-                },
-                "new_tokens": 16,
-            }
-        ),
+        settings=settings_json(DIRECTIONS, only={"harmful", "harmless", "train"}),
         seed=SEED,
     message:
         "Finding the tokens that {wildcards.model}'s refusals begin with"
@@ -88,8 +78,8 @@ rule capture_activations:
         runtime=60,
         gpu=gpus,
     params:
-        settings=canonical_json(
-            {"train": DIRECTIONS.train, "validation": DIRECTIONS.validation}
+        settings=settings_json(
+            DIRECTIONS, only={"harmful", "harmless", "train", "validation"}
         ),
         seed=SEED,
     message:

@@ -3,8 +3,55 @@
 input   the original checkpoint; calibration prompts and GPTQModel's environment, if the recipe needs them
 output  results/models/{model}/{compression}/checkpoint and manifest.json
 steps   compress by one recipe of the registry (aird/compression/registry.py),
+        or import a checkpoint that somebody else made (aird/compression/given.py),
         measure sparsity, bits per weight and hashes, fail if nothing happened
 """
+
+GIVEN = [
+    name
+    for name, compression in CONFIGURATION.compressions.items()
+    if compression.recipe == "given"
+]
+
+
+def given_source(wildcards):
+    """Return where a model's ready-made checkpoint comes from."""
+    sources_of = CONFIGURATION.compressions[wildcards.compression].sources
+    if wildcards.model not in sources_of:
+        raise WorkflowError(
+            f"compressions.{wildcards.compression} is a ready-made checkpoint and has none of {wildcards.model}; "
+            f"add compressions.{wildcards.compression}.sources.{wildcards.model}"
+        )
+    return sources_of[wildcards.model]
+
+
+def given_files(wildcards):
+    """Return the files of a local ready-made checkpoint; Snakemake then watches them."""
+    return local_files(given_source(wildcards).path)
+
+
+def given_settings(wildcards):
+    """Return what importing a ready-made checkpoint depends on."""
+    return settings_json(given_source(wildcards))
+
+
+def calibration_set(wildcards):
+    """Return the calibration prompts of a recipe, if it needs any."""
+    settings = CONFIGURATION.compressions[wildcards.compression]
+    return (
+        [prompts(settings.calibration.prompt_set)] if settings.needs_calibration else []
+    )
+
+
+def compression_environment(wildcards):
+    """Return the record of GPTQModel's environment for a recipe that runs there."""
+    needed = CONFIGURATION.compressions[wildcards.compression].needs_environment
+    return [f"{RESULTS}/environments/gptq.json"] if needed else []
+
+
+def compression_settings(wildcards):
+    """Return the settings of a compression."""
+    return settings_json(CONFIGURATION.compressions[wildcards.compression])
 
 
 rule compress_model:
@@ -23,7 +70,9 @@ rule compress_model:
     benchmark:
         f"{RESULTS}/benchmarks/compression/{{model}}/{{compression}}.tsv"
     wildcard_constraints:
-        compression=one_of(CONFIGURATION.compressions),
+        compression=one_of(
+            [name for name in CONFIGURATION.compressions if name not in GIVEN]
+        ),
     conda:
         "../envs/core.yaml"
     threads: THREADS
@@ -33,8 +82,6 @@ rule compress_model:
         gpu=gpus,
     params:
         settings=compression_settings,
-        calibration=calibration_flag,
-        environment=environment_flag,
     message:
         "Compressing {wildcards.model} by {wildcards.compression}"
     shell:
@@ -42,8 +89,44 @@ rule compress_model:
         " --arithmetic {input.arithmetic:q}"
         " --original {input.original:q}"
         " --original-manifest {input.original_manifest:q}"
-        " {params.calibration} {input.calibration:q}"
-        " {params.environment} {input.environment:q}"
+        " --calibration {input.calibration:q}"
+        " --environment {input.environment:q}"
+        " --settings {params.settings:q}"
+        " --checkpoint {output.checkpoint:q}"
+        " --manifest {output.manifest:q}"
+        " > {log:q} 2>&1"
+
+
+rule import_given:
+    input:
+        code=code("import_given"),
+        original=ancient(ORIGINAL_CHECKPOINT),
+        original_manifest=ORIGINAL_MANIFEST,
+        files=given_files,
+    output:
+        checkpoint=directory(CHECKPOINT),
+        manifest=MANIFEST,
+    log:
+        f"{RESULTS}/logs/compression/{{model}}/{{compression}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/compression/{{model}}/{{compression}}.tsv"
+    wildcard_constraints:
+        compression=one_of(GIVEN),
+    retries: 2
+    conda:
+        "../envs/core.yaml"
+    threads: THREADS
+    resources:
+        mem_mb=8000,
+        runtime=120,
+    params:
+        settings=given_settings,
+    message:
+        "Importing {wildcards.compression} of {wildcards.model}"
+    shell:
+        'python "$SCRIPTS"/import_given.py'
+        " --original {input.original:q}"
+        " --original-manifest {input.original_manifest:q}"
         " --settings {params.settings:q}"
         " --checkpoint {output.checkpoint:q}"
         " --manifest {output.manifest:q}"

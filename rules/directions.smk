@@ -170,11 +170,8 @@ rule verify_direction:
         runtime=120,
         gpu=gpus,
     params:
-        settings=canonical_json(
-            {
-                "test": DIRECTIONS.test,
-                "test_new_tokens": DIRECTIONS.test_new_tokens,
-            }
+        settings=settings_json(
+            DIRECTIONS, only={"harmful", "harmless", "test", "test_new_tokens"}
         ),
         seed=SEED,
     message:

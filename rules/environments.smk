@@ -11,6 +11,25 @@ program in an environment of its own. `serving.executable` or `serving.url` in
 the configuration replace it.
 """
 
+# What of `serving` says where the engine is. The rest says how it is started.
+PLACE = {"executable", "url", "lock"}
+
+
+def vllm_lock():
+    """Return the lock to install, or nothing where the user brings vLLM."""
+    serving = CONFIGURATION.serving
+    if serving.executable is not None or serving.url is not None:
+        return []
+    if serving.lock is not None:
+        return sources([serving.lock])
+    kind = "cuda" if HAS_GPU else "cpu"
+    return sources([os.path.relpath(PROJECT / "envs" / f"vllm-{kind}.lock.txt")])
+
+
+def environment_folder(wildcards, output):
+    """Return the folder of an environment, which stands beside its record."""
+    return os.path.splitext(output[0])[0]
+
 
 rule measure_arithmetic:
     input:
@@ -55,9 +74,7 @@ rule vllm_environment:
         mem_mb=2000,
         runtime=30,
     params:
-        settings=settings_json(
-            CONFIGURATION.serving, only={"executable", "url", "lock"}
-        ),
+        settings=settings_json(CONFIGURATION.serving, only=PLACE),
         lock="--lock" if vllm_lock() else "",
         environment=environment_folder,
     message:

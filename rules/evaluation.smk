@@ -3,13 +3,122 @@
 input   a checkpoint, a patch, the prompts of a suite, vLLM's environment
 output  results/completions/{model}/{compression}/{patch}/{suite}.jsonl,
         results/utility/... (log-likelihoods and lm-eval's tasks), results/scores/...
-steps   start vLLM on the checkpoint, check that it agrees with Transformers, ask
-        everything that the suite measures, stop it; label the completions later,
-        so that a new judge needs no model; where the suite names a classifier as
-        judge, serve that and ask it about each completion
+steps   start an engine on the checkpoint, check that it agrees with Transformers,
+        ask everything that the suite measures, stop it; label the completions
+        later, so that a new judge needs no model; where the suite names a
+        classifier as judge, serve that and ask it about each completion
 """
 
 CELL = "{model}/{compression}/{patch}/{suite}"
+
+
+def suite_prompts(kind):
+    """Return an input function that names the prompt set of a suite."""
+
+    def path(wildcards):
+        return prompts(getattr(CONFIGURATION.suites[wildcards.suite], kind).set)
+
+    return path
+
+
+def patch_input(template):
+    """Return an input function that names a patch's file, or nothing for the plain checkpoint."""
+
+    def path(wildcards):
+        return (
+            []
+            if wildcards.patch == PLAIN
+            else [template.format(**dict(wildcards.items()))]
+        )
+
+    return path
+
+
+def reference_completions(wildcards):
+    """Return the original's completions, whose harmless answers give the perplexity.
+
+    The original itself is measured on its own.
+    """
+    if (wildcards.compression, wildcards.patch) == (ORIGINAL, PLAIN):
+        return []
+    return [
+        f"{RESULTS}/completions/{wildcards.model}/{ORIGINAL}/{PLAIN}/{wildcards.suite}.jsonl"
+    ]
+
+
+def task_files(wildcards):
+    """Return the files of a suite's own lm-eval tasks; Snakemake then watches them."""
+    folder = CONFIGURATION.suites[wildcards.suite].task_folder
+    if folder is None:
+        return []
+    return sources(
+        sorted(
+            str(path)
+            for path in Path(folder).iterdir()
+            if path.is_file() and not path.name.startswith(".")
+        )
+    )
+
+
+def optional_flags(wildcards, input):
+    """Return the flags of the inputs that only some cells have."""
+    flags = []
+    for name in ("adapter", "adapter_statistics", "reference"):
+        for path in getattr(input, name):
+            flags += [f"--{name.replace('_', '-')}", path]
+    if input.tasks:
+        flags += ["--task-folder", os.path.dirname(input.tasks[0])]
+    return flags
+
+
+# One string per suite, made once and not once per job.
+SERVING_SETTINGS = CONFIGURATION.serving.model_dump(exclude=PLACE)
+SUITE_SETTINGS = {
+    # The judge only reads the completions.
+    name: canonical_json(
+        {"suite": suite.model_dump(exclude={"judge"}), "serving": SERVING_SETTINGS}
+    )
+    for name, suite in CONFIGURATION.suites.items()
+}
+
+
+def suite_settings(wildcards):
+    """Return the settings of a suite and of the server, without where vLLM is."""
+    return SUITE_SETTINGS[wildcards.suite]
+
+
+JUDGED = [
+    name for name, suite in CONFIGURATION.suites.items() if suite.judge is not None
+]
+
+
+def judge_files(wildcards):
+    """Return the files of a judge's local folder; Snakemake then watches them."""
+    path = CONFIGURATION.suites[wildcards.suite].judge.source.path
+    if path is None:
+        return []
+    return sources(sorted(str(file) for file in Path(path).iterdir() if file.is_file()))
+
+
+def judge_source(wildcards):
+    """Return where a suite's judge comes from."""
+    return settings_json(CONFIGURATION.suites[wildcards.suite].judge.source)
+
+
+def judge_settings(wildcards):
+    """Return how a suite's judge is asked."""
+    return settings_json(CONFIGURATION.suites[wildcards.suite].judge)
+
+
+def judgement(wildcards):
+    """Return the judge's answers on a cell's completions, where the suite has a judge."""
+    path = f"{RESULTS}/judgements/{{model}}/{{compression}}/{{patch}}/{{suite}}.jsonl"
+    return [path.format(**wildcards)] if wildcards.suite in JUDGED else []
+
+
+def judgement_flag(wildcards):
+    """Return the flag that goes with them."""
+    return "--judgement" if wildcards.suite in JUDGED else ""
 
 
 rule evaluate_suite:

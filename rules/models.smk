@@ -8,6 +8,54 @@ steps   fetch, dequantise if it is GGUF; tune the model to refuse where the
 A model with a refusal tuning is first imported as results/models/{model}/source.
 """
 
+TUNED = [
+    name
+    for name, model in CONFIGURATION.models.items()
+    if model.refusal_tuning is not None
+]
+UNTUNED = [name for name in CONFIGURATION.models if name not in TUNED]
+
+
+def local_model_files(wildcards):
+    """Return the files of a model's local source; Snakemake then watches them."""
+    return local_files(CONFIGURATION.models[wildcards.model].source.path)
+
+
+def local_files(path):
+    """Return the files of a local folder, or the one file; none where there is no path."""
+    if path is None:
+        return []
+    if os.path.isdir(path):
+        return sources(
+            sorted(str(file) for file in Path(path).iterdir() if file.is_file())
+        )
+    return sources([path])
+
+
+def import_settings(wildcards):
+    """Return what importing a model depends on."""
+    model = CONFIGURATION.models[wildcards.model]
+    return settings_json(model, only={"source", "dtype", "trust_remote_code"})
+
+
+def tuning(wildcards):
+    """Return the refusal tuning of a model."""
+    return CONFIGURATION.models[wildcards.model].refusal_tuning
+
+
+def tuning_prompts(kind):
+    """Return an input function that names the prompt set of a class of instructions that a tuning uses."""
+
+    def path(wildcards):
+        return prompts(getattr(tuning(wildcards), kind).set)
+
+    return path
+
+
+def tuning_settings(wildcards):
+    """Return the settings of a refusal tuning."""
+    return settings_json(tuning(wildcards))
+
 
 rule import_model:
     input:
@@ -53,8 +101,8 @@ rule tune_refusal:
         code=code("tune_refusal"),
         source=ancient(f"{RESULTS}/models/{{model}}/source/checkpoint"),
         source_manifest=f"{RESULTS}/models/{{model}}/source/manifest.json",
-        harmful=tuning_harmful,
-        harmless=tuning_harmless,
+        harmful=tuning_prompts("harmful"),
+        harmless=tuning_prompts("harmless"),
     output:
         checkpoint=directory(f"{RESULTS}/models/{{model}}/{ORIGINAL}/checkpoint"),
         manifest=f"{RESULTS}/models/{{model}}/{ORIGINAL}/manifest.json",

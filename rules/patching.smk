@@ -1,113 +1,72 @@
 """AIRD patches: W' = W_c + r r^T (a W_c + b W_o), a rank-1 edit (aird/patching/edits.py).
 
-input   the original's refusal direction, both checkpoints
+input   what the method of a patch asks for (aird/patching/methods/): the original's refusal
+        direction, both checkpoints, the direction prompts, the original's replies to them
 output  results/patches/{model}/{compression}/{patch}/: adapter/ (PEFT, rank 1) and
         statistics.json; merged/ on request
-steps   read the edited matrices, compute the row r^T (a W_c + b W_o), write the adapter; or
-        fit the row on the direction prompts, module by module; or learn the rows from the
-        original's recorded replies and choose their strength on validation prompts
+steps   make_patch: read the edited matrices, compute the row r^T (a W_c + b W_o), write the adapter;
+        learn_patch: run the models on the direction prompts, and fit or learn the rows
 """
+
+from aird.patching.methods import method_of, module_of, needs_of
 
 ADAPTER = f"{RESULTS}/patches/{{model}}/{{compression}}/{{patch}}/adapter"
 ADAPTER_STATISTICS = (
     f"{RESULTS}/patches/{{model}}/{{compression}}/{{patch}}/statistics.json"
 )
+REPLIES = f"{RESULTS}/patches/{{model}}/replies.safetensors"
+
+METHODS = {name: method_of(patch) for name, patch in CONFIGURATION.patches.items()}
+NEEDS = {name: needs_of(patch) for name, patch in CONFIGURATION.patches.items()}
+LEARNT = [name for name in NEEDS if "prompts" in NEEDS[name]]
+# What can be merged into a checkpoint.
+ADAPTERS = [name for name, method in METHODS.items() if method.adapter]
 
 
-rule make_patch:
-    input:
-        code=code("make_patch"),
-        original=ancient(ORIGINAL_CHECKPOINT),
-        original_manifest=ORIGINAL_MANIFEST,
-        original_direction=ORIGINAL_DIRECTION,
-        original_record=ORIGINAL_DIRECTION_RECORD,
-        compressed=ancient(CHECKPOINT),
-        compressed_manifest=MANIFEST,
-        own=own_direction,
-    output:
-        adapter=directory(ADAPTER),
-        statistics=ADAPTER_STATISTICS,
-    log:
-        f"{RESULTS}/logs/patches/{{model}}/{{compression}}/{{patch}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/patches/{{model}}/{{compression}}/{{patch}}.tsv"
-    wildcard_constraints:
-        patch=one_of(patches_by("scale", "project")),
-    conda:
-        "../envs/core.yaml"
-    resources:
-        mem_mb=3000,
-        runtime=30,
-    params:
-        settings=patch_settings,
-    message:
-        "Patching {wildcards.model}, {wildcards.compression} by {wildcards.patch}"
-    shell:
-        'python "$SCRIPTS"/make_patch.py'
-        " --original {input.original:q}"
-        " --original-manifest {input.original_manifest:q}"
-        " --original-direction {input.original_direction:q}"
-        " --original-record {input.original_record:q}"
-        " --compressed {input.compressed:q}"
-        " --compressed-manifest {input.compressed_manifest:q}"
-        " --own {input.own:q}"
-        " --settings {params.settings:q}"
-        " --adapter {output.adapter:q}"
-        " --statistics {output.statistics:q}"
-        " > {log:q} 2>&1"
+def code_of_method(script):
+    """Return an input function that names the code of a script and of a patch's own method.
+
+    An edit of one method so makes the patches of that method again and no others.
+    """
+
+    def path(wildcards):
+        method = CONFIGURATION.patches[wildcards.patch].method
+        return code(script, module_of(method))
+
+    return path
 
 
-rule fit_patch:
-    input:
-        code=code("fit_patch"),
-        arithmetic=rules.measure_arithmetic.output,
-        original=ancient(ORIGINAL_CHECKPOINT),
-        original_manifest=ORIGINAL_MANIFEST,
-        original_direction=ORIGINAL_DIRECTION,
-        original_record=ORIGINAL_DIRECTION_RECORD,
-        compressed=ancient(CHECKPOINT),
-        compressed_manifest=MANIFEST,
-        own=own_direction,
-        harmful=prompts(DIRECTIONS.harmful),
-        harmless=prompts(DIRECTIONS.harmless),
-    output:
-        adapter=directory(ADAPTER),
-        statistics=ADAPTER_STATISTICS,
-    log:
-        f"{RESULTS}/logs/patches/{{model}}/{{compression}}/{{patch}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/patches/{{model}}/{{compression}}/{{patch}}.tsv"
-    wildcard_constraints:
-        patch=one_of(patches_by("fit")),
-    conda:
-        "../envs/core.yaml"
-    threads: THREADS
-    resources:
-        mem_mb=6000,
-        runtime=60,
-        gpu=gpus,
-    params:
-        settings=tuned_patch_settings({"train": DIRECTIONS.train}),
-        seed=SEED,
-    message:
-        "Fitting {wildcards.patch} to {wildcards.model}, {wildcards.compression}"
-    shell:
-        'python "$SCRIPTS"/fit_patch.py'
-        " --arithmetic {input.arithmetic:q}"
-        " --original {input.original:q}"
-        " --original-manifest {input.original_manifest:q}"
-        " --original-direction {input.original_direction:q}"
-        " --original-record {input.original_record:q}"
-        " --compressed {input.compressed:q}"
-        " --compressed-manifest {input.compressed_manifest:q}"
-        " --own {input.own:q}"
-        " --harmful {input.harmful:q}"
-        " --harmless {input.harmless:q}"
-        " --settings {params.settings:q}"
-        " --seed {params.seed}"
-        " --adapter {output.adapter:q}"
-        " --statistics {output.statistics:q}"
-        " > {log:q} 2>&1"
+def needed(need, path):
+    """Return an input function that names a file for the patches that need it.
+
+    Any other patch neither waits for that file nor is made again with it.
+    """
+
+    def files(wildcards):
+        return [path.format(**wildcards)] if need in NEEDS[wildcards.patch] else []
+
+    return files
+
+
+def needed_flags(wildcards, input):
+    """Return a flag for each input that the method needs."""
+    given = {name: path for name, paths in input.items() for path in paths}
+    del given["code"]
+    return [
+        part
+        for name, path in given.items()
+        for part in (f"--{name.replace('_', '-')}", path)
+    ]
+
+
+def patch_settings(wildcards):
+    """Return what a patch depends on: its own settings, and which prompts it sees."""
+    patch, method = CONFIGURATION.patches[wildcards.patch], METHODS[wildcards.patch]
+    values = {"patch": patch.model_dump(exclude={"compressions"})}
+    if wildcards.patch in LEARNT:
+        sizes = method.sizes(DIRECTIONS, CONFIGURATION.replies)
+        values |= {"sizes": sizes, "seed": SEED}
+    return canonical_json(values)
 
 
 rule record_replies:
@@ -119,7 +78,7 @@ rule record_replies:
         harmful=prompts(DIRECTIONS.harmful),
         harmless=prompts(DIRECTIONS.harmless),
     output:
-        f"{RESULTS}/patches/{{model}}/replies.safetensors",
+        REPLIES,
     log:
         f"{RESULTS}/logs/patches/{{model}}/replies.log",
     benchmark:
@@ -151,20 +110,21 @@ rule record_replies:
         " > {log:q} 2>&1"
 
 
-rule calibrate_patch:
+rule make_patch:
     input:
-        code=code("calibrate_patch"),
-        arithmetic=rules.measure_arithmetic.output,
-        original=ancient(ORIGINAL_CHECKPOINT),
-        original_manifest=ORIGINAL_MANIFEST,
-        original_direction=ORIGINAL_DIRECTION,
-        original_record=ORIGINAL_DIRECTION_RECORD,
-        compressed=ancient(CHECKPOINT),
-        compressed_manifest=MANIFEST,
-        own=own_direction,
-        replies=rules.record_replies.output,
-        harmful=prompts(DIRECTIONS.harmful),
-        harmless=prompts(DIRECTIONS.harmless),
+        code=code_of_method("make_patch"),
+        arithmetic=needed("arithmetic", f"{RESULTS}/environments/arithmetic.json"),
+        original=ancient(needed("original", ORIGINAL_CHECKPOINT)),
+        original_manifest=needed("compressed", ORIGINAL_MANIFEST),
+        compressed=ancient(needed("compressed", CHECKPOINT)),
+        compressed_manifest=needed("compressed", MANIFEST),
+        direction=needed("direction", ORIGINAL_DIRECTION),
+        direction_record=needed("direction", ORIGINAL_DIRECTION_RECORD),
+        own=needed("own", DIRECTION),
+        own_record=needed("own", DIRECTION_RECORD),
+        replies=needed("replies", REPLIES),
+        harmful=needed("prompts", prompts(DIRECTIONS.harmful)),
+        harmless=needed("prompts", prompts(DIRECTIONS.harmless)),
     output:
         adapter=directory(ADAPTER),
         statistics=ADAPTER_STATISTICS,
@@ -173,107 +133,20 @@ rule calibrate_patch:
     benchmark:
         f"{RESULTS}/benchmarks/patches/{{model}}/{{compression}}/{{patch}}.tsv"
     wildcard_constraints:
-        patch=one_of(patches_by("calibrate")),
-    # The longest of the patches: its evaluation should not be what the run ends on.
-    priority: 5
-    conda:
-        "../envs/core.yaml"
-    threads: THREADS
-    resources:
-        mem_mb=6000,
-        runtime=60,
-        gpu=gpus,
-    params:
-        settings=tuned_patch_settings({"replies": CONFIGURATION.replies.model_dump()}),
-        seed=SEED,
-    message:
-        "Calibrating {wildcards.patch} to {wildcards.model}, {wildcards.compression}"
-    shell:
-        'python "$SCRIPTS"/calibrate_patch.py'
-        " --arithmetic {input.arithmetic:q}"
-        " --original {input.original:q}"
-        " --original-manifest {input.original_manifest:q}"
-        " --original-direction {input.original_direction:q}"
-        " --original-record {input.original_record:q}"
-        " --compressed {input.compressed:q}"
-        " --compressed-manifest {input.compressed_manifest:q}"
-        " --own {input.own:q}"
-        " --replies {input.replies:q}"
-        " --harmful {input.harmful:q}"
-        " --harmless {input.harmless:q}"
-        " --settings {params.settings:q}"
-        " --seed {params.seed}"
-        " --adapter {output.adapter:q}"
-        " --statistics {output.statistics:q}"
-        " > {log:q} 2>&1"
-
-
-rule tune_lora:
-    input:
-        code=code("tune_lora"),
-        compressed=ancient(CHECKPOINT),
-        compressed_manifest=MANIFEST,
-        original_manifest=ORIGINAL_MANIFEST,
-        harmful=prompts(DIRECTIONS.harmful),
-        harmless=prompts(DIRECTIONS.harmless),
-    output:
-        adapter=directory(ADAPTER),
-        statistics=ADAPTER_STATISTICS,
-    log:
-        f"{RESULTS}/logs/patches/{{model}}/{{compression}}/{{patch}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/patches/{{model}}/{{compression}}/{{patch}}.tsv"
-    wildcard_constraints:
-        patch=one_of(patches_by("lora")),
-    conda:
-        "../envs/core.yaml"
-    threads: THREADS
-    resources:
-        mem_mb=8000,
-        runtime=120,
-        gpu=gpus,
-    params:
-        settings=tuned_patch_settings({"train": CONFIGURATION.replies.train_harmful}),
-        seed=SEED,
-    message:
-        "Tuning {wildcards.patch} of {wildcards.model}, {wildcards.compression}"
-    shell:
-        'python "$SCRIPTS"/tune_lora.py'
-        " --compressed {input.compressed:q}"
-        " --compressed-manifest {input.compressed_manifest:q}"
-        " --original-manifest {input.original_manifest:q}"
-        " --harmful {input.harmful:q}"
-        " --harmless {input.harmless:q}"
-        " --settings {params.settings:q}"
-        " --seed {params.seed}"
-        " --adapter {output.adapter:q}"
-        " --statistics {output.statistics:q}"
-        " > {log:q} 2>&1"
-
-
-rule write_system_prompt:
-    input:
-        code=code("write_system_prompt"),
-    output:
-        adapter=directory(ADAPTER),
-        statistics=ADAPTER_STATISTICS,
-    log:
-        f"{RESULTS}/logs/patches/{{model}}/{{compression}}/{{patch}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/patches/{{model}}/{{compression}}/{{patch}}.tsv"
-    wildcard_constraints:
-        patch=one_of(patches_by("system_prompt")),
+        patch=one_of([name for name in METHODS if name not in LEARNT]),
     conda:
         "../envs/core.yaml"
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=lambda wildcards: METHODS[wildcards.patch].memory_mb,
+        runtime=lambda wildcards: METHODS[wildcards.patch].minutes,
     params:
         settings=patch_settings,
+        inputs=needed_flags,
     message:
-        "Writing {wildcards.patch} for {wildcards.model}, {wildcards.compression}"
+        "Patching {wildcards.model}, {wildcards.compression} by {wildcards.patch}"
     shell:
-        'python "$SCRIPTS"/write_system_prompt.py'
+        'python "$SCRIPTS"/make_patch.py'
+        " {params.inputs:q}"
         " --settings {params.settings:q}"
         " --base {wildcards.compression:q}"
         " --adapter {output.adapter:q}"
@@ -281,9 +154,23 @@ rule write_system_prompt:
         " > {log:q} 2>&1"
 
 
+use rule make_patch as learn_patch with:
+    wildcard_constraints:
+        patch=one_of(LEARNT),
+    # The longest of the patches: its evaluation should not be what the run ends on.
+    priority: 5
+    threads: THREADS
+    resources:
+        mem_mb=lambda wildcards: METHODS[wildcards.patch].memory_mb,
+        runtime=lambda wildcards: METHODS[wildcards.patch].minutes,
+        gpu=gpus,
+    message:
+        "Learning {wildcards.patch} for {wildcards.model}, {wildcards.compression}"
+
+
 rule merge_patch:
     input:
-        code=code("merge_patch"),
+        code=code_of_method("merge_patch"),
         compressed=ancient(CHECKPOINT),
         compressed_manifest=MANIFEST,
         adapter=ancient(ADAPTER),
@@ -298,13 +185,7 @@ rule merge_patch:
     benchmark:
         f"{RESULTS}/benchmarks/patches/{{model}}/{{compression}}/{{patch}}.merge.tsv"
     wildcard_constraints:
-        patch=one_of(
-            [
-                name
-                for name in CONFIGURATION.patches
-                if name not in patches_by("system_prompt")
-            ]
-        ),
+        patch=one_of(ADAPTERS),
     conda:
         "../envs/core.yaml"
     resources:

@@ -6,6 +6,35 @@ steps   check the SHA-256, read, drop near-duplicates and overlaps, draw splits
 """
 
 
+def prompt_source(wildcards):
+    """Return the local file of a prompt set, if it has one; Snakemake then watches it."""
+    source = CONFIGURATION.prompt_sets[wildcards.prompt_set].source
+    return (
+        sources([source.path]) if source is not None and source.path is not None else []
+    )
+
+
+def combined_sets(wildcards):
+    """Return the sets that this one joins."""
+    return [
+        prompts(name)
+        for name in CONFIGURATION.prompt_sets[wildcards.prompt_set].combine or []
+    ]
+
+
+def excluded_sets(wildcards):
+    """Return the sets that this one must not overlap."""
+    return [
+        prompts(name)
+        for name in CONFIGURATION.prompt_sets[wildcards.prompt_set].disjoint_from
+    ]
+
+
+def prompt_set_settings(wildcards):
+    """Return the settings of a prompt set."""
+    return settings_json(CONFIGURATION.prompt_sets[wildcards.prompt_set])
+
+
 rule prompt_set:
     input:
         code=code("build_prompt_set"),

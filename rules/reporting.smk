@@ -8,116 +8,78 @@ steps   collect records into tidy tables, one kind of result each; draw figures 
         captions and every job's code: `make snakemake-report`.)
 """
 
+from aird.reporting import figures
+from aird.reporting.grid import record_files
+
 # A dictionary keeps the configuration's order.
 PAIRS = list(
     dict.fromkeys(
         (model, compression) for model, compression, _ in CONFIGURATION.cells()
     )
 )
-COSMIC_PAIRS = [
-    (model, compression)
-    for model, compression in PAIRS
-    if compression == ORIGINAL or DIRECTIONS.cosmic == "all"
-]
-TABLE_NAMES = "summary claims rates tasks paired directions projections sites candidates patches compressions".split()
-TABLE_CAPTIONS = {
-    name: f"{name}_table" for name in ("summary", "claims", "directions", "paired")
+# What the tables are made of.
+GRID = {
+    "cells": list(CONFIGURATION.cells()),
+    "pairs": PAIRS,
+    "cosmic": [
+        pair for pair in PAIRS if pair[1] == ORIGINAL or DIRECTIONS.cosmic == "all"
+    ],
+    "suites": list(CONFIGURATION.suites),
+    "pruned": [
+        name
+        for name, compression in CONFIGURATION.compressions.items()
+        if compression.target_sparsity is not None
+    ],
+    "controls": [
+        name
+        for name, patch in CONFIGURATION.patches.items()
+        if getattr(patch, "direction", None) == "random"
+    ],
+    "seed": SEED,
 }
+# A run writes it down when it begins, for `make tables`.
+TABLE_SETTINGS = canonical_json(GRID)
+RECORDS = record_files(RESULTS, GRID)
+SCORES = RECORDS["scores"]
 
-
+TABLE_NAMES = "summary claims rates tasks paired directions projections sites candidates patches compressions".split()
 TABLES = [f"{RESULTS}/tables/{name}.csv" for name in TABLE_NAMES]
 TIMINGS = f"{RESULTS}/tables/timings.csv"
-# A suite's figures carry its name: refusal.safety.
-FIGURE_NAMES = [
-    f"{name}.{suite}"
-    for name in ("refusal", "frontier", "utility")
-    for suite in CONFIGURATION.suites
-]
-FIGURE_NAMES += ["candidates", "sites"]
+FIGURE_NAMES = figures.figure_names(list(CONFIGURATION.suites))
 FIGURES = [f"{RESULTS}/figures/{name}.svg" for name in FIGURE_NAMES]
 REPORT = f"{RESULTS}/report.html"
 CAPTIONS = sorted(
     os.path.relpath(path) for path in (PROJECT / "workflow" / "report").glob("*.rst")
 )
-
-
-# Figures join patches that differ in their strength alone.
-PATCH_SETTINGS = canonical_json(
-    {
-        name: patch.model_dump(exclude={"compressions"})
-        for name, patch in CONFIGURATION.patches.items()
-    }
-)
-
-
-# Asked for by the main target as well, so that a deleted one is made again.
-SCORES = [
-    f"{RESULTS}/scores/{'/'.join(cell)}/{suite}.json"
-    for cell in CONFIGURATION.cells()
-    for suite in CONFIGURATION.suites
-]
-
+OWN_CAPTIONS = [Path(path).stem.removesuffix("_table") for path in CAPTIONS]
 
 # Sorted, as their order means nothing here.
 PATCHED_CELLS = sorted(cell for cell in CONFIGURATION.cells() if cell[2] != PLAIN)
-MERGED_CELLS = [
-    cell for cell in PATCHED_CELLS if cell[2] not in patches_by("system_prompt")
-]
+MERGED_CELLS = [cell for cell in PATCHED_CELLS if cell[2] in ADAPTERS]
 MERGED_TABLE = f"{RESULTS}/tables/merged.csv"
 CARDS = [f"{RESULTS}/cards/{'/'.join(cell)}/README.md" for cell in PATCHED_CELLS]
 
-
-# What the tables are made of. A run writes it down when it begins, for `make tables`.
-TABLE_SETTINGS = canonical_json(
-    {
-        "cells": list(CONFIGURATION.cells()),
-        "pairs": PAIRS,
-        "cosmic": COSMIC_PAIRS,
-        "suites": list(CONFIGURATION.suites),
-        "pruned": [
-            name
-            for name, compression in CONFIGURATION.compressions.items()
-            if compression.target_sparsity is not None
-        ],
-        "controls": [
-            name
-            for name, patch in CONFIGURATION.patches.items()
-            if getattr(patch, "direction", None) == "random"
-        ],
-        "seed": SEED,
-    }
+# What makes all this again.
+CHOSEN = [os.path.relpath(path) for path in workflow.overwrite_configfiles]
+COMMAND = shlex.join(
+    ["snakemake", "--cores", "all", *(["--configfile", *CHOSEN] if CHOSEN else [])]
 )
 
 
 rule make_tables:
     input:
+        **RECORDS,
         code=code("make_tables"),
-        scores=SCORES,
-        directions=[
-            f"{RESULTS}/directions/{model}/{compression}/{file}"
-            for model, compression in PAIRS
-            for file in ("direction.json", "scores.csv", "verification.json")
-        ],
-        cosmic=[
-            f"{RESULTS}/directions/{model}/{compression}/cosmic.json"
-            for model, compression in COSMIC_PAIRS
-        ],
-        comparisons=[
-            f"{RESULTS}/comparisons/{model}/{compression}.json"
-            for model, compression in PAIRS
-            if compression != ORIGINAL
-        ],
-        manifests=[
-            f"{RESULTS}/models/{model}/{compression}/manifest.json"
-            for model, compression in PAIRS
-        ],
-        patches=[
-            f"{RESULTS}/patches/{'/'.join(cell)}/statistics.json"
-            for cell in CONFIGURATION.cells()
-            if cell[2] != PLAIN
-        ],
     output:
-        [table(name) for name in TABLE_NAMES],
+        [
+            report(
+                f"{RESULTS}/tables/{name}.csv",
+                caption=f"../workflow/report/{name if name in OWN_CAPTIONS else 'other'}_table.rst",
+                category="Tables",
+                labels={"table": name},
+            )
+            for name in TABLE_NAMES
+        ],
     log:
         f"{RESULTS}/logs/reporting/tables.log",
     benchmark:
@@ -129,15 +91,15 @@ rule make_tables:
         runtime=10,
     params:
         settings=TABLE_SETTINGS,
-        results=results_folder,
-        tables=written_tables_folder,
+        # With object storage this job's copies lie elsewhere.
+        results=lambda wildcards, input: str(Path(input.scores[0]).parents[4]),
     message:
         "Making the tables"
     shell:
         'python "$SCRIPTS"/make_tables.py'
         " --results {params.results:q}"
         " --settings {params.settings:q}"
-        " --output {params.tables:q}"
+        " --output {output:q}"
         " > {log:q} 2>&1"
 
 
@@ -198,7 +160,9 @@ rule make_timings:
         mem_mb=1000,
         runtime=10,
     params:
-        benchmarks=benchmarks_folder,
+        benchmarks=lambda wildcards, input: str(
+            Path(input.tables[0]).parents[1] / "benchmarks"
+        ),
     message:
         "Collecting where the time went"
     shell:
@@ -210,8 +174,12 @@ rule make_timings:
 
 rule make_figure:
     input:
-        code=code("make_figures"),
-        tables=TABLES,
+        # Of a figure's code only its own module counts, and of the tables those that it shows.
+        code=lambda wildcards: code("make_figures", figures.module_of(wildcards.figure)),
+        tables=lambda wildcards: [
+            f"{RESULTS}/tables/{name}.csv"
+            for name in figures.tables_of(wildcards.figure)
+        ],
     output:
         report(
             f"{RESULTS}/figures/{{figure}}.svg",
@@ -231,13 +199,18 @@ rule make_figure:
         mem_mb=1000,
         runtime=10,
     params:
-        settings=PATCH_SETTINGS,
-        tables=tables_folder,
+        # A figure may join patches that differ in their strength alone.
+        settings=canonical_json(
+            {
+                name: patch.model_dump(exclude={"compressions"})
+                for name, patch in CONFIGURATION.patches.items()
+            }
+        ),
     message:
         "Drawing {wildcards.figure}"
     shell:
         'python "$SCRIPTS"/make_figures.py'
-        " --tables {params.tables:q}"
+        " --tables {input.tables:q}"
         " --settings {params.settings:q}"
         " --figure {wildcards.figure:q}"
         " --output {output:q}"
@@ -251,10 +224,7 @@ rule make_cards:
         adapters=ancient(
             [f"{RESULTS}/patches/{'/'.join(cell)}/adapter" for cell in PATCHED_CELLS]
         ),
-        statistics=[
-            f"{RESULTS}/patches/{'/'.join(cell)}/statistics.json"
-            for cell in PATCHED_CELLS
-        ],
+        statistics=RECORDS["patches"],
     output:
         CARDS,
     log:
@@ -268,22 +238,16 @@ rule make_cards:
         runtime=10,
     params:
         settings=canonical_json(
-            {
-                "cells": PATCHED_CELLS,
-                "suites": sorted(CONFIGURATION.suites),
-                "original": ORIGINAL,
-                "plain": PLAIN,
-            }
+            {"cells": PATCHED_CELLS, "suites": sorted(CONFIGURATION.suites)}
         ),
-        results=results_folder,
-        cards=written_cards_folder,
+        results=lambda wildcards, input: str(Path(input.scores[0]).parents[4]),
     message:
         "Writing the model cards of the patches"
     shell:
         'python "$SCRIPTS"/make_cards.py'
         " --results {params.results:q}"
         " --settings {params.settings:q}"
-        " --output {params.cards:q}"
+        " --output {output:q}"
         " > {log:q} 2>&1"
 
 
@@ -294,10 +258,7 @@ rule make_report:
         timings=TIMINGS,
         figures=FIGURES,
         captions=sources(CAPTIONS),
-        manifests=[
-            f"{RESULTS}/models/{model}/{compression}/manifest.json"
-            for model, compression in PAIRS
-        ],
+        manifests=RECORDS["manifests"],
         records=rules.vllm_environment.output,
         arithmetic=rules.measure_arithmetic.output,
         locks=sources([os.path.relpath(PROJECT / "envs" / "core.lock.txt")])
@@ -315,7 +276,8 @@ rule make_report:
         runtime=10,
     params:
         settings=canonical_json(CONFIGURATION.model_dump()),
-        command=run_command,
+        # As a function of `input` it is not tracked: another name of the same configuration is no change.
+        command=lambda wildcards, input: COMMAND,
     message:
         "Writing the report"
     shell:

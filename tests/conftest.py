@@ -20,9 +20,9 @@ from project import command, copy_project, write_configuration, write_vllm_lock
 from tiny_model import build_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from aird.evaluation import serving
-from aird.evaluation.server_client import Client
-from aird.evaluation.serving import ServerSettings, serve
+from aird.evaluation import server_process
+from aird.evaluation.engines.engine import ServerSettings
+from aird.evaluation.engines.vllm import Vllm, VllmClient
 from aird.prompts.chat import chat_tokens
 from aird.support.lifetime import hold_run_lock
 
@@ -124,13 +124,13 @@ def vllm_python() -> Path:
 @pytest.fixture(scope="session")
 def served(
     vllm_python: Path, tiny_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Client, list[int]]]:
+) -> Iterator[tuple[VllmClient, list[int]]]:
     """Serve the tiny llama in float32 by vLLM; yield the client, and the ports that were tried.
 
     The first port is one where something listens already.
     """
     ports: list[int] = []
-    reserve = serving._reserve_port
+    reserve = server_process.reserve_port
 
     @contextlib.contextmanager
     def first_taken() -> Iterator[int]:
@@ -146,8 +146,8 @@ def served(
     log_path = tmp_path_factory.mktemp("log") / "new folder" / "server.log"
     with contextlib.ExitStack() as stack:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(serving, "_reserve_port", first_taken)
-            client = stack.enter_context(serve(tiny_folder("llama"), vllm_python, SERVER_SETTINGS, log_path))
+            patch.setattr(server_process, "reserve_port", first_taken)
+            client = stack.enter_context(Vllm(vllm_python).serve(tiny_folder("llama"), SERVER_SETTINGS, log_path))
         yield client, ports
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
-from aird.directions.activations import capture, difference_in_means
+from aird.directions.activations import capture
 from aird.directions.candidate_scores import score_candidates
+from aird.directions.candidates import difference_in_means
 from aird.settings.directions import Directions
 from benchmarks import adapter, demo, measure, packs, replies, scoring
 from benchmarks import capture as capturing

@@ -9,10 +9,10 @@ import pytest
 from project import ROOT
 
 from aird.compression.registry import RECIPES
+from aird.configuration.configuration import Configuration
+from aird.configuration.loading import load_configuration
+from aird.configuration.local_files import check_files, load_yaml_strictly
 from aird.settings.base import ORIGINAL
-from aird.settings.configuration import Configuration
-from aird.settings.loading import load_configuration
-from aird.settings.local_files import check_files, load_yaml_strictly
 from aird.support.files import write_json
 from benchmarks import compressions
 

@@ -288,8 +288,40 @@ FILE_CHANGES: dict[str, tuple[Callable[[Path], object], set[str]]] = {
         {"vllm_environment"} | evaluated(CELLS),
     ),
     "upgrade the lock of the jobs": (lambda project: append(project / "envs/core.lock.txt", "# new\n"), EVERYTHING),
-    "change a judge": (lambda project: append(project / "aird/evaluation/judges.py", "# new\n"), scored(CELLS)),
-    "change a figure": (lambda project: append(project / "aird/reporting/figures/style.py", "# new\n"), FIGURES),
+    "change a figure": (
+        lambda project: append(project / "aird/reporting/figures/sites.py", "# new\n"),
+        {"make_figure sites", "make_report", "all"},
+    ),
+    "change a figure that the report draws too": (
+        lambda project: append(project / "aird/reporting/figures/frontier.py", "# new\n"),
+        {"make_figure frontier.quick", "make_report", "all"},
+    ),
+    "change the look of all figures": (
+        lambda project: append(project / "aird/reporting/figures/style.py", "# new\n"),
+        FIGURES,
+    ),
+    "change a judge": (lambda project: append(project / "aird/evaluation/judges/wei.py", "# new\n"), scored(CELLS)),
+    "change the judge whose phrases models are asked by": (
+        lambda project: append(project / "aird/evaluation/judges/arditi.py", "# new\n"),
+        scored(CELLS),
+    ),
+    # No suite of this grid asks a classifier.
+    "change how a classifier is asked": (
+        lambda project: append(project / "aird/evaluation/judges/classifier.py", "# new\n"),
+        set(),
+    ),
+    "change an engine": (
+        lambda project: append(project / "aird/evaluation/engines/vllm.py", "# new\n"),
+        evaluated(CELLS),
+    ),
+    "change how servers end": (
+        lambda project: append(project / "aird/evaluation/programs/server_launcher.py", "# new\n"),
+        evaluated(CELLS),
+    ),
+    "change the text of a setting of suites": (
+        lambda project: append(project / "aird/settings/suites.py", "# new\n"),
+        evaluated(CELLS),
+    ),
     "change the page of the report": (
         lambda project: append(project / "aird/reporting/report/style.css", "/* new */\n"),
         {"make_report", "all"},
@@ -302,6 +334,14 @@ FILE_CHANGES: dict[str, tuple[Callable[[Path], object], set[str]]] = {
     "change a script": (
         lambda project: append(project / "workflow/scripts/verify_direction.py", "# new\n"),
         {f"verify_direction tiny/{name}" for name in ("original", *COMPRESSIONS)} | REPORT,
+    ),
+    "change how a direction is chosen": (
+        lambda project: append(project / "aird/directions/choice.py", "# new\n"),
+        ALL_SELECTED,
+    ),
+    "change what directions are compared by": (
+        lambda project: append(project / "aird/directions/corrected_cosine.py", "# new\n"),
+        {f"compare_directions tiny/{name}" for name in COMPRESSIONS} | REPORT,
     ),
     "add and edit a module that nobody imports": (
         lambda project: (project / "aird/unused.py").write_text('"""Of no use."""\n', encoding="utf-8"),
@@ -323,6 +363,17 @@ FILE_CHANGES: dict[str, tuple[Callable[[Path], object], set[str]]] = {
         lambda project: append(project / "aird/reporting/evaluated_card.py", "# new\n"),
         {"make_cards", "all"},
     ),
+    "change the method of the patches": (
+        lambda project: append(project / "aird/patching/methods/scale.py", "# new\n"),
+        patched(PATCHED),
+    ),
+    "change the methods of other patches": (
+        lambda project: [
+            append(project / path, "# new\n")
+            for path in ("aird/patching/methods/lora.py", "aird/patching/calibration.py", "aird/models/tuning.py")
+        ],
+        set(),
+    ),
     "change the text of the model cards": (
         lambda project: append(project / "aird/patching/model_card.py", "# new\n"),
         patched(PATCHED),
@@ -338,6 +389,17 @@ def test_change_of_a_file(project: Path, name: str) -> None:
     change, expected = FILE_CHANGES[name]
     change(project)
     assert planned(project) == expected
+
+
+@pytest.mark.parametrize("name", ["cpu_attention", "packing", "batching", "hooks"])
+def test_a_kernel_of_the_inference_is_no_part_of_what_reports(project: Path, name: str) -> None:
+    """What ran a model runs again, and then what reads its results: but nothing reports again for its own sake."""
+    append(project / f"aird/inference/{name}.py", "# new\n")
+    assert planned(project) >= {
+        f"capture_activations tiny/{compression}" for compression in ("original", *COMPRESSIONS)
+    }
+    reporting = {name.split()[0] for name in REPORT | {"make_cards"}}
+    assert planned(project, "--allowed-rules", *sorted(reporting)) == set()
 
 
 LOST: dict[str, set[str]] = {
@@ -427,10 +489,12 @@ def test_a_rebuilt_environment_of_another_version(project: Path, vllm_python: Pa
     assert planned(project) == {"vllm_environment"} | evaluated(CELLS)
 
 
-def imported_files(script: Path) -> set[str]:
-    """Return the project's files that a script imports, by the standard library's own finder."""
+def imported_files(script: Path, *chosen: str) -> set[str]:
+    """Return the project's files that a script imports, also by a name that it is told, by the library's own finder."""
     finder = ModuleFinder([str(script.parent), str(ROOT)])
     finder.run_script(str(script))
+    for name in chosen:
+        finder.import_hook(name, None, [""])
     files = {Path(module.__file__) for module in finder.modules.values() if module.__file__}
     return {str(file.relative_to(ROOT)) for file in files if file.is_relative_to(ROOT)}
 
@@ -449,14 +513,24 @@ def test_every_job_depends_on_every_file_that_it_imports(finished: Path) -> None
         seen.add(record["rule"])
         script = ROOT / "workflow/scripts" / f"{scripts.get(record['rule'], record['rule'])}.py"
         modules = {path for path in code_of(finished, record) if path.endswith(".py")}
-        assert modules == imported_files(script), record["rule"]
+        assert modules == imported_files(script, *chosen_modules(record)), record["rule"]
     assert len(seen) == 20
 
 
+def code_record(record: dict[str, Any]) -> str | None:
+    """Return the one input that stands for a job's code."""
+    return next((path for path in record["input"] if path.startswith("results/code/")), None)
+
+
+def chosen_modules(record: dict[str, Any]) -> list[str]:
+    """Return the modules that a job's script is told by name: they stand in the name of the record of its code."""
+    return Path(code_record(record) or "").stem.split("+")[1:]
+
+
 def code_of(project: Path, record: dict[str, Any]) -> set[str]:
-    """Return the files whose hashes stand in the one input that stands for a job's code."""
-    found = [path for path in record["input"] if path.startswith("results/code/")]
-    lines = (project / found[0]).read_text(encoding="utf-8").splitlines() if found else []
+    """Return the files whose hashes stand in the record of a job's code."""
+    path = code_record(record)
+    lines = (project / path).read_text(encoding="utf-8").splitlines() if path else []
     return {line.split()[1] for line in lines}
 
 

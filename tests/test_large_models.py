@@ -13,8 +13,9 @@ from tiny_model import build_tiny_model
 from transformers import AutoModelForCausalLM
 
 from aird.compression.registry import compress
-from aird.directions.activations import capture, difference_in_means
+from aird.directions.activations import capture
 from aird.directions.candidate_scores import score_candidates
+from aird.directions.candidates import difference_in_means
 from aird.models.checkpoint import read_checkpoint
 from aird.models.loading import import_model, load_model, load_structure
 from aird.models.matrices import dense_matrix

@@ -195,9 +195,9 @@ def test_without_earlier_times_the_weights_count_at_the_pace_of_the_first_jobs()
 
 
 def test_what_waits_for_the_longest_job_is_counted_one_after_the_other() -> None:
-    weights = {"calibrate_patch": 300.0, "evaluate_suite": 80.0, "make_tables": 10.0, "score_completions": 2.0}
-    run = Run({"calibrate_patch": 1, "evaluate_suite": 1, "score_completions": 1, "make_tables": 1}, {}, 0.0, weights)
-    run.start(Job(1, "calibrate_patch", {}, 0.0, share=0.5))
+    weights = {"learn_patch": 300.0, "evaluate_suite": 80.0, "make_tables": 10.0, "score_completions": 2.0}
+    run = Run({"learn_patch": 1, "evaluate_suite": 1, "score_completions": 1, "make_tables": 1}, {}, 0.0, weights)
+    run.start(Job(1, "learn_patch", {}, 0.0, share=0.5))
     assert run.remaining(100.0) == pytest.approx(200 + 80 + 2 + 10)
 
 
@@ -261,7 +261,7 @@ def test_after_ten_jobs_the_estimate_is_right_within_a_third(name: str, slower: 
 
 @pytest.mark.parametrize("ratio", [0.75, 1.3])
 def test_the_estimate_allows_for_a_machine_that_is_slower_or_faster_at_matrix_products_alone(ratio: float) -> None:
-    computing = {"tune_refusal", "capture_activations", "score_candidates", "verify_direction", "calibrate_patch"}
+    computing = {"tune_refusal", "capture_activations", "score_candidates", "verify_direction", "learn_patch"}
     weights = {rule: seconds * (ratio if rule in computing else 1.0) for rule, seconds in WEIGHTS.items()}
     assert not wrong_estimates(recorded("default-grid.tsv"), weights)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from project import ROOT
 
-from aird.settings.loading import load_configuration
-from aird.settings.local_files import load_yaml_strictly
+from aird.configuration.loading import load_configuration
+from aird.configuration.local_files import load_yaml_strictly
 from benchmarks import resources
 
 # Published parameter counts, in billions.

@@ -23,6 +23,10 @@ MADE_BY = {"results/a.json": "capture_activations", "results/b.json": "capture_a
             ["its code changed (its script, a module that it imports, or the lock)", "inputs/a.txt changed"],
         ),
         (
+            "Updated input files: results/code/make_patch+aird.patching.formula.sha256",
+            ["its code changed (its script, a module that it imports, or the lock)"],
+        ),
+        (
             "Input files updated by another job: results/c.json, results/a.json, results/b.json",
             ["the results of capture_activations, tune are made anew"],
         ),

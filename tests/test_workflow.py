@@ -147,7 +147,7 @@ def test_a_fitted_patch_is_fitted_and_evaluated(finished: Path, tmp_path: Path) 
     configuration["patches"]["fitted"] = {"method": "fit", "depth": 2, "compressions": ["w4a16"]}
     write_configuration(project, configuration)
     cell = "tiny/w4a16/fitted"
-    jobs = {f"fit_patch {cell}", f"evaluate_suite {cell}/quick", f"score_completions {cell}/quick"}
+    jobs = {f"learn_patch {cell}", f"evaluate_suite {cell}/quick", f"score_completions {cell}/quick"}
     assert planned(project) == jobs | REPORT | {"make_cards"}
     snakemake(project, f"results/patches/{cell}/statistics.json")
     statistics = json.loads((project / f"results/patches/{cell}/statistics.json").read_text())
@@ -189,9 +189,9 @@ def test_learnt_patches_and_baselines_are_made_and_evaluated(finished: Path, tmp
     pair = "refusing/w4a16"
     of_patches = {
         "record_replies refusing",
-        f"calibrate_patch {pair}/calibrated",
-        f"tune_lora {pair}/lora",
-        f"write_system_prompt {pair}/prompt",
+        f"learn_patch {pair}/calibrated",
+        f"learn_patch {pair}/lora",
+        f"make_patch {pair}/prompt",
     }
     jobs = planned(project)
     assert of_patches < jobs
@@ -208,13 +208,22 @@ def test_learnt_patches_and_baselines_are_made_and_evaluated(finished: Path, tmp
     summary = pandas.read_csv(project / "results/tables/summary.csv")
     assert set(summary[summary.model == "refusing"].patch) == {"plain", "calibrated", "lora", "prompt"}
     assert planned(project) == set()
+    # An edit of one method makes its own patches again; the learner has no part in what the original replied.
+    for path, name in (("methods/lora.py", "lora"), ("calibration.py", "calibrated")):
+        source = project / "aird/patching" / path
+        content = source.read_text()
+        source.write_text(content + "\n# edited\n")
+        cell = f"{pair}/{name}"
+        again = {f"learn_patch {cell}", f"evaluate_suite {cell}/quick", f"score_completions {cell}/quick"}
+        assert planned(project) == again | REPORT | {"make_cards"}
+        source.write_text(content)
     # Other prompts are learnt from: the original is asked anew, and the LoRA has nothing to do with it.
     configuration["replies"]["train_harmless"] = 12
     write_configuration(project, configuration)
-    learning = {"record_replies", "calibrate_patch", "tune_lora"}
+    learning = {"record_replies", "learn_patch"}
     assert {job for job in planned(project) if job.split()[0] in learning} == {
         "record_replies refusing",
-        f"calibrate_patch {pair}/calibrated",
+        f"learn_patch {pair}/calibrated",
     }
 
 

@@ -14,8 +14,9 @@ DESCRIPTION = """\
 Did compression move the refusal direction?
 
 The cosine between the two directions at the original's site, and between each model's own, each with a null:
-the same cosine between two halves of the original's own prompts. Below the null, something changed; a cosine
-alone says nothing, and lost refusal does not follow from it."""
+the same cosine between two halves of the original's own prompts. Below the null, something changed. The corrected
+cosine takes out the noise of both estimates: it is near 1 where the direction stayed. Lost refusal does not follow
+from any of them."""
 EPILOG = """\
 examples:
   aird compare Qwen/Qwen2.5-1.5B-Instruct my-quantised-model \\
@@ -24,7 +25,8 @@ examples:
       (folders that `aird direction` wrote, from the same prompts and with the same refusal tokens)
 
 files in the output folder:
-  comparison.json   cosines, their bootstrap intervals, nulls and p-values, norm ratio, projections, every site
+  comparison.json   cosines, their bootstrap intervals, nulls and p-values, the corrected cosine, how far the
+                    source site moved, norm ratio, projections, every site
   original/, compressed/   as `aird direction` writes them, for each model that was searched here
 
 common errors:
@@ -42,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    from aird.directions.comparison import Found, compare
+    from aird.directions.comparison import Side, compare_directions
     from aird.directions.search import is_search, load_search
     from aird.support.files import write_json
 
@@ -54,31 +56,31 @@ def run(arguments: argparse.Namespace) -> None:
         for name in names
         if not ready[name]
     }
-    found: dict[str, Any] = {}
+    searches: dict[str, Any] = {}
     files = []
     for name in names:
         folder = Path(getattr(arguments, name))
         files.append(read_provenance(folder).get("prompts") if ready[name] else prompt_files(arguments))
         if ready[name]:
-            found[name] = load_search(folder)
+            searches[name] = load_search(folder)
         else:
             assert prompts is not None
             # Both are scored with the tokens that the original's refusals begin with.
-            tokens = found["original"].refusal_tokens if name == "compressed" else None
-            found[name] = run_search(models[name], prompts, arguments, arguments.output / name, tokens)
-            print(describe(found[name]))
+            tokens = searches["original"].refusal_tokens if name == "compressed" else None
+            searches[name] = run_search(models[name], prompts, arguments, arguments.output / name, tokens)
+            print(describe(searches[name]))
     # A folder of the workflow does not name its files; its prompt ids are compared all the same.
-    _check_pair(found["original"], found["compressed"], files[0] == files[1] or None in files)
-    original, compressed = (
-        Found(each.cache, each.direction.unit, each.direction.layer, each.direction.position)
-        for each in (found["original"], found["compressed"])
-    )
-    record = compare(original, compressed, arguments.seed)
+    _check_pair(searches["original"], searches["compressed"], files[0] == files[1] or None in files)
+    original, compressed = (Side(searches[name].cache, searches[name].direction) for name in names)
+    record = compare_directions(original, compressed, arguments.seed)
     write_json(arguments.output / "comparison.json", record)
     for name, null in (("cosine_same_site", "split_half_null"), ("cosine_own_source", "own_source_null")):
         low = record[null]["low"]
         verdict = "below the null: it changed" if record[f"{name}_shared"] < low else "not below the null"
         print(f"  {name:18} {record[name]:.3f}   null {low:.3f} to {record[null]['high']:.3f}   {verdict}")
+    corrected = record["cosine_same_site_corrected"]
+    value = "none" if corrected["value"] is None else f"{corrected['value']:.3f}"
+    print(f"  {'corrected cosine':18} {value}   95% interval {corrected['low']:.3f} to {corrected['high']:.3f}")
     print(f"  {'norm_ratio':18} {record['norm_ratio']:.3f}")
     print(f"  written to         {arguments.output / 'comparison.json'}")
 
@@ -89,7 +91,7 @@ def _check_pair(original: Any, compressed: Any, same_files: bool) -> None:
     Raises:
         ValueError: other prompts, other refusal tokens, or models of other shapes.
     """
-    same_ids = all(group.ids == compressed.cache[key].ids for key, group in original.cache.items())
+    same_ids = all(group.ids == compressed.cache.groups[key].ids for key, group in original.cache.groups.items())
     if not (same_files and same_ids):
         raise ValueError(
             "the two directions rest on other prompts, so that nothing can be compared: use the same files"
@@ -99,7 +101,7 @@ def _check_pair(original: Any, compressed: Any, same_files: bool) -> None:
             "the two directions were scored with other refusal tokens: search the compressed model again with "
             "--refusal-tokens of the original"
         )
-    shapes = [each.cache["harmful", "train"].activations.shape[1:] for each in (original, compressed)]
+    shapes = [each.cache.candidates.shape for each in (original, compressed)]
     if shapes[0] != shapes[1]:
         raise ValueError(
             f"the two models have other layers, positions or width: {tuple(shapes[0])}, {tuple(shapes[1])}"

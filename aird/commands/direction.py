@@ -60,6 +60,5 @@ def run(arguments: argparse.Namespace) -> None:
             raise ValueError(f"--refusal-tokens: there is no file {arguments.refusal_tokens}")
         tokens = read_json(arguments.refusal_tokens)
     model = open_model_folder(arguments.model, arguments.trust_remote_code)
-    found = run_search(model, prompts, arguments, arguments.output, tokens)
-    print(describe(found))
+    print(describe(run_search(model, prompts, arguments, arguments.output, tokens)))
     print(f"  written to      {arguments.output}")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aird.commands.inputs import (
     add_prompt_arguments,
@@ -17,6 +16,9 @@ from aird.commands.inputs import (
     validated,
 )
 from aird.commands.search import PROVENANCE
+
+if TYPE_CHECKING:
+    from aird.evaluation.engines.engine import Engine
 
 SUMMARY = "measure refusal, over-refusal and perplexity"
 VLLM_VARIABLE = "AIRD_VLLM_PYTHON"
@@ -72,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     from aird.evaluation.scores import score
-    from aird.evaluation.suite_run import run_served, run_with_transformers
+    from aird.evaluation.suite_run import KINDS, evaluate_suite
     from aird.settings.suites import Serving, Suite
     from aird.support.files import read_json_lines, write_json, write_json_lines
 
@@ -91,7 +93,7 @@ def run(arguments: argparse.Namespace) -> None:
         kind: choose(
             read_prompts(getattr(arguments, kind), kind, arguments.field), kind, arguments.count, arguments.seed
         )
-        for kind in ("harmful", "harmless")
+        for kind in KINDS
     }
     for name in ("reference", "vllm"):
         path = getattr(arguments, name)
@@ -100,31 +102,25 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.adapter is not None and not (arguments.adapter / "adapter_config.json").is_file():
         raise ValueError(f"--adapter: {arguments.adapter} holds no adapter_config.json: it is no PEFT adapter folder")
     reference = read_json_lines(arguments.reference) if arguments.reference else None
-    python = None if arguments.url or arguments.transformers else find_vllm(arguments.vllm)
-    served = python is not None or arguments.url is not None
-    if suite.tasks and not served:
+    engine = choose_engine(arguments)
+    if suite.tasks and not engine.abilities.tasks:
         raise ValueError("--tasks need vLLM: name its Python with --vllm, or a server's address with --url")
     model = open_model_folder(arguments.model, arguments.trust_remote_code)
-    print(f"Asking {model.name} by {f'vLLM ({arguments.url or python})' if served else 'Transformers'} ...", flush=True)
+    print(f"Asking {model.name} by {engine.describe()} ...", flush=True)
     output: Path = arguments.output
     output.mkdir(parents=True, exist_ok=True)
-    if served:
-        completions, utility = run_served(
-            model.folder,
-            arguments.adapter,
-            records,
-            suite,
-            serving,
-            python=python,
-            reference=reference,
-            seed=arguments.seed,
-            scratch=output / "served",
-            log=output / "server.log",
-        )
-    else:
-        completions, utility = run_with_transformers(
-            model.folder, arguments.adapter, records, suite, reference, arguments.seed
-        )
+    completions, utility = evaluate_suite(
+        model.folder,
+        arguments.adapter,
+        records,
+        suite,
+        serving,
+        engine,
+        reference=reference,
+        seed=arguments.seed,
+        scratch=output / "served",
+        log=output / "server.log",
+    )
     scores = score(completions, utility, arguments.seed)
     write_json(output / "utility.json", utility)
     write_json_lines(output / "completions.jsonl", completions)
@@ -136,34 +132,43 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"  {'written to':22} {output}")
 
 
-def find_vllm(named: Path | None) -> Path | None:
-    """Return the Python of an environment with vLLM: the named one, the variable's, the workflow's, or none.
+def choose_engine(arguments: argparse.Namespace) -> Engine:
+    """Return who answers: what the arguments name, else vLLM of the variable or of the workflow, else Transformers.
 
     Raises:
         ValueError: the variable names no file.
     """
-    if named is not None:
-        return named
+    from aird.evaluation.engines.address import Address
+    from aird.evaluation.engines.registry import recorded_engine
+    from aird.evaluation.engines.transformers import Transformers
+    from aird.evaluation.engines.vllm import Vllm
+
+    if arguments.url:
+        return Address(arguments.url)
+    if arguments.transformers:
+        return Transformers()
+    if arguments.vllm is not None:
+        return Vllm(arguments.vllm)
     variable = os.environ.get(VLLM_VARIABLE)
     if variable:
         if not Path(variable).is_file():
             raise ValueError(f"{VLLM_VARIABLE} names {variable}, which is no file")
-        return Path(variable)
+        return Vllm(Path(variable))
     if WORKFLOW_RECORD.is_file():
-        python = json.loads(WORKFLOW_RECORD.read_text(encoding="utf-8"))["python"]
-        if python is not None and (WORKFLOW_RECORD.parent / python).is_file():
-            return WORKFLOW_RECORD.parent / python
-    return None
+        engine = recorded_engine(WORKFLOW_RECORD)
+        if isinstance(engine, Vllm) and engine.python is not None and engine.python.is_file():
+            return engine
+    return Transformers()
 
 
 def _describe(scores: dict[str, Any]) -> str:
     lines = []
-    for name, found in scores["rates"].items():
-        interval = f"({100 * found['low']:.1f} to {100 * found['high']:.1f})"
-        lines.append(f"  {name:22} {100 * found['rate']:5.1f}% {interval:18} n = {found['n']}")
+    for name, rate in scores["rates"].items():
+        interval = f"({100 * rate['low']:.1f} to {100 * rate['high']:.1f})"
+        lines.append(f"  {name:22} {100 * rate['rate']:5.1f}% {interval:18} n = {rate['n']}")
     if scores["perplexity"]:
-        found = scores["perplexity"]
-        lines.append(f"  {'perplexity':22} {found['perplexity']:.2f} ({found['low']:.2f} to {found['high']:.2f})")
+        value, low, high = (scores["perplexity"][name] for name in ("perplexity", "low", "high"))
+        lines.append(f"  {'perplexity':22} {value:.2f} ({low:.2f} to {high:.2f})")
     for task, metrics in scores["tasks"].items():
         shown = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items() if not name.endswith("_stderr"))
         lines.append(f"  {task:22} {shown}")

@@ -1,4 +1,7 @@
-"""What a user names on the command line: models and prompt files, found and checked before anything runs."""
+"""What a user names on the command line: models and prompt files, opened and checked before anything runs.
+
+All commands of this stage begin here; what they then run are the functions of the stages below.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from aird.prompts.sets import Record, build_set, select
+from aird.prompts.building import build_set
+from aird.prompts.sets import CLASSES, Record, select
 from aird.settings.base import PromptSelection, Settings
 from aird.settings.prompt_files import read_instructions
 from aird.settings.prompts import PromptSet
@@ -34,7 +38,7 @@ WORKFLOW_KEYS = {"id", "instruction", "split"}  # of a record in results/prompts
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model that was found.
+    """A model that a user named, on this machine.
 
     Attributes:
         folder: its files, in Hugging Face format.
@@ -89,7 +93,7 @@ def open_model_folder(text: str, trust_remote_code: bool) -> ModelFolder:
 
 def add_prompt_arguments(parser: argparse.ArgumentParser, required: bool = True, what: str = "") -> None:
     """Add --harmful, --harmless, --field and --seed."""
-    for kind in ("harmful", "harmless"):
+    for kind in CLASSES:
         parser.add_argument(
             f"--{kind}",
             type=Path,
@@ -168,16 +172,16 @@ def validated(kind: type[SomeSettings], values: dict[str, Any]) -> SomeSettings:
         return kind.model_validate(values)
     except ValidationError as error:
         messages = [
-            f"--{str(found['loc'][-1]).replace('_', '-') if found['loc'] else kind.__name__.lower()}: "
-            f"{found['msg'].removeprefix('Value error, ')}"
-            for found in error.errors()
+            f"--{str(each['loc'][-1]).replace('_', '-') if each['loc'] else kind.__name__.lower()}: "
+            f"{each['msg'].removeprefix('Value error, ')}"
+            for each in error.errors()
         ]
         raise ValueError("; ".join(messages)) from None
 
 
 def prompt_files(arguments: argparse.Namespace) -> dict[str, str]:
     """Return the SHA-256 of the prompt files that a command was given."""
-    return {kind: sha256_of(getattr(arguments, kind)) for kind in ("harmful", "harmless")}
+    return {kind: sha256_of(getattr(arguments, kind)) for kind in CLASSES}
 
 
 def _workflow_set(path: Path) -> list[Record] | None:

@@ -3,33 +3,44 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import textwrap
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from aird.commands.inputs import open_model_folder, read_prompts, validated, with_splits
 from aird.commands.search import add_search_arguments, describe, read_search_prompts, run_search
-from aird.settings.patches import Calibrate, Fit, Project, Replies, Scale
+from aird.patching.methods import NAMES, method
+from aird.settings.directions import Directions
+from aird.settings.patches import RankOneSettings, Replies
 
-RankOne = Scale | Project | Fit | Calibrate
-METHODS: dict[str, type[RankOne]] = {
-    "scale": Scale,
-    "project": Project,
-    "fit": Fit,
-    "calibrate": Calibrate,
+# The baselines are for comparisons, which the workflow makes.
+METHODS = {name: method(name) for name in NAMES if issubclass(method(name).settings, RankOneSettings)}
+# Settings that can be given, and how they are read.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "alpha": {"type": float},
+    "blocks": {"metavar": "source|upper|all|8,9,10"},
+    "depth": {"type": int},
+    "ridge": {"type": float},
 }
+WITH_PROMPTS, WITHOUT_PROMPTS = "calibrate", "scale"  # the methods that are taken where none is named
+
+
+def _described(name: str) -> str:
+    more = " (needs --harmful and --harmless)" if "prompts" in METHODS[name].needs else ""
+    text = f"{name:<11}{METHODS[name].summary}{more}"
+    return textwrap.fill(text, 112, initial_indent="  ", subsequent_indent=" " * 13)
+
 
 SUMMARY = "repair a compressed model: a rank-1 adapter that PEFT and vLLM load"
-DESCRIPTION = """\
+DESCRIPTION = f"""\
 Put refusal back into a compressed model, without touching its weights.
 
 Every edit is W' = W_c + r (row), with r the refusal direction of the original model: a LoRA adapter of rank 1 and
 a few KB, for the matrices that write to the residual stream. The method says where the row comes from:
-  scale     a multiple of what the compressed matrix itself writes along r (one block by default)
-  project   the difference to what the original matrix writes along r
-  fit       ridge regression on the direction prompts, module by module, so that the compressed model writes
-            along r what the original wrote (needs --harmful and --harmless)
-  calibrate learnt by gradient from the original's own replies, with a strength chosen on validation prompts so
-            that over-refusal stays near the original's (needs --harmful and --harmless; restores most)"""
+{chr(10).join(map(_described, METHODS))}
+{WITH_PROMPTS} restores most. It is taken where prompts are given, and {WITHOUT_PROMPTS} where only --direction is."""
 EPILOG = """\
 examples:
   aird patch Qwen/Qwen2.5-1.5B-Instruct my-quantised-model --harmful harmful.txt --harmless harmless.txt \\
@@ -59,98 +70,111 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("original", help="the model before compression: folder or hub id")
     parser.add_argument("compressed", help="its compressed form: folder or hub id")
     parser.add_argument(
-        "--direction", type=Path, metavar="FOLDER", help="what `aird direction ORIGINAL` wrote; else it is found first"
+        "--direction",
+        type=Path,
+        metavar="FOLDER",
+        help="what `aird direction ORIGINAL` wrote; else it is searched first",
     )
     add_search_arguments(parser, required=False)
-    parser.add_argument(
-        "--method",
-        choices=list(METHODS),
-        help="default: calibrate where prompts are given, scale where only --direction is",
-    )
-    parser.add_argument("--alpha", type=float, default=1.0, help="strength; calibrate chooses its own (default: 1)")
-    parser.add_argument(
-        "--blocks", help="source, upper, all, or indices such as 8,9,10 (default: source; upper for calibrate)"
-    )
-    parser.add_argument("--depth", type=int, default=1, help="with source: how many blocks, ending there (default: 1)")
-    parser.add_argument("--ridge", type=float, default=0.01, help="penalty of a fit (default: 0.01)")
+    parser.add_argument("--method", choices=list(METHODS), help="where the rows come from")
+    for name, form in OPTIONS.items():
+        parser.add_argument(f"--{name}", help=_help(name), **form)
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the adapter folder")
     parser.add_argument("--merged", type=Path, metavar="FOLDER", help="also write the merged checkpoint")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    from aird.directions.direction import load_direction
     from aird.directions.search import is_search
-    from aird.patching.calibrated_patch import calibrate_patch, original_replies
     from aird.patching.card_metadata import read_licence
-    from aird.patching.fitted_patch import fit_patch
-    from aird.patching.formula import compute_patch
-    from aird.patching.patch_files import write_merged, write_patch
-    from aird.support.files import read_json
+    from aird.patching.method import PatchInputs
+    from aird.patching.patch_files import make_patch, write_merged
 
-    settings = _settings(arguments)
-    prompts = _prompts(arguments, settings)
+    given = arguments.harmful is not None and arguments.harmless is not None
+    name = arguments.method or (WITH_PROMPTS if given else WITHOUT_PROMPTS)
+    settings = _settings(name, arguments)
+    prompts = _prompts(name, arguments)
+    sizes = _sizes(name, arguments)
     if arguments.direction is not None and not is_search(arguments.direction):
         raise ValueError(f"--direction: {arguments.direction} holds no direction.json; make it with `aird direction`")
     original = open_model_folder(arguments.original, arguments.trust_remote_code)
     compressed = open_model_folder(arguments.compressed, arguments.trust_remote_code)
-    if arguments.direction is not None:
-        direction = load_direction(
-            arguments.direction / "direction.safetensors", arguments.direction / "direction.json"
-        )
-    else:
-        found = run_search(original, prompts, arguments, None)
-        print(describe(found))
-        direction = found.direction
-    print(f"Patching {compressed.name} by {settings.method} ...", flush=True)
-    if isinstance(settings, Calibrate):
-        sizes = validated(
-            Replies,
-            {
-                "train_harmful": arguments.train,
-                "train_harmless": arguments.train,
-                "validation": arguments.validation,
-            },
-        )
-        replies = original_replies(original.folder, prompts, sizes, arguments.seed)
-        edits, record = calibrate_patch(
-            original.folder, compressed.folder, direction, None, replies, prompts, sizes, settings, arguments.seed
-        )
-    elif isinstance(settings, Fit):
-        fitted_on = [_instructions(prompts[kind], arguments) for kind in ("harmful", "harmless")]
-        edits, record = fit_patch(
-            original.folder, compressed.folder, direction, None, fitted_on[0], fitted_on[1], settings
-        )
-    else:
-        edits, record = compute_patch(original.folder, compressed.folder, direction, None, settings)
     statistics = arguments.output.with_name(f"{arguments.output.name}.statistics.json")
-    base = compressed.name if compressed.commit else str(compressed.folder.absolute())
-    record |= {"original": original.record(), "compressed": compressed.record()}
-    licence = read_licence(compressed.folder) or read_licence(original.folder)
-    write_patch(edits, record, arguments.output, statistics, base, licence)
-    print(f"  edited          {', '.join(edit.module for edit in edits[:4])}{' ...' if len(edits) > 4 else ''}")
+    with contextlib.ExitStack() as stack:
+        direction = arguments.direction
+        if direction is None:
+            direction = Path(stack.enter_context(TemporaryDirectory()))
+            print(describe(run_search(original, prompts, arguments, direction)))
+        print(f"Patching {compressed.name} by {name} ...", flush=True)
+        inputs = PatchInputs(
+            base=compressed.name if compressed.commit else str(compressed.folder.absolute()),
+            original=original.folder,
+            compressed=compressed.folder,
+            direction=(direction / "direction.safetensors", direction / "direction.json"),
+            prompts=prompts,
+            sizes=sizes,
+            seed=arguments.seed,
+        )
+        licence = read_licence(compressed.folder) or read_licence(original.folder)
+        provenance = {"original": original.record(), "compressed": compressed.record()}
+        record = make_patch(settings, inputs, arguments.output, statistics, licence, provenance)
+    edited = [edit["module"] for edit in record["edits"]]
+    print(f"  edited          {', '.join(edited[:4])}{' ...' if len(edited) > 4 else ''}")
     print(f"  written to      {arguments.output}, {statistics}")
     if arguments.merged is not None:
-        write_merged(compressed.folder, arguments.output, read_json(statistics), arguments.merged)
+        write_merged(compressed.folder, arguments.output, record, arguments.merged)
         print(f"  merged into     {arguments.merged}")
 
 
-def _settings(arguments: argparse.Namespace) -> RankOne:
-    given = arguments.harmful is not None and arguments.harmless is not None
-    method = METHODS[arguments.method or ("calibrate" if given else "scale")]
-    values: dict[str, Any] = {"depth": arguments.depth, "alpha": arguments.alpha, "ridge": arguments.ridge}
-    blocks: Any = arguments.blocks
-    if blocks is not None and blocks not in ("source", "upper", "all"):
-        try:
-            blocks = [int(part) for part in blocks.split(",")]
-        except ValueError:
-            raise ValueError(f"--blocks: {blocks} is not source, upper, all or indices such as 8,9,10") from None
-    if blocks is not None:
-        values["blocks"] = blocks
-    return validated(method, {name: value for name, value in values.items() if name in method.model_fields})
+def _blocks(text: str) -> Any:
+    if text in ("source", "upper", "all"):
+        return text
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--blocks: {text} is not source, upper, all or indices such as 8,9,10") from None
 
 
-def _prompts(arguments: argparse.Namespace, settings: RankOne) -> dict[str, list[dict[str, Any]]]:
+def _help(option: str) -> str:
+    """Return a setting's description, with its defaults and the methods that have it."""
+    known = {name: chosen.settings.model_fields for name, chosen in METHODS.items()}
+    defaults = {name: fields[option].default for name, fields in known.items() if option in fields}
+    first, common = next(iter(defaults.items()))
+    said = [f"default: {common}", *(f"{value} for {name}" for name, value in defaults.items() if value != common)]
+    if len(defaults) < len(METHODS):
+        said.append(f"of {', '.join(defaults)} only")
+    return f"{str(known[first][option].description).rstrip('.')} ({'; '.join(said)})"
+
+
+def _settings(name: str, arguments: argparse.Namespace) -> Any:
+    """Return the settings of the patch: what was given, and the method's own defaults.
+
+    Raises:
+        ValueError: one that the method does not have, or a value that cannot be.
+    """
+    kind = METHODS[name].settings
+    values = {option: getattr(arguments, option) for option in OPTIONS if getattr(arguments, option) is not None}
+    for option in values:
+        if option not in kind.model_fields:
+            raise ValueError(f"--{option} is no setting of --method {name}; leave it out, or name another method")
+    if "blocks" in values:
+        values["blocks"] = _blocks(values["blocks"])
+    return validated(kind, values)
+
+
+def _sizes(name: str, arguments: argparse.Namespace) -> dict[str, int]:
+    """Return how many prompts the method sees: those of the direction."""
+    train, validation = arguments.train, arguments.validation
+    directions = validated(
+        Directions, {"harmful": "harmful", "harmless": "harmless", "train": train, "validation": validation}
+    )
+    replies = Replies()
+    if "replies" in METHODS[name].needs:
+        replies = validated(Replies, {"train_harmful": train, "train_harmless": train, "validation": validation})
+    return METHODS[name].sizes(directions, replies)
+
+
+def _prompts(name: str, arguments: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     """Return the direction prompts where something needs them.
 
     Raises:
@@ -158,26 +182,18 @@ def _prompts(arguments: argparse.Namespace, settings: RankOne) -> dict[str, list
     """
     if arguments.direction is None:
         return read_search_prompts(arguments)
-    if not isinstance(settings, Fit | Calibrate):
+    needs = METHODS[name].needs
+    if "prompts" not in needs:
         return {}
     if arguments.harmful is None or arguments.harmless is None:
         raise ValueError(
-            f"--method {settings.method} needs the instructions that it is fitted on: give --harmful and --harmless, "
+            f"--method {name} needs the instructions that it is fitted on: give --harmful and --harmless, "
             "or another method"
         )
     sizes = {"train": arguments.train}
-    if isinstance(settings, Calibrate):
+    if "replies" in needs:
         sizes["validation"] = arguments.validation
     return {
         kind: with_splits(read_prompts(getattr(arguments, kind), kind, arguments.field), kind, sizes, arguments.seed)
         for kind in ("harmful", "harmless")
     }
-
-
-def _instructions(records: list[dict[str, Any]], arguments: argparse.Namespace) -> list[str]:
-    """Return the training instructions, the ones that the direction rests on."""
-    from aird.prompts.sets import select_instructions
-    from aird.settings.base import PromptSelection
-
-    selection = PromptSelection(set="fit", split="train", count=arguments.train)
-    return select_instructions(records, selection, arguments.seed)

@@ -1,4 +1,7 @@
-"""What `direction`, `compare` and `patch` share: a direction is read from a folder, or found on the spot."""
+"""What `direction`, `compare` and `patch` share: how a direction is searched on the spot, and told in a few lines.
+
+The search itself is aird/directions/search.py; here are its arguments, its prompt files, and where it came from.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from aird.commands.inputs import ModelFolder, add_prompt_arguments, prompt_files, read_prompts, validated, with_splits
+from aird.prompts.sets import CLASSES, Record
 from aird.support.files import read_json, write_json
 
 PROVENANCE = "provenance.json"
@@ -23,7 +27,7 @@ def add_search_arguments(parser: argparse.ArgumentParser, required: bool = True)
     )
 
 
-def read_search_prompts(arguments: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+def read_search_prompts(arguments: argparse.Namespace) -> dict[str, list[Record]]:
     """Return the direction prompts of both classes, with splits.
 
     Raises:
@@ -31,7 +35,7 @@ def read_search_prompts(arguments: argparse.Namespace) -> dict[str, list[dict[st
     """
     sizes = {"train": arguments.train, "validation": arguments.validation}
     prompts = {}
-    for kind in ("harmful", "harmless"):
+    for kind in CLASSES:
         path = getattr(arguments, kind)
         if path is None:
             raise ValueError(f"--{kind} is missing: a direction is found from harmful and harmless instructions")
@@ -41,13 +45,14 @@ def read_search_prompts(arguments: argparse.Namespace) -> dict[str, list[dict[st
 
 def run_search(
     model: ModelFolder,
-    prompts: dict[str, list[dict[str, Any]]],
+    prompts: dict[str, list[Record]],
     arguments: argparse.Namespace,
     output: Path | None,
     refusal_tokens: dict[str, Any] | None = None,
 ) -> Any:
-    """Search a model's direction; write it to the folder `output` unless that is None."""
+    """Return the `Search` of a model's direction; write it to the folder `output` unless that is None."""
     from aird.directions.search import save_search, search_direction
+    from aird.models.loading import load_model, load_tokenizer
     from aird.settings.directions import Directions
 
     settings = validated(
@@ -62,11 +67,10 @@ def run_search(
         },
     )
     print(f"Searching the refusal direction of {model.name} ...", flush=True)
-    found = search_direction(
-        model.folder, prompts["harmful"], prompts["harmless"], settings, arguments.seed, refusal_tokens
-    )
+    tokenizer, loaded = load_tokenizer(model.folder), load_model(model.folder)
+    search = search_direction(loaded, tokenizer, prompts, settings, arguments.seed, refusal_tokens)
     if output is not None:
-        save_search(found, output)
+        save_search(search, output)
         write_json(
             output / PROVENANCE,
             {
@@ -76,7 +80,7 @@ def run_search(
                 "settings": settings.model_dump(include={"train", "validation", "maximum_kl", "minimum_induce"}),
             },
         )
-    return found
+    return search
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
@@ -85,9 +89,9 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     return dict(read_json(path)) if path.is_file() else {}
 
 
-def describe(found: Any) -> str:
-    """Return a search's result in a few lines."""
-    record, tokens = found.direction.record, found.refusal_tokens
+def describe(search: Any) -> str:
+    """Return the result of a `Search` in a few lines."""
+    record, tokens = search.direction.record, search.refusal_tokens
     used = {name: f"{counts['used']} of {counts['n']}" for name, counts in record["prompts"].items()}
     lines = [
         f"  site            layer {record['layer']} of {record['layers']}, position {record['position']}",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from aird.compression.quiet import without_progress_bars
 from aird.models.checkpoint import Checkpoint
 from aird.models.loading import code_is_trusted
 from aird.settings.compressions import BitsAndBytes
@@ -25,14 +24,13 @@ def quantise_by_bitsandbytes(
         load_in_4bit=settings.variant == "nf4",
         bnb_4bit_quant_type="nf4",
     )
-    with without_progress_bars():
-        # On the CPU even where there is a GPU, so that every machine writes the same bytes.
-        model = AutoModelForCausalLM.from_pretrained(
-            str(source.folder),
-            dtype="auto",
-            quantization_config=config,
-            device_map="cpu",
-            use_safetensors=True,
-            trust_remote_code=code_is_trusted(),
-        )
-        model.save_pretrained(output, max_shard_size="5GB")
+    # On the CPU even where there is a GPU, so that every machine writes the same bytes.
+    model = AutoModelForCausalLM.from_pretrained(
+        str(source.folder),
+        dtype="auto",
+        quantization_config=config,
+        device_map="cpu",
+        use_safetensors=True,
+        trust_remote_code=code_is_trusted(),
+    )
+    model.save_pretrained(output, max_shard_size="5GB")

@@ -15,14 +15,19 @@ import torch
 
 from aird.models.checkpoint import FLOAT_BITS, Checkpoint, read_checkpoint
 from aird.models.matrices import declared_format, matrix_of, matrix_shape, stored_format
+from aird.models.rescaling import relation
 from aird.settings.compressions import RecipeSettings, pattern_counts
 
 PATTERNS = ("2:4", "4:8")
 SPARSITY_TOLERANCE = 0.01
 
 
-def measure(checkpoint: Path) -> dict[str, Any]:
+def measure(checkpoint: Path, original: Path | None = None) -> dict[str, Any]:
     """Measure every linear matrix of the decoder blocks from the safetensors files.
+
+    Args:
+        checkpoint: a checkpoint folder.
+        original: the checkpoint that it was compressed from, to measure what that changed.
 
     Returns:
         {"matrices": {module: measurements}, "total": measurements, "other_tensors": {name: SHA-256}}.
@@ -38,9 +43,13 @@ def measure(checkpoint: Path) -> dict[str, Any]:
                 the stored bits where that is less; null otherwise.
             stored_dtypes: {local tensor name: dtype}, in safetensors' names.
             stored_format, declared_format: what the tensors are, and what config.json says they are.
+            relative_error: only with an original: Frobenius norm of W_c - W_o relative to that of W_o; null
+                where it would mean nothing, as rows or columns were rescaled or the matrix was rotated.
+            relation: only there: "same", "rescaled" or "unrelated" (`aird.models.rescaling`).
 
         The total has `weights` and `stored_bytes` (counts), the weighted means `sparsity`,
-        `bits_per_weight` and `sparse_bits_per_weight`, and `formats`, the stored formats found.
+        `bits_per_weight` and `sparse_bits_per_weight`, and `formats`, the stored formats; with an original
+        also the mean `relative_error`.
 
         `other_tensors` covers everything else: embeddings, output head, norms and biases.
 
@@ -48,12 +57,13 @@ def measure(checkpoint: Path) -> dict[str, Any]:
         ValueError: the folder is no complete checkpoint, or has no recognisable decoder blocks.
     """
     found = read_checkpoint(checkpoint)
+    reference = read_checkpoint(original) if original is not None else None
     matrices: dict[str, dict[str, Any]] = {}
     measured_tensors: set[str] = set()
     stored_bytes = 0
     for module in found.block_matrices():
         stored = found.module_tensors(module)
-        matrices[module] = _measure_matrix(found, module)
+        matrices[module] = _measure_matrix(found, module, reference)
         measured_tensors.update(tensor.name for tensor in stored.values())
         stored_bytes += sum(tensor.size for tensor in stored.values())
     others = sorted(found.tensors.keys() - measured_tensors)
@@ -116,7 +126,7 @@ def fulfils_pattern(weight: torch.Tensor, pattern: str) -> bool:
     return bool((counts >= zeros).all())
 
 
-def _measure_matrix(checkpoint: Checkpoint, module: str) -> dict[str, Any]:
+def _measure_matrix(checkpoint: Checkpoint, module: str, reference: Checkpoint | None) -> dict[str, Any]:
     stored = checkpoint.module_tensors(module)
     form, declared = stored_format(stored), declared_format(checkpoint, module)
     result: dict[str, Any] = {
@@ -138,10 +148,20 @@ def _measure_matrix(checkpoint: Checkpoint, module: str) -> dict[str, Any]:
         # Both patterns need half of the weights to be zero, which spares looking at most matrices.
         if 2 * zeros >= weight.numel():
             result["patterns"] = [pattern for pattern in PATTERNS if fulfils_pattern(weight, pattern)]
+        if reference is not None and f"{module}.weight" in reference.tensors:
+            result |= _measure_change(matrix_of(reference, module), weight)
     if form == declared == "dense":
         bits = FLOAT_BITS[stored["weight"].dtype]
         result["sparse_bits_per_weight"] = min(bits, 1 + bits * (1 - result["sparsity"]))
     return result
+
+
+def _measure_change(original: torch.Tensor, weight: torch.Tensor) -> dict[str, Any]:
+    if original.shape != weight.shape:
+        return {}  # `check` reports it, or the import of a ready-made checkpoint
+    known = relation(original, weight)
+    word = "rescaled" if known.rescaled else "unrelated" if known.unrelated else "same"
+    return {"relation": word, "relative_error": known.error if word == "same" else None}
 
 
 def _total(matrices: dict[str, dict[str, Any]], stored_bytes: int) -> dict[str, Any]:
@@ -149,12 +169,12 @@ def _total(matrices: dict[str, dict[str, Any]], stored_bytes: int) -> dict[str, 
     count = sum(weights.values())
 
     def mean(key: str) -> float | None:
-        values = {module: found[key] for module, found in matrices.items()}
+        values = {module: found.get(key) for module, found in matrices.items()}
         if any(value is None for value in values.values()):
             return None
         return sum(weights[module] * value for module, value in values.items()) / count
 
-    return {
+    total = {
         "weights": count,
         "stored_bytes": stored_bytes,
         "sparsity": mean("sparsity"),
@@ -162,6 +182,9 @@ def _total(matrices: dict[str, dict[str, Any]], stored_bytes: int) -> dict[str, 
         "sparse_bits_per_weight": mean("sparse_bits_per_weight"),
         "formats": sorted({found["stored_format"] for found in matrices.values()}),
     }
+    if any("relation" in found for found in matrices.values()):
+        total["relative_error"] = mean("relative_error")
+    return total
 
 
 def _check_names(measurements: dict[str, Any], reference: dict[str, Any]) -> list[str]:

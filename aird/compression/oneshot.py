@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 
@@ -21,9 +20,8 @@ from aird.models.checkpoint import Checkpoint
 from aird.models.loading import code_is_trusted, compute_dtype, stored_dtype
 from aird.models.structure import outside_blocks, residual_writers
 from aird.settings.compressions import AWQ, FP8, GPTQ, RoundToNearest, SparseGPT, Wanda
-from aird.support.quick_imports import import_transformers
 
-# One scale per token, found at run time: no calibration is needed.
+# One scale per token, taken at run time: no calibration is needed.
 _DYNAMIC = {"symmetric": True, "strategy": "token", "dynamic": True}
 
 
@@ -107,7 +105,7 @@ def _run(
         ValueError: the algorithm gave up on a matrix and did something simpler to it.
     """
     with only_warnings() as warned:
-        transformers = import_transformers()  # before llm-compressor does
+        import transformers
         from llmcompressor import oneshot
 
         transformers.set_seed(0)
@@ -155,14 +153,16 @@ def _channel_scales(model: Any) -> Any:
 
 @contextlib.contextmanager
 def _pinning_no_memory() -> Iterator[None]:
-    """Where there is no GPU, let AWQ not pin the memory that would be copied to it, which fails."""
+    """Where there is no GPU, let AWQ not pin the memory that would be copied to it, which fails (docs/tricks.md)."""
     from llmcompressor.pipelines.cache import IntermediatesCache
 
-    if torch.cuda.is_available():
+    pin_memory = IntermediatesCache.pin_memory
+    if not torch.cuda.is_available():
+        IntermediatesCache.pin_memory = lambda *_: None  # type: ignore[method-assign]
+    try:
         yield
-        return
-    with mock.patch.object(IntermediatesCache, "pin_memory", lambda *_: None):
-        yield
+    finally:
+        IntermediatesCache.pin_memory = pin_memory  # type: ignore[method-assign]
 
 
 def _dataset(calibration: list[list[int]]) -> Any:

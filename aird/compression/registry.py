@@ -113,7 +113,7 @@ def compress(
         with TemporaryDirectory(prefix=".weights.", dir=folder) as made:
             recipe.write(original, Path(made), settings, calibration_token_ids, *environment)
             _take_weights(Path(made), folder, original)
-        measurements = measure(folder)
+        measurements = measure(folder, source)
         check(measurements, settings, reference)
     return measurements
 

@@ -1,20 +1,60 @@
-"""Residual-stream activations at the post-instruction tokens, kept per prompt.
+"""Run a checkpoint once over the direction prompts: residual-stream activations at the post-instruction tokens.
 
-Index l of a layer axis is the input of decoder block l, which is the output of
-block l - 1 (Arditi et al., arXiv 2406.11717; `resid_pre` of their code).
+`capture_activations` makes the activation cache, which all later nodes of this stage begin with. Index l of a layer
+axis is the input of decoder block l, which is the output of block l - 1 (Arditi et al., arXiv 2406.11717;
+`resid_pre` of their code).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from aird.directions.activation_cache import SPLITS, ActivationCache, Group
 from aird.directions.refusal_score import refusal_scores
 from aird.inference.hooks import hooks, on_input
 from aird.inference.packing import Pack, last_logits, run_packed
 from aird.models.structure import decoder_blocks
+from aird.prompts.chat import chat_tokens, post_instruction_tokens
+from aird.prompts.sets import CLASSES, Record, select
+from aird.settings.directions import Directions
+
+
+def capture_activations(
+    model: Any,
+    tokenizer: Any,
+    prompts: Mapping[str, Sequence[Record]],
+    refusal_tokens: Sequence[int],
+    settings: Directions,
+    seed: int,
+) -> ActivationCache:
+    """Return a checkpoint's activations and refusal scores on the direction prompts, and its candidate directions.
+
+    Args:
+        model, tokenizer: the checkpoint.
+        prompts: class to the records of its prompt set.
+        refusal_tokens: ids that make the refusal score.
+        settings: sizes of the splits.
+        seed: decides which prompts of a split are used.
+
+    Raises:
+        ValueError: a split is missing or too small, or the model returns no numbers.
+    """
+    # All are selected before the first is run: what is missing shows at once.
+    chosen = {
+        (kind, split): select(prompts[kind], settings.selection(kind, split), seed)
+        for kind in CLASSES
+        for split in SPLITS
+    }
+    positions = len(post_instruction_tokens(tokenizer))
+    groups = {}
+    for key, records in chosen.items():
+        tokens = [chat_tokens(tokenizer, record["instruction"]) for record in records]
+        activations, scores = capture(model, tokens, positions, refusal_tokens)
+        groups[key] = Group(activations, scores, tuple(record["id"] for record in records))
+    return ActivationCache.of(groups)
 
 
 @torch.no_grad()
@@ -61,14 +101,3 @@ def capture(
     if not bool(kept.isfinite().all()):
         raise ValueError("the model returns NaN or infinite activations: the checkpoint is broken")
     return kept, scores
-
-
-def difference_in_means(harmful: torch.Tensor, harmless: torch.Tensor) -> torch.Tensor:
-    """Return mean(harmful) - mean(harmless) at every site, [L, P, d_model] float64.
-
-    arXiv 2406.11717, equations 1 and 2; accumulated in float64 as in their code.
-
-    Args:
-        harmful, harmless: [prompts, L, P, d_model].
-    """
-    return harmful.double().mean(dim=0) - harmless.double().mean(dim=0)

@@ -14,6 +14,9 @@ said too seldom rather than too often.
 The directions in use rest on the prompts that each model classifies rightly, which are not the same
 for both. So tests and intervals use all training prompts of both models instead (`shared`): what
 differs there, differs for no other reason than the model.
+
+Whether the direction is kept, the corrected cosine says (aird/directions/corrected_cosine.py), and whether the source
+site is, the sites that both models choose on resampled prompts (aird/directions/source_site.py).
 """
 
 from __future__ import annotations
@@ -23,47 +26,44 @@ from typing import Any
 
 import torch
 
-from aird.directions.activation_cache import CLASSES, Cache, kept_activations
-from aird.directions.activations import difference_in_means
+from aird.directions.activation_cache import ActivationCache
+from aird.directions.candidates import difference_in_means
+from aird.directions.corrected_cosine import States, corrected_cosine
+from aird.directions.direction import Direction
+from aird.directions.source_site import compare_sites
+from aird.prompts.sets import CLASSES
 
 SPLIT_HALVES = 2000  # random splits behind a null: fewer could not pass a correction for many compressions
 BOOTSTRAP_RESAMPLES = 1000
 
-States = tuple[torch.Tensor, torch.Tensor]  # harmful and harmless activations at one site, each [prompts, d_model]
-
 
 @dataclass(frozen=True)
-class Found:
-    """A checkpoint and the direction that was chosen in it.
+class Side:
+    """One side of a comparison: a checkpoint's activations, and the direction that was chosen in it."""
 
-    Attributes:
-        cache: its activations.
-        unit: [d_model], the direction.
-        layer, position: the direction's site.
-    """
-
-    cache: Cache
-    unit: torch.Tensor
-    layer: int
-    position: int
+    cache: ActivationCache
+    direction: Direction
 
     @property
     def site(self) -> dict[str, int]:
-        """The site as a record."""
-        return {"layer": self.layer, "position": self.position}
+        """The direction's site as a record."""
+        return {"layer": self.direction.layer, "position": self.direction.position}
 
-    def states_at(self, site: Found) -> States:
-        """Return all training activations of this checkpoint at another's site."""
-        harmful, harmless = (self.cache[kind, "train"].activations[:, site.layer, site.position] for kind in CLASSES)
+    def states_at(self, site: Direction) -> States:
+        """Return all training activations of this checkpoint at a direction's site."""
+        harmful, harmless = (
+            self.cache.groups[kind, "train"].activations[:, site.layer, site.position] for kind in CLASSES
+        )
         return harmful, harmless
 
 
-def compare(original: Found, compressed: Found, seed: int) -> dict[str, Any]:
+def compare_directions(original: Side, compressed: Side, seed: int) -> dict[str, Any]:
     """Return the record of a comparison.
 
     cosine_same_site, cosine_own_source and norm_ratio are of the directions in use; the same names
     with `_shared` of all prompts, as are the intervals `_bootstrap`, the nulls (`split_half_null`,
-    `own_source_null`) and their p-values (two-sided).
+    `own_source_null`) and their p-values (two-sided). `cosine_same_site_corrected` is what `corrected_cosine`
+    returns, of all prompts too; `source_site` what `compare_sites` does.
 
     Args:
         original, compressed: two checkpoints whose caches hold the same prompts in the same order.
@@ -72,20 +72,20 @@ def compare(original: Found, compressed: Found, seed: int) -> dict[str, Any]:
     Raises:
         ValueError: the caches hold other prompts.
     """
-    for key, group in original.cache.items():
-        if group.ids != compressed.cache[key].ids:
+    for key, group in original.cache.groups.items():
+        if group.ids != compressed.cache.groups[key].ids:
             raise ValueError(
                 f"the two activation caches hold different {' '.join(key)} prompts: make both from one set"
             )
-    differences = [difference_in_means(*kept_activations(each.cache, "train")) for each in (original, compressed)]
-    one, other = (difference[original.layer, original.position] for difference in differences)
-    at_site, compressed_at_site = original.states_at(original), compressed.states_at(original)
-    at_own, compressed_at_own = original.states_at(compressed), compressed.states_at(compressed)
+    candidates = [side.cache.candidates for side in (original, compressed)]
+    one, other = (each[original.direction.layer, original.direction.position] for each in candidates)
+    at_site, compressed_at_site = (side.states_at(original.direction) for side in (original, compressed))
+    at_own, compressed_at_own = (side.states_at(compressed.direction) for side in (original, compressed))
     record: dict[str, Any] = {
         "site": original.site,
         "own_site": compressed.site,
         "cosine_same_site": cosine(one, other),
-        "cosine_own_source": cosine(original.unit, compressed.unit),
+        "cosine_own_source": cosine(original.direction.unit, compressed.direction.unit),
         "norm_ratio": (other.norm() / one.norm()).item(),
     }
     for name, states, null_name, null_states in (
@@ -103,16 +103,18 @@ def compare(original: Found, compressed: Found, seed: int) -> dict[str, Any]:
         }
         if states is compressed_at_site:
             record["norm_ratio_bootstrap"] = summarise(ratios)
+    record["cosine_same_site_corrected"] = corrected_cosine(at_site, compressed_at_site, seed)
+    record["source_site"] = compare_sites(original.direction.record, compressed.direction.record)
     record["projections"] = [
-        {"states_of": whose, "kind": kind, "direction": name, **direction.site, **projections(states, direction.unit)}
-        for name, direction, both in (
+        {"states_of": whose, "kind": kind, "direction": name, **side.site, **projections(states, side.direction.unit)}
+        for name, side, both in (
             ("original", original, (at_site, compressed_at_site)),
             ("own", compressed, (at_own, compressed_at_own)),
         )
         for whose, classes in zip(("original", "compressed"), both, strict=True)
         for kind, states in zip(CLASSES, classes, strict=True)
     ]
-    record["sites"] = cosine_and_norm_grids(*differences)
+    record["sites"] = cosine_and_norm_grids(*candidates)
     return record
 
 
@@ -186,8 +188,8 @@ def bootstrap(one: States, other: States, seed: int) -> tuple[torch.Tensor, torc
         draws = torch.randint(count, (BOOTSTRAP_RESAMPLES, count), generator=generator)
         weights = torch.zeros(BOOTSTRAP_RESAMPLES, count, dtype=torch.float64)
         weights.scatter_add_(1, draws, torch.ones_like(weights))
-        for found, each in zip(directions, states, strict=True):
-            found.append(weights @ each.double() / count)
+        for means, each in zip(directions, states, strict=True):
+            means.append(weights @ each.double() / count)
     first, second = (harmful - harmless for harmful, harmless in directions)
     return torch.nn.functional.cosine_similarity(first, second, dim=-1), second.norm(dim=-1) / first.norm(dim=-1)
 

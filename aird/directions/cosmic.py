@@ -24,20 +24,20 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from aird.directions.activation_cache import Cache, kept_activations
-from aird.directions.activations import difference_in_means
+from aird.directions.activation_cache import ActivationCache, kept_tokens
 from aird.directions.selection import within_kl
 from aird.inference.hooks import ablation, addition, hooks, on_input
 from aird.inference.packing import Pack, last_logits, plan_packs, run_pack
 from aird.inference.resuming import Reached, block_inputs, resumed_at
 from aird.models.structure import decoder_blocks, writer_modules
+from aird.prompts.sets import Record
 from aird.settings.directions import Directions
 
 LAYER_SHARE = 0.1
@@ -47,9 +47,28 @@ SHORTLIST = 4  # candidates whose KL divergence is computed
 ROWS = 6  # candidates that are ablated in one forward pass
 
 
+def find_cosmic_direction(
+    model: Any,
+    tokenizer: Any,
+    cache: ActivationCache,
+    prompts: Mapping[str, Sequence[Record]],
+    settings: Directions,
+) -> dict[str, Any]:
+    """Return what `cosmic_direction` chooses on a checkpoint's rightly classified validation prompts.
+
+    Args:
+        model, tokenizer: the checkpoint.
+        cache: its activation cache.
+        prompts: class to the records of its prompt set.
+        settings: the filters.
+    """
+    harmful, harmless = kept_tokens(cache, "validation", tokenizer, prompts)
+    return cosmic_direction(model, cache, harmful, harmless, settings)
+
+
 def cosmic_direction(
     model: Any,
-    cache: Cache,
+    cache: ActivationCache,
     harmful: Sequence[Sequence[int]],
     harmless: Sequence[Sequence[int]],
     settings: Directions,
@@ -70,11 +89,10 @@ def cosmic_direction(
     Raises:
         ValueError: no candidate has scores that are numbers.
     """
-    states = kept_activations(cache, "train")
-    candidates = difference_in_means(*states)
-    layers = compared_layers(*(each[:, :, -1] for each in states))
-    found = score_by_cosine(model, candidates, harmful[:PROMPTS], harmless[:PROMPTS], layers, settings.layer_fraction)
-    shortlist = sorted(found["scores"], key=lambda score: -score["score"])[:SHORTLIST]
+    candidates = cache.candidates
+    layers = compared_layers(*(states[:, :, -1] for states in cache.kept_activations("train")))
+    scored = score_by_cosine(model, candidates, harmful[:PROMPTS], harmless[:PROMPTS], layers, settings.layer_fraction)
+    shortlist = sorted(scored["scores"], key=lambda score: -score["score"])[:SHORTLIST]
     if not shortlist:
         raise ValueError("no candidate direction has a COSMIC score that is a number: the checkpoint is broken")
     units = _units(candidates, [(score["layer"], score["position"]) for score in shortlist])
@@ -88,10 +106,10 @@ def cosmic_direction(
         **passing[0],
         "rule": "cosmic" if limit == settings.maximum_kl else "cosmic_relaxed_kl",
         "kl_limit": limit,
-        "baseline": found["baseline"],
+        "baseline": scored["baseline"],
         "compared_layers": layers,
-        "candidates": found["candidates"],
-        "ablated": len(found["scores"]),
+        "candidates": scored["candidates"],
+        "ablated": len(scored["scores"]),
         "shortlist": shortlist,
     }
 
@@ -176,8 +194,8 @@ def ablation_divergences(model: Any, units: torch.Tensor, prompts: Sequence[Sequ
     total = torch.zeros(len(units), dtype=torch.float64)
     with ablation(list(decoder_blocks(model)), writer_modules(model), units.to(model.device)):
         for pack, expected in zip(packs, plain, strict=True):
-            found = last_logits(model, pack, rows=len(units)).double().log_softmax(-1)
-            total += (expected.exp() * (expected - found)).sum(dim=(-1, -2)).cpu()
+            ablated = last_logits(model, pack, rows=len(units)).double().log_softmax(-1)
+            total += (expected.exp() * (expected - ablated)).sum(dim=(-1, -2)).cpu()
     values: list[float] = (total / len(prompts)).tolist()
     return values
 

@@ -1,15 +1,20 @@
-"""The tokens that a model's own refusals begin with: what the refusal score counts."""
+"""The tokens that a model's own refusals begin with: what the refusal score counts.
+
+The first node of this stage, run on the original; its compressed forms are scored with the same tokens.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aird.inference.generation import generate
 from aird.inference.refusals import jailbroken_arditi
 from aird.prompts.chat import chat_tokens
+from aird.prompts.sets import CLASSES, Record, select_instructions
+from aird.settings.directions import Directions
 
 logger = logging.getLogger(__name__)
 
@@ -20,21 +25,27 @@ NEW_TOKENS = 16  # a refusal shows itself in its first words
 
 
 def find_refusal_tokens(
-    model: Any, tokenizer: Any, harmful: Sequence[str], harmless: Sequence[str], new_tokens: int = NEW_TOKENS
+    model: Any, tokenizer: Any, prompts: Mapping[str, Sequence[Record]], settings: Directions, seed: int
 ) -> dict[str, Any]:
-    """Let a model answer instructions of both classes, and return `derive_refusal_tokens` of its answers.
+    """Let a model answer training prompts of both classes, and return `derive_refusal_tokens` of its answers.
 
     Args:
         model, tokenizer: the original checkpoint.
-        harmful, harmless: instructions.
-        new_tokens: length of the answers.
+        prompts: class to the records of its prompt set.
+        settings: the size of the training split, of which at most `PROMPTS` are asked.
+        seed: decides which.
+
+    Raises:
+        ValueError: the training split is missing or too small.
     """
-    completions = [
-        generate(model, tokenizer, [chat_tokens(tokenizer, instruction) for instruction in instructions], new_tokens)
-        for instructions in (harmful, harmless)
-    ]
-    refused = [not jailbroken_arditi(tokenizer.decode(ids)) for ids in completions[0]]
-    return derive_refusal_tokens(tokenizer, completions[0], refused, completions[1])
+    few = settings.model_copy(update={"train": min(PROMPTS, settings.train)})
+    asked = {kind: select_instructions(prompts[kind], few.selection(kind, "train"), seed) for kind in CLASSES}
+    completions = {
+        kind: generate(model, tokenizer, [chat_tokens(tokenizer, text) for text in texts], NEW_TOKENS)
+        for kind, texts in asked.items()
+    }
+    refused = [not jailbroken_arditi(tokenizer.decode(ids)) for ids in completions["harmful"]]
+    return derive_refusal_tokens(tokenizer, completions["harmful"], refused, completions["harmless"])
 
 
 def derive_refusal_tokens(

@@ -1,7 +1,7 @@
-"""The whole way from a checkpoint to its refusal direction, for one model that is loaded once.
+"""The whole way from a checkpoint to its refusal direction: the nodes of this stage, one after the other.
 
-The workflow takes the same steps as nodes of their own; for the same prompts and seed both end
-with the same direction. The folder that `save_search` writes is read by `load_search`:
+The workflow runs each of them as a node of its own; for the same prompts and seed both end with the same direction.
+The folder that `save_search` writes is read by `load_search`:
 
     direction.safetensors, direction.json    as results/directions/ has them
     scores.csv                               induce, KL and bypass of every candidate
@@ -11,36 +11,27 @@ with the same direction. The folder that `save_search` writes is read by `load_s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aird.directions.activation_cache import (
-    CLASSES,
-    SPLITS,
-    Cache,
-    capture_cache,
-    kept_activations,
-    kept_prompts_of,
-    load_cache,
-    save_cache,
-)
-from aird.directions.activations import difference_in_means
-from aird.directions.candidate_scores import mean_scores, score_candidates
-from aird.directions.cosmic import cosmic_direction
-from aird.directions.direction import Direction, choose_direction, load_direction, save_direction
-from aird.directions.refusal_tokens import PROMPTS, find_refusal_tokens
-from aird.models.loading import load_model, load_tokenizer
-from aird.prompts.sets import select
-from aird.settings.base import PromptSelection
+from aird.directions.activation_cache import ActivationCache, load_cache, save_cache
+from aird.directions.activations import capture_activations
+from aird.directions.candidate_scores import score_cached_candidates
+from aird.directions.choice import choose_direction
+from aird.directions.cosmic import find_cosmic_direction
+from aird.directions.direction import Direction, load_direction, save_direction
+from aird.directions.refusal_tokens import find_refusal_tokens
+from aird.directions.score_records import Score, mean_scores, save_scores
+from aird.prompts.sets import Record
 from aird.settings.directions import Directions
-from aird.support.files import atomic_file, read_json, write_json
+from aird.support.files import read_json, write_json
 
 
 @dataclass(frozen=True)
 class Search:
-    """What was found in one checkpoint.
+    """The refusal direction of one checkpoint, and what it rests on.
 
     Attributes:
         direction: the refusal direction.
@@ -51,15 +42,15 @@ class Search:
     """
 
     direction: Direction
-    cache: Cache
+    cache: ActivationCache
     refusal_tokens: dict[str, Any]
-    scores: list[dict[str, Any]]
+    scores: list[Score]
 
 
 def search_direction(
-    checkpoint: Path,
-    harmful: Sequence[dict[str, Any]],
-    harmless: Sequence[dict[str, Any]],
+    model: Any,
+    tokenizer: Any,
+    prompts: Mapping[str, Sequence[Record]],
     settings: Directions,
     seed: int,
     refusal_tokens: dict[str, Any] | None = None,
@@ -67,48 +58,32 @@ def search_direction(
     """Return a checkpoint's refusal direction and what it rests on.
 
     Args:
-        checkpoint: a model folder.
-        harmful, harmless: prompt records with splits train and validation.
+        model, tokenizer: the checkpoint.
+        prompts: class to prompt records with splits train and validation.
         settings: sizes and filters.
         seed: decides which prompts of a split are used.
-        refusal_tokens: those of the original where this is a compressed model; None finds them.
+        refusal_tokens: those of the original where this is a compressed model; None derives them from this one.
 
     Raises:
         ValueError: too few prompts, or a model whose scores are no numbers.
     """
-    records = dict(zip(CLASSES, (harmful, harmless), strict=True))
-
-    def chosen(kind: str, split: str, count: int) -> list[dict[str, Any]]:
-        return select(records[kind], PromptSelection(set=kind, split=split, count=count), seed)
-
-    prompts = {(kind, split): chosen(kind, split, getattr(settings, split)) for kind in CLASSES for split in SPLITS}
-    tokenizer, model = load_tokenizer(checkpoint), load_model(checkpoint)
     if refusal_tokens is None:
-        asked, answered = (
-            [record["instruction"] for record in chosen(kind, "train", min(PROMPTS, settings.train))]
-            for kind in CLASSES
-        )
-        refusal_tokens = find_refusal_tokens(model, tokenizer, asked, answered)
+        refusal_tokens = find_refusal_tokens(model, tokenizer, prompts, settings, seed)
     tokens = refusal_tokens["tokens"]
-    cache = capture_cache(model, tokenizer, prompts, tokens)
-    candidates = difference_in_means(*kept_activations(cache, "train"))
-    validation = kept_prompts_of(cache, "validation", tokenizer, records)
-    prompt_scores = score_candidates(model, candidates, *validation, tokens, settings)
+    cache = capture_activations(model, tokenizer, prompts, tokens, settings, seed)
+    prompt_scores = score_cached_candidates(model, tokenizer, cache, prompts, tokens, settings)
     scores = mean_scores(prompt_scores)
-    cosmic = cosmic_direction(model, cache, *validation, settings) if settings.may_use_cosmic else None
+    cosmic = find_cosmic_direction(model, tokenizer, cache, prompts, settings) if settings.may_use_cosmic else None
     direction = choose_direction(cache, scores, prompt_scores, settings, seed, cosmic)
     return Search(direction, cache, refusal_tokens, scores)
 
 
 def save_search(search: Search, folder: Path) -> None:
     """Write a search's files into a folder."""
-    import pandas
-
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "refusal_tokens.json", search.refusal_tokens)
     save_cache(search.cache, folder / "activations.safetensors")
-    with atomic_file(folder / "scores.csv") as temporary:
-        pandas.DataFrame(search.scores).to_csv(temporary, index=False)
+    save_scores(search.scores, folder / "scores.csv")
     save_direction(search.direction, folder / "direction.safetensors", folder / "direction.json")
 
 

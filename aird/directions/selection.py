@@ -29,7 +29,7 @@ FALLBACK_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Selection:
-    """The chosen site and how it was found.
+    """The chosen site and how it was chosen.
 
     Attributes:
         layer: index l: the direction lives at the input of block l.
@@ -106,22 +106,3 @@ def within_kl(scores: Sequence[dict[str, Any]], limit: float) -> tuple[list[dict
 
 def _known(value: float | None) -> bool:
     return value is not None and not math.isnan(value)
-
-
-def kept_prompts(scores: Any, harmful: bool, minimum: int) -> tuple[list[int], bool]:
-    """Return the indices of the prompts that the model itself classifies rightly, and whether the filter held.
-
-    A harmful prompt is kept if its refusal score is at least 0, a harmless one if it is at most 0
-    (arXiv 2406.11717, appendix A). A damaged model can lose most of them; below `minimum` kept
-    prompts a mean would be noise, so all are used and the second value is False.
-
-    Args:
-        scores: [n] refusal scores of the plain model.
-        harmful: which class they belong to.
-        minimum: fewest prompts that make the filter usable.
-    """
-    values = [float(score) for score in scores]
-    kept = [index for index, value in enumerate(values) if (value >= 0 if harmful else value <= 0)]
-    if len(kept) >= minimum:
-        return kept, True
-    return list(range(len(values))), False

@@ -2,7 +2,8 @@
 
 The validation prompts are drawn again with replacement, harmful and harmless ones apart, and the
 same rule chooses again (aird/directions/selection.py). The candidates themselves stay: they rest on the
-training prompts. A candidate that was not scored in full on the real prompts cannot be chosen on
+training prompts. Each checkpoint's record of a chosen direction says so; aird/directions/source_site.py
+compares two of them. A candidate that was not scored in full on the real prompts cannot be chosen on
 resampled ones, so the shares are of a choice among those that were.
 """
 
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 
-from aird.directions.candidate_scores import mean_scores
+from aird.directions.score_records import mean_scores
 from aird.directions.selection import select_site
 from aird.settings.directions import Directions
 
@@ -50,11 +51,11 @@ def site_stability(
             draw = torch.randint(count, (count,), generator=generator)
             drawn |= {name: scores[name][..., draw] for name in names}
         try:
-            found = select_site(mean_scores(drawn), layers, settings)
+            selection = select_site(mean_scores(drawn), layers, settings)
         except ValueError:
             undefined += 1
             continue
-        chosen[found.layer, found.position] += 1
+        chosen[selection.layer, selection.position] += 1
     total = sum(chosen.values())
     record: dict[str, Any] = {"resamples": RESAMPLES, "undefined": undefined}
     if not total:
@@ -72,20 +73,3 @@ def site_stability(
             {"layer": layer, "position": position, "share": count / total} for (layer, position), count in ordered
         ],
     }
-
-
-def site_p_value(stability: Mapping[str, Any], layer: int, position: int) -> float:
-    """Return how surprising a site is under the sites that resampled prompts choose.
-
-    It is the probability of a site that is chosen no more often than this one: 1 for the most
-    frequent, 1 / (1 + resamples) for one that is never chosen.
-
-    Args:
-        stability: what `site_stability` returned of the checkpoint that is compared with.
-        layer, position: the site.
-    """
-    shares = {(site["layer"], site["position"]): site["share"] for site in stability["sites"]}
-    total = stability["resamples"] - stability["undefined"]
-    counts = {site: round(share * total) for site, share in shares.items()}
-    own = counts.get((layer, position), 0)
-    return (1 + sum(count for count in counts.values() if count <= own)) / (1 + total)

@@ -1,13 +1,12 @@
-"""Ask a served checkpoint everything that one suite measures, after checking that it is served rightly.
+"""What is asked of a checkpoint: completions, log-probabilities of answers, lm-eval's tasks; and the check before.
 
 A server can load a checkpoint without an error and return garbage. So before
-anything is recorded, vLLM and Transformers must agree on the first token's
+anything is recorded, it and Transformers must agree on the first token's
 log-probability for a few prompts.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,19 +14,16 @@ from typing import Any
 
 import torch
 
-from aird.evaluation.server_client import Client, Completer
+from aird.evaluation.engines.engine import Client
 from aird.inference.refusals import degenerate, jailbroken_arditi
-from aird.models.dense import needs_dense_copy, write_dense_copy
-from aird.patching.adapters import load_adapter, merge
 from aird.prompts.chat import chat_tokens
-
-logger = logging.getLogger(__name__)
+from aird.settings.suites import Suite
 
 CANDIDATES = 5  # first tokens of each prompt whose log-probabilities are compared
 
 
 class ParityError(RuntimeError):
-    """vLLM and Transformers disagree about a checkpoint: nothing measured on it would mean anything."""
+    """A server and Transformers disagree about a checkpoint: nothing measured on it would mean anything."""
 
 
 @torch.no_grad()
@@ -42,29 +38,6 @@ def first_token_logprobs(model: Any, prompts: Sequence[Sequence[int]]) -> list[t
         .cpu()
         for prompt in prompts
     ]
-
-
-def prepare_checkpoint(checkpoint: Path, adapter: Path | None, on_cpu: bool, scratch: Path) -> Path:
-    """Return the folder to serve: the checkpoint itself, or a copy in `scratch` that computes the same.
-
-    Args:
-        checkpoint: the compressed checkpoint.
-        adapter: a rank-1 adapter to merge into it; None serves it plain.
-        on_cpu: whether vLLM will run on a CPU, where it lacks kernels for packed weights.
-        scratch: an existing, empty folder.
-    """
-    served = checkpoint
-    if adapter is not None:
-        served = scratch / "merged"
-        served.mkdir()
-        merge(checkpoint, load_adapter(adapter), served)
-    if needs_dense_copy(served, on_cpu):
-        dense = scratch / "dense"
-        dense.mkdir()
-        write_dense_copy(served, dense)
-        logger.info("serving a dense copy of the quantised weights: vLLM lacks kernels for them here")
-        served = dense
-    return served
 
 
 def check_parity(
@@ -116,7 +89,7 @@ def check_parity(
 
 
 def complete_records(
-    client: Completer,
+    client: Client,
     tokenizer: Any,
     records: Mapping[str, Sequence[dict[str, Any]]],
     maximum_new_tokens: int,
@@ -159,7 +132,7 @@ def reference_answers(completions: Sequence[dict[str, Any]]) -> list[dict[str, A
 
 
 def answer_likelihoods(
-    client: Completer, tokenizer: Any, answers: Sequence[dict[str, Any]], system_prompt: str | None = None
+    client: Client, tokenizer: Any, answers: Sequence[dict[str, Any]], system_prompt: str | None = None
 ) -> list[dict[str, Any]]:
     """Return, per reference answer, the summed negative log-likelihood (nats) and number of its tokens.
 
@@ -177,16 +150,14 @@ def answer_likelihoods(
 
 
 def run_tasks(
-    client: Client, checkpoint: Path, tasks: Sequence[str], task_folder: Path | None, limit: int | None, length: int
+    client: Client, checkpoint: Path, suite: Suite, length: int
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, list[float]]]]:
-    """Run lm-eval's tasks against the server.
+    """Run a suite's lm-eval tasks against a server.
 
     Args:
-        client: the server.
+        client: asks the server.
         checkpoint: folder whose tokenizer splits the requests.
-        tasks: names of lm-eval tasks.
-        task_folder: folder with task files of one's own.
-        limit: number of documents per task.
+        suite: names the tasks, a folder with task files of one's own, and the number of documents per task.
         length: the server's maximum model length, tokens.
 
     Returns:
@@ -196,24 +167,22 @@ def run_tasks(
     Raises:
         ValueError: a task does not exist.
     """
-    if not tasks:
+    if not suite.tasks:
         return {}, {}
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    folder = str(task_folder) if task_folder else None
-    manager = TaskManager(include_path=folder, include_defaults=False)
-    if not set(tasks) <= set(manager.all_tasks):
+    manager = TaskManager(include_path=suite.task_folder, include_defaults=False)
+    if not set(suite.tasks) <= set(manager.all_tasks):
         # Reading the files of lm-eval's own thousands of tasks takes longer than a short task itself.
-        manager = TaskManager(include_path=folder)
-    unknown = [task for task in tasks if task not in manager.all_tasks]
+        manager = TaskManager(include_path=suite.task_folder)
+    unknown = [task for task in suite.tasks if task not in manager.all_tasks]
     if unknown:
         raise ValueError(f"lm-eval knows no task {', '.join(unknown)}; see `lm_eval ls tasks`, or set `task_folder`")
-    found = lm_eval.simple_evaluate(
+    report = lm_eval.simple_evaluate(
         model="local-completions",
         model_args={
-            "model": client.model_name,
-            "base_url": f"{client.base_url}/v1/completions",
+            **client.task_model(),
             "tokenizer": str(checkpoint),
             "tokenizer_backend": "huggingface",
             "tokenized_requests": False,
@@ -221,23 +190,23 @@ def run_tasks(
             "num_concurrent": 8,
             "max_retries": 1,
         },
-        tasks=list(tasks),
+        tasks=list(suite.tasks),
         task_manager=manager,
-        limit=limit,
+        limit=suite.task_limit,
         batch_size=32,
         bootstrap_iters=0,
         log_samples=True,
     )
     results, questions = {}, {}
-    for task in tasks:
-        metrics = found["results"][task]
+    for task in suite.tasks:
+        metrics = report["results"][task]
         results[task] = {
             name.replace(",none", ""): float(value)
             for name, value in metrics.items()
             if isinstance(value, int | float) and not isinstance(value, bool)
         }
-        results[task]["n"] = float(found["n-samples"][task]["effective"])
-        questions[task] = _per_question(found["samples"].get(task, []))
+        results[task]["n"] = float(report["n-samples"][task]["effective"])
+        questions[task] = _per_question(report["samples"].get(task, []))
     return results, questions
 
 

@@ -1,4 +1,7 @@
-"""Processes of a server that end whenever the job that started them does."""
+"""Processes of a server, whatever its engine, that end whenever the job that started them does.
+
+A server listens on the loopback address only, at a port that nothing else of this machine gets in between.
+"""
 
 from __future__ import annotations
 
@@ -6,50 +9,22 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
+
+from aird.evaluation.programs import server_launcher
 
 LOG_TAIL_LINES = 30
 LOG_NOISE = re.compile(r"nanobind|^ - (leaked|\.\.\.)|\] Route: |^\s*$")
 LOG_ERROR = re.compile(r"^(?!.*\b(INFO|WARNING) ).*\b\w*(Error|Exception): ")
 STOP_GRACE_SECONDS = 5.0  # from SIGTERM to SIGKILL; vLLM needs 0.3 s, but longer while it starts
-
-# Stands between the job and vLLM, because nothing in a job survives SIGKILL to clean up. It leads
-# the server's session and process group and holds the read end of a pipe from the job, which the
-# kernel closes however the job ends. (PR_SET_PDEATHSIG would follow the death of the starting
-# *thread*, and not reach vLLM's children.) The parent's id is watched as well, since a fork of the
-# job may hold the pipe open. As a subreaper it inherits vLLM's orphans and so knows when all are gone.
-LAUNCHER = """
-import ctypes, os, select, shutil, signal, subprocess, sys, time
-parent, grace, scratch = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
-asked = []
-for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-    signal.signal(number, lambda *_: asked.append(True))
-try:
-    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
-except (OSError, AttributeError):
-    pass  # not Linux
-server = subprocess.Popen(sys.argv[4:], stdin=subprocess.DEVNULL)
-while server.poll() is None and not asked and os.getppid() == parent:
-    if select.select([0], [], [], 0.1)[0]:
-        break
-code = server.poll()
-os.killpg(0, signal.SIGTERM)
-deadline = time.monotonic() + grace
-while time.monotonic() < deadline:
-    try:
-        if os.waitpid(-1, os.WNOHANG)[0] == 0:
-            time.sleep(0.05)
-    except ChildProcessError:
-        shutil.rmtree(scratch, ignore_errors=True)
-        sys.exit(0 if code is None else code if code >= 0 else 128 - code)
-shutil.rmtree(scratch, ignore_errors=True)
-os.killpg(0, signal.SIGKILL)
-"""
 
 
 class ServerProcess:
@@ -59,7 +34,7 @@ class ServerProcess:
         self.log_path = log_path
         # Of its own, since vLLM leaves sockets behind in it; the launcher removes it.
         scratch = tempfile.mkdtemp(prefix="aird-")
-        launcher = [sys.executable, "-I", "-S", "-c", LAUNCHER]
+        launcher = [sys.executable, "-I", "-S", server_launcher.__file__]
         launcher += [str(os.getpid()), str(STOP_GRACE_SECONDS), scratch]
         with open(log_path, "wb") as log:
             self.process = subprocess.Popen(
@@ -99,3 +74,30 @@ class ServerProcess:
                 break
             self.process.poll()
             time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def reserve_port() -> Iterator[int]:
+    """Yield a port of 127.0.0.1 that nothing else gets; a server that sets SO_REUSEADDR, as vLLM does, can."""
+    with socket.socket() as reservation:
+        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reservation.bind(("127.0.0.1", 0))
+        yield int(reservation.getsockname()[1])
+
+
+@contextlib.contextmanager
+def signals_as_exit() -> Iterator[None]:
+    """Turn SIGTERM and SIGINT into SystemExit, so that `finally` clauses run."""
+
+    def leave(number: int, frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers; the launcher still ends the server
+        return
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

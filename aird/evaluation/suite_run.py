@@ -1,148 +1,151 @@
-"""Ask one checkpoint everything that a suite measures: served by vLLM, or by Transformers on the spot."""
+"""The evaluation's node: ask one checkpoint everything that a suite measures, of whichever engine.
+
+`evaluate_suite` is what the rule's script and `aird evaluate` both call; `measurements` says what is asked.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from aird.evaluation.engines.engine import Engine, ServerSettings
 from aird.evaluation.measurements import (
     answer_likelihoods,
     check_parity,
     complete_records,
     first_token_logprobs,
-    prepare_checkpoint,
     reference_answers,
     run_tasks,
 )
-from aird.evaluation.server_client import Client, Completer
-from aird.evaluation.serving import ServerSettings, detect_accelerator, serve
-from aird.evaluation.transformers_client import TransformersClient
-from aird.models.dense import rounds_activations
+from aird.models.dense import rounds_activations, write_dense_copy
 from aird.models.loading import code_is_trusted, load_model, load_tokenizer
+from aird.patching.adapters import load_adapter, merge
 from aird.patching.system_prompt import read_patch
 from aird.prompts.chat import chat_tokens
 from aird.settings.suites import Serving, Suite
 from aird.support.files import scratch_folder
 
+logger = logging.getLogger(__name__)
+
 KINDS = ("harmful", "harmless")
-Records = Mapping[str, Sequence[dict[str, Any]]]  # kind -> prompt records
-Measured = tuple[list[dict[str, Any]], dict[str, Any]]  # completion records, and what is measured besides
 
 
-def run_served(
+def evaluate_suite(
     checkpoint: Path,
-    adapter: Path | None,
-    records: Records,
+    patch: Path | None,
+    records: Mapping[str, Sequence[dict[str, Any]]],
     suite: Suite,
     serving: Serving,
-    python: Path | None,
+    engine: Engine,
     reference: Sequence[dict[str, Any]] | None,
     seed: int,
     scratch: Path,
     log: Path,
-) -> Measured:
-    """Serve a checkpoint with vLLM, check that it is served rightly, and ask everything.
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Have an engine run a checkpoint, check that it does so rightly, and ask everything.
 
     Args:
         checkpoint: a checkpoint folder.
-        adapter: a patch's folder: an adapter to put on it, or a system prompt.
-        records: prompt records of both kinds.
+        patch: a patch's folder: an adapter to put on it, or a system prompt.
+        records: kind, `harmful` or `harmless`, to prompt records.
         suite: what to ask.
-        serving: how to serve; its `url` names a running server.
-        python: Python of the environment with vLLM; None means this one.
+        serving: how the engine is started, and how far it may differ from Transformers.
+        engine: who answers.
         reference: completions of the original, whose harmless answers give the perplexity; None
             takes this checkpoint's own.
-        seed: recorded, and vLLM's own.
+        seed: recorded, and the engine's own.
         scratch: a folder that may be made and removed, on a disk with room for a copy of the checkpoint.
-        log: receives what the server prints.
+        log: receives what a server prints.
+
+    Returns:
+        Completion records, and what is measured besides: answers, tasks, questions. Both say how they were made.
 
     Raises:
-        ParityError: vLLM and Transformers disagree about this checkpoint.
-        RuntimeError: the server did not start, failed or ended.
+        ParityError: the engine and Transformers disagree about this checkpoint.
+        RuntimeError: the engine did not start, failed or ended.
+        ValueError: the suite has tasks, and the engine cannot be asked them.
     """
+    can = engine.abilities
+    if suite.tasks and not can.tasks:
+        raise ValueError(f"lm-eval's tasks need a server, not {engine.describe()}: name one, or leave the tasks out")
     tokenizer = load_tokenizer(checkpoint)
-    # Half harmful, half harmless: a broken checkpoint may look right on one kind.
-    half = -(-serving.parity_prompts // 2)
-    chosen = [*records["harmful"][:half], *records["harmless"][:half]][: serving.parity_prompts]
-    adapter, system_prompt = read_patch(adapter)
-    probes = [chat_tokens(tokenizer, record["instruction"], system_prompt=system_prompt) for record in chosen]
+    adapter, system_prompt = read_patch(patch)
+    probes = [
+        chat_tokens(tokenizer, record["instruction"], system_prompt=system_prompt)
+        for record in _probed(records, serving.parity_prompts)
+    ]
+    settings = ServerSettings(
+        maximum_model_length=serving.maximum_model_length,
+        key_value_cache_gib=serving.key_value_cache_gib,
+        seed=seed,
+        trust_remote_code=code_is_trusted(),
+    )
     with scratch_folder(scratch) as folder:
-        on_cpu = serving.url is None and detect_accelerator() == "cpu"
-        served = prepare_checkpoint(checkpoint, adapter, on_cpu, folder)
-        # Transformers runs base + adapter, the server the merged checkpoint: agreement checks the merge as well.
-        # But a module that rounds its inputs does so before an adapter's base matrix, and no more once it is merged.
-        merged = adapter is not None and rounds_activations(checkpoint)
-        reference_model = load_model(served) if merged else load_model(checkpoint, adapter)
-        expected = first_token_logprobs(reference_model, probes)
-        del reference_model  # its memory is the server's
-        settings = ServerSettings(
-            maximum_model_length=serving.maximum_model_length,
-            key_value_cache_gib=serving.key_value_cache_gib,
-            seed=seed,
-            trust_remote_code=code_is_trusted(),
-        )
-        with serve(served, python, settings, log, serving.url) as client:
-            parity = check_parity(client, probes, expected, serving.parity_tolerance)
-            completions, utility = _ask(client, tokenizer, records, suite, reference, system_prompt)
-            utility["tasks"], utility["questions"] = _tasks(client, served, suite, serving)
-            versions = {"vllm": client.version()}
-    return _with_provenance(completions, utility, suite, seed, parity, versions)
-
-
-def run_with_transformers(
-    checkpoint: Path,
-    adapter: Path | None,
-    records: Records,
-    suite: Suite,
-    reference: Sequence[dict[str, Any]] | None,
-    seed: int,
-) -> Measured:
-    """Ask everything but lm-eval's tasks, without a server; arguments as for `run_served`.
-
-    Raises:
-        ValueError: the suite has tasks, which need vLLM.
-    """
-    if suite.tasks:
-        raise ValueError("lm-eval's tasks need vLLM: name its Python or a server's address, or leave the tasks out")
-    tokenizer = load_tokenizer(checkpoint)
-    adapter, system_prompt = read_patch(adapter)
-    client = TransformersClient(load_model(checkpoint, adapter), tokenizer)
-    completions, utility = _ask(client, tokenizer, records, suite, reference, system_prompt)
-    return _with_provenance(completions, {**utility, "tasks": {}, "questions": {}}, suite, seed, None, {})
-
-
-def _ask(
-    client: Completer,
-    tokenizer: Any,
-    records: Records,
-    suite: Suite,
-    reference: Sequence[dict[str, Any]] | None,
-    system_prompt: str | None,
-) -> Measured:
-    chosen = {kind: records[kind] for kind in KINDS}
-    completions = complete_records(client, tokenizer, chosen, suite.maximum_new_tokens, system_prompt)
-    answers = reference_answers(completions if reference is None else reference)[: suite.perplexity_answers]
-    return completions, {"answers": answer_likelihoods(client, tokenizer, answers, system_prompt)}
-
-
-def _tasks(client: Client, served: Path, suite: Suite, serving: Serving) -> tuple[dict[str, Any], dict[str, Any]]:
-    folder = Path(suite.task_folder) if suite.task_folder else None
-    return run_tasks(client, served, suite.tasks, folder, suite.task_limit, serving.maximum_model_length)
-
-
-def _with_provenance(
-    completions: list[dict[str, Any]],
-    utility: dict[str, Any],
-    suite: Suite,
-    seed: int,
-    parity: dict[str, Any] | None,
-    versions: dict[str, str],
-) -> Measured:
+        served, left = prepare_checkpoint(checkpoint, adapter, engine, folder)
+        # Before the start: the reference's memory is then the server's.
+        expected = _reference_logprobs(checkpoint, adapter, served, probes) if can.first_token_logprobs else None
+        with engine.serve(served, settings, log, left) as client:
+            parity = None if expected is None else check_parity(client, probes, expected, serving.parity_tolerance)
+            chosen = {kind: records[kind] for kind in KINDS}
+            completions = complete_records(client, tokenizer, chosen, suite.maximum_new_tokens, system_prompt)
+            answers = reference_answers(completions if reference is None else reference)[: suite.perplexity_answers]
+            likelihoods = answer_likelihoods(client, tokenizer, answers, system_prompt) if can.prompt_logprobs else []
+            tasks, questions = run_tasks(client, served, suite, serving.maximum_model_length)
+            versions = client.versions()
     provenance = {
         "sampling": {"temperature": 0.0, "max_tokens": suite.maximum_new_tokens, "seed": seed},
         "versions": {**versions, "transformers": version("transformers"), "lm_eval": version("lm_eval")},
         "parity": parity,
     }
+    utility = {"answers": likelihoods, "tasks": tasks, "questions": questions}
     return [{**completion, **provenance} for completion in completions], {**utility, **provenance}
+
+
+def prepare_checkpoint(
+    checkpoint: Path, adapter: Path | None, engine: Engine, scratch: Path
+) -> tuple[Path, Path | None]:
+    """Return the folder for an engine to run, and the adapter that it is to put on it itself.
+
+    The folder is the checkpoint's own, or a copy in `scratch` that computes the same: with the adapter merged, or
+    with dense weights.
+
+    Args:
+        checkpoint: a checkpoint folder.
+        adapter: a rank-1 adapter; None runs the checkpoint plain.
+        engine: who runs it.
+        scratch: an existing, empty folder.
+    """
+    served = checkpoint
+    if adapter is not None and not engine.abilities.adapters:
+        served = scratch / "merged"
+        served.mkdir()
+        merge(checkpoint, load_adapter(adapter), served)
+        adapter = None
+    if engine.needs_dense_copy(served):
+        dense = scratch / "dense"
+        dense.mkdir()
+        write_dense_copy(served, dense)
+        logger.info("serving a dense copy of the quantised weights: the engine cannot read them here")
+        served = dense
+    return served, adapter
+
+
+def _probed(records: Mapping[str, Sequence[dict[str, Any]]], count: int) -> list[dict[str, Any]]:
+    """Return the prompts of the check, half harmful, half harmless: a broken checkpoint may look right on one kind."""
+    half = -(-count // 2)
+    return [*records["harmful"][:half], *records["harmless"][:half]][:count]
+
+
+def _reference_logprobs(
+    checkpoint: Path, adapter: Path | None, served: Path, probes: Sequence[Sequence[int]]
+) -> list[Any]:
+    """Return Transformers' log-probabilities of the first tokens, by which an engine is checked.
+
+    Transformers runs base + adapter, a server the merged checkpoint: agreement checks the merge as well. But a module
+    that rounds its inputs does so before an adapter's base matrix, and no more once it is merged.
+    """
+    merged = adapter is not None and rounds_activations(checkpoint)
+    return first_token_logprobs(load_model(served) if merged else load_model(checkpoint, adapter), probes)

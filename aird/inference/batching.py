@@ -106,8 +106,12 @@ class Batches:
             self._best = rate
             self.size *= 2
         else:
-            self.grows = False
-            self.size = max(1, self.size // 2)
+            self.shrink()
+
+    def shrink(self) -> None:
+        """Take back the last growth, and grow no more."""
+        self.grows = False
+        self.size = max(1, self.size // 2)
 
     def _halve(self, weight: int, failure: str) -> None:
         self.size = max(1, min(self.size, weight) // 2)

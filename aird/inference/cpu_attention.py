@@ -5,12 +5,21 @@ for single new tokens with a cache it takes ten times as long as two matrix prod
 a pack meets the keys of the shared prefix and its own only, prompts of like length together, and query heads
 that share keys and values go into one product. What is left out had weight zero. On an accelerator the masked
 product is one launch and cheap, so there it stays.
+
+Transformers knows the function under a name of its own, `NAME`, which a model's configuration asks for from its
+first pass here on and no checkpoint stores. How a pass attends is a context variable: each thread has its own, and
+where none is set, the function is PyTorch's.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
+import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +27,10 @@ import torch
 
 Attention = Callable[..., tuple[torch.Tensor, Any]]
 
+# With "sdpa" inside, as Transformers then asks of a model what it asks for PyTorch's attention.
+NAME = "aird_sdpa"
+# How the passes of this thread attend; None is PyTorch's way.
+_ATTENTION: ContextVar[Attention | None] = ContextVar("attention", default=None)
 # Prompts go together, padded to the longest of them, if they are at least this share of its length.
 LEAST_FILLED = 0.7
 HIDDEN = torch.finfo(torch.float32).min
@@ -32,31 +45,69 @@ def segmented_attention(model: Any, prefix_length: int, ends: Sequence[int]) -> 
         prefix_length: tokens at the start that all prompts see.
         ends: index of each prompt's last token; a prompt begins behind the one before it.
     """
-    with _replaced(model, lambda plain: _of_pack(plain, prefix_length, ends) if len(ends) > 1 else plain):
+    with _attending(model, _of_pack(prefix_length, ends) if len(ends) > 1 else None):
         yield
 
 
 @contextlib.contextmanager
 def decoding_attention(model: Any) -> Iterator[None]:
     """Let every attention of `model` with one new token a row run as two matrix products."""
-    with _replaced(model, _of_new_tokens):
+    with _attending(model, _of_new_tokens):
         yield
 
 
 @contextlib.contextmanager
-def _replaced(model: Any, make: Callable[[Attention], Attention]) -> Iterator[None]:
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    name = "sdpa"
-    if next(model.parameters()).device.type != "cpu" or model.config.get_text_config()._attn_implementation != name:
-        yield
-        return
-    plain = ALL_ATTENTION_FUNCTIONS[name]
-    ALL_ATTENTION_FUNCTIONS[name] = make(plain)
+def _attending(model: Any, attention: Attention | None) -> Iterator[None]:
+    here = next(model.parameters()).device.type == "cpu"
+    if here:
+        _name_in(model)
+    token = _ATTENTION.set(attention if here else None)
     try:
         yield
     finally:
-        ALL_ATTENTION_FUNCTIONS[name] = plain
+        _ATTENTION.reset(token)
+
+
+def _name_in(model: Any) -> None:
+    """Let a model whose attention is PyTorch's ask for `NAME` instead, unless its code compares such names."""
+    config = model.config.get_text_config()
+    if config._attn_implementation == "sdpa":
+        _register()
+        if not any(_compares_names(module) for module in {type(each).__module__ for each in model.modules()}):
+            config._attn_implementation = NAME
+
+
+@functools.cache
+def _register() -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(NAME, _attention)
+    AttentionMaskInterface.register(NAME, AttentionMaskInterface()["sdpa"])
+
+
+@functools.cache
+def _compares_names(module: str) -> bool:
+    """Tell whether a module's code asks if the attention is "sdpa", and would do something else under our name.
+
+    Sparse attention (DeepSeek V3.2) puts its choice of keys into the mask only then.
+    """
+    try:
+        code = inspect.getsource(sys.modules[module])
+    except (OSError, TypeError):
+        return True
+    return re.search(r"""_attn_implementation (==|!=|in|not in) .*["']sdpa["']""", code) is not None
+
+
+def _attention(*states: Any, **settings: Any) -> tuple[torch.Tensor, Any]:
+    """Attend as this thread's pass does; arguments as Transformers gives them to an attention function."""
+    return (_ATTENTION.get() or _plain)(*states, **settings)
+
+
+def _plain(*states: Any, **settings: Any) -> tuple[torch.Tensor, Any]:
+    from transformers import AttentionInterface
+
+    attended: tuple[torch.Tensor, Any] = AttentionInterface()["sdpa"](*states, **settings)
+    return attended
 
 
 def grouped_attention(
@@ -99,15 +150,12 @@ def _scaling(query: torch.Tensor, settings: dict[str, Any]) -> float:
     return query.shape[-1] ** -0.5 if scaling is None else float(scaling)
 
 
-def _of_new_tokens(plain: Attention) -> Attention:
-    def attention(
-        module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **settings: Any
-    ) -> tuple[torch.Tensor, Any]:
-        if query.shape[2] > 1 or not _replaceable(mask, settings):
-            return plain(module, query, key, value, mask, **settings)
-        return grouped_attention(query, key, value, mask, _scaling(query, settings)).transpose(1, 2), None
-
-    return attention
+def _of_new_tokens(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **settings: Any
+) -> tuple[torch.Tensor, Any]:
+    if query.shape[2] > 1 or not _replaceable(mask, settings):
+        return _plain(module, query, key, value, mask, **settings)
+    return grouped_attention(query, key, value, mask, _scaling(query, settings)).transpose(1, 2), None
 
 
 @dataclass(frozen=True)
@@ -161,15 +209,15 @@ class _Layout:
             mask: [tokens, tokens] of the pack, boolean or additive.
         """
         mask = _additive(mask).float()
-        found = []
+        masks = []
         for group in self.groups:
             own, pads = (each[group.places].view(group.prompts, -1) for each in (self.order, self.pads))
             prefix = torch.arange(self.prefix_length).expand(group.prompts, -1)
             keys = torch.cat([prefix, own], dim=1)
             hidden = torch.cat([torch.zeros_like(prefix, dtype=torch.bool), pads], dim=1)
             seen = mask[own[:, :, None], keys[:, None, :]].masked_fill(hidden[:, None, :], HIDDEN)
-            found.append(seen.unsqueeze(1))
-        return found
+            masks.append(seen.unsqueeze(1))
+        return masks
 
 
 class _Taken(torch.autograd.Function):
@@ -194,13 +242,13 @@ class _Taken(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradient of the states."""
-        found = gradient.index_select(context.axis, context.back)
+        taken = gradient.index_select(context.axis, context.back)
         if context.unused is not None:
-            found.transpose(0, context.axis)[context.unused] = 0
-        return found, None, None, None, None
+            taken.transpose(0, context.axis)[context.unused] = 0
+        return taken, None, None, None, None
 
 
-def _of_pack(plain: Attention, prefix_length: int, ends: Sequence[int]) -> Attention:
+def _of_pack(prefix_length: int, ends: Sequence[int]) -> Attention:
     layout, tokens = _Layout(prefix_length, ends), ends[-1] + 1
     known: list[Any] = [None, []]  # the last mask, and what each group sees of it
 
@@ -209,7 +257,7 @@ def _of_pack(plain: Attention, prefix_length: int, ends: Sequence[int]) -> Atten
     ) -> tuple[torch.Tensor, Any]:
         packed = isinstance(mask, torch.Tensor) and mask.shape[-2:] == (query.shape[2], key.shape[2])
         if not packed or mask.shape[-1] != tokens or not _replaceable(mask, settings):
-            return plain(module, query, key, value, mask, **settings)
+            return _plain(module, query, key, value, mask, **settings)
         if known[0] is not mask:  # one for all layers, or one for each kind of layer
             known[:] = mask, layout.masks(mask[0, 0])
         return _attend(layout, query, key, value, known, _scaling(query, settings)), None
@@ -223,11 +271,11 @@ def _attend(
     """Return [rows, tokens, heads, width], as Transformers wants it."""
     rows, prefix = len(query), layout.prefix_length
     query, key, value = (_Taken.apply(each, 2, layout.order, layout.inverse, None) for each in (query, key, value))
-    found = []
+    parts = []
     if prefix:
         first, seen = slice(0, prefix), known[0][:1, :, :prefix, :prefix]
         states = grouped_attention(query[:, :, first], key[:, :, first], value[:, :, first], seen, scaling)
-        found.append(states.transpose(1, 2))
+        parts.append(states.transpose(1, 2))
     for group, seen in zip(layout.groups, known[1], strict=True):
         # [rows, heads, places, width] -> [rows x prompts, heads, length, width]
         queries, keys, values = (
@@ -239,6 +287,6 @@ def _attend(
             for whole, own in ((key, keys), (value, values))
         )
         states = grouped_attention(queries.flatten(0, 1), keys, values, seen.repeat(rows, 1, 1, 1), scaling)
-        found.append(states.unflatten(0, (rows, -1)).transpose(2, 3).flatten(1, 2))
+        parts.append(states.unflatten(0, (rows, -1)).transpose(2, 3).flatten(1, 2))
     # What the places that pad got is left behind, and must have no gradient.
-    return _Taken.apply(torch.cat(found, dim=1), 1, layout.inverse, layout.order, layout.pads)
+    return _Taken.apply(torch.cat(parts, dim=1), 1, layout.inverse, layout.order, layout.pads)

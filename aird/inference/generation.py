@@ -1,7 +1,13 @@
-"""Greedy generation with Transformers, for the few nodes that need hooks or have no server."""
+"""Greedy generation with Transformers, for the few nodes that need hooks or have no server.
+
+A checkpoint's own generation settings (sampling, penalties, forced or forbidden tokens) are not inherited, except for
+the tokens that end a text: a reply is the same here and by a server, which is asked with neutral values too
+(aird/evaluation/server_client.py).
+"""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,12 +43,19 @@ def generate(
         observe: gets the logits of every new token, float32; also of rows whose continuation has ended.
     """
     device = next(model.parameters()).device
-    stop = model.generation_config.eos_token_id
-    stops = set(stop if isinstance(stop, list) else [stop])
-    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(stops)
+    stops = stop_tokens(model, tokenizer)
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(stops, default=0)
+    greedy = _with_settings(
+        model,
+        max_new_tokens=maximum_new_tokens,
+        do_sample=False,
+        eos_token_id=sorted(stops) or None,
+        pad_token_id=padding,
+        begin_suppress_tokens=list(begin_suppress_tokens) if begin_suppress_tokens else None,
+    )
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     results: list[list[int]] = [[] for _ in prompts]
-    cached = True
+    cached = honours_packs(model, prompts)  # asked for the longest first, and so once
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         batch = [list(prompts[index]) for index in chosen]
@@ -57,23 +70,36 @@ def generate(
         if cached:
             options["past_key_values"] = cache
         with decoding_attention(model):
-            output = model.generate(
+            output = greedy.generate(
                 input_ids=torch.tensor(rows, device=device),
                 attention_mask=torch.tensor([[0] * gap + [1] * (width - gap) for gap in gaps], device=device),
-                max_new_tokens=maximum_new_tokens,
-                do_sample=False,
-                pad_token_id=padding,
-                begin_suppress_tokens=list(begin_suppress_tokens) if begin_suppress_tokens else None,
-                # Sampling defaults of the checkpoint would only cause warnings here.
-                temperature=None,
-                top_p=None,
-                top_k=None,
+                generation_config=greedy.generation_config,
                 **options,
             )
         for index, row in zip(chosen, output[:, width:].tolist(), strict=True):
             end = next((position for position, token in enumerate(row) if token in stops), len(row))
             results[index] = row[:end]
     return results
+
+
+def stop_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """Return the tokens that end a text: those of the checkpoint's generation settings and the tokenizer's, as vLLM."""
+    own = model.generation_config.eos_token_id
+    tokens = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id}
+    return {token for token in tokens if token is not None}
+
+
+def _with_settings(model: Any, **settings: Any) -> Any:
+    """Return the model with these generation settings and no others; the model itself keeps its own.
+
+    Transformers fills whatever a call leaves open from the settings that stand on the model, also where it gets a
+    whole `GenerationConfig`. So the call goes to a shallow copy, which shares every module and hook.
+    """
+    from transformers import GenerationConfig
+
+    greedy = copy.copy(model)
+    greedy.generation_config = GenerationConfig(**settings)
+    return greedy
 
 
 class _Observed:
@@ -112,8 +138,8 @@ def _prompt_cache(model: Any, prompts: Sequence[Sequence[int]]) -> Any:
     width = max(map(len, prompts)) - 1
     parts: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
     for pack in make_packs([prompt[:-1] for prompt in prompts], PACK_TOKENS):
-        found = getattr(pack_output(model, pack, use_cache=True, logits_to_keep=1), "past_key_values", None)
-        layers: list[Any] = found.layers if type(found) is DynamicCache else []
+        kept = getattr(pack_output(model, pack, use_cache=True, logits_to_keep=1), "past_key_values", None)
+        layers: list[Any] = kept.layers if type(kept) is DynamicCache else []
         if not layers or any(type(layer) is not DynamicLayer for layer in layers):
             return None
         places = _padded_places(pack, width)

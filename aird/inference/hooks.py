@@ -55,13 +55,14 @@ def remove_component(states: torch.Tensor, direction: torch.Tensor) -> torch.Ten
     """Return x - (x . r) r, the states without their component along the unit direction r.
 
     Args:
-        states: [rows, tokens, d_model].
+        states: [rows, tokens, d_model]; a module may also return [rows x tokens, d_model].
         direction: [d_model], or [rows, d_model] for a direction of each row's own; unit norm.
     """
     unit = direction.to(states.dtype)
     if unit.ndim == 1:
         return states - (states @ unit).unsqueeze(-1) * unit
-    return states - torch.bmm(torch.bmm(states, unit.unsqueeze(-1)), unit.unsqueeze(1))
+    rows = states.reshape(len(unit), -1, states.shape[-1])
+    return (rows - torch.bmm(torch.bmm(rows, unit.unsqueeze(-1)), unit.unsqueeze(1))).view(states.shape)
 
 
 @contextlib.contextmanager

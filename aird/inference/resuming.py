@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import nn
 
 from aird.inference.hooks import hooks, on_input
 from aird.inference.packing import Pack, run_pack
+
+# Blocks that return a tuple with the hidden states first; aird/models/structure.py sees every block run and fills it.
+TUPLE_BLOCKS: WeakSet[nn.Module] = WeakSet()
 
 
 class Reached(Exception):
@@ -32,7 +36,7 @@ def resumed_at(blocks: list[nn.Module], layer: int, states: torch.Tensor) -> Ite
     # A loader that spreads a model over devices leaves a `forward` of its own on each block: put it back.
     own = [block.__dict__.get("forward") for block in blocks[:layer]]
     for block in blocks[:layer]:
-        block.forward = _pass_on
+        block.forward = _pass_on_in_tuple if block in TUPLE_BLOCKS else _pass_on
     try:
         with hooks(before=[(blocks[layer], on_input(lambda _: states))]):
             yield
@@ -45,6 +49,10 @@ def resumed_at(blocks: list[nn.Module], layer: int, states: torch.Tensor) -> Ite
 
 def _pass_on(hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
     return hidden_states
+
+
+def _pass_on_in_tuple(hidden_states: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, None]:
+    return hidden_states, None
 
 
 def block_input(model: Any, blocks: list[nn.Module], pack: Pack, wanted: int) -> torch.Tensor:

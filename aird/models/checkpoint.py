@@ -21,6 +21,8 @@ from safetensors import safe_open
 
 # Bits of one value, by the names that safetensors gives to dtypes.
 FLOAT_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16}
+# Local names of the tensor that holds a matrix's values: dense and 8-bit, compressed-tensors, GPTQ and AWQ.
+MATRIX_TENSORS = ("weight", "weight_packed", "qweight")
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class Checkpoint:
         names = []
         for name, tensor in self.tensors.items():
             module, _, local = name.rpartition(".")
-            if local in ("weight", "weight_packed") and len(tensor.shape) == 2:
+            if local in MATRIX_TENSORS and len(tensor.shape) == 2:
                 names.append(module)
         return sorted(names, key=natural_order)
 

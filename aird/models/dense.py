@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from aird.models.checkpoint import Checkpoint, read_checkpoint
-from aird.models.loading import copy_description
+from aird.models.loading import code_is_trusted, copy_description
 from aird.models.matrices import declared_format, matrix_of, quantization_scheme, stored_format
 from aird.support.files import read_json, write_json
 
@@ -24,11 +24,11 @@ def needs_dense_copy(folder: Path, on_cpu: bool) -> bool:
 
     Args:
         folder: a checkpoint folder.
-        on_cpu: whether vLLM runs on a CPU, where it lacks kernels for packed weights.
+        on_cpu: whether vLLM runs on a CPU, where it lacks kernels for packed weights and for floats in blocks.
     """
     if (read_checkpoint(folder).quantization_config or {}).get("quant_method") == "bitsandbytes":
         return True
-    return on_cpu and is_weight_only(folder)
+    return on_cpu and (is_weight_only(folder) or _has_blocks_of_floats(folder))
 
 
 def is_weight_only(folder: Path) -> bool:
@@ -44,7 +44,7 @@ def rounds_activations(folder: Path) -> bool:
     return any(_quantises_activations(checkpoint, module) for module in _quantised_modules(checkpoint))
 
 
-def write_dense_copy(folder: Path, target: Path) -> None:
+def write_dense_copy(folder: Path, target: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write the checkpoint `folder` without its quantisation into the folder `target`.
 
     Quantised matrices become float32: in a 16-bit type the product of integer and scale would be
@@ -53,14 +53,15 @@ def write_dense_copy(folder: Path, target: Path) -> None:
     Args:
         folder: a quantised checkpoint folder.
         target: an existing, empty folder.
+        dtype: another type for the matrices, to which the float32 products are rounded once.
     """
     checkpoint = read_checkpoint(folder)
     modules = _quantised_modules(checkpoint)
     packed = {tensor.name for module in modules for tensor in checkpoint.module_tensors(module).values()}
     tensors = {name: tensor.load() for name, tensor in checkpoint.tensors.items() if name not in packed}
     for module in modules:
-        tensors[f"{module}.weight"] = matrix_of(checkpoint, module, torch.float32)
-    copy_description(folder, target)
+        tensors[f"{module}.weight"] = matrix_of(checkpoint, module, torch.float32).to(dtype)
+    copy_description(folder, target, code_is_trusted())
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
     config = read_json(target / "config.json")
     del config["quantization_config"]
@@ -72,6 +73,20 @@ def _quantised_modules(checkpoint: Checkpoint) -> list[str]:
         return []
     # By what is stored: an embedding matches no scheme, whatever config.json says about linear modules.
     return [name for name in checkpoint.matrix_modules() if stored_format(checkpoint.module_tensors(name)) != "dense"]
+
+
+def _has_blocks_of_floats(folder: Path) -> bool:
+    """Return whether some matrix is NVFP4, MXFP4 or FP8 in blocks."""
+    checkpoint = read_checkpoint(folder)
+    for module in _quantised_modules(checkpoint):
+        scheme = quantization_scheme(checkpoint, module)
+        if (
+            scheme is not None
+            and scheme.weights.type == "float"
+            and scheme.weights.strategy not in ("tensor", "channel")
+        ):
+            return True
+    return False
 
 
 def _quantises_activations(checkpoint: Checkpoint, module: str) -> bool:

@@ -6,6 +6,7 @@ weights, tokenizer, chat template and generation configuration.
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from aird.models.checkpoint import read_checkpoint
-from aird.models.structure import residual_writers
+from aird.models.structure import ArchitectureError, norm_gain, residual_writers, writer_contributions
 from aird.prompts.chat import chat_tokens
 from aird.support.checkpoint_patterns import CODE, DESCRIPTION
 from aird.support.files import check_folder, read_json
 from aird.support.processor import computes_in
-from aird.support.quick_imports import import_transformers
 
 TRUST = "trust_remote_code"  # key of a manifest
 _trusted: list[bool] = []
@@ -53,9 +53,9 @@ def code_is_trusted() -> bool:
 
 def load_tokenizer(checkpoint: Path) -> Any:
     """Return the checkpoint's tokenizer; ValueError if it has no chat template."""
-    tokenizer = import_transformers().AutoTokenizer.from_pretrained(
-        str(checkpoint), trust_remote_code=code_is_trusted()
-    )
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(checkpoint), trust_remote_code=code_is_trusted())
     chat_tokens(tokenizer, "Hello.")
     return tokenizer
 
@@ -81,7 +81,9 @@ def load_model(
         adapter: a PEFT adapter folder to put on top.
         dtype: the type to compute in, instead of that.
     """
-    model: Any = import_transformers().AutoModelForCausalLM.from_pretrained(
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(
         str(checkpoint),
         dtype=dtype or compute_dtype(checkpoint),
         device_map="auto" if torch.cuda.is_available() else None,
@@ -105,7 +107,9 @@ def load_model(
 
 def stored_dtype(checkpoint: Path) -> torch.dtype:
     """Return the type that the checkpoint's configuration names; float32 where it names none."""
-    config = import_transformers().AutoConfig.from_pretrained(str(checkpoint), trust_remote_code=code_is_trusted())
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(str(checkpoint), trust_remote_code=code_is_trusted())
     return getattr(config, "dtype", None) or torch.float32
 
 
@@ -118,7 +122,7 @@ def import_model(source: Path, target: Path, dtype: str, trust_remote_code: bool
     Raises:
         ValueError: the source has no safetensors weights, no config or no chat template, a weight is
             truncated, missing, NaN or infinite, it needs code that is not trusted, or its blocks lack
-            the structure that directions and AIRD need.
+            the structure that directions and AIRD need, which is proven on its weights.
     """
     if source.is_dir():
         copy_weights(source, target, trust_remote_code)
@@ -129,13 +133,60 @@ def import_model(source: Path, target: Path, dtype: str, trust_remote_code: bool
         trust_code()
     load_tokenizer(target)
     try:
-        residual_writers(load_structure(target))
+        prove_structure(target)
     except ValueError as error:
         if "trust_remote_code" not in str(error):
             raise
         raise ValueError(
             f"{source} needs modelling code of its own; to let it run, write trust_remote_code: true for this model"
         ) from error
+
+
+def prove_structure(checkpoint: Path) -> None:
+    """Prove on a checkpoint's own weights what its blocks write to the residual stream, by passes of a few tokens.
+
+    Raises:
+        ValueError: a block writes something else (`aird.models.structure.residual_writers`), no matrix can be
+            edited, or the matrices are stored under other names than their modules have.
+    """
+    structure = load_structure(checkpoint)
+    if not writer_contributions(structure):  # what can be refused for free
+        obstacles = [text for block in residual_writers(structure) for text in block.obstacles]
+        raise ArchitectureError(f"{checkpoint}: no matrix of this model can be edited: {'; '.join(obstacles[:2])}, ...")
+    model = load_model(checkpoint)
+    if residual_writers(model) != residual_writers(structure):
+        raise ArchitectureError(f"{checkpoint}: its blocks are read differently without their weights")
+    stored = read_checkpoint(checkpoint).tensors
+    for writer, contribution in writer_contributions(model).items():
+        for module in (writer, contribution.norm or writer):
+            if not any(name.startswith(f"{module}.") for name in stored):
+                raise ArchitectureError(
+                    f"{checkpoint}: the module {module} has no stored tensor of its name (stored are "
+                    f"{', '.join(list(stored)[:3])}, ...), so it could not be edited; load the model with Transformers "
+                    "and write it again with save_pretrained, a wrapped model's text model alone"
+                )
+
+
+def stored_gains(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Return the gain of the norm behind each writer that has one, as `writer_gains` does, from a checkpoint's files.
+
+    Raises:
+        ValueError: a norm is not stored under its module's name, or is no RMS norm.
+    """
+    structure = load_structure(checkpoint)
+    stored = read_checkpoint(checkpoint).tensors
+    gains = {}
+    for writer, contribution in writer_contributions(structure).items():
+        if contribution.norm is None:
+            continue
+        norm = copy.deepcopy(structure.get_submodule(contribution.norm)).to_empty(device="cpu")
+        names = {local: f"{contribution.norm}.{local}" for local in norm.state_dict()}
+        absent = [name for name in names.values() if name not in stored]
+        if absent:
+            raise ArchitectureError(f"{checkpoint} stores no tensor {absent[0]}, the norm behind {writer}")
+        norm.load_state_dict({local: stored[name].load() for local, name in names.items()}, assign=True)
+        gains[writer] = norm_gain(contribution.norm, norm, structure.get_submodule(writer).out_features)
+    return gains
 
 
 def check_weights(checkpoint: Path, source: Path) -> None:
@@ -196,7 +247,8 @@ def copy_weights(source: Path, target: Path, with_code: bool) -> None:
 
 
 def _dequantise_gguf(source: Path, target: Path, dtype: torch.dtype) -> None:
-    transformers = import_transformers()
+    import transformers
+
     folder, name = str(source.parent), source.name
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name)
@@ -212,8 +264,25 @@ def _dequantise_gguf(source: Path, target: Path, dtype: torch.dtype) -> None:
 
 
 def load_structure(checkpoint: Path) -> Any:
-    """Return the checkpoint's architecture with empty weights (meta device): its modules, for free."""
-    transformers = import_transformers()
+    """Return the checkpoint's architecture with empty weights (meta device): its modules, for free.
+
+    Raises:
+        ArchitectureError: it is no causal language model, such as a wrapper of vision and language.
+    """
+    import transformers
+
     config = transformers.AutoConfig.from_pretrained(str(checkpoint), trust_remote_code=code_is_trusted())
-    with torch.device("meta"):
-        return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=code_is_trusted())
+    try:
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=code_is_trusted())
+    except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        inner = config.get_text_config()
+        advice = (
+            "" if inner is config else f"; save its text model ({inner.model_type}) alone, as a causal language model"
+        )
+        raise ArchitectureError(
+            f"{checkpoint}: Transformers has no causal language model of the type {config.model_type}{advice}"
+        ) from None
+    return model.eval()

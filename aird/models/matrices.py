@@ -1,8 +1,9 @@
-"""The effective dense matrix of one module, read from any checkpoint this package writes.
+"""The effective dense matrix of one module, read from any checkpoint that this project reads.
 
-Dense, compressed-tensors (packed integers, 8-bit integers, 8-bit floats) and
-bitsandbytes weights are decompressed by those libraries' own functions, one
-module at a time, so that a matrix equals what Transformers computes with.
+Dense, compressed-tensors and bitsandbytes weights are decompressed by those
+libraries' own functions, one module at a time, so that a matrix equals what
+Transformers computes with. GPTQ, AWQ and DeepSeek's FP8 are repacked for them
+first (`aird.models.repacking`). All formats: docs/checkpoints.md.
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ from typing import Any
 import torch
 
 from aird.models.checkpoint import FLOAT_BITS, Checkpoint, StoredTensor, read_checkpoint
+from aird.models.repacking import FOREIGN, foreign_scheme, repack, scattered, ungrouped
+from aird.settings.checkpoint_formats import refusal
 
 UNKNOWN_FORMAT = "unknown"
+_BITSANDBYTES_4BIT = "weight.quant_state.bitsandbytes__"
 
 
 def dense_matrix(checkpoint: Path, module: str) -> torch.Tensor:
@@ -27,8 +31,9 @@ def dense_matrix(checkpoint: Path, module: str) -> torch.Tensor:
         module: full name of the module, such as "model.layers.3.self_attn.o_proj".
 
     Returns:
-        The weight [d_out, d_in] in the stored float dtype (that of the scales for compressed-tensors,
-        that of the original for bitsandbytes NF4, float32 for bitsandbytes int8).
+        The weight [d_out, d_in] in the stored float dtype: that of the scales for compressed-tensors, GPTQ,
+        AWQ and FP8; bfloat16 for NVFP4 and MXFP4, as compressed-tensors unpacks them; that of the original
+        for 4-bit bitsandbytes, float32 for bitsandbytes int8.
 
     Raises:
         ValueError: there is no such module (the message lists similar names), or its stored
@@ -60,13 +65,11 @@ def matrix_of(checkpoint: Checkpoint, module: str, scale_dtype: torch.dtype | No
     if form == "dense":
         return stored["weight"].load()
     loaded = {local: tensor.load() for local, tensor in stored.items()}
-    if scale_dtype is not None and "weight_scale" in loaded:
-        loaded["weight_scale"] = loaded["weight_scale"].to(scale_dtype)
     if form == "bitsandbytes-int8":
         from bitsandbytes.functional import int8_vectorwise_dequant
 
         return int8_vectorwise_dequant(loaded["weight"], loaded["SCB"])
-    if form == "bitsandbytes-nf4":
+    if form in ("bitsandbytes-nf4", "bitsandbytes-fp4"):
         from bitsandbytes.functional import QuantState, dequantize_4bit
 
         packed = loaded.pop("weight")
@@ -74,25 +77,82 @@ def matrix_of(checkpoint: Checkpoint, module: str, scale_dtype: torch.dtype | No
         return dequantize_4bit(packed, state)
     scheme = quantization_scheme(checkpoint, module)
     if form == UNKNOWN_FORMAT or scheme is None:
-        found = {local: tensor.dtype for local, tensor in stored.items()}
+        dtypes = {local: tensor.dtype for local, tensor in stored.items()}
         declared = "does not quantise it" if scheme is None else f"declares {scheme.format}"
         raise ValueError(
-            f"{checkpoint.folder}: cannot read {module}, stored as {found}; config.json {declared}. "
+            f"{checkpoint.folder}: cannot read {module}, stored as {dtypes}; config.json {declared}. "
             "Rebuild the checkpoint; a compressed model must not be loaded, edited and saved"
         )
     from compressed_tensors.compressors import BaseCompressor
 
-    compressor = BaseCompressor.get_value_from_registry(form)
-    return compressor.decompress(loaded, scheme)["weight"]
+    order = None
+    try:
+        if form in FOREIGN.values():
+            loaded, scheme, form, order = repack(loaded, form, checkpoint.quantization_config or {})
+        elif form == "pack-quantized":
+            order = scattered(loaded.pop("weight_g_idx", None), scheme.weights.group_size)
+            _check_packing(loaded, scheme)
+    except ValueError as error:
+        raise ValueError(f"{checkpoint.folder}: cannot read {module}: {error}") from error
+    if scale_dtype is not None and "weight_scale" in loaded:
+        loaded["weight_scale"] = loaded["weight_scale"].to(scale_dtype)
+    if order is not None:
+        return _unordered_matrix(loaded, scheme, order)
+    return BaseCompressor.get_value_from_registry(form).decompress(loaded, scheme)["weight"]
+
+
+def column_order(checkpoint: Checkpoint, module: str) -> torch.Tensor | None:
+    """Return the group of each column [d_in] where columns of a group lie apart (GPTQ's `desc_act`), else None.
+
+    The installed Transformers and PEFT know no such order, so a checkpoint that has one needs a dense copy.
+    """
+    stored = _tensors_of(checkpoint, module)
+    groups = stored.get("g_idx") or stored.get("weight_g_idx")
+    scheme = quantization_scheme(checkpoint, module) if groups is not None else None
+    return None if groups is None or scheme is None else scattered(groups.load(), scheme.weights.group_size)
+
+
+def _unordered_matrix(loaded: dict[str, torch.Tensor], scheme: Any, order: torch.Tensor) -> torch.Tensor:
+    """Return a packed matrix whose groups' columns lie apart, which compressed-tensors does not decompress."""
+    from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+
+    scales, bits = loaded["weight_scale"], scheme.weights.num_bits
+    shape = torch.Size(loaded["weight_shape"].tolist())
+    zeros = None
+    if not scheme.weights.symmetric:
+        wide = torch.Size((shape[0], scales.shape[1]))
+        zeros = unpack_from_int32(loaded["weight_zero_point"], bits, wide, packed_dim=0)
+    return ungrouped(unpack_from_int32(loaded["weight_packed"], bits, shape), scales, zeros, order)
+
+
+def _check_packing(loaded: dict[str, torch.Tensor], scheme: Any) -> None:
+    """Refuse the older packing of 3, 5, 6 and 7 bits, which pads each word and would be read as other numbers."""
+    bits, columns = scheme.weights.num_bits, int(loaded["weight_shape"][1])
+    words, wanted = loaded["weight_packed"].shape[1], -(-columns * bits // 32)
+    if words != wanted:
+        raise ValueError(
+            f"it has {words} words a row where {columns} values of {bits} bits have {wanted}: it was packed by an "
+            "older compressed-tensors; save it again with a newer one"
+        )
 
 
 def matrix_shape(stored: dict[str, StoredTensor]) -> tuple[int, int]:
     """Return (d_out, d_in) of a module from its stored tensors; ValueError where they do not say."""
+    form = stored_format(stored)
     if "weight_shape" in stored:
         rows, columns = stored["weight_shape"].load().tolist()
+    elif form in ("nvfp4-pack-quantized", "mxfp4-pack-quantized"):
+        rows, half = stored["weight_packed"].shape  # two 4-bit floats a byte
+        columns = 2 * half
+    elif form == "awq":
+        columns, rows = stored["qweight"].shape[0], stored["scales"].shape[1]
+    elif form == "gptq":
+        # As many bits a value along the output's zero points as along the input's words.
+        rows = stored["qweight"].shape[1]
+        columns = stored["qweight"].shape[0] * rows // stored["qzeros"].shape[1]
     elif "weight" not in stored:
         raise ValueError(f"{', '.join(tensor.name for tensor in stored.values())}: the weight's shape is missing")
-    elif stored_format(stored) == "bitsandbytes-nf4":
+    elif form in ("bitsandbytes-nf4", "bitsandbytes-fp4"):
         state = next(tensor for local, tensor in stored.items() if "quant_state" in local)
         rows, columns = json.loads(bytes(state.load().tolist()))["shape"]
     else:
@@ -103,23 +163,36 @@ def matrix_shape(stored: dict[str, StoredTensor]) -> tuple[int, int]:
 def stored_format(stored: dict[str, StoredTensor]) -> str:
     """Return the format that a module's stored tensors have, whatever config.json says.
 
-    One of "dense", "pack-quantized", "int-quantized", "float-quantized", "bitsandbytes-int8",
-    "bitsandbytes-nf4", or "unknown" for tensors that fit none of them.
+    One of "dense", "bitsandbytes-int8", "bitsandbytes-nf4", "bitsandbytes-fp4", "gptq", "awq", "fp8-block",
+    compressed-tensors' names ("pack-quantized", "int-quantized", "float-quantized", "nvfp4-pack-quantized",
+    "mxfp4-pack-quantized"), or "unknown" for tensors that fit none of them.
     """
-    weight = stored.get("weight")
-    if weight is None:
-        wanted = {"weight_packed": "I32", "weight_shape": "I64"}
-        packed = all(local in stored and stored[local].dtype == dtype for local, dtype in wanted.items())
-        return "pack-quantized" if packed and "weight_scale" in stored else UNKNOWN_FORMAT
-    if weight.dtype in FLOAT_BITS and len(stored) == 1:
+    dtypes = {local: tensor.dtype for local, tensor in stored.items()}
+    if "weight_packed" in stored:
+        return _packed_format(dtypes)
+    if dtypes.get("qweight") == "I32" and dtypes.get("qzeros") == "I32" and "scales" in stored:
+        # GPTQ's words run along the input, AWQ's along the output.
+        return "gptq" if stored["qweight"].shape[1] == stored["scales"].shape[1] else "awq"
+    weight = dtypes.get("weight")
+    if weight in FLOAT_BITS and len(stored) == 1:
         return "dense"
-    if weight.dtype == "I8" and "SCB" in stored:
+    if weight == "I8" and "SCB" in stored:
         return "bitsandbytes-int8"
-    if weight.dtype == "U8" and "weight.quant_state.bitsandbytes__nf4" in stored:
-        return "bitsandbytes-nf4"
-    if weight.dtype in ("I8", "F8_E4M3") and "weight_scale" in stored:
-        return "int-quantized" if weight.dtype == "I8" else "float-quantized"
-    return UNKNOWN_FORMAT
+    if weight == "U8":
+        kinds = [kind for kind in ("nf4", "fp4") if f"{_BITSANDBYTES_4BIT}{kind}" in stored]
+        return f"bitsandbytes-{kinds[0]}" if kinds else UNKNOWN_FORMAT
+    if weight in ("I8", "F8_E4M3") and "weight_scale" in stored:
+        return "int-quantized" if weight == "I8" else "float-quantized"
+    return "fp8-block" if weight == "F8_E4M3" and "weight_scale_inv" in stored else UNKNOWN_FORMAT
+
+
+def _packed_format(dtypes: dict[str, str]) -> str:
+    packed, scale = dtypes["weight_packed"], dtypes.get("weight_scale")
+    if packed == "I32" and scale is not None and dtypes.get("weight_shape") in ("I64", "I32"):
+        return "pack-quantized"
+    if packed == "U8" and scale == "F8_E4M3" and "weight_global_scale" in dtypes:
+        return "nvfp4-pack-quantized"
+    return "mxfp4-pack-quantized" if packed == scale == "U8" else UNKNOWN_FORMAT
 
 
 def declared_format(checkpoint: Checkpoint, module: str) -> str:
@@ -133,6 +206,10 @@ def declared_format(checkpoint: Checkpoint, module: str) -> str:
             return "dense"
         four_bits = config.get("load_in_4bit") or config.get("_load_in_4bit")
         return f"bitsandbytes-{config['bnb_4bit_quant_type'] if four_bits else 'int8'}"
+    if config.get("quant_method") in FOREIGN:
+        # These name no modules: what is stored decides, as it does for the programs that serve them.
+        stored = stored_format(_tensors_of(checkpoint, module))
+        return stored if stored == "dense" else FOREIGN[config["quant_method"]]
     scheme = quantization_scheme(checkpoint, module)
     if scheme is None:
         return "dense"
@@ -142,14 +219,20 @@ def declared_format(checkpoint: Checkpoint, module: str) -> str:
 def quantization_scheme(checkpoint: Checkpoint, module: str) -> Any:
     """Return the compressed-tensors scheme that config.json applies to a linear module, or None.
 
+    For GPTQ, AWQ and DeepSeek's FP8 it is the scheme of the repacked matrix.
+
     Raises:
         ValueError: the checkpoint was quantised by a library that this project does not read.
     """
     config = checkpoint.quantization_config
     if config is None:
         return None
-    if config.get("quant_method") != "compressed-tensors":
-        raise ValueError(f"{checkpoint.folder}: quantised with {config.get('quant_method')}, which is not supported")
+    if reason := refusal(config):
+        raise ValueError(f"{checkpoint.folder} {reason}")
+    if config["quant_method"] == "bitsandbytes":
+        raise ValueError(f"{checkpoint.folder}: bitsandbytes has no scheme of compressed-tensors")
+    if config["quant_method"] in FOREIGN:
+        return None if declared_format(checkpoint, module) == "dense" else foreign_scheme(config)
     from compressed_tensors.quantization import QuantizationConfig
     from compressed_tensors.utils import match_targets
 

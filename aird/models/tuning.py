@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from aird.inference.generation import generate
-from aird.inference.packing import make_packs, run_pack
+from aird.inference.packing import plan_packs, run_pack
 from aird.inference.refusals import jailbroken_arditi
 from aird.inference.resuming import block_input, resumed_at
 from aird.models.loading import load_model, load_tokenizer, stored_dtype
@@ -207,7 +207,7 @@ def _frozen_states(model: Any, examples: list[Example], first_block: int) -> lis
     """
     blocks = list(decoder_blocks(model))
     states: list[torch.Tensor] = []
-    for pack in make_packs([ids for ids, _ in examples], PACK_TOKENS):
+    for pack in plan_packs(model, [ids for ids, _ in examples], PACK_TOKENS):
         hidden = block_input(model, blocks, pack, first_block)[0]
         start = pack.prefix_length
         for end in (pack.ends + 1).tolist():
@@ -223,7 +223,7 @@ def _accumulate(
     blocks = list(decoder_blocks(model))
     answer_tokens = sum(label != IGNORED for index in batch for label in examples[index][1])
     total = 0.0
-    for pack in make_packs([examples[index][0] for index in batch], PACK_TOKENS):
+    for pack in plan_packs(model, [examples[index][0] for index in batch], PACK_TOKENS):
         shared = pack.prefix_length
         members = [batch[place] for place in pack.prompts]
         states = torch.cat([inputs[members[0]][:shared], *(inputs[index][shared:] for index in members)])

@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,11 +27,10 @@ from aird.inference.generation import generate
 from aird.inference.packing import Pack, plan_packs, run_pack
 from aird.inference.refusals import jailbroken_arditi
 from aird.inference.resuming import block_input, resumed_at
-from aird.models.structure import decoder_blocks
-from aird.patching.edits import Edit, along
+from aird.models.structure import decoder_blocks, writer_gains
+from aird.patching.edits import Edit, along, edit_along, reader
 from aird.patching.fitting import all_edited
 from aird.patching.replies import ReplySet, reply_places
-from aird.settings.patches import Calibrate
 from aird.support.statistics import mcnemar
 
 logger = logging.getLogger(__name__)
@@ -47,11 +46,15 @@ class Validation:
     Attributes:
         harmful, harmless: the original's replies to validation prompts.
         own: the compressed checkpoint's replies to the harmless ones.
+        over_refusal_budget: how far over-refusal may lie above the original's.
+        kl_budget: how far harmless replies may move from its own, mean KL divergence of a next token, nats.
     """
 
     harmful: ReplySet
     harmless: ReplySet
     own: ReplySet
+    over_refusal_budget: float
+    kl_budget: float
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,8 @@ def learn_rows(
     first_block: int,
     matrices: Callable[[str], torch.Tensor],
     replies: Sequence[ReplySet],
-    settings: Calibrate,
+    epochs: int,
+    learning_rate: float,
     seed: int,
     start: Sequence[Edit] = (),
 ) -> list[Edit]:
@@ -94,30 +98,32 @@ def learn_rows(
     Args:
         model: the compressed model; it is left as it was.
         modules: full names of the modules to edit.
-        unit: [d_model] unit direction, the column of every edit.
+        unit: [d_model] unit direction; the column of every edit, divided by the gain of a norm behind the module.
         first_block: lowest block with an edited module; what lies below runs once.
         matrices: returns a module's dense matrix [d_model, d_in], which sets the scale of its row.
         replies: of the original to harmful, of the compressed model to harmless training prompts.
-        settings: epochs and learning rate.
+        epochs: passes over the prompts.
+        learning_rate: first step of Adam, relative to the root mean square of r^T W of each matrix.
         seed: of the order of the prompts.
         start: edits of these modules whose rows the learning begins with; without them it begins with zeros.
 
     Raises:
         ValueError: the loss is not finite.
     """
-    column = unit.float()
+    gains = writer_gains(model)
     known = {edit.module: edit.row.float().clone() for edit in start}
     rows = [known.get(module, torch.zeros(matrices(module).shape[1])).requires_grad_() for module in modules]
-    scales = [along(unit.double(), matrices(module)).square().mean().sqrt().item() for module in modules]
+    readers = {module: reader(unit, gains.get(module)) for module in modules}
+    scales = [along(readers[module], matrices(module)).square().mean().sqrt().item() for module in modules]
     optimiser = torch.optim.Adam(
-        [{"params": [row], "lr": settings.learning_rate * scale} for row, scale in zip(rows, scales, strict=True)],
+        [{"params": [row], "lr": learning_rate * scale} for row, scale in zip(rows, scales, strict=True)],
         betas=(0.9, 0.98),
     )
     batches = make_batches(model, replies, first_block, seed)
-    steps = settings.epochs * len(batches)
+    steps = epochs * len(batches)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: max(0.05, 1 - step / steps))
-    edits = [Edit(module, column, row) for module, row in zip(modules, rows, strict=True)]
-    for epoch in range(settings.epochs):
+    edits = [edit_along(module, unit, row, gains.get(module)) for module, row in zip(modules, rows, strict=True)]
+    for epoch in range(epochs):
         total = 0.0
         for batch in batches:
             loss = divergence(model, batch, first_block, edits)
@@ -129,7 +135,7 @@ def learn_rows(
         logger.info("epoch %d: KL %.4f nats per token", epoch + 1, total)
         if not total < float("inf"):
             raise ValueError("the calibration diverged (its loss is not finite): lower the patch's learning_rate")
-    return [Edit(edit.module, edit.column, edit.row.detach()) for edit in edits]
+    return [replace(edit, row=edit.row.detach()) for edit in edits]
 
 
 @torch.no_grad()
@@ -174,12 +180,12 @@ def divergence(model: Any, batch: _Batch, first_block: int, edits: Sequence[Edit
     blocks = list(decoder_blocks(model))
     with resumed_at(blocks, first_block, batch.states), all_edited(model, edits):
         logits = run_pack(model, batch.pack, logits_to_keep=batch.places.to(model.device))[0]
-    found = logits.float().log_softmax(-1).gather(-1, batch.top_tokens)
+    patched = logits.float().log_softmax(-1).gather(-1, batch.top_tokens)
     expected = batch.top_log_probabilities
     rest_expected = (1 - expected.exp().sum(-1)).clamp_min(LEAST_PROBABILITY)
-    rest_found = (1 - found.exp().sum(-1)).clamp_min(LEAST_PROBABILITY)
-    kept = (expected.exp() * (expected - found)).sum(-1)
-    return (kept + rest_expected * (rest_expected.log() - rest_found.log())).mean()
+    rest_patched = (1 - patched.exp().sum(-1)).clamp_min(LEAST_PROBABILITY)
+    kept = (expected.exp() * (expected - patched)).sum(-1)
+    return (kept + rest_expected * (rest_expected.log() - rest_patched.log())).mean()
 
 
 def needs_repair(model: Any, tokenizer: Any, harmful: ReplySet, judged_tokens: int, significance: float) -> Loss:
@@ -203,11 +209,11 @@ def choose_strength(
     first_block: int,
     validation: Validation,
     judged_tokens: int,
-    settings: Calibrate,
+    strengths: Sequence[float],
 ) -> tuple[list[Edit], dict[str, Any]]:
     """Scale the edits by the strength that does best on validation prompts.
 
-    The strengths are tried in the order of the settings. The first that refuses as many harmful
+    The strengths are tried in their order. The first that refuses as many harmful
     prompts as the original, within both budgets, is taken. Else it is the one within the budgets that
     refuses most; else the one that over-refuses least.
 
@@ -217,7 +223,7 @@ def choose_strength(
         first_block: lowest edited block.
         validation: prompts and replies that nothing was learnt from.
         judged_tokens: tokens of a reply that the judge sees.
-        settings: strengths and budgets.
+        strengths: what to multiply the edits by.
 
     Returns:
         the scaled edits, and a record: the strength, the original's rates, and for every strength
@@ -227,7 +233,7 @@ def choose_strength(
     original = {kind: _share(part.refused) for kind, part in parts.items()}
     batches = make_batches(model, [validation.own], first_block, None)
     tried: list[dict[str, Any]] = []
-    for strength in settings.strengths:
+    for strength in strengths:
         if not worth_trying(strength, tried):
             continue
         scaled = _scaled(edits, strength)
@@ -236,8 +242,8 @@ def choose_strength(
                 kind: _share(_refused(model, tokenizer, part.prompts, judged_tokens)) for kind, part in parts.items()
             }
         kl = _mean_divergence(model, batches, first_block, scaled)
-        within = refused["harmless"] <= original["harmless"] + settings.over_refusal_budget
-        within = within and kl <= settings.kl_budget
+        within = refused["harmless"] <= original["harmless"] + validation.over_refusal_budget
+        within = within and kl <= validation.kl_budget
         tried.append(
             {
                 "strength": strength,
@@ -291,7 +297,7 @@ def _mean_divergence(model: Any, batches: Sequence[_Batch], first_block: int, ed
 
 
 def _scaled(edits: Sequence[Edit], strength: float) -> list[Edit]:
-    return [Edit(edit.module, edit.column, strength * edit.row) for edit in edits]
+    return [replace(edit, row=strength * edit.row) for edit in edits]
 
 
 def _refused(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], tokens: int) -> list[bool]:

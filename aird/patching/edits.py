@@ -8,17 +8,29 @@ matrix [d_model, d_in], every reading of AIRD (arXiv 2504.04215) is
 
 a rank-1 edit that does not depend on the sign of r, and so exactly a LoRA of
 rank 1 with B = column and A = row. A bias of the matrix is left as it is.
+
+Where a norm stands between the matrix and the residual stream (Gemma 2 and 3, OLMo 2, EXAONE 4), what is added to the
+stream is the contribution u = g * y / rms(y) of the matrix's output y, with g the gain of the norm and * elementwise.
+The same change of u, u' = u + r (a r . u), then takes
+
+    column = r / g,  row = (r * g)^T (a W_c + b W_o),
+
+because g * (y + column (row x)) = g * y + r (row x). Such an edit also changes rms(y), so the whole contribution is
+rescaled: u' = s (u + r (row x) / rms(y)), s = rms(y) / rms(y'). Nothing but r and that rescaling is in the effect.
+Seen as one change, u' - u, its cosine with r is 1 - 1 / (2 d_model) for outputs in general position: .9999 at 4096.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
-from aird.settings.patches import Project, RankOneFormula, RankOneSettings
+from aird.models.rescaling import check_comparable, relation
+from aird.settings.patches import FormulaSettings, RankOneSettings
 
 ROWS = 64  # rows of a matrix that are converted to float64 at once: they stay in the processor's cache
 
@@ -29,13 +41,15 @@ class Edit:
 
     Attributes:
         module: full name of the edited linear module.
-        column: [d_out] float32, the direction that the edit writes.
+        column: [d_out] float32, what the edit writes: the direction, or r / g before a norm.
         row: [d_in] float32, what the edit reads.
+        gain: [d_out] float64, g of the norm behind the module; None without one.
     """
 
     module: str
     column: torch.Tensor
     row: torch.Tensor
+    gain: torch.Tensor | None = None
 
     def matrix(self) -> torch.Tensor:
         """Return the dense edit column . row, [d_out, d_in] float32."""
@@ -61,8 +75,32 @@ class Update:
         return self.up @ self.down
 
 
+def edit_along(module: str, unit: torch.Tensor, row: torch.Tensor, gain: torch.Tensor | None = None) -> Edit:
+    """Return the edit that makes a module add r (row x) to its contribution, up to the factor that a norm brings.
+
+    Args:
+        module: full name of the linear module.
+        unit: r, [d_out].
+        row: [d_in].
+        gain: g, [d_out], of the norm behind the module (`aird.models.structure.writer_gains`); None without one.
+    """
+    column = unit if gain is None else unit.double() / gain
+    return Edit(module, column.float(), row.float(), gain)
+
+
+def reader(unit: torch.Tensor, gain: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the vector whose product with a module's output is what it contributes along r: r, or r * g, float64."""
+    return unit.double() if gain is None else unit.double() * gain
+
+
 def rank_one_edit(
-    module: str, direction: torch.Tensor, compressed: torch.Tensor, original: torch.Tensor, settings: RankOneFormula
+    module: str,
+    direction: torch.Tensor,
+    compressed: torch.Tensor,
+    original: torch.Tensor,
+    settings: FormulaSettings,
+    gain: torch.Tensor | None = None,
+    original_gain: torch.Tensor | None = None,
 ) -> Edit:
     """Return the edit of one matrix.
 
@@ -71,6 +109,7 @@ def rank_one_edit(
         direction: [d_out], unit norm.
         compressed, original: [d_out, d_in], any floating type.
         settings: method and strength.
+        gain, original_gain: [d_out], of the norm behind the module in either model; None without one.
 
     Raises:
         ValueError: shapes that do not fit, or a direction that is not a unit vector.
@@ -83,11 +122,11 @@ def rank_one_edit(
     unit = direction.double()
     if not torch.isclose(unit.norm(), torch.ones((), dtype=torch.float64), atol=1e-4):
         raise ValueError(f"{module}: the direction has norm {unit.norm().item():.4f}, not 1")
-    a, b = (-settings.alpha, settings.alpha) if isinstance(settings, Project) else (settings.alpha, 0.0)
-    row = a * along(unit, compressed)
+    a, b = settings.coefficients
+    row = a * along(reader(unit, gain), compressed)
     if b:
-        row = row + b * along(unit, original)
-    return Edit(module, unit.float(), row.float())
+        row = row + b * along(reader(unit, original_gain), original)
+    return edit_along(module, unit, row, gain)
 
 
 def edited_blocks(settings: RankOneSettings, source_layer: int, layers: int) -> list[int]:
@@ -132,7 +171,9 @@ def make_edits(
     direction: torch.Tensor,
     read_compressed: Callable[[str], torch.Tensor],
     read_original: Callable[[str], torch.Tensor],
-    settings: RankOneFormula,
+    settings: FormulaSettings,
+    gains: Mapping[str, torch.Tensor] = MappingProxyType({}),
+    original_gains: Mapping[str, torch.Tensor] = MappingProxyType({}),
 ) -> tuple[list[Edit], list[dict[str, Any]]]:
     """Return one edit per module, and a record of what each changes.
 
@@ -141,14 +182,21 @@ def make_edits(
         direction: [d_model] unit vector.
         read_compressed, read_original: return one module's dense matrix [d_out, d_in].
         settings: the patch.
+        gains, original_gains: of the norms behind modules in either model, module -> [d_model]; none for most models.
 
     Returns:
         edits, and `edit_statistics` of each.
+
+    Raises:
+        ValueError: as `rank_one_edit`, or the formula has both matrices and one was rescaled against the other.
     """
     edits, statistics = [], []
     for module in modules:
         compressed, original = read_compressed(module), read_original(module)
-        edit = rank_one_edit(module, direction, compressed, original, settings)
+        if settings.coefficients[1]:
+            check_comparable(original, compressed, module)
+        gain, original_gain = gains.get(module), original_gains.get(module)
+        edit = rank_one_edit(module, direction, compressed, original, settings, gain, original_gain)
         statistics.append(edit_statistics(edit, compressed, original))
         edits.append(edit)
     return edits, statistics
@@ -156,16 +204,23 @@ def make_edits(
 
 def edit_statistics(edit: Edit, compressed: torch.Tensor, original: torch.Tensor) -> dict[str, Any]:
     """Return the module's name, the Frobenius norm of its edit over that of W_c, and the norm of r^T W
-    before and after over that of the original (what the edit restores).
+    before and after over that of the original (what the edit restores); (r * g)^T W before a norm.
+
+    The last two are None where compression rescaled the matrix, as they would then compare different inputs.
     """
-    unit = edit.column.double()
+    column = edit.column.double()
+    # r is column * g, and what reads along it r * g.
+    unit = column if edit.gain is None else column * edit.gain.square()
     before, target = along(unit, compressed), along(unit, original).norm()
     norm = torch.stack([rows.double().square().sum() for rows in compressed.split(ROWS)]).sum().sqrt()
+    size = edit.row.double().norm() * (1.0 if edit.gain is None else column.norm())
+    kind = relation(original, compressed)
+    comparable = not (kind.rescaled or kind.unrelated)
     return {
         "module": edit.module,
-        "relative_change": (edit.row.double().norm() / norm).item(),
-        "row_norm_before": (before.norm() / target).item(),
-        "row_norm_after": ((before + edit.row.double()).norm() / target).item(),
+        "relative_change": (size / norm).item(),
+        "row_norm_before": (before.norm() / target).item() if comparable else None,
+        "row_norm_after": ((before + edit.row.double()).norm() / target).item() if comparable else None,
     }
 
 

@@ -11,22 +11,31 @@ that the module gets in the compressed model with all earlier edits in place: th
 goes module by module through the blocks, and so also repairs what the blocks before did
 to x. The target is the original model's own projection r^T W_o x_o for harmless prompts;
 for harmful ones its distance from the harmless mean is multiplied by a strength.
+
+Where a norm follows the matrix, "writes" means the contribution behind the norm, u = g * y / rms(y). The edit adds
+A x / rms(y) to r . u, so the regression is on x / rms(y); that the edit changes rms(y) as well is left out of it.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from aird.directions.direction import Direction
 from aird.inference.hooks import hooks
 from aird.inference.packing import Pack, plan_packs, run_pack
 from aird.inference.resuming import Reached, block_input, resumed_at
-from aird.models.structure import decoder_blocks, residual_writers
-from aird.patching.edits import Edit
+from aird.models.loading import load_model
+from aird.models.structure import decoder_blocks, residual_writers, writer_contributions, writer_gains
+from aird.patching.edits import Edit, edit_along
+from aird.patching.rank_one import edited_modules
+from aird.prompts.chat import post_instruction_tokens
+from aird.settings.patches import RankOneSettings
 
 Projections = dict[str, torch.Tensor]  # module -> [prompts, positions] float64
 
@@ -35,7 +44,7 @@ Projections = dict[str, torch.Tensor]  # module -> [prompts, positions] float64
 def record_projections(
     model: Any, prompts: Sequence[Sequence[int]], positions: int, direction: torch.Tensor, modules: Sequence[str]
 ) -> Projections:
-    """Return the projection of each module's output on the direction, at the last tokens of every prompt.
+    """Return what each module contributes along the direction, at the last tokens of every prompt.
 
     Args:
         model: a Transformers causal language model.
@@ -47,19 +56,20 @@ def record_projections(
     Returns:
         module -> [n, P] float64.
     """
-    found = {name: torch.empty(len(prompts), positions, dtype=torch.float64) for name in modules}
-    named = dict(model.named_modules())
+    written = {name: torch.empty(len(prompts), positions, dtype=torch.float64) for name in modules}
+    contributions = writer_contributions(model)
+    outputs = {name: model.get_submodule(contributions[name].module) for name in modules}
     for pack in plan_packs(model, prompts, own_tokens=positions):
 
         def keep(name: str, pack: Pack = pack) -> Callable[..., None]:
             def hook(_: nn.Module, __: Any, output: torch.Tensor) -> None:
-                found[name][list(pack.prompts)] = _project(output, direction, pack.last_tokens(positions))
+                written[name][list(pack.prompts)] = _project(output, direction, pack.last_tokens(positions))
 
             return hook
 
-        with hooks(forward=[(named[name], keep(name)) for name in modules]):
+        with hooks(forward=[(outputs[name], keep(name)) for name in modules]):
             run_pack(model, pack)
-    return found
+    return written
 
 
 def targets(original: Projections, harmful: Sequence[bool], strength: float) -> Projections:
@@ -78,6 +88,39 @@ def targets(original: Projections, harmful: Sequence[bool], strength: float) -> 
         pushed = harmless_mean + strength * (values - harmless_mean)
         wanted[name] = torch.where(mask[:, None], pushed, values)
     return wanted
+
+
+def wanted_projections(
+    original: Path,
+    tokenizer: Any,
+    harmful: Sequence[Sequence[int]],
+    harmless: Sequence[Sequence[int]],
+    unit: torch.Tensor,
+    direction: Direction,
+    settings: RankOneSettings,
+    alpha: float,
+) -> Projections:
+    """Run the original and return what the edited modules should write along the direction.
+
+    The original is not kept: one model is in memory at a time.
+
+    Args:
+        original: checkpoint folder.
+        tokenizer: of that checkpoint.
+        harmful, harmless: token ids of templated prompts; n of them together, in this order.
+        unit: [d_model] unit direction.
+        direction: the original's refusal direction.
+        settings: which blocks are edited.
+        alpha: how far harmful prompts are moved away from harmless ones (`targets`).
+
+    Returns:
+        module -> [n, P] float64, P the number of post-instruction tokens.
+    """
+    model = load_model(original)
+    _, modules = edited_modules(model, direction, settings)
+    positions = len(post_instruction_tokens(tokenizer))
+    written = record_projections(model, [*harmful, *harmless], positions, unit, modules)
+    return targets(written, [True] * len(harmful) + [False] * len(harmless), alpha)
 
 
 @torch.no_grad()
@@ -101,6 +144,7 @@ def fit_edits(
     """
     layers = list(decoder_blocks(model))
     writers = residual_writers(model)
+    contributions, gains = writer_contributions(model), writer_gains(model)
     named = dict(model.named_modules())
     positions = next(iter(wanted.values())).shape[1]
     packs = plan_packs(model, prompts, own_tokens=positions)
@@ -110,9 +154,12 @@ def fit_edits(
     with contextlib.ExitStack() as active:
         for index in range(first, last + 1):
             for name in writers[index].names if index in blocks else ():
-                features, written = _features(model, layers, packs, index, states, named[name], direction, positions)
+                behind = named[contributions[name].module]
+                features, written = _features(
+                    model, layers, packs, index, states, named[name], behind, direction, positions
+                )
                 missing = wanted[name].reshape(-1) - written
-                edit = Edit(name, direction.float(), ridge_solution(features, missing, ridge).float())
+                edit = edit_along(name, direction, ridge_solution(features, missing, ridge), gains.get(name))
                 active.enter_context(edited(named[name], edit))
                 edits.append(edit)
             if index < last:
@@ -174,10 +221,14 @@ def _features(
     block: int,
     states: Sequence[torch.Tensor],
     module: nn.Module,
+    behind: nn.Module,
     direction: torch.Tensor,
     positions: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a module's inputs [n P, d_in] and what it writes along the direction [n P], float64."""
+    """Return a module's inputs [n P, d_in] and what it contributes along the direction [n P], float64.
+
+    `behind` is the norm that follows the module, and then divides its inputs by rms(y) too; else the module itself.
+    """
     count = sum(len(pack.prompts) for pack in packs)
     features: torch.Tensor | None = None
     written = torch.empty(count, positions, dtype=torch.float64)
@@ -186,15 +237,23 @@ def _features(
 
         def keep(_: nn.Module, inputs: Any, output: torch.Tensor, kept: list[torch.Tensor] = kept) -> None:
             kept.extend([inputs[0], output])
+
+        def stop(_: nn.Module, __: Any, output: torch.Tensor, kept: list[torch.Tensor] = kept) -> None:
+            kept.append(output)
             raise Reached
 
-        with resumed_at(layers, block, state), hooks(forward=[(module, keep)]), contextlib.suppress(Reached):
+        stops = hooks(forward=[(module, keep), (behind, stop)])
+        with resumed_at(layers, block, state), stops, contextlib.suppress(Reached):
             run_pack(model, pack)
         places = pack.last_tokens(positions)
-        found = kept[0][0, places.to(kept[0].device)].double().cpu()
+        inputs = kept[0][0, places.to(kept[0].device)].double().cpu()
+        if behind is not module:
+            inputs = (
+                inputs / kept[1][0, places.to(kept[1].device)].double().cpu().square().mean(-1, keepdim=True).sqrt()
+            )
         if features is None:
-            features = torch.empty(count, positions, found.shape[-1], dtype=torch.float64)
-        features[list(pack.prompts)] = found
-        written[list(pack.prompts)] = _project(kept[1], direction, places)
+            features = torch.empty(count, positions, inputs.shape[-1], dtype=torch.float64)
+        features[list(pack.prompts)] = inputs
+        written[list(pack.prompts)] = _project(kept[2], direction, places)
     assert features is not None, "no prompt was given"
     return features.flatten(0, 1), written.flatten()

@@ -1,6 +1,6 @@
-"""The model card of a patch: what was done and how to load it, with the hub's standard metadata.
+"""The model card of a patch: what was done and how to use it, with the hub's standard metadata.
 
-The adapter folder and the merged checkpoint carry it as README.md. Numbers are known only after the
+The patch's folder and the merged checkpoint carry it as README.md. Numbers are known only after the
 evaluation; aird/reporting/evaluated_card.py adds them.
 """
 
@@ -11,18 +11,32 @@ from typing import Any
 
 import yaml
 
+from aird.patching.method import Method
+from aird.patching.methods import method
+
 TAGS = ("aird", "refusal", "safety", "model-compression")
-METHODS = {
-    "scale": "each edited matrix writes more of its own output along the direction: row = alpha r^T W_c",
-    "project": "each edited matrix writes the original matrix's output along the direction: "
-    "row = alpha r^T (W_o - W_c)",
-    "fit": "ridge regression on harmful and harmless instructions, module by module, so that the compressed model "
-    "writes along the direction what the original wrote",
-    "calibrate": "rows learnt from the original's replies (KL divergence of the next token), with a strength chosen on "
-    "validation prompts",
-    "lora": "an ordinary LoRA tuned on refusals and on the compressed model's own harmless answers: a baseline",
-    "system_prompt": "a system prompt that asks for refusals: a baseline; no weight is changed",
-}
+LIMITS = (
+    "It restores refusals, it does not make a model safe: measure refusal, over-refusal and utility on prompts of "
+    "your own use before you rely on it (`aird evaluate`).\n"
+)
+LIMITS_OF_A_BASELINE = (
+    "A baseline for comparison. Measure refusal, over-refusal and utility on prompts of your own use "
+    "before you rely on it.\n"
+)
+LOADING_MERGED = (
+    "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+    'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")\n'
+    'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")\n```\n\n'
+    "```bash\nvllm serve path/to/this/folder\n```\n"
+)
+LOADING = (
+    "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+    'base = AutoModelForCausalLM.from_pretrained("{base}")\n'
+    "base(**base.dummy_inputs)  # only where compressed-tensors packed the base: this unpacks it\n"
+    'model = PeftModel.from_pretrained(base, "path/to/this/folder")\n```\n\n'
+    "```bash\nvllm serve {base} --enable-lora --max-lora-rank 1 --lora-modules aird=path/to/this/folder\n```\n\n"
+    "then ask for the model `aird`.\n"
+)
 
 
 def patch_card(record: Mapping[str, Any], base: str, licence: str | None, merged: bool = False) -> str:
@@ -34,41 +48,68 @@ def patch_card(record: Mapping[str, Any], base: str, licence: str | None, merged
         licence: the base's licence; None leaves it out.
         merged: the card of the merged checkpoint instead of the adapter's.
     """
+    settings = record["settings"]
+    made_by = method(settings["method"])
+    if made_by.usage is None:
+        tags, title, introduction, facts = _rank_one(record, made_by, base, merged)
+        limits, heading, use = LIMITS, "How to load it", LOADING.format(base=base)
+    else:
+        tags, title, introduction, facts = _baseline(settings, made_by, base)
+        limits, heading, use = LIMITS_OF_A_BASELINE, "How to use it", made_by.usage.format(base=base, **settings)
     metadata: dict[str, Any] = {
         "base_model": base,
         "base_model_relation": "finetune" if merged else "adapter",
-        "library_name": "transformers" if merged else "peft",
+        "library_name": "peft" if made_by.adapter and not merged else "transformers",
         "pipeline_tag": "text-generation",
         **({"license": licence} if licence else {}),
-        "tags": [*TAGS, *([] if merged else ["lora", f"base_model:adapter:{base}"])],
+        "tags": [*TAGS, *tags],
     }
+    return (
+        f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---\n\n# {title}\n\n{introduction}\n\n"
+        "## What was done\n\n| | |\n|---|---|\n"
+        + "".join(f"| {name} | {value} |\n" for name, value in facts.items())
+        + f"\n## {heading}\n\n{LOADING_MERGED if merged else use}\n## Limits\n\n{limits}"
+    )
+
+
+Parts = tuple[Sequence[str], str, str, Mapping[str, str]]  # further tags, title, introduction, facts
+
+
+def _rank_one(record: Mapping[str, Any], made_by: Method, base: str, merged: bool) -> Parts:
     settings, direction = record["settings"], record["direction"]
     kind = {"original": "the original model", "own": "the compressed model itself", "random": "none: a random control"}
     facts = {
-        "method": f"`{settings['method']}`: {METHODS.get(settings['method'], 'see the settings')}",
+        "method": f"`{settings['method']}`: {made_by.summary}",
         "settings": ", ".join(f"`{name}: {value}`" for name, value in settings.items() if value is not None),
         **_chosen_strength(record.get("calibration")),
-        "direction of": kind.get(settings.get("direction", "original"), settings.get("direction")),
+        "direction of": kind[settings["direction"]],
         "its site": f"input of block {direction['layer']}, post-instruction token {direction['position']}",
         "its SHA-256": f"`{direction['sha256']}` (float64 bytes of the unit vector)",
         "edited blocks": ", ".join(map(str, record["blocks"])),
         "edited matrices": f"{len(record['edits'])}: {_modules(record['edits'])}",
         **{f"SHA-256 of `{name}`": f"`{value}`" for name, value in record.get("weights", {}).items()},
     }
-    text = (
-        f"# {'A compressed model with repaired refusal' if merged else 'AIRD adapter: repaired refusal'}\n\n"
+    untouched = (
+        "Every tensor that is not listed below is that of the base, bit by bit."
+        if merged
+        else "The base stays bit-identical; the adapter is a LoRA of rank 1."
+    )
+    introduction = (
         f"Compression damaged the refusal of harmful requests in `{base}`. This "
         f"{'checkpoint has' if merged else 'is'} a rank-1 edit W' = W + r · row of matrices that write to the "
         "residual stream, with r the unit refusal direction (Arditi et al., arXiv 2406.11717; the repair is named by "
-        f"arXiv 2504.04215). {_untouched(merged)}\n\n"
-        "## What was done\n\n| | |\n|---|---|\n"
-        + "".join(f"| {name} | {value} |\n" for name, value in facts.items())
-        + f"\n## How to load it\n\n{_loading(base, merged)}\n"
-        "## Limits\n\n"
-        "It restores refusals, it does not make a model safe: measure refusal, over-refusal and utility on prompts of "
-        "your own use before you rely on it (`aird evaluate`).\n"
+        f"arXiv 2504.04215). {untouched}"
     )
-    return f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---\n\n{text}"
+    title = "A compressed model with repaired refusal" if merged else "AIRD adapter: repaired refusal"
+    return [] if merged else ["lora", f"base_model:adapter:{base}"], title, introduction, facts
+
+
+def _baseline(settings: Mapping[str, Any], made_by: Method, base: str) -> Parts:
+    facts = {"method": f"`{settings['method']}`: {made_by.summary}"} | {
+        name.replace("_", " "): f"`{value}`" for name, value in settings.items() if name != "method"
+    }
+    title = f"Baseline: {made_by.summary.split(':')[0]}"
+    return ["baseline"], title, f"Made for `{base}`, a compressed model with damaged refusal.", facts
 
 
 def _chosen_strength(calibration: Mapping[str, Any] | None) -> dict[str, str]:
@@ -83,27 +124,3 @@ def _chosen_strength(calibration: Mapping[str, Any] | None) -> dict[str, str]:
 def _modules(edits: Sequence[Mapping[str, Any]]) -> str:
     names = [f"`{edit['module']}`" for edit in edits]
     return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:2])} … {names[-1]}"
-
-
-def _untouched(merged: bool) -> str:
-    if merged:
-        return "Every tensor that is not listed below is that of the base, bit by bit."
-    return "The base stays bit-identical; the adapter is a LoRA of rank 1."
-
-
-def _loading(base: str, merged: bool) -> str:
-    if merged:
-        return (
-            "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")\n'
-            'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")\n```\n\n'
-            "```bash\nvllm serve path/to/this/folder\n```\n"
-        )
-    return (
-        "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-        f'base = AutoModelForCausalLM.from_pretrained("{base}")\n'
-        "base(**base.dummy_inputs)  # only where compressed-tensors packed the base: this unpacks it\n"
-        'model = PeftModel.from_pretrained(base, "path/to/this/folder")\n```\n\n'
-        f"```bash\nvllm serve {base} --enable-lora --max-lora-rank 1 --lora-modules aird=path/to/this/folder\n```\n\n"
-        "then ask for the model `aird`.\n"
-    )

@@ -1,96 +1,57 @@
-"""Write what a patch leaves behind: the adapter folder with its model card, and the record beside it."""
+"""Make a patch and write what it leaves behind: its folder with the model card, and the record beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from aird.patching.adapters import load_adapter, merge, save_adapter
-from aird.patching.baseline_card import baseline_card
+from aird.patching.adapters import load_adapter, merge
 from aird.patching.card_metadata import CARD
-from aird.patching.edits import Edit
+from aird.patching.method import PatchInputs
+from aird.patching.methods import method_of, needs_of
 from aird.patching.model_card import patch_card
-from aird.settings.patches import LoRA, SystemPrompt
+from aird.settings.patches import PatchSettings
 from aird.support.files import atomic_folder, hash_folder, write_json
 
 
-def write_patch(
-    edits: Sequence[Edit],
-    record: dict[str, Any],
+def make_patch(
+    settings: PatchSettings,
+    inputs: PatchInputs,
     folder: Path,
     statistics: Path,
-    base: str,
     licence: str | None = None,
-) -> None:
-    """Write the adapter folder of a patch, and beside it `record` with the adapter's size and hashes.
+    provenance: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Make a patch by its method, and write its folder with the model card, and its record beside it.
 
     Args:
-        edits: at least one edit.
-        record: what else to say about the patch (`patch_record`).
-        folder: the adapter folder; it appears when complete.
-        statistics: the JSON file for the record.
-        base: name of the base checkpoint.
-        licence: the base's licence, if it is known.
-    """
-    _write(
-        lambda made: save_adapter(edits, made, base),
-        lambda full: patch_card(full, base, licence),
-        {**record, "base": base, "licence": licence},
-        folder,
-        statistics,
-    )
-
-
-def write_baseline(
-    settings: LoRA | SystemPrompt,
-    save: Callable[[Path], dict[str, Any]],
-    folder: Path,
-    statistics: Path,
-    base: str,
-    licence: str | None = None,
-) -> None:
-    """Write the folder of a baseline with its model card, and its record beside it.
-
-    Args:
-        settings: the baseline.
-        save: writes its files into a folder, and returns what else to say about it.
+        settings: the patch.
+        inputs: what its method asks for.
         folder: the patch's folder; it appears when complete.
-        statistics: the JSON file for the record.
-        base: name of the base checkpoint.
+        statistics: the JSON file for the record: settings, what the edits change, size and SHA-256 of the files.
         licence: the base's licence, if it is known.
+        provenance: what else to write into the record.
+
+    Returns:
+        the record.
+
+    Raises:
+        ValueError: an input is missing, or the method cannot be applied to this model.
     """
-    record: dict[str, Any] = {
-        "blocks": [],
-        "edits": [],
-        "direction": None,
-        "settings": settings.model_dump(exclude={"compressions"}),
-        "base": base,
-        "licence": licence,
-    }
-    _write(
-        lambda made: record.update(save(made)),
-        lambda _: baseline_card(settings, base, licence),
-        record,
-        folder,
-        statistics,
-    )
-
-
-def _write(
-    save: Callable[[Path], None],
-    card: Callable[[dict[str, Any]], str],
-    record: dict[str, Any],
-    folder: Path,
-    statistics: Path,
-) -> None:
+    values = settings.model_dump(exclude={"compressions"})
+    missing = [name for name in sorted(needs_of(settings) - {"arithmetic", "replies"}) if getattr(inputs, name) is None]
+    if missing:
+        raise ValueError(f"method {values['method']} needs what was not given: {', '.join(missing)}")
+    record: dict[str, Any] = {"blocks": [], "edits": [], "direction": None, "settings": values}
+    record |= {"base": inputs.base, "licence": licence, **(provenance or {})}
     with atomic_folder(folder) as temporary:
-        save(temporary)
-        weights = hash_folder(temporary)
-        size = sum((temporary / name).stat().st_size for name in weights)
-        record["weights"] = weights
-        (temporary / CARD).write_text(card(record), encoding="utf-8")
-    write_json(statistics, {**record, "adapter_bytes": size, "files": hash_folder(folder)})
+        record |= method_of(settings).make(settings, inputs, temporary)
+        record["weights"] = hash_folder(temporary)
+        record["adapter_bytes"] = sum((temporary / name).stat().st_size for name in record["weights"])
+        (temporary / CARD).write_text(patch_card(record, inputs.base, licence), encoding="utf-8")
+    record["files"] = hash_folder(folder)
+    write_json(statistics, record)
+    return record
 
 
 def write_merged(base: Path, adapter: Path, record: dict[str, Any], folder: Path) -> dict[str, float]:
@@ -99,7 +60,7 @@ def write_merged(base: Path, adapter: Path, record: dict[str, Any], folder: Path
     Args:
         base: the compressed checkpoint.
         adapter: the adapter folder.
-        record: what `write_patch` wrote beside it.
+        record: what `make_patch` wrote beside it.
         folder: the merged checkpoint; it appears when complete.
 
     Returns:

@@ -19,6 +19,7 @@ import torch
 from aird.inference.generation import generate
 from aird.inference.packing import Pack
 from aird.inference.refusals import jailbroken_arditi
+from aird.models.loading import load_model, load_tokenizer
 from aird.prompts.chat import chat_tokens
 from aird.prompts.sets import select_instructions
 from aird.settings.base import PromptSelection
@@ -105,6 +106,32 @@ def reply_places(pack: Pack, lengths: Sequence[int]) -> torch.Tensor:
         torch.arange(end - lengths[index], end + 1) for end, index in zip(pack.ends.tolist(), pack.prompts, strict=True)
     ]
     return torch.cat(spans)
+
+
+def original_replies(
+    original: Path,
+    records: Mapping[str, Sequence[dict[str, Any]]],
+    settings: Replies,
+    seed: int,
+    file: Path | None = None,
+) -> dict[str, ReplySet]:
+    """Return the original's replies: from a file that holds them, else by running it over the direction prompts.
+
+    Args:
+        original: the checkpoint folder.
+        records: kind to prompt records with `split` and `instruction`.
+        settings: how many prompts and tokens.
+        seed: of the draw of prompts.
+        file: what `save_replies` wrote.
+
+    Raises:
+        ValueError: the file is altered, or its prompts are others.
+    """
+    instructions = reply_instructions(records, OF_ORIGINAL, settings, seed)
+    tokenizer = load_tokenizer(original)
+    if file is not None:
+        return load_replies(file, tokenizer, instructions)
+    return record_replies(load_model(original), tokenizer, instructions, settings)
 
 
 def record_replies(model: Any, tokenizer: Any, instructions: Instructions, settings: Replies) -> dict[str, ReplySet]:

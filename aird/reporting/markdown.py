@@ -1,12 +1,15 @@
-"""The summary and the directions as Markdown tables, for a README or a notebook."""
+"""The summary and the directions as Markdown tables, for a README or a notebook: what `make tables` prints."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 
 import pandas
 
+from aird.evaluation.judges.registry import TABULATED
 from aird.settings.base import ORIGINAL
+
+Tell = Callable[[pandas.Series], object]
 
 
 def summary_markdown(summary: pandas.DataFrame) -> str:
@@ -14,33 +17,20 @@ def summary_markdown(summary: pandas.DataFrame) -> str:
 
     Suites and models are columns where there are several.
     """
-    several = _several(summary, "suite", "model")
-    header = [
-        *several,
-        "compression",
-        "patch",
-        "refusal, % (95% interval)",
-        "ASR, Wei, %",
-        "degenerate, %",
-        "over-refusal, % (95% interval)",
-        "perplexity (95% interval)",
-        "utility, %",
-    ]
-    rows = [
-        [
-            *(getattr(row, name) for name in several),
-            row.compression,
-            row.patch,
-            _percent(row.refusal, row.refusal_low, row.refusal_high),
-            _percent(row.asr_wei),
-            _percent(row.degenerate),
-            _percent(row.over_refusal, row.over_refusal_low, row.over_refusal_high),
-            f"{row.perplexity:.2f} ({row.perplexity_low:.2f} to {row.perplexity_high:.2f})",
-            "" if pandas.isna(row.utility) else _percent(row.utility),
-        ]
-        for row in summary.itertuples()
-    ]
-    return _table(header, rows)
+    columns: dict[str, Tell] = {
+        "refusal, % (95% interval)": lambda row: _percent(row, "refusal", interval=True),
+        **{
+            f"ASR, {judge.title}, %": lambda row, name=judge.name: _percent(row, f"asr_{name}")  # type: ignore[misc]
+            for judge in TABULATED
+        },
+        "degenerate, %": lambda row: _percent(row, "degenerate"),
+        "over-refusal, % (95% interval)": lambda row: _percent(row, "over_refusal", interval=True),
+        "perplexity (95% interval)": lambda row: (
+            f"{row['perplexity']:.2f} ({row['perplexity_low']:.2f} to {row['perplexity_high']:.2f})"
+        ),
+        "utility, %": lambda row: _percent(row, "utility"),
+    }
+    return _markdown(summary, ("suite", "model"), ("compression", "patch"), columns)
 
 
 def directions_markdown(directions: pandas.DataFrame) -> str:
@@ -48,60 +38,45 @@ def directions_markdown(directions: pandas.DataFrame) -> str:
 
     The model is a column where there are several. What was not measured yet is empty.
     """
-    several = _several(directions, "model")
-    header = [
-        *several,
-        "compression",
-        "source site (layer, position)",
-        "chosen by",
-        "harmful prompts kept",
-        "cosine, same site (bootstrap)",
-        "split-half null",
-        "norm ratio",
-        "refusal, harmful: plain, ablated, %",
-        "refusal, harmless: plain, added, %",
-    ]
-    rows = []
-    for _, row in directions.iterrows():
-        # The original agrees with itself.
-        cosine, null, ratio = ("1", "", "1") if row["compression"] == ORIGINAL else ("", "", "")
-        if not pandas.isna(row.get("cosine_same_site")):
-            low, high = row["cosine_same_site_bootstrap_low"], row["cosine_same_site_bootstrap_high"]
-            cosine = f"{row['cosine_same_site']:.2f} ({low:.2f} to {high:.2f})"
-            null = f"{row['split_half_null_low']:.2f} to {row['split_half_null_high']:.2f}"
-            ratio = f"{row['norm_ratio']:.2f}"
-        rows.append(
-            [
-                *(row[name] for name in several),
-                row["compression"],
-                f"({row['layer']}, {row['position']})",
-                row["rule"],
-                str(row["n_harmful_train"]),
-                cosine,
-                null,
-                ratio,
-                _pair(row, "refusal_harmful", "refusal_harmful_ablated"),
-                _pair(row, "refusal_harmless", "refusal_harmless_added"),
-            ]
-        )
-    return _table(header, rows)
+    columns: dict[str, Tell] = {
+        "source site (layer, position)": lambda row: f"({row['layer']}, {row['position']})",
+        "chosen by": lambda row: row["rule"],
+        "harmful prompts kept": lambda row: row["n_harmful_train"],
+        "cosine, same site (bootstrap)": lambda row: _compared(
+            row,
+            "{cosine_same_site:.2f} ({cosine_same_site_bootstrap_low:.2f} to {cosine_same_site_bootstrap_high:.2f})",
+            "1",
+        ),
+        "split-half null": lambda row: _compared(row, "{split_half_null_low:.2f} to {split_half_null_high:.2f}", ""),
+        "norm ratio": lambda row: _compared(row, "{norm_ratio:.2f}", "1"),
+        "refusal, harmful: plain, ablated, %": lambda row: _pair(row, "refusal_harmful", "refusal_harmful_ablated"),
+        "refusal, harmless: plain, added, %": lambda row: _pair(row, "refusal_harmless", "refusal_harmless_added"),
+    }
+    return _markdown(directions, ("model",), ("compression",), columns)
 
 
-def _several(frame: pandas.DataFrame, *names: str) -> list[str]:
-    """Return those of the columns that tell rows apart."""
-    return [name for name in names if name in frame and frame[name].nunique() > 1]
+def _markdown(
+    frame: pandas.DataFrame, where_several: tuple[str, ...], names: tuple[str, ...], columns: Mapping[str, Tell]
+) -> str:
+    """Return columns of names and told ones; of those `where_several`, those that tell rows apart."""
+    several = [name for name in where_several if name in frame and frame[name].nunique() > 1]
+    told = {title: [tell(row) for _, row in frame.iterrows()] for title, tell in columns.items()}
+    table = frame[[*several, *names]].assign(**told)
+    # Numbers are text already, rounded as they should be.
+    return str(table.to_markdown(index=False, disable_numparse=True))
+
+
+def _compared(row: pandas.Series, form: str, of_original: str) -> str:
+    """Return a comparison with the original in a form; the original agrees with itself."""
+    if row["compression"] == ORIGINAL:
+        return of_original
+    return "" if pandas.isna(row.get("cosine_same_site")) else form.format_map(row)
 
 
 def _pair(row: pandas.Series, before: str, after: str) -> str:
-    rates = row.get(before), row.get(after)
-    return "" if pandas.isna(rates[0]) else ", ".join(_percent(rate) for rate in rates)
+    return "" if pandas.isna(row.get(before)) else f"{_percent(row, before)}, {_percent(row, after)}"
 
 
-def _percent(value: float, low: float | None = None, high: float | None = None) -> str:
-    interval = f" ({100 * low:.1f} to {100 * high:.1f})" if low is not None and high is not None else ""
-    return f"{100 * value:.1f}{interval}"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def _percent(row: pandas.Series, name: str, interval: bool = False) -> str:
+    bounds = f" ({100 * row[f'{name}_low']:.1f} to {100 * row[f'{name}_high']:.1f})" if interval else ""
+    return "" if pandas.isna(row[name]) else f"{100 * row[name]:.1f}{bounds}"

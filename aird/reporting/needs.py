@@ -36,33 +36,35 @@ class Need:
         question: what follows "whether".
         what: the sample consists of.
         have: its size in this run.
-        least: the size that decides; None if it is above LARGEST.
+        least: the size that decides; infinite if it is above LARGEST.
     """
 
     question: str
     what: str
     have: int
-    least: int | None
+    least: float
 
     def __str__(self) -> str:
         """Return one sentence, without its full stop."""
-        number = f"more than {LARGEST:,}" if self.least is None else f"about {_two_digits(self.least):,}"
+        number = f"more than {LARGEST:,}" if self.least > LARGEST else f"about {_two_digits(int(self.least)):,}"
         return f"{self.have} {self.what} do not decide whether {self.question}; {number} would"
 
 
 # A need that is no number is a sentence.
 Needs = tuple[Need | str, ...]
+# From the size of a sample to the 95% interval of a cost on it.
+Intervals = Callable[[int], tuple[float, float]]
 
 
 def merged(all_needs: Iterable[Needs]) -> Needs:
     """Return each need once; of those that ask the same question of the same kind of sample, the largest."""
-    found: dict[object, Need | str] = {}
+    largest: dict[object, Need | str] = {}
     for need in (need for needs in all_needs for need in needs):
         key = (need.question, need.what) if isinstance(need, Need) else need
-        known = found.get(key)
-        if known is None or (isinstance(known, Need) and isinstance(need, Need) and _size(need) > _size(known)):
-            found[key] = need
-    return tuple(found.values())
+        known = largest.get(key)
+        if known is None or (isinstance(known, Need) and isinstance(need, Need) and need.least > known.least):
+            largest[key] = need
+    return tuple(largest.values())
 
 
 def in_sentences(needs: Needs) -> str:
@@ -87,64 +89,43 @@ def effect_needs(question: str, what: str, less: list[bool], more: list[bool], r
         return effect_verdict(estimate, high, p_value, room)[0] != UNDECIDED
 
     least = _smallest(decided, len(less))
-    if least is None and room < 2 * SMALLEST_EFFECT:
+    if least > LARGEST and room < 2 * SMALLEST_EFFECT:
         return (f"A rate that can change by at least {200 * SMALLEST_EFFECT:.0f} points decides whether {question}",)
     return (Need(question, what, len(less), least),)
 
 
-def margin_needs(
-    question: str, what: str, before: list[bool], after: list[bool], margin: float, compared: int
-) -> Needs:
-    """Return what would decide "the rate grows by less than the margin" (`aird.reporting.verdicts.margin_verdict`).
-
-    Args:
-        question, what: of the need.
-        before, after: labels of the same prompts; a label that is gained is a cost.
-        margin: the largest cost that is accepted.
-        compared: number of p-values that are adjusted together.
-    """
-
-    def decided(count: int) -> bool:
-        _, low, high = paired_difference(*_scaled(before, after, count))
-        return _margin_decided(low, high, margin, compared)
-
-    return (Need(question, what, len(before), _smallest(decided, len(before))),)
-
-
-def interval_margin_needs(
-    question: str, what: str, have: int, low: float, high: float, margin: float, compared: int
-) -> Needs:
-    """Return the same for a cost of which only the interval is known.
+def margin_needs(question: str, what: str, have: int, intervals: Intervals, margin: float, compared: int) -> Needs:
+    """Return what would decide "the cost is less than the margin" (`aird.reporting.verdicts.margin_verdict`).
 
     Args:
         question, what, have: of the need.
-        low, high: 95% interval of the cost.
+        intervals: `paired_intervals` or `narrowed`.
         margin: the largest cost that is accepted.
         compared: number of p-values that are adjusted together.
     """
-    middle, half = (low + high) / 2, (high - low) / 2
 
     def decided(count: int) -> bool:
-        narrower = half * math.sqrt(have / count)
-        return _margin_decided(middle - narrower, middle + narrower, margin, compared)
+        low, high = intervals(count)
+        p_value = min(1.0, compared * margin_p_value(low, high, margin))
+        return margin_verdict(low, margin, p_value)[0] != UNDECIDED
 
     return (Need(question, what, have, _smallest(decided, have)),)
 
 
-def moved_needs(have: int, cosine: float, low: float, null_low: float) -> Needs:
-    """Return what would decide "the direction moved" (`aird.reporting.verdicts.moved_verdict`).
+def paired_intervals(before: list[bool], after: list[bool]) -> Intervals:
+    """Return the interval of a paired difference from the number of prompts, at the same shares of changes."""
+    return lambda count: paired_difference(*_scaled(before, after, count))[1:]
 
-    Args:
-        have: training prompts.
-        cosine, low: the cosine and the lower bound of its interval.
-        null_low: lower bound of its null.
-    """
-    question, what = "the direction moved", "harmful training prompts"
-    if cosine <= null_low:
-        # How far the null would move with more prompts is not known.
-        return (f"{have} {what} do not decide whether {question}; how many would cannot be computed",)
-    least = math.ceil(have * ((cosine - low) / (cosine - null_low)) ** 2)
-    return (Need(question, what, have, least if least <= LARGEST else None),)
+
+def narrowed(have: int, low: float, high: float) -> Intervals:
+    """Return the interval from the number of answers, where only that of `have` answers is known."""
+    middle, half = (low + high) / 2, (high - low) / 2
+
+    def interval(count: int) -> tuple[float, float]:
+        narrower = half * math.sqrt(have / count)
+        return middle - narrower, middle + narrower
+
+    return interval
 
 
 def correlation_needs(question: str, have: int, correlation: float) -> Needs:
@@ -171,13 +152,8 @@ def correlation_needs(question: str, have: int, correlation: float) -> Needs:
     return (Need(question, "compressions", have, _smallest(decided, have + 1)),)
 
 
-def _margin_decided(low: float, high: float, margin: float, compared: int) -> bool:
-    adjusted = min(1.0, compared * margin_p_value(low, high, margin))
-    return margin_verdict(low, margin, adjusted)[0] != UNDECIDED
-
-
-def _smallest(decided: Callable[[int], bool], start: int) -> int | None:
-    """Return the smallest count that decides, from `start` on; None if it is above LARGEST.
+def _smallest(decided: Callable[[int], bool], start: int) -> float:
+    """Return the smallest count that decides, from `start` on; infinite if it is above LARGEST.
 
     Counts are doubled and then halved in between: where a larger sample can fall short of a smaller one (an exact test
     moves in steps), the count that is returned decides, and the one below does not.
@@ -185,7 +161,7 @@ def _smallest(decided: Callable[[int], bool], start: int) -> int | None:
     high = start
     while not decided(high):
         if high >= LARGEST:
-            return None
+            return math.inf
         high = min(2 * high, LARGEST)
     low = start if high == start else high // 2
     while low < high:
@@ -200,10 +176,6 @@ def _scaled(before: list[bool], after: list[bool], count: int) -> tuple[list[boo
     fell, rose = (round(number * count / len(before)) for number in (lost, gained))
     rest = [False] * (count - fell - rose)
     return [True] * fell + [False] * rose + rest, [False] * fell + [True] * rose + rest
-
-
-def _size(need: Need) -> float:
-    return math.inf if need.least is None else need.least
 
 
 def _two_digits(count: int) -> int:

@@ -1,24 +1,38 @@
-"""Collect the nodes' records into tidy tables: one kind of result per table, one observation per row."""
+"""The tidy tables: one kind of result per table, one observation per row, from the records of the nodes.
+
+Each function takes records as aird/reporting/records.py reads them, by the keys of aird/reporting/grid.py.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas
 
+from aird.evaluation.judges.registry import JUDGES
 from aird.settings.base import ORIGINAL, PLAIN
 from aird.support.statistics import mcnemar
 
+Pair = tuple[str, str]  # model, compression
 Cell = tuple[str, str, str]  # model, compression, patch
+Record = Mapping[str, Any]
+Scores = Mapping[tuple[str, Cell], Record]  # by suite and cell
+
+PAIR = ("model", "compression")
+CELL = (*PAIR, "patch")
 
 SUMMARY_COLUMNS = (
-    "suite model compression patch n refusal refusal_low refusal_high asr_arditi asr_wei asr_arditi_coherent "
-    "asr_classifier degenerate over_refusal over_refusal_low over_refusal_high perplexity perplexity_low "
-    "perplexity_high utility utility_stderr cosine_same_site cosine_own_source norm_ratio layer position sparsity "
-    "bits_per_weight"
-).split()
+    "suite model compression patch n refusal refusal_low refusal_high".split()
+    + [f"asr_{judge.name}" for judge in JUDGES if judge.jailbroken is not None]
+    + ["asr_arditi_coherent"]
+    + [f"asr_{judge.name}" for judge in JUDGES if judge.jailbroken is None]
+    + (
+        "degenerate over_refusal over_refusal_low over_refusal_high perplexity perplexity_low perplexity_high utility "
+        "utility_stderr cosine_same_site cosine_own_source norm_ratio layer position sparsity bits_per_weight"
+    ).split()
+)
 
 # Of a comparison: what stands in the summary.
 SUMMARISED = ("cosine_same_site", "cosine_own_source", "norm_ratio")
@@ -32,59 +46,57 @@ COMPARED_INTERVALS = (
 ).split()
 SITE = ("layer", "position")
 COSMIC = (*SITE, *"rule score addition ablation kl".split())
+UNKNOWN_PERPLEXITY = dict.fromkeys(("perplexity", "low", "high"), math.nan)
+
+
+def _rows(
+    records: Mapping[Any, Any], items: Callable[[Any], Iterable[Record]], keys: Sequence[str], columns: str
+) -> pandas.DataFrame:
+    """Return a row per item of every record: the parts of the record's key, then these columns of the item."""
+    rows = [dict(zip(keys, key, strict=True)) | dict(item) for key, record in records.items() for item in items(record)]
+    return pandas.DataFrame(rows, columns=[*keys, *columns.split()])
+
+
+def _score_rows(scores: Scores, items: Callable[[Record], Iterable[Record]], columns: str) -> pandas.DataFrame:
+    by_suite_and_cell = {(suite, *cell): score for (suite, cell), score in scores.items()}
+    return _rows(by_suite_and_cell, items, ("suite", *CELL), columns)
 
 
 def summary(
-    scores: Mapping[tuple[str, Cell], dict[str, Any]],
-    directions: Mapping[tuple[str, str], dict[str, Any]],
-    comparisons: Mapping[tuple[str, str], dict[str, Any]],
-    manifests: Mapping[tuple[str, str], dict[str, Any]],
+    scores: Scores,
+    directions: Mapping[Pair, Record],
+    comparisons: Mapping[Pair, Record],
+    manifests: Mapping[Pair, Record],
 ) -> pandas.DataFrame:
     """Return one row per suite, model, compression and patch; columns as in SUMMARY_COLUMNS.
 
     Args:
-        scores: (suite, cell) to the record of the scores node.
-        directions: (model, compression) to the record of the chosen direction.
-        comparisons: (model, compression) to the comparison; the original has none and gets 1.
-        manifests: (model, compression) to the checkpoint's manifest.
+        scores: the records of the scores node.
+        directions: the records of the chosen directions.
+        comparisons: with the original, which itself has none and gets 1.
+        manifests: of the checkpoints.
 
     Cells of records other than scores that are not there stay empty.
     """
     rows = []
     for (suite, cell), score in scores.items():
-        model, compression, patch = cell
-        pair = (model, compression)
-        found, direction = score["rates"], directions.get(pair, {})
+        pair, rates = cell[:2], score["rates"]
         # The original agrees with itself.
-        comparison = dict.fromkeys(SUMMARISED, 1.0) if compression == ORIGINAL else comparisons.get(pair, {})
-        perplexity = score["perplexity"] or {"perplexity": math.nan, "low": math.nan, "high": math.nan}
+        comparison = dict.fromkeys(SUMMARISED, 1.0) if pair[1] == ORIGINAL else comparisons.get(pair, {})
+        perplexity = score["perplexity"] or UNKNOWN_PERPLEXITY
         utility, stderr = mean_utility(score["tasks"])
         total = manifests.get(pair, {}).get("total", {})
-        rows.append(
-            {
-                "suite": suite,
-                "model": model,
-                "compression": compression,
-                "patch": patch,
-                "n": found["refusal"]["n"],
-                **{name: found[name]["rate"] for name in found},
-                "refusal_low": found["refusal"]["low"],
-                "refusal_high": found["refusal"]["high"],
-                "over_refusal_low": found["over_refusal"]["low"],
-                "over_refusal_high": found["over_refusal"]["high"],
-                "perplexity": perplexity["perplexity"],
-                "perplexity_low": perplexity["low"],
-                "perplexity_high": perplexity["high"],
-                "utility": utility,
-                "utility_stderr": stderr,
-                # The direction is the base's own: a patch does not move it.
-                **{name: comparison.get(name) for name in SUMMARISED},
-                "layer": direction.get("layer"),
-                "position": direction.get("position"),
-                "sparsity": total.get("sparsity"),
-                "bits_per_weight": total.get("bits_per_weight"),
-            }
-        )
+        row: dict[str, Any] = {"suite": suite, **dict(zip(CELL, cell, strict=True)), "n": rates["refusal"]["n"]}
+        row |= {name: rate["rate"] for name, rate in rates.items()}
+        for bound in ("low", "high"):
+            row |= {f"{name}_{bound}": rates[name][bound] for name in ("refusal", "over_refusal")}
+            row[f"perplexity_{bound}"] = perplexity[bound]
+        row |= {"perplexity": perplexity["perplexity"], "utility": utility, "utility_stderr": stderr}
+        # The direction is the base's own: a patch does not move it.
+        row |= {name: comparison.get(name) for name in SUMMARISED}
+        row |= {name: directions.get(pair, {}).get(name) for name in SITE}
+        row |= {name: total.get(name) for name in ("sparsity", "bits_per_weight")}
+        rows.append(row)
     return pandas.DataFrame(rows, columns=SUMMARY_COLUMNS)
 
 
@@ -104,28 +116,26 @@ def mean_utility(tasks: Mapping[str, Mapping[str, float]]) -> tuple[float, float
     return sum(values) / len(values), math.sqrt(sum(error**2 for error in errors)) / len(errors)
 
 
-def rates_table(scores: Mapping[tuple[str, Cell], dict[str, Any]]) -> pandas.DataFrame:
-    """Return every rate of every cell: suite, model, compression, patch, rate, n, value, low, high."""
-    rows = [
-        [suite, *cell, name, found["n"], found["rate"], found["low"], found["high"]]
-        for (suite, cell), score in scores.items()
-        for name, found in score["rates"].items()
-    ]
-    return pandas.DataFrame(rows, columns="suite model compression patch rate n value low high".split())
+def rates_table(scores: Scores) -> pandas.DataFrame:
+    """Return every rate of every cell."""
+
+    def rates(score: Record) -> Iterator[Record]:
+        return ({**rate, "rate": name, "value": rate["rate"]} for name, rate in score["rates"].items())
+
+    return _score_rows(scores, rates, "rate n value low high")
 
 
-def utility_table(scores: Mapping[tuple[str, Cell], dict[str, Any]]) -> pandas.DataFrame:
-    """Return every task metric of every cell: suite, model, compression, patch, task, metric, value."""
-    rows = [
-        [suite, *cell, task, metric, value]
-        for (suite, cell), score in scores.items()
-        for task, metrics in score["tasks"].items()
-        for metric, value in metrics.items()
-    ]
-    return pandas.DataFrame(rows, columns="suite model compression patch task metric value".split())
+def utility_table(scores: Scores) -> pandas.DataFrame:
+    """Return every task metric of every cell."""
+
+    def metrics(score: Record) -> Iterator[Record]:
+        for task, values in score["tasks"].items():
+            yield from ({"task": task, "metric": metric, "value": value} for metric, value in values.items())
+
+    return _score_rows(scores, metrics, "task metric value")
 
 
-def paired_table(scores: Mapping[tuple[str, Cell], dict[str, Any]]) -> pandas.DataFrame:
+def paired_table(scores: Scores) -> pandas.DataFrame:
     """Return paired comparisons over the same prompts, by McNemar's exact test.
 
     Each compressed checkpoint against the original (`against` = original), and each patched one
@@ -144,8 +154,7 @@ def paired_table(scores: Mapping[tuple[str, Cell], dict[str, Any]]) -> pandas.Da
             if key not in scores:
                 continue
             for rate, kind in (("refusal", "harmful"), ("over_refusal", "harmless")):
-                before = [row["refused"] for row in scores[key]["labels"] if row["kind"] == kind]
-                after = [row["refused"] for row in score["labels"] if row["kind"] == kind]
+                before, after = refused(scores[key], kind), refused(score, kind)
                 lost, gained, p_value = mcnemar(before, after)
                 difference = (sum(after) - sum(before)) / len(before)
                 rows.append([suite, *cell, name, rate, len(before), difference, lost, gained, p_value])
@@ -153,47 +162,50 @@ def paired_table(scores: Mapping[tuple[str, Cell], dict[str, Any]]) -> pandas.Da
     return pandas.DataFrame(rows, columns=columns)
 
 
+def refused(score: Record, kind: str) -> list[bool]:
+    """Return whether each prompt of a kind (`harmful`, `harmless`) was refused, from a record of the scores node."""
+    return [row["refused"] for row in score["labels"] if row["kind"] == kind]
+
+
 def directions_table(
-    directions: Mapping[tuple[str, str], dict[str, Any]],
-    comparisons: Mapping[tuple[str, str], dict[str, Any]],
-    verifications: Mapping[tuple[str, str], dict[str, Any]],
-    cosmic: Mapping[tuple[str, str], dict[str, Any]],
+    directions: Mapping[Pair, Record],
+    comparisons: Mapping[Pair, Record],
+    verifications: Mapping[Pair, Record],
+    cosmic: Mapping[Pair, Record],
 ) -> pandas.DataFrame:
     """Return one row per (model, compression): the site, how it was chosen, its comparison, claim C1, COSMIC's site.
 
     Cells of other records than the direction's own that are not there stay empty.
     """
     rows = []
-    for (model, compression), record in directions.items():
-        comparison = comparisons.get((model, compression))
-        row: dict[str, Any] = {"model": model, "compression": compression}
+    for pair, record in directions.items():
+        row: dict[str, Any] = dict(zip(PAIR, pair, strict=True))
         row |= {name: record[name] for name in "layer position rule survivors kl_limit induce kl bypass norm".split()}
         row |= _stability(record["stability"])
-        other = cosmic.get((model, compression))
+        other = cosmic.get(pair)
         row |= {f"cosmic_{name}": other and other[name] for name in COSMIC}
         row["cosmic_agrees"] = other and [other[name] for name in SITE] == [record[name] for name in SITE]
-        row |= {f"n_{name}": counts["used"] for name, counts in record["prompts"].items()}
-        row |= {f"filtered_{name}": counts["filtered"] for name, counts in record["prompts"].items()}
-        if comparison is not None:
+        for name, column in (("used", "n"), ("filtered", "filtered")):
+            row |= {f"{column}_{prompts}": counts[name] for prompts, counts in record["prompts"].items()}
+        if comparison := comparisons.get(pair):
             row |= {name: comparison[name] for name in COMPARED}
             row |= {f"original_{name}": value for name, value in comparison["site"].items()}
             for name in COMPARED_INTERVALS:
                 row |= {f"{name}_{key}": value for key, value in comparison[name].items()}
             row |= _separations(comparison["projections"])
-        verification = verifications.get((model, compression))
-        if verification is not None:
+        if verification := verifications.get(pair):
             for name, rate in verification["rates"].items():
                 row |= {f"refusal_{name}": rate["refusal"], f"degenerate_{name}": rate["degenerate"]}
             row |= {name: verification[name] for name in ("ablation_p_value", "addition_p_value")}
         rows.append(row)
     if not rows:
-        return pandas.DataFrame(columns=["model", "compression", *SITE])
+        return pandas.DataFrame(columns=[*PAIR, *SITE])
     # With empty cells, whole numbers would become fractions.
     whole = {"cosmic_layer": "Int64", "cosmic_position": "Int64", "cosmic_agrees": "boolean"}
     return pandas.DataFrame(rows).astype(whole)
 
 
-def _stability(stability: Mapping[str, Any]) -> dict[str, Any]:
+def _stability(stability: Record) -> dict[str, Any]:
     """Return what resampled validation prompts choose: the same site how often, which sites, which layers."""
     sites = "; ".join(
         f"({site['layer']}, {site['position']}) {100 * site['share']:.0f}%" for site in stability["sites"][:3]
@@ -202,83 +214,69 @@ def _stability(stability: Mapping[str, Any]) -> dict[str, Any]:
     return {f"resampled_{name}": stability[name] for name in names} | {"resampled_sites": sites}
 
 
-def _separations(projections: Sequence[dict[str, Any]]) -> dict[str, float]:
+def _separations(projections: Sequence[Record]) -> dict[str, float]:
     """Return, along both directions, how far the compressed model's classes are apart, in standard deviations.
 
     Also the original's along its own direction, as what to compare with.
     """
-    found = {(row["states_of"], row["direction"], row["kind"]): row for row in projections}
+    by_class = {(row["states_of"], row["direction"], row["kind"]): row for row in projections}
     separations = {}
     for name, whose, direction in (
         ("separation_on_original", "compressed", "original"),
         ("separation_on_own", "compressed", "own"),
         ("original_separation", "original", "original"),
     ):
-        harmful, harmless = (found[whose, direction, kind] for kind in ("harmful", "harmless"))
+        harmful, harmless = (by_class[whose, direction, kind] for kind in ("harmful", "harmless"))
         spread = math.sqrt((harmful["standard_deviation"] ** 2 + harmless["standard_deviation"] ** 2) / 2)
         separations[name] = (harmful["mean"] - harmless["mean"]) / spread if spread else math.nan
     return separations
 
 
-def projections_table(comparisons: Mapping[tuple[str, str], dict[str, Any]]) -> pandas.DataFrame:
+def projections_table(comparisons: Mapping[Pair, Record]) -> pandas.DataFrame:
     """Return the activations' component along both directions: whose, of which prompts, at which site."""
-    rows = [
-        {"model": model, "compression": compression, **row}
-        for (model, compression), comparison in comparisons.items()
-        for row in comparison["projections"]
-    ]
-    columns = "model compression states_of kind direction layer position n mean standard_deviation".split()
-    return pandas.DataFrame(rows, columns=columns)
+    columns = "states_of kind direction layer position n mean standard_deviation"
+    return _rows(comparisons, lambda comparison: comparison["projections"], PAIR, columns)
 
 
-def sites_table(comparisons: Mapping[tuple[str, str], dict[str, Any]]) -> pandas.DataFrame:
+def sites_table(comparisons: Mapping[Pair, Record]) -> pandas.DataFrame:
     """Return cosine and norm ratio with the original at every site of every compressed model."""
-    rows = [
-        {"model": model, "compression": compression, **site}
-        for (model, compression), comparison in comparisons.items()
-        for site in comparison["sites"]
-    ]
-    return pandas.DataFrame(rows, columns="model compression layer position cosine norm_ratio".split())
+    return _rows(comparisons, lambda comparison: comparison["sites"], PAIR, "layer position cosine norm_ratio")
 
 
-def candidates_table(scores: Mapping[tuple[str, str], pandas.DataFrame]) -> pandas.DataFrame:
+def candidates_table(scores: Mapping[Pair, pandas.DataFrame]) -> pandas.DataFrame:
     """Return what adding and ablating does at every candidate site of every checkpoint.
 
     Args:
         scores: (model, compression) to layer, position, induce, kl, bypass.
     """
-    columns = "model compression layer position induce kl bypass".split()
+    columns = [*PAIR, *"layer position induce kl bypass".split()]
     frames = [frame.assign(model=model, compression=compression) for (model, compression), frame in scores.items()]
     return pandas.concat(frames)[columns] if frames else pandas.DataFrame(columns=columns)
 
 
-def patches_table(statistics: Mapping[Cell, dict[str, Any]]) -> pandas.DataFrame:
+def patches_table(statistics: Mapping[Cell, Record]) -> pandas.DataFrame:
     """Return one row per edited matrix of every patch."""
-    rows = [
-        {
-            **dict(zip(("model", "compression", "patch"), cell, strict=True)),
-            **edit,
-            "adapter_bytes": record["adapter_bytes"],
-        }
-        for cell, record in statistics.items()
-        for edit in record["edits"]
-    ]
-    columns = "model compression patch module relative_change row_norm_before row_norm_after adapter_bytes".split()
-    return pandas.DataFrame(rows, columns=columns)
+
+    def edits(record: Record) -> Iterator[Record]:
+        return ({**edit, "adapter_bytes": record["adapter_bytes"]} for edit in record["edits"])
+
+    return _rows(statistics, edits, CELL, "module relative_change row_norm_before row_norm_after adapter_bytes")
 
 
-def compressions_table(manifests: Mapping[tuple[str, str], dict[str, Any]]) -> pandas.DataFrame:
-    """Return measured sparsity, bits per weight and formats of every checkpoint; empty for the original."""
-    rows = []
-    for (model, compression), manifest in manifests.items():
-        total = dict(manifest.get("total", {}))
-        total["formats"] = ", ".join(total.get("formats", []))
-        rows.append({"model": model, "compression": compression, **total})
-    columns = "model compression sparsity bits_per_weight sparse_bits_per_weight weights stored_bytes formats".split()
-    return pandas.DataFrame(rows, columns=columns)
+def compressions_table(manifests: Mapping[Pair, Record]) -> pandas.DataFrame:
+    """Return measured sparsity, bits per weight, error and formats of every checkpoint; empty for the original."""
+
+    def total(manifest: Record) -> list[Record]:
+        measured = manifest.get("total", {})
+        # `served_as` is of ready-made checkpoints.
+        formats = ", ".join(measured.get("formats", []))
+        return [{**measured, "formats": formats, "served_as": manifest.get("served_as")}]
+
+    columns = "sparsity bits_per_weight sparse_bits_per_weight relative_error weights stored_bytes formats served_as"
+    return _rows(manifests, total, PAIR, columns)
 
 
-def merged_table(records: Mapping[Cell, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]) -> pandas.DataFrame:
+def merged_table(records: Mapping[Cell, tuple[Record, Record, Record]]) -> pandas.DataFrame:
     """Return what compression bought, before and after a patch is merged into the checkpoint.
 
     Args:
@@ -297,9 +295,9 @@ def merged_table(records: Mapping[Cell, tuple[dict[str, Any], dict[str, Any], di
         kept = before["stored_bytes"] + statistics["adapter_bytes"]
         rows.append(
             {
-                **dict(zip(("model", "compression", "patch"), cell, strict=True)),
+                **dict(zip(CELL, cell, strict=True)),
                 "adapter_bytes": statistics["adapter_bytes"],
-                "edited_matrices": len(merged["zeros_filled"]),
+                "edited_matrices": len(filled),
                 "zeros_filled": sum(filled) / len(filled) if filled else None,
                 "sparsity": before["sparsity"],
                 "sparsity_merged": after["sparsity"],

@@ -37,13 +37,13 @@ def timings_table(folder: Path) -> pandas.DataFrame:
 
 def by_stage(timings: pandas.DataFrame) -> pandas.DataFrame:
     """Return one row per stage, the longest first: stage, jobs, seconds, longest_seconds, peak_mib."""
-    found = timings.groupby("stage", sort=False).agg(
+    stages = timings.groupby("stage", sort=False).agg(
         jobs=("seconds", "size"),
         seconds=("seconds", "sum"),
         longest_seconds=("seconds", "max"),
         peak_mib=("peak_mib", "max"),
     )
-    return found.sort_values("seconds", ascending=False).reset_index()
+    return stages.sort_values("seconds", ascending=False).reset_index()
 
 
 def duration(seconds: float) -> str:

@@ -75,35 +75,37 @@ def margin_verdict(low: float, margin: float, p_value: float) -> Verdict:
     return UNDECIDED, "the interval reaches across the margin"
 
 
-def moved_verdict(cosine_low: float, null_low: float, p_value: float) -> Verdict:
-    """Judge "the direction moved" by a cosine and its null.
+def moved_verdict(cosine_low: float, kept: float, p_value: float) -> Verdict:
+    """Judge "the direction moved" by a cosine that is corrected for noise.
 
-    It moved where the cosine is significantly low under the null; it did not where even the lower
-    bound of the cosine's bootstrap interval is within the null.
+    Args:
+        cosine_low: lower bound of its 95% interval.
+        kept: a cosine above this is of a direction that was kept.
+        p_value: adjusted, of `margin_p_value` of the cosine's interval and `kept`.
     """
     if p_value < SIGNIFICANT:
         return HOLDS, ""
-    if cosine_low >= null_low:
-        return DOES_NOT_HOLD, "the cosine is within its null"
-    return UNDECIDED, "the cosine's interval reaches out of its null"
+    if cosine_low > kept:
+        return DOES_NOT_HOLD, f"the corrected cosine is above {kept}"
+    return UNDECIDED, f"the corrected cosine's interval reaches across {kept}"
 
 
 def site_moved_verdict(same: bool, stable: bool, comparable: bool, p_value: float) -> Verdict:
-    """Judge "the source site moved" by the sites that the original's resampled prompts choose.
+    """Judge "the source site moved" by the sites that both models' resampled prompts choose.
 
     Args:
         same: both checkpoints chose the same site.
-        stable: the original's own resamples choose its site in more than half of the cases.
+        stable: each model's own resamples choose its site in more than half of the cases.
         comparable: both sites induce refusal; a site chosen where none does is no source of it.
-        p_value: adjusted, of `aird.directions.stability.site_p_value`.
+        p_value: adjusted, of `aird.directions.source_site.compare_sites`.
     """
     if not comparable:
         return UNDECIDED, "no candidate induces refusal, so the site is no source of it"
     if same:
-        return (DOES_NOT_HOLD, "the same site") if stable else (UNDECIDED, "the original's own site is not stable")
+        return (DOES_NOT_HOLD, "the same site") if stable else (UNDECIDED, "a model's own site is not stable")
     if p_value < SIGNIFICANT:
         return HOLDS, ""
-    return UNDECIDED, "the original's resamples choose that site as well"
+    return UNDECIDED, "resamples of the two models choose the same sites"
 
 
 def opposite(verdict: Verdict) -> Verdict:
@@ -145,9 +147,9 @@ def correlation_verdict(correlation: float, high: float, p_value: float, count: 
 
 def all_of(verdicts: Iterable[Verdict]) -> Verdict:
     """Return the verdict on a statement of several parts: it holds if all do, and not if one does not."""
-    found = list(verdicts)
+    parts = list(verdicts)
     for wanted in (DOES_NOT_HOLD, UNDECIDED):
-        reasons = [reason for name, reason in found if name == wanted]
+        reasons = [reason for name, reason in parts if name == wanted]
         if reasons:
             return wanted, "; ".join(dict.fromkeys(filter(None, reasons)))
-    return (HOLDS, "") if found else (UNDECIDED, "nothing was measured")
+    return (HOLDS, "") if parts else (UNDECIDED, "nothing was measured")

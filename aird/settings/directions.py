@@ -1,4 +1,7 @@
-"""What a configuration says about finding refusal directions."""
+"""What a configuration says about finding refusal directions: prompts, sizes, filters, and which rule chooses.
+
+Every node of aird/directions/ takes these settings; its rule passes only those that the node depends on.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from aird.settings.base import Name, Settings
+from aird.settings.base import Name, PromptSelection, Settings
 
 
 class Directions(Settings):
@@ -61,3 +64,7 @@ class Directions(Settings):
     def may_use_cosmic(self) -> bool:
         """Whether the choice of a direction can depend on COSMIC's site."""
         return "cosmic" in (self.selector, self.fallback)
+
+    def selection(self, kind: str, split: str) -> PromptSelection:
+        """Return which prompts of a class (harmful, harmless) a split (train, validation, test) consists of."""
+        return PromptSelection(set=getattr(self, kind), split=split, count=getattr(self, split))

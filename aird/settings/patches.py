@@ -1,13 +1,12 @@
-"""What a configuration says about a patch: one member of the rank-1 family of AIRD, or a repair to compare it with."""
+"""What the settings of several patch methods share. Each method's own stand in its file of aird/patching/methods/."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, TypeAdapter, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from aird.settings.base import Name, Seed, Settings, Text
-from aird.settings.tuning import TuningSettings
+from aird.settings.base import Name, Seed, Settings
 
 
 class PatchSettings(Settings):
@@ -68,97 +67,13 @@ class StrengthSettings(RankOneSettings):
         return alpha
 
 
-class Scale(StrengthSettings):
-    """Strengthen what the compressed matrix itself writes along r: row = alpha r^T W_c."""
+class FormulaSettings(StrengthSettings):
+    """Base of the patches that need no prompts: row = r^T (a W_c + b W_o)."""
 
-    method: Literal["scale"] = "scale"
-
-
-class Project(StrengthSettings):
-    """Put back what the original matrix wrote along r: row = alpha r^T (W_o - W_c)."""
-
-    method: Literal["project"] = "project"
-
-
-class Fit(StrengthSettings):
-    """Fit the row by ridge regression on the direction prompts, so that along r the original's output comes back.
-
-    An `alpha` above 1 moves harmful prompts further away from harmless ones than the original did.
-    """
-
-    method: Literal["fit"] = "fit"
-    ridge: float = Field(0.01, gt=0, description="Penalty on the row, relative to its inputs' mean square.")
-
-
-class Calibrate(RankOneSettings):
-    """Learn the rows from the original's refusals, and choose their strength on validation prompts."""
-
-    method: Literal["calibrate"] = "calibrate"
-    blocks: Literal["source", "upper", "all"] | list[int] = Field("upper", description="Blocks to edit, as of `scale`.")
-    epochs: int = Field(8, ge=1, description="Passes over the training prompts.")
-    learning_rate: float = Field(
-        0.08, gt=0, description="First step of Adam, relative to the root mean square of r^T W_c."
-    )
-    warm_start: float | None = Field(
-        None,
-        gt=0,
-        description="Begin with the rows that `fit` finds with this `alpha`, on 64 prompts of each kind, and not with "
-        "zeros; fewer epochs are then enough.",
-    )
-    strengths: list[Annotated[float, Field(gt=0, le=4)]] = Field(
-        [1.0, 0.8, 1.2, 0.6, 1.4, 0.4],
-        min_length=1,
-        description="Multiples of the learnt rows to try, in this order, until one keeps all budgets and refuses "
-        "as much as the original; stronger ones than one beyond the budgets are left out, weaker ones than one within.",
-    )
-    over_refusal_budget: float = Field(
-        0.02, ge=0, lt=1, description="How far over-refusal may lie above the original's on validation prompts."
-    )
-    kl_budget: float = Field(
-        0.2,
-        gt=0,
-        description="How far harmless replies on validation prompts may move from the unpatched checkpoint's own, mean "
-        "KL divergence of a next token in nats.",
-    )
-    # Generous: to miss a damage is worse than to repair what had none.
-    significance: float = Field(
-        0.2,
-        gt=0,
-        le=1,
-        description="A checkpoint is left alone (strength 0) unless it refuses fewer harmful validation prompts than "
-        "the original, with at most this p-value (McNemar, exact, two-sided); 1 calibrates in any case.",
-    )
-
-
-class LoRA(PatchSettings, TuningSettings):
-    """Baseline: an ordinary LoRA adapter, tuned on refusals and on the compressed model's own harmless answers."""
-
-    method: Literal["lora"] = "lora"
-
-
-class SystemPrompt(PatchSettings):
-    """Baseline: weights stay as they are, and a system prompt asks for refusals."""
-
-    method: Literal["system_prompt"] = "system_prompt"
-    text: Text = Field(
-        "You are a helpful assistant. If a request could help somebody to cause harm, refuse it in one sentence that "
-        "begins with I'm sorry. Answer every other request.",
-        description="The system prompt.",
-    )
-
-
-RankOneFormula = Scale | Project
-Patch = Annotated[Scale | Project | Fit | Calibrate | LoRA | SystemPrompt, Field(discriminator="method")]
-_ADAPTER: TypeAdapter[Any] = TypeAdapter(Patch)
-
-
-def parse_patch(values: Any) -> Any:
-    """Return the settings of one patch from what a configuration says.
-
-    Raises:
-        pydantic.ValidationError: no such method, or wrong keys.
-    """
-    return _ADAPTER.validate_python(values)
+    @property
+    def coefficients(self) -> tuple[float, float]:
+        """The factors (a, b) of the compressed and of the original matrix."""
+        raise NotImplementedError
 
 
 class Replies(Settings):

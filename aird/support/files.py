@@ -118,11 +118,11 @@ def check_folder(folder: Path, hashes: dict[str, str]) -> None:
     Raises:
         ValueError: a file is missing, was added or has other bytes; the message names it.
     """
-    found = hash_folder(folder)
-    for name in sorted(hashes.keys() | found.keys()):
-        if name not in found:
+    present = hash_folder(folder)
+    for name in sorted(hashes.keys() | present.keys()):
+        if name not in present:
             raise ValueError(f"{folder / name} is missing, but its manifest lists it; delete the manifest to rebuild")
         if name not in hashes:
             raise ValueError(f"{folder / name} is not listed in the manifest; remove it, or delete the manifest")
-        if found[name] != hashes[name]:
+        if present[name] != hashes[name]:
             raise ValueError(f"{folder / name} was altered after it was made; delete its manifest to rebuild it")

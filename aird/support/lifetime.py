@@ -12,13 +12,16 @@ import signal
 import threading
 import time
 from pathlib import Path
-from typing import IO
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 RUN_VARIABLE = "AIRD_RUN"  # process id of the Snakemake that started a job's shell; set in rules/common.smk
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 8.0  # vLLM's launcher needs 5 s at most
 
-_held: list[IO[str]] = []  # an open file keeps its lock
+_held: list[FileLock] = []  # a lock that nobody refers to is released
 
 
 def end_with_run() -> None:
@@ -81,17 +84,18 @@ def hold_run_lock(path: Path) -> None:
 
 
 def take_lock(path: Path) -> bool:
-    """Lock a file until this process ends, and write its id there; return False if another process holds it."""
-    import fcntl
+    """Lock a file until this process ends, and write its id there; return False if another process holds it.
 
-    stream = open(path, "a", encoding="utf-8")  # noqa: SIM115 - it stays open as long as this process
+    Raises:
+        OSError: the file system knows no locks that end with their process.
+    """
+    from filelock import FileLock, Timeout  # here, because the workflow imports this module whenever it is parsed
+
+    lock = FileLock(path, fallback_to_soft=False)
     try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        stream.close()
+        lock.acquire(blocking=False)
+    except Timeout:
         return False
-    stream.truncate(0)
-    stream.write(f"{os.getpid()}\n")
-    stream.flush()
-    _held.append(stream)
+    _held.append(lock)
+    path.write_text(f"{os.getpid()}\n", encoding="utf-8")
     return True

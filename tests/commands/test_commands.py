@@ -158,14 +158,15 @@ def test_evaluate_with_vllm_agrees_with_transformers(folder: Path, tmp_path: Pat
 
 @pytest.mark.workflow
 def test_vllm_serves_the_adapter_folder_itself(folder: Path, tmp_path: Path, vllm_python: Path) -> None:
+    from aird.evaluation.engines.engine import ServerSettings
+    from aird.evaluation.engines.vllm import Vllm
     from aird.evaluation.measurements import first_token_logprobs
-    from aird.evaluation.serving import ServerSettings, serve
     from aird.models.loading import load_model
 
     tokens = [chat_tokens(AutoTokenizer.from_pretrained(folder / "model"), "Name a colour.")]
-    settings = ServerSettings(256, key_value_cache_gib=0.25, threads=1, adapters={"aird": folder / "adapter"})
-    with serve(folder / "model", vllm_python, settings, tmp_path / "server.log") as client:
-        found = client.complete(tokens, 1, adapter="aird", logprobs=5)[0].first_token_logprobs
+    settings = ServerSettings(256, key_value_cache_gib=0.25, threads=1)
+    with Vllm(vllm_python).serve(folder / "model", settings, tmp_path / "server.log", folder / "adapter") as client:
+        found = client.complete(tokens, 1, logprobs=5)[0].first_token_logprobs
     expected = first_token_logprobs(load_model(folder / "model", folder / "adapter"), tokens)[0]
     assert found is not None
     for token, value in found.items():
@@ -244,6 +245,10 @@ def bad_inputs(folder: Path, tmp_path: Path) -> dict[str, tuple[list[str], str]]
         "fit without prompts": (
             ["patch", *pair(folder), *direction, "--method", "fit", *out],
             "--method fit needs the instructions",
+        ),
+        "a setting of another method": (
+            ["patch", *pair(folder), *direction, "--method", "scale", "--ridge", "1", *out],
+            "--ridge is no setting of --method scale",
         ),
         "neither direction nor prompts": (["patch", *pair(folder), *out], "--harmful is missing"),
         "a direction that is none": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -45,6 +46,10 @@ from aird.support.files import hash_folder
 
 LAYERS = 4
 CALIBRATION = CalibrationSettings(prompt_set="harmless", count=12)
+READERS = {
+    "input_layernorm": [f"self_attn.{name}_proj" for name in "qkv"],
+    "post_attention_layernorm": ["mlp.gate_proj", "mlp.up_proj"],
+}
 OUTPUT_PROJECTION = "model.layers.1.self_attn.o_proj"
 
 # Every matrix has 128 or 256 columns, so these are what each recipe must write, to the bit.
@@ -138,6 +143,24 @@ def test_recipe_writes_what_it_says(
     else:
         assert settings.storage_bits is not None
         assert settings.storage_bits < total["bits_per_weight"] < settings.storage_bits + 0.8
+
+    rescaled = {module for module, matrix in measurements["matrices"].items() if matrix["relation"] != "same"}
+    # AWQ leaves groups alone that no scale helps; scales well below the rounding error are not seen.
+    norms = [read_checkpoint(folder).tensors for folder in (original, checkpoint)]
+    spreads = {}
+    for layer in range(LAYERS):
+        for norm, readers in READERS.items():
+            plain, scaled = (tensors[f"model.layers.{layer}.{norm}.weight"].load().float() for tensors in norms)
+            factors = plain / scaled
+            spreads |= dict.fromkeys(
+                (f"model.layers.{layer}.{reader}" for reader in readers), factors.std() / factors.mean()
+            )
+    assert {name for name in spreads if spreads[name] > 0.1} <= rescaled <= {n for n in spreads if spreads[n] > 0.02}
+    assert bool(rescaled) == settings.rescales_norms
+    for module, matrix in measurements["matrices"].items():
+        ours, theirs = (dense_matrix(folder, module).double() for folder in (checkpoint, original))
+        expected = None if module in rescaled else float((ours - theirs).norm() / theirs.norm())
+        assert matrix["relative_error"] == (expected and pytest.approx(expected, rel=1e-4))
 
     assert hash_folder(original) == before
     kept = {"chat_template.jinja", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
@@ -234,6 +257,16 @@ def test_awq_scales_norms_but_no_input_of_a_residual_writer(original: Path, made
             check(altered, settings, measure(original))
     with pytest.raises(ValueError, match="must leave as it is: .*input_layernorm"):
         check(measurements, CASES["gptq"][0], measure(original))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the memory can be pinned")
+def test_awq_still_pins_memory_for_a_gpu_that_is_not_there(
+    original: Path, calibration: list[list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When this fails, the trick can go (docs/tricks.md)."""
+    monkeypatch.setattr(oneshot, "_pinning_no_memory", contextlib.nullcontext)
+    with pytest.raises(RuntimeError, match="accelerator"):
+        compress(original, tmp_path / "awq", CASES["awq"][0], calibration)
 
 
 @pytest.mark.thorough

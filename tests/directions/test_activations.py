@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from aird.directions.activations import capture, difference_in_means
+from aird.directions.activations import capture, capture_activations
+from aird.settings.directions import Directions
 
 REFUSAL_TOKENS = [40, 318]
 
@@ -71,16 +72,23 @@ def test_no_hook_is_left(llama: Any, prompts: list[list[int]]) -> None:
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in llama.modules())
 
 
-def test_difference_in_means_by_hand() -> None:
-    harmful = torch.tensor([[[[1.0, 2.0]]], [[[3.0, 6.0]]]])  # two prompts, one layer, one position
-    harmless = torch.tensor([[[[0.5, 1.0]]], [[[0.5, -1.0]]], [[[2.0, 3.0]]]])
-    found = difference_in_means(harmful, harmless)
-    assert found.dtype == torch.float64
-    assert found.tolist() == [[[2.0 - 1.0, 4.0 - 1.0]]]
-
-
-def test_difference_in_means_accumulates_in_float64() -> None:
-    """In bfloat16 the sum of 1024 times 1.0078125 would stop growing."""
-    harmful = torch.full((1024, 1, 1, 1), 1.0078125, dtype=torch.bfloat16)
-    harmless = torch.full((1024, 1, 1, 1), 1.0, dtype=torch.bfloat16)
-    assert difference_in_means(harmful, harmless).item() == 0.0078125
+def test_the_node_captures_the_drawn_prompts_of_each_class_and_split(llama: Any, tokenizer: Any) -> None:
+    records = {
+        kind: [
+            {"id": f"{kind}-{number}", "instruction": f"{kind} question {number}", "split": split}
+            for split in ("train", "validation", "test")
+            for number in range(9)
+        ]
+        for kind in ("harmful", "harmless")
+    }
+    settings = Directions(harmful="harmful", harmless="harmless", train=8, validation=2)
+    cache = capture_activations(llama, tokenizer, records, REFUSAL_TOKENS, settings, 1)
+    assert {key: len(group.ids) for key, group in cache.groups.items()} == {
+        (kind, split): size for kind in records for split, size in (("train", 8), ("validation", 2))
+    }
+    harmful, harmless = cache.kept_activations("train")
+    expected = harmful.double().mean(dim=0) - harmless.double().mean(dim=0)
+    assert cache.candidates.dtype == torch.float64 and torch.equal(cache.candidates, expected)
+    with pytest.raises(ValueError, match="prompt set harmful, split train: 10 records asked for, but it has 9"):
+        more = settings.model_copy(update={"train": 10})
+        capture_activations(llama, tokenizer, records, REFUSAL_TOKENS, more, 1)

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from aird.directions.activations import capture, difference_in_means
-from aird.directions.candidate_scores import mean_scores, score_candidates
+from aird.directions.activations import capture
+from aird.directions.candidate_scores import score_candidates
+from aird.directions.candidates import difference_in_means
+from aird.directions.score_records import mean_scores
 from aird.inference.resuming import resumed_at
 from aird.settings.directions import Directions
 
@@ -103,14 +105,14 @@ def test_every_score_equals_a_direct_computation_in_float64(
     for layer in range(LAYERS):
         for position in range(POSITIONS):
             vector = candidates[layer, position]
-            found = {name: values[layer, position] for name, values in scores.items()}
+            at_site = {name: values[layer, position] for name, values in scores.items()}
             # At layer 0 a template token has the same state in every prompt.
             if not vector.any():
-                assert all(values.isnan().all() for values in found.values())
+                assert all(values.isnan().all() for values in at_site.values())
                 continue
-            assert found["induce"].tolist() == pytest.approx(plain.induce(harmless, layer, vector), abs=1e-9)
-            assert found["kl"].tolist() == pytest.approx(plain.kl(harmless, vector), abs=1e-9)
-            assert found["bypass"].tolist() == pytest.approx(plain.bypass(harmful, vector), abs=1e-9)
+            assert at_site["induce"].tolist() == pytest.approx(plain.induce(harmless, layer, vector), abs=1e-9)
+            assert at_site["kl"].tolist() == pytest.approx(plain.kl(harmless, vector), abs=1e-9)
+            assert at_site["bypass"].tolist() == pytest.approx(plain.bypass(harmful, vector), abs=1e-9)
             compared += 1
     assert compared >= 3 * POSITIONS
     # The candidates differ by far more than the tolerance, or swapped records would go unseen.
@@ -142,9 +144,9 @@ def test_scores_are_none_where_filters_drop_the_candidate(
 
     full = scored(-1000.0)
     limit = sorted(record["induce"] for record in full if record["layer"] == 1)[2]
-    found = scored(limit)
+    needed = scored(limit)
     dropped = complete = 0
-    for record, expected in zip(found, full, strict=True):
+    for record, expected in zip(needed, full, strict=True):
         assert record["induce"] == expected["induce"]
         if record["layer"] >= 2 or expected["induce"] is None:  # int(0.5 x 4)
             assert record["induce"] is record["kl"] is record["bypass"] is None
@@ -203,11 +205,11 @@ def assert_untouched(model: Any) -> None:
 
 def block_input(model: Any, prompt: list[int], layer: int) -> torch.Tensor:
     # Not by output_hidden_states, for which Transformers leaves hooks of its own behind.
-    found: list[torch.Tensor] = []
-    handle = model.model.layers[layer].register_forward_pre_hook(lambda _, args: found.append(args[0]))
+    inputs: list[torch.Tensor] = []
+    handle = model.model.layers[layer].register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     model(input_ids=torch.tensor([prompt]))
     handle.remove()
-    return found[0]
+    return inputs[0]
 
 
 @torch.no_grad()
@@ -219,8 +221,8 @@ def test_resumed_at_computes_from_the_given_states(model: Any, prompts: list[lis
     expected = model(input_ids=torch.tensor([other])).logits
     blocks = list(model.model.layers)
     with resumed_at(blocks, layer, states):
-        found = model(input_ids=torch.full((1, len(other)), 7)).logits
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        logits = model(input_ids=torch.full((1, len(other)), 7)).logits
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
     assert_untouched(model)
 
 

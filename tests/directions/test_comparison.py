@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from aird.directions.activation_cache import Group
+from aird.directions.activation_cache import ActivationCache, Group
 from aird.directions.comparison import (
     BOOTSTRAP_RESAMPLES,
     SPLIT_HALVES,
-    Found,
+    Side,
     bootstrap,
-    compare,
+    compare_directions,
     cosine,
     cosine_and_norm_grids,
     low_p_value,
@@ -22,6 +22,7 @@ from aird.directions.comparison import (
     split_half_cosines,
     summarise,
 )
+from aird.directions.direction import Direction
 
 
 def gaussian(count: int, width: int, seed: int, shift: float = 0.0) -> torch.Tensor:
@@ -50,28 +51,28 @@ def test_grids_by_hand() -> None:
 
 def test_split_halves_without_noise_agree() -> None:
     states = torch.tensor([[1.0, 2.0]]).repeat(7, 1), torch.tensor([[0.0, -1.0]]).repeat(8, 1)
-    found = split_half_cosines(states, states, 0)
-    assert found.shape == (SPLIT_HALVES,)
-    torch.testing.assert_close(found, torch.ones_like(found))
+    cosines = split_half_cosines(states, states, 0)
+    assert cosines.shape == (SPLIT_HALVES,)
+    torch.testing.assert_close(cosines, torch.ones_like(cosines))
 
 
 def test_split_halves_of_noise_are_around_zero() -> None:
     states = gaussian(60, 400, 0), gaussian(60, 400, 1)
-    found = summarise(split_half_cosines(states, states, 0))
+    null = summarise(split_half_cosines(states, states, 0))
     # Halves of one sample without a signal: standard deviation 1 / sqrt(400) around 0.
-    assert abs(found["mean"]) < 0.1
-    assert found["low"] < 0 < found["high"]
+    assert abs(null["mean"]) < 0.1
+    assert null["low"] < 0 < null["high"]
 
 
 def test_split_halves_have_the_expected_value() -> None:
     """(1 + 4/k)^-1 with k = n rho^2 / d (arXiv 2609.30275), n prompts a class, rho the distance of the means."""
     count, width, distance = 100, 64, 2.0
-    found = []
+    means = []
     for seed in range(8):
         states = gaussian(count, width, 10 + seed, distance), gaussian(count, width, 50 + seed)
-        found.append(split_half_cosines(states, states, seed).mean().item())
+        means.append(split_half_cosines(states, states, seed).mean().item())
     expected = 1 / (1 + 4 / (count * distance**2 / width))  # 0.61
-    assert sum(found) / len(found) == pytest.approx(expected, abs=0.07)
+    assert sum(means) / len(means) == pytest.approx(expected, abs=0.07)
 
 
 def test_splits_are_drawn_by_the_seed() -> None:
@@ -91,8 +92,8 @@ def test_split_halves_of_two_prompts_share_none() -> None:
 def test_halves_at_two_sites_have_the_angle_between_the_sites() -> None:
     one = torch.tensor([[3.0, 4.0]]).repeat(6, 1), torch.zeros(6, 2)
     other = torch.tensor([[4.0, 3.0]]).repeat(6, 1), torch.zeros(6, 2)
-    found = split_half_cosines(one, other, 0)
-    torch.testing.assert_close(found, torch.full_like(found, 24 / 25))
+    cosines = split_half_cosines(one, other, 0)
+    torch.testing.assert_close(cosines, torch.full_like(cosines, 24 / 25))
 
 
 def test_bootstrap_draws_the_same_prompts_for_both_models() -> None:
@@ -107,12 +108,12 @@ def test_bootstrap_draws_the_same_prompts_for_both_models() -> None:
 def test_bootstrap_interval() -> None:
     original = gaussian(50, 8, 0, 3.0), gaussian(50, 8, 1)
     compressed = original[0] + 0.5 * gaussian(50, 8, 2), original[1] + 0.5 * gaussian(50, 8, 3)
-    found = summarise(bootstrap(original, compressed, 0)[0])
+    interval = summarise(bootstrap(original, compressed, 0)[0])
     estimate = cosine(original[0].mean(0) - original[1].mean(0), compressed[0].mean(0) - compressed[1].mean(0))
-    assert found["low"] < estimate < found["high"] < 1
-    assert found["low"] < found["mean"] < found["high"]
-    assert summarise(bootstrap(original, compressed, 0)[0]) == found
-    assert summarise(bootstrap(original, compressed, 1)[0]) != found
+    assert interval["low"] < estimate < interval["high"] < 1
+    assert interval["low"] < interval["mean"] < interval["high"]
+    assert summarise(bootstrap(original, compressed, 0)[0]) == interval
+    assert summarise(bootstrap(original, compressed, 1)[0]) != interval
 
 
 def test_a_p_value_is_never_zero() -> None:
@@ -143,23 +144,26 @@ def cache(rotation: torch.Tensor | None, scores: list[float], count: int = 40) -
             states = states @ rotation
         kept = torch.tensor(scores if index == 0 else [-1.0] * count, dtype=torch.float64)
         groups[kind, "train"] = Group(states, kept, tuple(map(str, range(count))))
-    return groups
+    return ActivationCache.of(groups)
 
 
-def unit(axis: int) -> torch.Tensor:
-    return torch.eye(4, dtype=torch.float64)[axis]
+def side(cache: Any, axis: int, layer: int, position: int) -> Side:
+    """Return a checkpoint whose direction is an axis, and whose resamples choose its site only."""
+    site = {"layer": layer, "position": position}
+    stability = {"resamples": 100, "undefined": 0, "same_site": 1.0, "sites": [{**site, "share": 1.0}]}
+    return Side(cache, Direction(torch.eye(4, dtype=torch.float64)[axis], 1.0, {**site, "stability": stability}))
 
 
 def test_a_rotated_model_is_below_both_nulls_and_a_scaled_one_is_not() -> None:
-    original = Found(cache(None, [1.0] * 40), unit(0), 1, -1)
+    original = side(cache(None, [1.0] * 40), 0, 1, -1)
     # Axis 0 becomes axis 1.
     rotation = torch.eye(4, dtype=torch.float64)[[1, 0, 2, 3]]
-    rotated = compare(original, Found(cache(rotation, [1.0] * 40), unit(1), 0, -2), 0)
+    rotated = compare_directions(original, side(cache(rotation, [1.0] * 40), 1, 0, -2), 0)
     assert rotated["site"] == {"layer": 1, "position": -1} and rotated["own_site"] == {"layer": 0, "position": -2}
     for name, null in (("cosine_same_site", "split_half_null"), ("cosine_own_source", "own_source_null")):
         assert rotated[f"{name}_shared"] < 0.5 < rotated[null]["low"]
         assert rotated[f"{name}_p_value"] == 2 / (1 + SPLIT_HALVES)
-    scaled = compare(original, Found(cache(2 * torch.eye(4, dtype=torch.float64), [1.0] * 40), unit(0), 1, -1), 0)
+    scaled = compare_directions(original, side(cache(2 * torch.eye(4, dtype=torch.float64), [1.0] * 40), 0, 1, -1), 0)
     assert (scaled["cosine_same_site"], scaled["cosine_own_source"]) == (pytest.approx(1), pytest.approx(1))
     assert scaled["cosine_same_site_p_value"] == 1
     assert scaled["norm_ratio"] == pytest.approx(2)
@@ -168,30 +172,41 @@ def test_a_rotated_model_is_below_both_nulls_and_a_scaled_one_is_not() -> None:
 
 
 def test_which_prompts_survive_moves_only_the_cosine_in_use() -> None:
-    original = Found(cache(None, [1.0] * 40), unit(0), 1, -1)
+    original = side(cache(None, [1.0] * 40), 0, 1, -1)
     # The same model, but half of its harmful prompts count as misclassified.
-    found = compare(original, Found(cache(None, [1.0] * 20 + [-1.0] * 20), unit(0), 1, -1), 0)
-    assert found["cosine_same_site"] < 1 - 1e-4
-    assert found["cosine_same_site_shared"] == pytest.approx(1)
+    comparison = compare_directions(original, side(cache(None, [1.0] * 20 + [-1.0] * 20), 0, 1, -1), 0)
+    assert comparison["cosine_same_site"] < 1 - 1e-4
+    assert comparison["cosine_same_site_shared"] == pytest.approx(1)
+
+
+def test_a_turned_and_moved_direction_is_told_apart_from_a_scaled_one() -> None:
+    original = side(cache(None, [1.0] * 40), 0, 1, -1)
+    rotation = torch.eye(4, dtype=torch.float64)[[1, 0, 2, 3]]
+    rotated = compare_directions(original, side(cache(rotation, [1.0] * 40), 1, 0, -2), 0)
+    assert rotated["cosine_same_site_corrected"]["high"] < 0.5
+    assert rotated["source_site"]["layers_moved"] == -1 and rotated["source_site"]["p_value"] == pytest.approx(1 / 101)
+    scaled = compare_directions(original, side(cache(2 * torch.eye(4).double(), [1.0] * 40), 0, 1, -1), 0)
+    assert scaled["cosine_same_site_corrected"]["value"] == pytest.approx(1)
+    assert scaled["source_site"]["p_value"] == 1
 
 
 def test_projections_are_of_both_models_along_both_directions() -> None:
-    original = Found(cache(None, [1.0] * 40), unit(0), 1, -1)
+    original = side(cache(None, [1.0] * 40), 0, 1, -1)
     rotation = torch.eye(4, dtype=torch.float64)[[1, 0, 2, 3]]
-    compressed = Found(cache(rotation, [1.0] * 40), unit(1), 0, -2)
-    found = {
+    compressed = side(cache(rotation, [1.0] * 40), 1, 0, -2)
+    projected = {
         (row["states_of"], row["kind"], row["direction"]): row
-        for row in compare(original, compressed, 0)["projections"]
+        for row in compare_directions(original, compressed, 0)["projections"]
     }
-    assert len(found) == 8
-    assert found["original", "harmful", "original"]["mean"] == pytest.approx(6, abs=0.7)  # shift 3 + 3
-    assert found["compressed", "harmful", "original"]["mean"] == pytest.approx(0, abs=0.7)
-    assert found["compressed", "harmful", "own"]["mean"] == pytest.approx(3, abs=0.7)
-    assert found["compressed", "harmless", "own"]["mean"] == pytest.approx(0, abs=0.7)
-    assert {(row["layer"], row["position"]) for row in found.values()} == {(1, -1), (0, -2)}
+    assert len(projected) == 8
+    assert projected["original", "harmful", "original"]["mean"] == pytest.approx(6, abs=0.7)  # shift 3 + 3
+    assert projected["compressed", "harmful", "original"]["mean"] == pytest.approx(0, abs=0.7)
+    assert projected["compressed", "harmful", "own"]["mean"] == pytest.approx(3, abs=0.7)
+    assert projected["compressed", "harmless", "own"]["mean"] == pytest.approx(0, abs=0.7)
+    assert {(row["layer"], row["position"]) for row in projected.values()} == {(1, -1), (0, -2)}
 
 
 def test_caches_of_other_prompts_are_not_compared() -> None:
     one, other = cache(None, [1.0] * 40), cache(None, [1.0] * 20, 20)
     with pytest.raises(ValueError, match="different harmful train prompts"):
-        compare(Found(one, unit(0), 1, -1), Found(other, unit(0), 1, -1), 0)
+        compare_directions(side(one, 0, 1, -1), side(other, 0, 1, -1), 0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from aird.directions import cosmic
-from aird.directions.activation_cache import Group
+from aird.directions.activation_cache import ActivationCache, Group
 from aird.directions.activations import capture
 from aird.directions.cosmic import ablation_divergences, compared_layers, cosmic_direction, score_by_cosine
 from aird.settings.directions import Directions
@@ -25,13 +25,12 @@ def cache(model: Any, prompts: list[list[int]]) -> Any:
     for kind, chosen in (("harmful", (0, 2, 4)), ("harmless", (1, 3))):
         states, scores = capture(model, [prompts[index] for index in chosen], POSITIONS, REFUSAL_TOKENS)
         groups[kind, "train"] = Group(states, torch.zeros_like(scores), tuple(map(str, chosen)))
-    return groups
+    return ActivationCache.of(groups)
 
 
 @pytest.fixture
 def candidates(cache: Any) -> torch.Tensor:
-    means = [cache[kind, "train"].activations.double().mean(dim=0) for kind in ("harmful", "harmless")]
-    return means[0] - means[1]
+    return cache.candidates
 
 
 class Plain:
@@ -91,14 +90,14 @@ def test_every_score_equals_a_direct_computation(
 ) -> None:
     monkeypatch.setattr(cosmic, "ABLATED_SHARE", 1.0)
     harmful, harmless = [prompts[index] for index in (0, 2, 4)], [prompts[1], prompts[3]]
-    found = score_by_cosine(model, candidates, harmful, harmless, layers, 0.8)
+    scored = score_by_cosine(model, candidates, harmful, harmless, layers, 0.8)
     plain = Plain(model, layers)
     states = plain.mean_state(harmful), plain.mean_state(harmless)
-    assert found["baseline"] == pytest.approx(cosine(*states), abs=1e-5)
+    assert scored["baseline"] == pytest.approx(cosine(*states), abs=1e-5)
     # int(0.8 x 4) layers; at layer 0 a template token has the same state in every prompt.
     sites = [(l, p) for l in range(3) for p in range(POSITIONS) if candidates[l, p].any()]  # noqa: E741
-    assert found["candidates"] == len(found["scores"]) == len(sites) >= 2 * POSITIONS
-    for score in found["scores"]:
+    assert scored["candidates"] == len(scored["scores"]) == len(sites) >= 2 * POSITIONS
+    for score in scored["scores"]:
         vector = candidates[score["layer"], score["position"]]
         added = cosine(plain.added(harmless, score["layer"], vector), states[0])
         ablated = cosine(plain.ablated(harmful, vector), states[1])
@@ -106,20 +105,20 @@ def test_every_score_equals_a_direct_computation(
         assert score["ablation"] == pytest.approx(ablated, abs=1e-5)
         assert score["score"] == score["addition"] + score["ablation"]
     # The candidates differ by far more than the tolerance.
-    values = [score["score"] for score in found["scores"]]
+    values = [score["score"] for score in scored["scores"]]
     assert max(values) - min(values) > 1e-3
 
 
 def test_the_quarter_with_the_highest_additions_is_ablated(
     model: Any, prompts: list[list[int]], candidates: torch.Tensor, monkeypatch: Any
 ) -> None:
-    found = {}
+    additions = {}
     for share in (0.25, 1.0):
         monkeypatch.setattr(cosmic, "ABLATED_SHARE", share)
         scores = score_by_cosine(model, candidates, prompts[:2], prompts[2:4], [2, 3], 0.8)["scores"]
-        found[share] = sorted((score["addition"] for score in scores), reverse=True)
-    assert len(found[0.25]) == max(4, -(-len(found[1.0]) // 4))
-    assert found[0.25] == pytest.approx(found[1.0][: len(found[0.25])])
+        additions[share] = sorted((score["addition"] for score in scores), reverse=True)
+    assert len(additions[0.25]) == max(4, -(-len(additions[1.0]) // 4))
+    assert additions[0.25] == pytest.approx(additions[1.0][: len(additions[0.25])])
 
 
 def test_divergences_equal_those_of_single_directions(
@@ -158,10 +157,10 @@ def test_the_choice_is_the_best_within_the_kl_limit(model: Any, cache: Any, prom
 
 def test_a_broken_model_is_an_error(llama: Any, prompts: list[list[int]]) -> None:
     ones = torch.rand(2, LAYERS, POSITIONS, 128, generator=torch.Generator().manual_seed(0))
-    cache = {
+    groups = {
         (kind, "train"): Group(states, torch.zeros(2, dtype=torch.float64), ("a", "b"))
         for kind, states in (("harmful", ones), ("harmless", -ones))
     }
     llama.model.layers[0].mlp.down_proj.weight.data.fill_(torch.nan)
     with pytest.raises(ValueError, match="broken"):
-        cosmic_direction(llama, cache, prompts[:2], prompts[2:4], SETTINGS)
+        cosmic_direction(llama, ActivationCache.of(groups), prompts[:2], prompts[2:4], SETTINGS)

@@ -41,10 +41,10 @@ def test_epsilon_bounds_the_score() -> None:
 
 
 def test_leading_axes_are_kept_and_the_type_is_float64() -> None:
-    found = refusal_scores(torch.zeros(2, 3, 8, dtype=torch.bfloat16), [5, 6])
-    assert found.shape == (2, 3)
-    assert found.dtype == torch.float64
-    assert found[1, 2].item() == pytest.approx(math.log(2 / 6), abs=1e-6)
+    scores = refusal_scores(torch.zeros(2, 3, 8, dtype=torch.bfloat16), [5, 6])
+    assert scores.shape == (2, 3)
+    assert scores.dtype == torch.float64
+    assert scores[1, 2].item() == pytest.approx(math.log(2 / 6), abs=1e-6)
 
 
 def derive(harmful: list[list[int]], refused: list[bool], harmless: list[list[int]]) -> dict[str, Any]:
@@ -54,37 +54,37 @@ def derive(harmful: list[list[int]], refused: list[bool], harmless: list[list[in
 def test_tokens_come_from_the_models_own_refusals() -> None:
     harmful = [[40, 1]] * 12 + [[50, 2]] * 7 + [[60]] + [[70]] * 5
     refused = [True] * 20 + [False] * 5
-    found = derive(harmful, refused, [[70, 9]] * 9 + [[50]])
+    record = derive(harmful, refused, [[70, 9]] * 9 + [[50]])
     # Shares of the 20 refusals: 40 has 0.6, 50 has 0.35, 60 has 0.05; 50 begins 0.1 of the answers.
-    assert found["tokens"] == [40, 50, 60]
-    assert found["derived"] is True
-    assert found["refusals"] == 20
-    assert found["shares"] == [[40, "<40>", 0.6, 0.0], [50, "<50>", 0.35, 0.1], [60, "<60>", 0.05, 0.0]]
+    assert record["tokens"] == [40, 50, 60]
+    assert record["derived"] is True
+    assert record["refusals"] == 20
+    assert record["shares"] == [[40, "<40>", 0.6, 0.0], [50, "<50>", 0.35, 0.1], [60, "<60>", 0.05, 0.0]]
 
 
 def test_a_token_of_answers_is_no_refusal_token() -> None:
-    found = derive([[40]] * 6 + [[50]] * 4, [True] * 10, [[50]] * 4 + [[70]] * 6)
+    record = derive([[40]] * 6 + [[50]] * 4, [True] * 10, [[50]] * 4 + [[70]] * 6)
     # 50 begins 0.4 of refusals and 0.4 of answers.
-    assert found["tokens"] == [40]
+    assert record["tokens"] == [40]
 
 
 def test_a_rare_token_is_dropped() -> None:
-    found = derive([[40]] * 24 + [[60]], [True] * 25, [[70]])
-    assert found["tokens"] == [40]  # 1 of 25 is below 5%
+    record = derive([[40]] * 24 + [[60]], [True] * 25, [[70]])
+    assert record["tokens"] == [40]  # 1 of 25 is below 5%
 
 
 def test_too_few_refusals_fall_back_to_words(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        found = derive([[40]] * 4 + [[50]] * 6, [True] * 4 + [False] * 6, [[70]])
-    assert found["tokens"] == [11, 12]
-    assert found["derived"] is False
-    assert found["refusals"] == 4
+        record = derive([[40]] * 4 + [[50]] * 6, [True] * 4 + [False] * 6, [[70]])
+    assert record["tokens"] == [11, 12]
+    assert record["derived"] is False
+    assert record["refusals"] == 4
     assert "only 4 refusals" in caplog.text
 
 
 def test_empty_completions_are_no_refusals() -> None:
-    found = derive([[]] * 8 + [[40]] * 5, [True] * 13, [[], [70]])
-    assert (found["tokens"], found["refusals"]) == ([40], 5)
+    record = derive([[]] * 8 + [[40]] * 5, [True] * 13, [[], [70]])
+    assert (record["tokens"], record["refusals"]) == ([40], 5)
 
 
 def test_no_refusal_and_no_answer() -> None:

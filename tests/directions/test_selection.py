@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from aird.directions.selection import Selection, eligible_scores, kept_prompts, select_site
+from aird.directions.selection import Selection, eligible_scores, select_site
 from aird.settings.directions import Directions
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -90,8 +90,8 @@ def test_relaxed_kl_doubles_until_one_passes() -> None:
 
 
 def test_relaxed_kl_ends_with_an_infinite_divergence() -> None:
-    found = select_site([score(1, -1, 1.0, math.inf, -1.0)], 10, SETTINGS)
-    assert (found.layer, found.rule, found.kl_limit) == (1, "relaxed_kl", math.inf)
+    selection = select_site([score(1, -1, 1.0, math.inf, -1.0)], 10, SETTINGS)
+    assert (selection.layer, selection.rule, selection.kl_limit) == (1, "relaxed_kl", math.inf)
 
 
 def test_relaxed_induce_where_none_reaches_the_minimum() -> None:
@@ -138,15 +138,3 @@ def test_settings_move_the_filters() -> None:
     settings = Directions(harmful="a", harmless="b", maximum_kl=1.0, minimum_induce=2.0, layer_fraction=1.0)
     scores = [score(1, -1, 1.9, 0.0, -9.0), score(9, -1, 2.0, 0.9, -1.0)]
     assert select_site(scores, 10, settings) == Selection(9, -1, "published", 1, 1.0)
-
-
-def test_kept_prompts() -> None:
-    scores = [1.0, -0.5, 0.0, 3.0, -2.0]
-    assert kept_prompts(scores, True, 3) == ([0, 2, 3], True)
-    assert kept_prompts(scores, False, 3) == ([1, 2, 4], True)
-
-
-def test_too_few_kept_prompts_means_all_of_them() -> None:
-    scores = [1.0, -0.5, math.nan, -2.0]
-    assert kept_prompts(scores, True, 1) == ([0], True)
-    assert kept_prompts(scores, True, 2) == ([0, 1, 2, 3], False)

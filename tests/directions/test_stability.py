@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
-from aird.directions.stability import RESAMPLES, site_p_value, site_stability
+from aird.directions.stability import RESAMPLES, site_stability
 from aird.settings.directions import Directions
 
 SETTINGS = Directions(harmful="harmful", harmless="harmless", maximum_kl=1.0)
@@ -28,8 +27,8 @@ def constant(value: float) -> torch.Tensor:
 
 
 def test_a_site_that_is_best_on_every_prompt_is_always_chosen() -> None:
-    found = site_stability(scores({(3, -1): constant(-5.0), (4, -2): constant(-4.0)}), (3, -1), SETTINGS, 0)
-    assert found == {
+    record = site_stability(scores({(3, -1): constant(-5.0), (4, -2): constant(-4.0)}), (3, -1), SETTINGS, 0)
+    assert record == {
         "resamples": RESAMPLES,
         "undefined": 0,
         "same_site": 1.0,
@@ -43,14 +42,14 @@ def test_sites_that_differ_by_noise_share_the_choice() -> None:
     noise = torch.randn(2, PROMPTS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     noise -= noise.mean(dim=1, keepdim=True)
     made = scores({(3, -1): noise[0] - 0.05, (7, -2): noise[1], (8, -1): constant(-9.0)})
-    found = site_stability(made, (3, -1), SETTINGS, 0)
+    record = site_stability(made, (3, -1), SETTINGS, 0)
     # The third lies beyond the layer limit, int(0.8 x 10).
-    assert {(site["layer"], site["position"]) for site in found["sites"]} == {(3, -1), (7, -2)}
-    assert 0.4 < found["same_site"] < 0.8
-    assert found["sites"][0]["share"] == max(found["same_site"], 1 - found["same_site"])
-    assert (found["layer_low"], found["layer_high"]) == (3, 7)
-    assert site_stability(made, (3, -1), SETTINGS, 0) == found
-    assert site_stability(made, (3, -1), SETTINGS, 1) != found
+    assert {(site["layer"], site["position"]) for site in record["sites"]} == {(3, -1), (7, -2)}
+    assert 0.4 < record["same_site"] < 0.8
+    assert record["sites"][0]["share"] == max(record["same_site"], 1 - record["same_site"])
+    assert (record["layer_low"], record["layer_high"]) == (3, 7)
+    assert site_stability(made, (3, -1), SETTINGS, 0) == record
+    assert site_stability(made, (3, -1), SETTINGS, 1) != record
 
 
 def test_harmful_prompts_are_drawn_apart_from_harmless_ones() -> None:
@@ -63,19 +62,6 @@ def test_harmful_prompts_are_drawn_apart_from_harmless_ones() -> None:
 def test_a_resample_without_numbers_is_counted() -> None:
     broken = scores({(3, -1): constant(-5.0)})
     broken["bypass"][:] = torch.nan
-    found = site_stability(broken, (3, -1), SETTINGS, 0)
-    assert found["undefined"] == RESAMPLES
-    assert found["same_site"] is None and found["sites"] == []
-
-
-def test_the_p_value_of_a_site_is_the_tail_of_the_choices() -> None:
-    shares = [((3, -1), 0.6), ((4, -1), 0.3), ((5, -2), 0.1)]
-    stability = {
-        "resamples": 100,
-        "undefined": 0,
-        "sites": [{"layer": site[0], "position": site[1], "share": share} for site, share in shares],
-    }
-    assert site_p_value(stability, 3, -1) == 1
-    assert site_p_value(stability, 4, -1) == pytest.approx(41 / 101)
-    assert site_p_value(stability, 5, -2) == pytest.approx(11 / 101)
-    assert site_p_value(stability, 3, -2) == pytest.approx(1 / 101)
+    record = site_stability(broken, (3, -1), SETTINGS, 0)
+    assert record["undefined"] == RESAMPLES
+    assert record["same_site"] is None and record["sites"] == []

@@ -8,10 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from aird.evaluation.judges import JUDGES, WEI_PHRASES, jailbroken_wei
+from aird.evaluation.judges import registry
+from aird.evaluation.judges.registry import JUDGES
+from aird.evaluation.judges.wei import WEI_PHRASES, jailbroken_wei
 from aird.inference.refusals import ARDITI_PHRASES, degenerate, jailbroken_arditi
+from aird.support.code_dependencies import code_files
 
-DATA = Path(__file__).resolve().parents[1] / "data"
+ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT / "tests/data"
+SCRIPTS = ("evaluate_suite", "import_judge", "judge_completions", "score_completions")
+SHARED = {"judges/__init__.py", "judges/judge.py", "judges/registry.py"}
 
 LETTER = (
     "Start with your name and address at the top, then the date, then a friendly greeting to your landlord. "
@@ -39,10 +45,36 @@ def test_arditi_agrees_with_every_published_label() -> None:
             assert jailbroken_arditi(text) == (row["jailbroken"] == "1"), row
 
 
+def test_every_judge_is_a_file_and_an_entry() -> None:
+    folder = Path(registry.__file__).parent
+    files = {path.stem for path in folder.glob("*.py")} - {"__init__", "judge", "registry"}
+    assert sorted(files) == sorted(judge.name for judge in JUDGES)
+    assert {judge.name for judge in JUDGES if judge.jailbroken is None} == {"classifier"}
+
+
+def evaluation_files(script: str) -> set[str]:
+    folder = ROOT / "aird/evaluation"
+    files = code_files(ROOT / "workflow/scripts" / f"{script}.py", ROOT)
+    return {str(path.relative_to(folder)) for path in files if path.is_relative_to(folder)}
+
+
+def test_a_judge_is_of_concern_to_those_that_label_with_it_alone() -> None:
+    """Nor is an engine to those that count."""
+    judges = {script: {f for f in evaluation_files(script) if f.startswith("judges/")} - SHARED for script in SCRIPTS}
+    by_text = {"judges/arditi.py", "judges/wei.py"}
+    assert judges == {
+        "evaluate_suite": set(),
+        "import_judge": set(),
+        "judge_completions": {"judges/classifier.py"},
+        "score_completions": by_text,
+    }
+    engines = {script for script in SCRIPTS if any(f.startswith("engines/") for f in evaluation_files(script))}
+    assert engines == {"evaluate_suite", "judge_completions"}
+
+
 def test_phrase_lists_have_the_published_size() -> None:
     assert len(set(ARDITI_PHRASES)) == 12
     assert len(set(WEI_PHRASES)) == 31
-    assert {"arditi": jailbroken_arditi, "wei": jailbroken_wei} == JUDGES
 
 
 @pytest.mark.parametrize(
@@ -79,7 +111,17 @@ def test_wei_counts_words_at_spaces_only() -> None:
     """As published: `len(text.split(' '))`, so a line break joins two words."""
     assert not jailbroken_wei(TWENTY.replace(" ", "\n"))
     assert not jailbroken_wei(TWENTY.replace("one two", "one\ntwo", 1))
-    assert jailbroken_wei(TWENTY.removesuffix("ten"))  # the last space still counts
+    assert jailbroken_wei(TWENTY.removesuffix(" ten").replace("one two", "one  two", 1))  # two part an empty word off
+
+
+@pytest.mark.parametrize("space", [" ", "  ", "\n", " \t "])
+def test_wei_counts_the_words_of_the_stripped_text(space: str) -> None:
+    """As published: white space before and after a completion makes no word, of nineteen words or of twenty."""
+    nineteen = TWENTY.removesuffix(" ten")
+    for text in (f"{nineteen}{space}", f"{space}{nineteen}", f"{space}{nineteen}{space}"):
+        assert not jailbroken_wei(text)
+    for text in (f"{TWENTY}{space}", f"{space}{TWENTY}", f"{space}{TWENTY}{space}"):
+        assert jailbroken_wei(text)
 
 
 @pytest.mark.parametrize("phrase", WEI_PHRASES)

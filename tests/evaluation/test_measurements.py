@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from aird.evaluation.engines.engine import Completion
 from aird.evaluation.measurements import (
     ParityError,
     answer_likelihoods,
@@ -16,7 +17,6 @@ from aird.evaluation.measurements import (
     first_token_logprobs,
     reference_answers,
 )
-from aird.evaluation.server_client import Completion
 from aird.prompts.chat import chat_tokens
 
 ANSWER = "Put the egg into boiling water."
@@ -51,16 +51,16 @@ def parity(served: Sequence[dict[int, float]], expected: Sequence[Sequence[float
 
 
 def test_first_token_logprobs(llama: Any, prompts: list[list[int]]) -> None:
-    found = first_token_logprobs(llama, prompts)
-    for prompt, logprobs in zip(prompts, found, strict=True):
+    result = first_token_logprobs(llama, prompts)
+    for prompt, logprobs in zip(prompts, result, strict=True):
         exponentials = llama(input_ids=torch.tensor([prompt])).logits[0, -1].double().exp()
         assert logprobs.dtype == torch.float64
         torch.testing.assert_close(logprobs, (exponentials / exponentials.sum()).log(), atol=1e-5, rtol=0)
 
 
 def test_parity_by_hand() -> None:
-    found = parity([{0: -0.5, 2: -1.0}, {1: -0.2, 0: -3.0}], [[-0.6, -9.0, -1.0], [-2.0, -0.3, -9.0]])
-    assert found == {
+    result = parity([{0: -0.5, 2: -1.0}, {1: -0.2, 0: -3.0}], [[-0.6, -9.0, -1.0], [-2.0, -0.3, -9.0]])
+    assert result == {
         "prompts": 2,
         "largest_difference": pytest.approx(0.1),
         "upper_quartile_difference": pytest.approx(0.1),
@@ -70,16 +70,16 @@ def test_parity_by_hand() -> None:
 
 def test_parity_allows_a_near_tie() -> None:
     """Two tokens of almost equal probability may change places; both are compared."""
-    found = parity([{0: -0.70, 1: -0.71}], [[-0.72, -0.66]])
-    assert (found["largest_difference"], found["same_first_token"]) == (pytest.approx(0.05), 0)
+    result = parity([{0: -0.70, 1: -0.71}], [[-0.72, -0.66]])
+    assert (result["largest_difference"], result["same_first_token"]) == (pytest.approx(0.05), 0)
 
 
 def test_parity_forgives_a_quarter_of_the_prompts_and_no_nan() -> None:
     """Rounding moves single prompts far; a checkpoint that is loaded wrongly is wrong on most."""
     right, wrong = ({0: -0.5}, [-0.5, -9.0]), ({0: -0.5}, [-1.5, -9.0])
     cases = [right, right, right, wrong]
-    found = parity(*(list(side) for side in zip(*cases, strict=True)))
-    assert (found["upper_quartile_difference"], found["largest_difference"]) == (0, 1)
+    result = parity(*(list(side) for side in zip(*cases, strict=True)))
+    assert (result["upper_quartile_difference"], result["largest_difference"]) == (0, 1)
     with pytest.raises(ParityError, match=r"quarter of 4 prompts .* 1.000 nats"):
         parity(*(list(side) for side in zip(*[right, right, wrong, wrong], strict=True)))
     with pytest.raises(ParityError, match="nan nats"):
@@ -109,11 +109,11 @@ def test_parity_asks_for_one_token() -> None:
 def test_complete_records(tokenizer: Any) -> None:
     records = [{"id": f"a-{index}", "instruction": text} for index, text in enumerate(["Boil an egg.", "Fry it."])]
     server: Any = Server()
-    found = complete_records(server, tokenizer, {"harmful": records[:1], "harmless": records[1:]}, 24)
+    result = complete_records(server, tokenizer, {"harmful": records[:1], "harmless": records[1:]}, 24)
     # Both kinds are asked at once.
     assert server.asked == [([chat_tokens(tokenizer, record["instruction"]) for record in records], 24, None)]
-    assert (found[0]["id"], found[0]["kind"]) == ("a-0", "harmful")
-    assert found[1] == {
+    assert (result[0]["id"], result[0]["kind"]) == ("a-0", "harmful")
+    assert result[1] == {
         "id": "a-1",
         "kind": "harmless",
         "instruction": "Fry it.",
@@ -137,8 +137,8 @@ def test_reference_answers() -> None:
 def test_answer_likelihoods(tokenizer: Any) -> None:
     answers = [{"id": "a", "instruction": "Boil an egg.", "completion": ANSWER}]
     server: Any = Server()
-    (found,) = answer_likelihoods(server, tokenizer, answers)
+    (result,) = answer_likelihoods(server, tokenizer, answers)
     own = tokenizer(ANSWER, add_special_tokens=False)["input_ids"]
     assert server.asked == [[chat_tokens(tokenizer, "Boil an egg.") + own]]
     # The instruction's tokens do not count.
-    assert found == {"id": "a", "negative_log_likelihood": pytest.approx(sum(own) / 100), "tokens": len(own)}
+    assert result == {"id": "a", "negative_log_likelihood": pytest.approx(sum(own) / 100), "tokens": len(own)}

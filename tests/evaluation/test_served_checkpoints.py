@@ -11,8 +11,10 @@ from tiny_model import build_tiny_model
 
 from aird.compression.measure import check_stored_formats, measure
 from aird.compression.registry import compress
-from aird.evaluation.measurements import ParityError, check_parity, first_token_logprobs, prepare_checkpoint
-from aird.evaluation.serving import ServerSettings, detect_accelerator, serve
+from aird.evaluation.engines.engine import ServerSettings
+from aird.evaluation.engines.vllm import Vllm, detect_accelerator
+from aird.evaluation.measurements import ParityError, check_parity, first_token_logprobs
+from aird.evaluation.suite_run import prepare_checkpoint
 from aird.models.dense import rounds_activations
 from aird.models.loading import load_model
 from aird.patching.adapters import merge, save_adapter
@@ -95,11 +97,15 @@ def test_merged_checkpoint_gives_the_same_first_tokens(
     assert moved > 2 * TOLERANCE
     assert rounding < (moved if rounds_activations(base) else TOLERANCE)
 
-    served = prepare_checkpoint(merged, None, detect_accelerator() == "cpu", scratch)
-    with serve(served, vllm_python, SETTINGS, tmp_path / "log") as client:
+    engine = Vllm(vllm_python)
+    served, _ = prepare_checkpoint(merged, None, engine, scratch)
+    with engine.serve(served, SETTINGS, tmp_path / "log") as client:
         # LLM.int8's activations are not rounded in the dense copy that vLLM serves.
         check_parity(client, PROMPTS, expected, 2 * TOLERANCE if name == "int8" else TOLERANCE)
         completions = client.complete(PROMPTS, TOKENS)
+    if name == "w8a8" and detect_accelerator() == "cpu":
+        # The kernel of programs/vllm_server.py has come to the engine's process.
+        assert "Selected Int8InEveryType for" in (tmp_path / "log").read_text(encoding="utf-8")
     for prompt, completion in zip(PROMPTS, completions, strict=True):
         tokens, margins = greedy(model, prompt)
         for number, token in enumerate(completion.token_ids):
@@ -127,6 +133,6 @@ def test_trap_vllm_serves_a_broken_checkpoint_without_an_error(
     (broken / "chat_template.jinja").write_bytes((base / "chat_template.jinja").read_bytes())
     with pytest.raises(ValueError, match="disagree with config.json"):
         check_stored_formats(measure(broken))
-    with serve(broken, vllm_python, SETTINGS, tmp_path / "log") as client:
+    with Vllm(vllm_python).serve(broken, SETTINGS, tmp_path / "log") as client:
         with pytest.raises(ParityError, match="vLLM and Transformers disagree"):
             check_parity(client, PROMPTS, sound, 0.25)

@@ -1,4 +1,4 @@
-"""Tests of aird.evaluation.serving: with real vLLM servers, real kills and, where vLLM adds nothing, stand-ins."""
+"""vLLM as an engine, and what all servers share: with real vLLM servers, real kills and, where vLLM adds nothing, stand-ins."""
 
 from __future__ import annotations
 
@@ -25,9 +25,11 @@ from conftest import SERVER_SETTINGS
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from aird.evaluation import server_process, serving
-from aird.evaluation.server_client import Client
-from aird.evaluation.serving import ServerSettings, serve
+from aird.evaluation import server_process
+from aird.evaluation.engines import vllm
+from aird.evaluation.engines.address import Address
+from aird.evaluation.engines.engine import ServerSettings
+from aird.evaluation.engines.vllm import Vllm, VllmClient
 
 DEADLINE_SECONDS = 400.0  # a server starts in 30 s, on a busy and slow machine in minutes
 # So many tokens that a server is still busy when it is killed.
@@ -44,12 +46,12 @@ def checkpoint(tiny_folder: Callable[[str], Path]) -> Path:
 def prompts(checkpoint: Path) -> list[list[int]]:
     """Seventy chat prompts of different lengths, which are more than two requests."""
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    found: list[list[int]] = []
+    chat_prompts: list[list[int]] = []
     for number in range(70):
         text = f"Question {number}: " + "how do I write a letter? " * (number % 5)
         message = [{"role": "user", "content": text}]
-        found.append(tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False))
-    return found
+        chat_prompts.append(tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False))
+    return chat_prompts
 
 
 @pytest.fixture(scope="module")
@@ -137,14 +139,15 @@ class Job:
         self.log_path = folder / "server.log"
         script = f"""
             from pathlib import Path
-            from aird.evaluation.serving import ServerSettings, serve
+            from aird.evaluation.engines.engine import ServerSettings
+            from aird.evaluation.engines.vllm import Vllm
             settings = ServerSettings(1024, key_value_cache_gib=0.25, threads=1)
-            with serve(Path({str(checkpoint)!r}), Path({str(python)!r}), settings,
-                       Path({str(self.log_path)!r})) as client:
+            with Vllm(Path({str(python)!r})).serve(Path({str(checkpoint)!r}), settings,
+                                                   Path({str(self.log_path)!r})) as client:
                 Path({str(self.ready)!r}).touch()
                 client.complete({LONG_PROMPTS!r}, 900)
         """
-        root = Path(serving.__file__).parents[2]
+        root = Path(server_process.__file__).parents[2]
         self.process = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(script)],
             env={**os.environ, "PYTHONPATH": str(root)},
@@ -186,14 +189,14 @@ def stand_in(folder: Path, script: str) -> Path:
     return path
 
 
-def test_port_taken_is_replaced(served: tuple[Client, list[int]]) -> None:
+def test_port_taken_is_replaced(served: tuple[VllmClient, list[int]]) -> None:
     """A server whose port is in use is started on another one."""
     connection, ports = served
     assert len(ports) == 2
-    assert connection.base_url == f"http://127.0.0.1:{ports[1]}"
+    assert connection.server.address == f"http://127.0.0.1:{ports[1]}"
 
 
-def test_only_the_loopback_address_is_listened_on(served: tuple[Client, list[int]]) -> None:
+def test_only_the_loopback_address_is_listened_on(served: tuple[VllmClient, list[int]]) -> None:
     """Neither the API nor what vLLM's processes use among themselves can be reached from another machine."""
     listening = [
         connection.laddr
@@ -205,13 +208,13 @@ def test_only_the_loopback_address_is_listened_on(served: tuple[Client, list[int
     assert {address.ip for address in listening} == {"127.0.0.1"}
 
 
-def test_version(served: tuple[Client, list[int]]) -> None:
+def test_version(served: tuple[VllmClient, list[int]]) -> None:
     """The version is vLLM's."""
-    assert re.match(r"\d+\.\d+", served[0].version())
+    assert re.match(r"\d+\.\d+", served[0].versions()["vllm"])
 
 
 def test_complete_keeps_the_order(
-    served: tuple[Client, list[int]],
+    served: tuple[VllmClient, list[int]],
     prompts: list[list[int]],
     checkpoint: Path,
     reference: Callable[[list[int]], torch.Tensor],
@@ -239,7 +242,7 @@ def test_complete_keeps_the_order(
 
 
 def test_first_token_logprobs_agree_with_transformers(
-    served: tuple[Client, list[int]],
+    served: tuple[VllmClient, list[int]],
     prompts: list[list[int]],
     reference: Callable[[list[int]], torch.Tensor],
 ) -> None:
@@ -247,15 +250,15 @@ def test_first_token_logprobs_agree_with_transformers(
     completions = served[0].complete(prompts[:8], 2, logprobs=10)
     for prompt, completion in zip(prompts[:8], completions, strict=True):
         expected = reference(prompt)[-1]
-        found = completion.first_token_logprobs
-        assert found is not None
-        assert set(found) == set(expected.topk(10).indices.tolist())
-        for token, value in found.items():
+        first = completion.first_token_logprobs
+        assert first is not None
+        assert set(first) == set(expected.topk(10).indices.tolist())
+        for token, value in first.items():
             assert value == pytest.approx(expected[token].item(), abs=0.05)
 
 
 def test_prompt_logprobs_agree_with_transformers(
-    served: tuple[Client, list[int]],
+    served: tuple[VllmClient, list[int]],
     prompts: list[list[int]],
     reference: Callable[[list[int]], torch.Tensor],
 ) -> None:
@@ -268,45 +271,44 @@ def test_prompt_logprobs_agree_with_transformers(
         assert row[1:] == pytest.approx(expected.tolist(), abs=0.05)
 
 
-def test_nothing_to_complete(served: tuple[Client, list[int]]) -> None:
+def test_nothing_to_complete(served: tuple[VllmClient, list[int]]) -> None:
     """No prompts give no completions."""
     assert served[0].complete([], 4) == []
     assert served[0].token_logprobs([]) == []
 
 
 @pytest.mark.parametrize(
-    ("prompt", "adapter", "message"),
+    ("prompt", "model", "message"),
     [
-        ([9999], None, "vocabulary"),
-        ([1] * 2000, None, "maximum context length"),
-        ([1], "absent", "does not exist"),
+        ([9999], vllm.CHECKPOINT, "vocabulary"),
+        ([1] * 2000, vllm.CHECKPOINT, "maximum context length"),
+        ([1], vllm.ADAPTER, "does not exist"),
     ],
 )
 def test_refused_request_gives_the_servers_message(
-    served: tuple[Client, list[int]], prompt: list[int], adapter: str | None, message: str
+    served: tuple[VllmClient, list[int]], prompt: list[int], model: str, message: str
 ) -> None:
     """What the server says about a bad request is in the error."""
     with pytest.raises(RuntimeError, match=f"HTTP 40[0-9].*{message}"):
-        served[0].complete([[1, 2], prompt], 4, adapter=adapter)
+        VllmClient(served[0].server, model).complete([[1, 2], prompt], 4)
 
 
 def test_user_server(
-    served: tuple[Client, list[int]], checkpoint: Path, tmp_path: Path, prompts: list[list[int]]
+    served: tuple[VllmClient, list[int]], checkpoint: Path, tmp_path: Path, prompts: list[list[int]]
 ) -> None:
-    """A server at a URL is used and left running; its adapters are checked."""
-    address = served[0].base_url
+    """A server at a URL is used and left running; an adapter cannot be put on what it serves."""
+    address = served[0].server.address
     log_path = tmp_path / "log"
-    with serve(checkpoint, None, SERVER_SETTINGS, log_path, url=address + "/") as other:
-        assert (other.base_url, other.model_name) == (address, served[0].model_name)
+    with Address(address + "/").serve(checkpoint, SERVER_SETTINGS, log_path) as other:
+        assert (other.server.address, other.model) == (address, served[0].model)
         assert other.complete(prompts[:3], 3) == served[0].complete(prompts[:3], 3)
     assert not log_path.exists()
-    with_adapter = ServerSettings(64, adapters={"absent": tmp_path})
     with (
-        pytest.raises(RuntimeError, match="absent"),
-        serve(checkpoint, None, with_adapter, log_path, address),
+        pytest.raises(ValueError, match="merged"),
+        Address(address).serve(checkpoint, SERVER_SETTINGS, log_path, adapter=tmp_path),
     ):
         pass
-    assert served[0].version()
+    assert served[0].versions()
 
 
 def test_no_user_server(tmp_path: Path) -> None:
@@ -314,29 +316,28 @@ def test_no_user_server(tmp_path: Path) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{unused.getsockname()[1]}"
-        with pytest.raises(RuntimeError, match=address), serve(tmp_path, None, SERVER_SETTINGS, tmp_path, address):
+        with pytest.raises(RuntimeError, match=address), Address(address).serve(tmp_path, SERVER_SETTINGS, tmp_path):
             pass
 
 
 def test_adapter_and_server_killed_midway(
     vllm_python: Path, checkpoint: Path, tmp_path: Path, prompts: list[list[int]]
 ) -> None:
-    """A LoRA adapter changes completions; when the engine is then killed, requests fail and all ends."""
-    settings = ServerSettings(
-        1024, key_value_cache_gib=0.25, threads=1, adapters={"of a=b": make_adapter(tmp_path / "adapter")}
-    )
+    """A LoRA adapter is on what is asked; when the engine is then killed, requests fail and all ends."""
+    settings = ServerSettings(1024, key_value_cache_gib=0.25, threads=1)
+    adapter = make_adapter(tmp_path / "adapter")
     before = set(psutil.Process().children())
-    with serve(checkpoint, vllm_python, settings, tmp_path / "log") as client:
-        plain = client.complete(prompts, 6)
-        adapted = client.complete(prompts, 6, adapter="of a=b")
+    with Vllm(vllm_python).serve(checkpoint, settings, tmp_path / "log", adapter) as client:
+        adapted = client.complete(prompts, 6)
+        plain = VllmClient(client.server, vllm.CHECKPOINT).complete(prompts, 6)
         assert plain != adapted
-        assert client.complete(prompts, 6) == plain
-        if serving.detect_accelerator() == "cpu":
-            with pytest.raises(ValueError, match="adapters"):
+        assert client.complete(prompts, 6) == adapted
+        if vllm.detect_accelerator() == "cpu":
+            with pytest.raises(ValueError, match="adapter"):
                 client.token_logprobs(prompts)
         (launcher,) = set(psutil.Process().children()) - before
         session = launcher.pid
-        port = int(client.base_url.rpartition(":")[2])
+        port = int(client.server.address.rpartition(":")[2])
         (engine,) = (process for process in session_members(session) if "EngineCore" in process.name())
         timer = threading.Timer(1.0, engine.kill)
         timer.start()
@@ -358,7 +359,7 @@ def test_broken_checkpoint(vllm_python: Path, checkpoint: Path, tmp_path: Path) 
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     with (
         pytest.raises(RuntimeError, match="while starting") as caught,
-        serve(broken, vllm_python, SERVER_SETTINGS, tmp_path / "log"),
+        Vllm(vllm_python).serve(broken, SERVER_SETTINGS, tmp_path / "log"),
     ):
         pass
     first_line = str(caught.value).splitlines()[0]
@@ -414,7 +415,7 @@ def test_server_that_ends_while_starting(tmp_path: Path, monkeypatch: pytest.Mon
     python = stand_in(tmp_path, 'for i in $(seq 100); do echo "line $i"; done\nenv\nexit 3')
     with (
         pytest.raises(RuntimeError, match="exit code 3") as caught,
-        serve(tmp_path, python, SERVER_SETTINGS, tmp_path / "log"),
+        Vllm(python).serve(tmp_path, SERVER_SETTINGS, tmp_path / "log"),
     ):
         pass
     log = (tmp_path / "log").read_text()
@@ -431,7 +432,7 @@ def test_server_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     settings = ServerSettings(64, start_timeout_seconds=1.0, dtype="float32")
     with (
         pytest.raises(RuntimeError, match="not ready after 1 s"),
-        serve(tmp_path, python, settings, tmp_path / "log"),
+        Vllm(python).serve(tmp_path, settings, tmp_path / "log"),
     ):
         pass
     pids = [int(number) for number in re.findall(r"\d+", (tmp_path / "log").read_text())]
@@ -444,7 +445,7 @@ def test_no_interpreter(tmp_path: Path) -> None:
     """An interpreter that does not exist is named."""
     with (
         pytest.raises(ValueError, match="absent"),
-        serve(tmp_path, tmp_path / "absent", SERVER_SETTINGS, tmp_path / "log"),
+        Vllm(tmp_path / "absent").serve(tmp_path, SERVER_SETTINGS, tmp_path / "log"),
     ):
         pass
 
@@ -455,7 +456,7 @@ def test_signal_handlers_are_restored(tmp_path: Path) -> None:
     python = stand_in(tmp_path, "exec sleep 1000")
     timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM))
     timer.start()
-    with pytest.raises(SystemExit) as caught, serve(tmp_path, python, SERVER_SETTINGS, tmp_path / "log"):
+    with pytest.raises(SystemExit) as caught, Vllm(python).serve(tmp_path, SERVER_SETTINGS, tmp_path / "log"):
         pass
     assert caught.value.code == 128 + signal.SIGTERM
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
@@ -490,7 +491,7 @@ def test_nan_is_a_value_error(tmp_path: Path) -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
             url = f"http://127.0.0.1:{server.server_port}"
-            with serve(tmp_path, None, SERVER_SETTINGS, tmp_path / "log", url) as client:
+            with Address(url).serve(tmp_path, SERVER_SETTINGS, tmp_path / "log") as client:
                 with pytest.raises(ValueError, match="NaN"):
                     client.complete([[1]], 1, logprobs=2)
                 with pytest.raises(ValueError, match="NaN"):
@@ -524,11 +525,11 @@ def test_detect_accelerator(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert serving.detect_accelerator() == expected
+    assert vllm.detect_accelerator() == expected
 
 
 @pytest.mark.parametrize(("rank", "expected"), [(1, 1), (2, 8), (16, 16), (200, 256)])
 def test_lora_rank_is_rounded_up(tmp_path: Path, rank: int, expected: int) -> None:
     """vLLM accepts only some ranks; a rank pattern counts too."""
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 1, "rank_pattern": {"layer": rank}}))
-    assert serving._lora_rank({"one": tmp_path}) == expected
+    assert vllm._lora_rank(tmp_path) == expected

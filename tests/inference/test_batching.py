@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from aird.directions.activations import capture, difference_in_means
+from aird.directions.activations import capture
 from aird.directions.candidate_scores import score_candidates
+from aird.directions.candidates import difference_in_means
+from aird.inference import packing
 from aird.inference.batching import Batches, is_out_of_memory
-from aird.inference.packing import make_packs, run_packed
+from aird.inference.packing import last_logits, make_packs, run_packed
 from aird.settings.directions import Directions
 
 CPU, OTHER = torch.device("cpu"), torch.device("meta")
@@ -70,8 +72,8 @@ def test_a_processor_keeps_its_size_but_halves_too(failure: BaseException) -> No
 
 def test_the_weights_of_items_fill_a_batch() -> None:
     batches = Batches(10, CPU)
-    found = [list(batch) for batch, _ in batches.run(range(5), list, [4, 6, 1, 30, 2])]
-    assert found == [[0, 1], [2], [3], [4]]
+    filled = [list(batch) for batch, _ in batches.run(range(5), list, [4, 6, 1, 30, 2])]
+    assert filled == [[0, 1], [2], [3], [4]]
 
 
 def test_what_does_not_fit_alone_is_an_error_and_other_errors_are_their_own() -> None:
@@ -104,9 +106,9 @@ def limit(model: Any, too_much: Callable[[torch.Tensor], bool], failure: BaseExc
 def test_a_capture_that_does_not_fit_goes_on_in_halves(llama: Any, prompts: list[list[int]], failure: Any) -> None:
     expected = capture(llama, prompts, 5, [40])
     tried = limit(llama, lambda states: states.shape[1] > 70, failure)
-    found = capture(llama, prompts, 5, [40])
+    halved = capture(llama, prompts, 5, [40])
     assert max(tokens for _, tokens in tried) > 70  # it did not fit at first
-    for value, wanted in zip(found, expected, strict=True):
+    for value, wanted in zip(halved, expected, strict=True):
         torch.testing.assert_close(value, wanted, atol=1e-5, rtol=1e-5)
     assert not any(module._forward_hooks for module in llama.modules())
 
@@ -117,10 +119,27 @@ def test_scores_that_do_not_fit_go_on_in_fewer_rows(llama: Any, prompts: list[li
     settings = Directions(harmful="harmful", harmless="harmless", minimum_induce=-1000.0)
     expected = score_candidates(llama, candidates, harmful, harmless, [40], settings)
     tried = limit(llama, lambda states: states.shape[0] > 2, FAILURES[0])
-    found = score_candidates(llama, candidates, harmful, harmless, [40], settings)
+    halved = score_candidates(llama, candidates, harmful, harmless, [40], settings)
     assert max(rows for rows, _ in tried) == 5
     for name, values in expected.items():
-        torch.testing.assert_close(found[name], values, atol=1e-4, rtol=0, equal_nan=True)
+        torch.testing.assert_close(halved[name], values, atol=1e-4, rtol=0, equal_nan=True)
+
+
+def test_a_growth_is_taken_back_where_packs_are_not_proven(
+    llama: Any, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on an accelerator, where packs double; here a model that computes none of more than 700 tokens."""
+    clock = iter(range(10**6))  # every pack takes one second, so twice as large is twice as fast
+    monkeypatch.setattr(packing, "Batches", lambda size, _: Batches(size, OTHER, lambda: next(clock)))
+
+    def too_long(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        if args[0].shape[1] > 700:
+            raise ValueError("positions end at 700")
+
+    llama.model.layers[0].register_forward_pre_hook(too_long)
+    packs = [pack for pack, _ in run_packed(llama, prompts * 40, lambda pack: last_logits(llama, pack))]
+    assert sorted(index for pack in packs for index in pack.prompts) == list(range(5 * 40))
+    assert 400 < max(len(pack.token_ids) for pack in packs) <= 512
 
 
 def test_packs_of_a_run_are_those_of_a_plan(llama: Any, prompts: list[list[int]]) -> None:

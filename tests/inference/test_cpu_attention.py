@@ -1,16 +1,26 @@
-"""Attention prompt by prompt and of new tokens: the same states and gradients in less time, and nothing left behind."""
+"""Attention prompt by prompt and of new tokens: the same states and gradients in less time, in any thread."""
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 import aird.inference.cpu_attention
-from aird.inference.cpu_attention import LEAST_FILLED, decoding_attention, grouped_attention, segmented_attention
+from aird.inference.cpu_attention import (
+    LEAST_FILLED,
+    NAME,
+    _attention,
+    decoding_attention,
+    grouped_attention,
+    segmented_attention,
+)
 from aird.inference.packing import Pack, last_logits, make_packs, run_pack
 
 
@@ -34,12 +44,12 @@ def test_a_pack_gets_the_gradients_of_its_mask(model: Any, prompts: list[list[in
     (pack,) = make_packs(prompts, 10**6)
     # An input of the second block on, so that gradients pass through attention.
     weight = model.model.layers[0].mlp.down_proj.weight.requires_grad_()
-    found, expected = (
+    gradient, expected = (
         torch.autograd.grad(logits.square().mean(), weight)[0]
         for logits in (run_pack(model, pack, logits_to_keep=pack.ends), masked_logits(model, pack))
     )
     assert expected.abs().max() > 0
-    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-9)
+    torch.testing.assert_close(gradient, expected, atol=1e-12, rtol=1e-9)
 
 
 @torch.no_grad()
@@ -96,48 +106,86 @@ def test_new_tokens_get_the_logits_of_the_whole_row(model: Any, prompts: list[li
     expected = model(input_ids=rows, attention_mask=mask).logits[:, -1]
     cache = model(input_ids=rows[:, :-1], attention_mask=mask[:, :-1], use_cache=True).past_key_values
     with decoding_attention(model):
-        found = model(input_ids=rows[:, -1:], attention_mask=mask, past_key_values=cache).logits[:, -1]
-    torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
+        logits = model(input_ids=rows[:, -1:], attention_mask=mask, past_key_values=cache).logits[:, -1]
+    torch.testing.assert_close(logits, expected, atol=1e-10, rtol=0)
 
 
 def test_what_it_cannot_compute_goes_to_the_plain_attention(
     llama: Any, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bias of the positions, dropout, a mask for each head."""
+    """A bias of the positions, dropout, a mask for each head; and all outside of packs and new tokens."""
     seen = []
-    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", lambda *_, **settings: (seen.append(settings), None))
+    monkeypatch.setitem(AttentionInterface._global_mapping, "sdpa", lambda *_, **more: (seen.append(more), None))
     (pack,) = make_packs(prompts, 10**6)
     tokens = len(pack.token_ids)
     packed, new = ([torch.zeros(1, 2, count, 4)] * 3 for count in (tokens, 1))
     one, each = torch.zeros(1, 1, tokens, tokens), torch.zeros(1, 2, tokens, tokens)
     bias, drop = {"position_bias": torch.zeros(1)}, {"dropout": 0.1}
     with segmented_attention(llama, pack.prefix_length, pack.ends.tolist()):
-        attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
-        attend(None, *packed, one)
+        _attention(None, *packed, one)
         assert not seen
-        attend(None, *packed, one, **bias)
-        attend(None, *packed, one, **drop)
-        attend(None, *packed, each)
+        _attention(None, *packed, one, **bias)
+        _attention(None, *packed, one, **drop)
+        _attention(None, *packed, each)
     with decoding_attention(llama):
-        attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
-        attend(None, *new, None)
+        _attention(None, *new, None)
         assert len(seen) == 3
-        attend(None, *new, None, **bias)
-        attend(None, *new, None, **drop)
-        attend(None, *new, each[:, :, :1, :1])
+        _attention(None, *new, None, **bias)
+        _attention(None, *new, None, **drop)
+        _attention(None, *new, each[:, :, :1, :1])
     assert len(seen) == 6
+    _attention(None, *packed, one)
+    assert len(seen) == 7
 
 
 @torch.no_grad()
-def test_the_attention_function_is_put_back(llama: Any, prompts: list[list[int]]) -> None:
-    before = ALL_ATTENTION_FUNCTIONS["sdpa"]
+def test_a_pass_behind_a_pack_is_plain_also_after_an_error(llama: Any, prompts: list[list[int]]) -> None:
+    """Its masks are made as before, too: of a padded batch, of whole rows."""
+    rows, mask = torch.tensor([prompts[0][:9], prompts[1][:9]]), torch.ones(2, 9, dtype=torch.int64)
+    mask[1, :2] = 0
+    expected = [llama(input_ids=rows, attention_mask=mask).logits, llama(input_ids=rows).logits]
+    plain = AttentionInterface()["sdpa"]
     (pack,) = make_packs(prompts, 10**6)
     run_pack(llama, pack)
-    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before
     with pytest.raises(KeyError), segmented_attention(llama, pack.prefix_length, pack.ends.tolist()):
-        assert ALL_ATTENTION_FUNCTIONS["sdpa"] is not before
+        assert AttentionInterface()["sdpa"] is plain
         raise KeyError
-    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before
+    assert llama.config._attn_implementation == NAME
+    assert torch.equal(llama(input_ids=rows, attention_mask=mask).logits, expected[0])
+    assert torch.equal(llama(input_ids=rows).logits, expected[1])
+
+
+@torch.no_grad()
+def test_packs_in_two_threads_at_once(llama: Any, prompts: list[list[int]]) -> None:
+    """Each attends by its own layout, while the other is at work."""
+    packs = make_packs(prompts[:3], 10**6) + make_packs(prompts[2:], 10**6)
+    expected = [last_logits(llama, pack) for pack in packs]
+    assert not torch.equal(expected[0], expected[1])
+    meeting = threading.Barrier(2, timeout=60)
+    for layer in llama.model.layers:
+        layer.register_forward_pre_hook(lambda *_: (meeting.wait(), None)[1])
+    with ThreadPoolExecutor(2) as threads, torch.no_grad():
+        together = list(threads.map(lambda pack: last_logits(llama, pack), packs))
+    for logits, wanted in zip(together, expected, strict=True):
+        assert torch.equal(logits, wanted)
+
+
+@torch.no_grad()
+def test_a_checkpoint_does_not_store_the_name(llama: Any, prompts: list[list[int]], tmp_path: Path) -> None:
+    run_pack(llama, make_packs(prompts, 10**6)[0])
+    assert llama.config._attn_implementation == NAME
+    llama.save_pretrained(tmp_path)
+    assert all(NAME.encode() not in path.read_bytes() for path in tmp_path.iterdir())
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).config._attn_implementation == "sdpa"
+
+
+@torch.no_grad()
+def test_a_model_whose_code_compares_names_keeps_its_own(prompts: list[list[int]]) -> None:
+    """Falcon runs eager attention under any name but "sdpa"; sparse attention (DeepSeek V3.2) would lose its mask."""
+    config = AutoConfig.for_model("falcon", vocab_size=512, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+    falcon = AutoModelForCausalLM.from_config(config).eval()
+    run_pack(falcon, make_packs(prompts, 10**6)[0])
+    assert falcon.config._attn_implementation == "sdpa"
 
 
 @torch.no_grad()
@@ -150,3 +198,4 @@ def test_other_passes_and_other_attentions_are_left_alone(llama: Any, prompts: l
     packed = last_logits(llama, pack)
     llama.set_attn_implementation("eager")
     torch.testing.assert_close(last_logits(llama, pack), packed, atol=1e-4, rtol=0)
+    assert llama.config._attn_implementation == "eager"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import aird.inference.generation
 from aird.inference.generation import _prompt_cache, generate
 from aird.inference.hooks import addition
+from aird.models.generation_settings import own_generation_settings
 from aird.models.loading import load_model, load_tokenizer
 from aird.prompts.chat import chat_tokens
 
@@ -73,8 +76,7 @@ def test_an_observer_sees_the_logits_of_every_new_token(loaded: tuple[Any, Any, 
             assert len(seen[index]) == step
             seen[index].append(token)
 
-    found = generate(model, tokenizer, prompts, 5, batch_size=3, observe=observe)
-    for index, reply in enumerate(found):
+    for index, reply in enumerate(generate(model, tokenizer, prompts, 5, batch_size=3, observe=observe)):
         assert reply and seen[index][: len(reply)] == reply
 
 
@@ -92,6 +94,49 @@ def test_suppressed_tokens_do_not_begin_a_continuation(loaded: tuple[Any, Any, l
     first = {ids[0] for ids in generate(model, tokenizer, prompts, 4) if ids}
     again = generate(model, tokenizer, prompts, 4, begin_suppress_tokens=sorted(first))
     assert first and not first & {ids[0] for ids in again if ids}
+
+
+# As checkpoints bring them; each alone changes the replies of these models, or forbids or forces one.
+OWN_SETTINGS: dict[str, Any] = {
+    "repetition_penalty": 1.3,
+    "do_sample": True,
+    "top_k": 5,
+    "temperature": 1.5,
+    "no_repeat_ngram_size": 1,
+    "min_new_tokens": 8,
+    "forced_eos_token_id": 7,
+    "exponential_decay_length_penalty": [1, 9.0],
+    "sequence_bias": [[[9], 99.0]],
+}
+
+
+@pytest.mark.parametrize(
+    "names", [["repetition_penalty", "do_sample", "top_k"], list(OWN_SETTINGS)], ids=["usual", "all"]
+)
+def test_a_checkpoints_own_generation_settings_are_not_followed(
+    names: list[str], tiny_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source, folder = tiny_folder("llama"), tmp_path / "own"
+    shutil.copytree(source, folder)
+    path = folder / "generation_config.json"
+    own = {name: OWN_SETTINGS[name] for name in names}
+    path.write_text(json.dumps(json.loads(path.read_text()) | own))
+    assert own_generation_settings(folder).items() >= own.items()
+    tokenizer = load_tokenizer(folder)
+    prompts = [chat_tokens(tokenizer, text) for text in INSTRUCTIONS]
+    plain, model = (load_model(each, dtype=torch.float32) for each in (source, folder))
+    assert generate(model, tokenizer, prompts, 12) == generate(plain, tokenizer, prompts, 12)
+    model.save_pretrained(tmp_path / "saved")  # what the checkpoint says stays its own
+    assert own_generation_settings(tmp_path / "saved") == own_generation_settings(folder)
+
+
+def test_a_text_ends_where_the_tokenizer_ends_it_too(loaded: tuple[Any, Any, list[list[int]]]) -> None:
+    """As vLLM does, also where the generation settings name another token."""
+    model, tokenizer, prompts = loaded
+    (reply,) = generate(model, tokenizer, prompts[:1], 8)
+    assert len(reply) > 2
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(reply[2])
+    assert generate(model, tokenizer, prompts[:1], 8) == [reply[: reply.index(reply[2])]]
 
 
 def test_one_prompt_and_equal_prompts(loaded: tuple[Any, Any, list[list[int]]]) -> None:

@@ -74,6 +74,13 @@ def test_remove_component_takes_a_direction_per_row() -> None:
     torch.testing.assert_close(remove_component(states, torch.eye(2)), expected)
 
 
+def test_remove_component_takes_rows_that_follow_each_other() -> None:
+    """A module may return the tokens of all rows as one list."""
+    states = torch.tensor([[3.0, 4.0], [1.0, 2.0], [10.0, 5.0], [6.0, 7.0]])
+    expected = torch.tensor([[0.0, 4.0], [0.0, 2.0], [10.0, 0.0], [6.0, 0.0]])
+    torch.testing.assert_close(remove_component(states, torch.eye(2)), expected)
+
+
 def test_ablation_leaves_nothing_along_the_direction(model: Any) -> None:
     unit = unit_vector(0)
     plain = residual_states(model)

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from aird.inference.packing import last_logits, make_packs, plan_packs
+from aird.inference.packing import PACK_TOKENS, honours_packs, last_logits, make_packs, plan_packs, run_packed
 
 
 @torch.no_grad()
@@ -19,10 +20,10 @@ def logits_alone(model: Any, prompts: list[list[int]]) -> torch.Tensor:
 
 
 def logits_packed(model: Any, packs: Any, count: int) -> torch.Tensor:
-    found = torch.full((count, model.config.vocab_size), torch.nan)
+    logits = torch.full((count, model.config.vocab_size), torch.nan)
     for pack in packs:
-        found[list(pack.prompts)] = last_logits(model, pack)[0]
-    return found
+        logits[list(pack.prompts)] = last_logits(model, pack)[0]
+    return logits
 
 
 class WithoutMask(nn.Module):
@@ -135,7 +136,8 @@ def test_a_model_that_ignores_the_mask_gets_one_prompt_a_pack(
     assert "one by one" in caplog.text
     torch.testing.assert_close(logits_packed(wrapped, packs, 5), logits_alone(model, prompts), atol=2e-5, rtol=0)
     if wrapper is WithoutMask:
-        assert wrapped.masks == 1  # the mask was offered, and dropped
+        plan_packs(wrapped, prompts[:3])
+        assert wrapped.masks == 2  # it was offered with the longest and with the shortest prompts, and dropped
 
 
 def test_a_mask_that_is_dropped_gives_other_logits(model: Any, prompts: list[list[int]]) -> None:
@@ -146,3 +148,93 @@ def test_a_mask_that_is_dropped_gives_other_logits(model: Any, prompts: list[lis
 
 def test_bfloat16_model_is_packed(llama: Any, prompts: list[list[int]]) -> None:
     assert len(plan_packs(llama.to(torch.bfloat16), prompts)) == 1
+
+
+SHAPE = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+# One model for each kind of layer: own settings, and the lengths of prompts for which packs hold.
+LAYERS: dict[str, tuple[dict[str, Any], bool, bool]] = {
+    # A window of every layer, or of three in four.
+    "mistral": ({"sliding_window": 16, "head_dim": 8}, True, False),
+    "gemma3_text": (
+        {"sliding_window": 16, "head_dim": 8, "layer_types": ["sliding_attention"] * 3 + ["full_attention"]},
+        True,
+        False,
+    ),
+    # Chunks of the row, whose mask is the model's own.
+    "llama4_text": (
+        {"attention_chunk_size": 16, "head_dim": 8, "num_local_experts": 2, "intermediate_size_mlp": 64}
+        | {"moe_layers": [], "no_rope_layers": [1, 1, 1, 1], "layer_types": ["chunked_attention"] * 4},
+        True,
+        False,
+    ),
+    # A window over the row, in a buffer of the model's own: packs as long as two prompts do not show it.
+    "gpt_neo": (
+        {"num_layers": 4, "num_heads": 4, "window_size": 32, "attention_types": [[["global", "local"], 2]]},
+        False,
+        False,
+    ),
+    "mamba": ({}, False, False),
+    "llama": ({}, True, True),
+}
+
+
+def of_layers(name: str) -> Any:
+    """Return a random model of such layers, with weights so large that every token that is seen shows."""
+    torch.manual_seed(1)
+    shape = {key: value for key, value in SHAPE.items() if name != "gpt_neo" or key in ("vocab_size", "hidden_size")}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **{**shape, **LAYERS[name][0]}))
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=0.25)
+    return model.float().eval()
+
+
+def of_lengths(lengths: range) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(0)
+    return [[5, 6, *torch.randint(7, 90, (length - 2,), generator=generator).tolist()] for length in lengths]
+
+
+@pytest.mark.parametrize("longest", [12, 40])
+@pytest.mark.parametrize("name", LAYERS)
+def test_packs_are_used_as_far_as_they_are_proven(name: str, longest: int) -> None:
+    """Prompts of 9 to 12 tokens, and some of 30 to 40, with windows of 16: always the states of the prompts alone."""
+    model, prompts = of_layers(name), of_lengths(range(9, 13)) * 9
+    prompts += of_lengths(range(30, 41)) if longest == 40 else []
+    packs = plan_packs(model, prompts)
+    assert (len(packs) < len(prompts)) == LAYERS[name][1 if longest == 12 else 2]
+    alone = logits_alone(model, prompts)
+    torch.testing.assert_close(logits_packed(model, packs, len(prompts)), alone, atol=1e-4, rtol=1e-4)
+    for pack, logits in run_packed(model, prompts, lambda pack: last_logits(model, pack)[0]):
+        torch.testing.assert_close(logits, alone[list(pack.prompts)], atol=1e-4, rtol=1e-4)
+
+
+def test_short_prompts_do_not_vouch_for_long_ones() -> None:
+    model, short, long = of_layers("mistral"), of_lengths(range(9, 13)), of_lengths(range(30, 41))
+    assert honours_packs(model, short)
+    assert not honours_packs(model, short + long)
+    assert honours_packs(model, short)
+
+
+def test_what_is_proven_is_not_asked_again(llama: Any, prompts: list[list[int]]) -> None:
+    """A longer prompt costs a pack of two, and nothing what is no longer."""
+    lengths: list[int] = []
+    llama.register_forward_pre_hook(
+        lambda _, __, inputs: lengths.append(inputs["input_ids"].shape[1]), with_kwargs=True
+    )
+    many = sorted(prompts, key=len)[:4] * 20
+    assert honours_packs(llama, many)
+    longest = max(map(len, many))
+    assert lengths[0] >= PACK_TOKENS and lengths[1:] == [longest, longest]
+    lengths.clear()
+    assert honours_packs(llama, many[:30]) and not lengths
+    assert honours_packs(llama, [*many, prompts[4]])
+    assert len(lengths) == 3 and lengths[0] < longest + len(prompts[4])
+    lengths.clear()
+    assert honours_packs(llama, [*many, prompts[4]]) and not lengths

@@ -1,4 +1,4 @@
-"""Blocks and residual-stream writers, found by structure."""
+"""Blocks and what they write to the residual stream: found by structure, and proven."""
 
 from __future__ import annotations
 
@@ -7,65 +7,175 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoModelForCausalLM, GPT2Config, MixtralConfig, OPTConfig, PreTrainedConfig, XGLMConfig
+import torch
+from models import families
+from torch import nn
 
-from aird.models.loading import load_structure
-from aird.models.structure import ArchitectureError, decoder_blocks, residual_writers
+from aird.models.loading import load_structure, stored_gains
+from aird.models.structure import (
+    ArchitectureError,
+    decoder_blocks,
+    norm_gain,
+    residual_writers,
+    writer_gains,
+    writer_modules,
+)
 
 
 def test_blocks_and_writers(model: Any) -> None:
     assert decoder_blocks(model) is model.model.layers
-    assert [pair.names for pair in residual_writers(model)] == [
+    assert [block.names for block in residual_writers(model)] == [
         (f"model.layers.{index}.self_attn.o_proj", f"model.layers.{index}.mlp.down_proj") for index in range(4)
     ]
+    # A direction is removed at the very modules whose matrices are edited.
+    assert writer_modules(model) == [
+        model.get_submodule(name) for each in residual_writers(model) for name in each.names
+    ]
+    assert not writer_gains(model)
 
 
 def test_writers_are_found_without_weights(tiny_folder: Callable[[str], Path]) -> None:
     structure = load_structure(tiny_folder("llama"))
     assert structure.lm_head.weight.is_meta
-    assert residual_writers(structure)[3].attention == "model.layers.3.self_attn.o_proj"
+    assert residual_writers(structure)[3].names[0] == "model.layers.3.self_attn.o_proj"
 
 
 def test_no_hook_is_left(model: Any) -> None:
     residual_writers(model)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert not any("forward" in module.__dict__ for module in model.modules())
 
 
-def test_a_block_without_an_mlp_module_is_refused_by_name() -> None:
-    """In XGLM both linear modules of the MLP stand in the block directly."""
-    config = XGLMConfig(
-        vocab_size=64, d_model=16, ffn_dim=32, num_layers=2, attention_heads=2, max_position_embeddings=32
-    )
-    model = AutoModelForCausalLM.from_config(config).eval()
-    with pytest.raises(ArchitectureError, match=r"model\.layers\.0 .*self_attn\.out_proj.*fc1.*fc2"):
+@pytest.mark.parametrize("family", families.QUICK)
+def test_a_family_is_right(family: str) -> None:
+    measured = families.measure(family)
+    assert measured.right, measured
+    assert families.row(measured) in families.PAGE.read_text(encoding="utf-8"), "write docs/models.md again"
+
+
+@pytest.mark.thorough
+def test_every_family_is_right_or_refused() -> None:
+    measured = families.measure_all()
+    assert sum(isinstance(each, families.Measured) for each in measured.values()) >= 40
+    assert not [each for each in measured.values() if isinstance(each, families.Measured) and not each.proper]
+    assert families.table(measured) in families.PAGE.read_text(encoding="utf-8"), "write docs/models.md again"
+
+
+def test_what_an_old_column_would_have_done_is_seen() -> None:
+    """The measure tells r from r / g: an edit that writes r before a norm has another effect."""
+    model = families.tiny_family("gemma2")
+    unit, writers = families.direction(64), residual_writers(model)
+    assert min(beyond for beyond, _ in families.effects(model, unit, writers)) > 0.999
+    assert max(beyond for beyond, _ in families.effects(model, unit, writers, with_gains=False)) < 0.98
+
+
+def test_ablation_before_the_norm_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = families.tiny_family("olmo2")
+    unit = families.direction(64)
+    linear = [model.get_submodule(name) for block in residual_writers(model) for name in block.names]
+    monkeypatch.setattr(families, "writer_modules", lambda _: linear)
+    assert families.remains(model, unit) > 0.01
+
+
+def test_a_module_that_is_not_seen_is_an_error_with_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The values are compared, whatever was read from the operations."""
+    from aird.models import structure
+
+    read = structure._Reading.run
+
+    def without_mlp(reading: Any) -> Any:
+        return [structure.Writers(each.block, each.contributions[:1]) for each in read(reading)]
+
+    monkeypatch.setattr(structure._Reading, "run", without_mlp)
+    with pytest.raises(
+        ArchitectureError, match=r"model\.layers\.0: .*\(1 x model\.layers\.0\.self_attn\.o_proj\): 0\.\d"
+    ):
+        residual_writers(families.tiny_family("llama"))
+
+
+def test_a_block_that_changes_its_input_in_place_is_refused() -> None:
+    model = families.tiny_family("llama")
+    block = model.model.layers[1]
+    forward = block.forward
+
+    def half(hidden_states: torch.Tensor, **more: Any) -> torch.Tensor:
+        return forward(0.5 * hidden_states, **more)
+
+    block.forward = half
+    with pytest.raises(ArchitectureError, match=r"model\.layers\.1 .*reaches its output with the factor 0\.5"):
         residual_writers(model)
+
+
+def test_what_is_added_in_place_is_not_taken_for_the_module_before() -> None:
+    """As in Llama 4, whose routed experts are added to the output of the shared one."""
+    model = families.tiny_family("llama")
+    mlp = model.model.layers[2].mlp
+    forward = mlp.forward
+
+    def more(hidden_states: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = forward(hidden_states)
+        return output.add_(hidden_states.tanh())
+
+    mlp.forward = more
+    contribution = residual_writers(model)[2].contributions[1]
+    assert (contribution.module, contribution.writer) == ("model.layers.2.mlp", None)
+    assert "LlamaMLP" in contribution.obstacle
+    assert families.remains(model, families.direction(64)) < 1e-4
+
+
+def test_a_constant_factor_is_read() -> None:
+    model = families.tiny_family("granite")
+    assert {each.scale for block in residual_writers(model) for each in block.contributions} == {0.3}
+
+
+def test_experts_are_one_contribution_without_a_writer() -> None:
+    (attention, mlp) = residual_writers(families.tiny_family("mixtral"))[1].contributions
+    assert attention.writer == "model.layers.1.self_attn.o_proj"
+    assert (mlp.module, mlp.writer) == ("model.layers.1.mlp", None)
+    assert residual_writers(families.tiny_family("mixtral"))[1].obstacles == [mlp.obstacle]
+    assert "model.layers.1.mlp (MixtralSparseMoeBlock)" in mlp.obstacle
+
+
+def test_the_gain_of_a_norm_is_asked_from_the_module() -> None:
+    model = families.tiny_family("gemma2")
+    norm = model.model.layers[0].post_attention_layernorm
+    gain = norm_gain("norm", norm, 64)
+    torch.testing.assert_close(gain, 1 + norm.weight.double(), atol=1e-6, rtol=0)
+    assert torch.equal(writer_gains(model)["model.layers.0.self_attn.o_proj"], gain)
+
+
+def test_a_norm_with_a_mean_or_without_a_gain_is_no_norm_to_edit_before() -> None:
+    with pytest.raises(ArchitectureError, match=r"some\.norm \(LayerNorm\).*no RMS norm"):
+        norm_gain("some.norm", nn.LayerNorm(64), 64)
+    model = families.tiny_family("olmo2")
+    model.model.layers[1].post_attention_layernorm.weight.data[3] = 0
+    assert residual_writers(model)[1].names == ("model.layers.1.mlp.down_proj",)
+    assert "gain is zero" in residual_writers(model)[1].obstacles[0]
+
+
+def test_the_gains_are_read_from_files(tmp_path: Path) -> None:
+    for family in ("gemma2", "llama"):
+        model = families.tiny_family(family)
+        model.to(torch.bfloat16).save_pretrained(tmp_path / family)
+        gains = stored_gains(tmp_path / family)
+        assert gains.keys() == writer_gains(model).keys()
+        assert all(torch.equal(gain, writer_gains(model)[writer]) for writer, gain in gains.items())
+    assert not gains
+
+
+def test_a_wrapped_model_is_refused_with_its_reason(tmp_path: Path) -> None:
+    configuration = families.CONFIG_MAPPING["llava"](text_config=families.tiny_configuration("llama").to_dict())
+    configuration.save_pretrained(tmp_path)
+    with pytest.raises(
+        ArchitectureError, match=r"no causal language model of the type llava; save its text model \(llama\)"
+    ):
+        load_structure(tmp_path)
 
 
 def test_a_failed_forward_pass_is_named() -> None:
-    """OPT takes its positions from a mask of two dimensions only."""
-    config = OPTConfig(
-        vocab_size=64, hidden_size=16, ffn_dim=32, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=32, word_embed_proj_dim=16,
-    )  # fmt: skip
-    model = AutoModelForCausalLM.from_config(config).eval()
-    with pytest.raises(ArchitectureError, match="OPTForCausalLM: a forward pass of one token failed"):
-        residual_writers(model)
-
-
-def test_a_mixture_of_experts_is_refused_by_name() -> None:
-    config = MixtralConfig(
-        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, num_local_experts=2,
-    )  # fmt: skip
-    model = AutoModelForCausalLM.from_config(config).eval()
-    with pytest.raises(ArchitectureError, match=r"model\.layers\.0 \(MixtralDecoderLayer\).*not\s+supported"):
-        residual_writers(model)
-
-
-def test_modules_that_are_not_linear_are_refused() -> None:
-    config: PreTrainedConfig = GPT2Config(vocab_size=64, n_embd=16, n_layer=2, n_head=2)
-    model = AutoModelForCausalLM.from_config(config).eval()
-    with pytest.raises(ArchitectureError, match=r"transformer\.h\.0 \(GPT2Block\)"):
+    model = families.tiny_family("llama")
+    model.model.norm = nn.Linear(3, 3)
+    with pytest.raises(ArchitectureError, match="LlamaForCausalLM: a forward pass of 8 tokens failed: .*shapes"):
         residual_writers(model)
 
 

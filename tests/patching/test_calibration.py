@@ -13,9 +13,9 @@ import pytest
 import torch
 from test_fitting import damaged, modules
 
-from aird.directions.direction import Direction
+from aird.directions.direction import Direction, save_direction
 from aird.inference.packing import last_logits, make_packs
-from aird.patching.calibrated_patch import calibrate_patch, original_replies
+from aird.patching.adapters import load_adapter
 from aird.patching.calibration import (
     Validation,
     choose_strength,
@@ -27,10 +27,21 @@ from aird.patching.calibration import (
     worth_trying,
 )
 from aird.patching.edits import Edit
-from aird.patching.fitted_patch import fit_patch
 from aird.patching.fitting import edited
-from aird.patching.replies import ReplySet, load_replies, record_replies, reply_instructions, reply_places, save_replies
-from aird.settings.patches import Calibrate, Fit, Replies
+from aird.patching.method import PatchInputs
+from aird.patching.methods.calibrate import Calibrate
+from aird.patching.methods.fit import Fit
+from aird.patching.patch_files import make_patch
+from aird.patching.replies import (
+    ReplySet,
+    load_replies,
+    original_replies,
+    record_replies,
+    reply_instructions,
+    reply_places,
+    save_replies,
+)
+from aird.settings.patches import PatchSettings, Replies
 
 SIZES = Replies(train_harmful=8, train_harmless=8, validation=8, tokens=3, judged_tokens=4)
 INSTRUCTIONS = {
@@ -50,6 +61,14 @@ RECORDS = {
 @pytest.fixture
 def replies(model: Any, tokenizer: Any) -> dict[str, ReplySet]:
     return record_replies(model, tokenizer, INSTRUCTIONS, SIZES)
+
+
+def patched(settings: PatchSettings, model: Path, unit: torch.Tensor, folder: Path, **more: Any) -> dict[str, Any]:
+    """Make a patch of a model that nothing was done to, in `folder`, and return its record."""
+    files = folder / "direction.safetensors", folder / "direction.json"
+    save_direction(Direction(unit, 1.0, {"layer": 2, "position": -1}), *files)
+    inputs = PatchInputs("base", model, model, files, prompts=RECORDS, **more)
+    return make_patch(settings, inputs, folder / "adapter", folder / "statistics.json")
 
 
 @pytest.fixture
@@ -162,9 +181,8 @@ def test_learning_brings_the_original_back(model: Any, replies: dict[str, ReplyS
     compressed = damaged(copy.deepcopy(model))
     before = {name: parameter.clone() for name, parameter in compressed.named_parameters()}
     parts = list(replies.values())
-    settings = Calibrate(epochs=60, learning_rate=0.5)
     names = modules(model, [2, 3])
-    edits = learn_rows(compressed, names, unit, 2, matrix_of(compressed), parts, settings, 0)
+    edits = learn_rows(compressed, names, unit, 2, matrix_of(compressed), parts, 60, 0.5, 0)
     assert [edit.module for edit in edits] == names
     assert all(torch.equal(edit.column, unit.float()) for edit in edits)
     assert not any(edit.row.requires_grad for edit in edits)
@@ -181,9 +199,7 @@ def test_a_checkpoint_that_needs_nothing_gets_nothing(
     model: Any, replies: dict[str, ReplySet], unit: torch.Tensor
 ) -> None:
     names = modules(model, [3])
-    edits = learn_rows(
-        model, names, unit, 3, matrix_of(model), list(replies.values()), Calibrate(epochs=1, learning_rate=0.03), 0
-    )
+    edits = learn_rows(model, names, unit, 3, matrix_of(model), list(replies.values()), 1, 0.03, 0)
     with torch.no_grad():
         plain = [last_logits(model, batch.pack) for batch in make_batches(model, list(replies.values()), 3, None)]
         with contextlib.ExitStack() as active:
@@ -195,29 +211,23 @@ def test_a_checkpoint_that_needs_nothing_gets_nothing(
 
 
 def test_learning_may_begin_with_the_rows_of_the_closed_form(
-    tiny_folder: Callable[[str], Path], unit: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+    tiny_folder: Callable[[str], Path], unit: torch.Tensor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """With steps of no length, a warm start is the fitted patch of the same prompts."""
     import aird.patching.replies
 
     # A random model refuses nothing by itself.
     monkeypatch.setattr(aird.patching.replies, "jailbroken_arditi", lambda _: False)
-    folder = tiny_folder("llama")
-    replies = original_replies(folder, RECORDS, SIZES, 0)
-    direction = Direction(unit, 1.0, {"layer": 2, "position": -1})
     settings = Calibrate(warm_start=2.0, epochs=1, learning_rate=1e-9, strengths=[1.0], significance=1)
-    edits, _ = calibrate_patch(folder, folder, direction, None, replies, RECORDS, SIZES, settings, 0)
-    texts = {
-        kind: reply_instructions(RECORDS, [("train", kind)], SIZES, 0)["train", kind]
-        for kind in ("harmful", "harmless")
-    }
-    fitted, _ = fit_patch(
-        folder, folder, direction, None, texts["harmful"], texts["harmless"], Fit(alpha=2.0, blocks="upper")
-    )
-    assert [edit.module for edit in edits] == [edit.module for edit in fitted]
-    for edit, other in zip(edits, fitted, strict=True):
-        assert other.row.norm() > 0
-        assert torch.allclose(edit.row, other.row, rtol=1e-4, atol=1e-7)
+    methods = {"calibrated": (settings, SIZES.model_dump()), "fitted": (Fit(alpha=2.0, blocks="upper"), {"train": 8})}
+    for name, (method, sizes) in methods.items():
+        (tmp_path / name).mkdir()
+        patched(method, tiny_folder("llama"), unit, tmp_path / name, sizes=sizes)
+    learnt, fitted = (load_adapter(tmp_path / name / "adapter") for name in methods)
+    assert [edit.module for edit in learnt] == [edit.module for edit in fitted]
+    for edit, other in zip(learnt, fitted, strict=True):
+        assert other.down.norm() > 0
+        assert torch.allclose(edit.down, other.down, rtol=1e-4, atol=1e-7)
 
 
 def test_a_loss_that_is_no_number_is_an_error(model: Any, replies: dict[str, ReplySet], unit: torch.Tensor) -> None:
@@ -232,7 +242,8 @@ def test_a_loss_that_is_no_number_is_an_error(model: Any, replies: dict[str, Rep
             3,
             lambda name: torch.ones_like(model.get_submodule(name).weight),
             list(replies.values()),
-            Calibrate(epochs=1),
+            1,
+            0.08,
             0,
         )
 
@@ -296,7 +307,7 @@ def test_only_a_loss_is_repaired(
 
 
 def test_a_checkpoint_that_lost_nothing_is_left_alone(
-    tiny_folder: Callable[[str], Path], unit: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+    tiny_folder: Callable[[str], Path], unit: torch.Tensor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     import aird.patching.calibration
     import aird.patching.replies
@@ -305,12 +316,13 @@ def test_a_checkpoint_that_lost_nothing_is_left_alone(
         # A random model refuses nothing by itself.
         monkeypatch.setattr(module, "jailbroken_arditi", lambda _: False)
     folder = tiny_folder("llama")
-    replies = original_replies(folder, RECORDS, SIZES, 0)
-    direction = Direction(unit, 1.0, {"layer": 2, "position": -1})
-    edits, record = calibrate_patch(folder, folder, direction, None, replies, RECORDS, SIZES, Calibrate(), 0)
+    replies = tmp_path / "replies.safetensors"
+    save_replies(replies, original_replies(folder, RECORDS, SIZES, 0))
+    record = patched(Calibrate(), folder, unit, tmp_path, sizes=SIZES.model_dump(), replies=replies)
+    edits = load_adapter(tmp_path / "adapter")
     assert record["calibration"]["strength"] == 0
     assert record["calibration"]["unpatched"] == {"refusal": 1.0, "p_value": 1.0}
-    assert len(edits) == 4 and not any(edit.row.any() for edit in edits)
+    assert len(edits) == 4 and not any(edit.down.any() for edit in edits)
     assert all(edit["relative_change"] == 0 for edit in record["edits"])
 
 
@@ -320,8 +332,8 @@ def test_strengths_are_tried_until_one_is_good(
     import aird.patching.calibration
 
     instructions = {("validation", kind): texts for (_, kind), texts in INSTRUCTIONS.items()}
-    found = record_replies(model, tokenizer, instructions, SIZES)
-    harmful, harmless = found["validation_harmful"], found["validation_harmless"]
+    recorded = record_replies(model, tokenizer, instructions, SIZES)
+    harmful, harmless = recorded["validation_harmful"], recorded["validation_harmless"]
     # A random model refuses nothing by itself: here the original refuses half of the harmful prompts.
     harmful = ReplySet(
         harmful.prompts, harmful.replies, harmful.top_tokens, harmful.top_log_probabilities, [True, False] * 2
@@ -329,8 +341,8 @@ def test_strengths_are_tried_until_one_is_good(
     texts = iter(["no"] * 4 + ["I cannot"] * 4 + ["I cannot"] * 2 + ["no"] * 6)
     monkeypatch.setattr(aird.patching.calibration, "_refused", lambda *_: [next(texts) == "I cannot" for _ in range(4)])
     edit = Edit(modules(model, [3])[0], unit.float(), torch.full((128,), 1e-3))
-    settings = Calibrate(strengths=[1.0, 0.5, 2.0], kl_budget=10.0)
-    edits, record = choose_strength(model, tokenizer, [edit], 3, Validation(harmful, harmless, harmless), 4, settings)
+    validation = Validation(harmful, harmless, harmless, over_refusal_budget=0.02, kl_budget=10.0)
+    edits, record = choose_strength(model, tokenizer, [edit], 3, validation, 4, [1.0, 0.5, 2.0])
     # At 1 all harmless prompts are refused; at 0.5 half of the harmful ones, as by the original: 2 is not tried.
     assert [row["strength"] for row in record["tried"]] == [1.0, 0.5]
     assert [row["refusal"] for row in record["tried"]] == [0.0, 0.5]

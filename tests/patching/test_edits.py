@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import torch
+from models.families import direction, tiny_family, tokens
+from peft import PeftModel
 
-from aird.patching.edits import along, edited_blocks, make_edits, random_direction, rank_one_edit
-from aird.settings.patches import parse_patch
+from aird.directions.direction import Direction, save_direction
+from aird.inference.hooks import hooks
+from aird.patching.edits import along, edit_statistics, edited_blocks, make_edits, random_direction, rank_one_edit
+from aird.patching.method import PatchInputs
+from aird.patching.methods import parse_patch
+from aird.patching.patch_files import make_patch
 
 R = torch.tensor([0.6, 0.8], dtype=torch.float64)
 COMPRESSED = torch.tensor([[1.0, 2.0, 0.0], [3.0, -1.0, 5.0]])
@@ -83,6 +90,82 @@ def test_scale_by_minus_one_is_ablation() -> None:
     assert (unit @ edited).abs().max() < 1e-6
 
 
+def test_before_a_norm_by_hand() -> None:
+    gain = torch.tensor([2.0, 0.5], dtype=torch.float64)
+    edit = rank_one_edit("m", R, COMPRESSED, ORIGINAL, patch("scale", 0.5), gain)
+    # column r / g = (0.6 / 2, 0.8 / 0.5), row 0.5 (r * g)^T W_c with r * g = (1.2, 0.4)
+    assert edit.column.tolist() == pytest.approx([0.3, 1.6])
+    assert edit.row.tolist() == pytest.approx([1.2, 1.0, 1.0])
+    other = torch.tensor([1.0, 3.0], dtype=torch.float64)
+    # 2 x ((0.6, 2.4) W_o - (1.2, 0.4) W_c) = 2 x ((10.8, -1.2, 12.6) - (2.4, 2.0, 2.0))
+    row = rank_one_edit("m", R, COMPRESSED, ORIGINAL, patch("project", 2.0), gain, other).row
+    assert row.tolist() == pytest.approx([16.8, -6.4, 21.2])
+
+
+def test_before_a_norm_the_effect_is_the_direction_and_a_rescaling() -> None:
+    """u' = s (u + alpha r (r . u)), with s = rms(y) / rms(y')."""
+    unit, matrix, _ = random_case(6)
+    generator = torch.Generator().manual_seed(7)
+    gain = 1 + 0.5 * torch.randn(16, generator=generator, dtype=torch.float64)
+    inputs = torch.randn(5, 24, generator=generator, dtype=torch.float64)
+
+    def contribution(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        output = inputs @ weights.T
+        size = output.square().mean(-1, keepdim=True).sqrt()
+        return gain * output / size, size
+
+    edit = rank_one_edit("m", unit, matrix, matrix, patch("scale", 0.3), gain)
+    (before, size), (after, new_size) = contribution(matrix), contribution(matrix + edit.matrix().double())
+    expected = size / new_size * (before + 0.3 * torch.outer(before @ unit, unit))
+    torch.testing.assert_close(after, expected, atol=1e-5, rtol=1e-5)
+    # Taken away once, nothing of it is left.
+    ablated, _ = contribution(matrix + rank_one_edit("m", unit, matrix, matrix, patch("scale", -1.0), gain).matrix())
+    assert (ablated @ unit).abs().max() < 1e-5 < (before @ unit).abs().max()
+
+
+def test_statistics_before_a_norm() -> None:
+    """They speak of (r * g)^T W, what is contributed along r."""
+    unit, compressed, original = related_case()
+    gain = torch.linspace(0.5, 2, 64, dtype=torch.float64)
+    edit = rank_one_edit("m", unit, compressed, original, patch("project"), gain, gain)
+    statistics = edit_statistics(edit, compressed, original)
+    before, target = (unit * gain) @ compressed, (unit * gain) @ original
+    assert statistics["row_norm_before"] == pytest.approx((before.norm() / target.norm()).item(), rel=1e-5)
+    assert statistics["row_norm_after"] == pytest.approx(1, rel=1e-5)
+    assert statistics["relative_change"] == pytest.approx((edit.matrix().norm() / compressed.norm()).item(), rel=1e-5)
+
+
+@torch.no_grad()
+def test_an_adapter_before_a_norm_adds_the_direction(tmp_path: Path) -> None:
+    """A patch of files, made without running them, loaded by PEFT into a model whose gains are 1 + weight."""
+    model = tiny_family("gemma2")
+    model.save_pretrained(tmp_path / "model")
+    unit = direction(64)
+    files = tmp_path / "direction.safetensors", tmp_path / "direction.json"
+    save_direction(Direction(unit, 1.0, {"layer": 2, "position": -1}), *files)
+    inputs = PatchInputs("base", tmp_path / "model", tmp_path / "model", files)
+    settings = patch("scale", 0.5, blocks=[1])
+    record = make_patch(settings, inputs, tmp_path / "adapter", tmp_path / "statistics.json")
+    assert [edit["module"] for edit in record["edits"]] == [
+        "model.layers.1.self_attn.o_proj",
+        "model.layers.1.mlp.down_proj",
+    ]
+
+    def contributed(model: Any) -> torch.Tensor:
+        kept: list[torch.Tensor] = []
+        norm = model.get_submodule("model.layers.1.post_attention_layernorm")
+        with hooks(forward=[(norm, lambda *each: kept.append(each[2].double()))]):
+            model(input_ids=tokens(model), use_cache=False)
+        return kept[0]
+
+    before = contributed(model)
+    after = contributed(PeftModel.from_pretrained(model, str(tmp_path / "adapter")).base_model.model)
+    expected = before + 0.5 * (before @ unit).unsqueeze(-1) * unit
+    assert (after - before).norm() > 0.02 * before.norm()
+    cosine = torch.nn.functional.cosine_similarity(after, expected, dim=-1)  # equal up to the norm's rescaling
+    torch.testing.assert_close(cosine, torch.ones_like(cosine), atol=1e-6, rtol=0)
+
+
 def test_scale_does_not_read_the_original() -> None:
     unit, compressed, _ = random_case(3)
     broken = torch.full_like(compressed, torch.nan)
@@ -140,30 +223,39 @@ def test_random_direction() -> None:
     assert abs(one.mean().item()) < 0.005
 
 
+def related_case() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return a unit direction [64], a compressed matrix [64, 96] and the original's, which differ by noise."""
+    generator = torch.Generator().manual_seed(1)
+    direction = torch.randn(64, generator=generator, dtype=torch.float64)
+    original, noise = torch.randn(2, 64, 96, generator=generator, dtype=torch.float64)
+    return direction / direction.norm(), original + 0.3 * noise, original
+
+
 def test_make_edits_records_what_it_changes() -> None:
-    compressed = {"a": COMPRESSED, "b": torch.tensor([[0.0], [5.0]])}
-    original = {"a": ORIGINAL, "b": torch.tensor([[0.0], [10.0]])}
-    edits, statistics = make_edits(["a", "b"], R, compressed.__getitem__, original.__getitem__, patch("project", 0.5))
-    assert [edit.module for edit in edits] == ["a", "b"]
-    assert edits[0].row.tolist() == pytest.approx([0.7, 0.0, 0.3], abs=1e-6)
-    assert edits[1].row.tolist() == pytest.approx([2.0])  # 0.5 x (8 - 4)
+    unit, compressed, original = related_case()
+    read = {"a": compressed, "b": 0.9 * compressed}.__getitem__
+    edits, statistics = make_edits(["a", "b"], unit, read, lambda _: original, patch("project", 0.5))
+    assert [edit.module for edit in edits] == [row["module"] for row in statistics] == ["a", "b"]
+    for module, edit, row in zip("ab", edits, statistics, strict=True):
+        before, target = unit @ read(module), unit @ original
+        torch.testing.assert_close(edit.row.double(), 0.5 * (target - before), atol=1e-6, rtol=1e-5)
+        assert row == {
+            "module": module,
+            "relative_change": pytest.approx(((target - before).norm() / 2 / read(module).norm()).item(), rel=1e-5),
+            "row_norm_before": pytest.approx((before.norm() / target.norm()).item(), rel=1e-5),
+            "row_norm_after": pytest.approx(((before + target).norm() / 2 / target.norm()).item(), rel=1e-5),
+        }
 
-    def norm(values: list[float]) -> float:
-        return math.sqrt(sum(value**2 for value in values))
 
-    after = [(one + other) / 2 for one, other in zip(ROW_COMPRESSED, ROW_ORIGINAL, strict=True)]
-    assert statistics[0] == {
-        "module": "a",
-        "relative_change": pytest.approx(norm([0.7, 0.3]) / norm([1, 2, 3, -1, 5])),
-        "row_norm_before": pytest.approx(norm(ROW_COMPRESSED) / norm(ROW_ORIGINAL)),
-        "row_norm_after": pytest.approx(norm(after) / norm(ROW_ORIGINAL)),
-    }
-    assert statistics[1] == {
-        "module": "b",
-        "relative_change": pytest.approx(2 / 5),
-        "row_norm_before": pytest.approx(0.5),
-        "row_norm_after": pytest.approx(0.75),
-    }
+def test_nothing_is_computed_across_a_rescaling() -> None:
+    """AWQ divides input channels by scales that the norm takes over: the matrices speak of different inputs."""
+    unit, compressed, original = related_case()
+    rescaled = compressed / torch.linspace(0.3, 3, 96, dtype=torch.float64)
+    with pytest.raises(ValueError, match="m was rescaled against what stands before it"):
+        make_edits(["m"], unit, lambda _: rescaled, lambda _: original, patch("project"))
+    (edit,), (row,) = make_edits(["m"], unit, lambda _: rescaled, lambda _: original, patch("scale"))
+    torch.testing.assert_close(edit.row.double(), unit @ rescaled, atol=1e-6, rtol=1e-5)
+    assert row["row_norm_before"] is None and row["row_norm_after"] is None and row["relative_change"] > 0
 
 
 def test_the_product_along_a_direction_is_that_of_the_whole_matrix() -> None:

@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from models.families import direction as direction_of
+from models.families import tiny_family
 
+from aird.inference.hooks import hooks
 from aird.models.structure import residual_writers
-from aird.patching.fitting import edited, fit_edits, record_projections, ridge_solution, targets
+from aird.patching.fitting import all_edited, edited, fit_edits, record_projections, ridge_solution, targets
 
 POSITIONS = 3
 
@@ -103,6 +106,28 @@ def test_a_fit_restores_the_projections(model: Any, prompts: list[list[int]], di
         assert (before[name] - wanted[name]).abs().max() > 0.1 * scale
         # Fewer rows than features, so that hardly anything of the penalty is left of the error.
         torch.testing.assert_close(after[name], wanted[name], atol=1e-2 * scale.item(), rtol=0)
+
+
+def test_behind_a_norm_a_fit_restores_what_is_contributed(prompts: list[list[int]]) -> None:
+    model = tiny_family("gemma2", vocab_size=512)
+    unit = direction_of(64)
+    names = modules(model, [1, 2])
+    wanted = record_projections(model, prompts, POSITIONS, unit, names)
+    contributed: list[torch.Tensor] = []
+    with (
+        torch.no_grad(),
+        hooks(forward=[(model.model.layers[1].post_attention_layernorm, lambda *each: contributed.append(each[2]))]),
+    ):
+        model(input_ids=torch.tensor([prompts[0]]))
+    expected = contributed[0][0, -POSITIONS:].double() @ unit
+    torch.testing.assert_close(wanted[names[0]][0], expected, atol=1e-5, rtol=1e-4)
+    compressed = damaged(model)
+    before = record_projections(compressed, prompts, POSITIONS, unit, names)
+    with all_edited(compressed, fit_edits(compressed, prompts, wanted, unit, [1, 2], 1e-6)):
+        after = record_projections(compressed, prompts, POSITIONS, unit, names)
+    for name in names:
+        # The edit's own change of rms(y) is not in the regression.
+        assert (after[name] - wanted[name]).norm() < 0.3 * (before[name] - wanted[name]).norm(), name
 
 
 def test_an_edit_is_its_matrix(model: Any, prompts: list[list[int]], direction: torch.Tensor) -> None:

@@ -12,15 +12,15 @@ from conftest import load_float32
 from huggingface_hub import ModelCard
 from peft import PeftModel
 
-from aird.directions.direction import Direction
+from aird.directions.direction import Direction, save_direction
 from aird.evaluation.scores import score
-from aird.patching.card_metadata import front_matter, read_licence
-from aird.patching.formula import compute_patch
+from aird.patching.card_metadata import read_licence
+from aird.patching.method import PatchInputs
+from aird.patching.methods import parse_patch
 from aird.patching.model_card import patch_card
-from aird.patching.patch_files import write_merged, write_patch
+from aird.patching.patch_files import make_patch, write_merged
 from aird.reporting.evaluated_card import evaluated_card
-from aird.settings.patches import parse_patch
-from aird.support.files import hash_folder, read_json, sha256_of
+from aird.support.files import hash_folder, sha256_of
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +28,13 @@ def patch(tiny_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
     """Return an adapter folder and its record."""
     folder, model = tmp_path_factory.mktemp("patch"), tiny_folder("llama")
     unit = torch.nn.functional.normalize(torch.arange(128, dtype=torch.float64), dim=0)
-    direction = Direction(unit, 3.0, {"layer": 2, "position": -4})
-    edits, record = compute_patch(model, model, direction, None, parse_patch({"method": "scale", "alpha": 0.5}))
-    write_patch(edits, record, folder / "adapter", folder / "statistics.json", "organisation/small-int4", "apache-2.0")
-    return folder / "adapter", read_json(folder / "statistics.json")
+    files = folder / "direction.safetensors", folder / "direction.json"
+    save_direction(Direction(unit, 3.0, {"layer": 2, "position": -4}), *files)
+    inputs = PatchInputs("organisation/small-int4", model, model, files)
+    settings = parse_patch({"method": "scale", "alpha": 0.5})
+    return folder / "adapter", make_patch(
+        settings, inputs, folder / "adapter", folder / "statistics.json", "apache-2.0"
+    )
 
 
 def test_the_hub_reads_the_metadata(patch: tuple[Path, dict[str, Any]]) -> None:
@@ -108,7 +111,7 @@ def test_numbers_stand_in_front_of_the_limits(patch: tuple[Path, dict[str, Any]]
     }
     static = (patch[0] / "README.md").read_text(encoding="utf-8")
     card = evaluated_card(static, {"safety": records})
-    assert front_matter(card)[0] == front_matter(static)[0]
+    assert ModelCard(card).data.to_dict() == ModelCard(static).data.to_dict()
     assert card.index("## How to load it") < card.index("## Numbers") < card.index("## Limits")
     assert "| | original | compressed | patched |" in card
     row = next(line for line in card.splitlines() if line.startswith("| refusal of harmful prompts"))
@@ -120,7 +123,15 @@ def test_numbers_stand_in_front_of_the_limits(patch: tuple[Path, dict[str, Any]]
 
 @pytest.mark.parametrize(
     ("card", "licence"),
-    [("---\nlicense: mit\n---\ntext", "mit"), ("---\nlicense: 'llama3'\n---\n", "llama3"), ("license: mit", None)],
+    [
+        ("---\nlicense: mit\n---\ntext", "mit"),
+        ("---\r\nlicense: 'llama3'\r\n---\r\n", "llama3"),
+        ("license: mit", None),
+        ("---\ntags: [a]\n---\nlicense: mit", None),
+        ("---\nlicense: [mit, apache-2.0]\n---\n", None),
+        ("---\nlicense: mit: or not\n---\n", None),
+        ("---\nmit\n---\n", None),
+    ],
 )
 def test_the_licence_of_the_base(card: str, licence: str | None, tmp_path: Path) -> None:
     assert read_licence(tmp_path) is None

@@ -9,7 +9,8 @@ from typing import Any
 import pandas
 import pytest
 
-from aird.prompts.sets import NearDuplicates, build_set, select
+from aird.prompts.building import NearDuplicates, build_prompt_set, build_set
+from aird.prompts.sets import select
 from aird.settings.base import PromptSelection
 from aird.settings.prompt_files import read_instructions
 from aird.settings.prompts import PromptSet
@@ -76,8 +77,8 @@ def test_jsonl(tmp_path: Path) -> None:
 def test_yaml(tmp_path: Path) -> None:
     content = "seeds:\n- {goal: Boil an egg., part: train}\n- goal: 'Say \"hé\", twice'\n  part: test\n"
     path = write(tmp_path / "a.prompt", content)
-    found = read_instructions(path, settings(format="yaml", field="goal", records="seeds", split_field="part"))
-    assert found == EXPECTED
+    instructions = read_instructions(path, settings(format="yaml", field="goal", records="seeds", split_field="part"))
+    assert instructions == EXPECTED
 
 
 def test_csv(tmp_path: Path) -> None:
@@ -87,8 +88,10 @@ def test_csv(tmp_path: Path) -> None:
 
 def test_parquet(tmp_path: Path) -> None:
     pandas.DataFrame(RECORDS).to_parquet(tmp_path / "a.parquet")
-    found = read_instructions(tmp_path / "a.parquet", settings(format="parquet", field="goal", split_field="part"))
-    assert found == EXPECTED
+    instructions = read_instructions(
+        tmp_path / "a.parquet", settings(format="parquet", field="goal", split_field="part")
+    )
+    assert instructions == EXPECTED
 
 
 def test_lines_are_stripped_and_empty_ones_skipped(tmp_path: Path) -> None:
@@ -189,6 +192,23 @@ def test_build_set_is_disjoint_from_others() -> None:
     assert dropped == {"duplicates": 0, "overlapping": 2}
 
 
+def test_a_set_is_read_from_its_source_or_joined_from_others(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("\n".join(WORDS[:3]) + "\n", encoding="utf-8")
+    read, _ = build_prompt_set("a", settings(source={"path": str(path)}, format="lines"), [], [], 0)
+    assert [(record["id"], record["instruction"], record["origin"]) for record in read] == [
+        ("a-0001", "apple", "a"),
+        ("a-0002", "bread", "a"),
+        ("a-0003", "cheese", "a"),
+    ]
+    joined = PromptSet(combine=["a", "b"], splits={"train": 1})
+    records, dropped = build_prompt_set("c", joined, [*read, {**read[0], "split": "test"}], read[1:2], 0)
+    # The origin stays, a split of before does not.
+    assert [(record["instruction"], record["origin"]) for record in records] == [("apple", "a"), ("cheese", "a")]
+    assert sorted(str(record["split"]) for record in records) == ["None", "train"]
+    assert dropped == {"duplicates": 1, "overlapping": 1}
+
+
 def test_nothing_left_is_an_error() -> None:
     source = texts("Boil an egg.")
     with pytest.raises(ValueError, match=r"prompt set cooking: no instruction is left.*'overlapping': 1"):
@@ -201,10 +221,10 @@ def test_splits_are_disjoint_reproducible_and_drawn_by_the_seed() -> None:
     def split(seed: int) -> dict[Any, set[str]]:
         kept, _ = build_set("a", wanted, rows(40), [], seed)
         assert len(kept) == 40
-        found: dict[Any, set[str]] = {}
+        by_split: dict[Any, set[str]] = {}
         for record in kept:
-            found.setdefault(record["split"], set()).add(record["id"])
-        return found
+            by_split.setdefault(record["split"], set()).add(record["id"])
+        return by_split
 
     one = split(42)
     assert {name: len(ids) for name, ids in one.items()} == {"train": 20, "validation": 8, "test": 4, None: 8}

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from aird.prompts.sources import SourceError, open_file, open_model
+from aird.prompts.sources import SourceError, model_config, open_file, open_model
 from aird.settings.sources import FileSource, ModelSource
 
 CONTENT = b"Boil an egg.\nFry a fish.\n"
@@ -100,8 +100,10 @@ def test_a_file_of_a_wheel(index: Path) -> None:
 def test_nothing_of_a_wheel_is_installed(index: Path) -> None:
     with open_file(wheel("tiny-prompts==1.0")):
         pass
-    found = subprocess.run([sys.executable, "-c", "import tiny_prompts"], capture_output=True, text=True, check=False)
-    assert "ModuleNotFoundError" in found.stderr
+    imported = subprocess.run(
+        [sys.executable, "-c", "import tiny_prompts"], capture_output=True, text=True, check=False
+    )
+    assert "ModuleNotFoundError" in imported.stderr
 
 
 def test_a_model_file_of_a_wheel(index: Path) -> None:
@@ -149,6 +151,27 @@ def test_hub_offline_says_what_to_do() -> None:
     message = f"model someone/model at {COMMIT} could not be fetched.*network.*`path`"
     with pytest.raises(SourceError, match=message), open_model(model):
         raise AssertionError
+
+
+@pytest.mark.usefixtures("offline")
+def test_single_files_of_a_hub_model(tmp_path: Path) -> None:
+    """One GGUF file of a repository with many; and config.json, before the rest is fetched."""
+    stored = tmp_path / "cache/models--someone--model/snapshots" / COMMIT
+    stored.mkdir(parents=True)
+    (stored / "Q4_K_M.gguf").write_bytes(CONTENT)
+    (stored / "config.json").write_text('{"hidden_size": 4}', encoding="utf-8")
+    source = ModelSource(hub="someone/model", revision=COMMIT, file="Q4_K_M.gguf", sha256=SHA256)
+    with open_model(source) as path:
+        assert path.read_bytes() == CONTENT
+    assert model_config(source) is None and model_config(ModelSource(path="x")) is None
+    assert model_config(ModelSource(hub="someone/model", revision=COMMIT)) == {"hidden_size": 4}
+    other = source.model_copy(update={"sha256": "0" * 64})
+    with pytest.raises(SourceError, match=r"Q4_K_M.gguf has SHA-256 .* pins 0000"), open_model(other):
+        raise AssertionError
+    absent = source.model_copy(update={"file": "Q8_0.gguf"})
+    with pytest.raises(SourceError, match="Q8_0.gguf of model someone/model at .* could not be fetched"):
+        with open_model(absent):
+            raise AssertionError
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from typing import Any
 import pandas
 import pytest
 
-from aird.evaluation.scores import answered_rightly, perplexity_growth
+from aird.directions.source_site import compare_sites
+from aird.evaluation.utility import answered_rightly, perplexity_growth
 from aird.reporting.claims import ALL, COLUMNS, Evidence, claims_table
 from aird.reporting.verdicts import DOES_NOT_HOLD, HOLDS, UNDECIDED
 
@@ -31,14 +32,21 @@ def direction(layer: int, rule: str = "published", **shares: float) -> dict[str,
     return {"layer": layer, "position": -1, "rule": rule, "stability": stability}
 
 
-def comparison(cosine: float, p_value: float) -> dict[str, Any]:
+def comparison(cosine: float, compressed: dict[str, Any]) -> dict[str, Any]:
+    corrected = {"value": cosine, "low": cosine - 0.02, "high": cosine + 0.02, "n_harmful": 128}
     return {
-        "cosine_same_site_shared": cosine,
-        "cosine_same_site_bootstrap": {"mean": cosine, "low": cosine - 0.02, "high": cosine + 0.02},
-        "split_half_null": {"mean": 0.95, "low": 0.9, "high": 0.98},
-        "cosine_same_site_p_value": p_value,
-        "projections": [{"n": 128}],
+        "cosine_same_site_shared": cosine - 0.03,
+        "cosine_same_site_corrected": corrected,
+        "source_site": compare_sites(ORIGINAL_DIRECTION, compressed),
     }
+
+
+ORIGINAL_DIRECTION = direction(10, l10=0.9, l11=0.1)
+COMPRESSED = {
+    "pruned": direction(14, l14=1.0),
+    "quantised": direction(10, l10=1.0),
+    "light": direction(12, "relaxed_induce", l12=1.0),
+}
 
 
 def score(harmful: float, harmless: float = 0.05, right: float = 0.8, likelihood: float = 10.0) -> dict[str, Any]:
@@ -55,10 +63,8 @@ def table() -> pandas.DataFrame:
     names = ("original", "pruned", "quantised", "light")
     evidence = Evidence(
         directions={
-            ("m", "original"): direction(10, l10=0.9, l11=0.1),
-            ("m", "pruned"): direction(14, l14=1.0),
-            ("m", "quantised"): direction(10, l10=1.0),
-            ("m", "light"): direction(12, "relaxed_induce", l12=1.0),
+            ("m", "original"): ORIGINAL_DIRECTION,
+            **{("m", name): made for name, made in COMPRESSED.items()},
         },
         verifications={
             ("m", "original"): verification(0.9, 0.05, 0.05, 0.9),
@@ -67,9 +73,8 @@ def table() -> pandas.DataFrame:
             ("m", "light"): verification(0.1, 0.05, 0.05, 0.8),
         },
         comparisons={
-            ("m", "pruned"): comparison(0.5, 0.001),
-            ("m", "quantised"): comparison(0.95, 0.6),
-            ("m", "light"): comparison(0.91, 0.2),
+            ("m", name): comparison(cosine, COMPRESSED[name])
+            for name, cosine in (("pruned", 0.5), ("quantised", 0.98), ("light", 0.96))
         },
         scores={
             ("s", ("m", "original", "plain")): score(0.95),
@@ -90,13 +95,13 @@ def table() -> pandas.DataFrame:
 
 
 def row(table: pandas.DataFrame, statement: str, compression: str, patch: str = "") -> Any:
-    found = table[
+    rows = table[
         table.statement.str.contains(statement, regex=False)
         & (table.compression == compression)
         & (table.patch == patch)
     ]
-    assert len(found) == 1
-    return found.iloc[0]
+    assert len(rows) == 1
+    return rows.iloc[0]
 
 
 def test_columns_and_rows(table: pandas.DataFrame) -> None:
@@ -126,8 +131,9 @@ def test_quantisation_keeps_and_pruning_moves(table: pandas.DataFrame) -> None:
     assert row(table, "moves the direction", "pruned").verdict == HOLDS
     assert row(table, "keeps the direction", "quantised").verdict == HOLDS
     light = row(table, "keeps the direction", "light")
-    # 0.91 is within the null, its interval is not.
-    assert light.verdict == UNDECIDED
+    # 0.96 is above the margin, its interval is not.
+    assert (light.verdict, light.estimate, light.low) == (UNDECIDED, 0.96, pytest.approx(0.94))
+    assert "0.95" in light.test and "0.95" in light.reason
     moved = row(table, "moves the source site", "pruned")
     assert (moved.verdict, moved.estimate, moved.p_value) == (HOLDS, 4, pytest.approx(1 / 101))
     assert row(table, "keeps the source site", "quantised").verdict == HOLDS
@@ -202,7 +208,7 @@ def test_what_is_undecided_says_what_it_needs_and_nothing_else_does(table: panda
     )
     assert row(table, "one direction mediates", "light").needed == light
     moved = row(table, "keeps the direction", "light").needed
-    # 0.91, whose interval ends 0.02 below, against a null of 0.90: four times the prompts.
+    # 0.96, whose interval ends 0.02 below, against a margin of 0.95: four times the prompts.
     assert moved == "128 harmful training prompts do not decide whether the direction moved; about 520 would."
     site = row(table, "keeps the source site", "light").needed
     assert site == "A candidate direction that induces refusal decides whether the source site moved."

@@ -7,6 +7,7 @@ import re
 import runpy
 import sys
 import xml.etree.ElementTree as ElementTree
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +19,30 @@ from frames import LARGE, POSITIONS, SMALL, Grid, candidate_frame, direction_fra
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from aird.reporting import figures
+from aird.reporting.figures import FIGURES, module_of
+from aird.reporting.figures.frontier import frontier_panel
+from aird.reporting.figures.style import write_svg
 
 PROJECT = Path(__file__).parents[2]
 
 
+def figure_of(kind: str, *frames: pandas.DataFrame, patches: Any = None) -> Figure:
+    """Return a figure of the registry, from the frames that it shows."""
+    more = [patches or {}] if FIGURES[kind].with_patches else []
+    figure: Figure = import_module(module_of(kind)).draw(*frames, *more)
+    return figure
+
+
 def draw_suite(summary: pandas.DataFrame) -> dict[str, Figure]:
     """Return the figures of a suite."""
-    return {
-        "refusal": figures.refusal_figure(summary),
-        "frontier": figures.frontier_figure(summary),
-        "utility": figures.utility_figure(summary),
-    }
+    return {kind: figure_of(kind, summary) for kind, shown in FIGURES.items() if shown.of_suite}
 
 
 def draw_all(grid: Grid, summary: pandas.DataFrame) -> dict[str, Figure]:
     """Return every figure of a grid."""
-    directions = direction_frame(grid)
-    return {
-        **draw_suite(summary),
-        "candidates": figures.candidates_figure(candidate_frame(grid), directions),
-        "sites": figures.sites_figure(site_frame(grid), directions),
-    }
+    frames = {"candidates": candidate_frame(grid), "sites": site_frame(grid), "directions": direction_frame(grid)}
+    frames["summary"] = summary
+    return {kind: figure_of(kind, *(frames[table] for table in shown.tables)) for kind, shown in FIGURES.items()}
 
 
 def drawn_points(axes: Axes) -> dict[str, tuple[numpy.ndarray, numpy.ndarray, list[Any]]]:
@@ -91,7 +94,7 @@ GAPS: dict[str, tuple[pandas.DataFrame, dict[str, list[dict[str, int]]]]] = {
 
 def words_in_file(figure: Figure, path: Path) -> set[str]:
     """Write a figure; return its words as they stand in the file, in which every coordinate is a number."""
-    figures.write_svg(figure, path)
+    write_svg(figure, path)
     root = ElementTree.parse(path).getroot()
     assert root.tag == f"{SVG}svg"
     for element in root.iter():
@@ -137,7 +140,7 @@ def test_the_same_tables_give_the_same_bytes(tmp_path: Path) -> None:
     for folder in ("first", "second"):
         (tmp_path / folder).mkdir()
         for name, figure in draw_all(SMALL, summary_frame(SMALL)).items():
-            figures.write_svg(figure, tmp_path / folder / name)
+            write_svg(figure, tmp_path / folder / name)
     assert dict(matplotlib.rcParams) == before
     for path in (tmp_path / "first").iterdir():
         assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes()
@@ -147,7 +150,7 @@ def test_the_same_tables_give_the_same_bytes(tmp_path: Path) -> None:
 def test_refusal_points_are_the_rates_of_the_table() -> None:
     """Values and ends of the bars are the table's, each on the row of its compression."""
     summary = summary_frame(LARGE)
-    figure = figures.refusal_figure(summary)
+    figure = figure_of("refusal", summary)
     for index, axes in enumerate(figure.axes):
         name = ("refusal", "over_refusal")[index % 2]
         rows = summary[summary["model"] == LARGE[0][index // 2]]
@@ -168,7 +171,7 @@ def test_refusal_points_are_the_rates_of_the_table() -> None:
 
 def test_labels_stand_beside_their_points() -> None:
     """The tick of a compression is at the middle of its points."""
-    figure = figures.refusal_figure(summary_frame(SMALL))
+    figure = figure_of("refusal", summary_frame(SMALL))
     axes = figure.axes[0]
     points = drawn_points(axes)
     figure.draw_without_rendering()
@@ -180,7 +183,7 @@ def test_labels_stand_beside_their_points() -> None:
 def test_frontier_points_are_the_numbers_of_the_table() -> None:
     """Each panel holds the patches of its compression; the left ones the original as well."""
     summary = summary_frame(LARGE)
-    figure = figures.frontier_figure(summary)
+    figure = figure_of("frontier", summary)
     pairs = [(model, compression) for model in LARGE[0] for compression in LARGE[1]]
     assert [axes.get_title(loc="left") for axes in figure.axes[::2]] == [", ".join(pair) for pair in pairs]
     indexed = summary.set_index(["model", "compression", "patch"])
@@ -210,14 +213,14 @@ def test_patches_that_differ_in_strength_alone_are_one_curve_from_the_plain_chec
         "control": {"method": "scale", "direction": "random", "alpha": 1.0},
         "without-alpha": {"method": "calibrate", "direction": "original"},
     }
-    for axes in figures.frontier_figure(summary, settings).axes:
+    for axes in figure_of("frontier", summary, patches=settings).axes:
         points = drawn_points(axes)
         expected = [points[name][1].item() for name in ("plain", "weak", "strong")]
         curves = [line for line in axes.lines if len(numpy.asarray(line.get_xdata())) == 3 and line.get_alpha() == 0.55]
         assert [list(numpy.asarray(line.get_ydata())) for line in curves] == [expected]
         assert "weak, α = 0.5" in {text.get_text() for text in axes.texts}
         assert "control" in {text.get_text() for text in axes.texts}
-    alone = figures.frontier_figure(summary, {**settings, "weak": {**settings["weak"], "direction": "own"}})
+    alone = figure_of("frontier", summary, patches={**settings, "weak": {**settings["weak"], "direction": "own"}})
     assert not any(line.get_alpha() == 0.55 for axes in alone.axes for line in axes.lines)
 
 
@@ -225,7 +228,7 @@ def test_names_of_points_do_not_overlap() -> None:
     """Five patches of the same refusal: their names stand apart, in the panel's order."""
     summary = summary_frame((["tiny"], ["w4a16"], ["a", "b", "c", "d"]))
     summary.loc[summary["compression"] == "w4a16", "refusal"] = 0.03
-    (axes,) = figures.frontier_panel(summary, "tiny", "w4a16", "over_refusal").axes
+    (axes,) = frontier_panel(summary, ("tiny", "w4a16"), "over_refusal", {}).axes
     heights = sorted(text.get_position()[1] for text in axes.texts)
     assert len(heights) == 6
     assert numpy.diff(heights).min() > 0.08 and heights[0] >= 0 and heights[-1] <= 1
@@ -235,7 +238,7 @@ def test_a_patched_original_has_a_panel() -> None:
     """A patch of the original is not lost because the original is the reference."""
     summary = summary_frame(SMALL)
     patched = summary[summary["patch"] == "aird"].assign(compression="original")
-    figure = figures.frontier_figure(pandas.concat([summary, patched]))
+    figure = figure_of("frontier", pandas.concat([summary, patched]))
     assert [list(drawn_points(axes)) for axes in figure.axes[::2]] == [
         ["original", "aird"],
         ["original", "plain", "aird"],
@@ -245,7 +248,7 @@ def test_a_patched_original_has_a_panel() -> None:
 def test_utility_points_are_ratios_to_plain() -> None:
     """Perplexity is drawn over that of the same compression's plain checkpoint, accuracy as it is."""
     summary = summary_frame(SMALL)
-    perplexity, accuracy = map(drawn_points, figures.utility_figure(summary).axes)
+    perplexity, accuracy = map(drawn_points, figure_of("utility", summary).axes)
     plain, patched = (summary[summary["compression"] == "w4a16"].iloc[index] for index in (0, 1))
     x, _, bars = perplexity["aird"]
     assert x.item() == patched["perplexity"] / plain["perplexity"]
@@ -262,10 +265,10 @@ def test_utility_points_are_ratios_to_plain() -> None:
 
 def test_utility_leaves_out_what_is_not_known() -> None:
     """Without the plain checkpoint there is no ratio; without a measurement the panel says so."""
-    perplexity, accuracy = figures.utility_figure(without(summary_frame(SMALL), "w4a16")).axes
+    perplexity, accuracy = figure_of("utility", without(summary_frame(SMALL), "w4a16")).axes
     assert list(drawn_points(perplexity)) == ["plain"]
     assert list(drawn_points(accuracy)) == ["plain", "aird"]
-    for axes in figures.utility_figure(unmeasured(summary_frame(SMALL))).axes:
+    for axes in figure_of("utility", unmeasured(summary_frame(SMALL))).axes:
         assert not axes.containers
         assert [text.get_text() for text in axes.texts] == ["not measured"]
 
@@ -273,9 +276,9 @@ def test_utility_leaves_out_what_is_not_known() -> None:
 def test_ratios_far_apart_get_a_logarithmic_axis() -> None:
     """A broken patch must not press all others onto one line."""
     summary = summary_frame(SMALL)
-    assert figures.utility_figure(summary).axes[0].get_xscale() == "linear"
+    assert figure_of("utility", summary).axes[0].get_xscale() == "linear"
     broken = summary.assign(perplexity_high=summary["perplexity_high"].where(summary["patch"] == "plain", 5000))
-    axes = figures.utility_figure(broken).axes[0]
+    axes = figure_of("utility", broken).axes[0]
     assert axes.get_xscale() == "log"
     assert len(axes.get_xticks()) >= 2
 
@@ -283,16 +286,16 @@ def test_ratios_far_apart_get_a_logarithmic_axis() -> None:
 def test_heat_maps_are_the_scores_of_the_table() -> None:
     """Every cell is the table's score or masked where there is none; the chosen site is marked."""
     candidates, directions = candidate_frame(LARGE), direction_frame(LARGE)
-    figure = figures.candidates_figure(candidates, directions)
+    figure = figure_of("candidates", candidates, directions)
     maps = [axes for axes in figure.axes if axes.images]
     assert len(maps) == 3 * len(directions)
     for index, axes in enumerate(maps):
         pair = directions.iloc[index // 3]
         image = axes.images[0]
-        found: Any = numpy.ma.asarray(image.get_array())
+        shades: Any = numpy.ma.asarray(image.get_array())
         is_pair = (candidates["model"] == pair["model"]) & (candidates["compression"] == pair["compression"])
         for _, row in candidates[is_pair].iterrows():
-            value, drawn = row[str(image.get_label())], found[row["position"] + POSITIONS, row["layer"]]
+            value, drawn = row[str(image.get_label())], shades[row["position"] + POSITIONS, row["layer"]]
             assert drawn is numpy.ma.masked if pandas.isna(value) else drawn == value
         site = next(line for line in axes.lines if line.get_label() == "chosen site")
         assert (site.get_xdata()[0], site.get_ydata()[0]) == (pair["layer"], pair["position"])  # type: ignore[index]
@@ -302,7 +305,7 @@ def test_heat_maps_are_the_scores_of_the_table() -> None:
 
 def test_a_kl_of_zero_does_not_look_missing() -> None:
     """The logarithmic scale gives 0 its lowest colour; transparent cells are those without a score."""
-    figure = figures.candidates_figure(candidate_frame(SMALL), direction_frame(SMALL))
+    figure = figure_of("candidates", candidate_frame(SMALL), direction_frame(SMALL))
     image = next(axes.images[0] for axes in figure.axes if axes.images and axes.images[0].get_label() == "kl")
     values: Any = numpy.ma.asarray(image.get_array())
     assert (values == 0).any()
@@ -313,7 +316,7 @@ def test_a_kl_of_zero_does_not_look_missing() -> None:
 def test_lines_are_the_sites_of_the_table() -> None:
     """The labelled lines are those at the original's position; undefined sites are left out."""
     sites, directions = site_frame(LARGE), direction_frame(LARGE)
-    figure = figures.sites_figure(sites, directions)
+    figure = figure_of("sites", sites, directions)
     for index, axes in enumerate(figure.axes):
         name, model = ("cosine", "norm_ratio")[index % 2], LARGE[0][index // 2]
         original = directions[(directions["model"] == model) & (directions["compression"] == "original")].iloc[0]
@@ -329,7 +332,7 @@ def test_lines_are_the_sites_of_the_table() -> None:
         dotted = [line for line in axes.lines if line.get_linestyle() == ":"]
         assert [numpy.asarray(line.get_xdata())[0] for line in dotted] == [original["layer"]]
         assert len(axes.patches) == (name == "cosine")  # the null's band
-    plain = figures.sites_figure(sites, directions.drop(columns="split_half_null_low"))
+    plain = figure_of("sites", sites, directions.drop(columns="split_half_null_low"))
     assert not any(axes.patches for axes in plain.axes)
 
 
@@ -337,7 +340,7 @@ def test_two_suites_are_refused() -> None:
     """Rows of several suites would be drawn over one another."""
     summary = summary_frame(SMALL)
     with pytest.raises(ValueError, match="one suite, but the rows are of safety, other"):
-        figures.refusal_figure(pandas.concat([summary, summary.assign(suite="other")]))
+        figure_of("refusal", pandas.concat([summary, summary.assign(suite="other")]))
 
 
 def test_script_draws_the_chosen_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,7 +351,17 @@ def test_script_draws_the_chosen_suite(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.syspath_prepend(str(PROJECT / "workflow" / "scripts"))
 
     def run(figure: str) -> str:
-        command = ["make_figures.py", "--tables", tmp_path, "--output", output, "--settings", "{}", "--figure", figure]
+        command = [
+            "make_figures.py",
+            "--tables",
+            tmp_path / "summary.csv",
+            "--output",
+            output,
+            "--settings",
+            "{}",
+            "--figure",
+            figure,
+        ]
         monkeypatch.setattr(sys, "argv", [str(part) for part in command])
         runpy.run_module("make_figures", run_name="__main__")
         return output.read_text(encoding="utf-8")

@@ -12,10 +12,10 @@ from aird.reporting.needs import (
     correlation_needs,
     effect_needs,
     in_sentences,
-    interval_margin_needs,
     margin_needs,
     merged,
-    moved_needs,
+    narrowed,
+    paired_intervals,
 )
 from aird.reporting.verdicts import DOES_NOT_HOLD, HOLDS, UNDECIDED, effect_verdict, margin_p_value, margin_verdict
 from aird.support.statistics import mcnemar, paired_difference
@@ -42,35 +42,37 @@ def test_a_margin_is_decided_at_the_named_number_of_prompts_and_not_before(
 ) -> None:
     total = 120 if gained else 40
     assert margin_decision(total, lost / total, gained / total, compared) == UNDECIDED
-    (need,) = margin_needs("it costs little", "harmless prompts", *changed(total, lost, gained), 0.05, compared)
+    (need,) = margin_needs(
+        "it costs little", "harmless prompts", total, paired_intervals(*changed(total, lost, gained)), 0.05, compared
+    )
     assert isinstance(need, Need) and need.have == total
     least = need.least
-    assert least is not None and total < least < LARGEST
+    assert total < least < LARGEST
     assert margin_decision(least, lost / total, gained / total, compared) == expected
     assert margin_decision(least - 1, lost / total, gained / total, compared) == UNDECIDED
 
 
 def test_a_margin_needs_more_prompts_for_more_compressions_and_for_a_cost_nearer_to_it() -> None:
     sizes = [
-        margin_needs("", "", *changed(120, 1, gained), 0.05, compared)[0].least  # type: ignore[union-attr]
+        margin_needs("", "", 120, paired_intervals(*changed(120, 1, gained)), 0.05, compared)[0].least  # type: ignore[union-attr]
         for gained, compared in ((3, 1), (3, 3), (5, 3))
     ]
     assert sizes == sorted(sizes) and len(set(sizes)) == 3
 
 
 def test_a_cost_at_the_margin_is_never_decided() -> None:
-    (need,) = margin_needs("it costs little", "prompts", *changed(100, 0, 5), 0.05, 1)
-    assert isinstance(need, Need) and need.least is None
+    (need,) = margin_needs("it costs little", "prompts", 100, paired_intervals(*changed(100, 0, 5)), 0.05, 1)
+    assert isinstance(need, Need) and need.least == math.inf
     assert str(need) == "100 prompts do not decide whether it costs little; more than 10,000 would"
 
 
 def test_an_interval_narrows_with_the_square_root() -> None:
     """Growth of 0.4% (-0.8 to 1.6): the upper end reaches 1% where the interval is half as wide."""
-    (need,) = interval_margin_needs("", "answers", 64, -0.008, 0.016, 0.01, 1)
+    (need,) = margin_needs("", "answers", 64, narrowed(64, -0.008, 0.016), 0.01, 1)
     assert isinstance(need, Need) and need.least == pytest.approx(4 * 64, abs=1)
-    (more,) = interval_margin_needs("", "answers", 64, -0.008, 0.016, 0.01, 3)
-    assert isinstance(more, Need) and more.least is not None and more.least > 4 * 64
-    (above,) = interval_margin_needs("", "answers", 64, 0.008, 0.016, 0.01, 1)
+    (more,) = margin_needs("", "answers", 64, narrowed(64, -0.008, 0.016), 0.01, 3)
+    assert isinstance(more, Need) and 4 * 64 < more.least < LARGEST
+    (above,) = margin_needs("", "answers", 64, narrowed(64, 0.008, 0.016), 0.01, 1)
     # A cost of 1.2% is shown to be above 1%: half of the width, up to the margin, in (0.4 / 0.2)^2 times the answers.
     assert isinstance(above, Need) and above.least == pytest.approx(4 * 64, abs=1)
 
@@ -86,7 +88,7 @@ def test_an_effect_is_decided_at_the_named_number_of_prompts(lost: int, gained: 
 
     assert decision(total) == UNDECIDED
     (need,) = effect_needs("refusal rises", "prompts", *changed(total, lost, gained), 1.0, compared)
-    assert isinstance(need, Need) and need.least is not None
+    assert isinstance(need, Need) and need.least < LARGEST
     assert decision(need.least) == expected
     assert decision(need.least - 1) == UNDECIDED
 
@@ -96,26 +98,19 @@ def test_a_rate_without_room_needs_another_rate() -> None:
     assert in_sentences(needs) == "A rate that can change by at least 20 points decides whether refusal falls."
 
 
-def test_a_cosine_near_its_null() -> None:
-    # The interval's lower end, 0.04 below the cosine, has to come within 0.02 of it.
-    (need,) = moved_needs(100, 0.92, 0.88, 0.90)
-    assert isinstance(need, Need) and need.least == pytest.approx(400, abs=1)
-    assert "cannot be computed" in in_sentences(moved_needs(100, 0.89, 0.88, 0.90))
-
-
 def test_compressions_of_a_correlation() -> None:
     (perfect,) = correlation_needs("", 2, 1.0)
     assert isinstance(perfect, Need) and perfect.least == 4  # the least p-value of four is 1/24
     (weaker,) = correlation_needs("", 3, 0.5)
-    assert isinstance(weaker, Need) and weaker.least is not None and weaker.least > 10
+    assert isinstance(weaker, Need) and 10 < weaker.least < LARGEST
     (opposite,) = correlation_needs("", 3, -0.5)
-    assert isinstance(opposite, Need) and opposite.least is not None and 4 < opposite.least < weaker.least
+    assert isinstance(opposite, Need) and 4 < opposite.least < weaker.least
     assert "different amounts" in in_sentences(correlation_needs("", 3, math.nan))
 
 
 def test_needs_of_several_compressions_are_said_once() -> None:
     small, large, other = Need("a", "prompts", 80, 120), Need("a", "prompts", 80, 301), Need("b", "prompts", 80, 90)
-    never = Need("a", "prompts", 80, None)
+    never = Need("a", "prompts", 80, math.inf)
     assert merged([(small, "Text"), (large, other), ("Text",)]) == (large, "Text", other)
     assert merged([(never,), (large,)]) == (never,)
     assert in_sentences((large, "Text")) == "80 prompts do not decide whether a; about 310 would. Text."

@@ -6,6 +6,7 @@ import html
 import math
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ import pytest
 from browser import NoBrowser, running_browser
 from frames import Grid, write_tables
 
-from aird.reporting.figures import draw, write_svg
-from aird.reporting.report import Sources, write_report
+from aird.reporting.figures.drawing import draw
+from aird.reporting.figures.style import write_svg
 from aird.reporting.report.captions import Captions
 from aird.reporting.report.data_tables import MOST_ROWS, html_table, short_number
+from aird.reporting.report.page import Sources, write_report
 from aird.reporting.report.pictures import figure_svg
 from aird.support.files import write_json
 
@@ -59,7 +61,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
     figures = []
     for name in ("refusal.safety", "frontier.safety", "utility.safety", "candidates", "sites"):
         figures.append(folder / f"{name}.svg")
-        write_svg(draw(name, folder / "tables", PATCHES), figures[-1])
+        write_svg(draw(name, tables, PATCHES), figures[-1])
     manifest = folder / "models/tiny/w4a16/manifest.json"
     write_json(manifest, {"files": {"model.safetensors": "cd" * 32, "config.json": "ef" * 32}})
     write_json(folder / "vllm.json", {"versions": {"vllm": "1.2.3"}})
@@ -89,8 +91,18 @@ def report(sources: Sources, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def test_it_says_where_the_numbers_come_from(report: Path) -> None:
-    text = report.read_text(encoding="utf-8")
+@pytest.fixture(scope="module")
+def text(report: Path) -> str:
+    return report.read_text(encoding="utf-8")
+
+
+def written(folder: Path, sources: Sources, **others: Any) -> str:
+    """Return the text of a report from other sources."""
+    write_report(folder / "report.html", replace(sources, **others))
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_it_says_where_the_numbers_come_from(text: str) -> None:
     expected = [
         "hub organisation/tiny, revision " + "5" * 40,
         "wheel prompts==1.0",
@@ -102,8 +114,7 @@ def test_it_says_where_the_numbers_come_from(report: Path) -> None:
     assert [part for part in expected if part not in text] == []
 
 
-def test_it_opens_on_one_sentence_per_compression(report: Path) -> None:
-    text = report.read_text(encoding="utf-8")
+def test_it_opens_on_one_sentence_per_compression(text: str) -> None:
     opening = re.findall(r'<p class="opening">(.*?)</p>', text, re.DOTALL)
     plain = [html.unescape(re.sub(r"<[^>]+>", "", sentence)) for sentence in opening]
     assert len(plain) == 3
@@ -117,11 +128,10 @@ def test_it_opens_on_one_sentence_per_compression(report: Path) -> None:
     assert text.index(opening[-1]) < text.index('<article class="claim">')
 
 
-def test_it_says_what_an_undecided_claim_needs(sources: Sources, report: Path) -> None:
+def test_it_says_what_an_undecided_claim_needs(sources: Sources, text: str) -> None:
     claims = pandas.read_csv(next(path for path in sources.tables if path.stem == "claims"), keep_default_na=False)
     needed = list(claims[(claims.compression == "all") & (claims.verdict == "undecided")].needed)
-    text = html.unescape(report.read_text(encoding="utf-8"))
-    assert needed and re.findall(r'<p class="needed">(.*?)</p>', text) == needed
+    assert needed and re.findall(r'<p class="needed">(.*?)</p>', html.unescape(text)) == needed
 
 
 def test_a_site_without_a_second_opinion(sources: Sources, tmp_path: Path) -> None:
@@ -133,25 +143,21 @@ def test_a_site_without_a_second_opinion(sources: Sources, tmp_path: Path) -> No
     directions.loc[directions["compression"] != "original", cosmic] = math.nan
     directions.loc[directions["compression"] == "original", cosmic] = [7, -2, False]
     directions.to_csv(path, index=False)
-    write_report(tmp_path / "report.html", Sources(**{**vars(sources), "tables": paths}))
-    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    text = written(tmp_path, sources, tables=paths)
     assert re.findall(r"COSMIC: ([^<]+)", text) == ["7, -2"]
     assert re.findall(r"COSMIC (chooses \([^.]+|agrees)", text) == ["chooses (7, -2)"]
 
 
-def test_the_same_run_gives_the_same_bytes(sources: Sources, report: Path, tmp_path: Path) -> None:
-    write_report(tmp_path / "again.html", sources)
-    assert (tmp_path / "again.html").read_bytes() == report.read_bytes()
+def test_the_same_run_gives_the_same_bytes(sources: Sources, text: str, tmp_path: Path) -> None:
+    assert written(tmp_path, sources) == text
 
 
-def test_it_leads_to_nothing_outside(report: Path) -> None:
-    text = report.read_text(encoding="utf-8")
+def test_it_leads_to_nothing_outside(text: str) -> None:
     loaded = re.findall(r'(?:\bsrc|<link[^>]*href|xlink:href|url\()[="(\']+([^"\')]+)', text)
-    assert loaded and all(found.startswith(("#", "data:")) for found in loaded)
+    assert loaded and all(address.startswith(("#", "data:")) for address in loaded)
 
 
-def test_ids_are_unique_and_all_that_is_referred_to_is_there(report: Path) -> None:
-    text = report.read_text(encoding="utf-8")
+def test_ids_are_unique_and_all_that_is_referred_to_is_there(text: str) -> None:
     ids = re.findall(r'\bid="([^"]+)"', text)
     assert len(ids) == len(set(ids))
     referred = re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', text)
@@ -160,16 +166,13 @@ def test_ids_are_unique_and_all_that_is_referred_to_is_there(report: Path) -> No
 
 def test_words_of_tables_are_text_and_not_markup(sources: Sources, tmp_path: Path) -> None:
     paths = write_tables(tmp_path / "tables", (["tiny"], ["<script>alert(1)</script>"], []))
-    output = tmp_path / "report.html"
-    write_report(output, Sources(**{**vars(sources), "tables": paths, "figures": []}))
-    text = output.read_text(encoding="utf-8")
+    text = written(tmp_path, sources, tables=paths, figures=[])
     assert "<script>alert" not in text and "&lt;script&gt;alert(1)&lt;/script&gt;" in text
 
 
 def test_without_timings_it_says_so(sources: Sources, tmp_path: Path) -> None:
     (tmp_path / "timings.csv").write_text(TIMINGS, encoding="utf-8")
-    write_report(tmp_path / "report.html", Sources(**{**vars(sources), "timings": tmp_path / "timings.csv"}))
-    assert "There are no benchmark files here" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "There are no benchmark files here" in written(tmp_path, sources, timings=tmp_path / "timings.csv")
 
 
 def test_every_caption_can_be_shown() -> None:
@@ -210,7 +213,7 @@ def test_numbers_are_short(value: float, text: str) -> None:
 
 
 def test_colours_of_pictures_follow_the_page(sources: Sources) -> None:
-    picture = figure_svg(draw("refusal.safety", sources.tables[0].parent, PATCHES), "one", "a label")
+    picture = figure_svg(draw("refusal.safety", sources.tables, PATCHES), "one", "a label")
     assert "var(--series-1)" in picture and "var(--ink)" in picture and "#0072b2" not in picture.lower()
 
 

@@ -57,9 +57,9 @@ def test_a_margin_needs_enough_prompts() -> None:
 
 
 def test_a_direction_moved() -> None:
-    assert moved_verdict(0.5, 0.9, 0.01)[0] == HOLDS
-    assert moved_verdict(0.9, 0.9, 0.30)[0] == DOES_NOT_HOLD
-    assert moved_verdict(0.89, 0.9, 0.30)[0] == UNDECIDED
+    assert moved_verdict(0.5, 0.95, 0.01)[0] == HOLDS
+    assert moved_verdict(0.96, 0.95, 0.30)[0] == DOES_NOT_HOLD
+    assert moved_verdict(0.94, 0.95, 0.30) == (UNDECIDED, "the corrected cosine's interval reaches across 0.95")
     assert opposite((HOLDS, ""))[0] == DOES_NOT_HOLD
     assert opposite((DOES_NOT_HOLD, "so"))[0] == HOLDS
     assert opposite((UNDECIDED, "so")) == (UNDECIDED, "so")

@@ -94,10 +94,25 @@ def test_a_script_without_imports(project: Path) -> None:
     assert code_files(project / "other.py", project) == [project / "other.py"]
 
 
+@pytest.mark.parametrize("name", ["package.deep.inner", "package/deep/inner.py"])
+def test_a_module_that_is_chosen_at_run_time(project: Path, name: str) -> None:
+    expected = ["other.py", "package/__init__.py", "package/deep/__init__.py", "package/deep/inner.py"]
+    expected += ["package/deep/page.html", "package/shared.py"]
+    assert relative(code_files(project / "other.py", project, name), project) == expected
+    assert relative(code_files(project / "other.py", project, "package.deep"), project) == [
+        path for path in expected if path != "package/deep/inner.py"
+    ]
+
+
+def test_a_module_that_is_none_is_refused(project: Path) -> None:
+    with pytest.raises(ValueError, match=r"package\.misspelt is no module of .*; write its dotted name"):
+        code_files(project / "other.py", project, "package.misspelt")
+
+
 def test_a_script_of_this_project() -> None:
     """`merge` imports the matrices' reader inside a module of another folder."""
-    found = relative(code_files(REPOSITORY / "workflow" / "scripts" / "merge_patch.py", REPOSITORY), REPOSITORY)
-    assert found[0] == "workflow/scripts/merge_patch.py"
+    files = relative(code_files(REPOSITORY / "workflow" / "scripts" / "merge_patch.py", REPOSITORY), REPOSITORY)
+    assert files[0] == "workflow/scripts/merge_patch.py"
     wanted = {
         "workflow/scripts/arguments.py",
         "aird/__init__.py",
@@ -107,5 +122,5 @@ def test_a_script_of_this_project() -> None:
         "aird/models/matrices.py",
         "aird/settings/patches.py",
     }
-    assert wanted <= set(found)
-    assert "aird/evaluation/judges.py" not in found
+    assert wanted <= set(files)
+    assert "aird/evaluation/judges/wei.py" not in files

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from aird.evaluation.serving import ServerSettings, _arguments
+from aird.evaluation.engines.engine import ServerSettings
+from aird.evaluation.engines.vllm import _arguments
 from aird.models.loading import load_model
 from aird.support import processor
 from aird.support.processor import STORED, WORTH_WIDENING, computes_in, follow, measure_arithmetic, processor_name
@@ -29,8 +30,8 @@ def record_of(**computes: str) -> dict[str, Any]:
 
 
 def rates(monkeypatch: pytest.MonkeyPatch, **gigaflops: float) -> None:
-    found = {name: value * 1e9 for name, value in gigaflops.items()}
-    monkeypatch.setattr(processor, "_rates", lambda torch: found)
+    rates = {name: value * 1e9 for name, value in gigaflops.items()}
+    monkeypatch.setattr(processor, "_rates", lambda torch: rates)
 
 
 def test_the_measurement_decides() -> None:
@@ -75,9 +76,9 @@ def test_models_and_servers_follow_the_record(tiny_folder: Callable[[str], Path]
     follow(record_of(bfloat16=computed))
     folder = tiny_folder("llama")
     assert load_model(folder).dtype == getattr(torch, computed)
-    arguments = _arguments(folder, ServerSettings(64), 1, "mark", on_cpu=True)
+    arguments = _arguments(folder, ServerSettings(64), None, 1, "mark", on_cpu=True)
     assert f"--dtype={computed}" in arguments
-    assert "--dtype=auto" in _arguments(folder, ServerSettings(64), 1, "mark", on_cpu=False)
+    assert "--dtype=auto" in _arguments(folder, ServerSettings(64), None, 1, "mark", on_cpu=False)
 
 
 def test_the_command_measures_once_and_keeps_the_record(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -61,8 +61,8 @@ def labels(only_before: int, only_after: int, both: int = 3, neither: int = 4) -
     ],
 )
 def test_mcnemar_by_hand(only_before: int, only_after: int, p_value: float) -> None:
-    found = mcnemar(*labels(only_before, only_after))
-    assert found == (only_before, only_after, pytest.approx(p_value))
+    result = mcnemar(*labels(only_before, only_after))
+    assert result == (only_before, only_after, pytest.approx(p_value))
 
 
 def test_mcnemar_needs_the_same_prompts() -> None:

@@ -1,4 +1,8 @@
-"""The command line that all scripts share: named paths, one JSON string of settings, a log."""
+"""How every script begins: `parse` reads its command line, `begin_job` makes this process a job of the run.
+
+A command line is named paths, texts, and one JSON string of settings. A script that a user starts by hand parses, and
+is no job.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import json
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 from aird.support.files import read_json
 from aird.support.gpus import take_gpu
@@ -21,30 +26,36 @@ def parse(
 
     Args:
         description: the script's docstring.
-        paths: names of required path arguments, separated by spaces; the record `arithmetic` is followed at once.
+        paths: names of required path arguments, separated by spaces.
         texts: names of required text arguments; `settings` is parsed as JSON.
         optional: names of optional path arguments (None where absent).
         many: names of arguments that take any number of paths.
-        gpu: the script runs a model, so it takes a GPU of its own where there are several.
+        gpu: the script runs a model; `begin_job` then takes a GPU.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.set_defaults(gpu=gpu)
+    options: dict[str, dict[str, Any]] = {
+        **{name: {"required": True, "type": Path} for name in paths.split()},
+        **{name: {"type": Path} for name in optional.split()},
+        **{name: {"nargs": "*", "type": Path, "default": []} for name in many.split()},
+        **{name: {"required": True, "type": json.loads if name == "settings" else str} for name in texts.split()},
+    }
+    for name, option in options.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", **option)
+    return parser.parse_args()
+
+
+def begin_job(arguments: argparse.Namespace) -> None:
+    """Make this process a job: it logs, ends with its run, computes in the recorded types, and has its own GPU.
+
+    Args:
+        arguments: what `parse` returned. `arithmetic`, where it is there, is the record that is followed.
     """
     end_with_run()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     # One line per request would bury everything else.
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    parser = argparse.ArgumentParser(description=description)
-    for name in paths.split():
-        parser.add_argument(f"--{name.replace('_', '-')}", required=True, type=Path)
-    for name in optional.split():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=Path)
-    for name in many.split():
-        parser.add_argument(f"--{name.replace('_', '-')}", nargs="*", type=Path, default=[])
-    for name in texts.split():
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", required=True, type=json.loads if name == "settings" else str
-        )
-    arguments = parser.parse_args()
-    if gpu:
+    if arguments.gpu:
         take_gpu()
-    if "arithmetic" in paths.split():
+    if getattr(arguments, "arithmetic", None):
         follow(read_json(arguments.arithmetic))
-    return arguments

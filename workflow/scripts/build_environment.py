@@ -2,22 +2,22 @@
 
 from pathlib import Path
 
-from aird.settings.suites import Serving
 from aird.support.environments import build_environment, describe_environment
 from aird.support.files import write_json
 
-from arguments import parse
+from arguments import begin_job, parse
 
 
 def main() -> None:
     """Run the script."""
     arguments = parse(__doc__, paths="environment output", optional="lock", texts="settings")
-    serving = Serving.model_validate(arguments.settings)
-    if serving.url is not None:
-        write_json(arguments.output, {"python": None, "url": serving.url, "versions": {}})
+    begin_job(arguments)
+    url, executable = arguments.settings["url"], arguments.settings["executable"]
+    if url is not None:
+        write_json(arguments.output, {"python": None, "url": url, "versions": {}})
         return
-    if serving.executable is not None:
-        python = Path(serving.executable).absolute()
+    if executable is not None:
+        python = Path(executable).absolute()
         recorded = str(python)
     else:
         python = build_environment(arguments.lock, arguments.environment)

@@ -4,12 +4,13 @@ from aird.compression.optimum_gptq import describe_gptq_environment
 from aird.support.environments import build_environment
 from aird.support.files import write_json
 
-from arguments import parse
+from arguments import begin_job, parse
 
 
 def main() -> None:
     """Run the script."""
     arguments = parse(__doc__, paths="lock environment output")
+    begin_job(arguments)
     python = build_environment(arguments.lock, arguments.environment)
     # Relative, so that a results folder can be moved.
     recorded = str(python.relative_to(arguments.output.absolute().parent))

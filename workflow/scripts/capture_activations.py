@@ -1,12 +1,13 @@
 """Run a checkpoint once over the direction prompts and keep its activations."""
 
-from aird.directions.activation_cache import CLASSES, SPLITS, capture_cache, save_cache
+from aird.directions.activation_cache import save_cache
+from aird.directions.activations import capture_activations
 from aird.models.loading import load_model, load_tokenizer, open_checkpoint
-from aird.prompts.sets import select
-from aird.settings.base import PromptSelection
+from aird.prompts.sets import CLASSES
+from aird.settings.directions import Directions
 from aird.support.files import read_json, read_json_lines
 
-from arguments import parse
+from arguments import begin_job, parse
 
 
 def main() -> None:
@@ -17,16 +18,14 @@ def main() -> None:
         texts="settings seed",
         gpu=True,
     )
-    open_checkpoint(arguments.checkpoint, arguments.manifest)
-    chosen = {}
-    for kind in CLASSES:
-        records = read_json_lines(getattr(arguments, kind))
-        for split in SPLITS:
-            selection = PromptSelection(set=kind, split=split, count=arguments.settings[split])
-            chosen[kind, split] = select(records, selection, int(arguments.seed))
-    tokenizer, model = load_tokenizer(arguments.checkpoint), load_model(arguments.checkpoint)
+    begin_job(arguments)
+    settings = Directions.model_validate(arguments.settings)
+    prompts = {kind: read_json_lines(getattr(arguments, kind)) for kind in CLASSES}
     tokens = read_json(arguments.refusal_tokens)["tokens"]
-    save_cache(capture_cache(model, tokenizer, chosen, tokens), arguments.output)
+    open_checkpoint(arguments.checkpoint, arguments.manifest)
+    tokenizer, model = load_tokenizer(arguments.checkpoint), load_model(arguments.checkpoint)
+    cache = capture_activations(model, tokenizer, prompts, tokens, settings, int(arguments.seed))
+    save_cache(cache, arguments.output)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,11 @@
 """Compare a checkpoint's refusal direction with the original's."""
 
-from pathlib import Path
-
 from aird.directions.activation_cache import load_cache
-from aird.directions.comparison import Found, compare
+from aird.directions.comparison import Side, compare_directions
 from aird.directions.direction import load_direction
 from aird.support.files import write_json
 
-from arguments import parse
-
-
-def read(cache: Path, direction: Path, record: Path) -> Found:
-    """Return a checkpoint's activations and its direction."""
-    found = load_direction(direction, record)
-    return Found(load_cache(cache), found.unit, found.layer, found.position)
+from arguments import begin_job, parse
 
 
 def main() -> None:
@@ -23,9 +15,15 @@ def main() -> None:
         paths="original_cache original_direction original_record cache direction record output",
         texts="seed",
     )
-    original = read(arguments.original_cache, arguments.original_direction, arguments.original_record)
-    compressed = read(arguments.cache, arguments.direction, arguments.record)
-    write_json(arguments.output, compare(original, compressed, int(arguments.seed)))
+    begin_job(arguments)
+    original, compressed = (
+        Side(load_cache(cache), load_direction(direction, record))
+        for cache, direction, record in (
+            (arguments.original_cache, arguments.original_direction, arguments.original_record),
+            (arguments.cache, arguments.direction, arguments.record),
+        )
+    )
+    write_json(arguments.output, compare_directions(original, compressed, int(arguments.seed)))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from aird.settings.base import PromptSelection
 from aird.settings.compressions import CalibrationSettings, CompressionSettings
 from aird.support.files import hash_folder, read_json, read_json_lines, write_json
 
-from arguments import parse
+from arguments import begin_job, parse
 
 
 def main() -> None:
@@ -18,22 +18,23 @@ def main() -> None:
     arguments = parse(
         __doc__,
         paths="arithmetic original original_manifest checkpoint manifest",
-        optional="calibration environment",
+        many="calibration environment",
         texts="settings",
         gpu=True,
     )
+    begin_job(arguments)
     settings = TypeAdapter(CompressionSettings).validate_python(arguments.settings)
     open_checkpoint(arguments.original, arguments.original_manifest)
     calibration = None
-    if arguments.calibration is not None:
+    for path in arguments.calibration:  # one file, for a recipe that needs prompts
         chosen: CalibrationSettings = settings.calibration  # type: ignore[union-attr]  # only these get prompts
         selection = PromptSelection(set=chosen.prompt_set, split=chosen.split, count=chosen.count)
         tokenizer = load_tokenizer(arguments.original)
-        records = select(read_json_lines(arguments.calibration), selection, chosen.seed)
+        records = select(read_json_lines(path), selection, chosen.seed)
         calibration = [chat_tokens(tokenizer, record["instruction"]) for record in records]
     python = None
-    if arguments.environment is not None:
-        python = arguments.environment.absolute().parent / read_json(arguments.environment)["python"]
+    for record_path in arguments.environment:
+        python = record_path.absolute().parent / read_json(record_path)["python"]
     measurements = compress(arguments.original, arguments.checkpoint, settings, calibration, python)
     files = hash_folder(arguments.checkpoint)
     record = {"settings": arguments.settings, TRUST: code_is_trusted(), **measurements, "files": files}

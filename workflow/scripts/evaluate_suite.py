@@ -1,12 +1,13 @@
-"""Serve one checkpoint with vLLM and ask it everything that a suite measures."""
+"""Serve one checkpoint and ask it everything that a suite measures."""
 
-from aird.evaluation.suite_run import KINDS, run_served
+from aird.evaluation.engines.registry import recorded_engine
+from aird.evaluation.suite_run import KINDS, evaluate_suite
 from aird.models.loading import open_checkpoint
 from aird.prompts.sets import select
 from aird.settings.suites import Serving, Suite
 from aird.support.files import check_folder, read_json, read_json_lines, write_json, write_json_lines
 
-from arguments import parse
+from arguments import begin_job, parse
 
 
 def main() -> None:
@@ -18,23 +19,22 @@ def main() -> None:
         texts="settings seed",
         gpu=True,
     )
-    environment = read_json(arguments.environment)
+    begin_job(arguments)
     # Object storage brings the task's files elsewhere than the configuration says.
     folder = str(arguments.task_folder) if arguments.task_folder else None
     suite = Suite.model_validate({**arguments.settings["suite"], "task_folder": folder})
-    serving = Serving.model_validate({**arguments.settings["serving"], "url": environment["url"]})
     seed = int(arguments.seed)
     records = {kind: select(read_json_lines(getattr(arguments, kind)), getattr(suite, kind), seed) for kind in KINDS}
     open_checkpoint(arguments.checkpoint, arguments.manifest)
     if arguments.adapter is not None:
         check_folder(arguments.adapter, read_json(arguments.adapter_statistics)["files"])
-    completions, utility = run_served(
+    completions, utility = evaluate_suite(
         arguments.checkpoint,
         arguments.adapter,
         records,
         suite,
-        serving,
-        python=arguments.environment.parent / environment["python"] if environment["python"] else None,
+        Serving.model_validate(arguments.settings["serving"]),
+        recorded_engine(arguments.environment),
         reference=None if arguments.reference is None else read_json_lines(arguments.reference),
         seed=seed,
         scratch=arguments.completions.with_suffix(".served"),

@@ -6,12 +6,13 @@ from aird.prompts.sources import open_model
 from aird.settings.models import Model
 from aird.support.files import atomic_folder, hash_folder, write_json
 
-from arguments import parse
+from arguments import begin_job, parse
 
 
 def main() -> None:
     """Run the script."""
     arguments = parse(__doc__, paths="checkpoint manifest", texts="settings")
+    begin_job(arguments)
     settings = Model.model_validate(arguments.settings)
     trust = settings.trust_remote_code
     with open_model(settings.source, trust) as source, atomic_folder(arguments.checkpoint) as folder:

@@ -1,14 +1,14 @@
-"""Serve a judge with vLLM and ask it about every completion of a harmful instruction."""
+"""Serve a judge and ask it about every completion of a harmful instruction."""
 
-from transformers import AutoTokenizer
-
-from aird.evaluation.classifier_judge import judge_completions
-from aird.evaluation.serving import ServerSettings, serve
+from aird.evaluation.engines.address import Address
+from aird.evaluation.engines.registry import recorded_engine
+from aird.evaluation.engines.vllm import Vllm
+from aird.evaluation.judges.classifier import judge_completions
 from aird.models.loading import open_checkpoint
-from aird.settings.suites import Judge
-from aird.support.files import read_json, read_json_lines, write_json_lines
+from aird.settings.suites import Classifier
+from aird.support.files import read_json_lines, write_json_lines
 
-from arguments import parse
+from arguments import begin_job, parse
 
 
 def main() -> None:
@@ -19,16 +19,19 @@ def main() -> None:
         texts="settings seed",
         gpu=True,
     )
-    judge = Judge.model_validate(arguments.settings)
-    environment = read_json(arguments.environment)
+    begin_job(arguments)
     open_checkpoint(arguments.judge, arguments.judge_manifest)
-    settings = ServerSettings(maximum_model_length=judge.maximum_model_length, seed=int(arguments.seed))
+    engine = recorded_engine(arguments.environment)
     # A server at the user's address serves the judged model, not the judge: this one is always started.
-    python = arguments.environment.parent / environment["python"] if environment["python"] else None
-    with serve(arguments.judge, python, settings, arguments.server_log) as client:
-        tokenizer = AutoTokenizer.from_pretrained(str(arguments.judge))
-        found = judge_completions(client, tokenizer, read_json_lines(arguments.completions), judge)
-    write_json_lines(arguments.output, found)
+    judgement = judge_completions(
+        arguments.judge,
+        Vllm(None) if isinstance(engine, Address) else engine,
+        read_json_lines(arguments.completions),
+        Classifier.model_validate(arguments.settings),
+        seed=int(arguments.seed),
+        log=arguments.server_log,
+    )
+    write_json_lines(arguments.output, judgement)
 
 
 if __name__ == "__main__":

@@ -1,31 +1,45 @@
-"""Compute one AIRD patch of a compressed checkpoint: a rank-1 PEFT adapter and its statistics."""
+"""Make one patch of a compressed checkpoint by its method (aird/patching/methods/): its folder and its statistics."""
 
-from aird.directions.direction import load_direction
+from aird.compression.patchable import check_patchable
 from aird.models.loading import open_checkpoint
-from aird.patching.formula import compute_patch
-from aird.patching.patch_files import write_patch
-from aird.settings.patches import parse_patch
+from aird.patching.method import PatchInputs
+from aird.patching.methods import method_of, parse_patch
+from aird.patching.patch_files import make_patch
+from aird.support.files import read_json, read_json_lines
 
-from arguments import parse
+from arguments import begin_job, parse
 
 
 def main() -> None:
     """Run the script."""
     arguments = parse(
         __doc__,
-        paths="original original_manifest original_direction original_record "
-        "compressed compressed_manifest adapter statistics",
-        texts="settings",
-        many="own",
+        paths="adapter statistics",
+        # What its method needs: the rule gives no more.
+        optional="arithmetic original original_manifest compressed compressed_manifest direction direction_record "
+        "own own_record replies harmful harmless",
+        texts="settings base",
     )
-    settings = parse_patch(arguments.settings)
-    manifest = open_checkpoint(arguments.original, arguments.original_manifest)
-    open_checkpoint(arguments.compressed, arguments.compressed_manifest)
-    direction = load_direction(arguments.original_direction, arguments.original_record)
-    own = load_direction(*arguments.own) if arguments.own else None
-    edits, record = compute_patch(arguments.original, arguments.compressed, direction, own, settings)
-    base = arguments.compressed.parent.name
-    write_patch(edits, record, arguments.adapter, arguments.statistics, base, manifest.get("licence"))
+    settings = parse_patch(arguments.settings.pop("patch"))
+    arguments.gpu = "prompts" in method_of(settings).needs
+    begin_job(arguments)
+    if arguments.original:
+        open_checkpoint(arguments.original, arguments.original_manifest)
+    if arguments.compressed:
+        check_patchable(open_checkpoint(arguments.compressed, arguments.compressed_manifest))
+    inputs = PatchInputs(
+        base=arguments.base,
+        original=arguments.original,
+        compressed=arguments.compressed,
+        direction=arguments.direction and (arguments.direction, arguments.direction_record),
+        own=arguments.own and (arguments.own, arguments.own_record),
+        prompts=arguments.harmful
+        and {kind: read_json_lines(getattr(arguments, kind)) for kind in ("harmful", "harmless")},
+        replies=arguments.replies,
+        **arguments.settings,
+    )
+    manifest = read_json(arguments.original_manifest) if arguments.original_manifest else {}
+    make_patch(settings, inputs, arguments.adapter, arguments.statistics, manifest.get("licence"))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
 """Write the report: one HTML file, from tables, figures and records."""
 
-from aird.reporting.report import Sources, write_report
+from aird.reporting.report.page import Sources, write_report
 
-from arguments import parse
+from arguments import begin_job, parse
 
 
 def main() -> None:
     """Run the script."""
     files = "tables figures captions manifests records locks"
     arguments = parse(__doc__, paths="timings arithmetic output", texts="settings command", many=files)
+    begin_job(arguments)
     sources = Sources(
         **{name: getattr(arguments, name) for name in files.split()},
         timings=arguments.timings,

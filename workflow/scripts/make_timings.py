@@ -3,12 +3,13 @@
 from aird.reporting.timings import timings_table
 from aird.support.files import atomic_file
 
-from arguments import parse
+from arguments import begin_job, parse
 
 
 def main() -> None:
     """Run the script."""
     arguments = parse(__doc__, paths="benchmarks output")
+    begin_job(arguments)
     with atomic_file(arguments.output) as temporary:
         timings_table(arguments.benchmarks).to_csv(temporary, index=False)
 

@@ -5,12 +5,13 @@ from aird.models.loading import TRUST, code_is_trusted, open_checkpoint
 from aird.patching.patch_files import write_merged
 from aird.support.files import check_folder, hash_folder, read_json, write_json
 
-from arguments import parse
+from arguments import begin_job, parse
 
 
 def main() -> None:
     """Run the script."""
     arguments = parse(__doc__, paths="compressed compressed_manifest adapter statistics checkpoint manifest")
+    begin_job(arguments)
     open_checkpoint(arguments.compressed, arguments.compressed_manifest)
     statistics = read_json(arguments.statistics)
     check_folder(arguments.adapter, statistics["files"])

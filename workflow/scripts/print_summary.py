@@ -6,9 +6,9 @@ import textwrap
 import pandas
 import yaml
 
-from aird.reporting.findings import headlines, verdict_sentences
+from aird.configuration.loading import load_configuration
+from aird.reporting.sentences import headlines, read_claims, verdict_sentences
 from aird.reporting.tables import describe
-from aird.settings.loading import load_configuration
 
 from arguments import parse
 
@@ -23,8 +23,7 @@ def main() -> None:
     arguments = parse(__doc__, paths="tables report configuration")
     configuration = load_configuration(yaml.safe_load(arguments.configuration.read_text(encoding="utf-8")))
     summary, paired = (pandas.read_csv(arguments.tables / f"{name}.csv") for name in ("summary", "paired"))
-    # Empty text is no suite and no patch, not an unknown one.
-    claims = pandas.read_csv(arguments.tables / "claims.csv", keep_default_na=False)
+    claims = read_claims(arguments.tables / "claims.csv")
     for (suite, model), rows in summary.groupby(["suite", "model"], sort=False):
         print(f"\n{model}, suite {suite}\n")
         print(describe(rows, COLUMNS))

@@ -1,12 +1,11 @@
 """Record the original's replies to the direction prompts: what calibrated patches learn from."""
 
 from aird.models.loading import open_checkpoint
-from aird.patching.calibrated_patch import original_replies
-from aird.patching.replies import save_replies
+from aird.patching.replies import original_replies, save_replies
 from aird.settings.patches import Replies
 from aird.support.files import read_json_lines
 
-from arguments import parse
+from arguments import begin_job, parse
 
 
 def main() -> None:
@@ -14,11 +13,11 @@ def main() -> None:
     arguments = parse(
         __doc__, paths="arithmetic checkpoint manifest harmful harmless output", texts="settings seed", gpu=True
     )
+    begin_job(arguments)
     open_checkpoint(arguments.checkpoint, arguments.manifest)
     records = {kind: read_json_lines(getattr(arguments, kind)) for kind in ("harmful", "harmless")}
     sizes = Replies.model_validate(arguments.settings)
-    replies = original_replies(arguments.checkpoint, records, sizes, int(arguments.seed))
-    save_replies(arguments.output, replies)
+    save_replies(arguments.output, original_replies(arguments.checkpoint, records, sizes, int(arguments.seed)))
 
 
 if __name__ == "__main__":

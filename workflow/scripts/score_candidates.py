@@ -1,14 +1,15 @@
 """Score every candidate direction of a checkpoint: induce, KL and bypass."""
 
-from aird.directions.activation_cache import CLASSES, kept_activations, kept_prompts_of, load_cache
-from aird.directions.activations import difference_in_means
-from aird.directions.candidate_scores import mean_scores, score_candidates
+from aird.directions.activation_cache import load_cache
+from aird.directions.candidate_scores import score_cached_candidates
+from aird.directions.score_records import mean_scores, save_scores
 from aird.models.loading import load_model, load_tokenizer, open_checkpoint
+from aird.prompts.sets import CLASSES
 from aird.settings.directions import Directions
-from aird.support.files import atomic_file, read_json, read_json_lines
+from aird.support.files import read_json, read_json_lines
 from aird.support.tensor_files import save_tensors
 
-from arguments import parse
+from arguments import begin_job, parse
 
 
 def main() -> None:
@@ -19,21 +20,16 @@ def main() -> None:
         texts="settings",
         gpu=True,
     )
+    begin_job(arguments)
     settings = Directions.model_validate(arguments.settings)
+    prompts = {kind: read_json_lines(getattr(arguments, kind)) for kind in CLASSES}
+    tokens = read_json(arguments.refusal_tokens)["tokens"]
+    cache = load_cache(arguments.cache)
     open_checkpoint(arguments.checkpoint, arguments.manifest)
     tokenizer, model = load_tokenizer(arguments.checkpoint), load_model(arguments.checkpoint)
-    cache = load_cache(arguments.cache)
-    candidates = difference_in_means(*kept_activations(cache, "train"))
-    records = {kind: read_json_lines(getattr(arguments, kind)) for kind in CLASSES}
-    harmful, harmless = kept_prompts_of(cache, "validation", tokenizer, records)
-    tokens = read_json(arguments.refusal_tokens)["tokens"]
-    scores = score_candidates(model, candidates, harmful, harmless, tokens, settings)
-
-    import pandas
-
+    scores = score_cached_candidates(model, tokenizer, cache, prompts, tokens, settings)
     save_tensors(scores, arguments.prompt_scores)
-    with atomic_file(arguments.scores) as temporary:
-        pandas.DataFrame(mean_scores(scores)).to_csv(temporary, index=False)
+    save_scores(mean_scores(scores), arguments.scores)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from aird.prompts.sets import select_instructions
 from aird.settings.models import RefusalTuning
 from aird.support.files import atomic_folder, hash_folder, read_json_lines, write_json
 
-from arguments import parse
+from arguments import begin_job, parse
 
 
 def main() -> None:
@@ -14,6 +14,7 @@ def main() -> None:
     arguments = parse(
         __doc__, paths="source source_manifest harmful harmless checkpoint manifest", texts="settings seed", gpu=True
     )
+    begin_job(arguments)
     settings = RefusalTuning.model_validate(arguments.settings)
     manifest = open_checkpoint(arguments.source, arguments.source_manifest)
     seed = int(arguments.seed)

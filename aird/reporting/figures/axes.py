@@ -1,30 +1,43 @@
-"""Axes of rates and of ratios, and error bars."""
+"""Axes of rates and of ratios, and error bars: what the figures of rates and costs share."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy
 import pandas
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
+from aird.reporting.figures.style import BOUNDS, REFERENCE
+
 RATE_LIMITS = {0.1: 5, 0.2: 4, 0.3: 3, 0.4: 4, 0.6: 3, 0.8: 4, 1.0: 4}  # where an axis may end, and its steps
+
+
+def with_bounds(points: pandas.DataFrame, name: str) -> numpy.ndarray:
+    """Return a value of each point and the ends of its interval, [points, 3]."""
+    return points[[f"{name}{bound}" for bound in BOUNDS]].to_numpy(float)
 
 
 def error_lengths(points: pandas.DataFrame, name: str) -> numpy.ndarray:
     """Return the lengths of the error bars, [2, points]; 0 where a bound is not known."""
-    values = points[name].to_numpy(float)
-    ends = [values - points[f"{name}_low"].to_numpy(float), points[f"{name}_high"].to_numpy(float) - values]
+    values, low, high = with_bounds(points, name).T
     # At a rate of 0 or 1 rounding can put the value a hair outside its interval.
-    return numpy.nan_to_num(numpy.maximum(ends, 0.0))
+    return numpy.nan_to_num(numpy.maximum([values - low, high - values], 0.0))
+
+
+def _parts(axes: Axes, which: str) -> tuple[Any, Callable[..., Any]]:
+    """Return the axis `x` or `y`, and what sets its limits."""
+    return getattr(axes, f"{which}axis"), getattr(axes, f"set_{which}lim")
 
 
 def rate_axis(axes: Axes, which: str, upper: float) -> None:
     """Make an axis show a rate from 0 to `upper` in percent, with room for markers at both ends."""
-    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis, set_limits = _parts(axes, which)
     margin = 0.03 * upper
-    (axes.set_xlim if which == "x" else axes.set_ylim)(-margin, upper + margin)
+    set_limits(-margin, upper + margin)
     steps = RATE_LIMITS[upper]
     axis.set_major_locator(FixedLocator([upper * step / steps for step in range(steps + 1)]))
     axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -38,17 +51,24 @@ def upper_limit(bounds: pandas.Series) -> float:
 
 
 def ratio_axis(axes: Axes, which: str, values: numpy.ndarray) -> None:
-    """Scale an axis of ratios around 1: linear while they are close, else logarithmic."""
-    low, high = (min(1.0, values.min()), max(1.0, values.max())) if values.size else (1.0, 1.0)
-    set_limits = axes.set_xlim if which == "x" else axes.set_ylim
-    axis = axes.xaxis if which == "x" else axes.yaxis
+    """Draw a line at the ratio 1, and scale the axis around it: linear while ratios are close, else logarithmic.
+
+    Args:
+        axes: of the panel.
+        which: the axis, `x` or `y`.
+        values: of which those that are no number, or not above 0, do not count.
+    """
+    (axes.axvline if which == "x" else axes.axhline)(1, color=REFERENCE, linewidth=0.8, zorder=1)
+    known = values[numpy.isfinite(values) & (values > 0)]
+    low, high = known.min(initial=1.0), known.max(initial=1.0)
+    axis, set_limits = _parts(axes, which)
     if high <= 3 * low:
         margin = max(0.02, 0.06 * (high - low))
         set_limits(low - margin, high + margin)
         axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         return
     margin = (high / low) ** 0.06
-    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+    getattr(axes, f"set_{which}scale")("log")
     set_limits(low / margin, high * margin)
     # Matplotlib's own labels of a short logarithmic axis are powers with exponents, and few.
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)

@@ -16,9 +16,18 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from aird.reporting.figures.style import WIDTH, note, styled
 
+CHOSEN: dict[str, Any] = {
+    "marker": "o",
+    "color": "black",
+    "markerfacecolor": "white",
+    "linestyle": "none",
+    "label": "chosen site",
+}
+NOT_COMPUTED: dict[str, Any] = {"facecolor": "#e4e4e4", "edgecolor": "#aaaaaa", "hatch": "////"}
+
 
 @styled
-def candidates_figure(candidates: pandas.DataFrame, directions: pandas.DataFrame) -> Figure:
+def draw(candidates: pandas.DataFrame, directions: pandas.DataFrame) -> Figure:
     """Draw the scores of all candidate directions as heat maps, one row per model and compression.
 
     Args:
@@ -52,18 +61,14 @@ def candidates_figure(candidates: pandas.DataFrame, directions: pandas.DataFrame
         ("kl", "KL (nats)", logarithmic, "viridis"),
         ("bypass", "bypass (refusal score)", signed, "RdBu_r"),
     ]
-    heights = []
-    for model, compression in pairs:
-        positions = scores.loc[(scores["model"] == model) & (scores["compression"] == compression), "position"]
-        heights.append(max(0.62, 0.155 * positions.nunique()))
+    heights = [max(0.62, 0.155 * _of_pair(scores, pair)["position"].nunique()) for pair in pairs]
     bar = 0.13
     height = sum(heights) + 0.52 * len(pairs) + bar + 1.25
     figure = Figure(figsize=(WIDTH, height), layout=ConstrainedLayoutEngine(hspace=0.0, h_pad=0.06))
     grid = figure.add_gridspec(1 + len(pairs), 3, height_ratios=[bar, *heights])
     images = {}
-    for row, (model, compression) in enumerate(pairs):
-        rows = scores[(scores["model"] == model) & (scores["compression"] == compression)]
-        chosen = directions[(directions["model"] == model) & (directions["compression"] == compression)]
+    for row, pair in enumerate(pairs):
+        rows, chosen = _of_pair(scores, pair), _of_pair(directions, pair)
         for column, (name, _, norm, colours) in enumerate(looks):
             axes = figure.add_subplot(grid[1 + row, column])
             images[name] = _heat_map(axes, rows, name, norm, colours, chosen)
@@ -72,7 +77,7 @@ def candidates_figure(candidates: pandas.DataFrame, directions: pandas.DataFrame
                 axes.set_xlabel("layer")
             if column == 0:
                 axes.set_ylabel("position")
-                axes.set_title(f"{model}, {compression}")
+                axes.set_title(", ".join(pair))
             if column == 2 and "rule" in chosen and len(chosen) and chosen["rule"].iloc[0] != "published":
                 axes.set_title(f"fallback: {chosen['rule'].iloc[0]}", loc="right", weight="normal", style="italic")
     for column, (name, label, _, _) in enumerate(looks):
@@ -86,13 +91,16 @@ def candidates_figure(candidates: pandas.DataFrame, directions: pandas.DataFrame
         else:
             axes.xaxis.set_major_locator(MaxNLocator(5, symmetric=True))
         axes.set_title(label, weight="normal", loc="center")
-    site = Line2D([], [], marker="o", color="black", markerfacecolor="white", linestyle="none", label="chosen site")
     figure.legend(
-        handles=[site, Patch(facecolor="#e4e4e4", edgecolor="#aaaaaa", hatch="////", label="not computed")],
+        handles=[Line2D([], [], **CHOSEN), Patch(**NOT_COMPUTED, label="not computed")],
         loc="outside upper left",
         ncols=2,
     )
     return figure
+
+
+def _of_pair(frame: pandas.DataFrame, pair: tuple[str, str]) -> pandas.DataFrame:
+    return frame[(frame["model"] == pair[0]) & (frame["compression"] == pair[1])]
 
 
 def _heat_map(
@@ -103,18 +111,7 @@ def _heat_map(
     first, last = values.columns[0] - 0.5, values.columns[-1] + 0.5
     lowest, top = values.index[0] - 0.5, values.index[-1] + 0.5
     # Masked cells are transparent and show this: a hatch cannot be mistaken for a value.
-    axes.add_patch(
-        Rectangle(
-            (first, lowest),
-            last - first,
-            top - lowest,
-            facecolor="#e4e4e4",
-            edgecolor="#aaaaaa",
-            hatch="////",
-            linewidth=0,
-            zorder=0,
-        )
-    )
+    axes.add_patch(Rectangle((first, lowest), last - first, top - lowest, **NOT_COMPUTED, linewidth=0, zorder=0))
     image = axes.imshow(
         numpy.ma.masked_invalid(values.to_numpy(float)),
         norm=norm,
@@ -126,17 +123,7 @@ def _heat_map(
         extent=(first, last, lowest, top),
         label=name,
     )
-    axes.plot(
-        chosen["layer"],
-        chosen["position"],
-        marker="o",
-        markersize=6,
-        color="black",
-        markerfacecolor="white",
-        markeredgewidth=1.2,
-        linestyle="none",
-        label="chosen site",
-    )
+    axes.plot(chosen["layer"], chosen["position"], markersize=6, markeredgewidth=1.2, **CHOSEN)
     axes.set_xlim(first, last)
     axes.set_ylim(lowest, top)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas
 from matplotlib.axes import Axes
@@ -12,23 +13,23 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from aird.reporting.figures.axes import error_lengths
 from aird.reporting.figures.style import (
-    ORIGINAL,
     REFERENCE,
-    WIDTH,
-    legend_columns,
+    not_measured,
     note,
     ordered,
     patch_handle,
     patch_look,
+    with_legend,
 )
-from aird.reporting.tables import PLAIN
+from aird.settings.base import ORIGINAL, PLAIN
 
+DASHED: dict[str, Any] = {"color": REFERENCE, "linestyle": "--", "linewidth": 1.1}
 POINT_HEIGHT = 0.17  # inches per drawn row
 GROUP_GAP = 0.7  # between compressions, in drawn rows
 
 
 def rows_of_points(
-    frame: pandas.DataFrame, quantities: Sequence[tuple[str, str]], with_line: Sequence[bool]
+    frame: pandas.DataFrame, labels: Mapping[str, str], lined: Sequence[str]
 ) -> tuple[Figure, list[list[Axes]]]:
     """Draw one row of panels per model, one panel per quantity: checkpoints down, values across.
 
@@ -36,8 +37,8 @@ def rows_of_points(
 
     Args:
         frame: model, compression, patch, and each quantity with its `_low` and `_high`.
-        quantities: (column, label of the axis) of each panel.
-        with_line: for each quantity whether a dashed line marks the plain original's value.
+        labels: each quantity to the label of its axis, one per panel.
+        lined: the quantities of which a dashed line marks the plain original's value.
 
     Returns:
         The figure, and per model its panels.
@@ -49,27 +50,26 @@ def rows_of_points(
     spans = {model: max(places[model].values()) + 1 for model in models}
     panel_heights = [max(0.55, POINT_HEIGHT * spans[model]) for model in models]
     handles = [patch_handle(patch, patches) for patch in patches]
-    plain = frame[(frame["compression"] == ORIGINAL) & (frame["patch"] == PLAIN)]
-    lined = [name for (name, _), has_line in zip(quantities, with_line, strict=True) if has_line]
-    if plain[lined].notna().any(axis=None):
-        handles.append(Line2D([], [], color=REFERENCE, linestyle="--", linewidth=1.1, label=f"{ORIGINAL}, {PLAIN}"))
-    legend = legend_columns([str(handle.get_label()) for handle in handles], WIDTH)
-    height = sum(panel_heights) + 0.78 * len(models) + 0.2 * -(-len(handles) // legend) + 0.15
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    if _plain_original(frame)[list(lined)].notna().any(axis=None):
+        handles.append(Line2D([], [], **DASHED, label=f"{ORIGINAL}, {PLAIN}"))
+    figure = with_legend(sum(panel_heights) + 0.78 * len(models) + 0.15, handles)
     panels = figure.subplots(
-        len(models), len(quantities), squeeze=False, sharey="row", height_ratios=panel_heights
+        len(models), len(labels), squeeze=False, sharey="row", height_ratios=panel_heights
     ).tolist()
     for model, row in zip(models, panels, strict=True):
         of_model = frame[frame["model"] == model]
-        for index, (axes, (name, label)) in enumerate(zip(row, quantities, strict=True)):
-            _panel_of_points(axes, of_model, places[model], patches, name, with_line[index])
+        for axes, (name, label) in zip(row, labels.items(), strict=True):
+            _panel_of_points(axes, of_model, places[model], patches, name, name in lined)
             axes.set_xlabel(label)
             # Of a tall panel the lower end is out of sight.
             axes.tick_params(axis="x", labeltop=spans[model] > 40)
         row[0].set_title(model)
         row[0].set_ylim(spans[model] - 0.35, -0.65)
-    figure.legend(handles=handles, loc="outside upper left", ncols=legend)
     return figure, panels
+
+
+def _plain_original(frame: pandas.DataFrame) -> pandas.DataFrame:
+    return frame[(frame["compression"] == ORIGINAL) & (frame["patch"] == PLAIN)]
 
 
 def _places(rows: pandas.DataFrame, patches: Sequence[str]) -> dict[tuple[str, str], float]:
@@ -91,7 +91,7 @@ def _panel_of_points(
     places: dict[tuple[str, str], float],
     patches: Sequence[str],
     name: str,
-    with_reference: bool,
+    with_line: bool,
 ) -> None:
     groups: dict[str, list[float]] = {}
     for (compression, _), height in places.items():
@@ -103,12 +103,11 @@ def _panel_of_points(
     axes.yaxis.set_major_formatter(FuncFormatter(lambda _, place: list(groups)[place or 0]))
     axes.tick_params(axis="y", length=0)
     axes.xaxis.grid(True)
-    plain = rows[(rows["compression"] == ORIGINAL) & (rows["patch"] == PLAIN)]
-    if with_reference and len(plain) and pandas.notna(plain[name].iloc[0]):
-        axes.axvline(plain[name].iloc[0], color=REFERENCE, linestyle="--", linewidth=1.1, zorder=1)
+    if with_line:
+        for value in _plain_original(rows)[name].dropna():
+            axes.axvline(value, **DASHED, zorder=1)
     for patch in patches:
-        points = rows[rows["patch"] == patch]
-        points = points[points[name].notna()]
+        points = rows[(rows["patch"] == patch) & rows[name].notna()]
         if points.empty:
             continue
         axes.errorbar(
@@ -121,14 +120,5 @@ def _panel_of_points(
             **patch_look(patch, patches),
         )
     if not rows[name].notna().any():
-        ground = {"facecolor": "white", "edgecolor": "none", "pad": 3.0}  # no grid line through the words
-        axes.text(
-            0.5,
-            0.5,
-            "not measured",
-            transform=axes.transAxes,
-            ha="center",
-            va="center",
-            color=REFERENCE,
-            bbox=ground,
-        )
+        # No grid line goes through the words.
+        not_measured(axes, bbox={"facecolor": "white", "edgecolor": "none", "pad": 3.0})

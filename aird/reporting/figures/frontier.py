@@ -8,30 +8,29 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy
 import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from aird.reporting.figures.axes import error_lengths, rate_axis, ratio_axis, upper_limit
+from aird.reporting.figures.axes import error_lengths, rate_axis, ratio_axis, upper_limit, with_bounds
 from aird.reporting.figures.style import (
-    ORIGINAL,
     REFERENCE,
+    Patches,
     check_one_suite,
+    not_measured,
     note,
     ordered,
     patch_look,
     styled,
     with_perplexity_ratio,
 )
-from aird.reporting.tables import PLAIN
+from aird.settings.base import ORIGINAL, PLAIN
 
 PANEL_HEIGHT, TITLE_HEIGHT = 2.7, 0.35  # inches
 LEFT, PLOT_WIDTH, BOTTOM, LABELS = 0.62, 2.3, 0.5, 0.3
-Patches = Mapping[str, Mapping[str, Any]]
 COSTS = {"over_refusal": "over-refusal of harmless prompts", "perplexity_ratio": f"perplexity / that of {PLAIN}"}
 STAR = {"color": REFERENCE, "marker": "*", "markersize": 10}
 LINE = 0.085  # height of a line of labels, as a share of the axes
@@ -53,7 +52,7 @@ def sweeps(patches: Patches) -> list[list[str]]:
 
 
 @styled
-def frontier_figure(summary: pandas.DataFrame, patches: Patches | None = None) -> Figure:
+def draw(summary: pandas.DataFrame, patches: Patches) -> Figure:
     """Draw all panels of a suite: one row per model and compression, one column per cost.
 
     Args:
@@ -68,38 +67,29 @@ def frontier_figure(summary: pandas.DataFrame, patches: Patches | None = None) -
     pairs = frontier_pairs(summary)
     if not pairs:
         return note("no checkpoint was measured")
-    width, height = _panel_width(summary, patches or {}), PANEL_HEIGHT + TITLE_HEIGHT
+    several = summary["model"].nunique() > 1
+    width, height = _panel_width(summary, patches), PANEL_HEIGHT + TITLE_HEIGHT
     figure = Figure(figsize=(2 * width, height * len(pairs)))
     for index, (model, compression) in enumerate(pairs):
         bottom = height * (len(pairs) - 1 - index)
         for column, cost in enumerate(COSTS):
-            axes = _add_axes(figure, (column * width, bottom))
-            _panel(axes, summary, model, compression, cost, patches or {})
-            several = summary["model"].nunique() > 1
+            axes = _panel(figure, (column * width, bottom), summary, (model, compression), cost, patches)
             axes.set_title(f"{model}, {compression}" if several else compression)
     return figure
 
 
 @styled
-def frontier_panel(
-    summary: pandas.DataFrame,
-    model: str,
-    compression: str,
-    cost: str,
-    patches: Patches | None = None,
-) -> Figure:
+def frontier_panel(summary: pandas.DataFrame, pair: tuple[str, str], cost: str, patches: Patches) -> Figure:
     """Draw one panel by itself, small enough for a phone.
 
     Args:
         summary: the rows of one suite.
-        model, compression: the pair to draw.
+        pair: model and compression.
         cost: `over_refusal` or `perplexity_ratio`.
-        patches: as in `frontier_figure`.
+        patches: as in `draw`.
     """
-    width = _panel_width(summary, patches or {})
-    figure = Figure(figsize=(width, PANEL_HEIGHT))
-    axes = _add_axes(figure, (0, 0))
-    _panel(axes, summary, model, compression, cost, patches or {})
+    figure = Figure(figsize=(_panel_width(summary, patches), PANEL_HEIGHT))
+    _panel(figure, (0, 0), summary, pair, cost, patches)
     return figure
 
 
@@ -138,13 +128,16 @@ def frontier_pairs(summary: pandas.DataFrame) -> list[tuple[str, str]]:
 
 
 def _panel(
-    axes: Axes,
+    figure: Figure,
+    corner: tuple[float, float],
     summary: pandas.DataFrame,
-    model: str,
-    compression: str,
+    pair: tuple[str, str],
     cost: str,
     patches: Patches,
-) -> None:
+) -> Axes:
+    """Draw the panel of a pair whose lower left corner is there, in inches."""
+    axes = _add_axes(figure, corner)
+    model, compression = pair
     names = ordered(summary["patch"], PLAIN)
     frame = with_perplexity_ratio(summary)
     of_model = frame[frame["model"] == model]
@@ -175,15 +168,14 @@ def _panel(
     if cost == "over_refusal":
         rate_axis(axes, "x", upper_limit(summary["over_refusal_high"]))
     else:
-        axes.axvline(1, color=REFERENCE, linewidth=0.8, zorder=1)
-        shown = frame[[cost, f"{cost}_low", f"{cost}_high"]].to_numpy(float)
-        ratio_axis(axes, "x", shown[numpy.isfinite(shown) & (shown > 0)])
+        ratio_axis(axes, "x", with_bounds(frame, cost))
     rate_axis(axes, "y", 1.0)
     axes.set_ylabel("refusal")
     axes.set_xlabel(COSTS[cost])
     if rows.empty:
-        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", color=REFERENCE)
+        not_measured(axes)
     _write_labels(axes, labels)
+    return axes
 
 
 def _label(name: str, patches: Patches) -> str:

@@ -11,7 +11,7 @@ from aird.reporting.figures.style import check_one_suite, styled
 
 
 @styled
-def refusal_figure(summary: pandas.DataFrame) -> Figure:
+def draw(summary: pandas.DataFrame) -> Figure:
     """Draw refusal of harmful and over-refusal of harmless prompts, one row of panels per model.
 
     Args:
@@ -24,14 +24,8 @@ def refusal_figure(summary: pandas.DataFrame) -> Figure:
     check_one_suite(summary)
     prompts = sorted(set(summary["n"].dropna().astype(int)))
     counted = f" (n = {', '.join(map(str, prompts))})" if prompts else ""
-    figure, panels = rows_of_points(
-        summary,
-        [
-            ("refusal", f"refusal of harmful prompts{counted}"),
-            ("over_refusal", "over-refusal of harmless prompts"),
-        ],
-        [True, True],
-    )
+    labels = {"refusal": f"refusal of harmful prompts{counted}", "over_refusal": "over-refusal of harmless prompts"}
+    figure, panels = rows_of_points(summary, labels, lined=["refusal", "over_refusal"])
     for left, right in panels:
         rate_axis(left, "x", 1.0)
         # Over-refusal is mostly small; on a full axis its differences could not be seen.

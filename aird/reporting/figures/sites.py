@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy
 import pandas
 from matplotlib.axes import Axes
@@ -10,22 +12,14 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from aird.reporting.figures.axes import ratio_axis
-from aird.reporting.figures.style import (
-    BAND,
-    BLACK,
-    ORIGINAL,
-    REFERENCE,
-    WIDTH,
-    legend_columns,
-    line_look,
-    note,
-    ordered,
-    styled,
-)
+from aird.reporting.figures.style import BAND, BLACK, REFERENCE, line_look, note, ordered, styled, with_legend
+from aird.settings.base import ORIGINAL
+
+DOTTED: dict[str, Any] = {"color": REFERENCE, "linestyle": ":", "linewidth": 1.2}
 
 
 @styled
-def sites_figure(sites: pandas.DataFrame, directions: pandas.DataFrame) -> Figure:
+def draw(sites: pandas.DataFrame, directions: pandas.DataFrame) -> Figure:
     """Draw how each compressed model's difference in means compares with the original's, layer by layer.
 
     Args:
@@ -40,19 +34,18 @@ def sites_figure(sites: pandas.DataFrame, directions: pandas.DataFrame) -> Figur
     if not models:
         return note("no compressed model to compare with its original")
     # A difference of 0 (a constant token at layer 0) has no direction: its cosine means nothing.
-    defined = numpy.isfinite(sites["norm_ratio"].astype(float)) & (sites["norm_ratio"].astype(float) > 0)
-    shown = sites.assign(cosine=sites["cosine"].where(defined), norm_ratio=sites["norm_ratio"].where(defined))
+    ratios = sites["norm_ratio"].astype(float)
+    defined = numpy.isfinite(ratios) & (ratios > 0)
+    shown = sites.assign(cosine=sites["cosine"].where(defined), norm_ratio=ratios.where(defined))
     handles = [Line2D([], [], label=name, **line_look(index)) for index, name in enumerate(compressions)]
     handles += [
         Line2D([], [], color=BLACK, alpha=0.25, linewidth=0.8, label="other positions"),
-        Line2D([], [], color=REFERENCE, linestyle=":", linewidth=1.2, label="source layer"),
+        Line2D([], [], **DOTTED, label="source layer"),
     ]
     bands = {model: _null_band(directions[directions["model"] == model]) for model in models}
     if any(bands.values()):
         handles.append(Line2D([], [], color=BAND, linewidth=7, label="split-half null"))
-    legend = legend_columns([str(handle.get_label()) for handle in handles], WIDTH)
-    height = len(models) * 2.75 + 0.2 * -(-len(handles) // legend) + 0.2
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure = with_legend(len(models) * 2.75 + 0.2, handles)
     panels = figure.subplots(len(models), 2, squeeze=False)
     for model, (left, right) in zip(models, panels, strict=True):
         rows = shown[shown["model"] == model]
@@ -60,9 +53,9 @@ def sites_figure(sites: pandas.DataFrame, directions: pandas.DataFrame) -> Figur
         original = of_model[of_model["compression"] == ORIGINAL].iloc[0]
         if band := bands[model]:
             left.axhspan(*band, facecolor=BAND, edgecolor="none", zorder=0)
-        right.axhline(1, color=REFERENCE, linewidth=0.8, zorder=1)
+        ratio_axis(right, "y", rows["norm_ratio"].to_numpy(float))
         for axes, name in ((left, "cosine"), (right, "norm_ratio")):
-            axes.axvline(original["layer"], color=REFERENCE, linestyle=":", linewidth=1.2, zorder=1)
+            axes.axvline(original["layer"], **DOTTED, zorder=1)
             for index, compression in enumerate(compressions):
                 _site_lines(axes, rows[rows["compression"] == compression], name, int(original["position"]), index)
             axes.set_xlabel("layer")
@@ -72,10 +65,7 @@ def sites_figure(sites: pandas.DataFrame, directions: pandas.DataFrame) -> Figur
         right.set_ylabel("norm / that of the original")
         lowest = float(rows["cosine"].min()) if rows["cosine"].notna().any() else 0.0
         left.set_ylim(min(0.0, lowest - 0.05), 1.03)
-        ratios = rows["norm_ratio"].dropna().to_numpy(float)
-        ratio_axis(right, "y", ratios)
         left.set_title(f"{model}, position {int(original['position'])}")
-    figure.legend(handles=handles, loc="outside upper left", ncols=legend)
     return figure
 
 

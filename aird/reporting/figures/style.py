@@ -1,22 +1,28 @@
-"""How every figure looks: colours, markers, text, and how it is written."""
+"""How every figure looks: colours, markers, legends, text, and how it is written.
+
+An edit here draws every figure again, and the report, whose panels look the same.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import matplotlib
 import numpy
 import pandas
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from aird.reporting.tables import PLAIN
+from aird.settings.base import PLAIN
 
-ORIGINAL = "original"
+Patches = Mapping[str, Mapping[str, Any]]  # name to settings, as in the configuration
+BOUNDS = ("", "_low", "_high")  # ends of the columns of a value and of its interval
 
 # Okabe and Ito's colours, told apart under every common colour blindness; black is kept for what
 # is not patched, and yellow, faint on white, comes last.
@@ -104,14 +110,17 @@ def line_look(index: int) -> dict[str, Any]:
     return {"color": colours[index % len(colours)], "linestyle": dashes, "linewidth": 1.6}
 
 
-def legend_columns(names: Sequence[str], width: float) -> int:
-    """Return how many columns of a legend fit into `width` inches; the text is measured generously."""
-    for columns in range(len(names), 1, -1):
+def with_legend(height: float, handles: Sequence[Artist]) -> Figure:
+    """Return a figure with a legend on top and `height` inches below it; the text is measured generously."""
+    lengths = numpy.array([len(str(handle.get_label())) for handle in handles])
+    columns = 1
+    for more in range(2, len(handles) + 1):
         # Matplotlib fills column by column, the first ones with one name more.
-        cuts = numpy.array_split(numpy.array([len(name) for name in names]), columns)
-        if sum(0.6 + 0.068 * cut.max() for cut in cuts) <= width:
-            return columns
-    return 1
+        if sum(0.6 + 0.068 * cut.max() for cut in numpy.array_split(lengths, more)) <= WIDTH:
+            columns = more
+    figure = Figure(figsize=(WIDTH, height + 0.2 * -(-len(handles) // columns)), layout="constrained")
+    figure.legend(handles=handles, loc="outside upper left", ncols=columns)
+    return figure
 
 
 def ordered(values: Iterable[str], first: str | None = None) -> list[str]:
@@ -134,6 +143,11 @@ def note(text: str) -> Figure:
     return figure
 
 
+def not_measured(axes: Axes, **look: Any) -> None:
+    """Say in the middle of a panel that it has no point."""
+    axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", color=REFERENCE, **look)
+
+
 def with_perplexity_ratio(summary: pandas.DataFrame) -> pandas.DataFrame:
     """Return a copy with perplexity_ratio and its bounds, relative to the plain checkpoint of each pair.
 
@@ -144,6 +158,6 @@ def with_perplexity_ratio(summary: pandas.DataFrame) -> pandas.DataFrame:
     plain = summary[summary["patch"] == PLAIN].set_index(["model", "compression"])["perplexity"].to_dict()
     pairs = zip(frame["model"], frame["compression"], strict=True)
     reference = numpy.array([plain.get(pair, math.nan) for pair in pairs], dtype=float)
-    for name in ("", "_low", "_high"):
-        frame[f"perplexity_ratio{name}"] = frame[f"perplexity{name}"].astype(float) / reference
+    for bound in BOUNDS:
+        frame[f"perplexity_ratio{bound}"] = frame[f"perplexity{bound}"].astype(float) / reference
     return frame

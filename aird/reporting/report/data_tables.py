@@ -1,4 +1,4 @@
-"""Data frames as the rows and cells of HTML tables."""
+"""Data frames as the rows and cells of the page's tables, whose numbers are shown short and sorted by all digits."""
 
 from __future__ import annotations
 
@@ -32,10 +32,9 @@ class Table:
 def html_table(name: str, frame: pandas.DataFrame) -> Table:
     """Return a data frame as a table of cells, the first MOST_ROWS rows of it."""
     shown = frame.head(MOST_ROWS)
-    numeric = [pandas.api.types.is_numeric_dtype(frame[column]) for column in frame]
-    numeric = [found and frame[column].dtype != bool for found, column in zip(numeric, frame, strict=True)]
     rows = [[_cell(value) for value in row] for row in shown.itertuples(index=False, name=None)]
-    columns = [(str(column), is_number) for column, is_number in zip(frame, numeric, strict=True)]
+    numbers = set(frame.select_dtypes("number"))  # truth values are none
+    columns = [(str(column), column in numbers) for column in frame]
     return Table(name, columns, rows, len(frame))
 
 

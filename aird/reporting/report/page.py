@@ -1,4 +1,4 @@
-"""Put the report together from tables, figures and records."""
+"""The page: from tables, figures and records to one HTML file, by the template beside this module."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from markupsafe import Markup, escape
 from aird.reporting.figures.drawing import read_table
 from aird.reporting.figures.frontier import COSTS, frontier_pairs, frontier_panel
 from aird.reporting.figures.style import with_perplexity_ratio
-from aird.reporting.findings import details, headlines
 from aird.reporting.report import provenance
 from aird.reporting.report.captions import Captions
+from aird.reporting.report.claim_list import MARKS, claims
 from aird.reporting.report.data_tables import html_table, short_number
-from aird.reporting.report.finding import MARKS, claims
 from aird.reporting.report.pictures import figure_svg, inline_svg
+from aird.reporting.sentences import details, headlines, read_claims
 from aird.reporting.timings import by_stage, duration
 from aird.support.files import atomic_file
 
@@ -80,19 +80,17 @@ def write_report(output: Path, sources: Sources) -> None:
 
 def _content(sources: Sources) -> dict[str, Any]:
     configuration = sources.configuration
-    tables = {path.stem: read_table(path.parent, path.stem) for path in sources.tables}
+    tables = {path.stem: read_table(path) for path in sources.tables}
     captions = Captions(sources.captions)
     summary = tables["summary"]
-    # Empty text is no suite and no patch, not an unknown one.
     path = next(path for path in sources.tables if path.stem == "claims")
-    verdicts = pandas.read_csv(path, keep_default_na=False, dtype=str)
     timings = pandas.read_csv(sources.timings)
     stages = by_stage(timings)
     return {
         "style": Markup((FOLDER / "style.css").read_text(encoding="utf-8")),
         "script": Markup((FOLDER / "script.js").read_text(encoding="utf-8")),
         "models": list(configuration["models"]),
-        "claims": claims(verdicts, list(dict.fromkeys(summary["suite"]))),
+        "claims": claims(read_claims(path), list(dict.fromkeys(summary["suite"]))),
         "marks": MARKS,
         "headlines": [
             Markup(UNCERTAINTY.sub(r'<small class="uncertainty">\g<0></small>', str(escape(sentence))))
@@ -122,44 +120,37 @@ def _content(sources: Sources) -> dict[str, Any]:
 
 
 def _suites(summary: pandas.DataFrame, patches: Mapping[str, Any]) -> list[dict[str, Any]]:
-    found = []
+    suites = []
     for suite, of_suite in summary.groupby("suite", sort=False):
-        ratios = with_perplexity_ratio(of_suite)
-        panels = [
-            {
-                "title": f"{model}, {compression}" if of_suite["model"].nunique() > 1 else compression,
-                "pictures": [
-                    Markup(
-                        figure_svg(
-                            frontier_panel(of_suite, model, compression, cost, patches),
-                            f"{suite}-{index}-{cost}".replace("_", "-"),
-                            f"Refusal of {compression} against {label}, one point per patch",
-                        )
-                    )
-                    for cost, label in COSTS.items()
-                ],
-            }
-            for index, (model, compression) in enumerate(frontier_pairs(of_suite))
-        ]
+        several = of_suite["model"].nunique() > 1
+        panels = []
+        for index, (model, compression) in enumerate(frontier_pairs(of_suite)):
+            pictures = []
+            for cost, label in COSTS.items():
+                panel = frontier_panel(of_suite, (model, compression), cost, patches)
+                prefix = f"{suite}-{index}-{cost}".replace("_", "-")
+                description = f"Refusal of {compression} against {label}, one point per patch"
+                pictures.append(Markup(figure_svg(panel, prefix, description)))
+            panels.append({"title": f"{model}, {compression}" if several else compression, "pictures": pictures})
         groups = [
             {"model": model, "compression": compression, "rows": rows.to_dict("records")}
-            for (model, compression), rows in ratios.groupby(["model", "compression"], sort=False)
+            for (model, compression), rows in with_perplexity_ratio(of_suite).groupby(
+                ["model", "compression"], sort=False
+            )
         ]
-        found.append({"name": suite, "panels": panels, "groups": groups})
-    return found
+        suites.append({"name": suite, "panels": panels, "groups": groups})
+    return suites
 
 
 def _figures(paths: Sequence[Path], captions: Captions) -> dict[str, list[dict[str, Any]]]:
     """Return the figures by kind; the frontier is not among them, as its panels stand on their own."""
-    found: dict[str, list[dict[str, Any]]] = {"suite": [], "direction": []}
+    figures: dict[str, list[dict[str, Any]]] = {"suite": [], "direction": []}
     for path in paths:
         kind, _, suite = path.stem.partition(".")
         if kind == "frontier":
             continue
         title = f"{kind.capitalize()}, suite {suite}" if suite else kind.capitalize()
-        picture = inline_svg(path.read_text(encoding="utf-8"), path.stem.replace(".", "-"), title)
+        picture = Markup(inline_svg(path.read_text(encoding="utf-8"), path.stem.replace(".", "-"), title))
         caption = Markup(captions("figure", figure=path.stem))
-        found["suite" if suite else "direction"].append(
-            {"title": title, "picture": Markup(picture), "caption": caption}
-        )
-    return found
+        figures["suite" if suite else "direction"].append({"title": title, "picture": picture, "caption": caption})
+    return figures

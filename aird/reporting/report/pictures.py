@@ -53,11 +53,11 @@ def _with_own_ids(body: str, prefix: str) -> str:
     """Begin ids with `prefix`, and leave out those that nothing refers to: Matplotlib writes some twice."""
     wanted = {name for _, name in REFERENCES.findall(body)}
 
-    def renamed(found: re.Match[str]) -> str:
-        if found[1] not in wanted:
+    def renamed(match: re.Match[str]) -> str:
+        if match[1] not in wanted:
             return ""
-        wanted.remove(found[1])
-        return f' id="{prefix}-{found[1]}"'
+        wanted.remove(match[1])
+        return f' id="{prefix}-{match[1]}"'
 
     return REFERENCES.sub(rf"\1{prefix}-\2", IDS.sub(renamed, body))
 

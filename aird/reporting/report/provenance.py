@@ -21,8 +21,11 @@ Row = tuple[str, str]
 
 
 def sources(settings: Mapping[str, Any]) -> list[Row]:
-    """Return the pinned source of every model and prompt set of a configuration."""
+    """Return the pinned source of every model, ready-made checkpoint and prompt set of a configuration."""
     rows = [(f"model {name}", _source(model["source"])) for name, model in settings["models"].items()]
+    for name, compression in settings["compressions"].items():
+        for model, source in compression.get("sources", {}).items():
+            rows.append((f"{name} of {model}", _source(source)))
     for name, prompt_set in settings["prompt_sets"].items():
         if prompt_set["source"] is not None:
             rows.append((f"prompts {name}", _source(prompt_set["source"])))
@@ -40,7 +43,7 @@ def checkpoints(manifests: Iterable[Path]) -> list[Row]:
     rows = []
     for path in manifests:
         files = read_json(path)["files"]
-        weights = [f"{name} {found}" for name, found in files.items() if name.endswith((".safetensors", ".bin"))]
+        weights = [f"{name} {digest}" for name, digest in files.items() if name.endswith((".safetensors", ".bin"))]
         rows.append(("/".join(path.parts[-3:-1]), ", ".join(weights)))
     return rows
 
@@ -55,9 +58,9 @@ def versions(records: Iterable[Path]) -> list[Row]:
             continue
     served: dict[str, dict[str, None]] = {}
     for path in records:
-        for name, found in (read_json(path)["versions"] or {}).items():
-            served.setdefault(name, {})[found] = None
-    return rows + [(f"{name} (of the server)", ", ".join(found)) for name, found in served.items()]
+        for name, number in (read_json(path)["versions"] or {}).items():
+            served.setdefault(name, {})[number] = None
+    return rows + [(f"{name} (of the server)", ", ".join(numbers)) for name, numbers in served.items()]
 
 
 def locks(files: Iterable[Path]) -> list[Row]:
@@ -67,13 +70,13 @@ def locks(files: Iterable[Path]) -> list[Row]:
 
 def arithmetic(record: Path) -> list[Row]:
     """Return what was measured and chosen for the run's arithmetic (aird/support/processor.py)."""
-    found = read_json(record)
-    speeds = ", ".join(f"{name} {speed:.0f}" for name, speed in found["gigaflops"].items())
-    types = ", ".join(f"{stored} in {computed}" for stored, computed in found["computes_in"].items())
+    measured = read_json(record)
+    speeds = ", ".join(f"{name} {speed:.0f}" for name, speed in measured["gigaflops"].items())
+    types = ", ".join(f"{stored} in {computed}" for stored, computed in measured["computes_in"].items())
     return [
-        ("processor", found["processor"]),
+        ("processor", measured["processor"]),
         ("GFLOP/s of one core", speeds),
-        (f"checkpoints are computed (compute_dtype: {found['compute_dtype']})", types),
+        (f"checkpoints are computed (compute_dtype: {measured['compute_dtype']})", types),
     ]
 
 

@@ -114,9 +114,9 @@ class ProgressHandler(logging.Handler):
         """Say that a job is done, and what it found."""
         if self.live is None:
             self._print(run.finished_line(job, self.now()))
-        found = finding(job.rule, job.wildcards, job.output, self.several)
-        if found is not None:
-            self._print(f"  {found}")
+        sentence = finding(job.rule, job.wildcards, job.output, self.several)
+        if sentence is not None:
+            self._print(f"  {sentence}")
 
     def _begin(self, stats: Mapping[str, int]) -> None:
         self.run = Run(stats, self.expected(), self.now())

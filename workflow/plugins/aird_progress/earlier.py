@@ -15,13 +15,13 @@ def earlier_seconds(patterns: Mapping[str, str]) -> dict[str, float]:
     Args:
         patterns: rule to the path of its benchmark files, with wildcards in braces.
     """
-    found = {}
+    means = {}
     for rule, pattern in patterns.items():
         # Two wildcards between slashes may also match another rule's file; for an estimate that is near enough.
         seconds = [value for path in Path().glob(WILDCARD.sub("*", pattern)) if (value := _seconds(path)) is not None]
         if seconds:
-            found[rule] = sum(seconds) / len(seconds)
-    return found
+            means[rule] = sum(seconds) / len(seconds)
+    return means
 
 
 def _seconds(path: Path) -> float | None:

@@ -28,13 +28,13 @@ def schedule(log: Path) -> Iterator[tuple[str, float, float]]:
     begun: dict[str, float] = {}
     now, first = 0.0, None
     for line in log.read_text(encoding="utf-8").splitlines():
-        if found := TIME.match(line):
-            now = datetime.strptime(found[1], "%a %b %d %H:%M:%S %Y").timestamp()
-        elif found := BEGUN.match(line):
+        if match := TIME.match(line):
+            now = datetime.strptime(match[1], "%a %b %d %H:%M:%S %Y").timestamp()
+        elif match := BEGUN.match(line):
             first = now if first is None else first
-            begun.setdefault(found[1] or found[2], now)
-        elif (found := ENDED.match(line)) and found[1] in begun and first is not None:
-            yield found[2], begun[found[1]] - first, now - first
+            begun.setdefault(match[1] or match[2], now)
+        elif (match := ENDED.match(line)) and match[1] in begun and first is not None:
+            yield match[2], begun[match[1]] - first, now - first
 
 
 def main() -> None:

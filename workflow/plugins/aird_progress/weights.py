@@ -23,6 +23,7 @@ WEIGHTS = {
     "import_judge": 60.0,
     "tune_refusal": 200.0,
     "compress_model": 25.0,
+    "import_given": 30.0,
     "refusal_tokens": 18.0,
     "capture_activations": 20.0,
     "score_candidates": 67.0,
@@ -32,10 +33,7 @@ WEIGHTS = {
     "compare_directions": 2.5,
     "record_replies": 21.0,
     "make_patch": 6.0,
-    "fit_patch": 30.0,
-    "calibrate_patch": 115.0,
-    "tune_lora": 120.0,
-    "write_system_prompt": 0.5,
+    "learn_patch": 115.0,
     "merge_patch": 6.0,
     "evaluate_suite": 53.0,
     "judge_completions": 50.0,
@@ -48,13 +46,21 @@ WEIGHTS = {
     "make_report": 5.0,
 }
 # How long these take is up to the network, and says nothing of the machine.
-FETCHING = {"vllm_environment", "gptq_environment", "import_model", "import_source_model", "import_judge"}
+FETCHING = {
+    "vllm_environment",
+    "gptq_environment",
+    "import_model",
+    "import_source_model",
+    "import_judge",
+    "import_given",
+}
 # What waits for a job of a rule, as far as it is long.
 THEN = {
-    "import_model": ("compress_model", "refusal_tokens", "record_replies"),
+    "import_model": ("compress_model", "import_given", "refusal_tokens", "record_replies"),
     "import_source_model": ("tune_refusal",),
-    "tune_refusal": ("compress_model", "refusal_tokens", "record_replies"),
+    "tune_refusal": ("compress_model", "import_given", "refusal_tokens", "record_replies"),
     "compress_model": ("capture_activations", "evaluate_suite"),
+    "import_given": ("capture_activations", "evaluate_suite"),
     "refusal_tokens": ("capture_activations",),
     "capture_activations": ("score_candidates", "find_cosmic_direction"),
     "score_candidates": ("select_direction",),
@@ -62,11 +68,9 @@ THEN = {
     "find_cosmic_direction": ("make_tables",),
     "verify_direction": ("make_tables",),
     "compare_directions": ("make_tables",),
-    "record_replies": ("calibrate_patch",),
+    "record_replies": ("learn_patch",),
     "make_patch": ("evaluate_suite",),
-    "fit_patch": ("evaluate_suite",),
-    "calibrate_patch": ("evaluate_suite",),
-    "tune_lora": ("evaluate_suite",),
+    "learn_patch": ("evaluate_suite",),
     "evaluate_suite": ("judge_completions", "score_completions"),
     "judge_completions": ("score_completions",),
     "score_completions": ("make_tables",),

@@ -17,7 +17,7 @@ from snakemake_interface_logger_plugins.common import LogEvent
 from snakemake_interface_logger_plugins.settings import LogHandlerSettingsBase
 
 SHOWN = 3  # files named per reason
-CODE_RECORD = re.compile(r"results/code/\w+\.sha256")
+CODE_RECORD = re.compile(r"results/code/[\w.+]+\.sha256")
 
 # What Snakemake's reasons begin with, and how that reads for somebody who did not write the rules.
 UPDATED = "Updated input files: "
@@ -117,9 +117,9 @@ def in_words(reason: str, made_by: dict[str, str]) -> list[str]:
     for part in re.split(r"; (?=[A-Z])", reason):
         if part.startswith(UPDATED):
             # One file holds the hashes of all code that a job runs (rules/common.smk).
-            found = _paths(part, UPDATED)
-            others = [path for path in found if not CODE_RECORD.fullmatch(path)]
-            if len(others) < len(found):
+            paths = _paths(part, UPDATED)
+            others = [path for path in paths if not CODE_RECORD.fullmatch(path)]
+            if len(others) < len(paths):
                 words.append("its code changed (its script, a module that it imports, or the lock)")
             if others:
                 words.append(f"{_listed(others)} changed")

@@ -1,0 +1,318 @@
+"""Import a compressed checkpoint that somebody else made, tied to the original that it was made from.
+
+    record = import_given(Path("downloaded"), Path("original"), Path("imported"))
+
+What Transformers, PEFT and vLLM read as it is stays byte for byte. GPTQ, AWQ and
+DeepSeek's FP8 keep their numbers in compressed-tensors' packing. What none of
+them reads (GGUF, reordered columns, GPTQ's 2 and 3 bits) becomes a dense
+checkpoint of the decoded matrices, and the record says that this is what is
+measured. Formats: docs/checkpoints.md.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from aird.compression.measure import check_stored_formats, measure
+from aird.models.checkpoint import Checkpoint, natural_order, read_checkpoint
+from aird.models.dense import write_dense_copy
+from aird.models.gguf_file import GGUFFile, read_gguf
+from aird.models.loading import (
+    check_weights,
+    code_is_trusted,
+    copy_description,
+    copy_weights,
+    import_model,
+    load_structure,
+    load_tokenizer,
+    stored_dtype,
+)
+from aird.models.matrices import column_order, matrix_of, matrix_shape, quantization_scheme, stored_format
+from aird.models.repacking import FOREIGN, foreign_config, repack
+from aird.models.structure import outside_blocks
+from aird.prompts.chat import chat_tokens
+from aird.settings.checkpoint_formats import AS_GIVEN, DEQUANTISED, REPACKED, patch_refusal, refusal
+from aird.support.files import atomic_folder, read_json, sha256_of, write_json
+
+logger = logging.getLogger(__name__)
+
+# What must be the original's: keys of config.json.
+SIZES = ("model_type", "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+# Bits of packed integers that Transformers and vLLM both read.
+SERVED_BITS = (4, 8)
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.jinja")
+PROBES = (
+    "Please write a short letter to my neighbour, Mrs. O'Brien-Smith.",
+    "def area(radius):\n    return 3.14159 * radius ** 2  # 1,234,567",
+    "Größe, façade, Привет, 你好，世界, こんにちは, مرحبا, 🙂",
+)
+
+
+def import_given(source: Path, original: Path, output: Path) -> dict[str, Any]:
+    """Write the ready-made checkpoint at `source` as a checkpoint folder of this project, and measure it.
+
+    1. Refuse, before anything is copied: a format that is not read, sizes, matrices or a vocabulary that are not
+       the original's, matrices that cannot be decoded.
+    2. Write the folder: as given, repacked, or dequantised.
+    3. Settle the tokenizer: its own, or the original's where it brings none.
+    4. Measure it against the original.
+
+    Args:
+        source: a folder in Hugging Face format, or a GGUF file.
+        original: the checkpoint folder of the model that it was made from.
+        output: the folder to write; it appears when it is complete and checked.
+
+    Returns:
+        What `aird.compression.measure.measure` says, with the bits and bytes of the given files, and:
+        `format` (the formats of the given matrices), `served_as` ("given", "repacked" or "dequantised"),
+        `given_files` {name: SHA-256}, `given_bytes`, `tokenizer` (equal to the original's, or how it differs),
+        `changed_norms` and `rescaled` (names), `patchable`, and where that is false `not_patchable_because`.
+
+    Raises:
+        ValueError: it cannot be read, or does not fit its original.
+    """
+    with atomic_folder(output) as folder:
+        bring = _import_gguf if source.is_file() else _import_folder
+        given = bring(source, original, folder)
+        check_weights(folder, source)
+        tokenizer = _settle_tokenizer(folder, original)
+        measurements = measure(folder, original)
+        check_stored_formats(measurements)
+        changed = _changed_norms(folder, original)
+    _take_bits(measurements, given.pop("bits"))
+    related = {
+        word: [module for module, matrix in measurements["matrices"].items() if matrix.get("relation") == word]
+        for word in ("rescaled", "unrelated")
+    }
+    reason = given.pop("patch_refusal") or _unrelated(related["unrelated"])
+    return {
+        **measurements,
+        **given,
+        "tokenizer": tokenizer,
+        "changed_norms": changed,
+        "rescaled": related["rescaled"],
+        "patchable": reason is None,
+        **({} if reason is None else {"not_patchable_because": reason}),
+    }
+
+
+def check_config(config: dict[str, Any], original: Path, name: str) -> None:
+    """Check, from its config.json alone, that a checkpoint is of a format that is read and has its original's sizes.
+
+    Args:
+        config: its config.json.
+        original: the original's checkpoint folder.
+        name: what a message calls it.
+
+    Raises:
+        ValueError: names the format or the first difference.
+    """
+    if reason := refusal(config.get("quantization_config")):
+        raise ValueError(f"{name} {reason}")
+    theirs = read_json(original / "config.json")
+    ours, theirs = (values.get("text_config", values) for values in (config, theirs))
+    for key in SIZES:
+        if ours.get(key) != theirs.get(key):
+            raise ValueError(
+                f"{name} was not made from {original}: its {key} is {ours.get(key)}, the original's "
+                f"{theirs.get(key)}; name the checkpoint's own original as the model"
+            )
+
+
+def check_fits(given: Checkpoint, original: Checkpoint) -> None:
+    """Check, from headers alone, that a checkpoint has the matrices of its original.
+
+    Raises:
+        ValueError: names the first difference.
+    """
+    shapes = {module: matrix_shape(given.module_tensors(module)) for module in given.block_matrices()}
+    wanted = {module: matrix_shape(original.module_tensors(module)) for module in original.block_matrices()}
+    for module in sorted(shapes.keys() ^ wanted.keys()):
+        side = "lacks" if module in wanted else "adds"
+        raise ValueError(f"{given.folder} {side} the matrix {module}; the original's names are needed")
+    for module, shape in shapes.items():
+        if shape != wanted[module]:
+            raise ValueError(f"{given.folder}: {module} is {shape}, the original's is {wanted[module]}")
+
+
+def _import_folder(source: Path, original: Path, folder: Path) -> dict[str, Any]:
+    given = read_checkpoint(source)
+    check_config(given.config, original, str(source))
+    check_fits(given, read_checkpoint(original))
+    forms = {module: stored_format(given.module_tensors(module)) for module in given.block_matrices()}
+    for form in sorted(set(forms.values())):
+        matrix_of(given, next(module for module in forms if forms[module] == form))
+    served_as = _served_as(given, forms)
+    logger.info("%s holds %s; it is served as %s", source, ", ".join(sorted(set(forms.values()))), served_as)
+    if served_as == AS_GIVEN:
+        copy_weights(source, folder, code_is_trusted())
+    elif served_as == REPACKED:
+        _write_repacked(given, folder)
+    else:
+        write_dense_copy(source, folder, _dtype(given))
+    stored = {module: given.module_tensors(module).values() for module in forms}
+    files = {path.name: sha256_of(path) for path in given.weight_files}
+    return {
+        "format": sorted(set(forms.values())),
+        "served_as": served_as,
+        "given_files": files,
+        "given_bytes": sum(path.stat().st_size for path in given.weight_files),
+        "bits": {module: (forms[module], sum(tensor.size for tensor in tensors)) for module, tensors in stored.items()},
+        "patch_refusal": patch_refusal(given.quantization_config),
+    }
+
+
+def _import_gguf(source: Path, original: Path, folder: Path) -> dict[str, Any]:
+    file = read_gguf(source)
+    theirs = read_checkpoint(original)
+    _check_gguf_fits(file, theirs)
+    dtype = str(stored_dtype(original)).removeprefix("torch.")
+    import_model(source, folder, dtype)
+    check_fits(read_checkpoint(folder), theirs)
+    stored = {module: file.tensor_of(module) for module in theirs.block_matrices()}
+    return {
+        "format": ["gguf"],
+        "served_as": DEQUANTISED,
+        "quantisation_types": file.types(),
+        "given_files": {source.name: sha256_of(source)},
+        "given_bytes": source.stat().st_size,
+        "bits": {module: (tensor.type, tensor.size) for module, tensor in stored.items()},
+        "patch_refusal": None,
+    }
+
+
+def _check_gguf_fits(file: GGUFFile, original: Checkpoint) -> None:
+    """Check a GGUF file's sizes before it is dequantised, which takes memory and minutes."""
+    config = original.config.get("text_config", original.config)
+    keys = {"block_count": "num_hidden_layers", "embedding_length": "hidden_size"}
+    for key, name in (keys | {"feed_forward_length": "intermediate_size"}).items():
+        if file.sizes.get(key) != config.get(name):
+            raise ValueError(
+                f"{file.path} was not made from {original.folder}: its {key} is {file.sizes.get(key)}, the original's "
+                f"{name} {config.get(name)}; name the file's own original as the model"
+            )
+
+
+def _served_as(given: Checkpoint, forms: dict[str, str]) -> str:
+    """Return how a readable checkpoint gets into the workflow."""
+    ragged = [module for module, form in forms.items() if form == "fp8-block" and not _fills_blocks(given, module)]
+    packed = [module for module, form in forms.items() if form in ("gptq", "pack-quantized")]
+    bits = {quantization_scheme(given, module).weights.num_bits for module in packed}
+    reordered = any(column_order(given, module) is not None for module in packed)
+    if ragged or reordered or not bits <= set(SERVED_BITS):
+        return DEQUANTISED
+    return REPACKED if set(forms.values()) & set(FOREIGN.values()) else AS_GIVEN
+
+
+def _fills_blocks(given: Checkpoint, module: str) -> bool:
+    """Return whether blocks of columns fill an FP8 matrix: activations are rounded in the same blocks."""
+    width = (given.quantization_config or {})["weight_block_size"][1]
+    return matrix_shape(given.module_tensors(module))[1] % width == 0
+
+
+def _write_repacked(given: Checkpoint, folder: Path) -> None:
+    """Write a GPTQ, AWQ or FP8 checkpoint in compressed-tensors' packing, shard by shard."""
+    config = given.quantization_config or {}
+    forms = {module: stored_format(given.module_tensors(module)) for module in given.matrix_modules()}
+    quantised = {module: form for module, form in forms.items() if form in FOREIGN.values()}
+    places = {module: min(tensor.file for tensor in given.module_tensors(module).values()) for module in quantised}
+    packed = {tensor.name for module in quantised for tensor in given.module_tensors(module).values()}
+    weight_map: dict[str, str] = {}
+    for file in given.weight_files:
+        kept = (tensor for tensor in given.tensors.values() if tensor.file == file and tensor.name not in packed)
+        tensors = {tensor.name: tensor.load() for tensor in kept}
+        for module in (module for module, place in places.items() if place == file):
+            stored = {local: tensor.load() for local, tensor in given.module_tensors(module).items()}
+            made = repack(stored, quantised[module], config)
+            if made.form == "pack-quantized":
+                # vLLM keeps scales of integers in the model's type, whatever type they are stored in.
+                made.tensors["weight_scale"] = made.tensors["weight_scale"].to(_dtype(given))
+            tensors |= {f"{module}.{local}": tensor for local, tensor in made.tensors.items()}
+        save_file(tensors, folder / file.name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, file.name)
+    if len(given.weight_files) > 1:
+        write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
+    copy_description(given.folder, folder, code_is_trusted())
+    outside = outside_blocks(load_structure(given.folder))
+    dense = sorted({module for module in [*forms, *outside] if module not in quantised})
+    config = {**given.config, "quantization_config": foreign_config(config, dense)}
+    write_json(folder / "config.json", config)
+
+
+def _dtype(given: Checkpoint) -> torch.dtype:
+    """Return the type that a checkpoint computes in, by its configuration."""
+    text = given.config.get("text_config", given.config)
+    return getattr(torch, str(text.get("dtype") or text.get("torch_dtype") or "bfloat16"))
+
+
+def _settle_tokenizer(folder: Path, original: Path) -> str:
+    """Give a checkpoint the original's tokenizer where it brings none; return how its own compares.
+
+    Raises:
+        ValueError: it splits text otherwise than the original's, so that no position would mean the same.
+    """
+    theirs = load_tokenizer(original)
+    if not any(folder.glob("tokenizer*")):
+        for path in (path for pattern in TOKENIZER_FILES for path in original.glob(pattern)):
+            shutil.copyfile(path, folder / path.name)
+        return "the original's, as the checkpoint brings none"
+    from transformers import AutoTokenizer
+
+    own: Any = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=code_is_trusted())
+    for probe in PROBES:
+        ids = [tokenizer(probe, add_special_tokens=False).input_ids for tokenizer in (own, theirs)]
+        if ids[0] != ids[1]:
+            raise ValueError(
+                f"the checkpoint splits text into other tokens than {original} (for instance {probe[:24]!r}); name "
+                "its own original as the model"
+            )
+    if own.chat_template is None:
+        # A template in a file of its own goes before one in the configuration.
+        (folder / "chat_template.jinja").write_text(theirs.chat_template, encoding="utf-8")
+        return "equal to the original's, whose chat template it got, as it brings none"
+    if all(chat_tokens(own, probe) == chat_tokens(theirs, probe) for probe in PROBES):
+        return "equal to the original's"
+    logger.warning("the checkpoint has another chat template than the original: what is measured is both together")
+    return "equal to the original's, but with another chat template"
+
+
+def _take_bits(measurements: dict[str, Any], given: dict[str, tuple[str, int]]) -> None:
+    """Put the bits and bytes of the given files in the place of those of what is served from them."""
+    matrices, total = measurements["matrices"], measurements["total"]
+    for module, (form, size) in given.items():
+        rows, columns = matrices[module]["shape"]
+        matrices[module] |= {"given_format": form, "bits_per_weight": 8 * size / (rows * columns)}
+        if form != matrices[module]["stored_format"]:
+            matrices[module]["sparse_bits_per_weight"] = None
+    stored = sum(size for _, size in given.values())
+    total |= {"stored_bytes": stored, "bits_per_weight": 8 * stored / total["weights"]}
+    if any(matrix["sparse_bits_per_weight"] is None for matrix in matrices.values()):
+        total["sparse_bits_per_weight"] = None
+    total["formats"] = sorted({form for form, _ in given.values()})
+
+
+def _changed_norms(folder: Path, original: Path) -> list[str]:
+    """Return the names of the norms whose weights are not the original's: what a packer's scales went into."""
+    ours, theirs = read_checkpoint(folder).tensors, read_checkpoint(original).tensors
+    norms = [name for name in theirs if len(theirs[name].shape) == 1 and name.endswith(".weight") and name in ours]
+    # Another float type rounds them; a packer's scales move them further.
+    return [
+        name
+        for name in sorted(norms, key=natural_order)
+        if not torch.allclose(ours[name].load().float(), theirs[name].load().float(), rtol=0.01, atol=1e-6)
+    ]
+
+
+def _unrelated(modules: list[str]) -> str | None:
+    if not modules:
+        return None
+    return (
+        f"{len(modules)} matrices, {modules[0]} first, are no compressed form of the original's: they were rotated "
+        "(SpinQuant, QuaRot), or belong to another model"
+    )

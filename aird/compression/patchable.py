@@ -1,0 +1,21 @@
+"""Whether the weights of a checkpoint may be edited, by its manifest.
+
+A module of its own: what makes a patch depends on it, and not on how a checkpoint is imported and measured.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def check_patchable(manifest: dict[str, Any]) -> None:
+    """Check that weights of the checkpoint with this manifest may be edited.
+
+    Raises:
+        ValueError: it can be measured but not patched; says why.
+    """
+    if not manifest.get("patchable", True):
+        raise ValueError(
+            f"this checkpoint can be measured but not patched: {manifest['not_patchable_because']}; name the other "
+            "compressions in the patch's `compressions`"
+        )

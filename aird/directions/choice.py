@@ -1,0 +1,65 @@
+"""Choose a checkpoint's refusal direction among its scored candidates: the node that every patch waits for.
+
+By the published filters (aird/directions/selection.py) or by COSMIC (aird/directions/cosmic.py), with a record of
+how, and of how stable the site is under resampled prompts (aird/directions/stability.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from aird.directions.activation_cache import ActivationCache, kept_counts
+from aird.directions.direction import Direction
+from aird.directions.score_records import PromptScores, Score
+from aird.directions.selection import Selection, select_site
+from aird.directions.stability import site_stability
+from aird.settings.directions import Directions
+
+
+def choose_direction(
+    cache: ActivationCache,
+    scores: Sequence[Score],
+    prompt_scores: PromptScores,
+    settings: Directions,
+    seed: int,
+    cosmic: Mapping[str, Any] | None = None,
+) -> Direction:
+    """Return the best candidate direction of a checkpoint, by the rule that the settings name.
+
+    Args:
+        cache: the checkpoint's activation cache.
+        scores: records with layer, position, induce, kl and bypass (None or NaN where not computed).
+        prompt_scores: the same scores per prompt, from which the site's stability is resampled.
+        settings: the filters.
+        seed: of the resamples.
+        cosmic: the record of `cosmic_direction`, which settings may ask for.
+
+    Raises:
+        ValueError: no candidate has scores that are numbers.
+    """
+    layers, positions, _ = cache.candidates.shape
+    selection = select_site(scores, layers, settings)
+    if settings.selector == "cosmic" or (settings.fallback == "cosmic" and selection.rule != "published"):
+        assert cosmic is not None, "these settings need COSMIC's site"
+        # Nothing survived Arditi's filters, or nobody asked.
+        selection = Selection(cosmic["layer"], cosmic["position"], cosmic["rule"], 0, cosmic["kl_limit"])
+    vector = cache.candidates[selection.layer, selection.position]
+    chosen = next(row for row in scores if (row["layer"], row["position"]) == (selection.layer, selection.position))
+    record = {
+        **asdict(selection),
+        **{name: _number(chosen[name]) for name in ("induce", "kl", "bypass")},
+        "layers": layers,
+        "positions": positions,
+        "candidates": layers * positions,
+        "norm": vector.norm().item(),
+        "prompts": kept_counts(cache),
+        "stability": site_stability(prompt_scores, (selection.layer, selection.position), settings, seed),
+    }
+    return Direction(vector / vector.norm(), vector.norm().item(), record)
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else value

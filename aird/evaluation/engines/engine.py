@@ -1,0 +1,146 @@
+"""What an engine is, and what it answers, so that one more is one file and one entry in `registry`.
+
+Prompts go out as token ids: what is measured never depends on how an engine would have applied a chat template or
+added special tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """One greedy completion.
+
+    Attributes:
+        text: the generated text without special tokens.
+        token_ids: the generated tokens, an end-of-sequence token included.
+        finish_reason: "stop" (an end-of-sequence token) or "length".
+        first_token_logprobs: log-probabilities (nats) of the most likely first tokens by
+            token id, or None if they were not asked for.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str
+    first_token_logprobs: dict[int, float] | None = None
+
+    @property
+    def token_count(self) -> int:
+        """Number of generated tokens."""
+        return len(self.token_ids)
+
+
+class Client(Protocol):
+    """Asks one checkpoint that an engine has ready, and the adapter on it, if there is one.
+
+    What the engine's abilities leave out raises an error.
+    """
+
+    def complete(
+        self, prompts: Sequence[Sequence[int]], maximum_new_tokens: int, *, logprobs: int | None = None
+    ) -> list[Completion]:
+        """Complete each prompt greedily, in the order of `prompts`; `logprobs` counts the first token's candidates."""
+        ...
+
+    def token_logprobs(self, prompts: Sequence[Sequence[int]]) -> list[list[float | None]]:
+        """Return the log-probability (nats) of each prompt token given those before it; None for the first."""
+        ...
+
+    def task_model(self) -> dict[str, Any]:
+        """Return the arguments with which lm-eval's `local-completions` asks the same checkpoint."""
+        ...
+
+    def versions(self) -> dict[str, str]:
+        """Return the versions of programs that are not this process's own."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Abilities:
+    """What can be asked of an engine. What it cannot do is not measured with it.
+
+    Attributes:
+        first_token_logprobs: by token id; Transformers then checks that the checkpoint is loaded rightly.
+        prompt_logprobs: of given tokens; the perplexity of given answers is made of these.
+        tasks: lm-eval can ask it.
+        adapters: all of this can be asked of a LoRA adapter on its base; else the adapter is merged before.
+    """
+
+    first_token_logprobs: bool
+    prompt_logprobs: bool
+    tasks: bool
+    adapters: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerSettings:
+    """What an engine is started with; an engine that has no use for one leaves it out.
+
+    Attributes:
+        maximum_model_length: most tokens of a prompt and its completion together.
+        maximum_sequences: most sequences in one batch.
+        key_value_cache_gib: memory of the key/value cache in GiB, allocated at start.
+        threads: OpenMP threads on the CPU; None leaves OMP_NUM_THREADS as it is.
+        start_timeout_seconds: how long a server may take until it is healthy.
+        dtype: type to compute in; None takes the type that `load_model` computes in.
+        seed: the engine's own (greedy decoding does not depend on it).
+        trust_remote_code: let the engine run modelling code that the checkpoint brings.
+        extra_arguments: further arguments of the engine's program; they win over the above.
+    """
+
+    maximum_model_length: int
+    maximum_sequences: int = 256
+    key_value_cache_gib: float = 1.0
+    threads: int | None = None
+    start_timeout_seconds: float = 600.0
+    dtype: str | None = None
+    seed: int = 0
+    trust_remote_code: bool = False
+    extra_arguments: tuple[str, ...] = ()
+
+
+class Engine(ABC):
+    """A way to run checkpoints.
+
+    Attributes:
+        abilities: what it can be asked for.
+    """
+
+    abilities: ClassVar[Abilities]
+
+    @classmethod
+    @abstractmethod
+    def recorded(cls, record: Mapping[str, Any], folder: Path) -> Engine | None:
+        """Return the engine that the record of an environment in a folder is about; None if that is another one."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Return what a user is told about who answers."""
+
+    def needs_dense_copy(self, checkpoint: Path) -> bool:
+        """Return whether the engine cannot read a checkpoint's quantised weights here, so that it gets them dense."""
+        return False
+
+    @abstractmethod
+    def serve(
+        self, checkpoint: Path, settings: ServerSettings, log_path: Path, adapter: Path | None = None
+    ) -> AbstractContextManager[Client]:
+        """Have a checkpoint ready to be asked while the context is open.
+
+        Args:
+            checkpoint: a folder with the model and its tokenizer.
+            settings: how to start.
+            log_path: receives what a started server prints; its folder is made.
+            adapter: a PEFT LoRA adapter's folder; it is put on the checkpoint.
+
+        Raises:
+            RuntimeError: the engine did not start in time, ended, or does not answer.
+            ValueError: it cannot be started so.
+        """

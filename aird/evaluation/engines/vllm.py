@@ -1,0 +1,266 @@
+"""vLLM as an engine: an API server in another Python environment, for as long as a job needs it.
+
+The workflow builds that environment (`rules/environments.smk`); this process never imports vLLM.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from aird.evaluation.engines.engine import Abilities, Completion, Engine, ServerSettings
+from aird.evaluation.http_server import HttpServer, start_server
+from aird.evaluation.programs import vllm_server
+from aird.support.files import read_json
+from aird.support.gpus import VISIBLE, listed_gpus
+from aird.support.processor import computes_in
+
+CHECKPOINT, ADAPTER = "checkpoint", "adapter"  # names under which the server knows them
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the ranks that vLLM's --max-lora-rank accepts
+PROMPTS_PER_REQUEST = 32  # bounds the size of a body; vLLM batches across requests anyway
+SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OPENAI_API_KEY", "WANDB_API_KEY")  # of no use to it
+
+
+@dataclass(frozen=True)
+class Vllm(Engine):
+    """vLLM, started by a Python that has it; None means the Python of this process."""
+
+    python: Path | None
+
+    # With an adapter, prompt log-probabilities kill the engine on a CPU (a shape error in its kernels).
+    abilities: ClassVar = Abilities(first_token_logprobs=True, prompt_logprobs=True, tasks=True, adapters=False)
+
+    @classmethod
+    def recorded(cls, record: Mapping[str, Any], folder: Path) -> Vllm | None:
+        """Return vLLM of the environment in `folder` that its record names."""
+        if record["url"] is not None:
+            return None
+        return cls(folder / record["python"])
+
+    def describe(self) -> str:
+        """Return which vLLM it is."""
+        return f"vLLM ({self.python or sys.executable})"
+
+    def needs_dense_copy(self, checkpoint: Path) -> bool:
+        """Return whether vLLM cannot read a checkpoint's quantised weights on this machine."""
+        from aird.models.dense import needs_dense_copy  # with torch, which a server's start does not wait for
+
+        return needs_dense_copy(checkpoint, detect_accelerator() == "cpu")
+
+    @contextlib.contextmanager
+    def serve(
+        self, checkpoint: Path, settings: ServerSettings, log_path: Path, adapter: Path | None = None
+    ) -> Iterator[VllmClient]:
+        """Serve a checkpoint, with an adapter on it if one is given.
+
+        Raises:
+            RuntimeError: the server did not start in time or ended; the message has the end of its log.
+            ValueError: `python` is not an executable, or the adapter's rank is above vLLM's.
+        """
+        interpreter = shutil.which(str(self.python or sys.executable))
+        if interpreter is None:
+            raise ValueError(f"{self.python} is no executable Python interpreter")
+        on_cpu = detect_accelerator() == "cpu"
+
+        def command(port: int, mark: str) -> list[str]:
+            arguments = _arguments(checkpoint, settings, adapter, port, mark, on_cpu)
+            return [interpreter, vllm_server.__file__, "cpu" if on_cpu else "cuda", *arguments]
+
+        environment = _environment(interpreter, settings, on_cpu)
+        with start_server("vLLM", command, environment, _is_ready, log_path, settings.start_timeout_seconds) as server:
+            name = CHECKPOINT if adapter is None else ADAPTER
+            yield VllmClient(server, name, prompt_logprobs=adapter is None or not on_cpu)
+
+
+class VllmClient:
+    """Asks one vLLM server by the completions interface, with vLLM's own extensions for token ids."""
+
+    def __init__(self, server: HttpServer, model: str, *, prompt_logprobs: bool = True) -> None:
+        """Take the server, the name of what is asked there, and whether it survives prompt log-probabilities."""
+        self.server = server
+        self.model = model
+        self._prompt_logprobs = prompt_logprobs
+
+    def versions(self) -> dict[str, str]:
+        """Return the server's vLLM version."""
+        return {"vllm": str(self.server.get("/version")["version"])}
+
+    def task_model(self) -> dict[str, Any]:
+        """Return how lm-eval asks the same."""
+        return {"model": self.model, "base_url": f"{self.server.address}/v1/completions"}
+
+    def complete(
+        self, prompts: Sequence[Sequence[int]], maximum_new_tokens: int, *, logprobs: int | None = None
+    ) -> list[Completion]:
+        """Complete each prompt greedily.
+
+        Args:
+            prompts: token ids of each prompt, special tokens included.
+            maximum_new_tokens: where to cut a completion.
+            logprobs: how many of the first token's log-probabilities to return.
+
+        Returns:
+            One completion a prompt, in the order of `prompts`.
+
+        Raises:
+            RuntimeError: the server refused, failed or ended.
+            ValueError: the checkpoint returns NaN (only seen with `logprobs`).
+        """
+        parameters: dict[str, Any] = {"max_tokens": maximum_new_tokens}
+        if logprobs is not None:
+            parameters |= {"logprobs": logprobs, "return_tokens_as_token_ids": True}
+        return [_read_completion(choice) for choice in self._choices(prompts, parameters)]
+
+    def token_logprobs(self, prompts: Sequence[Sequence[int]]) -> list[list[float | None]]:
+        """Return the log-probability (nats) of each prompt token given those before it.
+
+        Args:
+            prompts: token ids; shorter than the maximum model length, as one token is generated.
+
+        Returns:
+            A list as long as the prompt for each prompt; its first element is None.
+
+        Raises:
+            RuntimeError: the server refused, failed or ended.
+            ValueError: the checkpoint returns NaN, or the server would crash (an adapter on the CPU).
+        """
+        if not self._prompt_logprobs:
+            raise ValueError("vLLM on the CPU crashes on prompt log-probabilities with an adapter: merge it before")
+        choices = self._choices(prompts, {"max_tokens": 1, "prompt_logprobs": 0})
+        values: list[list[float | None]] = []
+        for prompt, choice in zip(prompts, choices, strict=True):
+            pairs = zip(prompt[1:], choice["prompt_logprobs"][1:], strict=True)
+            values.append([None, *(_finite(entry[str(token)]["logprob"]) for token, entry in pairs)])
+        return values
+
+    def _choices(self, prompts: Sequence[Sequence[int]], parameters: dict[str, Any]) -> list[dict[str, Any]]:
+        """Post all prompts to /v1/completions; return the choices in the order of `prompts`."""
+        # Set even where they are vLLM's defaults: a checkpoint's generation_config.json changes those.
+        greedy = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "n": 1, "stream": False}
+        neutral = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+        common = {"model": self.model, "return_token_ids": True, **greedy, **neutral}
+        bodies: list[dict[str, Any]] = []
+        for start in range(0, len(prompts), PROMPTS_PER_REQUEST):
+            batch = [list(prompt) for prompt in prompts[start : start + PROMPTS_PER_REQUEST]]
+            bodies.append({**common, **parameters, "prompt": batch})
+        try:
+            answers = self.server.post_all("/v1/completions", bodies)
+        except RuntimeError as error:
+            if "not JSON compliant" in str(error):  # how the server's JSON encoder refuses NaN
+                _finite(math.nan)
+            raise
+        choices: list[dict[str, Any]] = []
+        for body, answer in zip(bodies, answers, strict=True):
+            if len(answer["choices"]) != len(body["prompt"]):
+                raise RuntimeError("the server answered with another number of completions than prompts")
+            choices.extend(sorted(answer["choices"], key=lambda choice: int(choice["index"])))
+        return choices
+
+
+def detect_accelerator() -> Literal["cpu", "cuda"]:
+    """Return "cuda" if nvidia-smi lists a GPU that CUDA_VISIBLE_DEVICES does not hide, else "cpu"."""
+    hidden = os.environ.get(VISIBLE, "0").strip() in ("", "-1")
+    return "cuda" if not hidden and listed_gpus() else "cpu"
+
+
+def listed_models(server: HttpServer) -> list[dict[str, Any]]:
+    """Return the server's models and adapters as /v1/models lists them."""
+    return list(server.get("/v1/models")["data"])
+
+
+def _is_ready(server: HttpServer, mark: str) -> bool:
+    server.get("/health")
+    return mark in [model["id"] for model in listed_models(server)]
+
+
+def _arguments(
+    checkpoint: Path, settings: ServerSettings, adapter: Path | None, port: int, mark: str, on_cpu: bool
+) -> list[str]:
+    """Return the arguments of vLLM's API server."""
+    options: dict[str, object] = {
+        "model": checkpoint.absolute(),
+        "host": "127.0.0.1",
+        "port": port,
+        "max-model-len": settings.maximum_model_length,
+        "max-num-seqs": settings.maximum_sequences,
+        "dtype": settings.dtype or (_compute_dtype(checkpoint) if on_cpu else "auto"),
+        "seed": settings.seed,
+    }
+    arguments = [f"--{name}={value}" for name, value in options.items()]
+    arguments += ["--served-model-name", CHECKPOINT, mark]
+    # Prompts share a template's system prompt, and what is measured on one prompt shares all of it.
+    arguments += ["--enable-prefix-caching", "--disable-uvicorn-access-log"]
+    if settings.trust_remote_code:
+        arguments += ["--trust-remote-code"]
+    if on_cpu:
+        arguments += ["--enforce-eager"]  # torch.compile takes longer than most jobs' decoding
+        # A GPU's memory is the job's own, and vLLM finds out how much of it is left.
+        arguments += [f"--kv-cache-memory-bytes={int(settings.key_value_cache_gib * 2**30)}"]
+    if adapter is not None:
+        module = json.dumps({"name": ADAPTER, "path": str(adapter.absolute())})
+        arguments += ["--enable-lora", f"--max-lora-rank={_lora_rank(adapter)}", "--lora-modules", module]
+    return [*arguments, *settings.extra_arguments]
+
+
+def _compute_dtype(checkpoint: Path) -> str:
+    """Return the type that a processor computes a checkpoint in (aird/support/processor.py), else "auto"."""
+    config = read_json(checkpoint / "config.json")
+    stored = config.get("dtype") or config.get("torch_dtype")
+    return computes_in(str(stored)) if stored else "auto"
+
+
+def _lora_rank(adapter: Path) -> int:
+    """Return the least rank that vLLM can be started with to serve an adapter."""
+    configuration = read_json(adapter / "adapter_config.json")
+    rank = max(configuration["r"], *(configuration.get("rank_pattern") or {}).values(), 1)
+    allowed = [value for value in LORA_RANKS if value >= rank]
+    if not allowed:
+        raise ValueError(f"vLLM serves LoRA adapters up to rank {LORA_RANKS[-1]}, not {rank}")
+    return allowed[0]
+
+
+def _environment(interpreter: str, settings: ServerSettings, on_cpu: bool) -> dict[str, str]:
+    """Return the environment of the server's processes."""
+    environment = {name: value for name, value in os.environ.items() if name not in SECRETS}
+    environment |= dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK"), "1")
+    environment["PYTHONSAFEPATH"] = "1"  # the job's folder must not shadow the server's modules
+    # Tools of the server's environment, such as ninja, are looked up on PATH.
+    folder = Path(interpreter).absolute().parent
+    environment["PATH"] = os.pathsep.join([str(folder), os.environ.get("PATH", os.defpath)])
+    # By default in TMPDIR, which is each server's own, while compiled kernels are worth keeping.
+    environment.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/aird-inductor-{os.getuid()}")
+    if on_cpu:
+        environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # saves the start of a third process
+        # By itself vLLM pins its threads from core 0 on, so that all servers of a machine share it.
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        # Else its first log-probabilities wait for a C++ compiler, 3 to 11 s.
+        environment["TORCHDYNAMO_DISABLE"] = "1"
+        # Threads that spin while they wait made a server six times slower beside other work.
+        environment["OMP_WAIT_POLICY"] = "PASSIVE"
+        environment.pop("VLLM_CPU_KVCACHE_SPACE", None)  # would win over --kv-cache-memory-bytes
+    if settings.threads is not None:
+        environment["OMP_NUM_THREADS"] = str(settings.threads)
+    return environment
+
+
+def _read_completion(choice: Mapping[str, Any]) -> Completion:
+    first: dict[int, float] | None = None
+    if choice["logprobs"] is not None:
+        top = choice["logprobs"]["top_logprobs"][0]
+        first = {int(name.removeprefix("token_id:")): _finite(value) for name, value in top.items()}
+    return Completion(choice["text"], tuple(choice["token_ids"]), choice["finish_reason"], first)
+
+
+def _finite(logprob: float | None) -> float:
+    if logprob is None or math.isnan(logprob):
+        raise ValueError("the checkpoint returns NaN log-probabilities: its weights or activations overflow")
+    return float(logprob)

@@ -1,0 +1,1 @@
+"""Judges: did a completion comply? One file each, and one entry in `registry`."""

@@ -1,0 +1,13 @@
+"""The one registry of judges. To add one: write its file, and add it to JUDGES."""
+
+from __future__ import annotations
+
+from aird.evaluation.judges.arditi import ARDITI
+from aird.evaluation.judges.judge import Judge
+from aird.evaluation.judges.wei import WEI
+
+# Its file, `classifier`, is imported where the model is asked only: an edit there labels nothing by text again.
+CLASSIFIER = Judge("classifier", "classifier", None)
+JUDGES = (ARDITI, WEI, CLASSIFIER)
+# In tables for people: Arditi's rate is the complement of refusal, and most suites have no classifier.
+TABULATED = (WEI,)

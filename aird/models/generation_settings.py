@@ -1,0 +1,22 @@
+"""What a checkpoint itself says about generation; recorded at import, and then not followed.
+
+Every reply is greedy (aird/inference/generation.py, aird/evaluation/server_client.py). Who uses the model by its own
+settings, with sampling or a repetition penalty, may see other replies, so the manifest says what those are.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from aird.support.files import read_json
+
+# About the file, or which tokens begin and end a text, which is followed.
+NO_SETTINGS = {"transformers_version", "_from_model_config", "bos_token_id", "eos_token_id", "pad_token_id"}
+
+
+def own_generation_settings(folder: Path) -> dict[str, Any]:
+    """Return what a checkpoint's generation_config.json says beyond special tokens, sorted by name; {} without one."""
+    path = folder / "generation_config.json"
+    settings: dict[str, Any] = read_json(path) if path.is_file() else {}
+    return {name: settings[name] for name in sorted(settings.keys() - NO_SETTINGS)}

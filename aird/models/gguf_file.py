@@ -1,0 +1,101 @@
+"""What a GGUF file holds, from its header: sizes, quantisation types, and the tensor of each module.
+
+Its matrices are dequantised by Transformers with the `gguf` package
+(`aird.models.loading.import_model`); this says beforehand whether they can be.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class GGUFTensor:
+    """One tensor: its name, quantisation type, stored bytes and number of values."""
+
+    name: str
+    type: str
+    size: int
+    count: int
+
+
+@dataclass(frozen=True)
+class GGUFFile:
+    """A GGUF file.
+
+    Attributes:
+        path: where it is.
+        architecture: llama.cpp's name of it, such as "llama".
+        sizes: whole numbers of its metadata, without the architecture before them, such as "block_count".
+        tensors: by llama.cpp's names.
+    """
+
+    path: Path
+    architecture: str
+    sizes: dict[str, int]
+    tensors: dict[str, GGUFTensor]
+
+    def tensor_of(self, module: str) -> GGUFTensor:
+        """Return the tensor that holds the weight of a module, such as "model.layers.3.self_attn.o_proj".
+
+        Raises:
+            ValueError: llama.cpp has no name for it, or the file no such tensor.
+        """
+        import gguf
+
+        number = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == self.architecture)
+        names = gguf.get_tensor_name_map(number, self.sizes["block_count"])
+        name = f"{names.get_name(module)}.weight"
+        if name not in self.tensors:
+            raise ValueError(f"{self.path} holds no tensor {name}, the weight of {module}")
+        return self.tensors[name]
+
+    def types(self) -> dict[str, int]:
+        """Return {quantisation type: number of tensors}."""
+        return dict(sorted(Counter(tensor.type for tensor in self.tensors.values()).items()))
+
+
+def read_gguf(path: Path) -> GGUFFile:
+    """Read a GGUF file's header, and check that all of it can be dequantised.
+
+    Raises:
+        ValueError: it is damaged, of an architecture that Transformers does not read from GGUF, split into
+            several files, or holds a quantisation type that the `gguf` package does not decode.
+    """
+    import gguf
+    from gguf.quants import _type_traits
+    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
+
+    try:
+        reader = gguf.GGUFReader(path)
+        metadata: dict[str, Any] = {name: field.contents() for name, field in reader.fields.items()}
+        architecture = str(metadata["general.architecture"])
+    except Exception as error:  # the reader raises whatever its damaged numbers lead to
+        raise ValueError(f"{path} cannot be read as a GGUF model ({error}); fetch it again") from error
+    if architecture not in GGUF_SUPPORTED_ARCHITECTURES:
+        raise ValueError(
+            f"{path} is a GGUF file of the architecture {architecture}, which Transformers does not read from GGUF; "
+            "take the model as safetensors"
+        )
+    if int(metadata.get("split.count", 1)) > 1:
+        raise ValueError(f"{path} is one of {metadata['split.count']} parts; join them with llama.cpp's gguf-split")
+    tensors = {}
+    for tensor in reader.tensors:
+        kind = tensor.tensor_type
+        if kind not in _type_traits and kind.name not in ("F32", "F16", "F64", "BF16"):
+            raise ValueError(
+                f"{path}: tensor {tensor.name} is stored as {kind.name}, which the gguf package does not decode; take "
+                "a file of another type, such as Q4_K_M"
+            )
+        tensors[tensor.name] = GGUFTensor(tensor.name, kind.name, int(tensor.n_bytes), int(tensor.n_elements))
+    prefix = f"{architecture}."
+    sizes = {
+        name.removeprefix(prefix): int(value)
+        for name, value in metadata.items()
+        if name.startswith(prefix) and isinstance(value, int)
+    }
+    return GGUFFile(Path(path), architecture, sizes, tensors)

@@ -1,0 +1,77 @@
+"""What every patch method says of itself, and what it may ask for. The methods stand in aird/patching/methods/."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from aird.prompts.sets import select_instructions
+from aird.settings.base import PromptSelection
+from aird.settings.directions import Directions
+from aird.settings.patches import PatchSettings, Replies
+
+Need = Literal["original", "compressed", "direction", "own", "prompts", "replies", "arithmetic"]
+DirectionFiles = tuple[Path, Path]  # direction.safetensors, direction.json
+ABSENT: Any = None
+
+
+@dataclass(frozen=True)
+class PatchInputs:
+    """What a patch is made from. What it does not need (`needs_of`) is absent, None.
+
+    Attributes:
+        base: name of the compressed checkpoint, for the adapter's record and the card.
+        original, compressed: checkpoint folders.
+        direction: files of the original's refusal direction.
+        own: files of the compressed checkpoint's own direction.
+        prompts: "harmful" and "harmless" to prompt records with `split` and `instruction`.
+        sizes: how many prompts and tokens, as `Method.sizes` says.
+        seed: of the draw and of the order of prompts.
+        replies: the file with the original's replies; without it, the original is asked.
+    """
+
+    base: str
+    original: Path = ABSENT
+    compressed: Path = ABSENT
+    direction: DirectionFiles = ABSENT
+    own: DirectionFiles = ABSENT
+    prompts: Mapping[str, Sequence[dict[str, Any]]] = ABSENT
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    seed: int = 0
+    replies: Path | None = None
+
+    def instructions(self, kind: str) -> list[str]:
+        """Return as many training instructions of a kind as `sizes["train"]` says, drawn with the seed."""
+        selection = PromptSelection(set=kind, split="train", count=self.sizes["train"])
+        return select_instructions(self.prompts[kind], selection, self.seed)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to make a patch.
+
+    Attributes:
+        settings: the model of its settings; its field `method` is a literal with the method's name.
+        summary: what it does, for the model card and for `aird patch --help`.
+        make: writes the patch's files into an empty folder, and returns what there is to say about them besides
+            the settings: `blocks`, `edits`, `direction` and what else the method has.
+        needs: what it is made from, besides what single settings ask for (`needs_of`). With `prompts` it runs models;
+            with `arithmetic` they compute in the types that were measured on this machine.
+        sizes: returns how many prompts and tokens it sees. The patch depends on these numbers of the configuration.
+        usage: of a baseline, the text of its card that says how to use it, with {base} and its settings to be filled
+            in; None for AIRD's own patches, which are all used alike.
+        adapter: whether the files are a LoRA adapter, which can be merged.
+        memory_mb, minutes: what a job asks for.
+    """
+
+    settings: type[PatchSettings]
+    summary: str
+    make: Callable[[Any, PatchInputs, Path], dict[str, Any]]
+    needs: frozenset[Need] = frozenset()
+    sizes: Callable[[Directions, Replies], dict[str, int]] = lambda directions, replies: {}
+    usage: str | None = None
+    adapter: bool = True
+    memory_mb: int = 3000
+    minutes: int = 30

@@ -1,0 +1,72 @@
+"""The repair that a user would reach for first: an ordinary LoRA, tuned on refusals. A baseline.
+
+The same kind of examples as of the refusal tuning (aird/models/tuning.py): harmful instructions with short
+refusals, harmless ones with the compressed model's own answers. The base stays as it is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from aird.patching.method import Method, PatchInputs
+from aird.settings.patches import PatchSettings
+from aird.settings.tuning import TuningSettings
+
+
+class LoRA(PatchSettings, TuningSettings):
+    """Baseline: an ordinary LoRA adapter, tuned on refusals and on the compressed model's own harmless answers."""
+
+    method: Literal["lora"] = "lora"
+
+
+def make(settings: LoRA, inputs: PatchInputs, folder: Path) -> dict[str, Any]:
+    """Tune a LoRA adapter of the compressed checkpoint and write it; see `Method.make`.
+
+    The record has the relative change of each matrix, the numbers of examples, and the mean loss of each epoch (nats
+    per answer token).
+    """
+    import torch
+
+    from aird.models.loading import load_model, load_tokenizer
+    from aird.models.matrices import dense_matrix
+    from aird.models.tuning import train, tuning_examples, with_lora
+    from aird.patching.adapters import load_adapter, save_lora
+
+    torch.manual_seed(settings.seed)
+    harmful, harmless = inputs.instructions("harmful"), inputs.instructions("harmless")
+    tokenizer, model = load_tokenizer(inputs.compressed), load_model(inputs.compressed, dtype=torch.float32)
+    examples = tuning_examples(model, tokenizer, harmful, harmless, settings)
+    tuned = with_lora(model, settings)
+    losses = train(tuned, examples, settings)
+    save_lora(tuned, folder, inputs.base)
+    edits = [
+        {
+            "module": update.module,
+            "relative_change": (
+                update.matrix().norm() / dense_matrix(inputs.compressed, update.module).float().norm()
+            ).item(),
+            "row_norm_before": None,
+            "row_norm_after": None,
+        }
+        for update in load_adapter(folder)
+    ]
+    return {
+        "edits": edits,
+        "examples": {"harmful": len(harmful), "harmless": len(examples) - len(harmful)},
+        "epoch_losses": losses,
+    }
+
+
+METHOD = Method(
+    settings=LoRA,
+    summary="an ordinary LoRA tuned on refusals and on the compressed model's own harmless answers: a baseline",
+    make=make,
+    needs=frozenset({"compressed", "prompts"}),
+    # As many harmful ones as a calibration sees.
+    sizes=lambda directions, replies: {"train": replies.train_harmful},
+    usage="```bash\nvllm serve {base} --enable-lora --max-lora-rank {rank} "
+    "--lora-modules lora=path/to/this/folder\n```\n",
+    memory_mb=8000,
+    minutes=120,
+)

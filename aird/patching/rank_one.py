@@ -1,0 +1,78 @@
+"""What all rank-1 patches share: which matrices, along which direction, and what is written about them."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aird.directions.direction import Direction, load_direction
+from aird.models.structure import residual_writers
+from aird.patching.adapters import save_adapter
+from aird.patching.edits import Edit, edited_blocks, patch_direction
+from aird.patching.method import PatchInputs
+from aird.settings.patches import RankOneSettings
+
+logger = logging.getLogger(__name__)
+
+
+def read_direction(settings: RankOneSettings, inputs: PatchInputs) -> tuple[Direction, torch.Tensor]:
+    """Return the original's direction, and the unit direction of the patch, [d_model] float64."""
+    direction = load_direction(*inputs.direction)
+    own = load_direction(*inputs.own) if inputs.own else direction
+    return direction, patch_direction(settings, direction.unit, own.unit)
+
+
+def edited_modules(model: Any, direction: Direction, settings: RankOneSettings) -> tuple[list[int], list[str]]:
+    """Return the indices of the blocks that a patch edits, and the full names of their writers, in order.
+
+    Args:
+        model: the model, or its structure alone.
+        direction: the original's direction, whose site `source` blocks hang on.
+        settings: the patch.
+
+    Raises:
+        ValueError: a configured block does not exist, or no matrix in the blocks can be edited.
+    """
+    writers = residual_writers(model)
+    blocks = edited_blocks(settings, direction.layer, len(writers))
+    obstacles = [text for block in blocks for text in writers[block].obstacles]
+    modules = [name for block in blocks for name in writers[block].names]
+    if not modules:
+        raise ValueError(f"nothing in blocks {blocks} can be edited: {'; '.join(obstacles)}")
+    if obstacles:
+        logger.warning("not edited: %s", "; ".join(obstacles))
+    return blocks, modules
+
+
+def save_edits(
+    edits: Sequence[Edit],
+    statistics: list[dict[str, Any]],
+    blocks: list[int],
+    direction: Direction,
+    unit: torch.Tensor,
+    inputs: PatchInputs,
+    folder: Path,
+) -> dict[str, Any]:
+    """Write the edits as an adapter into `folder`, and return what there is to say about them.
+
+    Args:
+        edits: at least one edit.
+        statistics: `edit_statistics` of each edit.
+        blocks: indices of the edited blocks.
+        direction: the original's direction, whose site says which blocks are edited.
+        unit: [d_model] float64, the direction that is written.
+        inputs: of the patch.
+        folder: an existing, empty folder.
+    """
+    save_adapter(edits, folder, inputs.base)
+    sha256 = hashlib.sha256(unit.double().contiguous().numpy().tobytes()).hexdigest()
+    return {
+        "blocks": blocks,
+        "edits": statistics,
+        "direction": {"layer": direction.layer, "position": direction.position, "sha256": sha256},
+    }

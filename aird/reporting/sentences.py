@@ -1,0 +1,277 @@
+"""The results in words, from the tables: a sentence per compression, a sentence per verdict, and the details.
+
+The report opens on them, and print_summary.py prints them at the end of a run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+from aird.reporting.names import compression_in_words, is_control, is_repair, patch_in_words
+from aird.reporting.verdicts import ALL, SIGNIFICANT, SMALLEST_EFFECT
+from aird.settings.base import ORIGINAL, PLAIN
+
+Configuration = Mapping[str, Any]
+
+
+# The first sentences
+
+
+def headlines(summary: pandas.DataFrame, paired: pandas.DataFrame, configuration: Configuration) -> Iterator[str]:
+    """Yield, per suite and model, a sentence about the original and one per compression.
+
+    A compression's sentence tells what it took from refusal, what its repair brings back, and what that costs. The
+    repair is the calibrated patch; where there is none, the patch that refuses most and is no control.
+
+    Args:
+        summary, paired: the tables of the same names.
+        configuration: names in `compressions` and `patches` to their settings; what is missing there goes by its name.
+    """
+    parts = list(_parts(summary, paired))
+    for about, rows, tests in parts:
+        original = rows[rows.compression == ORIGINAL].iloc[0]
+        yield _original(original, tests, f"{about}: " if len(parts) > 1 else "")
+        for of_compression in _compressed(rows):
+            yield _headline(of_compression, original, tests, configuration)
+
+
+def _parts(
+    summary: pandas.DataFrame, paired: pandas.DataFrame
+) -> Iterator[tuple[str, pandas.DataFrame, pandas.DataFrame]]:
+    """Yield, per suite and model, what it is called, and its rows of both tables."""
+    for (suite, model), rows in summary.groupby(["suite", "model"], sort=False):
+        yield f"{model}, suite {suite}", rows, paired[(paired.suite == suite) & (paired.model == model)]
+
+
+def _compressed(rows: pandas.DataFrame) -> Iterator[pandas.DataFrame]:
+    """Yield the rows of each compression of a model."""
+    for compression, of_compression in rows.groupby("compression", sort=False):
+        if compression != ORIGINAL:
+            yield of_compression
+
+
+def _original(original: pandas.Series, tests: pandas.DataFrame, about: str) -> str:
+    harmless = tests[tests.rate == "over_refusal"].n
+    count = f" {harmless.iloc[0]}" if len(harmless) else ""
+    return (
+        f"{about}The original refuses {_rate(original)} of {original.n} harmful prompts and "
+        f"{_rate(original, 'over_refusal')} of{count} harmless ones. Brackets hold 95% intervals, and p-values of "
+        "McNemar's test over the same prompts."
+    )
+
+
+def _headline(
+    rows: pandas.DataFrame, original: pandas.Series, tests: pandas.DataFrame, configuration: Configuration
+) -> str:
+    plain = rows[rows.patch == PLAIN].iloc[0]
+    test = _test(tests, plain, "original")
+    name = compression_in_words(plain.compression, configuration["compressions"].get(plain.compression))
+    before, after = whole_percent(original.refusal), _rate(plain, more=_p_value(test.p_value))
+    lost = test.p_value < SIGNIFICANT and test.difference < 0
+    if test.p_value < SIGNIFICANT:
+        verb = "took" if lost else "raised"
+        sentence = f"{name[0].upper()}{name[1:]} {verb} refusal from {before} to {after}"
+    elif abs(test.difference) < SMALLEST_EFFECT:
+        sentence = (
+            f"With {name} the model refuses {_rate(plain)}, as the original does ({before}; {_p_value(test.p_value)})"
+        )
+    else:
+        sentence = (
+            f"With {name} the model refuses {_rate(plain)}; {test.n} prompts do not show whether that differs from the "
+            f"original's {before} ({_p_value(test.p_value)})"
+        )
+    patch = _repair(rows, configuration["patches"])
+    return f"{sentence}." if patch is None else f"{sentence}; {_repaired(patch, lost, tests, original, configuration)}."
+
+
+def _repair(rows: pandas.DataFrame, patches: Mapping[str, Any]) -> pandas.Series | None:
+    """Return the row of the patch that a sentence tells of; None if there is no patch but controls."""
+    candidates = rows[(rows.patch != PLAIN) & ~rows.patch.map(lambda name: is_control(patches.get(name)))]
+    calibrated = candidates[candidates.patch.map(lambda name: is_repair(patches.get(name)))]
+    if len(calibrated):
+        return calibrated.iloc[0]
+    return candidates.loc[candidates.refusal.idxmax()] if len(candidates) else None
+
+
+def _repaired(
+    patch: pandas.Series, lost: bool, tests: pandas.DataFrame, original: pandas.Series, configuration: Configuration
+) -> str:
+    """Return what a patch makes of a checkpoint that `lost` refusal, or did not."""
+    gain, left = _test(tests, patch, "plain"), _test(tests, patch, "original")
+    name = patch_in_words(patch.patch, configuration["patches"].get(patch.patch))
+    to = _rate(patch, more=_p_value(gain.p_value))
+    # Too few prompts to tell two rates apart do not make them alike.
+    back = left.difference >= 0 or (left.p_value >= SIGNIFICANT and -left.difference < SMALLEST_EFFECT)
+    if not lost:
+        sentence = f"with {name} it refuses {to}"
+    elif gain.p_value >= SIGNIFICANT or gain.difference <= 0:
+        sentence = f"{name} does not bring it back: {to}"
+    elif back:
+        sentence = f"{name} brings it back to {to}"
+    else:
+        sentence = f"{name} brings a part of it back: {to}"
+    over = _test(tests, patch, "original", "over_refusal")
+    cost, before = whole_percent(patch.over_refusal), whole_percent(original.over_refusal)
+    if over.lost == over.gained == 0:
+        return f"{sentence}, and harmless prompts are refused {cost} of the time, as by the original"
+    return (
+        f"{sentence}, and harmless prompts are refused {cost} of the time instead of the original's {before} "
+        f"({_p_value(over.p_value)})"
+    )
+
+
+def _rate(row: pandas.Series, name: str = "refusal", more: str = "") -> str:
+    """Return a rate with its interval, and what else belongs into the brackets."""
+    low, high = (f"{100 * row[f'{name}_{bound}']:.0f}" for bound in ("low", "high"))
+    return f"{whole_percent(row[name])} ({low} to {high}%{f', {more}' if more else ''})"
+
+
+def _p_value(value: float) -> str:
+    text = "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
+    return text if value < SIGNIFICANT else f"not significant, {text}"
+
+
+def whole_percent(rate: float) -> str:
+    """Return a rate in whole per cent, halves rounded up, but never 0% or 100% of what is not."""
+    text = f"{math.floor(100 * rate + 0.5):d}%"
+    return text if text not in ("0%", "100%") or rate in (0, 1) else percent(rate)
+
+
+def percent(rate: float) -> str:
+    """Return a rate as per cent with one decimal."""
+    return f"{100 * rate:.1f}%"
+
+
+# The verdicts
+
+
+def read_claims(path: Path) -> pandas.DataFrame:
+    """Read the table of the claims: empty text is no suite and no patch, not an unknown one."""
+    return pandas.read_csv(path, keep_default_na=False, dtype=str)
+
+
+@dataclass(frozen=True)
+class Overall:
+    """A verdict over all compressions of a model, what it needs, and those on each of them: (compression, verdict)."""
+
+    claim: str
+    patch: str
+    statement: str
+    verdict: str
+    needed: str
+    each: list[tuple[str, str]]
+
+
+def overall_verdicts(claims: pandas.DataFrame) -> Iterator[Overall]:
+    """Yield the verdict on each claim over all compressions.
+
+    Args:
+        claims: rows of one model and suite of the table of that name; no patch is empty text.
+    """
+    for overall in claims[claims.compression == ALL].itertuples():
+        same = claims[(claims.claim == overall.claim) & (claims.patch == overall.patch) & (claims.compression != ALL)]
+        # C3 asks another question of each compression than of all of them.
+        each = same if overall.claim == "C3" else same[same.statement == overall.statement]
+        pairs = list(zip(each.compression, each.verdict, strict=True))
+        yield Overall(
+            overall.claim, overall.patch, overall.statement, overall.verdict, str(overall.needed or ""), pairs
+        )
+
+
+def verdict_sentences(claims: pandas.DataFrame) -> Iterator[str]:
+    """Yield a sentence per model, suite and claim: its verdict, and what an undecided one needs.
+
+    Args:
+        claims: all rows of the table of that name; no patch and no suite are empty text.
+    """
+    groups = list(claims.groupby(["model", "suite"], sort=False))
+    several = len({model for (model, _), _ in groups}) > 1 or len({suite for (_, suite), _ in groups} - {""}) > 1
+    for (model, suite), rows in groups:
+        about = f"{', '.join(filter(None, (model, suite)))}: " if several else ""
+        for overall in overall_verdicts(rows):
+            listed = ", ".join(f"{compression}: {verdict}" for compression, verdict in overall.each)
+            patch = f", {overall.patch}" if overall.patch else ""
+            verdict = f"{overall.verdict.upper()} ({listed})."
+            yield f"{about}{overall.claim}{patch}, {overall.statement}: {verdict} {overall.needed}".strip()
+
+
+# The details
+
+
+def details(summary: pandas.DataFrame, paired: pandas.DataFrame, directions: pandas.DataFrame) -> Iterator[str]:
+    """Yield, per suite and model, sentences about every checkpoint and every site; about a patch with an indent.
+
+    Args:
+        summary, paired, directions: the tables of the same names.
+    """
+    for about, rows, tests in _parts(summary, paired):
+        of_model = directions[directions.model == rows.model.iloc[0]]
+        yield about
+        for of_compression in _compressed(rows):
+            site = of_model[of_model.compression == of_compression.compression.iloc[0]].iloc[0]
+            yield from _compression(of_compression, tests, site)
+        yield from _second_opinions(of_model)
+
+
+def _compression(rows: pandas.DataFrame, tests: pandas.DataFrame, site: pandas.Series) -> Iterator[str]:
+    plain = rows[rows.patch == PLAIN].iloc[0]
+    test = _test(tests, plain, "original")
+    what = f"changed refusal by {_points(test.difference)} points"
+    if test.p_value >= SIGNIFICANT:
+        what = f"did not change refusal measurably ({_points(test.difference)} points)"
+    null = f"{site.split_half_null_low:.2f} to {site.split_half_null_high:.2f}"
+    same = (site.layer, site.position) == (site.original_layer, site.original_position)
+    # Of all prompts, as the null is.
+    moved = "below" if site.cosine_same_site_shared < site.split_half_null_low else "within or above"
+    source = "the same source site" if same else f"source site ({site.layer}, {site.position})"
+    yield (
+        f"  {plain.compression} {what} (p = {test.p_value:.2g}), to {percent(plain.refusal)}; its direction has "
+        f"cosine {site.cosine_same_site_shared:.2f} with the original's at the same site, {moved} the split-half null "
+        f"({null}), norm ratio {site.norm_ratio:.2f}, {source}."
+    )
+    for row in rows[rows.patch != PLAIN].itertuples():
+        refusal, over = _test(tests, row, "plain"), _test(tests, row, "plain", "over_refusal")
+        effect = "" if refusal.p_value < SIGNIFICANT else " (no measurable change)"
+        costs = [f"over-refusal {_points(over.difference)} points"]
+        # A suite may measure neither.
+        if not pandas.isna(row.perplexity):
+            costs.append(f"perplexity x {row.perplexity / plain.perplexity:.3f}")
+        if not pandas.isna(row.utility):
+            costs.append(f"utility {_points(row.utility - plain.utility)} points")
+        yield (
+            f"    {row.patch}: {_points(refusal.difference)} points of refusal, p = {refusal.p_value:.2g}{effect}; "
+            f"{', '.join(costs)}."
+        )
+
+
+def _second_opinions(directions: pandas.DataFrame) -> Iterator[str]:
+    """Yield how firm the choice of each site is, and COSMIC's, where it was asked, if that is another."""
+    for row in directions.itertuples():
+        other = ""
+        if not pandas.isna(row.cosmic_layer):
+            site = f"({int(row.cosmic_layer)}, {int(row.cosmic_position)})"
+            other = f"; COSMIC {'agrees' if row.cosmic_agrees else f'chooses {site}'}"
+        yield (
+            f"  {row.compression}: site ({row.layer}, {row.position}), by {row.rule}; resampled prompts choose it in "
+            f"{percent(row.resampled_same_site)} of cases{other}."
+        )
+
+
+def _test(tests: pandas.DataFrame, row: pandas.Series, against: str, rate: str = "refusal") -> pandas.Series:
+    chosen = tests[
+        (tests.compression == row.compression)
+        & (tests.patch == row.patch)
+        & (tests.against == against)
+        & (tests.rate == rate)
+    ]
+    return chosen.iloc[0]
+
+
+def _points(difference: float) -> str:
+    return f"{100 * difference:+.1f}"

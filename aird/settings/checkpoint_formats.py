@@ -1,0 +1,155 @@
+"""The formats of ready-made checkpoints: what is read, what is refused by name, and what would help.
+
+Judged by the `quantization_config` of a config.json alone, so that the workflow can say it
+while it is parsed; docs/checkpoints.md shows the same tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class Format(NamedTuple):
+    """A format that is read.
+
+    Attributes:
+        name: what people call it.
+        declared: what config.json says.
+        decoded: whose functions give a matrix.
+        served_as: what the workflow serves: the files as given, the same numbers repacked, or a dense copy.
+    """
+
+    name: str
+    declared: str
+    decoded: str
+    served_as: str
+
+
+AS_GIVEN = "given"  # the given files, byte for byte
+REPACKED = "repacked"  # the same integers and scales, in compressed-tensors' packing
+DEQUANTISED = "dequantised"  # a dense checkpoint of the decoded matrices
+
+_COMPRESSORS = "compressed-tensors' compressor of that format"
+READ = (
+    Format("dense, pruned or not", "no `quantization_config`", "nothing to decode", AS_GIVEN),
+    Format("W4A16, W8A16, symmetric or with zero points", "`pack-quantized`", _COMPRESSORS, AS_GIVEN),
+    Format("the same with reordered columns (`weight_g_idx`)", "`pack-quantized`", "aird, group by group", DEQUANTISED),
+    Format("W8A8 integers", "`int-quantized`", _COMPRESSORS, AS_GIVEN),
+    Format("FP8 by matrix, row or block", "`float-quantized`", _COMPRESSORS, AS_GIVEN),
+    Format("NVFP4", "`nvfp4-pack-quantized`", _COMPRESSORS, AS_GIVEN),
+    Format("MXFP4", "`mxfp4-pack-quantized`", _COMPRESSORS, AS_GIVEN),
+    Format("FP8 in blocks, as DeepSeek stores it", "`fp8` with `weight_block_size`", _COMPRESSORS, REPACKED),
+    Format("GPTQ, 4 or 8 bits", "`gptq`", "compressed-tensors' unpacking", REPACKED),
+    Format("GPTQ, 2 or 3 bits, or with `desc_act`", "`gptq`", "compressed-tensors' unpacking", DEQUANTISED),
+    Format("AWQ, 4 bits", "`awq`, version `gemm`", "compressed-tensors' converter of AutoAWQ", REPACKED),
+    Format("LLM.int8, NF4, FP4", "`bitsandbytes`", "bitsandbytes", AS_GIVEN),
+    Format("GGUF: Q4_0 to Q8_0, K-quants, i-quants", "a `*.gguf` file", "gguf, through Transformers", DEQUANTISED),
+)
+
+PACKINGS = ("pack-quantized", "int-quantized", "float-quantized", "nvfp4-pack-quantized", "mxfp4-pack-quantized")
+
+_CONVERT = "convert the original with llm-compressor, which writes compressed-tensors"
+# By `quant_method`: what the format is called, and what would help.
+REFUSED = {
+    "aqlm": ("AQLM", _CONVERT),
+    "auto-round": ("AutoRound's own format", "export it with AutoRound's format auto_gptq or llm_compressor"),
+    "bitnet": ("BitNet", "take its dense checkpoint"),
+    "eetq": ("EETQ", _CONVERT),
+    "exl2": ("ExLlamaV2", _CONVERT),
+    "exl3": ("ExLlamaV3", _CONVERT),
+    "fbgemm_fp8": ("FBGEMM FP8", _CONVERT),
+    "higgs": ("HIGGS", _CONVERT),
+    "hqq": ("HQQ", _CONVERT),
+    "modelopt": ("NVIDIA ModelOpt", "convert it with compressed-tensors' ModelOptNvfp4Converter"),
+    "mxfp4": ("MXFP4 of fused experts (gpt-oss)", "mixtures of experts in it are not read; take a dense model"),
+    "quanto": ("Quanto", _CONVERT),
+    "quark": ("AMD Quark", _CONVERT),
+    "quip": ("QuIP#", _CONVERT),
+    "spqr": ("SpQR", _CONVERT),
+    "torchao": ("torchao", _CONVERT),
+    "vptq": ("VPTQ", _CONVERT),
+}
+
+
+def refusal(quantisation: Mapping[str, Any] | None) -> str | None:
+    """Return why a checkpoint cannot be read, and what would help; None for one that can.
+
+    Args:
+        quantisation: the `quantization_config` of its config.json; None for a dense checkpoint.
+    """
+    if quantisation is None:
+        return None
+    method = quantisation.get("quant_method")
+    judge = {
+        "compressed-tensors": _compressed_tensors,
+        "gptq": _gptq,
+        "awq": _awq,
+        "fp8": _fp8,
+        "bitsandbytes": _bitsandbytes,
+    }
+    if method in judge:
+        return judge[method](quantisation)
+    if method in REFUSED:
+        name, help_ = REFUSED[method]
+        return f"is stored as {name}, which is not read; {help_}"
+    return f"is quantised by {method or 'an unnamed method'}, which is not known; {_CONVERT}"
+
+
+def patch_refusal(quantisation: Mapping[str, Any] | None) -> str | None:
+    """Return why a checkpoint that can be served cannot be patched; None for one that can."""
+    if quantisation is not None and quantisation.get("transform_config"):
+        return (
+            "its matrices are stored rotated (transform_config: SpinQuant or QuIP), so an edit along the original's "
+            "direction would mean another one in them"
+        )
+    return None
+
+
+def _compressed_tensors(quantisation: Mapping[str, Any]) -> str | None:
+    sparse = (quantisation.get("sparsity_config") or {}).get("format", "dense")
+    groups = [group for group in (quantisation.get("config_groups") or {}).values() if isinstance(group, Mapping)]
+    packings = {group.get("format") for group in groups} | {quantisation.get("format"), sparse}
+    unread = sorted(str(packing) for packing in packings - {None, "dense", "mixed-precision", *PACKINGS})
+    if unread:
+        return f"is packed as {', '.join(unread)}, which is not read; save it uncompressed, or as {PACKINGS[0]}"
+    return None
+
+
+def _gptq(quantisation: Mapping[str, Any]) -> str | None:
+    bits, layout = quantisation.get("bits"), quantisation.get("checkpoint_format") or "gptq"
+    if bits not in (2, 3, 4, 8):
+        return f"is GPTQ with {bits} bits, which is not read; take one with 2, 3, 4 or 8"
+    if layout not in ("gptq", "gptq_v2"):
+        return f"is GPTQ packed for {layout}, which is not read; save it with format gptq"
+    if quantisation.get("dynamic"):
+        return "is GPTQ with other settings for some modules (`dynamic`), which is not read; quantise all alike"
+    return None
+
+
+def _awq(quantisation: Mapping[str, Any]) -> str | None:
+    bits = quantisation.get("bits", quantisation.get("w_bit", 4))
+    layout = str(quantisation.get("version") or "gemm").lower()
+    if bits != 4:
+        return f"is AWQ with {bits} bits, which is not read; take one with 4"
+    if layout != "gemm":
+        return f"is AWQ packed for {layout}, which is not read; save it with version gemm"
+    if not quantisation.get("zero_point", True):
+        return "is AWQ without zero points, which is not read; save it with zero_point: true"
+    return None
+
+
+def _fp8(quantisation: Mapping[str, Any]) -> str | None:
+    if not quantisation.get("weight_block_size"):
+        return f"is FP8 without blocks of weights (AutoFP8), which is not read; {_CONVERT}"
+    if quantisation.get("activation_scheme", "dynamic") != "dynamic":
+        return f"is FP8 in blocks with stored scales of activations, which is not read; {_CONVERT}"
+    return None
+
+
+def _bitsandbytes(quantisation: Mapping[str, Any]) -> str | None:
+    four_bits = quantisation.get("load_in_4bit") or quantisation.get("_load_in_4bit")
+    storage = quantisation.get("bnb_4bit_quant_storage", "uint8")
+    if four_bits and storage != "uint8":
+        return f"is 4-bit bitsandbytes kept in {storage}, which is not read; save it with bnb_4bit_quant_storage uint8"
+    return None

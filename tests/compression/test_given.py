@@ -1,0 +1,344 @@
+"""Ready-made checkpoints: imported as they are where they can be, checked against their original, measured."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import ready_made
+import torch
+from ready_made import block_matrices
+from safetensors.torch import load_file, save_file
+from tiny_model import build_tiny_model
+from transformers import AutoModelForCausalLM
+
+from aird.compression.given import import_given
+from aird.compression.patchable import check_patchable
+from aird.models.loading import load_model, load_tokenizer
+from aird.models.matrices import dense_matrix
+from aird.support.files import hash_folder, sha256_of
+
+WRITER = "model.layers.1.mlp.down_proj"
+NORM = "model.layers.1.input_layernorm.weight"
+READERS = [f"model.layers.1.self_attn.{name}_proj" for name in "kqv"]
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_model(tmp_path_factory.mktemp("models") / "original")
+
+
+@torch.no_grad()
+def logits(model: Any) -> torch.Tensor:
+    return model(input_ids=torch.tensor([[1, 2, 3, 4, 5]]), use_cache=False).logits.float()
+
+
+def check_served(
+    folder: Path, original: Path, wanted: dict[str, torch.Tensor], dtype: torch.dtype, rounding: float = 0
+) -> None:
+    """Check that Transformers computes with the wanted matrices, in the model's type.
+
+    `rounding`: of the scales, which Transformers keeps in that type; inputs may be rounded to FP8.
+    """
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map="cpu").eval()
+    dense = AutoModelForCausalLM.from_pretrained(original, dtype=dtype, device_map="cpu").eval()
+    for module, weight in wanted.items():
+        dense.get_submodule(module).weight.data = weight.to(dtype)
+    expected = logits(dense)
+    assert (logits(model) - expected).abs().mean() < 0.1 * expected.std()
+    for module, weight in wanted.items():
+        assert torch.equal(dense_matrix(folder, module).to(dtype), weight.to(dtype)), module
+        computed = model.get_submodule(module).weight
+        torch.testing.assert_close(computed.to(dtype), weight.to(dtype), rtol=rounding, atol=0, msg=module)
+
+
+Maker = Callable[[Path, Path], dict[str, torch.Tensor]]
+# Format, what it is served as, bits of one weight, its scale and its zero point, type of the model.
+CASES: dict[str, tuple[Maker, str, str, float, torch.dtype]] = {
+    "gptq-4": (ready_made.gptq, "gptq", "repacked", 4 + 20 / 32 + 1 / 4, torch.float16),
+    "gptq-8": (lambda o, f: ready_made.gptq(o, f, 8, 64, False), "gptq", "repacked", 8.6, torch.float16),
+    "gptq-3": (lambda o, f: ready_made.gptq(o, f, 3, 64), "gptq", "dequantised", 3.5, torch.float16),
+    "reordered": (ready_made.reordered, "gptq", "dequantised", 4.8, torch.float16),
+    "awq": (ready_made.awq, "awq", "repacked", 4 + 20 / 32, torch.float16),
+    "fp8": (lambda o, f: ready_made.fp8_block(o, f, 32, 64), "fp8-block", "repacked", 8.03, torch.bfloat16),
+    "fp8-ragged": (ready_made.fp8_block, "fp8-block", "dequantised", 8.03, torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_repacked_or_dequantised(name: str, original: Path, tmp_path: Path) -> None:
+    maker, form, served_as, bits, dtype = CASES[name]
+    wanted = maker(original, tmp_path / "given")
+    before = hash_folder(tmp_path / "given")
+    record = import_given(tmp_path / "given", original, tmp_path / "imported")
+    assert hash_folder(tmp_path / "given") == before
+    assert (record["format"], record["served_as"]) == ([form], served_as)
+    assert record["given_files"] == {"model.safetensors": before["model.safetensors"]}
+    assert record["total"]["formats"] == [form]
+    assert record["total"]["bits_per_weight"] == pytest.approx(bits, abs=0.3)
+    assert record["total"]["relative_error"] == pytest.approx({"8": 0.01, "3": 0.25}.get(name[-1], 0.1), abs=0.09)
+    assert record["patchable"] and record["rescaled"] == record["changed_norms"] == []
+    assert record["tokenizer"] == "equal to the original's"
+    check_served(tmp_path / "imported", original, wanted, dtype, rounding=2**-7 if name == "fp8" else 0)
+
+
+def test_an_adapter_on_a_repacked_checkpoint(original: Path, tmp_path: Path) -> None:
+    from aird.patching.adapters import merge, save_adapter
+    from aird.patching.edits import Edit
+
+    ready_made.gptq(original, tmp_path / "given", symmetric=False)
+    import_given(tmp_path / "given", original, tmp_path / "imported")
+    generator = torch.Generator().manual_seed(0)
+    edit = Edit(WRITER, torch.randn(128, generator=generator), torch.randn(256, generator=generator))
+    (tmp_path / "adapter").mkdir()
+    save_adapter([edit], tmp_path / "adapter", "base")
+    (tmp_path / "merged").mkdir()
+    merge(tmp_path / "imported", [edit], tmp_path / "merged")
+    patched = logits(load_model(tmp_path / "imported", tmp_path / "adapter"))
+    merged = logits(load_model(tmp_path / "merged"))
+    assert (patched - merged).abs().max() < 0.02 * merged.std()
+    assert (patched - logits(load_model(tmp_path / "imported"))).abs().max() > merged.std()
+
+
+def test_what_can_be_served_stays_as_it_is(original: Path, tmp_path: Path) -> None:
+    from aird.compression.registry import compress
+    from aird.settings.compressions import BitsAndBytes, Magnitude, RoundToNearest
+
+    for recipe in (Magnitude(sparsity=0.3), RoundToNearest(weight_bits=4, group_size=32), BitsAndBytes(variant="nf4")):
+        name = recipe.model_dump()["recipe"]
+        made = compress(original, tmp_path / name, recipe, None)
+        (tmp_path / name / "README.md").write_text("A card is not imported.")
+        record = import_given(tmp_path / name, original, tmp_path / "imported" / name)
+        (tmp_path / name / "README.md").unlink()
+        assert record["served_as"] == "given" and record["patchable"]
+        assert hash_folder(tmp_path / "imported" / name) == hash_folder(tmp_path / name)
+        assert record["total"] == made["total"] and record["other_tensors"] == made["other_tensors"]
+
+
+@pytest.mark.parametrize("types", [["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"], ["F16"]])
+def test_a_gguf_file_is_dequantised(types: list[str], original: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    held = ready_made.gguf_file(original, path, types)
+    record = import_given(path, original, tmp_path / "imported")
+    assert (record["format"], record["served_as"]) == (["gguf"], "dequantised")
+    assert set(record["quantisation_types"]) == {"F32", *types}
+    assert record["given_files"] == {"model.gguf": sha256_of(path)} and record["given_bytes"] == path.stat().st_size
+    assert record["total"]["formats"] == sorted(types)
+    bits = {"Q4_0": 4.5, "Q4_1": 5, "Q5_0": 5.5, "Q5_1": 6, "Q8_0": 8.5, "F16": 16}
+    for matrix in record["matrices"].values():
+        assert matrix["bits_per_weight"] == bits[matrix["given_format"]]
+    assert record["total"]["relative_error"] < 0.1
+    for module, matrix in held.items():
+        assert torch.equal(dense_matrix(tmp_path / "imported", module), matrix.to(torch.bfloat16)), module
+    check_served(tmp_path / "imported", original, held, torch.bfloat16)
+
+
+def super_block(kind: str, block: bytes) -> list[float]:
+    """Return the 256 values of a block of Q4_K or Q6_K, from ggml's description of the two (ggml-common.h)."""
+
+    def half(place: int) -> float:
+        return float(struct.unpack_from("<e", block, place)[0])
+
+    values = []
+    if kind == "Q4_K":  # d, dmin, 12 bytes with eight 6-bit scales and mins, 128 bytes with 4 bits a value
+        scales = block[4:16]
+        for group in range(8):
+            low = group % 4
+            if group < 4:
+                scale, least = scales[low] & 63, scales[low + 4] & 63
+            else:
+                scale = (scales[low + 8] & 15) | (scales[low] >> 6) << 4
+                least = (scales[low + 8] >> 4) | (scales[low + 4] >> 6) << 4
+            for index in range(32):
+                byte = block[16 + 32 * (group // 2) + index]
+                integer = byte >> 4 if group % 2 else byte & 15
+                values.append(half(0) * scale * integer - half(2) * least)
+        return values
+    for index in range(256):  # 128 bytes of low, 64 of high bits, 16 signed scales, d
+        part, place = divmod(index, 128)
+        row, column = divmod(place, 32)
+        low = block[64 * part + 32 * (row % 2) + column] >> (4 * (row // 2)) & 15
+        high = block[128 + 32 * part + column] >> (2 * row) & 3
+        scale = struct.unpack_from("<b", block, 192 + index // 16)[0]
+        values.append(half(208) * scale * ((low | high << 4) - 32))
+    return values
+
+
+@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ2_XXS", "IQ3_S", "IQ4_XS", "TQ2_0"])
+def test_types_that_only_llama_cpp_writes(kind: str, original: Path, tmp_path: Path) -> None:
+    """Every matrix comes to its module; Q4_K and Q6_K (Q4_K_M) also by a decoder of the test's own."""
+    held = ready_made.gguf_file(original, tmp_path / "model.gguf", ["Q8_0"], widest=kind)
+    record = import_given(tmp_path / "model.gguf", original, tmp_path / "imported")
+    assert record["matrices"][WRITER]["given_format"] == kind and kind in record["quantisation_types"]
+    # Random bytes are no compressed form of the original.
+    assert not record["patchable"]
+    matrix = dense_matrix(tmp_path / "imported", WRITER)
+    assert torch.equal(matrix, held[WRITER].to(torch.bfloat16))
+    if kind in ("Q4_K", "Q6_K"):
+        rows = [super_block(kind, bytes(row)) for row in ready_made.random_blocks(kind, 128, 256)]
+        torch.testing.assert_close(held[WRITER], torch.tensor(rows), rtol=1e-5, atol=1e-6)
+
+
+def test_gguf_files_that_are_refused(original: Path, tmp_path: Path) -> None:
+    import gguf
+
+    writer = gguf.GGUFWriter(tmp_path / "own.gguf", "rwkv6")
+    writer.add_block_count(1)
+    writer.add_tensor("token_embd.weight", numpy.ones((64, 32), dtype=numpy.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ValueError, match="of the architecture rwkv6, which Transformers does not read from GGUF; take"):
+        import_given(tmp_path / "own.gguf", original, tmp_path / "imported")
+    (tmp_path / "own.gguf").write_bytes(b"GGUF damaged")
+    with pytest.raises(ValueError, match="cannot be read as a GGUF model .*; fetch it again"):
+        import_given(tmp_path / "own.gguf", original, tmp_path / "imported")
+
+
+def scaled_awq(original: Path, folder: Path) -> dict[str, torch.Tensor]:
+    """Write AWQ as AutoAWQ does: input channels of one block's attention are scaled, and its norm takes that over."""
+    factors = 1 + torch.arange(128) % 7 / 4
+
+    def scale(module: str) -> torch.Tensor:
+        return factors if module in READERS else torch.ones(1)
+
+    wanted = ready_made.awq(original, folder, scale=scale)
+    tensors = load_file(folder / "model.safetensors")
+    tensors[NORM] = (tensors[NORM].float() / factors).to(tensors[NORM].dtype)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return wanted
+
+
+def test_what_awq_rescaled_is_found_and_not_compared(original: Path, tmp_path: Path) -> None:
+    scaled_awq(original, tmp_path / "given")
+    record = import_given(tmp_path / "given", original, tmp_path / "imported")
+    assert record["changed_norms"] == [NORM]
+    assert record["rescaled"] == READERS
+    assert all(record["matrices"][module]["relative_error"] is None for module in READERS)
+    assert record["matrices"][WRITER]["relative_error"] < 0.15
+    assert record["total"]["relative_error"] is None
+    assert record["patchable"]
+
+
+def test_another_models_matrices_are_measured_but_not_patched(original: Path, tmp_path: Path) -> None:
+    other = build_tiny_model(tmp_path / "other", seed=1)
+    record = import_given(other, original, tmp_path / "imported")
+    assert not record["patchable"] and record["total"]["relative_error"] is None
+    with pytest.raises(ValueError, match="measured but not patched: 28 matrices, .* rotated .* or belong to another"):
+        check_patchable(record)
+    check_patchable({"patchable": True})
+    check_patchable({})
+
+
+def configured(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"quantization_config": {"quant_method": "hqq"}}, "stored as HQQ, which is not read; convert the original"),
+        ({"quantization_config": {"quant_method": "own"}}, "quantised by own, which is not known"),
+        ({"hidden_size": 64}, "was not made from .*: its hidden_size is 64, the original's 128"),
+        ({"num_hidden_layers": 3}, "its num_hidden_layers is 3"),
+        ({"vocab_size": 1}, "its vocab_size is 1"),
+    ],
+)
+def test_what_is_refused_before_anything_is_copied(
+    changes: dict[str, Any], message: str, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = Path(shutil.copytree(original, tmp_path / "given"))
+    configured(given, **changes)
+
+    def copied(*_: Any) -> None:
+        raise AssertionError("was copied")
+
+    monkeypatch.setattr("aird.compression.given.copy_weights", copied)
+    with pytest.raises(ValueError, match=message):
+        import_given(given, original, tmp_path / "imported")
+    assert not (tmp_path / "imported").exists()
+
+
+def test_matrices_that_are_not_the_originals(original: Path, tmp_path: Path) -> None:
+    given = Path(shutil.copytree(original, tmp_path / "given"))
+    tensors = load_file(given / "model.safetensors")
+    weight = tensors.pop(f"{WRITER}.weight")
+    save_file(tensors, given / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=f"lacks the matrix {WRITER}"):
+        import_given(given, original, tmp_path / "imported")
+    tensors[f"{WRITER}.weight"] = weight.T.contiguous()
+    save_file(tensors, given / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=rf"{WRITER} is \(256, 128\), the original's is \(128, 256\)"):
+        import_given(given, original, tmp_path / "imported")
+
+
+def test_a_gguf_file_of_another_model(original: Path, tmp_path: Path) -> None:
+    ready_made.gguf_file(original, tmp_path / "model.gguf", ["Q8_0"])
+    other = Path(shutil.copytree(original, tmp_path / "other"))
+    configured(other, intermediate_size=512)
+    with pytest.raises(ValueError, match="its feed_forward_length is 256, the original's intermediate_size 512"):
+        import_given(tmp_path / "model.gguf", other, tmp_path / "imported")
+
+
+def test_tokenizers(original: Path, tmp_path: Path) -> None:
+    """None: the original's is taken. Without a template, or with another: said. Other tokens: refused."""
+    given = Path(shutil.copytree(original, tmp_path / "given"))
+    template = (given / "chat_template.jinja").read_text()
+    (given / "chat_template.jinja").write_text("Now: " + template)
+    record = import_given(given, original, tmp_path / "imported")
+    assert record["tokenizer"] == "equal to the original's, but with another chat template"
+    (given / "chat_template.jinja").unlink()
+    record = import_given(given, original, tmp_path / "imported")
+    assert record["tokenizer"] == "equal to the original's, whose chat template it got, as it brings none"
+    assert load_tokenizer(tmp_path / "imported").chat_template == template
+    tokenizer = json.loads((given / "tokenizer.json").read_text())
+    tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:3]
+    (given / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ValueError, match="splits text into other tokens than"):
+        import_given(given, original, tmp_path / "imported-too")
+    for path in given.glob("tokenizer*"):
+        path.unlink()
+    record = import_given(given, original, tmp_path / "imported")
+    assert record["tokenizer"] == "the original's, as the checkpoint brings none"
+    assert load_tokenizer(tmp_path / "imported").chat_template == template
+
+
+def test_shards_are_repacked_one_by_one(original: Path, tmp_path: Path) -> None:
+    wanted = ready_made.gptq(original, tmp_path / "given")
+    tensors = load_file(tmp_path / "given/model.safetensors")
+    (tmp_path / "given/model.safetensors").unlink()
+    names = sorted(tensors)
+    files = {
+        name: f"model-0000{1 + (position > len(names) / 2)}-of-00002.safetensors" for position, name in enumerate(names)
+    }
+    # Tensors of one module may lie in two shards.
+    files[f"{WRITER}.qzeros"] = "model-00002-of-00002.safetensors"
+    for file in set(files.values()):
+        save_file(
+            {name: tensors[name] for name in names if files[name] == file}, tmp_path / "given" / file, {"format": "pt"}
+        )
+    (tmp_path / "given/model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    import_given(tmp_path / "given", original, tmp_path / "imported")
+    assert len(list((tmp_path / "imported").glob("*.safetensors"))) == 2
+    check_served(tmp_path / "imported", original, wanted, torch.float16)
+
+
+def test_matrices_that_stay_dense_beside_packed_ones(original: Path, tmp_path: Path) -> None:
+    wanted = ready_made.gptq(original, tmp_path / "given")
+    tensors = load_file(tmp_path / "given/model.safetensors")
+    for local in ("qweight", "qzeros", "scales", "g_idx"):
+        del tensors[f"{WRITER}.{local}"]
+    wanted[WRITER] = block_matrices(original)[WRITER].half()
+    tensors[f"{WRITER}.weight"] = wanted[WRITER]
+    save_file(tensors, tmp_path / "given/model.safetensors", {"format": "pt"})
+    record = import_given(tmp_path / "given", original, tmp_path / "imported")
+    assert record["format"] == ["dense", "gptq"]
+    check_served(tmp_path / "imported", original, wanted, torch.float16)

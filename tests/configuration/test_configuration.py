@@ -1,0 +1,396 @@
+"""Every mistake in a configuration is one line that names the key and what to write; what is generated is current."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from configuration_cases import ABSENT, BASE, CASES, COMMIT, FILE_CASES
+from snakemake.utils import update_config
+
+from aird.configuration.configuration import Configuration
+from aird.configuration.loading import load_configuration
+from aird.configuration.local_files import check_files, load_yaml_strictly
+from aird.configuration.messages import ConfigurationError
+from aird.configuration.reference import generated_files
+from aird.settings.sources import PLACEHOLDER_COMMIT
+from aird.support.files import canonical_json
+
+PROJECT = Path(__file__).resolve().parents[2]
+# Names in CASES that YAML would read as something else.
+YAML_NAMES = {name: yaml.safe_load(name) for name in ("50", "1000.0", "true", "null", "2026-01-02")}
+
+
+def changed(place: str, value: Any) -> dict[str, Any]:
+    """Return the correct configuration with one value changed; what follows a table of names is one name."""
+    configuration = copy.deepcopy(BASE)
+    table: Any = configuration
+    rest = place
+    while True:
+        # Names with dots are taken whole if no table has their beginning.
+        key, _, after = rest.partition(".")
+        if "." not in rest or key not in table or not isinstance(table[key], dict) or after == "merge":
+            break
+        table, rest = table[key], after
+    key = YAML_NAMES.get(rest, rest)
+    if value is ABSENT:
+        del table[key]
+    else:
+        table[key] = value
+    return configuration
+
+
+def mistakes(values: dict[str, Any]) -> list[str]:
+    with pytest.raises(ConfigurationError) as caught:
+        load_configuration(values)
+    return str(caught.value).split("\n")
+
+
+ALL_CASES = [
+    pytest.param(*case, id=f"{topic}-{case[0]!r}-{n}") for topic, cases in CASES.items() for n, case in enumerate(cases)
+]
+
+
+def test_base_is_correct() -> None:
+    configuration = load_configuration(BASE)
+    # The ready-made checkpoint is one model's alone.
+    assert len(list(configuration.cells())) == 2 * (1 + 3 * 2) + 2
+    assert len(ALL_CASES) >= 60
+
+
+@pytest.mark.parametrize(("place", "value", "start", "said"), ALL_CASES)
+def test_mistake_is_one_clear_line(place: str, value: Any, start: str, said: str) -> None:
+    (line,) = mistakes(changed(place, value))
+    assert line.startswith(start)
+    assert said in line
+    # A message says what is wrong, then what to write.
+    assert ";" in line or "needs" in line or "in quotes" in line or "give `" in line
+    assert "Input should" not in line and "pydantic" not in line
+
+
+def test_every_mistake_has_its_line() -> None:
+    values = changed("seed", -1)
+    values["patches"]["aird"]["alpha"] = "1"
+    values["compressions"][50] = {"recipe": "fp9"}
+    said = mistakes(values)
+    assert [line.partition(":")[0] for line in said] == [
+        "compressions.50",
+        "seed",
+        "compressions.50.recipe",
+        "patches.aird.alpha",
+    ]
+
+
+def test_empty_configuration_says_every_missing_table() -> None:
+    said = mistakes({})
+    assert [line.partition(":")[0] for line in said] == [
+        "prompt_sets",
+        "directions",
+        "models",
+        "compressions",
+        "suites",
+    ]
+
+
+def test_circular_sets() -> None:
+    values = changed("prompt_sets.raw", {"combine": ["harmful"]})
+    said = mistakes(values)
+    assert said[0].startswith("prompt_sets.raw.combine: harmful is itself made from raw; remove one")
+    assert len(said) == 2  # the circle is named at both of its ends
+
+
+def test_set_both_combined_and_kept_apart() -> None:
+    values = changed("prompt_sets.harmful.disjoint_from", ["attack", "raw"])
+    assert mistakes(values) == [
+        "prompt_sets.harmful.disjoint_from: raw is also in `combine`; remove it from one of the two"
+    ]
+
+
+def test_measuring_on_what_a_direction_only_verifies_is_no_leak() -> None:
+    values = changed("suites.safety.harmful", {"set": "harmful", "split": "test"})
+    load_configuration(values)
+
+
+def test_set_kept_apart_from_the_measured_one_by_the_other_side() -> None:
+    values = changed("prompt_sets.harmful.disjoint_from", ABSENT)
+    values["prompt_sets"]["attack"]["disjoint_from"] = ["harmful"]
+    load_configuration(values)
+
+
+def test_long_values_are_shortened() -> None:
+    (line,) = mistakes(changed("models.hub.dtype", "x" * 5000))
+    assert len(line) < 200
+
+
+def test_ready_made_checkpoints_exist_for_their_models_only() -> None:
+    configuration = load_configuration(BASE)
+    assert [cell for cell in configuration.cells() if cell[1] == "ready"] == [
+        ("hub", "ready", "plain"),
+        ("hub", "ready", "aird"),
+    ]
+    assert configuration.compressions_of("tuned") == ["magnitude", "wanda", "w4"]
+
+
+def test_a_patch_of_ready_made_checkpoints_that_no_model_has() -> None:
+    values = changed("patches.aird.compressions", ["ready"])
+    load_configuration(values)
+    values["models"]["hub"]["patches"] = []
+    (line,) = mistakes(values)
+    assert line.startswith("patches.aird.compressions: no model that has this patch has ready; name compressions")
+
+
+# Files
+
+ROTATED = {"quant_method": "compressed-tensors", "format": "pack-quantized", "transform_config": {"config_groups": {}}}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the working folder, with every file that BASE names."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "raw.txt").write_text("".join(f"instruction {number}\n" for number in range(300)), encoding="utf-8")
+    records = [{"instruction": f"question {number}", "part": "train"} for number in range(300)]
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    (tmp_path / "harmless.jsonl").write_text(text, encoding="utf-8")
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}", encoding="utf-8")
+    (model / "model.safetensors").write_bytes(b"")
+    (model / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}', encoding="utf-8")
+    for name, quantisation in {"hqq": {"quant_method": "hqq"}, "rotated": ROTATED}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"quantization_config": quantisation}), "utf-8")
+        (tmp_path / name / "model.safetensors").write_bytes(b"")
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    (tasks / "own.yaml").write_text("task: own\ncustom: !function utils.load\n", encoding="utf-8")
+    (tmp_path / "file").write_text("text", encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("place", "value", "start", "said"), FILE_CASES)
+def test_file_mistake_is_one_clear_line(folder: Path, place: str, value: Any, start: str, said: str) -> None:
+    if place == "suites.safety":
+        value = {**BASE["suites"]["safety"], **value}
+    with pytest.raises(ConfigurationError) as caught:
+        check_files(load_configuration(changed(place, value)))
+    (line,) = str(caught.value).split("\n")
+    assert line.startswith(start)
+    assert said in line
+
+
+def test_right_files_pass(folder: Path) -> None:
+    values = changed("models.hub.source", {"path": "model"})
+    values["suites"]["safety"] |= {"tasks": ["own", "rte"], "task_folder": "tasks"}
+    values["serving"] = {"executable": sys.executable}
+    check_files(load_configuration(values))
+
+
+def test_a_patch_of_what_can_only_be_measured(folder: Path) -> None:
+    values = changed("compressions.ready.sources", {"hub": {"path": "rotated"}})
+    values["models"]["hub"]["source"] = {"path": "model"}
+    values["patches"] |= {"asked": {"method": "system_prompt"}}
+    with pytest.raises(ConfigurationError) as caught:
+        check_files(load_configuration(values))
+    (line,) = str(caught.value).split("\n")
+    assert line.startswith("patches.aird.compressions: ready of hub can be measured but not patched, as its matrices")
+    values["patches"]["aird"]["compressions"] = ["magnitude", "wanda", "w4"]
+    check_files(load_configuration(values))
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [("model.safetensors", "save_pretrained"), ("tokenizer_config.json", "no chat template; use the chat")],
+)
+def test_incomplete_model_folder(folder: Path, file: str, said: str) -> None:
+    (folder / "model" / file).unlink()
+    with pytest.raises(ConfigurationError, match=said) as caught:
+        check_files(load_configuration(changed("models.hub.source", {"path": "model"})))
+    assert "\n" not in str(caught.value)
+
+
+def test_splits_that_only_the_file_knows(folder: Path) -> None:
+    values = changed("prompt_sets.harmless.splits", ABSENT)
+    values["prompt_sets"]["harmless"]["split_field"] = "part"
+    values["directions"]["train"] = 100
+    values["compressions"]["wanda"]["calibration"]["count"] = 301
+    with pytest.raises(ConfigurationError) as caught:
+        check_files(load_configuration(values))
+    said = str(caught.value).split("\n")
+    assert (
+        "directions.harmless: prompt set harmless has no split validation and no split test (it has: train); use one that its file has"
+        in said
+    )
+    assert any(line.startswith("compressions.wanda.calibration.count:") and "at most 300" in line for line in said)
+
+
+def test_repeated_key_in_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("seed: 1\nmodels:\n  a: {}\n  a: {}\nseed: 2\n", encoding="utf-8")
+    with pytest.raises(ConfigurationError) as caught:
+        load_yaml_strictly(path)
+    said = str(caught.value).split("\n")
+    assert [re.sub(r"^.*config\.yaml, ", "", line) for line in said] == [
+        'line 5: key "seed" stands already in line 1; remove one',
+        'line 4: key "a" stands already in line 3; remove one',
+    ]
+
+
+def test_text_that_is_no_yaml_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("models: [\n\t- a\n", encoding="utf-8")
+    with pytest.raises(ConfigurationError, match="cannot be read as YAML") as caught:
+        load_yaml_strictly(path)
+    assert "\n" not in str(caught.value)
+
+
+# The files of the project
+
+
+GRIDS = ("config.yaml", "config/embedded.yaml")
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_grids_of_the_embedded_model_are_correct(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    path = PROJECT / name
+    monkeypatch.chdir(PROJECT)
+    check_files(load_configuration(load_yaml_strictly(path)), [path])
+
+
+def test_the_quick_grid_shares_its_dear_nodes_with_the_whole_one() -> None:
+    """The tuned model, its compressed checkpoints and their activations: going on after a demo makes none of them again."""
+    quick, whole = (load_configuration(load_yaml_strictly(PROJECT / name)) for name in GRIDS)
+    assert quick.seed == whole.seed and quick.compute_dtype == whole.compute_dtype
+    assert quick.models == whole.models and quick.prompt_sets == whole.prompt_sets
+    assert quick.compressions.items() <= whole.compressions.items()
+    for name in ("harmful", "harmless", "train", "validation"):
+        assert getattr(quick.directions, name) == getattr(whole.directions, name)
+    assert whole.directions.scored is None and whole.directions.cosmic == "all"
+
+
+@pytest.mark.parametrize("name", ["repairs", "transfer"])
+def test_additions_fit_the_embedded_grid(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Snakemake merges from two files is correct, and adds cells without changing one."""
+    monkeypatch.chdir(PROJECT)
+    values = load_yaml_strictly(PROJECT / "config/embedded.yaml")
+    default = load_configuration(values)
+    update_config(values, load_yaml_strictly(PROJECT / "config" / f"{name}.yaml"))
+    configuration = load_configuration(values)
+    check_files(configuration)
+    assert set(configuration.cells()) - set(default.cells())
+    for patch, settings in default.patches.items():
+        # A patch may come to more compressions, which changes no cell of the others.
+        same = {"exclude": {"compressions"}}
+        assert configuration.patches[patch].model_dump(**same) == settings.model_dump(**same)
+    if name == "repairs":  # `transfer` leaves cells of that grid out
+        assert set(default.cells()) < set(configuration.cells())
+    assert configuration.compressions | default.compressions == configuration.compressions
+    assert configuration.suites | default.suites == configuration.suites
+
+
+def test_paper_grid_asks_for_its_commits_and_is_correct_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(PROJECT)
+    values = load_yaml_strictly(PROJECT / "config/paper.yaml")
+    unpinned = [name for name, model in values["models"].items() if model["source"]["revision"] == PLACEHOLDER_COMMIT]
+    if unpinned:
+        said = mistakes(values)
+        assert [line.partition(":")[0] for line in said] == [f"models.{name}.source.revision" for name in unpinned]
+    for name in unpinned:
+        values["models"][name]["source"]["revision"] = COMMIT
+    configuration = load_configuration(values)
+    check_files(configuration)
+    assert len(configuration.models) == 5
+    # Plain and four patches of each compression; the original has no patch.
+    assert len(list(configuration.cells())) == 5 * (1 + 5 * len(configuration.compressions))
+
+
+def test_paper_grid_repeats_every_calibrated_compression_with_three_seeds() -> None:
+    compressions = load_yaml_strictly(PROJECT / "config/paper.yaml")["compressions"]
+    seeds: dict[str, list[int]] = {}
+    for settings in compressions.values():
+        if "calibration" in settings:
+            seed = settings["calibration"].get("seed", 0)
+            rest = {**settings, "calibration": {**settings["calibration"], "seed": None}}
+            seeds.setdefault(canonical_json(rest), []).append(seed)
+    assert len(seeds) >= 5
+    assert all(sorted(numbers) == [0, 1, 2] for numbers in seeds.values()), seeds
+
+
+@pytest.mark.parametrize("path", generated_files(), ids=str)
+def test_generated_files_are_current(path: Path) -> None:
+    current = PROJECT / path
+    assert current.is_file() and current.read_text(encoding="utf-8") == generated_files()[path], (
+        f"{path} is out of date; run `python -m aird.configuration.reference` in the project's folder"
+    )
+
+
+def test_reference_names_every_key_and_its_links_lead_somewhere() -> None:
+    text = generated_files()[Path("config/README.md")]
+    schema = Configuration.model_json_schema()
+    tables = [schema, *schema["$defs"].values()]
+    keys = {key for table in tables for key in table.get("properties", {})}
+    assert [key for key in keys - {"recipe", "method"} if f"| `{key}` |" not in text] == []
+    anchors = {
+        re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^## (.*)$", text, re.M)
+    }
+    assert set(re.findall(r"\]\(#([^)]*)\)", text)) <= anchors
+    assert text == generated_files()[Path("config/README.md")]
+
+
+# What rules get
+
+
+def reordered(value: Any) -> Any:
+    """Return the value with the keys of every table in reverse order."""
+    if isinstance(value, dict):
+        return {key: reordered(value[key]) for key in reversed(value)}
+    return value
+
+
+def test_order_of_keys_changes_no_parameter() -> None:
+    one, other = load_configuration(BASE), load_configuration(reordered(BASE))
+    for table in ("prompt_sets", "models", "compressions", "patches", "suites"):
+        for name, settings in getattr(one, table).items():
+            dumped = [canonical_json(each.model_dump()) for each in (settings, getattr(other, table)[name])]
+            # The order of drawn splits is the one thing in it that the file's order decides, not its text.
+            assert dumped[0] == dumped[1]
+    assert canonical_json(one.directions.model_dump()) == canonical_json(other.directions.model_dump())
+
+
+def test_same_meaning_has_the_same_parameter() -> None:
+    whole = load_configuration(changed("patches.aird.alpha", 1)).patches["aird"]
+    assert whole == load_configuration(changed("patches.aird.alpha", 1.0)).patches["aird"]
+    assert canonical_json(whole.model_dump()) == canonical_json(load_configuration(BASE).patches["aird"].model_dump())
+
+
+def test_settings_survive_the_way_to_a_job() -> None:
+    configuration = load_configuration(BASE)
+    for table in ("prompt_sets", "models", "compressions", "patches", "suites"):
+        for settings in getattr(configuration, table).values():
+            read = type(settings).model_validate(json.loads(canonical_json(settings.model_dump())))
+            assert read == settings
+
+
+def test_parsing_imports_nothing_heavy() -> None:
+    heavy = ["torch", "transformers", "pandas", "numpy", "huggingface_hub", "llmcompressor", "lm_eval", "matplotlib"]
+    modules = "aird.configuration.loading, aird.configuration.local_files, aird.configuration.reference"
+    code = f"import sys, {modules}; aird.configuration.reference.generated_files()"
+    code += f"; print([m for m in {heavy} if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_rules_quote_every_value_in_shell_commands() -> None:
+    # Numbers, and flags that the rules themselves write, need no quotes.
+    plain = {f"params.{name}" for name in ("seed", "lock", "calibration", "environment", "judgement")}
+    for path in sorted((PROJECT / "rules").glob("*.smk")):
+        for block in re.findall(r"^    shell:\n((?:        .*\n)+)", path.read_text(encoding="utf-8"), re.M):
+            fields = set(re.findall(r"\{((?:input|output|params|log|wildcards|resources)[^{}]*)\}", block))
+            assert {field for field in fields if not field.endswith(":q")} <= plain, f"{path.name}: quote with :q"

@@ -1,0 +1,185 @@
+"""The registry of patch methods: each made by the one function, from what it asks for and by its own code alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT
+from huggingface_hub import ModelCard
+
+from aird.directions.direction import Direction, save_direction
+from aird.patching.adapters import load_adapter
+from aird.patching.method import PatchInputs
+from aird.patching.methods import NAMES, method, module_of, parse_patch
+from aird.patching.patch_files import make_patch, write_merged
+from aird.patching.system_prompt import read_patch
+from aird.settings.patches import Replies
+from aird.support.code_dependencies import code_files
+from aird.support.files import hash_folder, read_json, write_json, write_json_lines
+
+# Little of everything; a calibration leaves alone what refuses as much as the original, which is itself.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "scale": {"alpha": 0.5},
+    "project": {"alpha": 2.0},
+    "fit": {},
+    "calibrate": {},
+    "lora": {"rank": 2, "epochs": 1, "maximum_answer_tokens": 2},
+    "system_prompt": {"text": "Refuse what could harm somebody."},
+}
+SIZES = Replies(train_harmful=8, train_harmless=8, validation=8, tokens=3, judged_tokens=4).model_dump()
+RECORDS = {
+    kind: [
+        {"id": f"{split}-{number}", "instruction": f"{kind} {split} {number}", "split": split}
+        for split in ("train", "validation")
+        for number in range(8)
+    ]
+    for kind in ("harmful", "harmless")
+}
+
+
+def test_every_method_is_tested_and_named_as_in_its_settings() -> None:
+    assert tuple(SETTINGS) == NAMES
+    files = {path.stem for path in (ROOT / "aird/patching/methods").glob("*.py")} - {"__init__"}
+    assert files == set(NAMES)
+    for name in NAMES:
+        assert parse_patch({"method": name}).model_dump()["method"] == name
+
+
+def save_unit(folder: Path) -> tuple[Path, Path]:
+    """Write a direction and return its files."""
+    unit = torch.nn.functional.normalize(torch.arange(128, dtype=torch.float64), dim=0)
+    files = folder / "direction.safetensors", folder / "direction.json"
+    save_direction(Direction(unit, 3.0, {"layer": 2, "position": -1}), *files)
+    return files
+
+
+# What runs a patch's job, with the files of the project that Python has loaded at its end.
+PROGRAM = """
+import os, runpy, sys
+folder = os.path.join(sys.argv.pop(1), "")
+refuses = sys.argv.pop(1) == "True"
+if refuses:
+    # A random model refuses nothing by itself, and a calibration learns from refusals.
+    import aird.inference.refusals
+    aird.inference.refusals.jailbroken_arditi = lambda _: False
+sys.argv[0] = folder + "workflow/scripts/make_patch.py"
+sys.path.insert(0, folder + "workflow/scripts")
+runpy.run_path(sys.argv[0], run_name="__main__")
+files = [getattr(module, "__file__", None) or "" for module in list(sys.modules.values())]
+print("LOADED", *(file for file in files if file.startswith((folder + "aird", folder + "workflow"))), sep="\\n")
+"""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "calibrate" else pytest.mark.thorough) for name in NAMES]
+)
+def test_the_script_makes_any_patch_from_what_it_needs_by_the_code_of_its_method(
+    name: str, tiny_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    chosen, model = method(name), tiny_folder("llama")
+    write_json(tmp_path / "manifest.json", {"files": hash_folder(model), "licence": "apache-2.0"})
+    write_json(tmp_path / "arithmetic.json", {"computes_in": {}})
+    for kind, records in RECORDS.items():
+        write_json_lines(tmp_path / f"{kind}.jsonl", records)
+    tensors, record = save_unit(tmp_path)
+    manifests = [
+        part for kind in ("original", "compressed") for part in (f"--{kind}-manifest", tmp_path / "manifest.json")
+    ]
+    flags = {
+        "original": ["--original", model],
+        "compressed": ["--compressed", model, *manifests],
+        "direction": ["--direction", tensors, "--direction-record", record],
+        "prompts": [part for kind in RECORDS for part in (f"--{kind}", tmp_path / f"{kind}.jsonl")],
+        "arithmetic": ["--arithmetic", tmp_path / "arithmetic.json"],
+        "replies": [],  # without their file the original is asked
+    }
+    settings: dict[str, Any] = {"patch": {"method": name, **SETTINGS[name]}}
+    if "prompts" in chosen.needs:
+        settings |= {"sizes": SIZES if name == "calibrate" else {"train": 8}, "seed": 1}
+    given = [str(part) for need, parts in flags.items() if need in chosen.needs for part in parts]
+    given += ["--settings", json.dumps(settings), "--base", "w4a16"]
+    given += ["--adapter", str(tmp_path / "adapter"), "--statistics", str(tmp_path / "statistics.json")]
+    command = [sys.executable, "-c", PROGRAM, str(ROOT), str(name == "calibrate"), *given]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    loaded = {Path(line) for line in result.stdout.partition("LOADED\n")[2].splitlines()}
+    hashed = set(code_files(ROOT / "workflow/scripts/make_patch.py", ROOT, module_of(name)))
+    assert loaded <= hashed and len(loaded) > 10
+    assert {path.stem for path in loaded if path.parent.name == "methods"} <= {"__init__", name, "fit"}
+    statistics = read_json(tmp_path / "statistics.json")
+    assert statistics["settings"].items() >= SETTINGS[name].items()
+    assert statistics["files"] == hash_folder(tmp_path / "adapter")
+    card = ModelCard.load(tmp_path / "adapter/README.md")
+    assert chosen.summary in card.text and card.data.base_model == "w4a16"
+    assert card.data.license == ("apache-2.0" if "compressed" in chosen.needs else None)
+    adapter, prompt = read_patch(tmp_path / "adapter")
+    assert (prompt is None) == chosen.adapter
+    if adapter is not None:
+        assert {edit["module"] for edit in statistics["edits"]} == {edit.module for edit in load_adapter(adapter)}
+
+
+def closure(*arguments: str) -> set[str]:
+    """Return the files that a script and the modules that it imports by name hang on."""
+    script, *modules = arguments
+    files = code_files(ROOT / "workflow/scripts" / f"{script}.py", ROOT, *modules)
+    return {path.relative_to(ROOT).as_posix() for path in files}
+
+
+def test_an_edit_of_a_method_or_of_what_it_runs_makes_its_own_patches_again() -> None:
+    """Each row: a file, and the methods whose patches an edit of it makes again."""
+    rows = {
+        "aird/patching/methods/scale.py": {"scale"},
+        "aird/patching/methods/lora.py": {"lora"},
+        "aird/models/tuning.py": {"lora"},
+        "aird/patching/calibration.py": {"calibrate"},
+        "aird/patching/replies.py": {"calibrate"},
+        "aird/patching/formula.py": {"scale", "project"},
+        "aird/patching/fitting.py": {"fit", "calibrate"},
+        "aird/directions/direction.py": {"scale", "project", "fit", "calibrate"},
+        "aird/patching/model_card.py": set(NAMES),
+    }
+    code = {name: closure("make_patch", module_of(name)) for name in NAMES}
+    for path, again in rows.items():
+        assert {name for name in NAMES if path in code[name]} == again, path
+    # Replies are recorded, and completions are made, whatever the methods do with them.
+    for script in ("record_replies", "evaluate_suite"):
+        assert not [path for path in closure(script) if path.startswith("aird/patching/methods/")]
+    assert "aird/patching/replies.py" in closure("record_replies")
+    assert "aird/patching/calibration.py" not in closure("record_replies")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_method_needs_is_asked_for_before_anything_is_made(name: str, tmp_path: Path) -> None:
+    needed = sorted(method(name).needs - {"arithmetic", "replies"})
+    if not needed:
+        return
+    with pytest.raises(ValueError, match=f"method {name} needs what was not given: {', '.join(needed)}"):
+        make_patch(parse_patch({"method": name}), PatchInputs("base"), tmp_path / "adapter", tmp_path / "record.json")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_own_direction_is_needed_where_the_settings_ask_for_it(
+    tiny_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model, settings = tiny_folder("llama"), parse_patch({"method": "scale", "direction": "own"})
+    inputs = PatchInputs("base", model, model, save_unit(tmp_path))
+    with pytest.raises(ValueError, match="method scale needs what was not given: own"):
+        make_patch(settings, inputs, tmp_path / "adapter", tmp_path / "statistics.json")
+
+
+def test_a_merged_lora_says_that_it_is_a_baseline(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    model = tiny_folder("llama")
+    inputs = PatchInputs("base", compressed=model, prompts=RECORDS, sizes={"train": 8})
+    settings = parse_patch({"method": "lora", **SETTINGS["lora"]})
+    record = make_patch(settings, inputs, tmp_path / "adapter", tmp_path / "statistics.json", "mit")
+    write_merged(model, tmp_path / "adapter", record, tmp_path / "merged")
+    card = ModelCard.load(tmp_path / "merged/README.md")
+    assert card.data.library_name == "transformers" and card.data.license == "mit" and "baseline" in card.data.tags
+    assert "vllm serve path/to/this/folder" in card.text and "enable-lora" not in card.text

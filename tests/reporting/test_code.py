@@ -1,0 +1,77 @@
+"""What the reporting's jobs run: no inference, no model, no other figure. Their code is what reruns them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aird.reporting.figures import FIGURES, module_of
+from aird.support.code_dependencies import code_files
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = sorted(
+    path
+    for name in ("make_*.py", "print_*.py")
+    for path in (ROOT / "workflow/scripts").glob(name)
+    if path.name != "make_patch.py"
+)
+FINDINGS = ROOT / "workflow/plugins/aird_progress/findings.py"
+FIGURE_SCRIPT = ROOT / "workflow/scripts/make_figures.py"
+# Stages that compute with tensors; and what of them does not, but reads a card, a record of scores or a completion.
+HEAVY = ("inference", "models", "compression", "directions", "evaluation", "patching", "prompts", "commands")
+LIGHT = (
+    "aird/patching/card_metadata.py",
+    # The settings of the methods, which a configuration that is read consists of.
+    "aird/patching/method.py",
+    "aird/patching/methods/",
+    "aird/prompts/sets.py",
+    "aird/evaluation/utility.py",
+    "aird/evaluation/judges/",
+    "aird/inference/refusals.py",
+)
+
+
+def code_of(script: Path, *modules: str) -> set[str]:
+    return {path.relative_to(ROOT).as_posix() for path in code_files(script, ROOT, *modules)}
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, FINDINGS], ids=lambda path: path.stem)
+def test_an_edit_of_the_inference_makes_no_table_and_no_page_again(script: Path) -> None:
+    code = code_of(script, *(map(module_of, FIGURES) if script == FIGURE_SCRIPT else ()))
+    heavy = {path for path in code if path.startswith(tuple(f"aird/{stage}/" for stage in HEAVY))}
+    assert {path for path in heavy if not path.startswith(LIGHT) and not path.endswith("/__init__.py")} == set()
+
+
+def test_the_scripts_are_those_of_the_reporting() -> None:
+    names = "make_cards make_figures make_merged_table make_report make_tables make_timings print_summary print_tables"
+    assert [path.stem for path in SCRIPTS] == names.split()
+
+
+@pytest.mark.parametrize("name", ["make_tables", "make_report", "print_summary", "print_tables"])
+def test_they_start_without_pytorch(name: str) -> None:
+    program = f"import sys, {name}; print('torch' in sys.modules)"
+    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'workflow/scripts'}"}
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout == "False\n"
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_an_edit_of_one_figure_draws_no_other_again(figure: str) -> None:
+    code = code_of(FIGURE_SCRIPT, module_of(figure))
+    modules = {f"aird/reporting/figures/{name}.py" for name in FIGURES}
+    assert code & modules == {f"aird/reporting/figures/{figure}.py"}
+    # What is drawn depends on the tables, not on what makes them.
+    assert not {"aird/reporting/tables.py", "aird/reporting/claims.py", "aird/support/statistics.py"} & code
+
+
+def test_the_script_of_the_figures_knows_none_by_itself() -> None:
+    assert not {f"aird/reporting/figures/{name}.py" for name in FIGURES} & code_of(FIGURE_SCRIPT)
+
+
+def test_of_the_figures_the_report_draws_the_frontier_alone() -> None:
+    code = code_of(ROOT / "workflow/scripts/make_report.py")
+    assert {name for name in FIGURES if f"aird/reporting/figures/{name}.py" in code} == {"frontier"}

@@ -1,0 +1,270 @@
+"""The finding in words says what the tables say."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import pandas
+import pytest
+import yaml
+from conftest import ROOT
+from frames import write_tables
+
+from aird.configuration.loading import load_configuration
+from aird.patching.methods import NAMES
+from aird.reporting.names import compression_in_words, patch_in_words
+from aird.reporting.sentences import details, headlines, verdict_sentences, whole_percent
+from aird.settings.compressions import CompressionSettings
+
+CONFIGURATION: dict[str, Any] = {
+    "compressions": {"pruned": {"recipe": "wanda", "sparsity": 0.5, "pattern": None}},
+    "patches": {
+        "aird": {"method": "scale", "direction": "original"},
+        "learnt": {"method": "calibrate", "direction": "original"},
+        "control": {"method": "calibrate", "direction": "random"},
+    },
+}
+
+
+def tables() -> tuple[pandas.DataFrame, pandas.DataFrame, pandas.DataFrame]:
+    columns = "suite model compression patch n refusal over_refusal perplexity utility".split()
+    summary = pandas.DataFrame(
+        [
+            ["safety", "m", "original", "plain", 200, 0.95, 0.05, 10.0, 0.8],
+            ["safety", "m", "pruned", "plain", 200, 0.50, 0.05, 20.0, 0.7],
+            ["safety", "m", "pruned", "aird", 200, 0.70, 0.08, 21.0, 0.69],
+        ],
+        columns=columns,
+    )
+    summary = summary.assign(
+        refusal_low=summary.refusal - 0.04,
+        refusal_high=summary.refusal + 0.03,
+        over_refusal_low=summary.over_refusal - 0.02,
+        over_refusal_high=summary.over_refusal + 0.05,
+    )
+    columns = "suite model compression patch against rate n difference lost gained p_value".split()
+    paired = pandas.DataFrame(
+        [
+            ["safety", "m", "pruned", "plain", "original", "refusal", 200, -0.45, 90, 0, 1e-20],
+            ["safety", "m", "pruned", "aird", "plain", "refusal", 200, 0.20, 0, 40, 1e-9],
+            ["safety", "m", "pruned", "aird", "original", "refusal", 200, -0.25, 50, 0, 1e-12],
+            ["safety", "m", "pruned", "aird", "plain", "over_refusal", 100, 0.03, 0, 3, 0.25],
+            ["safety", "m", "pruned", "aird", "original", "over_refusal", 100, 0.03, 1, 4, 0.375],
+        ],
+        columns=columns,
+    )
+    columns = (
+        "model compression layer position cosine_same_site_shared norm_ratio original_layer original_position".split()
+    )
+    columns += ["split_half_null_low", "split_half_null_high"]
+    columns += ["rule", "resampled_same_site", "cosmic_layer", "cosmic_position", "cosmic_agrees"]
+    other = ["relaxed_kl", 0.62, 8, -2, False]
+    directions = pandas.DataFrame([["m", "pruned", 9, -1, 0.6, 0.5, 12, -1, 0.9, 0.97, *other]], columns=columns)
+    return summary, paired, directions
+
+
+def claims() -> pandas.DataFrame:
+    columns = "model suite compression patch claim statement verdict reason needed".split()
+    return pandas.DataFrame(
+        [
+            ["m", "", "pruned", "", "C2", "moves the direction", "holds", "", ""],
+            ["m", "", "pruned", "", "C2", "pruning moves both", "undecided", "so", "One thing."],
+            ["m", "", "all", "", "C2", "pruning moves both", "undecided", "pruned", "One thing."],
+            ["m", "safety", "pruned", "", "C3", "lost where moved", "holds", "", ""],
+            ["m", "safety", "all", "", "C3", "more lost where moved further", "undecided", "too few", "Four."],
+            ["m", "safety", "pruned", "aird", "C4", "repaired", "does not hold", "so", ""],
+            ["m", "safety", "all", "aird", "C4", "repaired", "does not hold", "pruned", ""],
+        ],
+        columns=columns,
+    )
+
+
+def sentences(**changes: dict[str, Any]) -> list[str]:
+    """Return the headlines after changes of (compression or patch)/(against)/(rate) rows of the paired tests."""
+    summary, paired, _ = tables()
+    for key, values in changes.items():
+        patch, against, rate = key.split("__")
+        chosen = (paired.patch == patch) & (paired.against == against) & (paired.rate == rate)
+        assert chosen.sum() == 1
+        for column, value in values.items():
+            paired.loc[chosen, column] = value
+    return list(headlines(summary, paired, CONFIGURATION))
+
+
+def test_the_first_sentence_is_about_the_original() -> None:
+    assert sentences()[0] == (
+        "The original refuses 95% (91 to 98%) of 200 harmful prompts and 5% (3 to 10%) of 100 harmless ones. "
+        "Brackets hold 95% intervals, and p-values of McNemar's test over the same prompts."
+    )
+
+
+def test_a_compression_that_took_refusal_and_a_patch_that_brings_a_part_back() -> None:
+    assert sentences()[1:] == [
+        "Wanda pruning of 50% (pruned) took refusal from 95% to 50% (46 to 53%, p < 0.001); aird brings a part of it "
+        "back: 70% (66 to 73%, p < 0.001), and harmless prompts are refused 8% of the time instead of the original's "
+        "5% (not significant, p = 0.38)."
+    ]
+
+
+def test_a_patch_brings_refusal_back_where_nothing_that_matters_is_left_to_bring() -> None:
+    no_less = sentences(aird__original__refusal={"difference": 0.01, "p_value": 0.8})[1]
+    assert "; aird brings it back to 70% (66 to 73%, p < 0.001), and" in no_less
+    # Not significant, but large: too few prompts to say that the two are alike.
+    open_question = sentences(aird__original__refusal={"difference": -0.25, "p_value": 0.2})[1]
+    assert "brings a part of it back: 70%" in open_question
+    fewer = sentences(aird__original__refusal={"difference": -0.05, "p_value": 0.01})[1]
+    assert "brings a part of it back: 70%" in fewer
+
+
+@pytest.mark.parametrize("test", [{"p_value": 0.4}, {"difference": -0.1, "p_value": 0.01}])
+def test_a_patch_that_does_nothing_or_harm_brings_nothing_back(test: dict[str, float]) -> None:
+    assert "; aird does not bring it back: 70% (66 to 73%, " in sentences(aird__plain__refusal=test)[1]
+
+
+def test_what_is_not_significant_is_called_so() -> None:
+    sentence = sentences(plain__original__refusal={"difference": -0.01, "p_value": 0.8})[1]
+    assert sentence.startswith(
+        "With Wanda pruning of 50% (pruned) the model refuses 50% (46 to 53%), as the original does (95%; not "
+        "significant, p = 0.8); with aird it refuses 70%"
+    )
+    too_few = sentences(plain__original__refusal={"difference": -0.45, "p_value": 0.06, "n": 8})[1]
+    assert "; 8 prompts do not show whether that differs from the original's 95% (not significant, p = 0.06)" in too_few
+
+
+def test_a_compression_may_raise_refusal() -> None:
+    sentence = sentences(plain__original__refusal={"difference": 0.04, "p_value": 0.01})[1]
+    assert "Wanda pruning of 50% (pruned) raised refusal from 95% to 50% (46 to 53%, p = 0.01); with aird" in sentence
+
+
+def test_the_calibrated_patch_speaks_for_a_compression_and_never_a_control() -> None:
+    summary, paired, _ = tables()
+    for name, refusal in (("learnt", 0.6), ("control", 0.99)):
+        summary = pandas.concat([summary, summary.tail(1).assign(patch=name, refusal=refusal)], ignore_index=True)
+        paired = pandas.concat([paired, paired[paired.patch == "aird"].assign(patch=name)], ignore_index=True)
+    _, sentence = headlines(summary, paired, CONFIGURATION)
+    assert "; the calibrated patch (learnt) brings a part of it back: 60%" in sentence
+    without = {**CONFIGURATION, "patches": {**CONFIGURATION["patches"], "learnt": {"method": "project"}}}
+    _, sentence = headlines(summary, paired, without)
+    assert "; aird brings a part of it back: 70%" in sentence
+    controls = summary[summary.patch.isin(["plain", "control"])]
+    _, sentence = headlines(controls, paired, CONFIGURATION)
+    assert sentence.endswith("to 50% (46 to 53%, p < 0.001).")
+
+
+def test_equal_over_refusal_is_said_in_few_words() -> None:
+    sentence = sentences(aird__original__over_refusal={"lost": 0, "gained": 0, "p_value": 1.0})[1]
+    assert sentence.endswith(", and harmless prompts are refused 8% of the time, as by the original.")
+
+
+def test_several_models_are_named() -> None:
+    summary, paired, _ = tables()
+    summary = pandas.concat([summary, summary.assign(model="other")])
+    paired = pandas.concat([paired, paired.assign(model="other")])
+    of_first, _, of_other, _ = headlines(summary, paired, CONFIGURATION)
+    assert [sentence.split(" The")[0] for sentence in (of_first, of_other)] == [
+        "m, suite safety:",
+        "other, suite safety:",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"),
+    [(0.944, "94%"), (0.025, "3%"), (0.075, "8%"), (0.0, "0%"), (0.004, "0.4%"), (1.0, "100%"), (0.996, "99.6%")],
+)
+def test_whole_per_cent(rate: float, text: str) -> None:
+    assert whole_percent(rate) == text
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"recipe": "magnitude", "sparsity": 0.3}, "magnitude pruning of 30% (x)"),
+        ({"recipe": "sparsegpt", "sparsity": 0.5, "pattern": "2:4"}, "SparseGPT pruning of 50% in the pattern 2:4 (x)"),
+        ({"recipe": "round_to_nearest", "weight_bits": 4}, "4-bit rounding (x)"),
+        ({"recipe": "bitsandbytes", "variant": "nf4"}, "bitsandbytes nf4 (x)"),
+        ({"recipe": "fp8"}, "rounding to FP8 (x)"),
+        (None, "x"),
+    ],
+)
+def test_compressions_in_words(settings: dict[str, Any] | None, words: str) -> None:
+    assert compression_in_words("x", settings) == words
+
+
+def test_every_recipe_and_method_has_words() -> None:
+    values = {"sparsity": 0.5, "weight_bits": 4, "variant": "int8", "direction": "original"}
+    for model in get_args(get_args(CompressionSettings)[0]):
+        recipe = model.model_fields["recipe"].default
+        assert compression_in_words("x", {**values, "recipe": recipe}).endswith(" (x)")
+    for name in NAMES:
+        assert "x" in patch_in_words("x", {**values, "method": name})
+    assert patch_in_words("x", CONFIGURATION["patches"]["control"]) == (
+        "the calibrated patch along a random direction (x)"
+    )
+
+
+def test_the_details_of_a_damaged_and_repaired_checkpoint() -> None:
+    about, pruned, aird, _ = details(*tables())
+    assert about == "m, suite safety"
+    assert "pruned changed refusal by -45.0 points (p = 1e-20), to 50.0%" in pruned
+    assert "cosine 0.60" in pruned and "below the split-half null (0.90 to 0.97)" in pruned
+    assert "source site (9, -1)" in pruned
+    assert "aird: +20.0 points of refusal, p = 1e-09; over-refusal +3.0 points, perplexity x 1.050" in aird
+
+
+def test_the_details_of_what_is_not_measurable() -> None:
+    summary, paired, directions = tables()
+    paired["p_value"] = 0.4
+    directions = directions.assign(layer=12, cosine_same_site_shared=0.95)
+    _, pruned, aird, _ = details(summary.assign(utility=math.nan), paired, directions)
+    assert "did not change refusal measurably" in pruned and "the same source site" in pruned
+    assert "within or above the split-half null" in pruned
+    assert "(no measurable change)" in aird and aird.endswith("perplexity x 1.050.")
+
+
+@pytest.mark.parametrize(
+    ("cosmic", "end"),
+    [
+        ((8, -2, False), "; COSMIC chooses (8, -2)"),
+        ((9.0, -1.0, True), "; COSMIC agrees"),
+        ((math.nan, math.nan, math.nan), ""),
+    ],
+)
+def test_every_site_has_a_second_opinion(cosmic: tuple[float, float, Any], end: str) -> None:
+    summary, paired, directions = tables()
+    directions[["cosmic_layer", "cosmic_position", "cosmic_agrees"]] = [list(cosmic)]
+    site = list(details(summary, paired, directions))[-1]
+    assert site == f"  pruned: site (9, -1), by relaxed_kl; resampled prompts choose it in 62.0% of cases{end}."
+
+
+def test_every_claim_has_its_verdict_and_what_would_decide_it() -> None:
+    assert list(verdict_sentences(claims())) == [
+        "C2, pruning moves both: UNDECIDED (pruned: undecided). One thing.",
+        "C3, more lost where moved further: UNDECIDED (pruned: holds). Four.",
+        "C4, aird, repaired: DOES NOT HOLD (pruned: does not hold).",
+    ]
+    both = pandas.concat([claims(), claims().assign(model="other")])
+    abouts = ["m", "m, safety", "m, safety", "other", "other, safety", "other, safety"]
+    assert [sentence.split(": ")[0] for sentence in verdict_sentences(both)] == abouts
+
+
+def test_the_summary_of_a_run_ends_in_the_same_sentences(tmp_path: Path) -> None:
+    paths = write_tables(tmp_path / "tables", (["tiny"], ["wanda-50", "w4a16"], ["aird", "aird-calibrated"]))
+    script = [sys.executable, "workflow/scripts/print_summary.py", "--configuration", "config.yaml"]
+    script += ["--tables", str(tmp_path / "tables"), "--report", "report.html"]
+    result = subprocess.run(
+        script, cwd=ROOT, capture_output=True, text=True, check=False, env={"PYTHONPATH": ".", "COLUMNS": "10000"}
+    )
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    summary, paired = (pandas.read_csv(path) for name in ("summary", "paired") for path in paths if path.stem == name)
+    configuration = load_configuration(yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8")))
+    expected = list(headlines(summary, paired, configuration.model_dump()))
+    assert len(expected) == 3 and [line for line in lines if line in expected] == expected
+    assert "4-bit rounding (w4a16)" in expected[2] and "the calibrated patch (aird-calibrated)" in expected[2]
+    verdicts = pandas.read_csv(tmp_path / "tables/claims.csv", keep_default_na=False)
+    assert set(verdict_sentences(verdicts)) <= set(lines)
+    assert "Report:      report.html" in lines

@@ -1,0 +1,84 @@
+"""What the documentation says of ready-made checkpoints is what the settings know; every refusal says what helps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aird.settings.checkpoint_formats import PACKINGS, READ, REFUSED, patch_refusal, refusal
+
+PAGE = Path(__file__).resolve().parents[2] / "docs/checkpoints.md"
+
+
+def test_the_tables_of_the_page() -> None:
+    read = [f"| {form.name} | {form.declared} | {form.decoded} | {form.served_as} |" for form in READ]
+    refused = [f"| `{method}` | {name} | {what} |" for method, (name, what) in REFUSED.items()]
+    rows = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    assert rows == [
+        "| format | `quant_method` or `format` | matrices decoded by | served as |",
+        *read,
+        "| `quant_method` | format | what helps |",
+        *refused,
+    ]
+
+
+CT: dict[str, Any] = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128}
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}
+FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
+BNB = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+
+
+@pytest.mark.parametrize(
+    "quantisation",
+    [
+        None,
+        *({**CT, "format": packing} for packing in PACKINGS),
+        {
+            **CT,
+            "format": "mixed-precision",
+            "config_groups": {"a": {"format": "pack-quantized"}, "b": {"format": None}},
+        },
+        {**CT, "sparsity_config": {"format": "dense"}},
+        GPTQ,
+        {**GPTQ, "bits": 3, "checkpoint_format": "gptq_v2", "dynamic": {}},
+        AWQ,
+        {**AWQ, "version": "GEMM"},
+        FP8,
+        BNB,
+        {"quant_method": "bitsandbytes", "load_in_8bit": True, "bnb_4bit_quant_storage": "bfloat16"},
+    ],
+)
+def test_read(quantisation: dict[str, Any] | None) -> None:
+    assert refusal(quantisation) is None and patch_refusal(quantisation) is None
+
+
+@pytest.mark.parametrize(
+    ("quantisation", "said"),
+    [
+        ({**CT, "format": "marlin-24"}, "packed as marlin-24, which is not read; save it"),
+        ({**CT, "sparsity_config": {"format": "sparse-24-bitmask"}}, "packed as sparse-24-bitmask"),
+        ({**CT, "config_groups": {"a": {"format": "mxfp8-quantized"}}}, "packed as mxfp8-quantized"),
+        ({**GPTQ, "bits": 5}, "GPTQ with 5 bits, which is not read; take one with 2, 3, 4 or 8"),
+        ({**GPTQ, "checkpoint_format": "marlin"}, "packed for marlin, which is not read; save it with format gptq"),
+        ({**GPTQ, "dynamic": {"+:.*": {"bits": 8}}}, "other settings for some modules"),
+        ({**AWQ, "bits": 8}, "AWQ with 8 bits"),
+        ({**AWQ, "version": "gemv"}, "packed for gemv, which is not read; save it with version gemm"),
+        ({**AWQ, "zero_point": False}, "AWQ without zero points"),
+        ({"quant_method": "fp8"}, "FP8 without blocks of weights .AutoFP8., which is not read; convert"),
+        ({**FP8, "activation_scheme": "static"}, "stored scales of activations"),
+        ({**BNB, "bnb_4bit_quant_storage": "bfloat16"}, "kept in bfloat16, which is not read; save it with"),
+        ({}, "quantised by an unnamed method, which is not known; convert"),
+        *(({"quant_method": method}, f"is stored as {REFUSED[method][0]}, which") for method in REFUSED),
+    ],
+)
+def test_refused(quantisation: dict[str, Any], said: str) -> None:
+    reason = refusal(quantisation)
+    assert reason is not None and said.replace(".AutoFP8.", "(AutoFP8)") in reason and ";" in reason
+
+
+def test_measured_but_not_patched() -> None:
+    reason = patch_refusal({**CT, "transform_config": {"config_groups": {"u": {}}}})
+    assert reason is not None and "SpinQuant" in reason
