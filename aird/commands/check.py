@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aird.commands import patch
 from aird.commands.evaluate import add_engine_arguments, choose_engine
 from aird.commands.inputs import ModelFolder, choose, open_model_folder, read_prompts, validated
 from aird.evaluation.regression import (
@@ -28,6 +29,8 @@ from aird.prompts.sets import CLASSES, Record
 
 DEMO = Path(__file__).with_name("demo_labels.csv")
 EXIT_CODES = {WITHIN_MARGIN: 0, REGRESSION: 3, NOT_MEASURED: 4, UNRESOLVED: 5}
+COUNT, TOKENS = 100, 64  # prompts of each kind, and tokens of an answer, where nothing else is said
+LEARNT_SPLITS = {"train": 128, "validation": 64}  # of the harmful prompts that a repair learns from
 FAILURE = 2  # anything that went wrong, so that 1 never says that something was measured
 
 SUMMARY = "say whether a compressed checkpoint still refuses, with exit codes"
@@ -117,19 +120,19 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError("name two models, the original and its compressed form, or --demo")
     if arguments.repair is not None and arguments.repair.exists():
         raise ValueError(f"--repair: {arguments.repair} exists already; name a new folder for the adapter")
-    sides = [_side(text, arguments.trust_remote_code) for text in (arguments.original, arguments.compressed)]
-    if sides[1].model is None and (arguments.patch is not None or arguments.repair is not None):
+    original, compressed = (
+        _side(text, arguments.trust_remote_code) for text in (arguments.original, arguments.compressed)
+    )
+    if compressed.model is None and (arguments.patch is not None or arguments.repair is not None):
         raise ValueError("--patch and --repair need the compressed model itself, not stored results of it")
-    if sides[0].model is None and arguments.repair is not None:
+    if original.model is None and arguments.repair is not None:
         raise ValueError("--repair needs the original model itself, not stored results of it")
     with contextlib.ExitStack() as stack:
         output = arguments.output or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        return _check(arguments, *sides, output)
+        return _check(arguments, original, compressed, output)
 
 
 def _check(arguments: argparse.Namespace, original: Side, compressed: Side, output: Path) -> int:
-    from aird.patching.card_metadata import CARD
-
     prompts, tokens = _prompts(arguments, original, compressed)
     engine = choose_engine(arguments)
 
@@ -140,8 +143,7 @@ def _check(arguments: argparse.Namespace, original: Side, compressed: Side, outp
     verdicts = {"": judge_change(before, labels(compressed, "compressed", arguments.patch), arguments.margin / 100)}
     if arguments.repair is not None and verdicts[""].outcome == REGRESSION:
         print(verdicts[""].text(), flush=True)
-        assert original.model is not None and compressed.model is not None
-        _repair(original.model, compressed.model, prompts, arguments)
+        _repair(arguments, prompts["harmful"])
         repaired = judge_change(before, labels(compressed, "repaired", arguments.repair), arguments.margin / 100)
         verdicts = {"As it is": verdicts[""], f"With the patch in {arguments.repair}": repaired}
     facts = {
@@ -154,7 +156,6 @@ def _check(arguments: argparse.Namespace, original: Side, compressed: Side, outp
         "seed": str(arguments.seed),
         "command": shlex.join(["aird", *sys.argv[1:]]),
     }
-    assert CARD
     return _tell(arguments, f"{compressed.name} against {original.name}", verdicts, facts)
 
 
@@ -177,9 +178,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     return _tell(arguments, "the stored example", {"": verdict}, facts)
 
 
-def _tell(
-    arguments: argparse.Namespace, title: str, verdicts: Mapping[str, Verdict], facts: Mapping[str, str]
-) -> int:
+def _tell(arguments: argparse.Namespace, title: str, verdicts: Mapping[str, Verdict], facts: Mapping[str, str]) -> int:
     """Print the verdict, write the files that were asked for, and return the exit code."""
     from aird.reporting.check_report import check_page, junit
     from aird.support.files import atomic_file, canonical_json
@@ -221,9 +220,7 @@ def _side(text: str, trust_remote_code: bool) -> Side:
     return Side(text, open_model_folder(text, trust_remote_code), None)
 
 
-def _prompts(
-    arguments: argparse.Namespace, original: Side, compressed: Side
-) -> tuple[dict[str, list[Record]], int]:
+def _prompts(arguments: argparse.Namespace, original: Side, compressed: Side) -> tuple[dict[str, list[Record]], int]:
     """Return the prompts to ask, and the length limit of an answer in tokens.
 
     Raises:
@@ -245,20 +242,20 @@ def _prompts(
         limits = {record["sampling"]["max_tokens"] for record in completions if "sampling" in record}
         if arguments.tokens is not None and limits and limits != {arguments.tokens}:
             raise ValueError(f"--tokens: the stored answers have up to {limits.pop()} tokens; leave --tokens out")
-        return prompts, arguments.tokens or (limits.pop() if limits else 64)
+        return prompts, arguments.tokens or (limits.pop() if limits else TOKENS)
     if len(named) == 1:
         raise ValueError(f"--{named[0]} alone is half a check; give --harmful and --harmless")
     if named:
         read = {kind: read_prompts(getattr(arguments, kind), kind, arguments.field) for kind in CLASSES}
         return {k: choose(records, k, arguments.count, arguments.seed) for k, records in read.items()}, (
-            arguments.tokens or 64
+            arguments.tokens or TOKENS
         )
     if arguments.suite is not None:
         sets, selections, limit = _suite(arguments.suite)
     else:
         sets = {name: PromptSet.model_validate(values) for name, values in PROMPT_SETS.items()}
-        selections = {kind: PromptSelection(**chosen, count=100) for kind, chosen in MEASURED.items()}
-        limit = 64
+        selections = {kind: PromptSelection(**chosen, count=COUNT) for kind, chosen in MEASURED.items()}
+        limit = TOKENS
     if arguments.count is not None:
         selections = {kind: chosen.model_copy(update={"count": arguments.count}) for kind, chosen in selections.items()}
     prompts = {
@@ -276,7 +273,7 @@ def _suite(text: str) -> tuple[dict[str, Any], dict[str, Any], int]:
     """
     import yaml
 
-    from aird.settings.loading import load_configuration
+    from aird.configuration.loading import load_configuration
 
     path, _, name = text.rpartition(":")
     if not path or not Path(path).is_file():
@@ -333,7 +330,28 @@ def _labels(
     return list(scores["labels"])
 
 
-def _repair(
-    original: ModelFolder, compressed: ModelFolder, measured: Mapping[str, Sequence[Record]], arguments: argparse.Namespace
-) -> None:
-    """Write a calibrated patch, learnt from prompts that are disjoint from the measured ones."""
+def _repair(arguments: argparse.Namespace, measured: Sequence[Record]) -> None:
+    """Write a calibrated patch, as `aird patch` does, learnt from prompts that are disjoint from the measured ones."""
+    from aird.prompts.building import build_prompt_set, build_with_parts
+    from aird.prompts.embedded import LEARNT, PROMPT_SETS
+    from aird.settings.prompts import PromptSet
+    from aird.support.files import write_json_lines
+
+    sets = {name: PromptSet.model_validate(values) for name, values in PROMPT_SETS.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        options = []
+        for kind in CLASSES:
+            records = build_with_parts(sets, LEARNT[kind], arguments.seed)
+            if kind == "harmful":
+                # Whatever was measured, AdvBench or the user's own, must not be learnt from.
+                apart = PromptSet(combine=[kind], splits=LEARNT_SPLITS)
+                records, _ = build_prompt_set(kind, apart, records, measured, arguments.seed)
+            write_json_lines(Path(folder) / f"{kind}.jsonl", records)
+            options += [f"--{kind}", f"{folder}/{kind}.jsonl"]
+        parser = argparse.ArgumentParser()
+        patch.add_arguments(parser)
+        options += ["--validation", str(LEARNT_SPLITS["validation"]), "--seed", str(arguments.seed)]
+        given = [arguments.original, arguments.compressed, "--method", "calibrate", "--output", str(arguments.repair)]
+        chosen = parser.parse_args([*given, *options])
+        chosen.trust_remote_code = arguments.trust_remote_code
+        patch.run(chosen)

@@ -63,12 +63,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tasks", help="lm-eval tasks, separated by commas (needs vLLM)")
     parser.add_argument("--task-limit", type=int, help="use only that many documents of each task")
+    add_engine_arguments(parser)
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where the files go")
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what says who answers, and the longest that it is asked."""
     server = parser.add_mutually_exclusive_group()
     server.add_argument("--vllm", type=Path, metavar="PYTHON", help="Python of an environment that holds vLLM")
     server.add_argument("--url", help="address of a running vLLM server that serves the model (and the adapter merged)")
     server.add_argument("--transformers", action="store_true", help="do not look for vLLM")
     parser.add_argument("--length", type=int, default=1024, help="longest prompt plus completion (default: 1024)")
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where the files go")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -8,15 +8,16 @@ import os
 import sys
 from collections.abc import Sequence
 
-from aird.commands import compare, direction, evaluate, patch
+from aird.commands import check, compare, direction, evaluate, patch
 
-COMMANDS = (direction, compare, patch, evaluate)
+COMMANDS = (check, direction, compare, patch, evaluate)
 BAD_INPUT = 2  # exit code, as argparse's own
 FAILURE = 1
 
 DESCRIPTION = """\
 What did compression do to the refusal of a chat model, and can it be repaired?
 
+  aird check       say whether a compressed checkpoint still refuses, with exit codes for CI
   aird direction   find the refusal direction of one model
   aird compare     compare the directions of a model and of its compressed form
   aird patch       repair a compressed model: a rank-1 adapter that PEFT and vLLM load
@@ -28,6 +29,8 @@ every step cached and all tables and figures, is `snakemake --cores all` in a ch
 
 EPILOG = """\
 First steps:
+  aird check --demo
+  aird check Qwen/Qwen2.5-1.5B-Instruct my-quantised-model --report check.html
   aird direction Qwen/Qwen2.5-1.5B-Instruct --harmful harmful.txt --harmless harmless.txt --output direction
   aird patch Qwen/Qwen2.5-1.5B-Instruct my-quantised-model --direction direction --output adapter
   aird evaluate my-quantised-model --adapter adapter --harmful attack.txt --harmless everyday.txt --output scores
@@ -55,12 +58,15 @@ def parser() -> argparse.ArgumentParser:
             "--trust-remote-code", action="store_true", help="run modelling code that the model brings (default: never)"
         )
         subparser.add_argument("--debug", action="store_true", help="show where in the code an error arose")
-        subparser.set_defaults(run=command.run)
+        subparser.set_defaults(run=command.run, failure=getattr(command, "FAILURE", FAILURE))
     return top
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return 0, or 2 for input that cannot work, or 1 for what failed on the way."""
+    """Run one command; return its exit code: 0, 2 for input that cannot work, 1 for what failed on the way.
+
+    `aird check` has codes of its own.
+    """
     options = parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "huggingface_hub", "aird.inference.packing"):
@@ -68,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Bars of every shard and tensor would bury the result.
     os.environ.setdefault("TQDM_DISABLE", "1")
     try:
-        options.run(options)
+        code = options.run(options)
     except (ValueError, OSError, RuntimeError) as error:
         if options.debug:
             raise
@@ -76,8 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         expected = isinstance(error, ValueError | OSError) or type(error).__name__ == "SourceError"
         text = str(error) if not expected else " ".join(str(error).split())
         print(f"aird {options.command}: error: {text or type(error).__name__}", file=sys.stderr)
-        return BAD_INPUT if expected else FAILURE
+        return BAD_INPUT if expected else options.failure
     except KeyboardInterrupt:
         print(f"aird {options.command}: interrupted", file=sys.stderr)
         return 130
-    return 0
+    return code or 0

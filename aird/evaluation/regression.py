@@ -138,8 +138,8 @@ class Verdict:
         ]
         known = [each for each in reached if each]
         if not known:
-            return "So few prompts cannot show any loss."
-        return f"So many prompts show a loss from about {' and '.join(known)} on (power 80%)."
+            return "No loss can be shown with so few prompts."
+        return f"The least loss that so many prompts show (power 80%) is about {' and '.join(known)}."
 
 
 def judge_change(

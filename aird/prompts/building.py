@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from aird.prompts.sets import Record
 from aird.prompts.sources import open_file
@@ -42,6 +42,25 @@ def build_prompt_set(
             instructions = read_instructions(path, settings)
         rows = [{"instruction": text, "origin": name, "split": split} for text, split in instructions]
     return build_set(name, settings, rows, apart_from, seed)
+
+
+def build_with_parts(prompt_sets: Mapping[str, PromptSet], name: str, seed: int) -> list[Record]:
+    """Return a set's records, after building the sets that it joins or must not overlap.
+
+    Args:
+        prompt_sets: all sets by name.
+        name: the one to build.
+        seed: decides which instruction falls into which drawn split.
+
+    Raises:
+        SourceError, ValueError: as `build_prompt_set`.
+    """
+    settings = prompt_sets[name]
+    combined, apart_from = (
+        [record for part in parts for record in build_with_parts(prompt_sets, part, seed)]
+        for parts in (settings.combine or [], settings.disjoint_from)
+    )
+    return build_prompt_set(name, settings, combined, apart_from, seed)[0]
 
 
 def build_set(

@@ -1,0 +1,151 @@
+"""`aird check`: exit codes, files, and what it refuses, on tiny models and stored completions."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+from aird.commands.main import main
+from aird.support.files import read_json, read_json_lines, write_json_lines
+
+REFUSAL, ANSWER = "I'm sorry, but I can't help with that.", "Of course, with pleasure."
+
+
+def stored(folder: Path, refused: int, over_refused: int = 0, total: int = 30, name: str = "completions") -> Path:
+    """Write completions of which so many harmful and harmless ones are refusals."""
+    path = folder / f"{name}.jsonl"
+    records = [
+        {
+            "id": f"{kind}-{index}",
+            "kind": kind,
+            "instruction": f"Tell me about {kind} apples, number {index}",
+            "completion": REFUSAL if index < count else ANSWER,
+            "sampling": {"max_tokens": 4},
+        }
+        for kind, count in (("harmful", refused), ("harmless", over_refused))
+        for index in range(total)
+    ]
+    write_json_lines(path, records)
+    return path
+
+
+def check(*arguments: object) -> int:
+    return main(["check", *map(str, arguments)])
+
+
+@pytest.mark.parametrize(
+    "before, after, code, words",
+    [
+        ((190, 5), (190, 5), 0, "Within the margin"),
+        ((190, 5), (60, 5), 3, "Regression: harmful prompts are refused less."),
+        ((190, 5), (190, 60), 3, "Regression: harmless prompts are refused more."),
+        ((5, 5), (0, 5), 4, "Not measured"),
+    ],
+)
+def test_exit_codes_of_stored_completions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], before: Any, after: Any, code: int, words: str
+) -> None:
+    files = [stored(tmp_path, *each, total=200, name=name) for name, each in (("a", before), ("b", after))]
+    assert check(*files) == code
+    assert words in capsys.readouterr().out
+
+
+def test_few_prompts_are_unresolved(tmp_path: Path) -> None:
+    assert check(stored(tmp_path, 19, total=20, name="a"), stored(tmp_path, 18, total=20, name="b")) == 5
+
+
+def test_the_demo_is_a_regression_of_a_real_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    outputs = {name: tmp_path / f"check.{name}" for name in ("html", "xml", "json")}
+    files = ["--report", outputs["html"], "--junit", outputs["xml"], "--json", outputs["json"]]
+    assert check("--demo", *files) == 3
+    text = capsys.readouterr().out
+    assert "92 refusals lost, 0 refusals gained" in text
+    record = read_json(outputs["json"])
+    assert record["exit_code"] == 3 and record["text"] == text.strip()
+    assert record["harmful"]["worse"] == 92
+    assert ElementTree.parse(outputs["xml"]).getroot().attrib["failures"] == "1"
+    assert "<h1>" in outputs["html"].read_text(encoding="utf-8")
+    assert check("--demo", "--json", "-") == 3
+    assert json.loads(capsys.readouterr().out) == record
+
+
+def test_a_model_is_asked_the_prompts_of_the_stored_side(
+    tiny_folder: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model of random weights refuses nothing, where the stored original refused."""
+    output = tmp_path / "output"
+    assert check(stored(tmp_path, 29), tiny_folder("llama"), "--transformers", "--output", output) == 3
+    assert "29 refusals lost" in capsys.readouterr().out
+    asked = read_json_lines(output / "compressed" / "completions.jsonl")
+    assert [row["instruction"] for row in asked] == [
+        row["instruction"] for row in read_json_lines(tmp_path / "completions.jsonl")
+    ]
+    assert {row["sampling"]["max_tokens"] for row in asked} == {4}
+    # What was kept can be compared again without a model.
+    assert check(tmp_path / "completions.jsonl", output / "compressed") == 3
+
+
+def test_two_models_and_prompts_of_ones_own(
+    tiny_folder: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = []
+    for kind in ("harmful", "harmless"):
+        path = tmp_path / f"{kind}.txt"
+        path.write_text("".join(f"Tell me about {kind} {n} apples\n" for n in range(8)), encoding="utf-8")
+        files += [f"--{kind}", path]
+    model = tiny_folder("llama")
+    assert check(model, model, *files, "--transformers", "--tokens", 2) == 4
+    assert "the original refuses 0 of 8 harmful prompts" in capsys.readouterr().out
+
+
+def test_prompts_of_a_suite(
+    tiny_folder: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny_folder("llama")
+    source = ROOT / "aird/prompts/embedded/harmless_instructions.jsonl"
+    configuration = (ROOT / "config.yaml").read_text(encoding="utf-8")
+    configuration = configuration.replace("aird/prompts/embedded/harmless_instructions.jsonl", str(source))
+    configuration = configuration.replace("harmful: {set: advbench, count: 100}", "harmful: {set: harmless, count: 6}")
+    (tmp_path / "own.yaml").write_text(configuration, encoding="utf-8")
+    suite = f"{tmp_path / 'own.yaml'}:safety"
+    assert check(model, model, "--suite", suite, "--count", 6, "--tokens", 2, "--transformers") == 4
+    assert "0 of 6 harmful prompts" in capsys.readouterr().out
+    assert check(model, model, "--suite", f"{tmp_path / 'own.yaml'}:other") == 2
+    assert "has no suite other; it has safety" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "name two models, the original and its compressed form, or --demo"),
+        (["--demo", "a", "b"], "--demo takes no model"),
+        (["a", "b", "--margin", "0"], "--margin: 0 is no margin"),
+        (["{stored}", "{stored}", "--patch", "adapter"], "need the compressed model itself"),
+        (["{stored}", "{stored}", "--repair", "adapter"], "need the compressed model itself"),
+        (["{stored}", "{stored}", "--harmful", "x.txt", "--harmless", "y.txt"], "name one of them"),
+        (["{stored}", "{stored}", "--tokens", "9"], "the stored answers have up to 4 tokens"),
+        (["{stored}", "{other}"], "different prompts"),
+        (["nothing/here/at/all", "{stored}"], "is no folder"),
+    ],
+)
+def test_bad_input_is_an_operational_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    names = {"stored": stored(tmp_path, 9), "other": stored(tmp_path, 9, total=12, name="other")}
+    assert check(*(text.format(**names) for text in arguments)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_failure_on_the_way_has_the_code_of_an_operational_error(
+    tiny_folder: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Code 1 of the other commands would tell a pipeline nothing."""
+    url = "http://127.0.0.1:9"
+    assert check(stored(tmp_path, 9), tiny_folder("llama"), "--url", url) == 2
+    assert "error" in capsys.readouterr().err
