@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conftest import ROOT
 
 from aird.commands.main import main
+from aird.prompts.embedded import HARMLESS
 from aird.support.files import read_json, read_json_lines, write_json_lines
 
 REFUSAL, ANSWER = "I'm sorry, but I can't help with that.", "Of course, with pleasure."
@@ -108,11 +110,12 @@ def test_prompts_of_a_suite(
     tiny_folder: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = tiny_folder("llama")
-    source = ROOT / "aird/prompts/embedded/harmless_instructions.jsonl"
-    configuration = (ROOT / "config.yaml").read_text(encoding="utf-8")
-    configuration = configuration.replace("aird/prompts/embedded/harmless_instructions.jsonl", str(source))
-    configuration = configuration.replace("harmful: {set: advbench, count: 100}", "harmful: {set: harmless, count: 6}")
-    (tmp_path / "own.yaml").write_text(configuration, encoding="utf-8")
+    configuration = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+    (tmp_path / "stand_in.txt").write_text("".join(f"Draw {n} apples\n" for n in range(8)), encoding="utf-8")
+    configuration["prompt_sets"]["stand_in"] = {"source": {"path": str(tmp_path / "stand_in.txt")}, "format": "lines"}
+    configuration["prompt_sets"]["harmless"]["source"]["path"] = str(HARMLESS)
+    configuration["suites"]["safety"]["harmful"] = {"set": "stand_in"}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(configuration), encoding="utf-8")
     suite = f"{tmp_path / 'own.yaml'}:safety"
     assert check(model, model, "--suite", suite, "--count", 6, "--tokens", 2, "--transformers") == 4
     assert "0 of 6 harmful prompts" in capsys.readouterr().out
