@@ -114,6 +114,7 @@ def test_prompts_of_a_suite(
     (tmp_path / "stand_in.txt").write_text("".join(f"Draw {n} apples\n" for n in range(8)), encoding="utf-8")
     configuration["prompt_sets"]["stand_in"] = {"source": {"path": str(tmp_path / "stand_in.txt")}, "format": "lines"}
     configuration["prompt_sets"]["harmless"]["source"]["path"] = str(HARMLESS)
+    configuration["prompt_sets"]["harmful"]["disjoint_from"].append("stand_in")
     configuration["suites"]["safety"]["harmful"] = {"set": "stand_in"}
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(configuration), encoding="utf-8")
     suite = f"{tmp_path / 'own.yaml'}:safety"
