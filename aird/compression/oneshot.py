@@ -137,11 +137,26 @@ def _run(
 
 
 def _channel_scales(model: Any) -> Any:
-    """Return AWQ's search for channel scales, without those that would reach into the residual writers' inputs."""
+    """Return AWQ's search for channel scales, without those that would reach into the residual writers' inputs.
+
+    Raises:
+        ValueError: llm-compressor does not know which norm stands before which matrices of this model.
+    """
     from compressed_tensors.utils import match_name
     from llmcompressor.modifiers.transform.awq import AWQModifier
-    from llmcompressor.modifiers.transform.awq.dynamic_mappings import get_layer_mappings_from_model
+    from llmcompressor.modifiers.transform.awq.dynamic_mappings import (
+        AWQ_DYNAMIC_MAPPING_REGISTRY,
+        get_layer_mappings_from_model,
+    )
+    from llmcompressor.modifiers.transform.awq.mappings import AWQ_MAPPING_REGISTRY
 
+    # It would take Llama's names, which elsewhere may be those of a norm behind the matrices.
+    name = type(model).__name__
+    if name not in {*AWQ_MAPPING_REGISTRY, *AWQ_DYNAMIC_MAPPING_REGISTRY}:
+        raise ValueError(
+            f"llm-compressor's AWQ does not know {name}, and would scale by the names of another model; use another "
+            "recipe, such as gptq or round_to_nearest"
+        )
     writers = [name for pair in residual_writers(model) for name in pair.names]
     kept = [
         mapping

@@ -23,8 +23,9 @@ from aird.compression.bitsandbytes_recipe import quantise_by_bitsandbytes
 from aird.compression.measure import check, measure
 from aird.compression.optimum_gptq import quantise_by_optimum
 from aird.models.checkpoint import Checkpoint, read_checkpoint
-from aird.models.loading import copy_description
+from aird.models.loading import copy_description, load_structure
 from aird.models.matrices import matrix_shape
+from aird.models.structure import decoder_blocks
 from aird.settings.compressions import (
     AWQ,
     FP8,
@@ -97,8 +98,8 @@ def compress(
         The measurements (see `aird.compression.measure.measure`), for the manifest.
 
     Raises:
-        ValueError: the source is quantised already; a needed environment is missing; calibration prompts
-            are missing, not as many as the settings say, empty, or not needed; the group size or
+        ValueError: the source is quantised already, or a mixture of experts; a needed environment is missing;
+            calibration prompts are missing, not as many as the settings say, empty, or not needed; the group size or
             pattern does not fit a matrix; or the result is not what the recipe says.
     """
     original = read_checkpoint(source)
@@ -106,6 +107,7 @@ def compress(
     if settings.needs_environment and python is None:
         raise ValueError("this recipe needs the Python of an environment with optimum and GPTQModel; none is given")
     environment = [python] if settings.needs_environment else []
+    _check_experts(source)
     reference = measure(source)
     recipe = RECIPES[settings.model_dump()["recipe"]]
     with atomic_folder(output) as folder:
@@ -151,6 +153,17 @@ def _check_request(original: Checkpoint, settings: RecipeSettings, calibration: 
     group_size = getattr(settings, "group_size", None)
     if group_size is not None:
         _check_divides(original, group_size, f"group_size {group_size}")
+
+
+def _check_experts(source: Path) -> None:
+    """Check that no experts are held as one tensor: recipes see linear modules, and would leave them as they are."""
+    blocks = decoder_blocks(load_structure(source))
+    experts = [name for name, parameter in blocks.named_parameters() if parameter.ndim == 3 and "conv" not in name]
+    if experts:
+        raise ValueError(
+            f"{source} is a mixture of experts, whose matrices ({experts[0]} and {len(experts) - 1} more) no recipe "
+            "compresses; import a checkpoint that was compressed elsewhere (recipe: given)"
+        )
 
 
 def _check_divides(original: Checkpoint, size: int, what: str) -> None:

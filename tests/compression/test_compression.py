@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from models.families import tiny_family
 from pydantic import TypeAdapter, ValidationError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -501,3 +502,21 @@ def test_settings_need_neither_torch_nor_llmcompressor() -> None:
     heavy = "{'torch', 'transformers', 'llmcompressor', 'compressed_tensors', 'safetensors'}"
     code = f"import sys, aird.settings.compressions; assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_no_recipe_handles_is_refused(tmp_path: Path) -> None:
+    """Experts would stay as they are; AWQ would scale OLMo 2 by the names of Llama's norms."""
+    for family, settings, calibration, message in [
+        ("mixtral", RoundToNearest(weight_bits=4, group_size=32), None, "is a mixture of experts"),
+        (
+            "olmo2",
+            AWQ(weight_bits=4, group_size=32, calibration={"prompt_set": "any", "split": "train", "count": 2}),
+            [[1, 2, 3]] * 2,
+            "does not know Olmo2ForCausalLM",
+        ),
+    ]:
+        source = tmp_path / family
+        tiny_family(family).save_pretrained(source)
+        with pytest.raises(ValueError, match=message):
+            compress(source, tmp_path / "output", settings, calibration)
+        assert not (tmp_path / "output").exists()

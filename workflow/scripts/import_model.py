@@ -1,5 +1,6 @@
 """Fetch a model from its pinned source and write it as a checkpoint folder with a manifest."""
 
+from aird.models.generation_settings import own_generation_settings
 from aird.models.loading import TRUST, import_model
 from aird.patching.card_metadata import read_licence
 from aird.prompts.sources import open_model
@@ -18,9 +19,10 @@ def main() -> None:
     with open_model(settings.source, trust) as source, atomic_folder(arguments.checkpoint) as folder:
         import_model(source, folder, settings.dtype, trust)
         licence = read_licence(source)
+        own = own_generation_settings(folder)
     source_record = settings.source.model_dump(exclude_none=True)
     files = hash_folder(arguments.checkpoint)
-    record = {"source": source_record, "licence": licence, TRUST: trust, "files": files}
+    record = {"source": source_record, "licence": licence, TRUST: trust, "generation_settings": own, "files": files}
     write_json(arguments.manifest, record)
 
 
