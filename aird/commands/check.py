@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from aird.commands import patch
-from aird.commands.evaluate import add_engine_arguments, choose_engine
+from aird.commands.evaluate import add_engine_arguments, ask, check_adapter, choose_engine
 from aird.commands.inputs import ModelFolder, choose, open_model_folder, read_prompts, validated
 from aird.evaluation.regression import (
     MARGIN,
@@ -118,6 +118,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _demo(arguments)
     if arguments.original is None or arguments.compressed is None:
         raise ValueError("name two models, the original and its compressed form, or --demo")
+    check_adapter("--patch", arguments.patch)
     if arguments.repair is not None and arguments.repair.exists():
         raise ValueError(f"--repair: {arguments.repair} exists already; name a new folder for the adapter")
     original, compressed = (
@@ -291,7 +292,7 @@ def _suite(text: str) -> tuple[dict[str, Any], dict[str, Any], int]:
 
 def _labels(
     side: Side,
-    prompts: Mapping[str, Sequence[Record]],
+    prompts: dict[str, list[Record]],
     tokens: int,
     engine: Any,
     arguments: argparse.Namespace,
@@ -299,35 +300,16 @@ def _labels(
     patch: Path | None,
 ) -> list[dict[str, Any]]:
     """Return the labels of one side's answers, which are made now or were made before."""
-    from aird.evaluation.scores import label, score
-    from aird.evaluation.suite_run import evaluate_suite
-    from aird.settings.suites import Serving, Suite
-    from aird.support.files import write_json, write_json_lines
+    from aird.evaluation.scores import label
+    from aird.settings.suites import Suite
 
     if side.model is None:
         return [label(record) for record in side.completions or []]
     suite = validated(
         Suite, {"harmful": {"set": "harmful"}, "harmless": {"set": "harmless"}, "maximum_new_tokens": tokens}
     )
-    serving = validated(Serving, {"url": arguments.url, "maximum_model_length": arguments.length})
-    print(f"Asking {side.name}{f' with {patch}' if patch else ''} by {engine.describe()} ...", flush=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    completions, utility = evaluate_suite(
-        side.model.folder,
-        patch,
-        prompts,
-        suite,
-        serving,
-        engine,
-        reference=[],  # no perplexity: the verdict is on refusals
-        seed=arguments.seed,
-        scratch=folder / "served",
-        log=folder / "server.log",
-    )
-    scores = score(completions, utility, arguments.seed)
-    write_json_lines(folder / "completions.jsonl", completions)
-    write_json(folder / "scores.json", scores)
-    return list(scores["labels"])
+    # No reference answers, so no perplexity: the verdict is on refusals.
+    return list(ask(side.model, patch, prompts, suite, engine, [], arguments, folder)["labels"])
 
 
 def _repair(arguments: argparse.Namespace, measured: Sequence[Record]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aird.commands.inputs import (
+    ModelFolder,
     add_prompt_arguments,
     choose,
     open_model_folder,
@@ -16,9 +17,11 @@ from aird.commands.inputs import (
     validated,
 )
 from aird.commands.search import PROVENANCE
+from aird.prompts.sets import CLASSES, Record
 
 if TYPE_CHECKING:
     from aird.evaluation.engines.engine import Engine
+    from aird.settings.suites import Suite
 
 SUMMARY = "measure refusal, over-refusal and perplexity"
 VLLM_VARIABLE = "AIRD_VLLM_PYTHON"
@@ -78,10 +81,8 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    from aird.evaluation.scores import score
-    from aird.evaluation.suite_run import KINDS, evaluate_suite
-    from aird.settings.suites import Serving, Suite
-    from aird.support.files import read_json_lines, write_json, write_json_lines
+    from aird.settings.suites import Suite
+    from aird.support.files import read_json_lines, write_json
 
     suite = validated(
         Suite,
@@ -93,30 +94,69 @@ def run(arguments: argparse.Namespace) -> None:
             "task_limit": arguments.task_limit,
         },
     )
-    serving = validated(Serving, {"url": arguments.url, "maximum_model_length": arguments.length})
     records = {
         kind: choose(
             read_prompts(getattr(arguments, kind), kind, arguments.field), kind, arguments.count, arguments.seed
         )
-        for kind in KINDS
+        for kind in CLASSES
     }
-    for name in ("reference", "vllm"):
-        path = getattr(arguments, name)
-        if path is not None and not path.is_file():
-            raise ValueError(f"--{name}: there is no file {path}")
-    if arguments.adapter is not None and not (arguments.adapter / "adapter_config.json").is_file():
-        raise ValueError(f"--adapter: {arguments.adapter} holds no adapter_config.json: it is no PEFT adapter folder")
+    if arguments.reference is not None and not arguments.reference.is_file():
+        raise ValueError(f"--reference: there is no file {arguments.reference}")
+    check_adapter("--adapter", arguments.adapter)
     reference = read_json_lines(arguments.reference) if arguments.reference else None
     engine = choose_engine(arguments)
     if suite.tasks and not engine.abilities.tasks:
         raise ValueError("--tasks need vLLM: name its Python with --vllm, or a server's address with --url")
     model = open_model_folder(arguments.model, arguments.trust_remote_code)
-    print(f"Asking {model.name} by {engine.describe()} ...", flush=True)
     output: Path = arguments.output
+    scores = ask(model, arguments.adapter, records, suite, engine, reference, arguments, output)
+    adapter = str(arguments.adapter) if arguments.adapter else None
+    provenance = {"model": model.record(), "adapter": adapter, "prompts": prompt_files(arguments)}
+    write_json(output / PROVENANCE, provenance)
+    print(_describe(scores))
+    print(f"  {'written to':22} {output}")
+
+
+def check_adapter(option: str, folder: Path | None) -> None:
+    """Check that a folder that an option names, if it does, is one of an adapter.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if folder is not None and not (folder / "adapter_config.json").is_file():
+        raise ValueError(f"{option}: {folder} holds no adapter_config.json: it is no PEFT adapter folder")
+
+
+def ask(
+    model: ModelFolder,
+    adapter: Path | None,
+    records: dict[str, list[Record]],
+    suite: Suite,
+    engine: Engine,
+    reference: list[dict[str, Any]] | None,
+    arguments: argparse.Namespace,
+    output: Path,
+) -> dict[str, Any]:
+    """Ask a model, patched or not, write completions, utility and scores into the folder `output`, return the scores.
+
+    Args:
+        model, adapter: who is asked.
+        records: class to prompt records.
+        suite, engine, reference: as of `aird.evaluation.suite_run.evaluate_suite`.
+        arguments: of the command: `url`, `length`, `seed`.
+        output: a folder; it is made.
+    """
+    from aird.evaluation.scores import score
+    from aird.evaluation.suite_run import evaluate_suite
+    from aird.settings.suites import Serving
+    from aird.support.files import write_json, write_json_lines
+
+    serving = validated(Serving, {"url": arguments.url, "maximum_model_length": arguments.length})
+    print(f"Asking {model.name}{f' with {adapter}' if adapter else ''} by {engine.describe()} ...", flush=True)
     output.mkdir(parents=True, exist_ok=True)
     completions, utility = evaluate_suite(
         model.folder,
-        arguments.adapter,
+        adapter,
         records,
         suite,
         serving,
@@ -130,18 +170,14 @@ def run(arguments: argparse.Namespace) -> None:
     write_json(output / "utility.json", utility)
     write_json_lines(output / "completions.jsonl", completions)
     write_json(output / "scores.json", scores)
-    adapter = str(arguments.adapter) if arguments.adapter else None
-    provenance = {"model": model.record(), "adapter": adapter, "prompts": prompt_files(arguments)}
-    write_json(output / PROVENANCE, provenance)
-    print(_describe(scores))
-    print(f"  {'written to':22} {output}")
+    return scores
 
 
 def choose_engine(arguments: argparse.Namespace) -> Engine:
     """Return who answers: what the arguments name, else vLLM of the variable or of the workflow, else Transformers.
 
     Raises:
-        ValueError: the variable names no file.
+        ValueError: the option or the variable names no file.
     """
     from aird.evaluation.engines.address import Address
     from aird.evaluation.engines.registry import recorded_engine
@@ -153,6 +189,8 @@ def choose_engine(arguments: argparse.Namespace) -> Engine:
     if arguments.transformers:
         return Transformers()
     if arguments.vllm is not None:
+        if not arguments.vllm.is_file():
+            raise ValueError(f"--vllm: there is no file {arguments.vllm}")
         return Vllm(arguments.vllm)
     variable = os.environ.get(VLLM_VARIABLE)
     if variable:

@@ -130,7 +130,7 @@ def test_prompts_of_a_suite(
         ([], "name two models, the original and its compressed form, or --demo"),
         (["--demo", "a", "b"], "--demo takes no model"),
         (["a", "b", "--margin", "0"], "--margin: 0 is no margin"),
-        (["{stored}", "{stored}", "--patch", "adapter"], "need the compressed model itself"),
+        (["{stored}", "{stored}", "--patch", "adapter"], "--patch: adapter holds no adapter_config.json"),
         (["{stored}", "{stored}", "--repair", "adapter"], "need the compressed model itself"),
         (["{stored}", "{stored}", "--harmful", "x.txt", "--harmless", "y.txt"], "name one of them"),
         (["{stored}", "{stored}", "--tokens", "9"], "the stored answers have up to 4 tokens"),
