@@ -349,9 +349,20 @@ def test_adapter_and_server_killed_midway(
     assert not is_listening(port)
 
 
+def own_processes() -> set[psutil.Process]:
+    """Return the processes that this one started, without the tiny run of other tests and its jobs."""
+    mine = psutil.Process().children()
+    return {
+        process
+        for child in mine
+        if "snakemake" not in " ".join(child.cmdline())
+        for process in (child, *child.children(recursive=True))
+    }
+
+
 def test_broken_checkpoint(vllm_python: Path, checkpoint: Path, tmp_path: Path) -> None:
     """The engine's own error is in the message, though it is far from the end of the log."""
-    before = set(psutil.Process().children(recursive=True))
+    before = own_processes()
     broken = tmp_path / "broken"
     shutil.copytree(checkpoint, broken)
     weights = load_file(broken / "model.safetensors")
@@ -366,7 +377,7 @@ def test_broken_checkpoint(vllm_python: Path, checkpoint: Path, tmp_path: Path) 
     assert "EngineCore" in first_line
     assert "dimension size (3)" in first_line
     assert "Engine core initialization failed" in str(caught.value)
-    assert set(psutil.Process().children(recursive=True)) == before
+    assert own_processes() == before
 
 
 def test_job_killed_while_serving(job: Job) -> None:
