@@ -351,13 +351,12 @@ def test_adapter_and_server_killed_midway(
 
 def own_processes() -> set[psutil.Process]:
     """Return the processes that this one started, without the tiny run of other tests and its jobs."""
-    mine = psutil.Process().children()
-    return {
-        process
-        for child in mine
-        if "snakemake" not in " ".join(child.cmdline())
-        for process in (child, *child.children(recursive=True))
-    }
+    processes: set[psutil.Process] = set()
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):  # it ended meanwhile
+            if "snakemake" not in " ".join(child.cmdline()):
+                processes |= {child, *child.children(recursive=True)}
+    return processes
 
 
 def test_broken_checkpoint(vllm_python: Path, checkpoint: Path, tmp_path: Path) -> None:
