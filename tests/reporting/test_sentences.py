@@ -13,6 +13,7 @@ import pytest
 import yaml
 from conftest import ROOT
 from frames import write_tables
+from snakemake.utils import update_config
 
 from aird.configuration.loading import load_configuration
 from aird.patching.methods import NAMES
@@ -205,6 +206,19 @@ def test_a_matched_control_differs_in_direction_seed_and_compressions_alone() ->
         "lora": {"method": "lora", "seed": 0, "compressions": None, "epochs": 8},
     }
     assert matched_controls(patches) == {"repair": ["first", "second"], "own": ["shorter"], "strong": []}
+
+
+def test_the_repairs_have_three_matched_controls_on_every_compression() -> None:
+    settings: dict[str, Any] = {}
+    for name in ("embedded", "repairs"):
+        update_config(settings, yaml.safe_load((ROOT / f"config/{name}.yaml").read_text(encoding="utf-8")))
+    configuration = load_configuration(settings)
+    controls = matched_controls(configuration.model_dump()["patches"])
+    for patch in ("aird", "aird-calibrated"):
+        assert len(controls[patch]) == 3, patch
+        for control in controls[patch]:
+            compressions = {compression for _, compression, own in configuration.cells() if own == control}
+            assert compressions == set(configuration.compressions), control
 
 
 def test_equal_over_refusal_is_said_in_few_words() -> None:
