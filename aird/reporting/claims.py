@@ -411,8 +411,7 @@ def _without_control(row: Statement) -> Statement:
     row.test = "none"
     row.decide = lambda _: (UNDECIDED, "no control with the same settings: add one with direction: random")
     row.ask = lambda _: (
-        f"A control with the settings of {row.patch}, but direction: random, on the same compression decides whether "
-        "the direction matters",
+        f"A control like {row.patch} with direction: random on each compression decides whether the direction matters",
     )
     return row
 

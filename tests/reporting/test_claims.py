@@ -204,10 +204,7 @@ def test_a_random_direction_trained_alike_that_restores_as_much_refutes_the_repa
 
 
 def test_a_repair_without_a_matched_control_is_undecided_and_says_what_to_add(table: pandas.DataFrame) -> None:
-    needed = (
-        "A control with the settings of fitted, but direction: random, on the same compression decides whether the "
-        "direction matters."
-    )
+    needed = "A control like fitted with direction: random on each compression decides whether the direction matters."
     part = row(table, "raises refusal more than", "pruned", "fitted")
     assert (part.verdict, part.needed) == (UNDECIDED, needed)
     assert part.reason == "no control with the same settings: add one with direction: random"
