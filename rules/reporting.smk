@@ -10,6 +10,7 @@ steps   collect records into tidy tables, one kind of result each; draw figures 
 
 from aird.reporting import figures
 from aird.reporting.grid import record_files
+from aird.reporting.names import is_control, matched_controls
 
 # A dictionary keeps the configuration's order.
 PAIRS = list(
@@ -17,6 +18,9 @@ PAIRS = list(
         (model, compression) for model, compression, _ in CONFIGURATION.cells()
     )
 )
+PATCH_SETTINGS = {
+    name: patch.model_dump() for name, patch in CONFIGURATION.patches.items()
+}
 # What the tables are made of.
 GRID = {
     "cells": list(CONFIGURATION.cells()),
@@ -30,11 +34,8 @@ GRID = {
         for name, compression in CONFIGURATION.compressions.items()
         if compression.target_sparsity is not None
     ],
-    "controls": [
-        name
-        for name, patch in CONFIGURATION.patches.items()
-        if getattr(patch, "direction", None) == "random"
-    ],
+    "random": [name for name, patch in PATCH_SETTINGS.items() if is_control(patch)],
+    "controls": matched_controls(PATCH_SETTINGS),
     "seed": SEED,
 }
 # A run writes it down when it begins, for `make tables`.

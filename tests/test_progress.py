@@ -441,6 +441,14 @@ def test_findings_are_read_from_the_record_of_a_job(tmp_path: Path) -> None:
     comparison = record(tmp_path, "comparison.json", {"cosine_same_site": 0.7936})
     told = finding("compare_directions", wildcards, [comparison], ["model"])
     assert told == "m: w4: cosine 0.79 with the original's direction at the same site"
+    for corrected, value in (
+        ({"value": 0.8391, "low": 0.7512, "high": 0.9, "n_harmful": 63}, "corrected cosine 0.84 (0.75 to 0.90)"),
+        # Two halves of one model's prompts had no direction in common.
+        ({"value": None, "low": -1.0, "high": 1.0, "n_harmful": 8}, "cosine 0.79"),
+    ):
+        record(tmp_path, "comparison.json", {"cosine_same_site": 0.7936, "cosine_same_site_corrected": corrected})
+        told = finding("compare_directions", wildcards, [comparison], [])
+        assert told == f"w4: {value} with the original's direction at the same site"
 
 
 def test_what_cannot_be_read_is_not_told(tmp_path: Path) -> None:

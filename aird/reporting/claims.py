@@ -6,8 +6,9 @@ C2  Quantisation keeps the direction and its source site; pruning moves both. Th
     site, corrected for noise, against a margin; the sites that resampled prompts choose in both models.
 C3  Refusal is lost where the direction moves. On each compression: both happened, or neither. Over
     all of them: the rank correlation of 1 - cosine with the refusal lost, by a permutation test.
-C4  The repair raises refusal, and keeps utility. McNemar's test against the plain checkpoint, and
-    tests that over-refusal, utility and perplexity lose no more than a margin.
+C4  The repair raises refusal, more than its matched control does, and keeps utility. McNemar's test against
+    the plain checkpoint and against the patches with the same settings and a random direction, and tests that
+    over-refusal, utility and perplexity lose no more than a margin.
 
 `aird/reporting/verdicts.py` has the decision rules. An estimate counts in the claimed way as positive, a cost
 (over-refusal, utility, perplexity) as positive where it is one. P-values are adjusted by Holm over
@@ -43,6 +44,7 @@ from aird.reporting.verdicts import (
     UNDECIDED,
     Verdict,
     all_of,
+    control_verdict,
     correlation_verdict,
     effect_verdict,
     follows_verdict,
@@ -74,7 +76,8 @@ class Evidence:
         comparisons: the same, without the original.
         scores: (suite, (model, compression, patch)) to the record of the scores node.
         pruned: names of the compressions that prune; the others quantise.
-        controls: names of the patches along a random direction.
+        random: names of the patches along a random direction.
+        controls: patch to its matched controls (`aird.reporting.names.matched_controls`).
         seed: of resamples.
     """
 
@@ -83,7 +86,8 @@ class Evidence:
     comparisons: Mapping[Pair, Record]
     scores: Mapping[tuple[str, Cell], Record]
     pruned: frozenset[str]
-    controls: frozenset[str]
+    random: frozenset[str]
+    controls: Mapping[str, Sequence[str]]
     seed: int
 
 
@@ -135,7 +139,7 @@ def claims_table(evidence: Evidence) -> pandas.DataFrame:
             statements += _follows(lost, moved, open_directions) + _correlations(evidence, model, suite, lost)
             for patch in _patches(evidence, model, suite):
                 parts = judged(_repairs(evidence, model, suite, patch))
-                statements += parts + _repaired(parts, lost, overall=patch not in evidence.controls)
+                statements += parts + _repaired(parts, lost, overall=patch not in evidence.random)
     return pandas.DataFrame([statement.row() for statement in statements], columns=COLUMNS)
 
 
@@ -168,8 +172,10 @@ def _wholes(parts: Sequence[Statement], statement: str) -> list[Statement]:
     for compression in dict.fromkeys(part.compression for part in parts):
         own = [part for part in parts if part.compression == compression]
         whole = _whole(own, statement, compression, "all of its parts")
-        # A statement of several parts is as significant as its weakest one (Berger 1982).
-        whole.p_adjusted = max(part.p_adjusted for part in own)
+        # A statement of several parts is as significant as its weakest one (Berger 1982); of one that could not be
+        # tested nothing is known.
+        p_values = [part.p_adjusted for part in own]
+        whole.p_adjusted = math.nan if any(map(math.isnan, p_values)) else max(p_values)
         wholes.append(whole)
     return wholes
 
@@ -356,8 +362,6 @@ def _patches(evidence: Evidence, model: str, suite: str) -> list[str]:
 
 
 def _repairs(evidence: Evidence, model: str, suite: str, patch: str) -> Iterator[Statement]:
-    # An effect that a random direction also has is no effect of the direction.
-    controls = sorted(evidence.controls) if patch not in evidence.controls else []
     for (name, cell), score in evidence.scores.items():
         owner, compression, own_patch = cell
         if (name, owner, own_patch) != (suite, model, patch) or compression == ORIGINAL:
@@ -370,10 +374,17 @@ def _repairs(evidence: Evidence, model: str, suite: str, patch: str) -> Iterator
         before, after = refused(plain, "harmful"), refused(score, "harmful")
         room = 1 - sum(before) / len(before)
         yield _change(about("raises refusal of harmful prompts"), before, after, room)
-        for control in controls:
-            if reference := evidence.scores.get((suite, (model, compression, control))):
-                row = about(f"raises refusal more than {control}")
-                yield _change(row, refused(reference, "harmful"), after, room)
+        # An effect that a random direction with the same settings also has is no effect of the direction.
+        if patch in evidence.controls:
+            matched = {
+                control: refused(evidence.scores[key], "harmful")
+                for control in evidence.controls[patch]
+                if (key := (suite, (model, compression, control))) in evidence.scores
+            }
+            for control, reference in matched.items():
+                yield _more_than_control(about(f"raises refusal more than {control}"), reference, after, room)
+            if not matched:
+                yield _without_control(about("raises refusal more than a matched control"))
         row = about(f"over-refusal grows by less than {100 * OVER_REFUSAL_MARGIN:.0f} points")
         labels = refused(plain, "harmless"), refused(score, "harmless")
         yield _paired_cost(row, "harmless prompts", *labels, OVER_REFUSAL_MARGIN)
@@ -387,6 +398,22 @@ def _repairs(evidence: Evidence, model: str, suite: str, patch: str) -> Iterator
             have = len(plain["answers"])
             intervals = narrowed(have, *growth[1:])
             yield _cost(row, "paired bootstrap", "reference answers", have, growth, PERPLEXITY_MARGIN, intervals)
+
+
+def _more_than_control(row: Statement, control: list[bool], patched: list[bool], room: float) -> Statement:
+    _change(row, control, patched, room)
+    row.decide = lambda adjusted: control_verdict(row.estimate, row.high, adjusted, room)
+    return row
+
+
+def _without_control(row: Statement) -> Statement:
+    """Leave the statement undecided: a control with other settings cannot show what the direction does."""
+    row.test = "none"
+    row.decide = lambda _: (UNDECIDED, "no control with the same settings: add one with direction: random")
+    row.ask = lambda _: (
+        f"A control like {row.patch} with direction: random on each compression decides whether the direction matters",
+    )
+    return row
 
 
 def _paired_cost(row: Statement, what: str, before: list[bool], after: list[bool], margin: float) -> Statement:

@@ -54,6 +54,37 @@ def is_control(settings: Settings | None) -> bool:
     return settings is not None and settings.get("direction") == "random"
 
 
+def random_in_words(settings: Settings) -> str:
+    """Return what the matched controls of a patch with these settings are, in words."""
+    return f"a random direction, {'trained alike' if settings['method'] in METHODS else 'by the same formula'},"
+
+
+def matched_controls(patches: Mapping[str, Settings]) -> dict[str, list[str]]:
+    """Return the matched controls of each patch along a direction that is not random.
+
+    They are the patches whose settings are the same except for the direction, which is random, and what a control may
+    differ in: its seed, and its compressions. A patch without a direction (a LoRA, a system prompt) claims nothing
+    about one and is no key; a patch that no control matches has an empty list.
+
+    Args:
+        patches: names to their settings, defaults included.
+    """
+    return {
+        name: [
+            other
+            for other, control in patches.items()
+            if is_control(control) and _controlled(control) == _controlled(settings)
+        ]
+        for name, settings in patches.items()
+        if "direction" in settings and not is_control(settings)
+    }
+
+
+def _controlled(settings: Settings) -> dict[str, Any]:
+    """Return the settings that a patch and its matched control share."""
+    return {name: value for name, value in settings.items() if name not in ("direction", "seed", "compressions")}
+
+
 def is_repair(settings: Settings | None) -> bool:
     """Return whether a patch is the method that docs/method.md names as the repair to use."""
     return settings is not None and settings["method"] == "calibrate" and settings.get("direction") == "original"

@@ -13,8 +13,15 @@ from typing import Any
 
 import pandas
 
-from aird.reporting.names import compression_in_words, is_control, is_repair, patch_in_words
-from aird.reporting.verdicts import ALL, SIGNIFICANT, SMALLEST_EFFECT
+from aird.reporting.names import (
+    compression_in_words,
+    is_control,
+    is_repair,
+    matched_controls,
+    patch_in_words,
+    random_in_words,
+)
+from aird.reporting.verdicts import ALL, DOES_NOT_HOLD, SIGNIFICANT, SMALLEST_EFFECT, UNDECIDED
 from aird.settings.base import ORIGINAL, PLAIN
 
 Configuration = Mapping[str, Any]
@@ -23,14 +30,18 @@ Configuration = Mapping[str, Any]
 # The first sentences
 
 
-def headlines(summary: pandas.DataFrame, paired: pandas.DataFrame, configuration: Configuration) -> Iterator[str]:
+def headlines(
+    summary: pandas.DataFrame, paired: pandas.DataFrame, claims: pandas.DataFrame, configuration: Configuration
+) -> Iterator[str]:
     """Yield, per suite and model, a sentence about the original and one per compression.
 
     A compression's sentence tells what it took from refusal, what its repair brings back, and what that costs. The
-    repair is the calibrated patch; where there is none, the patch that refuses most and is no control.
+    repair is the calibrated patch; where there is none, the patch that refuses most and is no control. Where its
+    matched controls restore as much, or may, a further sentence says so.
 
     Args:
         summary, paired: the tables of the same names.
+        claims: as of `read_claims`.
         configuration: names in `compressions` and `patches` to their settings; what is missing there goes by its name.
     """
     parts = list(_parts(summary, paired))
@@ -38,7 +49,8 @@ def headlines(summary: pandas.DataFrame, paired: pandas.DataFrame, configuration
         original = rows[rows.compression == ORIGINAL].iloc[0]
         yield _original(original, tests, f"{about}: " if len(parts) > 1 else "")
         for of_compression in _compressed(rows):
-            yield _headline(of_compression, original, tests, configuration)
+            sentence = _headline(of_compression, original, tests, configuration)
+            yield sentence + _controls(of_compression, tests, claims, configuration["patches"])
 
 
 def _parts(
@@ -124,6 +136,40 @@ def _repaired(
         f"{sentence}, and harmless prompts are refused {cost} of the time instead of the original's {before} "
         f"({_p_value(over.p_value)})"
     )
+
+
+def _controls(
+    rows: pandas.DataFrame, tests: pandas.DataFrame, claims: pandas.DataFrame, patches: Mapping[str, Any]
+) -> str:
+    """Return a sentence about the controls that restore as much as the repair, or may; empty where there is nothing.
+
+    A repair that restores nothing needs no control.
+    """
+    plain, patch = rows[rows.patch == PLAIN].iloc[0], _repair(rows, patches)
+    if patch is None:
+        return ""
+    lost, gain = _test(tests, plain, "original"), _test(tests, patch, "plain")
+    if max(lost.p_value, gain.p_value) >= SIGNIFICANT or lost.difference >= 0 or gain.difference <= 0:
+        return ""
+    own = claims[["suite", "model", "compression", "patch"]].eq(patch[["suite", "model", "compression", "patch"]])
+    judged = claims[own.all(axis=1) & (claims.claim == "C4")].set_index("statement")
+    named = {name: f"raises refusal more than {name}" for name in matched_controls(patches).get(patch.patch, ())}
+    controls = rows[rows.patch.isin([name for name, statement in named.items() if statement in judged.index])]
+    verdicts = controls.patch.map(lambda name: judged.verdict[named[name]])
+    for verdict in (DOES_NOT_HOLD, UNDECIDED):
+        if (verdicts == verdict).any():
+            alike = random_in_words(patches[patch.patch])
+            said = f"Whether {alike} restores as much is undecided"
+            if verdict == DOES_NOT_HOLD:
+                better = judged.p_adjusted[[named[name] for name in controls.patch[verdicts == verdict]]].astype(float)
+                amount = "more" if (better < SIGNIFICANT).all() else "about as much"
+                said = f"{alike[0].upper()}{alike[1:]} restores {amount}"
+            listed = "; ".join(
+                f"{row.patch} refuses {_rate(row)}, and {whole_percent(row.over_refusal)} of harmless prompts"
+                for _, row in controls[verdicts == verdict].iterrows()
+            )
+            return f" {said}: {listed}."
+    return ""
 
 
 def _rate(row: pandas.Series, name: str = "refusal", more: str = "") -> str:

@@ -44,6 +44,7 @@ COMPARED = (
 COMPARED_INTERVALS = (
     "cosine_same_site_bootstrap split_half_null cosine_own_source_bootstrap own_source_null norm_ratio_bootstrap"
 ).split()
+CORRECTED = "cosine_same_site_corrected"
 SITE = ("layer", "position")
 COSMIC = (*SITE, *"rule score addition ablation kl".split())
 UNKNOWN_PERPLEXITY = dict.fromkeys(("perplexity", "low", "high"), math.nan)
@@ -192,6 +193,9 @@ def directions_table(
             row |= {f"original_{name}": value for name, value in comparison["site"].items()}
             for name in COMPARED_INTERVALS:
                 row |= {f"{name}_{key}": value for key, value in comparison[name].items()}
+            corrected = comparison[CORRECTED]
+            row |= {CORRECTED: corrected["value"]}
+            row |= {f"{CORRECTED}_{bound}": corrected[bound] for bound in ("low", "high")}
             row |= _separations(comparison["projections"])
         if verification := verifications.get(pair):
             for name, rate in verification["rates"].items():

@@ -48,6 +48,15 @@ def effect_verdict(estimate: float, high: float, p_value: float, room: float = 1
     return UNDECIDED, "too few prompts changed"
 
 
+def control_verdict(estimate: float, high: float, p_value: float, room: float) -> Verdict:
+    """Judge "this patch raises refusal more than its matched control"; arguments as of `effect_verdict`."""
+    verdict, reason = effect_verdict(estimate, high, p_value, room)
+    if verdict != DOES_NOT_HOLD:
+        return verdict, reason
+    amount = "more" if p_value < SIGNIFICANT else "about as much"
+    return verdict, f"a random direction with the same settings raises it {amount}"
+
+
 def margin_p_value(low: float, high: float, margin: float) -> float:
     """Return the p-value of "no more than the margin" from a 95% interval that is symmetric.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pandas
@@ -86,9 +87,16 @@ def table() -> pandas.DataFrame:
             ("s", ("m", "quantised", "aird")): score(0.95),
             ("s", ("m", "light", "aird")): score(0.95, harmless=0.3, right=0.6, likelihood=12.0),
             ("s", ("m", "pruned", "random")): score(0.31),
+            ("s", ("m", "pruned", "learnt")): score(0.93),
+            ("s", ("m", "pruned", "learnt-random")): score(0.92),
+            ("s", ("m", "pruned", "weak")): score(0.5),
+            ("s", ("m", "pruned", "strong-random")): score(0.99),
+            ("s", ("m", "pruned", "fitted")): score(0.93),
+            ("s", ("m", "pruned", "lora")): score(0.93),
         },
         pruned=frozenset(("pruned",)),
-        controls=frozenset(("random",)),
+        random=frozenset(("random", "learnt-random", "strong-random")),
+        controls={"aird": ["random"], "learnt": ["learnt-random"], "weak": ["strong-random"], "fitted": []},
         seed=0,
     )
     return claims_table(evidence)
@@ -168,6 +176,44 @@ def test_a_repair(table: pandas.DataFrame) -> None:
     assert table[(table.patch == "random") & (table.compression == ALL)].empty
     overall = row(table, "repaired at no cost", ALL, "aird")
     assert (overall.verdict, overall.n) == (HOLDS, 1)
+
+
+def test_a_repair_is_judged_against_its_matched_control_alone(table: pandas.DataFrame) -> None:
+    compared = table[table.statement.str.startswith("raises refusal more than")]
+    controls = compared.statement.str.removeprefix("raises refusal more than ")
+    assert sorted(zip(compared.patch, compared.compression, controls, strict=True)) == [
+        ("aird", "light", "a matched control"),
+        ("aird", "pruned", "random"),
+        ("aird", "quantised", "a matched control"),
+        ("fitted", "pruned", "a matched control"),
+        ("learnt", "pruned", "learnt-random"),
+        ("weak", "pruned", "strong-random"),
+    ]
+
+
+def test_a_random_direction_trained_alike_that_restores_as_much_refutes_the_repair(table: pandas.DataFrame) -> None:
+    # The untrained control, at 31%, would have let it hold.
+    compared = row(table, "raises refusal more than", "pruned", "learnt")
+    assert (compared.verdict, compared.estimate) == (DOES_NOT_HOLD, pytest.approx(0.01))
+    assert compared.reason == "a random direction with the same settings raises it about as much"
+    for compression in ("pruned", ALL):
+        assert row(table, "repaired at no cost", compression, "learnt").verdict == DOES_NOT_HOLD
+    assert row(table, "repaired at no cost", "pruned", "learnt").reason == compared.reason
+    weak = row(table, "raises refusal more than", "pruned", "weak")
+    assert weak.reason == "a random direction with the same settings raises it more"
+
+
+def test_a_repair_without_a_matched_control_is_undecided_and_says_what_to_add(table: pandas.DataFrame) -> None:
+    needed = "A control like fitted with direction: random on each compression decides whether the direction matters."
+    part = row(table, "raises refusal more than", "pruned", "fitted")
+    assert (part.verdict, part.needed) == (UNDECIDED, needed)
+    assert part.reason == "no control with the same settings: add one with direction: random"
+    assert math.isnan(part.p_value) and math.isnan(part.p_adjusted)
+    for compression in ("pruned", ALL):
+        whole = row(table, "repaired at no cost", compression, "fitted")
+        assert (whole.verdict, whole.needed) == (UNDECIDED, needed) and math.isnan(whole.p_adjusted)
+    # A patch without a direction says nothing about one.
+    assert row(table, "repaired at no cost", "pruned", "lora").verdict == HOLDS
 
 
 def test_what_a_repair_costs(table: pandas.DataFrame) -> None:

@@ -13,11 +13,12 @@ import pytest
 import yaml
 from conftest import ROOT
 from frames import write_tables
+from snakemake.utils import update_config
 
 from aird.configuration.loading import load_configuration
 from aird.patching.methods import NAMES
-from aird.reporting.names import compression_in_words, patch_in_words
-from aird.reporting.sentences import details, headlines, verdict_sentences, whole_percent
+from aird.reporting.names import compression_in_words, matched_controls, patch_in_words
+from aird.reporting.sentences import details, headlines, read_claims, verdict_sentences, whole_percent
 from aird.settings.compressions import CompressionSettings
 
 CONFIGURATION: dict[str, Any] = {
@@ -26,6 +27,7 @@ CONFIGURATION: dict[str, Any] = {
         "aird": {"method": "scale", "direction": "original"},
         "learnt": {"method": "calibrate", "direction": "original"},
         "control": {"method": "calibrate", "direction": "random"},
+        "formula": {"method": "scale", "direction": "random"},
     },
 }
 
@@ -92,7 +94,7 @@ def sentences(**changes: dict[str, Any]) -> list[str]:
         assert chosen.sum() == 1
         for column, value in values.items():
             paired.loc[chosen, column] = value
-    return list(headlines(summary, paired, CONFIGURATION))
+    return list(headlines(summary, paired, claims(), CONFIGURATION))
 
 
 def test_the_first_sentence_is_about_the_original() -> None:
@@ -145,14 +147,78 @@ def test_the_calibrated_patch_speaks_for_a_compression_and_never_a_control() -> 
     for name, refusal in (("learnt", 0.6), ("control", 0.99)):
         summary = pandas.concat([summary, summary.tail(1).assign(patch=name, refusal=refusal)], ignore_index=True)
         paired = pandas.concat([paired, paired[paired.patch == "aird"].assign(patch=name)], ignore_index=True)
-    _, sentence = headlines(summary, paired, CONFIGURATION)
+    _, sentence = headlines(summary, paired, claims(), CONFIGURATION)
     assert "; the calibrated patch (learnt) brings a part of it back: 60%" in sentence
     without = {**CONFIGURATION, "patches": {**CONFIGURATION["patches"], "learnt": {"method": "project"}}}
-    _, sentence = headlines(summary, paired, without)
+    _, sentence = headlines(summary, paired, claims(), without)
     assert "; aird brings a part of it back: 70%" in sentence
     controls = summary[summary.patch.isin(["plain", "control"])]
-    _, sentence = headlines(controls, paired, CONFIGURATION)
+    _, sentence = headlines(controls, paired, claims(), CONFIGURATION)
     assert sentence.endswith("to 50% (46 to 53%, p < 0.001).")
+
+
+def judged_beside_controls(verdicts: dict[str, tuple[str, str]], repair: str = "learnt", gain: float = 1e-9) -> str:
+    """Return the headline of a repair and its controls, with (verdict, adjusted p-value) against each of them."""
+    summary, paired, _ = tables()
+    for name, refusal in ((repair, 0.9), *dict.fromkeys(verdicts, 0.89).items()):
+        if name != "aird":
+            summary = pandas.concat([summary, summary.tail(1).assign(patch=name, refusal=refusal)], ignore_index=True)
+            paired = pandas.concat([paired, paired[paired.patch == "aird"].assign(patch=name)], ignore_index=True)
+    paired.loc[(paired.against == "plain") & (paired.rate == "refusal"), "p_value"] = gain
+    about = {"model": "m", "suite": "safety", "compression": "pruned", "patch": repair, "claim": "C4"}
+    rows = [
+        {**about, "statement": f"raises refusal more than {name}", "verdict": verdict, "p_adjusted": p_adjusted}
+        for name, (verdict, p_adjusted) in verdicts.items()
+    ]
+    return list(headlines(summary, paired, pandas.concat([claims(), pandas.DataFrame(rows)]), CONFIGURATION))[1]
+
+
+def test_a_control_trained_alike_that_restores_as_much_is_told_in_a_sentence() -> None:
+    end = "control refuses 89% (66 to 73%), and 8% of harmless prompts."
+    as_much = judged_beside_controls({"control": ("does not hold", "0.7")})
+    assert as_much.endswith(f" A random direction, trained alike, restores about as much: {end}")
+    more = judged_beside_controls({"control": ("does not hold", "0.01")})
+    assert more.endswith(f" A random direction, trained alike, restores more: {end}")
+    undecided = judged_beside_controls({"control": ("undecided", "0.2")})
+    assert undecided.endswith(f" Whether a random direction, trained alike, restores as much is undecided: {end}")
+    formula = judged_beside_controls({"formula": ("does not hold", "0.7")}, repair="aird")
+    assert " A random direction, by the same formula, restores about as much: formula refuses 89%" in formula
+
+
+def test_nothing_is_told_of_a_control_that_restores_less_or_is_not_matched_or_where_nothing_came_back() -> None:
+    for sentence in (
+        judged_beside_controls({"control": ("holds", "0.001")}),
+        judged_beside_controls({"formula": ("does not hold", "0.7")}),
+        judged_beside_controls({"control": ("does not hold", "0.7")}, gain=0.5),
+    ):
+        assert "learnt" in sentence and "random direction" not in sentence
+
+
+def test_a_matched_control_differs_in_direction_seed_and_compressions_alone() -> None:
+    patches = {
+        "repair": {"method": "calibrate", "direction": "original", "seed": 0, "compressions": None, "epochs": 8},
+        "first": {"method": "calibrate", "direction": "random", "seed": 0, "compressions": ["a"], "epochs": 8},
+        "second": {"method": "calibrate", "direction": "random", "seed": 1, "compressions": None, "epochs": 8},
+        "shorter": {"method": "calibrate", "direction": "random", "seed": 0, "compressions": None, "epochs": 2},
+        "own": {"method": "calibrate", "direction": "own", "seed": 0, "compressions": None, "epochs": 2},
+        "untrained": {"method": "scale", "direction": "random", "seed": 0, "compressions": None, "alpha": 1.0},
+        "strong": {"method": "scale", "direction": "original", "seed": 0, "compressions": None, "alpha": 2.0},
+        "lora": {"method": "lora", "seed": 0, "compressions": None, "epochs": 8},
+    }
+    assert matched_controls(patches) == {"repair": ["first", "second"], "own": ["shorter"], "strong": []}
+
+
+def test_the_repairs_have_three_matched_controls_on_every_compression() -> None:
+    settings: dict[str, Any] = {}
+    for name in ("embedded", "repairs"):
+        update_config(settings, yaml.safe_load((ROOT / f"config/{name}.yaml").read_text(encoding="utf-8")))
+    configuration = load_configuration(settings)
+    controls = matched_controls(configuration.model_dump()["patches"])
+    for patch in ("aird", "aird-calibrated"):
+        assert len(controls[patch]) == 3, patch
+        for control in controls[patch]:
+            compressions = {compression for _, compression, own in configuration.cells() if own == control}
+            assert compressions == set(configuration.compressions), control
 
 
 def test_equal_over_refusal_is_said_in_few_words() -> None:
@@ -164,7 +230,7 @@ def test_several_models_are_named() -> None:
     summary, paired, _ = tables()
     summary = pandas.concat([summary, summary.assign(model="other")])
     paired = pandas.concat([paired, paired.assign(model="other")])
-    of_first, _, of_other, _ = headlines(summary, paired, CONFIGURATION)
+    of_first, _, of_other, _ = headlines(summary, paired, claims(), CONFIGURATION)
     assert [sentence.split(" The")[0] for sentence in (of_first, of_other)] == [
         "m, suite safety:",
         "other, suite safety:",
@@ -262,7 +328,8 @@ def test_the_summary_of_a_run_ends_in_the_same_sentences(tmp_path: Path) -> None
     lines = result.stdout.splitlines()
     summary, paired = (pandas.read_csv(path) for name in ("summary", "paired") for path in paths if path.stem == name)
     configuration = load_configuration(yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8")))
-    expected = list(headlines(summary, paired, configuration.model_dump()))
+    claimed = read_claims(tmp_path / "tables/claims.csv")
+    expected = list(headlines(summary, paired, claimed, configuration.model_dump()))
     assert len(expected) == 3 and [line for line in lines if line in expected] == expected
     assert "4-bit rounding (w4a16)" in expected[2] and "the calibrated patch (aird-calibrated)" in expected[2]
     verdicts = pandas.read_csv(tmp_path / "tables/claims.csv", keep_default_na=False)

@@ -95,6 +95,7 @@ def comparisons() -> dict[Any, Any]:
             "cosine_same_site_shared": 0.56,
             "cosine_own_source_shared": 0.46,
             "cosine_same_site_p_value": 0.001,
+            "cosine_same_site_corrected": {"value": 0.63, "low": 0.58, "high": 0.68, "n_harmful": 22, "seed": 0},
             "cosine_own_source_p_value": 0.002,
             "projections": [
                 projection(whose, kind, direction, mean)
@@ -232,6 +233,8 @@ def test_directions_table(directions: Any, comparisons: Any) -> None:
         "induce": 2.0, "kl": 0.05, "bypass": -4.0, "norm": 7.0, "n_harmful_train": 120, "filtered_harmful_train": True,
         "cosine_same_site": 0.55, "cosine_own_source": 0.45, "norm_ratio": 0.61,
         "original_layer": 17, "original_position": -1,
+        "cosine_same_site_corrected": 0.63,
+        "cosine_same_site_corrected_low": 0.58, "cosine_same_site_corrected_high": 0.68,
         "cosine_same_site_bootstrap_low": 0.5, "split_half_null_mean": 0.9,
         "refusal_ablated_harmful": 0.1, "degenerate_ablated_harmful": 0.2, "refusal_plain_harmful": 0.9,
         "ablation_p_value": 0.001, "addition_p_value": 0.002,

@@ -22,7 +22,8 @@ def main() -> None:
         records.present["comparisons"],
         records.scores,
         frozenset(grid["pruned"]),
-        frozenset(grid["controls"]),
+        frozenset(grid["random"]),
+        grid["controls"],
         grid["seed"],
     )
     made = {**record_tables(records), "claims": claims_table(evidence)}

@@ -29,7 +29,8 @@ def main() -> None:
         print(describe(rows, COLUMNS))
     print()
     width = shutil.get_terminal_size().columns
-    for sentence in (*headlines(summary, paired, configuration.model_dump()), "", *verdict_sentences(claims)):
+    finding = headlines(summary, paired, claims, configuration.model_dump())
+    for sentence in (*finding, "", *verdict_sentences(claims)):
         print(textwrap.fill(sentence, width, subsequent_indent="  ", break_on_hyphens=False))
     print("\nHow the verdicts on C1 to C4 are reached: docs/claims.md")
     print(f"\nAll numbers: {arguments.tables}/\nReport:      {arguments.report}")

@@ -83,18 +83,18 @@ def _content(sources: Sources) -> dict[str, Any]:
     tables = {path.stem: read_table(path) for path in sources.tables}
     captions = Captions(sources.captions)
     summary = tables["summary"]
-    path = next(path for path in sources.tables if path.stem == "claims")
+    judged = read_claims(next(path for path in sources.tables if path.stem == "claims"))
     timings = pandas.read_csv(sources.timings)
     stages = by_stage(timings)
     return {
         "style": Markup((FOLDER / "style.css").read_text(encoding="utf-8")),
         "script": Markup((FOLDER / "script.js").read_text(encoding="utf-8")),
         "models": list(configuration["models"]),
-        "claims": claims(read_claims(path), list(dict.fromkeys(summary["suite"]))),
+        "claims": claims(judged, list(dict.fromkeys(summary["suite"]))),
         "marks": MARKS,
         "headlines": [
             Markup(UNCERTAINTY.sub(r'<small class="uncertainty">\g<0></small>', str(escape(sentence))))
-            for sentence in headlines(summary, tables["paired"], configuration)
+            for sentence in headlines(summary, tables["paired"], judged, configuration)
         ],
         "details": list(details(summary, tables["paired"], tables["directions"])),
         "suites": _suites(summary, configuration["patches"]),

@@ -79,14 +79,17 @@ def weights(wildcards: Mapping[str, str], manifest: Record) -> str:
 
 
 def cosine(wildcards: Mapping[str, str], comparison: Record) -> str:
-    """Return how near a checkpoint's direction is to the original's.
+    """Return how near a checkpoint's direction is to the original's: corrected for noise, where that can be said.
 
     Args:
         wildcards: compression.
         comparison: the record of that node.
     """
-    value = comparison["cosine_same_site"]
-    return f"{wildcards['compression']}: cosine {value:.2f} with the original's direction at the same site"
+    value = f"cosine {comparison['cosine_same_site']:.2f}"
+    corrected = comparison.get("cosine_same_site_corrected") or {"value": None}
+    if corrected["value"] is not None:
+        value = "corrected cosine {value:.2f} ({low:.2f} to {high:.2f})".format_map(corrected)
+    return f"{wildcards['compression']}: {value} with the original's direction at the same site"
 
 
 def _score(wildcards: Mapping[str, str], record: Record, path: Path) -> str:
