@@ -39,7 +39,7 @@ def keeps(degrees: float) -> Any:
     original = side(0.0, 0.0)
     comparison = compare_directions(original, side(math.radians(degrees), 0.1), 0)
     pairs = {("m", "original"): RECORD, ("m", "quantised"): RECORD}
-    evidence = Evidence(pairs, {}, {("m", "quantised"): comparison}, {}, frozenset(), frozenset(), 0)
+    evidence = Evidence(pairs, {}, {("m", "quantised"): comparison}, {}, frozenset(), frozenset(), {}, 0)
     table = claims_table(evidence)
     (row,) = table[table.statement.str.contains("keeps the direction")].itertuples()
     return row
