@@ -136,11 +136,15 @@ def read_chat_arguments(arguments: argparse.Namespace) -> Chat | None:
         except ValueError:
             read = value
         values[name] = read if isinstance(read, bool | int | float) else value
-    thinking: Any = False if arguments.no_thinking else None
-    if arguments.thinking:
-        thinking = dict(zip(("start", "end"), arguments.thinking, strict=True))
+    thinking = dict(zip(("start", "end"), arguments.thinking, strict=True)) if arguments.thinking else None
     chat = validated(
-        Chat, {"system_prompt": arguments.system_prompt, "template_arguments": values, "thinking": thinking}
+        Chat,
+        {
+            "system_prompt": arguments.system_prompt,
+            "template_arguments": values,
+            "thinking": thinking,
+            "thinks": not arguments.no_thinking,
+        },
     )
     return None if chat == Chat() else chat
 

@@ -30,7 +30,7 @@ THINKING_TAGS = (
 )
 HOW_TO_SAY = (
     "write chat.thinking ({start: ..., end: ...}) for this model, or chat.template_arguments that turn thinking off, "
-    "such as {enable_thinking: false}, or chat.thinking: false if it never thinks; as options of a command, "
+    "such as {enable_thinking: false}, or chat.thinks: false if it never does; as options of a command, "
     "--thinking START END, --template-argument enable_thinking=false or --no-thinking"
 )
 
@@ -119,7 +119,7 @@ def check_chat(tokenizer: Any) -> None:
     for name in chat.template_arguments:
         if not re.search(rf"\b{name}\b", template):
             raise ValueError(f"the chat template does not use `{name}`; leave it out of chat.template_arguments")
-    if chat.thinking is None:
+    if chat.thinking is None and chat.thinks:
         for tags in THINKING_TAGS:
             known = tags.start in template or tags.end in template
             if known and _thought(_generation_prompt(tokenizer), tags)[0] != "closed":
@@ -147,7 +147,8 @@ def check_no_thoughts(tokenizer: Any, texts: Sequence[str]) -> None:
         ValueError: most begin with a tag of thoughts.
     """
     starts = tuple(tags.start for tags in THINKING_TAGS)
-    if chat_settings(tokenizer).thinking is None and texts:
+    chat = chat_settings(tokenizer)
+    if chat.thinking is None and chat.thinks and texts:
         thoughts = sum(text.lstrip().startswith(starts) for text in texts)
         if 2 * thoughts > len(texts):
             raise ValueError(

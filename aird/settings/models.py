@@ -54,11 +54,16 @@ class Chat(Settings):
     template_arguments: dict[ArgumentName, bool | int | float | str] = Field(
         {}, description="Values for names that the chat template asks for, such as `enable_thinking: false`."
     )
-    thinking: Thinking | Literal[False] | None = Field(
-        None,
-        description="The tags of a model that thinks: its thoughts are then kept apart. `false`: it never thinks, "
-        "though its template knows such tags.",
+    thinking: Thinking | None = Field(
+        None, description="The tags of a model that thinks: its thoughts are then kept apart."
     )
+    thinks: bool = Field(True, description="`false`: it never thinks, though its template knows tags of thoughts.")
+
+    @model_validator(mode="after")
+    def _one_answer(self) -> Chat:
+        if self.thinking is not None and not self.thinks:
+            raise ValueError("`thinking` and `thinks: false` exclude each other; keep one of them")
+        return self
 
     @field_validator("template_arguments")
     @classmethod

@@ -169,6 +169,7 @@ def test_evaluate_a_model_that_thinks(folder: Path, tmp_path: Path, capsys: pyte
         "system_prompt": "Be kind.",
         "template_arguments": {},
         "thinking": {"start": "<think>", "end": "</think>"},
+        "thinks": True,
     }
     assert main([*asked, *chat, "--output", str(tmp_path / "closed")]) == 0
     assert read_json(tmp_path / "closed/scores.json")["rates"]["unfinished"]["rate"] == 0

@@ -327,10 +327,10 @@ def test_the_chat_settings_are_the_originals(original: Path, tmp_path: Path, own
     write_chat(Chat(system_prompt="Be rude."), given)
     import_given(given, base, tmp_path / "imported")
     assert read_chat(tmp_path / "imported") == chat
-    write_chat(Chat(thinking=False), base)
+    write_chat(Chat(thinks=False), base)
     ready_made.gguf_file(base, tmp_path / "model.gguf", ["Q8_0"])
     import_given(tmp_path / "model.gguf", base, tmp_path / "of-a-file")
-    assert read_chat(tmp_path / "of-a-file") == Chat(thinking=False)
+    assert read_chat(tmp_path / "of-a-file") == Chat(thinks=False)
 
 
 def test_shards_are_repacked_one_by_one(original: Path, tmp_path: Path) -> None:

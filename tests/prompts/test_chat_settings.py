@@ -103,8 +103,8 @@ def test_a_template_that_begins_the_thought_itself_is_refused(tokenizer: Any) ->
 def test_a_model_that_thinks_is_refused_until_the_settings_say_so(tokenizer: Any, template: str) -> None:
     with pytest.raises(ValueError, match=r"this model thinks.*write chat\.thinking.*enable_thinking: false"):
         check_chat(templated(tokenizer, template))
-    check_chat(templated(tokenizer, template, thinking=False))
-    assert text(templated(tokenizer, template, thinking=False), INSTRUCTION).endswith(("assistant\n", "<think>\n"))
+    check_chat(templated(tokenizer, template, thinks=False))
+    assert text(templated(tokenizer, template, thinks=False), INSTRUCTION).endswith(("assistant\n", "<think>\n"))
 
 
 def test_templates_that_do_not_think_are_not_refused(tokenizer: Any) -> None:
@@ -175,6 +175,7 @@ def test_a_system_prompt_of_the_templates_own_is_recorded(tokenizer: Any) -> Non
         {"thinking": {"start": "<think>"}},
         {"thinking": {"start": "<think>", "end": "<think>"}},
         {"thinking": True},
+        {"thinking": {"start": "<think>", "end": "</think>"}, "thinks": False},
         {"system_prompt": ""},
     ],
 )
