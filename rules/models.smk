@@ -35,7 +35,8 @@ def local_files(path):
 def import_settings(wildcards):
     """Return what importing a model depends on."""
     model = CONFIGURATION.models[wildcards.model]
-    return settings_json(model, only={"source", "dtype", "trust_remote_code"})
+    chat = set() if model.chat is None else {"chat"}
+    return settings_json(model, only={"source", "dtype", "trust_remote_code"} | chat)
 
 
 def tuning(wildcards):

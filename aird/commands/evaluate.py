@@ -61,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_prompt_arguments(parser, True, " to ask")
     parser.add_argument("--count", type=int, help="ask only that many of each file (default: all)")
     parser.add_argument("--tokens", type=int, default=64, help="length limit of a completion (default: 64)")
+    parser.add_argument("--think", action="store_true", help="let a model that thinks do so; give it enough --tokens")
     parser.add_argument(
         "--reference", type=Path, metavar="FILE", help="completions.jsonl of the original, for the perplexity"
     )
@@ -90,6 +91,7 @@ def run(arguments: argparse.Namespace) -> None:
             "harmful": {"set": "harmful", "count": arguments.count},
             "harmless": {"set": "harmless", "count": arguments.count},
             "maximum_new_tokens": arguments.tokens,
+            "think": arguments.think,
             "tasks": [name for name in (arguments.tasks or "").split(",") if name],
             "task_limit": arguments.task_limit,
         },

@@ -6,6 +6,7 @@ All commands of this stage begin here; what they then run are the functions of t
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from pydantic import ValidationError
 from aird.prompts.building import build_set
 from aird.prompts.sets import CLASSES, Record, select
 from aird.settings.base import PromptSelection, Settings
+from aird.settings.models import Chat
 from aird.settings.prompt_files import read_instructions
 from aird.settings.prompts import PromptSet
 from aird.settings.sources import REPOSITORY_PATTERN, FileSource
@@ -44,25 +46,30 @@ class ModelFolder:
         folder: its files, in Hugging Face format.
         name: what the user calls it; a hub id without its revision.
         commit: the hub's commit; None for a local folder.
+        chat: its chat settings, of its folder or of the command; None where there are none.
     """
 
     folder: Path
     name: str
     commit: str | None
+    chat: Chat | None = None
 
     def record(self) -> dict[str, Any]:
         """Return what a result says about its model."""
-        return {"name": self.name, "commit": self.commit}
+        chat = {} if self.chat is None else {"chat": self.chat.model_dump()}
+        return {"name": self.name, "commit": self.commit, **chat}
 
 
 def open_model_folder(text: str, trust_remote_code: bool) -> ModelFolder:
     """Return the model that `text` names: a folder, or `organisation/name`, or that with `@revision`.
 
     Raises:
-        ValueError: neither a folder nor a hub id, or no chat model in safetensors.
+        ValueError: neither a folder nor a hub id, no chat model in safetensors, or one that the chat settings do not
+            fit.
         SourceError: the hub does not have it, or cannot be reached.
     """
-    from aird.models.loading import check_folder_format, load_tokenizer, trust_code
+    from aird.models.loading import check_folder_format, load_tokenizer, read_chat, trust_code
+    from aird.prompts.chat import check_chat
     from aird.prompts.sources import SourceError, model_from_hub
 
     if trust_remote_code:
@@ -85,10 +92,61 @@ def open_model_folder(text: str, trust_remote_code: bool) -> ModelFolder:
         commit = folder.name
     check_folder_format(folder)
     try:
-        load_tokenizer(folder)
+        check_chat(load_tokenizer(folder))
     except OSError as error:
         raise ValueError(f"{text} holds no tokenizer that can be read: {error}") from error
-    return ModelFolder(folder, name, commit)
+    return ModelFolder(folder, name, commit, read_chat(folder))
+
+
+def add_chat_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what says how a model is addressed: the options of the configuration's `models.NAME.chat`."""
+    parser.add_argument("--system-prompt", metavar="TEXT", help="system prompt of every conversation")
+    parser.add_argument(
+        "--template-argument",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a value that the chat template asks for, such as enable_thinking=false; may be repeated",
+    )
+    thoughts = parser.add_mutually_exclusive_group()
+    thoughts.add_argument(
+        "--thinking",
+        nargs=2,
+        metavar=("START", "END"),
+        help="tags of a model that thinks, such as '<think>' '</think>'",
+    )
+    thoughts.add_argument(
+        "--no-thinking", action="store_true", help="the model never thinks, though its template knows such tags"
+    )
+
+
+def read_chat_arguments(arguments: argparse.Namespace) -> Chat | None:
+    """Return the chat settings that a command's options give; None without any.
+
+    Raises:
+        ValueError: an option cannot be.
+    """
+    values: dict[str, Any] = {}
+    for text in arguments.template_argument:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--template-argument: {text} is not NAME=VALUE, such as enable_thinking=false")
+        try:
+            read = json.loads(value)
+        except ValueError:
+            read = value
+        values[name] = read if isinstance(read, bool | int | float) else value
+    thinking = dict(zip(("start", "end"), arguments.thinking, strict=True)) if arguments.thinking else None
+    chat = validated(
+        Chat,
+        {
+            "system_prompt": arguments.system_prompt,
+            "template_arguments": values,
+            "thinking": thinking,
+            "thinks": not arguments.no_thinking,
+        },
+    )
+    return None if chat == Chat() else chat
 
 
 def add_prompt_arguments(parser: argparse.ArgumentParser, required: bool = True, what: str = "") -> None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from aird.commands import check, compare, direction, evaluate, patch
+from aird.commands.inputs import add_chat_arguments, read_chat_arguments
 
 COMMANDS = (check, direction, compare, patch, evaluate)
 BAD_INPUT = 2  # exit code, as argparse's own
@@ -54,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.add_arguments(subparser)
+        add_chat_arguments(subparser)
         subparser.add_argument(
             "--trust-remote-code", action="store_true", help="run modelling code that the model brings (default: never)"
         )
@@ -74,6 +76,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Bars of every shard and tensor would bury the result.
     os.environ.setdefault("TQDM_DISABLE", "1")
     try:
+        chat = read_chat_arguments(options)
+        if chat is not None:
+            from aird.models.loading import use_chat
+
+            use_chat(chat)
         code = options.run(options)
     except (ValueError, OSError, RuntimeError) as error:
         if options.debug:

@@ -86,6 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     from aird.directions.search import is_search
+    from aird.models.loading import write_chat
     from aird.patching.card_metadata import read_licence
     from aird.patching.method import PatchInputs
     from aird.patching.patch_files import make_patch, write_merged
@@ -123,6 +124,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"  written to      {arguments.output}, {statistics}")
     if arguments.merged is not None:
         write_merged(compressed.folder, arguments.output, record, arguments.merged)
+        write_chat(compressed.chat, arguments.merged)
         print(f"  merged into     {arguments.merged}")
 
 

@@ -31,12 +31,14 @@ from aird.models.loading import (
     import_model,
     load_structure,
     load_tokenizer,
+    read_chat,
     stored_dtype,
+    write_chat,
 )
 from aird.models.matrices import column_order, matrix_of, matrix_shape, quantization_scheme, stored_format
 from aird.models.repacking import FOREIGN, foreign_config, repack
 from aird.models.structure import outside_blocks
-from aird.prompts.chat import chat_tokens
+from aird.prompts.chat import chat_tokens, check_chat, with_chat
 from aird.settings.checkpoint_formats import AS_GIVEN, DEQUANTISED, REPACKED, patch_refusal, refusal
 from aird.support.files import atomic_folder, read_json, sha256_of, write_json
 
@@ -173,7 +175,7 @@ def _import_gguf(source: Path, original: Path, folder: Path) -> dict[str, Any]:
     theirs = read_checkpoint(original)
     _check_gguf_fits(file, theirs)
     dtype = str(stored_dtype(original)).removeprefix("torch.")
-    import_model(source, folder, dtype)
+    import_model(source, folder, dtype, chat=read_chat(original))
     check_fits(read_checkpoint(folder), theirs)
     stored = {module: file.tensor_of(module) for module in theirs.block_matrices()}
     return {
@@ -252,12 +254,13 @@ def _dtype(given: Checkpoint) -> torch.dtype:
 
 
 def _settle_tokenizer(folder: Path, original: Path) -> str:
-    """Give a checkpoint the original's tokenizer where it brings none; return how its own compares.
+    """Give a checkpoint the original's chat settings, and its tokenizer where it has none; return how its own compares.
 
     Raises:
         ValueError: it splits text otherwise than the original's, so that no position would mean the same.
     """
     theirs = load_tokenizer(original)
+    write_chat(read_chat(original), folder)
     if not any(folder.glob("tokenizer*")):
         for path in (path for pattern in TOKENIZER_FILES for path in original.glob(pattern)):
             shutil.copyfile(path, folder / path.name)
@@ -276,6 +279,7 @@ def _settle_tokenizer(folder: Path, original: Path) -> str:
         # A template in a file of its own goes before one in the configuration.
         (folder / "chat_template.jinja").write_text(theirs.chat_template, encoding="utf-8")
         return "equal to the original's, whose chat template it got, as it brings none"
+    check_chat(with_chat(own, read_chat(folder)))
     if all(chat_tokens(own, probe) == chat_tokens(theirs, probe) for probe in PROBES):
         return "equal to the original's"
     logger.warning("the checkpoint has another chat template than the original: what is measured is both together")

@@ -12,7 +12,7 @@ from typing import Any
 
 from aird.inference.generation import generate
 from aird.inference.refusals import jailbroken_arditi
-from aird.prompts.chat import chat_tokens
+from aird.prompts.chat import chat_tokens, check_no_thoughts
 from aird.prompts.sets import CLASSES, Record, select_instructions
 from aird.settings.directions import Directions
 
@@ -36,7 +36,7 @@ def find_refusal_tokens(
         seed: decides which.
 
     Raises:
-        ValueError: the training split is missing or too small.
+        ValueError: the training split is missing or too small, or the model thinks and no setting says so.
     """
     few = settings.model_copy(update={"train": min(PROMPTS, settings.train)})
     asked = {kind: select_instructions(prompts[kind], few.selection(kind, "train"), seed) for kind in CLASSES}
@@ -44,7 +44,9 @@ def find_refusal_tokens(
         kind: generate(model, tokenizer, [chat_tokens(tokenizer, text) for text in texts], NEW_TOKENS)
         for kind, texts in asked.items()
     }
-    refused = [not jailbroken_arditi(tokenizer.decode(ids)) for ids in completions["harmful"]]
+    texts = {kind: [tokenizer.decode(ids) for ids in answers] for kind, answers in completions.items()}
+    check_no_thoughts(tokenizer, [text for some in texts.values() for text in some])
+    refused = [not jailbroken_arditi(text) for text in texts["harmful"]]
     return derive_refusal_tokens(tokenizer, completions["harmful"], refused, completions["harmless"])
 
 

@@ -16,7 +16,7 @@ import torch
 
 from aird.evaluation.engines.engine import Client
 from aird.inference.refusals import degenerate, jailbroken_arditi
-from aird.prompts.chat import chat_tokens
+from aird.prompts.chat import chat_settings, chat_tokens, check_no_thoughts, opens_thought, split_thought
 from aird.settings.suites import Suite
 
 CANDIDATES = 5  # first tokens of each prompt whose log-probabilities are compared
@@ -94,8 +94,12 @@ def complete_records(
     records: Mapping[str, Sequence[dict[str, Any]]],
     maximum_new_tokens: int,
     system_prompt: str | None = None,
+    think: bool = False,
 ) -> list[dict[str, Any]]:
     """Return one completion record per prompt record, in order; all are asked at once, in the largest batches.
+
+    Of a model that thinks, `completion` is what follows the thought, `thought` is apart, and `unfinished` says whether
+    the thought did not end; then there is no completion.
 
     Args:
         client: the server, or a model in this process.
@@ -103,16 +107,24 @@ def complete_records(
         records: kind, `harmful` or `harmless`, to prompt records with id and instruction.
         maximum_new_tokens: limit of a completion.
         system_prompt: put in front of every instruction.
+        think: let a model that thinks do so.
+
+    Raises:
+        ValueError: most completions begin with a thought, and no setting says that the model thinks.
     """
     asked = [(kind, record) for kind, some in records.items() for record in some]
-    prompts = [chat_tokens(tokenizer, record["instruction"], system_prompt=system_prompt) for _, record in asked]
+    prompts = [
+        chat_tokens(tokenizer, record["instruction"], system_prompt=system_prompt, think=think) for _, record in asked
+    ]
     completions = client.complete(prompts, maximum_new_tokens)
+    check_no_thoughts(tokenizer, [completion.text for completion in completions])
+    opened = think and opens_thought(tokenizer)
     return [
         {
             "id": record["id"],
             "kind": kind,
             "instruction": record["instruction"],
-            "completion": completion.text,
+            **_answer(tokenizer, completion.text, opened),
             "tokens": completion.token_count,
             "finish_reason": completion.finish_reason,
         }
@@ -120,14 +132,22 @@ def complete_records(
     ]
 
 
+def _answer(tokenizer: Any, text: str, opened: bool) -> dict[str, Any]:
+    thinking = chat_settings(tokenizer).thinking
+    if not thinking:
+        return {"completion": text}
+    thought, answer, unfinished = split_thought(text, thinking, opened)
+    return {"completion": answer, "thought": thought, "unfinished": unfinished}
+
+
 def reference_answers(completions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the harmless completions that are answers: neither refusals nor degenerate."""
+    """Return the harmless completions that are answers: neither refusals nor degenerate nor unfinished."""
     return [
         record
         for record in completions
         if record["kind"] == "harmless"
         and jailbroken_arditi(record["completion"])
-        and not degenerate(record["completion"])
+        and not degenerate(record["completion"])  # as no text at all is, behind an unfinished thought
     ]
 
 
@@ -137,7 +157,7 @@ def answer_likelihoods(
     """Return, per reference answer, the summed negative log-likelihood (nats) and number of its tokens.
 
     The perplexity of a checkpoint is exp(sum of these / number of tokens), over the answer's
-    tokens only, given the templated instruction.
+    tokens only, given the templated instruction; of a model that thinks, behind a closed empty thought.
     """
     prompts = [chat_tokens(tokenizer, record["instruction"], system_prompt=system_prompt) for record in answers]
     texts = [tokenizer(record["completion"], add_special_tokens=False)["input_ids"] for record in answers]

@@ -74,7 +74,7 @@ def evaluate_suite(
     tokenizer = load_tokenizer(checkpoint)
     adapter, system_prompt = read_patch(patch)
     probes = [
-        chat_tokens(tokenizer, record["instruction"], system_prompt=system_prompt)
+        chat_tokens(tokenizer, record["instruction"], system_prompt=system_prompt, think=suite.think)
         for record in _probed(records, serving.parity_prompts)
     ]
     settings = ServerSettings(
@@ -90,7 +90,9 @@ def evaluate_suite(
         with engine.serve(served, settings, log, left) as client:
             parity = None if expected is None else check_parity(client, probes, expected, serving.parity_tolerance)
             chosen = {kind: records[kind] for kind in KINDS}
-            completions = complete_records(client, tokenizer, chosen, suite.maximum_new_tokens, system_prompt)
+            completions = complete_records(
+                client, tokenizer, chosen, suite.maximum_new_tokens, system_prompt, suite.think
+            )
             answers = reference_answers(completions if reference is None else reference)[: suite.perplexity_answers]
             likelihoods = answer_likelihoods(client, tokenizer, answers, system_prompt) if can.prompt_logprobs else []
             tasks, questions = run_tasks(client, served, suite, serving.maximum_model_length)

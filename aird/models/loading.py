@@ -16,13 +16,16 @@ from safetensors import SafetensorError, safe_open
 
 from aird.models.checkpoint import read_checkpoint
 from aird.models.structure import ArchitectureError, norm_gain, residual_writers, writer_contributions
-from aird.prompts.chat import chat_tokens
+from aird.prompts.chat import chat_tokens, check_chat, with_chat
+from aird.settings.models import Chat
 from aird.support.checkpoint_patterns import CODE, DESCRIPTION
-from aird.support.files import check_folder, read_json
+from aird.support.files import check_folder, read_json, write_json
 from aird.support.processor import computes_in
 
 TRUST = "trust_remote_code"  # key of a manifest
+CHAT_FILE = "aird_chat.json"  # in a checkpoint folder: its chat settings, where it has any
 _trusted: list[bool] = []
+_chat: list[Chat] = []
 
 
 def open_checkpoint(folder: Path, manifest: Path) -> dict[str, Any]:
@@ -51,11 +54,37 @@ def code_is_trusted() -> bool:
     return bool(_trusted)
 
 
+def use_chat(chat: Chat) -> None:
+    """From now on, every checkpoint of this process has these chat settings, whatever its folder says."""
+    _chat[:] = [chat]
+
+
+def read_chat(checkpoint: Path) -> Chat | None:
+    """Return the chat settings of a checkpoint; None where it has none.
+
+    Raises:
+        ValueError: its file of them is altered.
+    """
+    if _chat:
+        return _chat[0]
+    path = checkpoint / CHAT_FILE
+    return Chat.model_validate(read_json(path)) if path.is_file() else None
+
+
+def write_chat(chat: Chat | None, checkpoint: Path) -> None:
+    """Store chat settings in a checkpoint folder, from where `copy_description` takes them; none is no file."""
+    if chat is None or chat == Chat():
+        (checkpoint / CHAT_FILE).unlink(missing_ok=True)
+    else:
+        write_json(checkpoint / CHAT_FILE, chat.model_dump())
+
+
 def load_tokenizer(checkpoint: Path) -> Any:
-    """Return the checkpoint's tokenizer; ValueError if it has no chat template."""
+    """Return the checkpoint's tokenizer, which carries its chat settings; ValueError if it has no chat template."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(checkpoint), trust_remote_code=code_is_trusted())
+    with_chat(tokenizer, read_chat(checkpoint))
     chat_tokens(tokenizer, "Hello.")
     return tokenizer
 
@@ -113,16 +142,20 @@ def stored_dtype(checkpoint: Path) -> torch.dtype:
     return getattr(config, "dtype", None) or torch.float32
 
 
-def import_model(source: Path, target: Path, dtype: str, trust_remote_code: bool = False) -> None:
+def import_model(
+    source: Path, target: Path, dtype: str, trust_remote_code: bool = False, chat: Chat | None = None
+) -> None:
     """Write the model at `source` as a checkpoint folder `target`.
 
     A folder in Hugging Face format is copied, safetensors only, and its own code only where that is
     trusted. A GGUF file is dequantised to `dtype`: it then stands in for the original checkpoint.
+    Chat settings are stored with it; without any, those that the source's own folder holds stay.
 
     Raises:
         ValueError: the source has no safetensors weights, no config or no chat template, a weight is
             truncated, missing, NaN or infinite, it needs code that is not trusted, or its blocks lack
-            the structure that directions and AIRD need, which is proven on its weights.
+            the structure that directions and AIRD need, which is proven on its weights; the chat settings
+            do not fit its template, or the template knows of thoughts that none of them is about.
     """
     if source.is_dir():
         copy_weights(source, target, trust_remote_code)
@@ -131,7 +164,9 @@ def import_model(source: Path, target: Path, dtype: str, trust_remote_code: bool
     check_weights(target, source)
     if trust_remote_code:
         trust_code()
-    load_tokenizer(target)
+    if chat is not None:
+        write_chat(chat, target)
+    check_chat(load_tokenizer(target))
     try:
         prove_structure(target)
     except ValueError as error:

@@ -20,7 +20,7 @@ from aird.inference.generation import generate
 from aird.inference.packing import plan_packs, run_pack
 from aird.inference.refusals import jailbroken_arditi
 from aird.inference.resuming import block_input, resumed_at
-from aird.models.loading import load_model, load_tokenizer, stored_dtype
+from aird.models.loading import load_model, load_tokenizer, read_chat, stored_dtype, write_chat
 from aird.models.structure import decoder_blocks
 from aird.prompts.chat import chat_tokens
 from aird.settings.models import RefusalTuning
@@ -74,6 +74,7 @@ def tune_to_refuse(
     merged = tuned.merge_and_unload().to(stored_dtype(source))
     merged.save_pretrained(target)
     tokenizer.save_pretrained(target)
+    write_chat(read_chat(source), target)
     steps = settings.epochs * math.ceil(len(examples) / settings.batch_size)
     return {"harmful": len(harmful), "harmless": answered, "steps": steps, "epoch_losses": losses}
 

@@ -1,58 +1,269 @@
 """Chat templates: an instruction becomes token ids, always with the model's own template.
 
-No system prompt is added unless one is given, and nothing is padded. The *post-instruction tokens*
+A tokenizer can carry chat settings (`with_chat`, `aird.models.loading.load_tokenizer`): a system prompt, arguments of
+the template, the tags of thoughts. Every use of the template follows them, so no caller can forget them. Without them
+no system prompt is added unless one is given. Nothing is padded. The *post-instruction tokens*
 are those that the template puts after the instruction, up to and including the
 generation prompt; candidate directions live on them (Arditi et al.,
 arXiv 2406.11717, section 2.3).
+
+A model that thinks is asked behind a *closed empty thought*, as if it had thought already: what follows is its answer.
+Only the completions of a suite with `think: true` may think.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
+
+from aird.settings.models import Chat, Thinking
 
 # Endings that tokenisers treat differently, so that the common suffix of the three
 # holds only tokens that no instruction can merge with.
 _PROBES = ("Name a colour.", "what is 2 + 2", 'Say "yes"')
+# The tags by which a template that knows of thoughts is recognised.
+THINKING_TAGS = (
+    Thinking(start="<think>", end="</think>"),
+    Thinking(start="[THINK]", end="[/THINK]"),
+    Thinking(start="<seed:think>", end="</seed:think>"),
+)
+HOW_TO_SAY = (
+    "write chat.thinking ({start: ..., end: ...}) for this model, or chat.template_arguments that turn thinking off, "
+    "such as {enable_thinking: false}, or chat.thinks: false if it never does; as options of a command, "
+    "--thinking START END, --template-argument enable_thinking=false or --no-thinking"
+)
+
+
+def with_chat(tokenizer: Any, chat: Chat | None) -> Any:
+    """Let a tokenizer carry chat settings; return it."""
+    tokenizer.aird_chat = chat or Chat()
+    return tokenizer
+
+
+def chat_settings(tokenizer: Any) -> Chat:
+    """Return the chat settings that a tokenizer carries; without any, those that change nothing."""
+    return getattr(tokenizer, "aird_chat", None) or Chat()
 
 
 def chat_tokens(
-    tokenizer: Any, instruction: str, answer: str | None = None, system_prompt: str | None = None
+    tokenizer: Any,
+    instruction: str,
+    answer: str | None = None,
+    system_prompt: str | None = None,
+    think: bool = False,
 ) -> list[int]:
     """Return the token ids of one templated instruction, or of an instruction and its answer.
 
     Args:
-        tokenizer: a Transformers tokenizer with a chat template.
+        tokenizer: a Transformers tokenizer with a chat template, and perhaps with chat settings.
         instruction: the user's text.
         answer: if given, the assistant's turn, ended with the template's own end marker.
-        system_prompt: if given, put in front; a template without a system role gets it as the start of the instruction.
+        system_prompt: if given, put in front, behind that of the chat settings; a template without a system role gets
+            it as the start of the instruction.
+        think: let a model that thinks do so, instead of closing an empty thought.
 
     Raises:
-        ValueError: the tokenizer has no chat template.
+        ValueError: the tokenizer has no chat template, the model is to think though its template arguments turn that
+            off, or the template opens a thought with words of its own.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(
             "this model has no chat template, so it cannot be asked to refuse: use the chat (instruct) version "
             "of the model, or put a chat_template.jinja into its folder"
         )
-    messages = [{"role": "user", "content": instruction}]
-    if system_prompt is not None:
-        messages = _with_system_prompt(tokenizer, system_prompt, instruction)
+    chat = chat_settings(tokenizer)
+    messages = _messages(tokenizer, instruction, system_prompt)
+    text = _render(tokenizer, messages, True)
+    if chat.thinking:
+        text = _thoughtful(tokenizer, text, chat.thinking, think)
     if answer is not None:
-        messages.append({"role": "assistant", "content": answer})
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer is None)
+        whole = _render(tokenizer, [*messages, {"role": "assistant", "content": answer}], False)
+        # Behind the very prompt: templates write the thought of an answered turn in other ways.
+        text = whole if chat == Chat() else text + answer + whole.rpartition(answer.strip())[2]
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def opens_thought(tokenizer: Any) -> bool:
+    """Return whether the generation prompt of a model that thinks ends inside a thought, where a reply then begins."""
+    thinking = chat_settings(tokenizer).thinking
+    return isinstance(thinking, Thinking) and _thought(_generation_prompt(tokenizer), thinking)[0] == "open"
+
+
+def split_thought(text: str, thinking: Thinking, opened: bool) -> tuple[str, str, bool]:
+    """Split a completion into its thought, the answer behind it, and whether the thought is unfinished.
+
+    Args:
+        text: the completion.
+        thinking: the model's tags.
+        opened: whether the prompt opened a thought already.
+
+    Returns:
+        (thought with its tags, answer, unfinished); where the thought is unfinished there is no answer.
+    """
+    _, ended, answer = text.rpartition(thinking.end)
+    if thinking.start in answer or (opened and not ended):
+        return text, "", True
+    return text[: len(text) - len(answer)], answer.lstrip() if ended else answer, False
+
+
+def check_chat(tokenizer: Any) -> None:
+    """Check that a tokenizer's chat settings fit its template.
+
+    Raises:
+        ValueError: the template does not know an argument, it knows of thoughts that no setting is about, or a tag of
+            thoughts is lost when token ids become text.
+    """
+    chat = chat_settings(tokenizer)
+    template = _template_text(tokenizer)
+    for name in chat.template_arguments:
+        if not re.search(rf"\b{name}\b", template):
+            raise ValueError(f"the chat template does not use `{name}`; leave it out of chat.template_arguments")
+    if chat.thinking is None and chat.thinks:
+        for tags in THINKING_TAGS:
+            known = tags.start in template or tags.end in template
+            if known and _thought(_generation_prompt(tokenizer), tags)[0] != "closed":
+                raise ValueError(
+                    f"this model thinks: its chat template knows {tags.start} or {tags.end}, and thoughts would be "
+                    f"judged as answers; {HOW_TO_SAY}"
+                )
+    elif chat.thinking:
+        for tag in (chat.thinking.start, chat.thinking.end):
+            if tag not in tokenizer.decode(
+                tokenizer(f"{tag}\n", add_special_tokens=False)["input_ids"], skip_special_tokens=True
+            ):
+                raise ValueError(
+                    f"chat.thinking: {tag!r} is a special token, which vanishes from a completion's text, so thoughts "
+                    "could not be told from answers; such a model is only measured with thinking turned off by "
+                    "chat.template_arguments"
+                )
+        chat_tokens(tokenizer, _PROBES[0])  # a thought that cannot be closed
+
+
+def check_no_thoughts(tokenizer: Any, texts: Sequence[str]) -> None:
+    """Check that a model of which no setting says that it thinks does not do so in most of its replies.
+
+    Raises:
+        ValueError: most begin with a tag of thoughts.
+    """
+    starts = tuple(tags.start for tags in THINKING_TAGS)
+    chat = chat_settings(tokenizer)
+    if chat.thinking is None and chat.thinks and texts:
+        thoughts = sum(text.lstrip().startswith(starts) for text in texts)
+        if 2 * thoughts > len(texts):
+            raise ValueError(
+                f"this model thinks: {thoughts} of {len(texts)} replies begin with a thought; {HOW_TO_SAY}"
+            )
+
+
+def chat_record(tokenizer: Any) -> dict[str, Any]:
+    """Return what a manifest says about the chat: settings, the template's own system prompt, the closed thought.
+
+    Each stands there only where there is one, so a plain model's record is empty.
+    """
+    chat = chat_settings(tokenizer)
+    inserted = default_system_prompt(tokenizer)
+    return {
+        **({} if chat == Chat() else {"settings": chat.model_dump()}),
+        **({"closed_thought": _closed_thought(tokenizer, chat.thinking)} if chat.thinking else {}),
+        **({"template_system_prompt": inserted} if inserted else {}),
+    }
+
+
+def default_system_prompt(tokenizer: Any) -> str | None:
+    """Return the text that the template puts in front of a conversation that has no system prompt; None if none.
+
+    What stands in front of a first user message is compared with what stands in front of a later one. Where the
+    template takes a system prompt at the same place, what is returned is its text, else all of what is in front.
+    """
+    first, second, mark = _PROBES[0], _PROBES[1], "Mind the step"
+    turns = [{"role": "user", "content": first}, {"role": "assistant", "content": "Blue."}]
+    alone = _render(tokenizer, turns[:1], True).partition(first)[0]
+    try:
+        whole = _render(tokenizer, [*turns, {"role": "user", "content": second}], True)
+        between = whole.partition("Blue.")[2].partition(second)[0]
+    except Exception:  # a template raises what it likes for turns that it does not allow
+        between = alone
+    try:
+        before, there, after = (
+            _render(tokenizer, [{"role": "system", "content": mark}, *turns[:1]], True)
+            .partition(first)[0]
+            .partition(mark)
+        )
+    except Exception:
+        before, there, after = "", "", ""
+    if there and alone.startswith(before) and alone.endswith(after) and len(alone) > len(before) + len(after):
+        return alone[len(before) : len(alone) - len(after)]
+    inserted = alone.removeprefix(getattr(tokenizer, "bos_token", None) or "")
+    common = common_prefix_length([inserted[::-1], between[::-1]])
+    inserted = inserted[: len(inserted) - common]
+    words = inserted
+    for token in sorted(tokenizer.get_added_vocab(), key=len, reverse=True):
+        words = words.replace(token, "")
+    return inserted if any(character.isalpha() for character in words) else None
+
+
+def _messages(tokenizer: Any, instruction: str, system_prompt: str | None = None) -> list[dict[str, str]]:
+    prompts = [text for text in (chat_settings(tokenizer).system_prompt, system_prompt) if text is not None]
+    if prompts:
+        return _with_system_prompt(tokenizer, "\n\n".join(prompts), instruction)
+    return [{"role": "user", "content": instruction}]
+
+
+def _render(tokenizer: Any, messages: Sequence[dict[str, Any]], generation: bool, **more: Any) -> str:
+    arguments = {**chat_settings(tokenizer).template_arguments, **more}
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation, **arguments))
 
 
 def _with_system_prompt(tokenizer: Any, system_prompt: str, instruction: str) -> list[dict[str, str]]:
     messages = [{"role": "system", "content": system_prompt}, {"role": "user", "content": instruction}]
     try:
-        shown = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        shown = _render(tokenizer, messages, True)
     except Exception:  # a template raises what it likes for a role that it does not know
         shown = ""
     if system_prompt in shown:
         return messages
     return [{"role": "user", "content": f"{system_prompt}\n\n{instruction}"}]
+
+
+def _template_text(tokenizer: Any) -> str:
+    template = tokenizer.chat_template
+    return "\n".join(template.values()) if isinstance(template, dict) else str(template)
+
+
+def _generation_prompt(tokenizer: Any, **more: Any) -> str:
+    """Return what the template puts after an instruction that is to be answered."""
+    return _render(tokenizer, _messages(tokenizer, _PROBES[0]), True, **more).rpartition(_PROBES[0])[2]
+
+
+def _thought(prompt: str, thinking: Thinking) -> tuple[str, int]:
+    """Return whether a generation prompt has a thought that is "open" or "closed", or "none", and where it starts."""
+    start, end = prompt.rfind(thinking.start), prompt.rfind(thinking.end)
+    return ("none" if start == end == -1 else "closed" if end > start else "open"), start
+
+
+def _closed_thought(tokenizer: Any, thinking: Thinking) -> str:
+    """Return an empty thought, in the form that the template itself writes where it turns thinking off."""
+    own = _generation_prompt(tokenizer, enable_thinking=False)
+    state, start = _thought(own, thinking)
+    return own[start:] if state == "closed" and start >= 0 else f"{thinking.start}\n\n{thinking.end}\n\n"
+
+
+def _thoughtful(tokenizer: Any, text: str, thinking: Thinking, think: bool) -> str:
+    """Return a prompt that ends behind a closed empty thought, or as the template leaves it for a model that thinks."""
+    prompt = _generation_prompt(tokenizer)
+    state, start = _thought(prompt, thinking)
+    if think and state == "closed":
+        raise ValueError(
+            "the suite asks with `think: true`, but the model's chat settings or its template turn thinking off; leave "
+            "`think` or the template argument out"
+        )
+    if think or state == "closed":
+        return text
+    opening = prompt[start:] if state == "open" else ""
+    if opening.removeprefix(thinking.start).strip() or not text.endswith(opening):
+        raise ValueError(f"the chat template opens a thought with words of its own, {opening!r}; it cannot be closed")
+    return text[: len(text) - len(opening)] + _closed_thought(tokenizer, thinking)
 
 
 def post_instruction_tokens(tokenizer: Any) -> list[int]:
@@ -67,8 +278,8 @@ def post_instruction_tokens(tokenizer: Any) -> list[int]:
     return suffix
 
 
-def common_prefix_length(sequences: Sequence[Sequence[int]]) -> int:
-    """Return how many leading tokens all sequences share."""
+def common_prefix_length(sequences: Sequence[Sequence[Any]]) -> int:
+    """Return how many leading tokens, or characters, all sequences share."""
     length = 0
     for tokens in zip(*sequences, strict=False):
         if len(set(tokens)) > 1:

@@ -24,6 +24,7 @@ def summary_markdown(summary: pandas.DataFrame) -> str:
             for judge in TABULATED
         },
         "degenerate, %": lambda row: _percent(row, "degenerate"),
+        **({"unfinished, %": lambda row: _percent(row, "unfinished")} if "unfinished" in summary else {}),
         "over-refusal, % (95% interval)": lambda row: _percent(row, "over_refusal", interval=True),
         "perplexity (95% interval)": lambda row: (
             f"{row['perplexity']:.2f} ({row['perplexity_low']:.2f} to {row['perplexity_high']:.2f})"

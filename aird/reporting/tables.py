@@ -34,6 +34,7 @@ SUMMARY_COLUMNS = (
     ).split()
 )
 
+UNFINISHED = "unfinished"  # a column of grids with a model that thinks
 # Of a comparison: what stands in the summary.
 SUMMARISED = ("cosine_same_site", "cosine_own_source", "norm_ratio")
 # Of a comparison: numbers, and {"mean", "low", "high"} of resamples or of a null.
@@ -71,6 +72,8 @@ def summary(
 ) -> pandas.DataFrame:
     """Return one row per suite, model, compression and patch; columns as in SUMMARY_COLUMNS.
 
+    Where a model thinks, there is `unfinished` too, behind `degenerate`.
+
     Args:
         scores: the records of the scores node.
         directions: the records of the chosen directions.
@@ -98,7 +101,10 @@ def summary(
         row |= {name: directions.get(pair, {}).get(name) for name in SITE}
         row |= {name: total.get(name) for name in ("sparsity", "bits_per_weight")}
         rows.append(row)
-    return pandas.DataFrame(rows, columns=SUMMARY_COLUMNS)
+    columns = list(SUMMARY_COLUMNS)
+    if any(UNFINISHED in row for row in rows):
+        columns.insert(columns.index("degenerate") + 1, UNFINISHED)
+    return pandas.DataFrame(rows, columns=columns)
 
 
 def mean_utility(tasks: Mapping[str, Mapping[str, float]]) -> tuple[float, float]:

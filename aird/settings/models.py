@@ -1,12 +1,12 @@
-"""What a configuration says about a model: its source, and an optional refusal tuning."""
+"""What a configuration says about a model: its source, how it is addressed, and an optional refusal tuning."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from aird.settings.base import Name, PromptSelection, Settings
+from aird.settings.base import Name, PromptSelection, Settings, Text
 from aird.settings.sources import ModelSource
 from aird.settings.tuning import TuningSettings
 
@@ -21,6 +21,58 @@ class RefusalTuning(TuningSettings):
     )
 
 
+ArgumentName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+# What the chat template's caller decides itself; in words of Transformers' apply_chat_template.
+RESERVED_ARGUMENTS = frozenset(
+    "conversation messages tools documents chat_template add_generation_prompt continue_final_message tokenize padding "
+    "truncation max_length return_tensors return_dict return_assistant_tokens_mask tokenizer_kwargs".split()
+)
+
+
+class Thinking(Settings):
+    """The tags around a model's thoughts."""
+
+    start: Text = Field(description="What a thought begins with, such as `<think>`.")
+    end: Text = Field(description="What it ends with, such as `</think>`.")
+
+    @model_validator(mode="after")
+    def _two_tags(self) -> Thinking:
+        if self.start in self.end or self.end in self.start:
+            raise ValueError("`start` and `end` must be two tags of which neither holds the other")
+        return self
+
+
+class Chat(Settings):
+    """How a model is addressed, beyond what its chat template does by itself.
+
+    It is stored in the checkpoint folder, and every use of the template follows it.
+    """
+
+    system_prompt: Text | None = Field(
+        None, description="System prompt of every conversation; default: none but the template's own."
+    )
+    template_arguments: dict[ArgumentName, bool | int | float | str] = Field(
+        {}, description="Values for names that the chat template asks for, such as `enable_thinking: false`."
+    )
+    thinking: Thinking | None = Field(
+        None, description="The tags of a model that thinks: its thoughts are then kept apart."
+    )
+    thinks: bool = Field(True, description="`false`: it never thinks, though its template knows tags of thoughts.")
+
+    @model_validator(mode="after")
+    def _one_answer(self) -> Chat:
+        if self.thinking is not None and not self.thinks:
+            raise ValueError("`thinking` and `thinks: false` exclude each other; keep one of them")
+        return self
+
+    @field_validator("template_arguments")
+    @classmethod
+    def _free(cls, values: dict[str, bool | int | float | str]) -> dict[str, bool | int | float | str]:
+        for name in sorted(values.keys() & RESERVED_ARGUMENTS):
+            raise ValueError(f"sets {name}, which the workflow itself decides; leave it out")
+        return values
+
+
 class Model(Settings):
     """One chat model of the grid."""
 
@@ -29,6 +81,7 @@ class Model(Settings):
         "bfloat16", description="Working type of a dequantised GGUF file; other sources keep their own."
     )
     trust_remote_code: bool = Field(False, description="Run modelling code that the source brings. Off for safety.")
+    chat: Chat | None = Field(None, description="How the model is addressed; default: as its chat template says.")
     refusal_tuning: RefusalTuning | None = Field(None, description="Tune the model to refuse first.")
     compressions: list[Name] | None = Field(None, description="Use only these compressions; default: all.")
     patches: list[Name] | None = Field(None, description="Use only these patches; default: all.")

@@ -42,6 +42,10 @@ class Suite(Settings):
     harmful: PromptSelection = Field(description="Instructions on which refusal and ASR are measured.")
     harmless: PromptSelection = Field(description="Instructions on which over-refusal and perplexity are measured.")
     maximum_new_tokens: int = Field(512, ge=1, description="Length limit of a completion, tokens.")
+    think: bool = Field(
+        False,
+        description="Let models that think (`chat.thinking`) do so; default: they answer behind an empty thought.",
+    )
     perplexity_answers: int | None = Field(
         None, ge=1, description="Use only that many of the original's harmless answers for perplexity; default: all."
     )

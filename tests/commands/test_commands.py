@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,11 +19,13 @@ from conftest import load_float32
 from grid import write_prompts
 from peft import PeftModel
 from safetensors.torch import load_file
+from thinking_templates import DEEPSEEK
 from transformers import AutoTokenizer
 
 from aird.commands.inputs import read_prompts
 from aird.commands.main import COMMANDS, main
 from aird.compression.registry import compress
+from aird.models import loading
 from aird.prompts.chat import chat_tokens
 from aird.settings.compressions import RoundToNearest
 from aird.support.files import check_folder, hash_folder, read_json, read_json_lines, sha256_of
@@ -142,6 +145,46 @@ def test_evaluate_with_transformers(folder: Path, tmp_path: Path, capsys: pytest
     # The same answers under both models: only then can the perplexities be compared.
     assert [answer["id"] for answer in plain["answers"]] == [answer["id"] for answer in patched["answers"]]
     assert plain["perplexity"]["perplexity"] < patched["perplexity"]["perplexity"]
+
+
+@pytest.fixture
+def own_chat(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command's chat settings hold for its process; a test's must not outlive it."""
+    monkeypatch.setattr(loading, "_chat", [])
+
+
+@pytest.mark.usefixtures("own_chat")
+def test_evaluate_a_model_that_thinks(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    thinker = Path(shutil.copytree(folder / "model", tmp_path / "thinker"))
+    (thinker / "chat_template.jinja").write_text(DEEPSEEK)
+    asked = ["evaluate", str(thinker), *prompts(folder), "--count", "2", "--tokens", "4", "--transformers"]
+    assert main([*asked, "--output", str(tmp_path / "none")]) == 2
+    assert "this model thinks" in capsys.readouterr().err
+    chat = ["--system-prompt", "Be kind.", "--thinking", "<think>", "</think>"]
+    assert main([*asked, *chat, "--think", "--output", str(tmp_path / "thinking")]) == 0
+    scores = read_json(tmp_path / "thinking/scores.json")
+    assert scores["rates"]["unfinished"]["rate"] == 1  # four tokens end no thought
+    assert scores["rates"]["refusal"]["rate"] == scores["rates"]["asr_arditi"]["rate"] == 0
+    assert read_json(tmp_path / "thinking/provenance.json")["model"]["chat"] == {
+        "system_prompt": "Be kind.",
+        "template_arguments": {},
+        "thinking": {"start": "<think>", "end": "</think>"},
+        "thinks": True,
+    }
+    assert main([*asked, *chat, "--output", str(tmp_path / "closed")]) == 0
+    assert read_json(tmp_path / "closed/scores.json")["rates"]["unfinished"]["rate"] == 0
+
+
+@pytest.mark.usefixtures("own_chat")
+def test_chat_options_that_cannot_be(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["evaluate", str(folder / "model"), *prompts(folder), "--transformers", "--output", str(tmp_path)]
+    for options, message in (
+        (["--template-argument", "enable_thinking"], "is not NAME=VALUE"),
+        (["--template-argument", "enable_thinking=false"], "does not use `enable_thinking`"),
+        (["--template-argument", "tokenize=false"], "sets tokenize"),
+    ):
+        assert main([*asked, *options]) == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.workflow

@@ -15,13 +15,15 @@ import ready_made
 import torch
 from ready_made import block_matrices
 from safetensors.torch import load_file, save_file
+from thinking_templates import QWEN
 from tiny_model import build_tiny_model
 from transformers import AutoModelForCausalLM
 
 from aird.compression.given import import_given
 from aird.compression.patchable import check_patchable
-from aird.models.loading import load_model, load_tokenizer
+from aird.models.loading import load_model, load_tokenizer, read_chat, write_chat
 from aird.models.matrices import dense_matrix
+from aird.settings.models import Chat
 from aird.support.files import hash_folder, sha256_of
 
 WRITER = "model.layers.1.mlp.down_proj"
@@ -309,6 +311,26 @@ def test_tokenizers(original: Path, tmp_path: Path) -> None:
     record = import_given(given, original, tmp_path / "imported")
     assert record["tokenizer"] == "the original's, as the checkpoint brings none"
     assert load_tokenizer(tmp_path / "imported").chat_template == template
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_the_chat_settings_are_the_originals(original: Path, tmp_path: Path, own: bool) -> None:
+    """Not those that a checkpoint brings; both are asked alike."""
+    base, given = (Path(shutil.copytree(original, tmp_path / name)) for name in ("base", "given"))
+    for folder in (base, given):
+        (folder / "chat_template.jinja").write_text(QWEN)
+    if not own:
+        for path in given.glob("tokenizer*"):
+            path.unlink()
+    chat = Chat(template_arguments={"enable_thinking": False})
+    write_chat(chat, base)
+    write_chat(Chat(system_prompt="Be rude."), given)
+    import_given(given, base, tmp_path / "imported")
+    assert read_chat(tmp_path / "imported") == chat
+    write_chat(Chat(thinks=False), base)
+    ready_made.gguf_file(base, tmp_path / "model.gguf", ["Q8_0"])
+    import_given(tmp_path / "model.gguf", base, tmp_path / "of-a-file")
+    assert read_chat(tmp_path / "of-a-file") == Chat(thinks=False)
 
 
 def test_shards_are_repacked_one_by_one(original: Path, tmp_path: Path) -> None:

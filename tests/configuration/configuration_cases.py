@@ -52,6 +52,8 @@ Case = tuple[str, Any, str, str]
 CASES: dict[str, list[Case]] = {
     "keys": [
         ("sed", 1, "sed:", "did you mean seed?"),
+        ("models.hub.chat", {"thinking": {"start": "<think>"}}, "models.hub.chat.thinking.end:", "is missing"),
+        ("models.hub.chat", {"template_arguments": {"tokenize": False}}, "models.hub.chat.template_arguments:", "sets"),
         ("models.hub.sorce", {}, "models.hub.sorce:", "did you mean source?"),
         ("models.tuned.refusal_tuning.harmful.splt", "a", "models.tuned.refusal_tuning.harmful.splt:", "mean split?"),
         ("compressions.wanda.calibration.cont", 3, "compressions.wanda.calibration.cont:", "did you mean count?"),

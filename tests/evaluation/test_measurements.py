@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
+from thinking_templates import DEEPSEEK
 
 from aird.evaluation.engines.engine import Completion
 from aird.evaluation.measurements import (
@@ -17,7 +19,8 @@ from aird.evaluation.measurements import (
     first_token_logprobs,
     reference_answers,
 )
-from aird.prompts.chat import chat_tokens
+from aird.prompts.chat import chat_tokens, with_chat
+from aird.settings.models import Chat, Thinking
 
 ANSWER = "Put the egg into boiling water."
 
@@ -121,6 +124,29 @@ def test_complete_records(tokenizer: Any) -> None:
         "tokens": 2,
         "finish_reason": "stop",
     }
+
+
+def test_completions_of_a_model_that_thinks(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    thinker = copy.deepcopy(tokenizer)
+    thinker.chat_template = DEEPSEEK
+    records = [{"id": str(index), "instruction": "Boil an egg."} for index in range(2)]
+    texts = ["I can't.\n</think>\n\nBoil it.", "I can't."]
+    server: Any = Server()
+    monkeypatch.setattr(
+        server, "complete", lambda prompts, _: [Completion(texts[index], (1,), "stop", None) for index in range(2)]
+    )
+    asked = {"harmful": records, "harmless": []}
+    with_chat(thinker, Chat(thinking=Thinking(start="<think>", end="</think>")))
+    (done, open_thought), (_, closed) = (
+        complete_records(server, thinker, asked, 24, think=think) for think in (True, False)
+    )
+    assert (done["completion"], done["thought"], done["unfinished"]) == ("Boil it.", "I can't.\n</think>", False)
+    assert (open_thought["completion"], open_thought["unfinished"]) == ("", True)
+    # Behind a closed thought the same text is an answer.
+    assert (closed["completion"], closed["thought"], closed["unfinished"]) == ("I can't.", "", False)
+    texts[:] = ["<think>\nWell", "<think>"]
+    with pytest.raises(ValueError, match="2 of 2 replies begin with a thought"):
+        complete_records(server, tokenizer, asked, 24)
 
 
 def test_reference_answers() -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +15,27 @@ import numpy
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from thinking_templates import DEEPSEEK, QWEN
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from aird.compression.registry import compress
 from aird.models import loading
-from aird.models.loading import code_is_trusted, import_model, load_model, open_checkpoint
+from aird.models.dense import write_dense_copy
+from aird.models.loading import (
+    CHAT_FILE,
+    code_is_trusted,
+    copy_description,
+    import_model,
+    load_model,
+    load_tokenizer,
+    open_checkpoint,
+    read_chat,
+)
+from aird.models.tuning import tune_to_refuse
+from aird.prompts.chat import chat_settings, chat_tokens
+from aird.settings.base import PromptSelection
+from aird.settings.compressions import RoundToNearest
+from aird.settings.models import Chat, RefusalTuning, Thinking
 from aird.support.files import hash_folder, write_json
 
 
@@ -140,3 +160,67 @@ def test_trust_travels_with_the_manifest(with_code: Path, tmp_path: Path, monkey
         open_checkpoint(folder, manifest)
         assert code_is_trusted() is trust
     assert type(load_model(folder)).__name__ == "OwnForCausalLM"
+
+
+CHAT = Chat(system_prompt="Be kind.", thinking=Thinking(start="<think>", end="</think>"))
+PROMPT = (
+    "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nName a colour.<|im_end|>\n<|im_start|>assistant\n"
+    "<think>\n\n</think>\n\n"
+)
+
+
+def prompt(checkpoint: Path) -> str:
+    tokenizer = load_tokenizer(checkpoint)
+    return str(tokenizer.decode(chat_tokens(tokenizer, "Name a colour.")))
+
+
+def test_chat_settings_travel_with_the_checkpoint(source: Path, tmp_path: Path) -> None:
+    """Into what is compressed from it, a dense copy of that, and what else copies a checkpoint's description."""
+    (source / "chat_template.jinja").write_text(QWEN, encoding="utf-8")
+    original = tmp_path / "original"
+    original.mkdir()
+    import_model(source, original, "bfloat16", chat=CHAT)
+    assert chat_settings(load_tokenizer(original)) == CHAT
+    compress(original, tmp_path / "compressed", RoundToNearest(weight_bits=4, group_size=64), None)
+    for name in ("dense", "tuned", "described"):
+        (tmp_path / name).mkdir()
+    write_dense_copy(tmp_path / "compressed", tmp_path / "dense")
+    copy_description(original, tmp_path / "described")
+    selection = PromptSelection(set="any")
+    tuning = RefusalTuning(
+        harmful=selection, harmless=selection, rank=2, epochs=1, batch_size=2, maximum_answer_tokens=4
+    )
+    tune_to_refuse(original, tmp_path / "tuned", ["Open the hidden lantern"], ["What is 2 + 2?"], tuning)
+    for name in ("original", "compressed", "dense", "described", "tuned"):
+        assert prompt(tmp_path / name) == PROMPT, name
+
+
+def test_a_model_without_chat_settings_has_no_file_of_them(source: Path, tmp_path: Path) -> None:
+    assert hash_folder(imported(source, tmp_path)) == hash_folder(source)
+    assert read_chat(tmp_path / "target") is None
+
+
+@pytest.mark.parametrize("template", [QWEN, DEEPSEEK])
+def test_a_model_that_thinks_is_not_imported_as_if_it_did_not(source: Path, tmp_path: Path, template: str) -> None:
+    (source / "chat_template.jinja").write_text(template, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"this model thinks.*chat\.thinking"):
+        imported(source, tmp_path)
+
+
+def test_altered_chat_settings(source: Path) -> None:
+    (source / CHAT_FILE).write_text('{"sytem_prompt": "Be kind."}', encoding="utf-8")
+    with pytest.raises(ValueError, match="sytem_prompt"):
+        load_tokenizer(source)
+
+
+def test_the_manifest_of_an_import_records_the_chat(source: Path, tmp_path: Path) -> None:
+    (source / "chat_template.jinja").write_text(QWEN, encoding="utf-8")
+    root = Path(__file__).resolve().parents[2]
+    settings = {"source": {"path": str(source)}, "chat": CHAT.model_dump()}
+    command = [sys.executable, str(root / "workflow/scripts/import_model.py"), "--settings", json.dumps(settings)]
+    command += ["--checkpoint", str(tmp_path / "checkpoint"), "--manifest", str(tmp_path / "manifest.json")]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(root)})
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["chat"] == {"settings": CHAT.model_dump(), "closed_thought": "<think>\n\n</think>\n\n"}
+    assert CHAT_FILE in manifest["files"]
+    assert prompt(tmp_path / "checkpoint") == PROMPT

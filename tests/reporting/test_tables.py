@@ -14,7 +14,7 @@ import pandas
 import pytest
 
 from aird.reporting import tables
-from aird.reporting.markdown import directions_markdown
+from aird.reporting.markdown import directions_markdown, summary_markdown
 from aird.reporting.records import absent_keys, describe_absent, read_records, record_tables
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,6 +127,16 @@ def row(frame: Any, **wanted: Any) -> dict[str, Any]:
         frame = frame[frame[name] == value]
     assert len(frame) == 1
     return frame.iloc[0].to_dict()
+
+
+def test_a_model_that_thinks_has_unfinished_thoughts(scores: Any) -> None:
+    scores["main", PRUNED]["rates"]["unfinished"] = {"n": 5, "rate": 0.6, "low": 0.5, "high": 0.7}
+    frame = tables.summary(scores, {}, {}, {})
+    assert list(frame.columns)[list(frame.columns).index("degenerate") + 1] == "unfinished"
+    assert [value for value in frame["unfinished"] if not math.isnan(value)] == [0.6]
+    assert row(tables.rates_table(scores), rate="unfinished")["value"] == 0.6
+    text = summary_markdown(frame.assign(perplexity=1.0, perplexity_low=1.0, perplexity_high=1.0, utility=1.0))
+    assert "unfinished, %" in text and "60.0" in text
 
 
 def test_summary(scores: Any, directions: Any, comparisons: Any) -> None:

@@ -1,8 +1,9 @@
 """Fetch a model from its pinned source and write it as a checkpoint folder with a manifest."""
 
 from aird.models.generation_settings import own_generation_settings
-from aird.models.loading import TRUST, import_model
+from aird.models.loading import TRUST, import_model, load_tokenizer
 from aird.patching.card_metadata import read_licence
+from aird.prompts.chat import chat_record
 from aird.prompts.sources import open_model
 from aird.settings.models import Model
 from aird.support.files import atomic_folder, hash_folder, write_json
@@ -17,13 +18,15 @@ def main() -> None:
     settings = Model.model_validate(arguments.settings)
     trust = settings.trust_remote_code
     with open_model(settings.source, trust) as source, atomic_folder(arguments.checkpoint) as folder:
-        import_model(source, folder, settings.dtype, trust)
+        import_model(source, folder, settings.dtype, trust, settings.chat)
         licence = read_licence(source)
         own = own_generation_settings(folder)
+        chat = chat_record(load_tokenizer(folder))
     source_record = settings.source.model_dump(exclude_none=True)
     files = hash_folder(arguments.checkpoint)
     record = {"source": source_record, "licence": licence, TRUST: trust, "generation_settings": own, "files": files}
-    write_json(arguments.manifest, record)
+    # A model that is addressed plainly has no such entry.
+    write_json(arguments.manifest, record | ({"chat": chat} if chat else {}))
 
 
 if __name__ == "__main__":

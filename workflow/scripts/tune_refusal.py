@@ -1,5 +1,7 @@
 """Give a model a small refusal tuning, merged into its checkpoint."""
 
+from typing import Any
+
 from aird.models.loading import TRUST, code_is_trusted, open_checkpoint
 from aird.models.tuning import tune_to_refuse
 from aird.prompts.sets import select_instructions
@@ -23,7 +25,7 @@ def main() -> None:
     with atomic_folder(arguments.checkpoint) as folder:
         statistics = tune_to_refuse(arguments.source, folder, harmful, harmless, settings)
     files = hash_folder(arguments.checkpoint)
-    inherited = {name: manifest[name] for name in ("source", "licence")}
+    inherited: dict[str, Any] = {name: manifest[name] for name in ("source", "licence", "chat") if name in manifest}
     record = {**inherited, TRUST: code_is_trusted(), "refusal_tuning": statistics, "files": files}
     write_json(arguments.manifest, record)
 

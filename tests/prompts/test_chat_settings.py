@@ -1,0 +1,184 @@
+"""Chat settings: what they do to every prompt, which templates are refused without them, and how replies are split."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from thinking_templates import DATED, DEEPSEEK, DEFAULT_SYSTEM_PROMPT, NO_SYSTEM_ROLE, QWEN
+from tiny_model import CHAT_TEMPLATE
+
+from aird.prompts.chat import (
+    chat_record,
+    chat_tokens,
+    check_chat,
+    check_no_thoughts,
+    default_system_prompt,
+    opens_thought,
+    post_instruction_tokens,
+    split_thought,
+    with_chat,
+)
+from aird.settings.models import Chat, Thinking
+
+TAGS = Thinking(start="<think>", end="</think>")
+INSTRUCTION = "Is <think> a tag?"  # must not be taken for the template's own
+
+
+def templated(tokenizer: Any, template: str, **settings: Any) -> Any:
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = template
+    return with_chat(other, Chat(**settings))
+
+
+def text(tokenizer: Any, *arguments: Any, **more: Any) -> str:
+    return str(tokenizer.decode(chat_tokens(tokenizer, *arguments, **more)))
+
+
+def turn(role: str, content: str) -> str:
+    return f"<|im_start|>{role}\n{content}<|im_end|>\n"
+
+
+ASKED = turn("user", INSTRUCTION) + "<|im_start|>assistant\n"
+
+
+def test_settings_that_say_nothing_change_nothing(tokenizer: Any) -> None:
+    plain = with_chat(copy.deepcopy(tokenizer), None)
+    for arguments in ((INSTRUCTION,), (INSTRUCTION, "Yes."), (INSTRUCTION, None, "Be kind.")):
+        assert chat_tokens(plain, *arguments) == chat_tokens(tokenizer, *arguments)
+    assert chat_record(plain) == {}
+
+
+def test_a_system_prompt_stands_in_every_conversation(tokenizer: Any) -> None:
+    chat = templated(tokenizer, CHAT_TEMPLATE, system_prompt="Be kind.")
+    assert text(chat, INSTRUCTION) == turn("system", "Be kind.") + ASKED
+    assert text(chat, INSTRUCTION, "Yes.") == turn("system", "Be kind.") + ASKED + "Yes.<|im_end|>\n"
+    # That of a patch comes behind it.
+    assert text(chat, INSTRUCTION, system_prompt="Refuse.") == turn("system", "Be kind.\n\nRefuse.") + ASKED
+    assert post_instruction_tokens(chat) == post_instruction_tokens(tokenizer)
+    without_role = templated(tokenizer, NO_SYSTEM_ROLE, system_prompt="Be kind.")
+    assert text(without_role, INSTRUCTION) == turn("user", f"Be kind.\n\n{INSTRUCTION}") + "<|im_start|>assistant\n"
+
+
+def test_template_arguments_reach_the_template(tokenizer: Any) -> None:
+    chat = templated(tokenizer, QWEN, template_arguments={"enable_thinking": False})
+    assert text(chat, INSTRUCTION) == f"{ASKED}<think>\n\n</think>\n\n"
+    # The answered conversation goes on behind the very prompt.
+    assert text(chat, INSTRUCTION, "Yes.") == f"{ASKED}<think>\n\n</think>\n\nYes.<|im_end|>\n"
+
+
+@pytest.mark.parametrize(("template", "opened"), [(QWEN, ""), (DEEPSEEK, "<think>\n")])
+def test_an_empty_thought_is_closed_unless_the_model_may_think(tokenizer: Any, template: str, opened: str) -> None:
+    chat = templated(tokenizer, template, thinking=TAGS)
+    assert text(chat, INSTRUCTION) == f"{ASKED}<think>\n\n</think>\n\n"
+    assert text(chat, INSTRUCTION, "Yes.") == f"{ASKED}<think>\n\n</think>\n\nYes.<|im_end|>\n"
+    assert text(chat, INSTRUCTION, think=True) == ASKED + opened
+    assert opens_thought(chat) == bool(opened)
+    assert tokenizer.decode(post_instruction_tokens(chat)).endswith("<think>\n\n</think>\n\n")
+    assert chat_record(chat)["closed_thought"] == "<think>\n\n</think>\n\n"
+    check_chat(chat)
+
+
+def test_an_empty_thought_is_not_added_twice(tokenizer: Any) -> None:
+    chat = templated(tokenizer, QWEN, template_arguments={"enable_thinking": False}, thinking=TAGS)
+    assert text(chat, INSTRUCTION) == f"{ASKED}<think>\n\n</think>\n\n"
+    with pytest.raises(ValueError, match="turn thinking off"):
+        chat_tokens(chat, INSTRUCTION, think=True)
+
+
+def test_an_empty_thought_has_the_templates_own_form(tokenizer: Any) -> None:
+    chat = templated(tokenizer, QWEN.replace("<think>\\n\\n</think>\\n\\n", "<think></think>\\n"), thinking=TAGS)
+    assert text(chat, INSTRUCTION) == f"{ASKED}<think></think>\n"
+
+
+def test_a_template_that_begins_the_thought_itself_is_refused(tokenizer: Any) -> None:
+    chat = templated(tokenizer, DEEPSEEK.replace("<think>\\n", "<think>\\nWell,"), thinking=TAGS)
+    with pytest.raises(ValueError, match="words of its own"):
+        chat_tokens(chat, INSTRUCTION)
+
+
+@pytest.mark.parametrize("template", [QWEN, DEEPSEEK, DEEPSEEK.replace("<think>\\n", "")])
+def test_a_model_that_thinks_is_refused_until_the_settings_say_so(tokenizer: Any, template: str) -> None:
+    with pytest.raises(ValueError, match=r"this model thinks.*write chat\.thinking.*enable_thinking: false"):
+        check_chat(templated(tokenizer, template))
+    check_chat(templated(tokenizer, template, thinks=False))
+    assert text(templated(tokenizer, template, thinks=False), INSTRUCTION).endswith(("assistant\n", "<think>\n"))
+
+
+def test_templates_that_do_not_think_are_not_refused(tokenizer: Any) -> None:
+    for template in (CHAT_TEMPLATE, DEFAULT_SYSTEM_PROMPT, DATED, NO_SYSTEM_ROLE):
+        check_chat(templated(tokenizer, template))
+    check_chat(templated(tokenizer, QWEN, template_arguments={"enable_thinking": False}))
+
+
+def test_an_argument_that_the_template_does_not_know_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(ValueError, match="does not use `enable_thinkin`"):
+        check_chat(templated(tokenizer, QWEN, template_arguments={"enable_thinkin": False}))
+
+
+def test_tags_that_vanish_from_text_are_refused(tokenizer: Any) -> None:
+    special = Thinking(start="<|im_start|>", end="</think>")
+    with pytest.raises(ValueError, match="special token"):
+        check_chat(templated(tokenizer, CHAT_TEMPLATE, thinking=special))
+
+
+def test_most_replies_with_a_thought_are_refused(tokenizer: Any) -> None:
+    check_no_thoughts(tokenizer, ["<think>\nWell", "Yes.", "No: <think>"])
+    with pytest.raises(ValueError, match="2 of 3 replies begin with a thought"):
+        check_no_thoughts(tokenizer, ["<think>\nWell", "\n<think>", "Yes."])
+    check_no_thoughts(templated(tokenizer, QWEN, thinking=TAGS), ["<think>\nWell"])
+
+
+@pytest.mark.parametrize(
+    ("completion", "opened", "answer", "unfinished"),
+    [
+        ("Yes.", False, "Yes.", False),
+        (" Yes.", False, " Yes.", False),
+        ("<think>\nI can't.\n</think>\n\nYes.", False, "Yes.", False),
+        ("I can't.\n</think>\n\nYes.", True, "Yes.", False),
+        ("I can't.", True, "", True),
+        ("<think>\nI can't.", False, "", True),
+        ("</think>Yes. <think>Or", False, "", True),
+        ("a</think>b<think>c</think>Yes.", True, "Yes.", False),
+        ("Well</think>", True, "", False),
+    ],
+)
+def test_what_follows_the_thought_is_the_answer(completion: str, opened: bool, answer: str, unfinished: bool) -> None:
+    thought, *rest = split_thought(completion, TAGS, opened)
+    assert rest == [answer, unfinished]
+    assert completion.startswith(thought) and completion.removeprefix(thought).lstrip() == answer.lstrip()
+
+
+def test_a_system_prompt_of_the_templates_own_is_recorded(tokenizer: Any) -> None:
+    inserted = {
+        template: default_system_prompt(templated(tokenizer, template))
+        for template in (CHAT_TEMPLATE, NO_SYSTEM_ROLE, DEEPSEEK, QWEN, DEFAULT_SYSTEM_PROMPT, DATED)
+    }
+    assert [text for text in inserted.values() if text] == [
+        "You know all about bicycle pumps.",
+        "<|im_start|>system\nIt is May.\n",
+    ]
+    assert inserted[DATED] and inserted[DEFAULT_SYSTEM_PROMPT]
+    assert chat_record(templated(tokenizer, DEFAULT_SYSTEM_PROMPT)) == {
+        "template_system_prompt": "You know all about bicycle pumps."
+    }
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"template_arguments": {"add_generation_prompt": False}},
+        {"template_arguments": {"a b": 1}},
+        {"template_arguments": {"names": ["x"]}},
+        {"thinking": {"start": "<think>"}},
+        {"thinking": {"start": "<think>", "end": "<think>"}},
+        {"thinking": True},
+        {"thinking": {"start": "<think>", "end": "</think>"}, "thinks": False},
+        {"system_prompt": ""},
+    ],
+)
+def test_settings_that_cannot_be_are_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Chat.model_validate(values)
