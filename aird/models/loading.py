@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from aird.models.checkpoint import read_checkpoint
 from aird.models.structure import ArchitectureError, norm_gain, residual_writers, writer_contributions
+from aird.models.text_model import extract_text_model, is_wrapper
 from aird.prompts.chat import chat_tokens, check_chat, with_chat
 from aird.settings.models import Chat
 from aird.support.checkpoint_patterns import CODE, DESCRIPTION
@@ -144,12 +145,16 @@ def stored_dtype(checkpoint: Path) -> torch.dtype:
 
 def import_model(
     source: Path, target: Path, dtype: str, trust_remote_code: bool = False, chat: Chat | None = None
-) -> None:
+) -> dict[str, str] | None:
     """Write the model at `source` as a checkpoint folder `target`.
 
     A folder in Hugging Face format is copied, safetensors only, and its own code only where that is
-    trusted. A GGUF file is dequantised to `dtype`: it then stands in for the original checkpoint.
+    trusted. Of a wrapper of vision and language the text model alone is written. A GGUF file is
+    dequantised to `dtype`: it then stands in for the original checkpoint.
     Chat settings are stored with it; without any, those that the source's own folder holds stay.
+
+    Returns:
+        What the wrapper was (`aird.models.text_model.extract_text_model`); None for a plain model.
 
     Raises:
         ValueError: the source has no safetensors weights, no config or no chat template, a weight is
@@ -157,8 +162,15 @@ def import_model(
             the structure that directions and AIRD need, which is proven on its weights; the chat settings
             do not fit its template, or the template knows of thoughts that none of them is about.
     """
+    wrapper = None
     if source.is_dir():
-        copy_weights(source, target, trust_remote_code)
+        check_folder_format(source)
+        if _is_wrapper(source, trust_remote_code):
+            copy_description(source, target, trust_remote_code)
+            wrapper = extract_text_model(source, target, trust_remote_code)
+            _unfold_template(target)
+        else:
+            copy_weights(source, target, trust_remote_code)
     else:
         _dequantise_gguf(source, target, getattr(torch, dtype))
     check_weights(target, source)
@@ -175,6 +187,24 @@ def import_model(
         raise ValueError(
             f"{source} needs modelling code of its own; to let it run, write trust_remote_code: true for this model"
         ) from error
+    return wrapper
+
+
+def _is_wrapper(source: Path, trust_remote_code: bool) -> bool:
+    from transformers import AutoConfig
+
+    try:
+        return is_wrapper(AutoConfig.from_pretrained(str(source), trust_remote_code=trust_remote_code))
+    except (ValueError, OSError):
+        return False  # what is wrong with its configuration is said where the model is loaded
+
+
+def _unfold_template(checkpoint: Path) -> None:
+    """Give the tokenizer the chat template that a processor stores as JSON."""
+    folded, template = checkpoint / "chat_template.json", checkpoint / "chat_template.jinja"
+    if folded.is_file() and not template.is_file():
+        template.write_text(read_json(folded)["chat_template"], encoding="utf-8")
+        folded.unlink()
 
 
 def prove_structure(checkpoint: Path) -> None:
@@ -198,7 +228,7 @@ def prove_structure(checkpoint: Path) -> None:
                 raise ArchitectureError(
                     f"{checkpoint}: the module {module} has no stored tensor of its name (stored are "
                     f"{', '.join(list(stored)[:3])}, ...), so it could not be edited; load the model with Transformers "
-                    "and write it again with save_pretrained, a wrapped model's text model alone"
+                    "and write it again with save_pretrained"
                 )
 
 

@@ -18,15 +18,16 @@ def main() -> None:
     settings = Model.model_validate(arguments.settings)
     trust = settings.trust_remote_code
     with open_model(settings.source, trust) as source, atomic_folder(arguments.checkpoint) as folder:
-        import_model(source, folder, settings.dtype, trust, settings.chat)
+        wrapper = import_model(source, folder, settings.dtype, trust, settings.chat)
         licence = read_licence(source)
         own = own_generation_settings(folder)
         chat = chat_record(load_tokenizer(folder))
     source_record = settings.source.model_dump(exclude_none=True)
     files = hash_folder(arguments.checkpoint)
     record = {"source": source_record, "licence": licence, TRUST: trust, "generation_settings": own, "files": files}
-    # A model that is addressed plainly has no such entry.
-    write_json(arguments.manifest, record | ({"chat": chat} if chat else {}))
+    # A model that is addressed plainly has no such entry, nor has one that is no wrapper.
+    more = {"chat": chat, "wrapper": wrapper}
+    write_json(arguments.manifest, record | {name: value for name, value in more.items() if value})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,154 @@
+"""Wrappers of vision and language: the text model is taken out, says what the wrapper says, and can be edited."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from families import randomise
+from safetensors.torch import load_file, save_file
+from tiny_model import build_tiny_model
+
+from aird.models.checkpoint import read_checkpoint
+from aird.models.loading import import_model, load_model, load_tokenizer
+from aird.models.structure import ArchitectureError, writer_contributions
+from aird.support.files import read_json, write_json
+
+TEXT = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+QWEN_VISION = {"depth": 1, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 64}
+ROTARY = {"rope_type": "default", "rope_theta": 500000.0}
+# family: (what its configuration needs beyond the text model's sizes, the class that comes out)
+WRAPPERS: dict[str, tuple[dict[str, Any], str]] = {
+    "gemma3": (
+        {"text_config": {"head_dim": 16, "sliding_window": 8}, "vision_config": VISION, "mm_tokens_per_image": 4},
+        "Gemma3ForCausalLM",
+    ),
+    "llava": (
+        {"text_config": {"model_type": "llama"}, "vision_config": {**VISION, "model_type": "clip_vision_model"}},
+        "LlamaForCausalLM",
+    ),
+    "mistral3": (
+        {
+            "text_config": {"model_type": "mistral", "head_dim": 16},
+            "vision_config": {"model_type": "pixtral", **VISION},
+        },
+        "MistralForCausalLM",
+    ),
+    "smolvlm": ({"text_config": {"model_type": "llama"}, "vision_config": VISION}, "LlamaForCausalLM"),
+    "qwen2_5_vl": (
+        {"text_config": {"rope_parameters": {**ROTARY, "mrope_section": [2, 2, 4]}}, "vision_config": QWEN_VISION},
+        "Qwen2ForCausalLM",
+    ),
+    "qwen3_vl": (
+        {
+            "text_config": {
+                "head_dim": 16,
+                "rope_parameters": {**ROTARY, "mrope_section": [2, 3, 3], "mrope_interleaved": True},
+            },
+            "vision_config": {**QWEN_VISION, "deepstack_visual_indexes": [0]},
+        },
+        "Qwen3ForCausalLM",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a tiny model, whose tokenizer the wrappers take."""
+    return build_tiny_model(tmp_path_factory.mktemp("plain") / "model")
+
+
+def write_wrapper(family: str, plain: Path, folder: Path) -> Any:
+    """Write a wrapper of random weights with a tokenizer, and return it in float32."""
+    tokenizer = load_tokenizer(plain)
+    more, _ = WRAPPERS[family]
+    special = {"vocab_size": len(tokenizer), "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
+    text = {**TEXT, **special, "pad_token_id": tokenizer.pad_token_id, **more["text_config"]}
+    configuration = transformers.CONFIG_MAPPING[family](**{**more, "text_config": text})
+    wrapper = transformers.AutoModelForImageTextToText.from_config(configuration, dtype=torch.float32).eval()
+    randomise(wrapper)
+    wrapper.tie_weights()
+    wrapper.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_json(folder / "preprocessor_config.json", {})
+    return wrapper
+
+
+@pytest.mark.parametrize("family", WRAPPERS)
+def test_the_text_model_says_what_its_wrapper_says(family: str, plain: Path, tmp_path: Path) -> None:
+    wrapper = write_wrapper(family, plain, tmp_path / "source")
+    target = tmp_path / "target"
+    target.mkdir()
+    record = import_model(tmp_path / "source", target, "float32")
+    assert record is not None and record["type"] == family
+    assert wrapper.get_submodule(record["text_model"]) is wrapper.get_decoder()
+    model = load_model(target, dtype=torch.float32)
+    assert type(model).__name__ == WRAPPERS[family][1]
+    ids = torch.arange(5, 45).unsqueeze(0)  # beyond a sliding window
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids=ids).logits, wrapper(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
+    # What is edited later has its stored name, and no image processor is left for a server to find.
+    stored = read_checkpoint(target).tensors
+    assert all(f"{writer}.weight" in stored for writer in writer_contributions(model))
+    assert not (target / "preprocessor_config.json").exists()
+
+
+def test_a_template_of_a_processor_becomes_the_tokenizers(plain: Path, tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    write_wrapper("llava", plain, source)
+    template = load_tokenizer(source).chat_template
+    (source / "chat_template.jinja").unlink()
+    write_json(source / "chat_template.json", {"chat_template": template})
+    target.mkdir()
+    import_model(source, target, "float32")
+    assert load_tokenizer(target).chat_template == template
+
+
+def test_a_text_model_that_differs_is_refused(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rotary embedding with another base is no sameness on texts."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    write_wrapper("qwen2_5_vl", plain, source)
+    target.mkdir()
+    monkeypatch.setattr("aird.models.text_model.IMAGE_POSITIONS", ("mrope_section", "rope_theta"))
+    with pytest.raises(ArchitectureError, match=r"Qwen2ForCausalLM with the weights of its text model differs"):
+        import_model(source, target, "float32")
+
+
+def test_a_quantised_wrapper_is_refused(plain: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    write_wrapper("llava", plain, source)
+    config = read_json(source / "config.json")
+    write_json(source / "config.json", {**config, "quantization_config": {"quant_method": "compressed-tensors"}})
+    (tmp_path / "target").mkdir()
+    with pytest.raises(ArchitectureError, match="wraps a quantised text model"):
+        import_model(source, tmp_path / "target", "float32")
+
+
+def test_a_wrapper_with_a_broken_weight_is_refused(plain: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    write_wrapper("llava", plain, source)
+    tensors = load_file(source / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("self_attn.o_proj.weight"))
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    (tmp_path / "target").mkdir()
+    with pytest.raises(ValueError, match="NaN|differs"):
+        import_model(source, tmp_path / "target", "float32")
