@@ -55,8 +55,8 @@ def extract_text_model(source: Path, target: Path, trust_remote_code: bool) -> d
     config = transformers.AutoConfig.from_pretrained(str(source), trust_remote_code=trust_remote_code)
     if getattr(config, "quantization_config", None) is not None:
         raise ArchitectureError(
-            f"{source} wraps a quantised text model ({config.model_type}), which cannot be taken out; quantise the text "
-            "model alone, as this project writes it for the original"
+            f"{source} wraps a quantised text model ({config.model_type}), which cannot be taken out; quantise "
+            "the text model alone, as this project writes it for the original"
         )
     wrapper: Any = transformers.AutoModelForImageTextToText.from_pretrained(
         str(source), dtype="auto", trust_remote_code=trust_remote_code, use_safetensors=True
@@ -120,6 +120,6 @@ def _prove_same(model: Any, wrapper: Any, source: Path) -> None:
     limit = max(TOLERANCE, 4 * torch.finfo(model.dtype).eps)
     if not difference <= limit:
         raise ArchitectureError(
-            f"{source}: {type(model).__name__} with the weights of its text model differs from {type(wrapper).__name__} "
-            f"by {difference:.1e} of the largest logit (at most {limit:.1e} is accepted)"
+            f"{source}: {type(model).__name__} with the weights of its text model differs from "
+            f"{type(wrapper).__name__} by {difference:.1e} of the largest logit (at most {limit:.1e} is accepted)"
         )
