@@ -2,7 +2,7 @@
 
 from aird.models.generation_settings import own_generation_settings
 from aird.models.loading import TRUST, import_model, load_tokenizer
-from aird.patching.card_metadata import read_licence
+from aird.models.card_metadata import read_licence
 from aird.prompts.chat import chat_record
 from aird.prompts.sources import open_model
 from aird.settings.models import Model
