@@ -339,5 +339,5 @@ def _repair(
             apart = PromptSet(combine=[kind], splits=LEARNT_SPLITS)
             prompts[kind], _ = build_prompt_set(kind, apart, prompts[kind], measured, seed)
     settings = patch.METHODS["calibrate"].settings()
-    directions = Directions(harmful="harmful", harmless="harmless", **LEARNT_SPLITS)
+    directions = Directions.model_validate({**{kind: kind for kind in CLASSES}, **LEARNT_SPLITS})
     patch.write_patch(original, compressed, settings, prompts, directions, seed, output)

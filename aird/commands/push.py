@@ -43,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("adapter", type=Path, help="the adapter's folder")
     parser.add_argument("repository", help="where it goes: organisation/name; it is made if it does not exist")
     parser.add_argument("--verdict", type=Path, metavar="FILE", help="what `aird check --patch --json` wrote")
-    parser.add_argument("--card", type=Path, metavar="FILE", help="a card of results/cards/ instead of the folder's own")
+    parser.add_argument(
+        "--card", type=Path, metavar="FILE", help="a card of results/cards/ instead of the folder's own"
+    )
     parser.add_argument("--base", metavar="HUB_ID", help="hub id of the compressed model that the adapter belongs on")
     parser.add_argument("--private", action="store_true", help="make the repository private if it is made")
 
@@ -96,7 +98,7 @@ def published_card(card: str, verdict: Mapping[str, Any] | None, made_for: str, 
     if verdict is None and NUMBERS not in card:
         raise ValueError(
             "nothing was measured about this adapter, so it is not published: give --verdict with what "
-            "`aird check ORIGINAL COMPRESSED --patch ADAPTER --json FILE` wrote, or --card with a card of results/cards/"
+            "`aird check ORIGINAL COMPRESSED --patch ADAPTER --json FILE` wrote, or --card with one of results/cards/"
         )
     card = card.replace(made_for, base)
     if verdict is None:
@@ -130,7 +132,10 @@ def upload(folder: Path, repository: str, card: str, configuration: Mapping[str,
     from aird.prompts.sources import hub_errors
     from aird.support.files import write_json
 
-    with tempfile.TemporaryDirectory(prefix="aird-push-") as temporary, hub_errors(f"repository {repository}", "written"):
+    with (
+        tempfile.TemporaryDirectory(prefix="aird-push-") as temporary,
+        hub_errors(f"repository {repository}", "written"),
+    ):
         changed = Path(temporary)
         (changed / CARD).write_text(card, encoding="utf-8")
         write_json(changed / CONFIGURATION, configuration)

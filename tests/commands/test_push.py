@@ -34,6 +34,8 @@ class Hub(BaseHTTPRequestHandler):
         if self.path == "/api/repos/create":
             state["created"] = json.loads(body)
             return self._answer(200, {"url": f"{address}/someone/repaired", "name": "someone/repaired"})
+        if self.path == "/api/validate-yaml":
+            return self._answer(200, {"errors": [], "warnings": []})
         if self.path.startswith("/api/models/someone/repaired/preupload/"):
             # As the hub does: tensors are large files, text is not.
             modes = [
@@ -135,7 +137,7 @@ def test_an_adapter_goes_out_with_its_verdict_and_the_hub_name_of_its_base(
     assert "/someone/repaired/commit/abc" in result.stdout
     state = hub.state  # type: ignore[attr-defined]
     assert state["created"]["name"] == "repaired" and state["created"]["organization"] == "someone"
-    assert state["created"]["private"] is True
+    assert state["created"]["visibility"] == "private"
     assert set(state["files"]) == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
     assert state["files"]["adapter_model.safetensors"] == WEIGHTS
     assert json.loads(state["files"]["adapter_config.json"])["base_model_name_or_path"] == "someone/four-bits"
@@ -186,4 +188,4 @@ def test_a_card_of_the_workflow_has_its_numbers(hub: ThreadingHTTPServer, adapte
     result = push(hub, adapter, "someone/repaired", "--card", card, "--base", "someone/four-bits")
     assert result.returncode == 0, result.stderr
     assert b"## Numbers" in hub.state["files"]["README.md"]  # type: ignore[attr-defined]
-    assert hub.state["created"].get("private") is None  # type: ignore[attr-defined]
+    assert hub.state["created"].get("visibility") is None  # type: ignore[attr-defined]
