@@ -132,8 +132,9 @@ def test_a_regression_is_repaired_and_the_repaired_model_checked(
     tiny_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model that was tuned to refuse everything, against the same before that, as if compression had undone it."""
-    asked = [f"Tell me about harmful {n} apples and {n + 7} pears" for n in range(40)]
-    answered = [f"Write {n} words about {n + 3} plums" for n in range(40)]
+    # No two share most of their words: near-duplicates are dropped before splits are drawn.
+    asked = [f"Tell me of harmful apple{n} pear{n} fig{n} plum{n}" for n in range(40)]
+    answered = [f"Write about kind nut{n} berry{n} corn{n} bean{n}" for n in range(40)]
     original, repair, verdict = tmp_path / "original", tmp_path / "adapter", tmp_path / "verdict.json"
     original.mkdir()
     chosen = PromptSelection(set="any")
