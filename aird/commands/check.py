@@ -144,7 +144,8 @@ def _check(arguments: argparse.Namespace, original: Side, compressed: Side, outp
     verdicts = {"": judge_change(before, labels(compressed, "compressed", arguments.patch), arguments.margin / 100)}
     if arguments.repair is not None and verdicts[""].outcome == REGRESSION:
         print(verdicts[""].text(), flush=True)
-        _repair(arguments, prompts["harmful"])
+        assert original.model is not None and compressed.model is not None  # `run` checked it
+        _repair(original.model, compressed.model, prompts["harmful"], arguments.repair, arguments.seed)
         repaired = judge_change(before, labels(compressed, "repaired", arguments.repair), arguments.margin / 100)
         verdicts = {"As it is": verdicts[""], f"With the patch in {arguments.repair}": repaired}
     facts = {
@@ -155,9 +156,17 @@ def _check(arguments: argparse.Namespace, original: Side, compressed: Side, outp
         "answered by": engine.describe(),
         "judge": "refusal phrases of Arditi et al. (arXiv 2406.11717), their published list",
         "seed": str(arguments.seed),
+        **_patch_fact(arguments.repair if len(verdicts) > 1 else arguments.patch),
         "command": shlex.join(["aird", *sys.argv[1:]]),
     }
     return _tell(arguments, f"{compressed.name} against {original.name}", verdicts, facts)
+
+
+def _patch_fact(adapter: Path | None) -> dict[str, str]:
+    """Return which patch a verdict is about, by the SHA-256 of its weights; `aird push` compares it."""
+    from aird.support.files import sha256_of
+
+    return {} if adapter is None else {"patch": sha256_of(adapter / "adapter_model.safetensors")}
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -312,28 +321,23 @@ def _labels(
     return list(ask(side.model, patch, prompts, suite, engine, [], arguments, folder)["labels"])
 
 
-def _repair(arguments: argparse.Namespace, measured: Sequence[Record]) -> None:
-    """Write a calibrated patch, as `aird patch` does, learnt from prompts that are disjoint from the measured ones."""
+def _repair(
+    original: ModelFolder, compressed: ModelFolder, measured: Sequence[Record], output: Path, seed: int
+) -> None:
+    """Write a calibrated patch, learnt from prompts that are disjoint from the measured ones."""
     from aird.prompts.building import build_prompt_set, build_with_parts
     from aird.prompts.embedded import LEARNT, PROMPT_SETS
+    from aird.settings.directions import Directions
     from aird.settings.prompts import PromptSet
-    from aird.support.files import write_json_lines
 
     sets = {name: PromptSet.model_validate(values) for name, values in PROMPT_SETS.items()}
-    with tempfile.TemporaryDirectory() as folder:
-        options = []
-        for kind in CLASSES:
-            records = build_with_parts(sets, LEARNT[kind], arguments.seed)
-            if kind == "harmful":
-                # Whatever was measured, AdvBench or the user's own, must not be learnt from.
-                apart = PromptSet(combine=[kind], splits=LEARNT_SPLITS)
-                records, _ = build_prompt_set(kind, apart, records, measured, arguments.seed)
-            write_json_lines(Path(folder) / f"{kind}.jsonl", records)
-            options += [f"--{kind}", f"{folder}/{kind}.jsonl"]
-        parser = argparse.ArgumentParser()
-        patch.add_arguments(parser)
-        options += ["--validation", str(LEARNT_SPLITS["validation"]), "--seed", str(arguments.seed)]
-        given = [arguments.original, arguments.compressed, "--method", "calibrate", "--output", str(arguments.repair)]
-        chosen = parser.parse_args([*given, *options])
-        chosen.trust_remote_code = arguments.trust_remote_code
-        patch.run(chosen)
+    prompts = {}
+    for kind in CLASSES:
+        prompts[kind] = build_with_parts(sets, LEARNT[kind], seed)
+        if kind == "harmful":
+            # Whatever was measured, AdvBench or the user's own, must not be learnt from.
+            apart = PromptSet(combine=[kind], splits=LEARNT_SPLITS)
+            prompts[kind], _ = build_prompt_set(kind, apart, prompts[kind], measured, seed)
+    settings = patch.METHODS["calibrate"].settings()
+    directions = Directions.model_validate({**{kind: kind for kind in CLASSES}, **LEARNT_SPLITS})
+    patch.write_patch(original, compressed, settings, prompts, directions, seed, output)

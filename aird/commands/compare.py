@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from aird.commands.inputs import open_model_folder, prompt_files
-from aird.commands.search import add_search_arguments, describe, read_provenance, read_search_prompts, run_search
+from aird.commands.search import (
+    add_search_arguments,
+    describe,
+    read_provenance,
+    read_search_prompts,
+    run_search,
+    search_settings,
+    write_search,
+)
 
 SUMMARY = "compare the refusal directions of a model and of its compressed form"
 DESCRIPTION = """\
@@ -67,7 +75,9 @@ def run(arguments: argparse.Namespace) -> None:
             assert prompts is not None
             # Both are scored with the tokens that the original's refusals begin with.
             tokens = searches["original"].refusal_tokens if name == "compressed" else None
-            searches[name] = run_search(models[name], prompts, arguments, arguments.output / name, tokens)
+            settings = search_settings(arguments)
+            searches[name] = run_search(models[name], prompts, settings, arguments.seed, tokens)
+            write_search(searches[name], models[name], arguments, arguments.output / name)
             print(describe(searches[name]))
     # A folder of the workflow does not name its files; its prompt ids are compared all the same.
     _check_pair(searches["original"], searches["compressed"], files[0] == files[1] or None in files)

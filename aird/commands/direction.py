@@ -6,7 +6,14 @@ import argparse
 from pathlib import Path
 
 from aird.commands.inputs import open_model_folder
-from aird.commands.search import add_search_arguments, describe, read_search_prompts, run_search
+from aird.commands.search import (
+    add_search_arguments,
+    describe,
+    read_search_prompts,
+    run_search,
+    search_settings,
+    write_search,
+)
 
 SUMMARY = "find the refusal direction of one model"
 DESCRIPTION = """\
@@ -60,5 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
             raise ValueError(f"--refusal-tokens: there is no file {arguments.refusal_tokens}")
         tokens = read_json(arguments.refusal_tokens)
     model = open_model_folder(arguments.model, arguments.trust_remote_code)
-    print(describe(run_search(model, prompts, arguments, arguments.output, tokens)))
+    search = run_search(model, prompts, search_settings(arguments), arguments.seed, tokens)
+    write_search(search, model, arguments, arguments.output)
+    print(describe(search))
     print(f"  written to      {arguments.output}")

@@ -8,10 +8,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from aird.commands import check, compare, direction, evaluate, patch
+from aird.commands import check, compare, direction, evaluate, patch, push
 from aird.commands.inputs import add_chat_arguments, read_chat_arguments
 
-COMMANDS = (check, direction, compare, patch, evaluate)
+COMMANDS = (check, direction, compare, patch, evaluate, push)
 BAD_INPUT = 2  # exit code, as argparse's own
 FAILURE = 1
 
@@ -23,6 +23,7 @@ What did compression do to the refusal of a chat model, and can it be repaired?
   aird compare     compare the directions of a model and of its compressed form
   aird patch       repair a compressed model: a rank-1 adapter that PEFT and vLLM load
   aird evaluate    measure refusal, over-refusal and perplexity
+  aird push        publish an adapter on a model hub, with its numbers and its verdict
 
 Each works on a folder in Hugging Face format or on a hub id (organisation/name, with a commit
 or a branch after an @), and writes the files that the workflow writes. The workflow itself, with
@@ -55,10 +56,13 @@ def parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.add_arguments(subparser)
-        add_chat_arguments(subparser)
-        subparser.add_argument(
-            "--trust-remote-code", action="store_true", help="run modelling code that the model brings (default: never)"
-        )
+        if command is not push:  # no model runs
+            add_chat_arguments(subparser)
+            subparser.add_argument(
+                "--trust-remote-code",
+                action="store_true",
+                help="run modelling code that the model brings (default: never)",
+            )
         subparser.add_argument("--debug", action="store_true", help="show where in the code an error arose")
         subparser.set_defaults(run=command.run, failure=getattr(command, "FAILURE", FAILURE))
     return top
@@ -76,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Bars of every shard and tensor would bury the result.
     os.environ.setdefault("TQDM_DISABLE", "1")
     try:
-        chat = read_chat_arguments(options)
+        chat = None if options.command == "push" else read_chat_arguments(options)
         if chat is not None:
             from aird.models.loading import use_chat
 

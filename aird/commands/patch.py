@@ -9,8 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from aird.commands.inputs import open_model_folder, read_prompts, validated, with_splits
-from aird.commands.search import add_search_arguments, describe, read_search_prompts, run_search
+from aird.commands.inputs import ModelFolder, open_model_folder, read_prompts, validated, with_splits
+from aird.commands.search import add_search_arguments, describe, read_search_prompts, run_search, search_settings
 from aird.patching.methods import NAMES, method
 from aird.settings.directions import Directions
 from aird.settings.patches import RankOneSettings, Replies
@@ -87,26 +87,65 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     from aird.directions.search import is_search
     from aird.models.loading import write_chat
-    from aird.patching.card_metadata import read_licence
-    from aird.patching.method import PatchInputs
-    from aird.patching.patch_files import make_patch, write_merged
+    from aird.patching.patch_files import write_merged
 
     given = arguments.harmful is not None and arguments.harmless is not None
     name = arguments.method or (WITH_PROMPTS if given else WITHOUT_PROMPTS)
     settings = _settings(name, arguments)
     prompts = _prompts(name, arguments)
-    sizes = _sizes(name, arguments)
+    directions = search_settings(arguments)
     if arguments.direction is not None and not is_search(arguments.direction):
         raise ValueError(f"--direction: {arguments.direction} holds no direction.json; make it with `aird direction`")
     original = open_model_folder(arguments.original, arguments.trust_remote_code)
     compressed = open_model_folder(arguments.compressed, arguments.trust_remote_code)
-    statistics = arguments.output.with_name(f"{arguments.output.name}.statistics.json")
+    record = write_patch(
+        original, compressed, settings, prompts, directions, arguments.seed, arguments.output, arguments.direction
+    )
+    if arguments.merged is not None:
+        write_merged(compressed.folder, arguments.output, record, arguments.merged)
+        write_chat(compressed.chat, arguments.merged)
+        print(f"  merged into     {arguments.merged}")
+
+
+def write_patch(
+    original: ModelFolder,
+    compressed: ModelFolder,
+    settings: Any,
+    prompts: dict[str, list[dict[str, Any]]],
+    directions: Directions,
+    seed: int,
+    output: Path,
+    direction: Path | None = None,
+) -> dict[str, Any]:
+    """Write a patch and its statistics, and return these.
+
+    Args:
+        original: the model before compression.
+        compressed: the model to repair.
+        settings: of the patch; their `method` says how it is made.
+        prompts: records of both classes, with splits; empty where neither the search nor the method needs them.
+        directions: sizes and filters of the search; the method sees as many prompts.
+        seed: of every random draw.
+        output: the adapter's folder; the statistics are a file beside it.
+        direction: a folder that `aird direction` wrote; None searches the original's direction first.
+
+    Raises:
+        ValueError: the two models do not fit together, or too few prompts.
+    """
+    from aird.directions.search import save_search
+    from aird.models.card_metadata import read_licence
+    from aird.patching.method import PatchInputs
+    from aird.patching.patch_files import make_patch
+
+    sizes = _sizes(settings.method, directions)
+    statistics = output.with_name(f"{output.name}.statistics.json")
     with contextlib.ExitStack() as stack:
-        direction = arguments.direction
         if direction is None:
             direction = Path(stack.enter_context(TemporaryDirectory()))
-            print(describe(run_search(original, prompts, arguments, direction)))
-        print(f"Patching {compressed.name} by {name} ...", flush=True)
+            search = run_search(original, prompts, directions, seed)
+            save_search(search, direction)
+            print(describe(search))
+        print(f"Patching {compressed.name} by {settings.method} ...", flush=True)
         inputs = PatchInputs(
             base=compressed.name if compressed.commit else str(compressed.folder.absolute()),
             original=original.folder,
@@ -114,18 +153,15 @@ def run(arguments: argparse.Namespace) -> None:
             direction=(direction / "direction.safetensors", direction / "direction.json"),
             prompts=prompts,
             sizes=sizes,
-            seed=arguments.seed,
+            seed=seed,
         )
         licence = read_licence(compressed.folder) or read_licence(original.folder)
         provenance = {"original": original.record(), "compressed": compressed.record()}
-        record = make_patch(settings, inputs, arguments.output, statistics, licence, provenance)
+        record: dict[str, Any] = make_patch(settings, inputs, output, statistics, licence, provenance)
     edited = [edit["module"] for edit in record["edits"]]
     print(f"  edited          {', '.join(edited[:4])}{' ...' if len(edited) > 4 else ''}")
-    print(f"  written to      {arguments.output}, {statistics}")
-    if arguments.merged is not None:
-        write_merged(compressed.folder, arguments.output, record, arguments.merged)
-        write_chat(compressed.chat, arguments.merged)
-        print(f"  merged into     {arguments.merged}")
+    print(f"  written to      {output}, {statistics}")
+    return record
 
 
 def _blocks(text: str) -> Any:
@@ -164,14 +200,11 @@ def _settings(name: str, arguments: argparse.Namespace) -> Any:
     return validated(kind, values)
 
 
-def _sizes(name: str, arguments: argparse.Namespace) -> dict[str, int]:
+def _sizes(name: str, directions: Directions) -> dict[str, int]:
     """Return how many prompts the method sees: those of the direction."""
-    train, validation = arguments.train, arguments.validation
-    directions = validated(
-        Directions, {"harmful": "harmful", "harmless": "harmless", "train": train, "validation": validation}
-    )
     replies = Replies()
     if "replies" in METHODS[name].needs:
+        train, validation = directions.train, directions.validation
         replies = validated(Replies, {"train_harmful": train, "train_harmless": train, "validation": validation})
     return METHODS[name].sizes(directions, replies)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from aird.commands.inputs import ModelFolder, add_prompt_arguments, prompt_files, read_prompts, validated, with_splits
 from aird.prompts.sets import CLASSES, Record
+from aird.settings.directions import Directions
 from aird.support.files import read_json, write_json
 
 PROVENANCE = "provenance.json"
@@ -43,44 +44,49 @@ def read_search_prompts(arguments: argparse.Namespace) -> dict[str, list[Record]
     return prompts
 
 
+def search_settings(arguments: argparse.Namespace) -> Directions:
+    """Return the sizes and filters that the arguments give.
+
+    Raises:
+        ValueError: one that cannot be.
+    """
+    names = ("train", "validation", "maximum_kl", "minimum_induce")
+    return validated(
+        Directions, {**{kind: kind for kind in CLASSES}, **{name: getattr(arguments, name) for name in names}}
+    )
+
+
 def run_search(
     model: ModelFolder,
     prompts: dict[str, list[Record]],
-    arguments: argparse.Namespace,
-    output: Path | None,
+    settings: Directions,
+    seed: int,
     refusal_tokens: dict[str, Any] | None = None,
 ) -> Any:
-    """Return the `Search` of a model's direction; write it to the folder `output` unless that is None."""
-    from aird.directions.search import save_search, search_direction
+    """Return the `Search` of a model's direction."""
+    from aird.directions.search import search_direction
     from aird.models.loading import load_model, load_tokenizer
-    from aird.settings.directions import Directions
 
-    settings = validated(
-        Directions,
-        {
-            "harmful": "harmful",
-            "harmless": "harmless",
-            "train": arguments.train,
-            "validation": arguments.validation,
-            "maximum_kl": arguments.maximum_kl,
-            "minimum_induce": arguments.minimum_induce,
-        },
-    )
     print(f"Searching the refusal direction of {model.name} ...", flush=True)
     tokenizer, loaded = load_tokenizer(model.folder), load_model(model.folder)
-    search = search_direction(loaded, tokenizer, prompts, settings, arguments.seed, refusal_tokens)
-    if output is not None:
-        save_search(search, output)
-        write_json(
-            output / PROVENANCE,
-            {
-                "model": model.record(),
-                "prompts": prompt_files(arguments),
-                "seed": arguments.seed,
-                "settings": settings.model_dump(include={"train", "validation", "maximum_kl", "minimum_induce"}),
-            },
-        )
-    return search
+    return search_direction(loaded, tokenizer, prompts, settings, seed, refusal_tokens)
+
+
+def write_search(search: Any, model: ModelFolder, arguments: argparse.Namespace, folder: Path) -> None:
+    """Write a `Search` to a folder, with its model and the prompt files that the arguments named."""
+    from aird.directions.search import save_search
+
+    settings = search_settings(arguments)
+    save_search(search, folder)
+    write_json(
+        folder / PROVENANCE,
+        {
+            "model": model.record(),
+            "prompts": prompt_files(arguments),
+            "seed": arguments.seed,
+            "settings": settings.model_dump(include={"train", "validation", "maximum_kl", "minimum_induce"}),
+        },
+    )
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from aird.models.card_metadata import CARD
 from aird.patching.adapters import load_adapter, merge
-from aird.patching.card_metadata import CARD
 from aird.patching.method import PatchInputs
 from aird.patching.methods import method_of, needs_of
 from aird.patching.model_card import patch_card

