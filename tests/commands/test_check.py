@@ -151,13 +151,13 @@ def test_a_regression_is_repaired_and_the_repaired_model_checked(
         "harmless": {
             "source": {"path": str(tmp_path / "rest.txt")},
             "format": "lines",
-            "splits": {"train": 16, "validation": 4},
+            "splits": {"train": 12, "validation": 8},
         },
     }
     (tmp_path / "all.txt").write_text("\n".join(asked), encoding="utf-8")
     (tmp_path / "rest.txt").write_text("\n".join(answered), encoding="utf-8")
     monkeypatch.setattr("aird.prompts.embedded.PROMPT_SETS", sets)
-    monkeypatch.setattr("aird.commands.check.LEARNT_SPLITS", {"train": 16, "validation": 4})
+    monkeypatch.setattr("aird.commands.check.LEARNT_SPLITS", {"train": 12, "validation": 8})
     options = ["--repair", repair, "--json", verdict, "--transformers", "--tokens", 8]
     code = check(original, tiny_folder("llama"), *files, *options)
     record = read_json(verdict)
