@@ -206,6 +206,12 @@ CONFIGURATION_CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], set[s
         lambda c: c["patches"]["random-control"]["compressions"].append("w4a16"),
         patched(["w4a16/random-control"]),
     ),
+    "look for the direction in patched checkpoints": (
+        lambda c: c["directions"].update(patched=["aird"]),
+        {f"{rule} tiny/{name}/aird" for rule in ("examine_patched", "compare_restored") for name in COMPRESSIONS}
+        | REPORT
+        | {"make_figure restored"},
+    ),
     "add a suite": (add_suite, evaluated(CELLS, "second") | SECOND_SUITE_FIGURES),
     # The judge reads the completions: nothing that it judges runs again.
     "add a judge": (

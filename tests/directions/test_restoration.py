@@ -51,7 +51,9 @@ def test_a_direction_that_turned_comes_back_in_part_or_in_full() -> None:
     assert full["checkpoints"]["patched"]["norm_ratio"] == pytest.approx(2)
     assert full["checkpoints"]["patched"]["norm_ratio_bootstrap"]["low"] == pytest.approx(2)
     means = {name: each["projections"]["harmful"]["mean"] for name, each in full["checkpoints"].items()}
-    assert means["patched"] == pytest.approx(2 * means["original"]) and abs(means["compressed"]) < 0.7 < means["original"]
+    assert (
+        means["patched"] == pytest.approx(2 * means["original"]) and abs(means["compressed"]) < 0.7 < means["original"]
+    )
 
 
 def test_a_patch_that_does_nothing_gains_nothing() -> None:
