@@ -42,9 +42,7 @@ rule examine_patched:
     params:
         settings=settings_json(
             DIRECTIONS,
-            only=set(
-                "harmful harmless train validation test test_new_tokens".split()
-            ),
+            only=set("harmful harmless train validation test test_new_tokens".split()),
         ),
         seed=SEED,
     message:

@@ -152,7 +152,8 @@ def test_it_shows_whether_a_direction_came_back(sources: Sources, text: str, tmp
     heading = "Does the original's direction come back?"
     section = html.unescape(text).partition(heading)[2].partition("</table>")[0]
     cells = [
-        re.sub(r"<[^>]+>", "", row).split() for row in re.findall(r"<tr><th scope=\"row\">.*?</tr>", section, re.DOTALL)
+        re.sub(r"<[^>]+>", " ", row).split()
+        for row in re.findall(r"<tr><th scope=\"row\">.*?</tr>", section, re.DOTALL)
     ]
     assert cells[0] == "original plain 1.00 1.00 3.00 90.0 → 25.0".split()
     assert cells[1] == "magnitude-30 plain 0.51 0.51 3.00 90.0".split()
