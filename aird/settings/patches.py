@@ -8,9 +8,9 @@ from pydantic import Field, field_validator, model_validator
 
 from aird.settings.base import Name, Seed, Settings
 
-Choice = Literal["source", "own_source", "upper", "all"]
-Blocks = Choice | list[int]
-CHOICES: tuple[str, ...] = get_args(Choice)
+NamedBlocks = Literal["source", "own_source", "upper", "all"]
+Blocks = NamedBlocks | list[int]
+NAMED_BLOCKS: tuple[str, ...] = get_args(NamedBlocks)
 
 
 class PatchSettings(Settings):
@@ -40,12 +40,14 @@ class RankOneSettings(PatchSettings):
     @classmethod
     def _blocks(cls, blocks: Any) -> Any:
         # Before the union is tried: it would report one error for each of its types.
-        if blocks in CHOICES:
+        if blocks in NAMED_BLOCKS:
             return blocks
         if not isinstance(blocks, list):
-            raise ValueError(f"is no choice of blocks; write {', '.join(CHOICES)} or block indices, such as [8, 9]")
+            raise ValueError(
+                f"is no choice of blocks; write {', '.join(NAMED_BLOCKS)} or block indices, such as [8, 9]"
+            )
         if not blocks:
-            raise ValueError(f"is an empty list; name at least one block, or write one of {', '.join(CHOICES)}")
+            raise ValueError(f"is an empty list; name at least one block, or write one of {', '.join(NAMED_BLOCKS)}")
         if any(type(block) is not int or block < 0 for block in blocks):
             raise ValueError("must hold block indices; write whole numbers from 0, such as [8, 9]")
         if len(set(blocks)) < len(blocks):
