@@ -26,6 +26,7 @@ include: "rules/compression.smk"  # compressed checkpoints
 include: "rules/activations.smk"  # activations at the post-instruction tokens
 include: "rules/directions.smk"  # candidate scores, the refusal direction, its comparison
 include: "rules/patching.smk"  # AIRD: rank-1 repairs
+include: "rules/restoration.smk"  # does the original's direction come back?
 include: "rules/evaluation.smk"  # completions and utility by vLLM, scores by judges
 include: "rules/reporting.smk"  # tables, figures and the report
 

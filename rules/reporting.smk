@@ -28,6 +28,7 @@ GRID = {
     "cosmic": [
         pair for pair in PAIRS if pair[1] == ORIGINAL or DIRECTIONS.cosmic == "all"
     ],
+    "patched": DIRECTIONS.patched,
     "suites": list(CONFIGURATION.suites),
     "pruned": [
         name
@@ -44,9 +45,15 @@ RECORDS = record_files(RESULTS, GRID)
 SCORES = RECORDS["scores"]
 
 TABLE_NAMES = "summary claims rates tasks paired directions projections sites candidates patches compressions".split()
+if RECORDS["restorations"]:
+    TABLE_NAMES.append("restored_directions")
 TABLES = [f"{RESULTS}/tables/{name}.csv" for name in TABLE_NAMES]
 TIMINGS = f"{RESULTS}/tables/timings.csv"
-FIGURE_NAMES = figures.figure_names(list(CONFIGURATION.suites))
+FIGURE_NAMES = [
+    name
+    for name in figures.figure_names(list(CONFIGURATION.suites))
+    if set(figures.tables_of(name)) <= set(TABLE_NAMES)
+]
 FIGURES = [f"{RESULTS}/figures/{name}.svg" for name in FIGURE_NAMES]
 REPORT = f"{RESULTS}/report.html"
 CAPTIONS = sorted(

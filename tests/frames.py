@@ -10,7 +10,7 @@ from typing import Any
 import pandas
 
 from aird.reporting.claims import COLUMNS as CLAIM_COLUMNS
-from aird.reporting.tables import SUMMARY_COLUMNS
+from aird.reporting.tables import RESTORED_COLUMNS, SUMMARY_COLUMNS
 
 LAYERS, POSITIONS = 10, 3
 SMALL = (["tiny"], ["w4a16"], ["aird"])
@@ -89,6 +89,28 @@ def site_frame(grid: Grid) -> pandas.DataFrame:
     return pandas.DataFrame(rows, columns=["model", "compression", "layer", "position", "cosine", "norm_ratio"])
 
 
+def restored_frame(grid: Grid) -> pandas.DataFrame:
+    """Return the comparison of every patched checkpoint; a plain compressed one has no rate with r ablated."""
+    models, compressions, patches = grid
+    rows = []
+    for model in models:
+        cells = [("original", "plain"), *((name, patch) for name in compressions for patch in ["plain", *patches])]
+        for index, (compression, patch) in enumerate(cells):
+            row: dict[str, Any] = dict.fromkeys(RESTORED_COLUMNS, math.nan)
+            row |= {"model": model, "compression": compression, "patch": patch, "layer": 4, "position": -1}
+            cosine = 1.0 if compression == "original" else 0.5 + index / 100
+            row |= {"corrected_cosine": cosine, "corrected_cosine_low": cosine - 0.1, "corrected_cosine_high": cosine}
+            row |= {"norm_ratio": cosine, "norm_ratio_low": cosine - 0.1, "norm_ratio_high": cosine + 0.1}
+            row |= {"separation": 3.0, "refusal_harmful": 0.9}
+            if patch != "plain":
+                row |= {"cosine_gain": 0.125, "cosine_gain_low": -0.25, "cosine_gain_high": 0.5}
+            if patch != "plain" or compression == "original":
+                names = ("refusal_harmful_ablated", "refusal_harmful_ablated_low", "refusal_harmful_ablated_high")
+                row |= dict(zip(names, (0.25, 0.2, 0.3), strict=True))
+            rows.append(row)
+    return pandas.DataFrame(rows, columns=RESTORED_COLUMNS)
+
+
 def claim_frame(grid: Grid) -> pandas.DataFrame:
     """Return a row per claim, compression and patch, and one over all compressions, with every verdict."""
     models, compressions, patches = grid
@@ -144,6 +166,7 @@ def write_tables(folder: Path, grid: Grid) -> list[Path]:
         "paired": paired,
         "directions": directions,
         "sites": site_frame(grid),
+        "restored_directions": restored_frame(grid),
         "candidates": candidate_frame(grid),
     }
     folder.mkdir(parents=True, exist_ok=True)

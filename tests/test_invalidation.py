@@ -166,6 +166,24 @@ def test_only_a_patch_along_the_own_direction_waits_for_it(project: Path) -> Non
     assert {name for name in reading if name.startswith("make_patch")} == {"make_patch tiny/w4a16/own"}
 
 
+@pytest.mark.thorough
+def test_only_a_patch_at_the_own_source_waits_for_the_own_direction(project: Path) -> None:
+    configuration = read_configuration(project)
+    at_source = {"method": "scale", "blocks": "own_source", "compressions": ["w4a16"]}
+    configuration["patches"] |= {"at-source": at_source, "chosen": {**at_source, "method": "choose"}}
+    write_configuration(project, configuration, "changed.yaml")
+    graph = job_records(project, "--forceall", configuration="changed.yaml")
+    makers = {"make_patch tiny/w4a16/at-source", "learn_patch tiny/w4a16/chosen"}
+    reading = names(record for record in graph if "results/directions/tiny/w4a16/direction.json" in record["input"])
+    assert {name for name in reading if name.split()[0] in ("make_patch", "learn_patch")} == makers
+    # Another choice of the compressed direction makes them again, and no other patch.
+    again = closure(graph, {"select_direction tiny/w4a16"})
+    assert {name for name in again if name.split()[0] in ("make_patch", "learn_patch")} == makers
+    # The original's replies are asked for the choice alone.
+    replies = names(record for record in graph if "results/patches/tiny/replies.safetensors" in record["input"])
+    assert replies == {"learn_patch tiny/w4a16/chosen"}
+
+
 def add_suite(configuration: dict[str, Any]) -> None:
     configuration["suites"]["second"] = copy.deepcopy(configuration["suites"]["quick"]) | {"maximum_new_tokens": 4}
 
@@ -187,6 +205,12 @@ CONFIGURATION_CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], set[s
     "let a patch act on one more compression": (
         lambda c: c["patches"]["random-control"]["compressions"].append("w4a16"),
         patched(["w4a16/random-control"]),
+    ),
+    "look for the direction in patched checkpoints": (
+        lambda c: c["directions"].update(patched=["aird"]),
+        {f"{rule} tiny/{name}/aird" for rule in ("examine_patched", "compare_restored") for name in COMPRESSIONS}
+        | REPORT
+        | {"make_figure restored"},
     ),
     "add a suite": (add_suite, evaluated(CELLS, "second") | SECOND_SUITE_FIGURES),
     # The judge reads the completions: nothing that it judges runs again.

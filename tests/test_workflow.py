@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -135,6 +136,49 @@ def test_second_model_of_another_family_runs_only_its_nodes(finished: Path, tmp_
     assert planned(project, configuration="both.yaml") == set()
     # Taken out again, its results stay, and only what shows it is made anew.
     assert planned(project) == REPORT | {"make_cards"}
+
+
+@pytest.mark.thorough
+def test_the_direction_is_looked_for_in_patched_checkpoints_and_written_at_the_own_source(
+    finished: Path, tmp_path: Path
+) -> None:
+    from aird.patching.adapters import load_adapter
+
+    project = tmp_path / "project"
+    shutil.copytree(finished, project, symlinks=True)
+    configuration = read_configuration(project)
+    configuration["directions"]["patched"] = ["aird", "at-source"]
+    configuration["patches"]["at-source"] = {
+        "method": "choose",
+        "strengths": [0.5, 2.0],
+        "blocks": "own_source",
+        "compressions": ["w4a16"],
+    }
+    configuration["replies"] = {"train_harmful": 8, "train_harmless": 8, "validation": 8}
+    write_configuration(project, configuration)
+    cell = "tiny/w4a16/at-source"
+    examined = [*(f"tiny/{name}/aird" for name in ("magnitude-50", "wanda-50", "w4a16")), cell]
+    jobs = {f"{rule} {each}" for rule in ("examine_patched", "compare_restored") for each in examined}
+    jobs |= {"record_replies tiny", f"learn_patch {cell}", f"evaluate_suite {cell}/quick"}
+    jobs |= {f"score_completions {cell}/quick", "make_figure restored"}
+    assert planned(project) == jobs | REPORT | {"make_cards"}
+    snakemake(project)
+    assert planned(project) == set()
+    own = json.loads((project / "results/directions/tiny/w4a16/direction.json").read_text())
+    statistics = json.loads((project / f"results/patches/{cell}/statistics.json").read_text())
+    assert statistics["blocks"] == [max(0, own["layer"] - 1)]
+    assert statistics["own_direction"]["layer"] == own["layer"]
+    updates = load_adapter(project / f"results/patches/{cell}/adapter")
+    assert {int(update.module.split(".")[2]) for update in updates} == set(statistics["blocks"])
+    table = pandas.read_csv(project / "results/tables/restored_directions.csv")
+    assert sorted(table.columns) == sorted(documented_columns()["restored_directions"])
+    assert len(table) == 1 + 3 + 3 + 1
+    assert table.corrected_cosine.iloc[0] == pytest.approx(1) and table.norm_ratio.iloc[0] == pytest.approx(1)
+    assert table.cosine_gain.notna().sum() == 4
+    claims = pandas.read_csv(project / "results/tables/claims.csv", keep_default_na=False)
+    fifth = claims[claims.claim == "C5"]
+    assert set(fifth.patch) == {"aird", "at-source"} and fifth.verdict.ne("").all()
+    assert "Does the original's direction come back?" in html.unescape((project / "results/report.html").read_text())
 
 
 @pytest.mark.thorough

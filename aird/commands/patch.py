@@ -165,6 +165,11 @@ def write_patch(
 
 
 def _blocks(text: str) -> Any:
+    if text == "own_source":
+        raise ValueError(
+            "--blocks: own_source needs the compressed model's own direction, which only the workflow gives; run "
+            "`aird direction` on that model and name the block, one below the layer of its site"
+        )
     if text in ("source", "upper", "all"):
         return text
     try:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from aird.configuration.configuration import Configuration
 from aird.configuration.messages import hint
+from aird.patching.methods import method_of
 from aird.settings.base import ORIGINAL, PLAIN, SOURCE, PromptSelection
 from aird.settings.compressions import Given
 from aird.settings.sources import PLACEHOLDER_COMMIT, ModelSource
@@ -101,6 +102,10 @@ def _references(configuration: Configuration) -> Iterator[str]:
     for patch, edit in configuration.patches.items():
         allowed = {ORIGINAL: None, **compressions}
         yield from _listed(f"patches.{patch}.compressions", edit.compressions, "compression", allowed)
+    yield from _listed("directions.patched", configuration.directions.patched, "patch", configuration.patches)
+    for patch in configuration.directions.patched:
+        if patch in configuration.patches and not method_of(configuration.patches[patch]).adapter:
+            yield f"directions.patched: {patch} is no adapter and leaves all directions as they are; remove it here"
     for suite, measured in configuration.suites.items():
         yield from _listed(f"suites.{suite}.tasks", measured.tasks, "task", None)
     for use in uses(configuration):

@@ -9,4 +9,5 @@ One function per node, in this order; `search.search_direction` calls the first 
     choice.choose_direction                    the direction
     verification.verify_direction              claim C1 on held-out prompts
     comparison.compare_directions              claim C2: was the direction kept, and its source site
+    restoration.compare_restored               claim C5: does the original's come back in a patched checkpoint
 """

@@ -51,10 +51,13 @@ class Side:
 
     def states_at(self, site: Direction) -> States:
         """Return all training activations of this checkpoint at a direction's site."""
-        harmful, harmless = (
-            self.cache.groups[kind, "train"].activations[:, site.layer, site.position] for kind in CLASSES
-        )
-        return harmful, harmless
+        return states_at(self.cache, site)
+
+
+def states_at(cache: ActivationCache, site: Direction) -> States:
+    """Return all training activations of a cache at a direction's site, those of each class [prompts, d_model]."""
+    harmful, harmless = (cache.groups[kind, "train"].activations[:, site.layer, site.position] for kind in CLASSES)
+    return harmful, harmless
 
 
 def compare_directions(original: Side, compressed: Side, seed: int) -> dict[str, Any]:
@@ -72,11 +75,7 @@ def compare_directions(original: Side, compressed: Side, seed: int) -> dict[str,
     Raises:
         ValueError: the caches hold other prompts.
     """
-    for key, group in original.cache.groups.items():
-        if group.ids != compressed.cache.groups[key].ids:
-            raise ValueError(
-                f"the two activation caches hold different {' '.join(key)} prompts: make both from one set"
-            )
+    check_same_prompts(original.cache, compressed.cache)
     candidates = [side.cache.candidates for side in (original, compressed)]
     one, other = (each[original.direction.layer, original.direction.position] for each in candidates)
     at_site, compressed_at_site = (side.states_at(original.direction) for side in (original, compressed))
@@ -116,6 +115,19 @@ def compare_directions(original: Side, compressed: Side, seed: int) -> dict[str,
     ]
     record["sites"] = cosine_and_norm_grids(*candidates)
     return record
+
+
+def check_same_prompts(one: ActivationCache, other: ActivationCache) -> None:
+    """Check that two caches can be compared.
+
+    Raises:
+        ValueError: they hold other prompts, or the same ones in another order.
+    """
+    for key, group in one.groups.items():
+        if group.ids != other.groups[key].ids:
+            raise ValueError(
+                f"the two activation caches hold different {' '.join(key)} prompts: make both from one set"
+            )
 
 
 def cosine(one: torch.Tensor, other: torch.Tensor) -> float:

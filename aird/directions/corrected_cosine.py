@@ -45,6 +45,39 @@ def corrected_cosine(original: States, compressed: States, seed: int) -> dict[st
         where the two halves of one model have no common direction at all. `undefined` counts such resamples; they widen
         the interval as if they lay beyond either end (-1 and 1).
     """
+    value, resampled = _estimates(original, compressed, seed)
+    return _interval(value, resampled, 1.0) | {
+        "n_harmful": len(original[0]),
+        "n_harmless": len(original[1]),
+        "splits": SPLITS,
+        "resamples": RESAMPLES,
+        "undefined": int(resampled.isnan().sum()),
+        "seed": seed,
+    }
+
+
+def corrected_gain(original: States, before: States, after: States, seed: int) -> dict[str, Any]:
+    """Return how far a change raises the corrected cosine with the original, with its 95% interval.
+
+    Both cosines are taken over the same resamples and splits of the prompts, so that what a draw does to both falls
+    out of the difference.
+
+    Args:
+        original, before, after: activations of the same prompts in the same order, at least two a class.
+        seed: of splits and resamples.
+
+    Returns:
+        {"value", "low", "high", "undefined"}. `value` is None where one of the cosines is undefined; `undefined` counts
+        such resamples, which widen the interval as if they lay beyond either end (-2 and 2).
+    """
+    # The draws hang on the seed and on the numbers of prompts alone.
+    (value, resampled), (reference, paired) = (_estimates(original, states, seed) for states in (after, before))
+    gains = resampled - paired
+    return _interval(value - reference, gains, 2.0) | {"undefined": int(gains.isnan().sum())}
+
+
+def _estimates(original: States, compressed: States, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the corrected cosine, [1], and that of each resample, [RESAMPLES]; NaN where it is undefined."""
     generator = torch.Generator().manual_seed(seed)
     products = _products(original, compressed)
     sizes = [len(states) for states in original]
@@ -57,16 +90,15 @@ def corrected_cosine(original: States, compressed: States, seed: int) -> dict[st
             for _ in range(RESAMPLES // CHUNK)
         ]
     )
+    return value, resampled
+
+
+def _interval(value: torch.Tensor, resampled: torch.Tensor, furthest: float) -> dict[str, float | None]:
+    """Return {"value", "low", "high"}; undefined resamples lie at either end, -`furthest` and `furthest`."""
     return {
         "value": None if value.isnan() else value.item(),
-        "low": resampled.nan_to_num(-1.0).quantile(0.025).item(),
-        "high": resampled.nan_to_num(1.0).quantile(0.975).item(),
-        "n_harmful": sizes[0],
-        "n_harmless": sizes[1],
-        "splits": SPLITS,
-        "resamples": RESAMPLES,
-        "undefined": int(resampled.isnan().sum()),
-        "seed": seed,
+        "low": resampled.nan_to_num(-furthest).quantile(0.025).item(),
+        "high": resampled.nan_to_num(furthest).quantile(0.975).item(),
     }
 
 

@@ -136,6 +136,11 @@ def edited_blocks(settings: RankOneSettings, source_layer: int, layers: int) -> 
     `depth` blocks); the input of block 0 is the embedding, which no block writes, and block 0 is then
     the first that can act on it.
 
+    Args:
+        settings: the patch.
+        source_layer: layer of the site that `source` and `own_source` blocks hang on.
+        layers: number of blocks.
+
     Raises:
         ValueError: a configured block does not exist.
     """
@@ -143,7 +148,7 @@ def edited_blocks(settings: RankOneSettings, source_layer: int, layers: int) -> 
         return list(range(layers))
     if settings.blocks == "upper":
         return list(range(layers // 2, layers))
-    if settings.blocks == "source":
+    if isinstance(settings.blocks, str):  # source, own_source
         last = max(0, source_layer - 1)
         return list(range(max(0, last + 1 - settings.depth), last + 1))
     beyond = [block for block in settings.blocks if block >= layers]

@@ -96,7 +96,7 @@ def wanted_projections(
     harmful: Sequence[Sequence[int]],
     harmless: Sequence[Sequence[int]],
     unit: torch.Tensor,
-    direction: Direction,
+    source: Direction,
     settings: RankOneSettings,
     alpha: float,
 ) -> Projections:
@@ -109,7 +109,7 @@ def wanted_projections(
         tokenizer: of that checkpoint.
         harmful, harmless: token ids of templated prompts; n of them together, in this order.
         unit: [d_model] unit direction.
-        direction: the original's refusal direction.
+        source: the direction whose site the edited blocks may hang on (`aird.patching.rank_one.read_source`).
         settings: which blocks are edited.
         alpha: how far harmful prompts are moved away from harmless ones (`targets`).
 
@@ -117,7 +117,7 @@ def wanted_projections(
         module -> [n, P] float64, P the number of post-instruction tokens.
     """
     model = load_model(original)
-    _, modules = edited_modules(model, direction, settings)
+    _, modules = edited_modules(model, source, settings)
     positions = len(post_instruction_tokens(tokenizer))
     written = record_projections(model, [*harmful, *harmless], positions, unit, modules)
     return targets(written, [True] * len(harmful) + [False] * len(harmless), alpha)

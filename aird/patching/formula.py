@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aird.patching.method import PatchInputs
 from aird.settings.patches import FormulaSettings
+
+if TYPE_CHECKING:
+    import torch
+
+    from aird.patching.edits import Edit
 
 
 def make_by_formula(settings: FormulaSettings, inputs: PatchInputs, folder: Path) -> dict[str, Any]:
@@ -15,22 +21,36 @@ def make_by_formula(settings: FormulaSettings, inputs: PatchInputs, folder: Path
     Raises:
         ValueError: a block does not exist, or shapes do not fit together.
     """
-    from functools import partial
-
-    from aird.models.loading import load_structure, stored_gains
-    from aird.models.matrices import dense_matrix
-    from aird.patching.edits import make_edits
-    from aird.patching.rank_one import edited_modules, read_direction, save_edits
+    from aird.models.loading import load_structure
+    from aird.patching.rank_one import edited_modules, read_direction, read_source, save_edits
 
     direction, unit = read_direction(settings, inputs)
-    blocks, modules = edited_modules(load_structure(inputs.original), direction, settings)
-    edits, statistics = make_edits(
-        modules,
-        unit,
-        partial(dense_matrix, inputs.compressed),
-        partial(dense_matrix, inputs.original),
-        settings,
-        stored_gains(inputs.compressed),
-        stored_gains(inputs.original),
-    )
+    source = read_source(settings, inputs)
+    blocks, modules = edited_modules(load_structure(inputs.original), source, settings)
+    edits, statistics = formula_edits(settings, modules, unit, inputs)
     return save_edits(edits, statistics, blocks, direction, unit, inputs, folder)
+
+
+def formula_edits(
+    settings: FormulaSettings, modules: Iterable[str], unit: torch.Tensor, inputs: PatchInputs
+) -> tuple[list[Edit], list[dict[str, Any]]]:
+    """Return the edits of these modules, and what each changes, from the matrices of both checkpoints.
+
+    Args:
+        settings: the formula and its strength.
+        modules: full names of the modules to edit.
+        unit: [d_model] unit direction.
+        inputs: of the patch.
+
+    Raises:
+        ValueError: as of `aird.patching.edits.make_edits`.
+    """
+    from functools import partial
+
+    from aird.models.loading import stored_gains
+    from aird.models.matrices import dense_matrix
+    from aird.patching.edits import make_edits
+
+    folders = inputs.compressed, inputs.original
+    compressed, original = (partial(dense_matrix, folder) for folder in folders)
+    return make_edits(modules, unit, compressed, original, settings, *map(stored_gains, folders))

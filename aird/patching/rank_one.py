@@ -27,19 +27,37 @@ def read_direction(settings: RankOneSettings, inputs: PatchInputs) -> tuple[Dire
     return direction, patch_direction(settings, direction.unit, own.unit)
 
 
-def edited_modules(model: Any, direction: Direction, settings: RankOneSettings) -> tuple[list[int], list[str]]:
+def read_source(settings: RankOneSettings, inputs: PatchInputs) -> Direction:
+    """Return the direction whose site `source` blocks hang on: the original's, with `own_source` the compressed one's.
+
+    It says where is written. What is written is another question (`read_direction`).
+    """
+    if settings.blocks != "own_source":
+        return load_direction(*inputs.direction)
+    own = load_direction(*inputs.own)
+    if own.record.get("rule") == "relaxed_induce":
+        logger.warning(
+            "no candidate direction of %s induces refusal, so the site that its own_source blocks write, layer %d, is "
+            "no source of it",
+            inputs.base,
+            own.layer,
+        )
+    return own
+
+
+def edited_modules(model: Any, source: Direction, settings: RankOneSettings) -> tuple[list[int], list[str]]:
     """Return the indices of the blocks that a patch edits, and the full names of their writers, in order.
 
     Args:
         model: the model, or its structure alone.
-        direction: the original's direction, whose site `source` blocks hang on.
+        source: the direction whose site `source` and `own_source` blocks hang on (`read_source`).
         settings: the patch.
 
     Raises:
         ValueError: a configured block does not exist, or no matrix in the blocks can be edited.
     """
     writers = residual_writers(model)
-    blocks = edited_blocks(settings, direction.layer, len(writers))
+    blocks = edited_blocks(settings, source.layer, len(writers))
     obstacles = [text for block in blocks for text in writers[block].obstacles]
     modules = [name for block in blocks for name in writers[block].names]
     if not modules:
@@ -64,15 +82,19 @@ def save_edits(
         edits: at least one edit.
         statistics: `edit_statistics` of each edit.
         blocks: indices of the edited blocks.
-        direction: the original's direction, whose site says which blocks are edited.
+        direction: the original's direction.
         unit: [d_model] float64, the direction that is written.
         inputs: of the patch.
         folder: an existing, empty folder.
     """
     save_adapter(edits, folder, inputs.base)
     sha256 = hashlib.sha256(unit.double().contiguous().numpy().tobytes()).hexdigest()
-    return {
+    record: dict[str, Any] = {
         "blocks": blocks,
         "edits": statistics,
         "direction": {"layer": direction.layer, "position": direction.position, "sha256": sha256},
     }
+    if inputs.own:
+        own = load_direction(*inputs.own)
+        record["own_direction"] = {"layer": own.layer, "position": own.position, "rule": own.record.get("rule")}
+    return record

@@ -23,6 +23,8 @@ KINDS = {
     "cosmic": ("directions by COSMIC", "directions/{}/cosmic.json"),
     "comparisons": ("compared directions", "comparisons/{}.json"),
     "patches": ("patches", "patches/{}/statistics.json"),
+    "examinations": ("examined patched checkpoints", "restorations/{}/verification.json"),
+    "restorations": ("compared patched checkpoints", "restorations/{}/comparison.json"),
     "scores": ("evaluations", "scores/{}.json"),
 }
 
@@ -30,18 +32,22 @@ KINDS = {
 def keys_of(grid: Mapping[str, Any]) -> dict[str, list[Key]]:
     """Return the keys of the records that a grid has, per kind.
 
-    They are (model, compression); of patches (model, compression, patch), of scores (model, compression, patch, suite).
+    They are (model, compression); of patches and of examined patched checkpoints (model, compression, patch), of scores
+    (model, compression, patch, suite).
 
     Args:
-        grid: the settings of the rule make_tables: cells, pairs, the pairs for which COSMIC chooses, suites.
+        grid: the settings of the rule make_tables: cells, pairs, the pairs for which COSMIC chooses, the patches whose
+            checkpoints are examined, suites.
     """
     pairs = [tuple(pair) for pair in grid["pairs"]]
     cells = [tuple(cell) for cell in grid["cells"]]
+    examined = [cell for cell in cells if cell[2] in grid["patched"] and cell[1] != ORIGINAL]
     return {
         **dict.fromkeys(("manifests", "candidates", "directions", "verifications"), pairs),
         "cosmic": [tuple(pair) for pair in grid["cosmic"]],
         "comparisons": [pair for pair in pairs if pair[1] != ORIGINAL],
         "patches": [cell for cell in cells if cell[2] != PLAIN],
+        **dict.fromkeys(("examinations", "restorations"), examined),
         "scores": [(*cell, suite) for suite in grid["suites"] for cell in cells],
     }
 

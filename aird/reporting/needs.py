@@ -16,12 +16,14 @@ from statistics import NormalDist
 
 from aird.reporting.verdicts import (
     SMALLEST_EFFECT,
+    SMALLEST_GAIN,
     UNDECIDED,
     Z,
     correlation_verdict,
     effect_verdict,
     margin_p_value,
     margin_verdict,
+    nearer_verdict,
 )
 from aird.support.statistics import mcnemar, paired_difference
 
@@ -110,6 +112,27 @@ def margin_needs(question: str, what: str, have: int, intervals: Intervals, marg
         return margin_verdict(low, margin, p_value)[0] != UNDECIDED
 
     return (Need(question, what, have, _smallest(decided, have)),)
+
+
+def gain_needs(question: str, what: str, have: int, intervals: Intervals, room: float, compared: int) -> Needs:
+    """Return what would decide "the corrected cosine rises" (`aird.reporting.verdicts.nearer_verdict`).
+
+    Args:
+        question, what, have: of the need.
+        intervals: of the rise, `narrowed`.
+        room: how far it can rise.
+        compared: number of p-values that are adjusted together.
+    """
+
+    def decided(count: int) -> bool:
+        low, high = intervals(count)
+        p_value = min(1.0, compared * margin_p_value(-high, -low, 0.0))
+        return nearer_verdict(high, p_value, room)[0] != UNDECIDED
+
+    least = _smallest(decided, have)
+    if least > LARGEST and room < 2 * SMALLEST_GAIN:
+        return (f"A direction that moved further decides whether {question}",)
+    return (Need(question, what, have, least),)
 
 
 def paired_intervals(before: list[bool], after: list[bool]) -> Intervals:

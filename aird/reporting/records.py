@@ -69,7 +69,7 @@ def record_tables(records: Records) -> dict[str, pandas.DataFrame]:
     """Return every table that tells records one by one; the verdicts on claims need all of a grid, and are no part."""
     scores, present = records.scores, records.present
     directions, comparisons = present["directions"], present["comparisons"]
-    return {
+    made = {
         "summary": tables.summary(scores, directions, comparisons, present["manifests"]),
         "rates": tables.rates_table(scores),
         "tasks": tables.utility_table(scores),
@@ -81,6 +81,12 @@ def record_tables(records: Records) -> dict[str, pandas.DataFrame]:
         "patches": tables.patches_table(present["patches"]),
         "compressions": tables.compressions_table(present["manifests"]),
     }
+    # Whether a direction came back is asked of the patches alone that a configuration names.
+    if present["restorations"] or records.absent["restorations"]:
+        made["restored_directions"] = tables.restored_table(
+            present["restorations"], present["examinations"], present["verifications"]
+        )
+    return made
 
 
 def describe_absent(absent: Mapping[str, Sequence[Key]], grid: Mapping[str, Any]) -> str:

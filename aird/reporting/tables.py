@@ -34,6 +34,17 @@ SUMMARY_COLUMNS = (
     ).split()
 )
 
+KINDS = ("harmful", "harmless")
+ENDS = {"": "value", "_low": "low", "_high": "high"}  # endings of the columns of a value and its interval
+RESTORED_COLUMNS = [
+    *"model compression patch layer position".split(),
+    *(f"{name}{end}" for name in ("corrected_cosine", "cosine_gain", "norm_ratio") for end in ENDS),
+    *"harmful_mean harmless_mean separation".split(),
+    *(f"refusal_{name}{end}" for name in "harmful harmful_ablated harmless harmless_added".split() for end in ENDS),
+    "ablation_p_value",
+    "addition_p_value",
+]
+
 UNFINISHED = "unfinished"  # a column of grids with a model that thinks
 # Of a comparison: what stands in the summary.
 SUMMARISED = ("cosine_same_site", "cosine_own_source", "norm_ratio")
@@ -96,7 +107,7 @@ def summary(
             row |= {f"{name}_{bound}": rates[name][bound] for name in ("refusal", "over_refusal")}
             row[f"perplexity_{bound}"] = perplexity[bound]
         row |= {"perplexity": perplexity["perplexity"], "utility": utility, "utility_stderr": stderr}
-        # The direction is the base's own: a patch does not move it.
+        # Of the base without the patch; `restored_table` has the patched checkpoints.
         row |= {name: comparison.get(name) for name in SUMMARISED}
         row |= {name: directions.get(pair, {}).get(name) for name in SITE}
         row |= {name: total.get(name) for name in ("sparsity", "bits_per_weight")}
@@ -236,10 +247,63 @@ def _separations(projections: Sequence[Record]) -> dict[str, float]:
         ("separation_on_own", "compressed", "own"),
         ("original_separation", "original", "original"),
     ):
-        harmful, harmless = (by_class[whose, direction, kind] for kind in ("harmful", "harmless"))
-        spread = math.sqrt((harmful["standard_deviation"] ** 2 + harmless["standard_deviation"] ** 2) / 2)
-        separations[name] = (harmful["mean"] - harmless["mean"]) / spread if spread else math.nan
+        separations[name] = _separation(*(by_class[whose, direction, kind] for kind in KINDS))
     return separations
+
+
+def _separation(harmful: Record, harmless: Record) -> float:
+    """Return how far apart two projections' means are, in standard deviations; NaN where nothing varies."""
+    spread = math.sqrt((harmful["standard_deviation"] ** 2 + harmless["standard_deviation"] ** 2) / 2)
+    return float((harmful["mean"] - harmless["mean"]) / spread) if spread else math.nan
+
+
+def restored_table(
+    restorations: Mapping[Cell, Record],
+    examinations: Mapping[Cell, Record],
+    verifications: Mapping[Pair, Record],
+) -> pandas.DataFrame:
+    """Return one row per checkpoint of a comparison with a patched one, all at the site of the original's direction.
+
+    The original's row comes first, then of each compression the unpatched checkpoint's (`plain`) and the patched ones'.
+
+    Args:
+        restorations: of the patched checkpoints (`aird.directions.restoration.compare_restored`).
+        examinations: their verifications, with the original's direction.
+        verifications: of the unpatched checkpoints, each with its own direction. So of the compressed ones only
+            what is refused without an intervention is taken.
+    """
+    rows: dict[Cell, dict[str, Any]] = {}
+    for (model, compression, patch), record in restorations.items():
+        for cell, name in (
+            ((model, ORIGINAL, PLAIN), "original"),
+            ((model, compression, PLAIN), "compressed"),
+            ((model, compression, patch), "patched"),
+        ):
+            if cell not in rows:
+                rows[cell] = dict(zip(CELL, cell, strict=True)) | record["site"]
+                rows[cell] |= _at_original_site(record["checkpoints"][name])
+        gain = record["corrected_cosine_gain"]
+        rows[model, compression, patch] |= {f"cosine_gain{end}": gain[key] for end, key in ENDS.items()}
+    for cell, row in rows.items():
+        own = verifications.get(cell[:2], {}) if cell[2] == PLAIN else examinations.get(cell, {})
+        along_r = cell[2] != PLAIN or cell[1] == ORIGINAL
+        for name, rate in own.get("rates", {}).items():
+            if along_r or name in KINDS:
+                row |= {f"refusal_{name}{end}": rate[f"refusal{end}"] for end in ENDS}
+        row |= {name: own.get(name) if along_r else None for name in ("ablation_p_value", "addition_p_value")}
+    return pandas.DataFrame(rows.values(), columns=RESTORED_COLUMNS)
+
+
+def _at_original_site(checkpoint: Record) -> dict[str, Any]:
+    """Return the columns about one checkpoint's activations."""
+    bootstrap, projected = checkpoint["norm_ratio_bootstrap"], checkpoint["projections"]
+    return {
+        **{f"corrected_cosine{end}": checkpoint["corrected_cosine"][key] for end, key in ENDS.items()},
+        "norm_ratio": checkpoint["norm_ratio"],
+        **{f"norm_ratio_{bound}": bootstrap[bound] for bound in ("low", "high")},
+        **{f"{kind}_mean": projected[kind]["mean"] for kind in KINDS},
+        "separation": _separation(*(projected[kind] for kind in KINDS)),
+    }
 
 
 def projections_table(comparisons: Mapping[Pair, Record]) -> pandas.DataFrame:

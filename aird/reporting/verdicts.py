@@ -21,6 +21,7 @@ ALL = "all"  # in the place of a compression: the verdict over all of them
 
 SIGNIFICANT = 0.05
 SMALLEST_EFFECT = 0.10  # the smallest change of a refusal rate that matters
+SMALLEST_GAIN = 0.05  # the smallest rise of a corrected cosine that matters
 SMALLEST_CORRELATION = 0.3  # the smallest rank correlation that matters
 Z = NormalDist().inv_cdf(0.975)
 
@@ -97,6 +98,32 @@ def moved_verdict(cosine_low: float, kept: float, p_value: float) -> Verdict:
     if cosine_low > kept:
         return DOES_NOT_HOLD, f"the corrected cosine is above {kept}"
     return UNDECIDED, f"the corrected cosine's interval reaches across {kept}"
+
+
+def nearer_verdict(high: float, p_value: float, room: float) -> Verdict:
+    """Judge "the patch brings the direction nearer to the original's" by how far the corrected cosine rises.
+
+    Args:
+        high: upper bound of the rise's 95% interval.
+        p_value: adjusted, that it does not rise.
+        room: how far it can rise.
+    """
+    if p_value < SIGNIFICANT:
+        return HOLDS, ""
+    if high < 0:
+        return DOES_NOT_HOLD, "the direction is further away than without the patch"
+    if room < 2 * SMALLEST_GAIN:
+        return UNDECIDED, f"the corrected cosine can rise by {max(0.0, room):.2f} only"
+    if high < SMALLEST_GAIN:
+        return DOES_NOT_HOLD, f"any rise of the corrected cosine is below {SMALLEST_GAIN}"
+    return UNDECIDED, "the interval of the rise reaches across 0"
+
+
+def back_verdict(moved: Verdict, kept: float) -> Verdict:
+    """Judge "the direction is the original's again", from the verdict on "it moved"; `kept` as of `moved_verdict`."""
+    if moved[0] == HOLDS:
+        return DOES_NOT_HOLD, f"the corrected cosine is below {kept}"
+    return (HOLDS, "") if moved[0] == DOES_NOT_HOLD else moved
 
 
 def site_moved_verdict(same: bool, stable: bool, comparable: bool, p_value: float) -> Verdict:

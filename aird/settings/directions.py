@@ -45,6 +45,11 @@ class Directions(Settings):
     cosmic: Literal["all", "original"] = Field(
         "all", description="Which checkpoints COSMIC's site is found for as a second opinion."
     )
+    patched: list[Name] = Field(
+        [],
+        description="Patches for which it is asked whether the original's direction comes back in the patched "
+        "checkpoints (claim C5); each has to be an adapter. It takes about as long as a capture and a verification.",
+    )
 
     @model_validator(mode="after")
     def _counts(self) -> Directions:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from aird.settings.base import Name, Seed, Settings
+
+NamedBlocks = Literal["source", "own_source", "upper", "all"]
+Blocks = NamedBlocks | list[int]
+NAMED_BLOCKS: tuple[str, ...] = get_args(NamedBlocks)
 
 
 class PatchSettings(Settings):
@@ -20,12 +24,13 @@ class PatchSettings(Settings):
 class RankOneSettings(PatchSettings):
     """Base of AIRD's own patches: W' = W_c + r (row), for matrices that write to the residual stream."""
 
-    blocks: Literal["source", "upper", "all"] | list[int] = Field(
+    blocks: Blocks = Field(
         "source",
-        description="Blocks to edit: `source` is the block that writes the direction's site, l* - 1; `upper` is the "
-        "half nearer the output; `all` is every block; a list names block indices, from 0.",
+        description="Blocks to edit: `source` is the block that writes the site of the original's direction, l* - 1; "
+        "`own_source` is the block that writes that of the compressed model's own direction; `upper` is the half "
+        "nearer the output; `all` is every block; a list names block indices, from 0.",
     )
-    depth: int = Field(1, ge=1, description="With `source`: how many blocks, ending with that one.")
+    depth: int = Field(1, ge=1, description="With `source` and `own_source`: how many blocks, ending with that one.")
     direction: Literal["original", "own", "random"] = Field(
         "original", description="r of the original model, of the compressed model, or a random control."
     )
@@ -35,12 +40,14 @@ class RankOneSettings(PatchSettings):
     @classmethod
     def _blocks(cls, blocks: Any) -> Any:
         # Before the union is tried: it would report one error for each of its types.
-        if blocks in ("source", "upper", "all"):
+        if blocks in NAMED_BLOCKS:
             return blocks
         if not isinstance(blocks, list):
-            raise ValueError("is no choice of blocks; write source, upper, all or block indices, such as [8, 9]")
+            raise ValueError(
+                f"is no choice of blocks; write {', '.join(NAMED_BLOCKS)} or block indices, such as [8, 9]"
+            )
         if not blocks:
-            raise ValueError("is an empty list; name at least one block, or write source, upper or all")
+            raise ValueError(f"is an empty list; name at least one block, or write one of {', '.join(NAMED_BLOCKS)}")
         if any(type(block) is not int or block < 0 for block in blocks):
             raise ValueError("must hold block indices; write whole numbers from 0, such as [8, 9]")
         if len(set(blocks)) < len(blocks):
@@ -49,8 +56,10 @@ class RankOneSettings(PatchSettings):
 
     @model_validator(mode="after")
     def _depth(self) -> RankOneSettings:
-        if self.depth > 1 and self.blocks != "source":
-            raise ValueError("depth counts the blocks up to the source, so it needs blocks: source; leave one out")
+        if self.depth > 1 and self.blocks not in ("source", "own_source"):
+            raise ValueError(
+                "depth counts the blocks up to the source, so it needs blocks: source or own_source; leave one out"
+            )
         return self
 
 

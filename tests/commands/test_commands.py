@@ -299,6 +299,10 @@ def bad_inputs(folder: Path, tmp_path: Path) -> dict[str, tuple[list[str], str]]
             "make it with `aird direction`",
         ),
         "blocks that are none": (["patch", *pair(folder), *direction, "--blocks", "first", *out], "--blocks: first"),
+        "blocks that hang on another direction": (
+            ["patch", *pair(folder), *direction, "--blocks", "own_source", *out],
+            "--blocks: own_source needs the compressed model's own direction",
+        ),
         "a block beyond the last": (["patch", *pair(folder), *direction, "--blocks", "9", *out], "do not exist"),
         "strength zero": (["patch", *pair(folder), *direction, "--alpha", "0", *out], "--alpha"),
         "an adapter that is none": (

@@ -99,6 +99,13 @@ def test_empty_configuration_says_every_missing_table() -> None:
     ]
 
 
+def test_a_patch_that_is_no_adapter_has_no_direction_of_its_own() -> None:
+    values = changed("patches.prompt", {"method": "system_prompt"})
+    values["directions"] = {**values["directions"], "patched": ["aird", "prompt"]}
+    (line,) = mistakes(values)
+    assert line == "directions.patched: prompt is no adapter and leaves all directions as they are; remove it here"
+
+
 def test_circular_sets() -> None:
     values = changed("prompt_sets.raw", {"combine": ["harmful"]})
     said = mistakes(values)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from aird.directions.comparison import cosine
-from aird.directions.corrected_cosine import RESAMPLES, States, corrected_cosine
+from aird.directions.corrected_cosine import RESAMPLES, States, corrected_cosine, corrected_gain
 
 COUNT, WIDTH = 128, 128
 
@@ -82,3 +82,24 @@ def test_it_is_drawn_by_its_seed() -> None:
     states = rotated(10, 0)
     assert corrected_cosine(*states, 0) == corrected_cosine(*states, 0)
     assert corrected_cosine(*states, 0)["low"] != corrected_cosine(*states, 1)["low"]
+
+
+def test_a_gain_is_that_of_the_cosines_over_the_same_draws() -> None:
+    original, turned = rotated(40, 0)
+    _, nearer = rotated(20, 0)
+    before, after = (corrected_cosine(original, states, 0) for states in (turned, nearer))
+    gain = corrected_gain(original, turned, nearer, 0)
+    assert gain["value"] == pytest.approx(after["value"] - before["value"])
+    assert gain["value"] == pytest.approx(math.cos(math.radians(20)) - math.cos(math.radians(40)), abs=0.03)
+    assert 0 < gain["low"] < gain["value"] < gain["high"]
+    # A draw that raises one cosine raises the other: the interval is narrower than that of two unrelated ones.
+    widths = [each["high"] - each["low"] for each in (before, after, gain)]
+    assert widths[2] < 0.9 * math.hypot(*widths[:2])
+    assert corrected_gain(original, nearer, turned, 0)["high"] == pytest.approx(-gain["low"])
+
+
+def test_without_a_direction_there_is_no_gain() -> None:
+    halves = torch.cat([torch.eye(4), -torch.eye(4)]).double()
+    gain = corrected_gain((halves, halves), (halves, halves), (halves, halves), 0)
+    assert gain["value"] is None
+    assert gain["undefined"] > 0.1 * RESAMPLES and (gain["low"], gain["high"]) == (-2, 2)

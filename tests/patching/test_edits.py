@@ -202,6 +202,7 @@ def test_edited_blocks() -> None:
     assert edited_blocks(patch("scale"), 1, 30) == [0]
     # Nothing writes the input of block 0 but the embedding.
     assert edited_blocks(patch("scale"), 0, 30) == [0]
+    assert edited_blocks(patch("scale", blocks="own_source", depth=3), 17, 30) == [14, 15, 16]
     assert edited_blocks(patch("scale", blocks="all"), 2, 4) == [0, 1, 2, 3]
     assert edited_blocks(patch("scale", blocks=[3, 1]), 2, 4) == [3, 1]
 

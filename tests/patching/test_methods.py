@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ import pytest
 import torch
 from conftest import ROOT
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
 
-from aird.directions.direction import Direction, save_direction
+from aird.directions.direction import Direction, load_direction, save_direction
 from aird.patching.adapters import load_adapter
 from aird.patching.method import PatchInputs
 from aird.patching.methods import NAMES, method, module_of, parse_patch
@@ -28,11 +31,15 @@ from aird.support.files import hash_folder, read_json, write_json, write_json_li
 SETTINGS: dict[str, dict[str, Any]] = {
     "scale": {"alpha": 0.5},
     "project": {"alpha": 2.0},
+    "choose": {"strengths": [0.5, 1.0]},
     "fit": {},
     "calibrate": {},
     "lora": {"rank": 2, "epochs": 1, "maximum_answer_tokens": 2},
     "system_prompt": {"text": "Refuse what could harm somebody."},
 }
+# The methods that look at the original's replies, and those whose code another one is made of.
+WITH_REPLIES = ("calibrate", "choose")
+MADE_OF = {"calibrate": {"fit"}, "choose": {"calibrate", "scale", "project"}}
 SIZES = Replies(train_harmful=8, train_harmless=8, validation=8, tokens=3, judged_tokens=4).model_dump()
 RECORDS = {
     kind: [
@@ -52,11 +59,13 @@ def test_every_method_is_tested_and_named_as_in_its_settings() -> None:
         assert parse_patch({"method": name}).model_dump()["method"] == name
 
 
-def save_unit(folder: Path) -> tuple[Path, Path]:
+def save_unit(
+    folder: Path, name: str = "direction", layer: int = 2, first: int = 0, **record: Any
+) -> tuple[Path, Path]:
     """Write a direction and return its files."""
-    unit = torch.nn.functional.normalize(torch.arange(128, dtype=torch.float64), dim=0)
-    files = folder / "direction.safetensors", folder / "direction.json"
-    save_direction(Direction(unit, 3.0, {"layer": 2, "position": -1}), *files)
+    unit = torch.nn.functional.normalize(torch.arange(first, first + 128, dtype=torch.float64), dim=0)
+    files = folder / f"{name}.safetensors", folder / f"{name}.json"
+    save_direction(Direction(unit, 3.0, {"layer": layer, "position": -1, **record}), *files)
     return files
 
 
@@ -102,7 +111,7 @@ def test_the_script_makes_any_patch_from_what_it_needs_by_the_code_of_its_method
     }
     settings: dict[str, Any] = {"patch": {"method": name, **SETTINGS[name]}}
     if "prompts" in chosen.needs:
-        settings |= {"sizes": SIZES if name == "calibrate" else {"train": 8}, "seed": 1}
+        settings |= {"sizes": SIZES if name in WITH_REPLIES else {"train": 8}, "seed": 1}
     given = [str(part) for need, parts in flags.items() if need in chosen.needs for part in parts]
     given += ["--settings", json.dumps(settings), "--base", "w4a16"]
     given += ["--adapter", str(tmp_path / "adapter"), "--statistics", str(tmp_path / "statistics.json")]
@@ -112,7 +121,7 @@ def test_the_script_makes_any_patch_from_what_it_needs_by_the_code_of_its_method
     loaded = {Path(line) for line in result.stdout.partition("LOADED\n")[2].splitlines()}
     hashed = set(code_files(ROOT / "workflow/scripts/make_patch.py", ROOT, module_of(name)))
     assert loaded <= hashed and len(loaded) > 10
-    assert {path.stem for path in loaded if path.parent.name == "methods"} <= {"__init__", name, "fit"}
+    assert {path.stem for path in loaded if path.parent.name == "methods"} <= {"__init__", name, *MADE_OF.get(name, ())}
     statistics = read_json(tmp_path / "statistics.json")
     assert statistics["settings"].items() >= SETTINGS[name].items()
     assert statistics["files"] == hash_folder(tmp_path / "adapter")
@@ -135,14 +144,15 @@ def closure(*arguments: str) -> set[str]:
 def test_an_edit_of_a_method_or_of_what_it_runs_makes_its_own_patches_again() -> None:
     """Each row: a file, and the methods whose patches an edit of it makes again."""
     rows = {
-        "aird/patching/methods/scale.py": {"scale"},
+        "aird/patching/methods/scale.py": {"scale", "choose"},
         "aird/patching/methods/lora.py": {"lora"},
         "aird/models/tuning.py": {"lora"},
-        "aird/patching/calibration.py": {"calibrate"},
-        "aird/patching/replies.py": {"calibrate"},
-        "aird/patching/formula.py": {"scale", "project"},
-        "aird/patching/fitting.py": {"fit", "calibrate"},
-        "aird/directions/direction.py": {"scale", "project", "fit", "calibrate"},
+        "aird/patching/methods/choose.py": {"choose"},
+        "aird/patching/calibration.py": {"calibrate", "choose"},
+        "aird/patching/replies.py": {"calibrate", "choose"},
+        "aird/patching/formula.py": {"scale", "project", "choose"},
+        "aird/patching/fitting.py": {"fit", "calibrate", "choose"},
+        "aird/directions/direction.py": {"scale", "project", "choose", "fit", "calibrate"},
         "aird/patching/model_card.py": set(NAMES),
     }
     code = {name: closure("make_patch", module_of(name)) for name in NAMES}
@@ -165,13 +175,93 @@ def test_what_a_method_needs_is_asked_for_before_anything_is_made(name: str, tmp
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("asked", [{"direction": "own"}, {"blocks": "own_source"}])
 def test_the_own_direction_is_needed_where_the_settings_ask_for_it(
-    tiny_folder: Callable[[str], Path], tmp_path: Path
+    asked: dict[str, str], tiny_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    model, settings = tiny_folder("llama"), parse_patch({"method": "scale", "direction": "own"})
+    model, settings = tiny_folder("llama"), parse_patch({"method": "scale", **asked})
     inputs = PatchInputs("base", model, model, save_unit(tmp_path))
     with pytest.raises(ValueError, match="method scale needs what was not given: own"):
         make_patch(settings, inputs, tmp_path / "adapter", tmp_path / "statistics.json")
+
+
+@pytest.mark.parametrize("name", ["scale", "project", "choose", "fit"])
+def test_at_the_own_source_the_originals_direction_is_written(
+    name: str, tiny_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The compressed model's direction says where, and the original's what."""
+    model = tiny_folder("llama")
+    original, own = save_unit(tmp_path), save_unit(tmp_path, "own", layer=3, first=-64, rule="published")
+    inputs = PatchInputs("base", model, model, original, own, RECORDS)
+    inputs = replace(inputs, sizes=SIZES if name in WITH_REPLIES else {"train": 8})
+    written = {}
+    for blocks in ("source", "own_source"):
+        settings = parse_patch({"method": name, "blocks": blocks, "depth": 2})
+        folder = tmp_path / blocks
+        record = make_patch(settings, inputs, folder, tmp_path / f"{blocks}.json")
+        written[blocks] = record["blocks"], load_adapter(folder)
+        assert record["direction"]["layer"] == 2
+        assert record["own_direction"] == {"layer": 3, "position": -1, "rule": "published"}
+    assert written["source"][0] == [0, 1] and written["own_source"][0] == [1, 2]
+    unit = load_direction(*original).unit.float()
+    for blocks, updates in written.values():
+        assert {int(update.module.split(".")[2]) for update in updates} == set(blocks)
+        assert all(torch.equal(update.up[:, 0], unit) for update in updates)
+
+
+def test_a_source_that_induces_no_refusal_is_told(
+    tiny_folder: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, own = tiny_folder("llama"), save_unit(tmp_path, "own", layer=3, rule="relaxed_induce")
+    inputs = PatchInputs("base", model, model, save_unit(tmp_path), own)
+    make_patch(parse_patch({"method": "scale"}), inputs, tmp_path / "one", tmp_path / "one.json")
+    assert not caplog.text
+    settings = parse_patch({"method": "scale", "blocks": "own_source"})
+    make_patch(settings, inputs, tmp_path / "other", tmp_path / "other.json")
+    assert "no candidate direction of base induces refusal" in caplog.text
+
+
+@pytest.mark.parametrize("row", ["scale", "project"])
+def test_a_chosen_strength_multiplies_the_rows_of_the_formula(
+    row: str, tiny_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import aird.patching.replies
+
+    # A random model refuses nothing by itself. Here the original refuses all, and its compressed form nothing.
+    monkeypatch.setattr(aird.patching.replies, "jailbroken_arditi", lambda _: False)
+    compressed = Path(shutil.copytree(tiny_folder("llama"), tmp_path / "compressed"))
+    tensors, generator = load_file(compressed / "model.safetensors"), torch.Generator().manual_seed(0)
+    noisy = {
+        name: tensor + 0.02 * torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
+        for name, tensor in tensors.items()
+    }
+    save_file(noisy, compressed / "model.safetensors", {"format": "pt"})
+    inputs = PatchInputs("base", tiny_folder("llama"), compressed, save_unit(tmp_path), prompts=RECORDS, sizes=SIZES)
+    settings = {"formula": {"method": row}, "chosen": {"method": "choose", "row": row, "strengths": [0.25, 0.5]}}
+    records = {
+        name: make_patch(parse_patch(values), inputs, tmp_path / name, tmp_path / f"{name}.json")
+        for name, values in settings.items()
+    }
+    choice = records["chosen"]["calibration"]
+    assert choice["strength"] in (0.25, 0.5) and choice["original"]["refusal"] == 1
+    assert choice["unpatched"]["refusal"] == 0 and choice["strength"] in {each["strength"] for each in choice["tried"]}
+    formula, chosen = (load_adapter(tmp_path / name) for name in settings)
+    for one, other in zip(formula, chosen, strict=True):
+        assert one.module == other.module and one.down.norm() > 0
+        torch.testing.assert_close(other.down, choice["strength"] * one.down)
+    changes = [[edit["relative_change"] for edit in record["edits"]] for record in records.values()]
+    assert changes[1] == pytest.approx([choice["strength"] * change for change in changes[0]], rel=1e-5)
+
+
+def test_what_refuses_as_the_original_does_gets_strength_zero(
+    tiny_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model = tiny_folder("llama")
+    inputs = PatchInputs("base", model, model, save_unit(tmp_path), prompts=RECORDS, sizes=SIZES)
+    record = make_patch(parse_patch({"method": "choose"}), inputs, tmp_path / "adapter", tmp_path / "record.json")
+    assert record["calibration"]["strength"] == 0
+    assert all(edit["relative_change"] == 0 for edit in record["edits"])
+    assert not any(update.down.any() for update in load_adapter(tmp_path / "adapter"))
 
 
 def test_a_merged_lora_says_that_it_is_a_baseline(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:

@@ -42,6 +42,19 @@ def comparison(cosine: float, compressed: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def restoration(before: float, after: float, spread: float = 0.02) -> dict[str, Any]:
+    cosines = {"original": 1.0, "compressed": before, "patched": after}
+    return {
+        "checkpoints": {
+            name: {"corrected_cosine": {"value": value, "low": value - spread, "high": value + spread, "n_harmful": 128}}
+            for name, value in cosines.items()
+        },
+        "corrected_cosine_gain": {
+            "value": after - before, "low": after - before - spread, "high": after - before + spread
+        },
+    }  # fmt: skip
+
+
 ORIGINAL_DIRECTION = direction(10, l10=0.9, l11=0.1)
 COMPRESSED = {
     "pruned": direction(14, l14=1.0),
@@ -96,6 +109,20 @@ def table() -> pandas.DataFrame:
         },
         pruned=frozenset(("pruned",)),
         random=frozenset(("random", "learnt-random", "strong-random")),
+        restorations={
+            ("m", "pruned", "aird"): restoration(0.5, 0.98),
+            ("m", "quantised", "aird"): restoration(0.98, 0.985),
+            ("m", "pruned", "weak"): restoration(0.5, 0.7),
+            ("m", "pruned", "learnt"): restoration(0.5, 0.49),
+            ("m", "pruned", "random"): restoration(0.5, 0.56, 0.1),
+        },
+        examinations={
+            ("m", "pruned", "aird"): verification(0.9, 0.1, 0.05, 0.9),
+            ("m", "quantised", "aird"): verification(0.9, 0.1, 0.05, 0.9),
+            ("m", "pruned", "weak"): verification(0.5, 0.1, 0.05, 0.9),
+            ("m", "pruned", "learnt"): verification(0.9, 0.89, 0.05, 0.9),
+            ("m", "pruned", "random"): verification(0.3, 0.25, 0.05, 0.9),
+        },
         controls={"aird": ["random"], "learnt": ["learnt-random"], "weak": ["strong-random"], "fitted": []},
         seed=0,
     )
@@ -263,3 +290,40 @@ def test_what_is_undecided_says_what_it_needs_and_nothing_else_does(table: panda
     assert row(table, "repaired at no cost", "quantised", "aird").needed == (
         "Only a checkpoint that lost refusal decides it."
     )
+
+
+NEARER, BACK, LESS = "nearer to the original's", "back to the original's", "refuses less with the original's direction"
+
+
+def test_a_restored_direction(table: pandas.DataFrame) -> None:
+    rows = [row(table, statement, "pruned", "aird") for statement in (NEARER, BACK, LESS)]
+    assert [each.verdict for each in rows] == [HOLDS] * 3 and {each.suite for each in rows} == {""}
+    assert [each.estimate for each in rows] == [pytest.approx(0.48), pytest.approx(0.98), pytest.approx(0.8)]
+    assert [each.n for each in rows] == [128, 128, 100]
+    assert row(table, "the refusal direction is restored", "pruned", "aird").verdict == HOLDS
+    # Where nothing moved nothing can come back, whatever stands there.
+    kept = row(table, "the refusal direction is restored", "quantised", "aird")
+    assert kept.verdict == UNDECIDED and "did not move" in kept.reason
+    assert kept.needed == "Only a checkpoint whose direction moved decides it."
+    overall = row(table, "the refusal direction is restored", ALL, "aird")
+    assert (overall.verdict, overall.n) == (HOLDS, 1)
+
+
+def test_a_direction_that_comes_nearer_is_not_restored(table: pandas.DataFrame) -> None:
+    verdicts = [row(table, statement, "pruned", "weak").verdict for statement in (NEARER, BACK, LESS)]
+    assert verdicts == [HOLDS, DOES_NOT_HOLD, HOLDS]
+    whole = row(table, "the refusal direction is restored", "pruned", "weak")
+    assert (whole.verdict, whole.reason) == (DOES_NOT_HOLD, "the corrected cosine is below 0.95")
+
+
+def test_refusal_that_comes_back_by_another_way_restores_no_direction(table: pandas.DataFrame) -> None:
+    verdicts = [row(table, statement, "pruned", "learnt").verdict for statement in (NEARER, BACK, LESS)]
+    assert verdicts == [DOES_NOT_HOLD] * 3
+    assert row(table, NEARER, "pruned", "learnt").reason == "any rise of the corrected cosine is below 0.05"
+
+
+def test_a_control_gets_rows_and_no_verdict_over_all(table: pandas.DataFrame) -> None:
+    nearer = row(table, NEARER, "pruned", "random")
+    assert nearer.verdict == UNDECIDED and "128 harmful training prompts do not decide" in nearer.needed
+    fifth = table[table.claim == "C5"]
+    assert set(fifth[fifth.compression == ALL].patch) == {"aird", "weak", "learnt"}

@@ -15,7 +15,17 @@ import matplotlib
 import numpy
 import pandas
 import pytest
-from frames import LARGE, POSITIONS, SMALL, Grid, candidate_frame, direction_frame, site_frame, summary_frame
+from frames import (
+    LARGE,
+    POSITIONS,
+    SMALL,
+    Grid,
+    candidate_frame,
+    direction_frame,
+    restored_frame,
+    site_frame,
+    summary_frame,
+)
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -41,7 +51,7 @@ def draw_suite(summary: pandas.DataFrame) -> dict[str, Figure]:
 def draw_all(grid: Grid, summary: pandas.DataFrame) -> dict[str, Figure]:
     """Return every figure of a grid."""
     frames = {"candidates": candidate_frame(grid), "sites": site_frame(grid), "directions": direction_frame(grid)}
-    frames["summary"] = summary
+    frames |= {"summary": summary, "restored_directions": restored_frame(grid)}
     return {kind: figure_of(kind, *(frames[table] for table in shown.tables)) for kind, shown in FIGURES.items()}
 
 
@@ -374,3 +384,20 @@ def test_script_draws_the_chosen_suite(tmp_path: Path, monkeypatch: pytest.Monke
         run("refusal.missing")
     with pytest.raises(ValueError, match="there is no figure pie; known: refusal.SUITE, frontier.SUITE"):
         run("pie")
+
+
+def test_restored_directions_are_those_of_the_table() -> None:
+    frame = restored_frame(LARGE)
+    figure = figure_of("restored", frame)
+    assert len(figure.axes) == 3 * len(LARGE[0])
+    names = ("corrected_cosine", "norm_ratio", "refusal_harmful_ablated")
+    for index, axes in enumerate(figure.axes):
+        rows = frame[frame["model"] == LARGE[0][index // 3]]
+        name = names[index % 3]
+        for patch, (x, _, _) in drawn_points(axes).items():
+            expected = rows[(rows["patch"] == patch) & rows[name].notna()][name]
+            assert list(x) == list(expected)
+    # Without an ablation by the original's direction a plain checkpoint has no point, but the original has.
+    assert [len(drawn_points(axes)["plain"][0]) for axes in figure.axes[:3]] == [5, 5, 1]
+    # A partly finished run has no comparison yet.
+    assert not figure_of("restored", frame.iloc[:0]).axes

@@ -11,6 +11,7 @@ from aird.reporting.needs import (
     Need,
     correlation_needs,
     effect_needs,
+    gain_needs,
     in_sentences,
     margin_needs,
     merged,
@@ -91,6 +92,17 @@ def test_an_effect_is_decided_at_the_named_number_of_prompts(lost: int, gained: 
     assert isinstance(need, Need) and need.least < LARGEST
     assert decision(need.least) == expected
     assert decision(need.least - 1) == UNDECIDED
+
+
+def test_a_rise_of_a_cosine_is_decided_where_its_interval_leaves_zero() -> None:
+    # 0.04 +- 0.08: the interval leaves 0 with four times the prompts, and nothing is adjusted for one compression.
+    (need,) = gain_needs("it rises", "prompts", 100, narrowed(100, -0.04, 0.12), 0.5, 1)
+    assert isinstance(need, Need) and need.have == 100 and need.least == pytest.approx(400, abs=2)
+    (more,) = gain_needs("it rises", "prompts", 100, narrowed(100, -0.04, 0.12), 0.5, 3)
+    assert isinstance(more, Need) and more.least > need.least
+    assert gain_needs("it rises", "prompts", 100, narrowed(100, -0.05, 0.05), 0.06, 1) == (
+        "A direction that moved further decides whether it rises",
+    )
 
 
 def test_a_rate_without_room_needs_another_rate() -> None:

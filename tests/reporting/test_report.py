@@ -59,7 +59,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
     folder = tmp_path_factory.mktemp("results")
     tables = write_tables(folder / "tables", GRID)
     figures = []
-    for name in ("refusal.safety", "frontier.safety", "utility.safety", "candidates", "sites"):
+    for name in ("refusal.safety", "frontier.safety", "utility.safety", "candidates", "sites", "restored"):
         figures.append(folder / f"{name}.svg")
         write_svg(draw(name, tables, PATCHES), figures[-1])
     manifest = folder / "models/tiny/w4a16/manifest.json"
@@ -148,6 +148,21 @@ def test_a_site_without_a_second_opinion(sources: Sources, tmp_path: Path) -> No
     assert re.findall(r"COSMIC (chooses \([^.]+|agrees)", text) == ["chooses (7, -2)"]
 
 
+def test_it_shows_whether_a_direction_came_back(sources: Sources, text: str, tmp_path: Path) -> None:
+    heading = "Does the original's direction come back?"
+    section = html.unescape(text).partition(heading)[2].partition("</table>")[0]
+    cells = [
+        re.sub(r"<[^>]+>", " ", row).split()
+        for row in re.findall(r"<tr><th scope=\"row\">.*?</tr>", section, re.DOTALL)
+    ]
+    assert cells[0] == "original plain 1.00 1.00 3.00 90.0 → 25.0".split()
+    assert cells[1] == "magnitude-30 plain 0.51 0.51 3.00 90.0".split()
+    assert cells[2] == "magnitude-30 aird 0.52 +0.12 (-0.25 to +0.50) 0.52 3.00 90.0 → 25.0".split()
+    # Where nobody asks, there is no such section.
+    others = [path for path in sources.tables if path.stem != "restored_directions"]
+    assert heading not in html.unescape(written(tmp_path, sources, tables=others))
+
+
 def test_the_same_run_gives_the_same_bytes(sources: Sources, text: str, tmp_path: Path) -> None:
     assert written(tmp_path, sources) == text
 
@@ -177,7 +192,7 @@ def test_without_timings_it_says_so(sources: Sources, tmp_path: Path) -> None:
 
 def test_every_caption_can_be_shown() -> None:
     captions = Captions(CAPTIONS)
-    for name in ("refusal.safety", "frontier.safety", "utility.safety", "candidates", "sites"):
+    for name in ("refusal.safety", "frontier.safety", "utility.safety", "candidates", "sites", "restored"):
         assert "<strong>Reading.</strong>" in captions("figure", figure=name)
     assert "difference" in captions.table("paired")
     assert "tidy table" in captions.table("rates")

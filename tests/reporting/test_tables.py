@@ -297,6 +297,85 @@ def test_compressions_table() -> None:
     assert math.isnan(row(frame, compression="original")["sparsity"])
 
 
+def checkpoint(cosine: float, harmful: float, harmless: float) -> dict[str, Any]:
+    means = {"harmful": harmful, "harmless": harmless}
+    return {
+        "corrected_cosine": {"value": cosine, "low": cosine - 0.1, "high": cosine + 0.1, "n_harmful": 128},
+        "norm_ratio": cosine / 2,
+        "norm_ratio_bootstrap": {"mean": 9.0, "low": 0.2, "high": 0.3},
+        "projections": {kind: {"n": 128, "mean": mean, "standard_deviation": 2.0} for kind, mean in means.items()},
+    }
+
+
+def rates(**values: float) -> dict[str, Any]:
+    made = {
+        name: {"refusal": value, "refusal_low": value - 0.05, "refusal_high": value + 0.05}
+        for name, value in values.items()
+    }
+    return {"rates": made, "ablation_p_value": 0.01, "addition_p_value": 0.02}
+
+
+RESTORATIONS = {
+    PATCHED: {
+        "site": {"layer": 17, "position": -1},
+        "checkpoints": {
+            "original": checkpoint(1.0, 6.0, 0.0),
+            "compressed": checkpoint(0.5, 2.0, 0.0),
+            "patched": checkpoint(0.8, 5.0, 1.0),
+        },
+        "corrected_cosine_gain": {"value": 0.3, "low": 0.2, "high": 0.4, "undefined": 0},
+    }
+}
+FOUR = "harmful harmful_ablated harmless harmless_added".split()
+
+
+def test_restored_table() -> None:
+    examined = {PATCHED: rates(**dict(zip(FOUR, (0.8, 0.1, 0.05, 0.9), strict=True)))}
+    verified = {
+        pair: rates(**dict(zip(FOUR, (0.6, 0.2, 0.1, 0.7), strict=True))) for pair in (ORIGINAL[:2], PRUNED[:2])
+    }
+    frame = tables.restored_table(RESTORATIONS, examined, verified)
+    assert list(zip(frame["compression"], frame["patch"], strict=True)) == [
+        ("original", "plain"), ("pruned", "plain"), ("pruned", "repair")
+    ]  # fmt: skip
+    assert set(frame["layer"]) == {17} and set(frame["position"]) == {-1}
+    patched = row(frame, patch="repair")
+    expected = {
+        "corrected_cosine": 0.8, "corrected_cosine_low": pytest.approx(0.7), "cosine_gain": 0.3, "cosine_gain_high": 0.4,
+        "norm_ratio": 0.4, "norm_ratio_low": 0.2, "harmful_mean": 5.0, "harmless_mean": 1.0, "separation": 2.0,
+        "refusal_harmful": 0.8, "refusal_harmful_ablated": 0.1, "refusal_harmful_ablated_high": pytest.approx(0.15),
+        "refusal_harmless_added": 0.9, "ablation_p_value": 0.01, "addition_p_value": 0.02,
+    }  # fmt: skip
+    assert {name: patched[name] for name in expected} == expected
+    # The original is verified with this direction, a plain compressed checkpoint with another one.
+    original, plain = row(frame, compression="original"), row(frame, compression="pruned", patch="plain")
+    assert (original["refusal_harmful_ablated"], original["ablation_p_value"]) == (0.2, 0.01)
+    assert (plain["refusal_harmful"], plain["separation"], plain["corrected_cosine"]) == (0.6, 1.0, 0.5)
+    empty = "refusal_harmful_ablated refusal_harmless_added ablation_p_value addition_p_value cosine_gain".split()
+    assert all(pandas.isna(plain[name]) for name in empty) and pandas.isna(original["cosine_gain"])
+
+
+def test_directions_are_restored_in_tables_where_that_was_asked(results: Path) -> None:
+    grid = {**GRID, "patched": ["repair"]}
+    assert "restored_directions" not in record_tables(read_records(results, GRID))
+    records = read_records(results, grid)
+    assert "1 of 1 examined patched checkpoints (pruned/repair), 1 of 1 compared" in describe_absent(
+        records.absent, grid
+    )
+    frame = record_tables(records)["restored_directions"]
+    assert frame.empty and list(frame.columns) == tables.RESTORED_COLUMNS
+    folder = results / "restorations/small/pruned/repair"
+    folder.mkdir(parents=True)
+    (folder / "comparison.json").write_text(json.dumps(RESTORATIONS[PATCHED]), encoding="utf-8")
+    # All verifications are still to come.
+    for path in results.glob("directions/small/*/verification.json"):
+        path.unlink()
+    frame = record_tables(read_records(results, grid))["restored_directions"]
+    assert list(frame["patch"]) == ["plain", "plain", "repair"] and pandas.isna(
+        row(frame, patch="repair")["refusal_harmful"]
+    )
+
+
 def test_describe(scores: Any, directions: Any, comparisons: Any) -> None:
     text = tables.describe(
         tables.summary(scores, directions, comparisons, MANIFESTS), ["compression", "patch", "perplexity", "asr_wei"]
@@ -325,6 +404,7 @@ GRID: dict[str, Any] = {
     "cells": [ORIGINAL, PRUNED, PATCHED],
     "pairs": [ORIGINAL[:2], PRUNED[:2]],
     "cosmic": [ORIGINAL[:2]],
+    "patched": [],
     "suites": ["main"],
 }
 
@@ -395,7 +475,7 @@ def test_nothing_at_all_makes_empty_tables(tmp_path: Path) -> None:
 
 def test_absent_records_name_model_and_suite_where_there_are_several_and_no_more_than_three() -> None:
     cells = [(model, "original", patch) for model in ("a", "b") for patch in ("plain", "x")]
-    grid = {"cells": cells, "pairs": [], "cosmic": [], "suites": ["s", "t"]}
+    grid = {"cells": cells, "pairs": [], "cosmic": [], "patched": [], "suites": ["s", "t"]}
     absent = {"scores": [(*cell, "s") for cell in cells]}
     grid["pairs"] = [("a", "original"), ("b", "original")]
     assert describe_absent(absent, grid) == (

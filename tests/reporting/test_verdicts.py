@@ -11,12 +11,14 @@ from aird.reporting.verdicts import (
     HOLDS,
     UNDECIDED,
     all_of,
+    back_verdict,
     correlation_verdict,
     effect_verdict,
     follows_verdict,
     margin_p_value,
     margin_verdict,
     moved_verdict,
+    nearer_verdict,
     opposite,
     site_moved_verdict,
 )
@@ -54,6 +56,28 @@ def test_a_margin_needs_enough_prompts() -> None:
     assert margin_verdict(low, 0.05, margin_p_value(low, high, 0.05))[0] == HOLDS
     assert margin_verdict(low, 0.02, margin_p_value(low, high, 0.02))[0] == UNDECIDED
     assert margin_verdict(0.06, 0.05, 1.0)[0] == DOES_NOT_HOLD
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "room", "expected"),
+    [
+        (0.10, 0.30, 0.5, HOLDS),
+        (0.001, 0.04, 0.5, HOLDS),  # significant, however small
+        (-0.30, -0.10, 0.5, DOES_NOT_HOLD),
+        (-0.04, 0.04, 0.5, DOES_NOT_HOLD),  # no rise that matters
+        (-0.04, 0.20, 0.5, UNDECIDED),  # such a rise is possible
+        (-0.04, 0.04, 0.08, UNDECIDED),  # there was no room for it
+    ],
+)
+def test_a_direction_comes_nearer(low: float, high: float, room: float, expected: str) -> None:
+    verdict, reason = nearer_verdict(high, margin_p_value(-high, -low, 0.0), room)
+    assert verdict == expected and bool(reason) == (expected != HOLDS)
+
+
+def test_a_direction_is_back_where_it_cannot_be_called_moved() -> None:
+    assert back_verdict((DOES_NOT_HOLD, "above"), 0.95) == (HOLDS, "")
+    assert back_verdict((HOLDS, ""), 0.95) == (DOES_NOT_HOLD, "the corrected cosine is below 0.95")
+    assert back_verdict((UNDECIDED, "across"), 0.95) == (UNDECIDED, "across")
 
 
 def test_a_direction_moved() -> None:

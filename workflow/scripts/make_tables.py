@@ -25,6 +25,8 @@ def main() -> None:
         frozenset(grid["random"]),
         grid["controls"],
         grid["seed"],
+        records.present["restorations"],
+        records.present["examinations"],
     )
     made = {**record_tables(records), "claims": claims_table(evidence)}
     for path in arguments.output:

@@ -32,7 +32,7 @@ def main() -> None:
     finding = headlines(summary, paired, claims, configuration.model_dump())
     for sentence in (*finding, "", *verdict_sentences(claims)):
         print(textwrap.fill(sentence, width, subsequent_indent="  ", break_on_hyphens=False))
-    print("\nHow the verdicts on C1 to C4 are reached: docs/claims.md")
+    print("\nHow the verdicts on C1 to C5 are reached: docs/claims.md")
     print(f"\nAll numbers: {arguments.tables}/\nReport:      {arguments.report}")
 
 

@@ -14,10 +14,10 @@ from importlib import import_module
 from typing import Any
 
 from aird.patching.method import Method, Need
-from aird.settings.patches import PatchSettings
+from aird.settings.patches import PatchSettings, RankOneSettings
 
 # In the order of the configuration's reference.
-NAMES = ("scale", "project", "fit", "calibrate", "lora", "system_prompt")
+NAMES = ("scale", "project", "choose", "fit", "calibrate", "lora", "system_prompt")
 
 
 def module_of(name: str) -> str:
@@ -38,7 +38,9 @@ def method_of(settings: PatchSettings) -> Method:
 
 def needs_of(settings: PatchSettings) -> frozenset[Need]:
     """Return what a patch is made from: what its method needs, and the own direction where its settings ask for it."""
-    own: frozenset[Need] = frozenset({"own"} if getattr(settings, "direction", None) == "own" else ())
+    own: frozenset[Need] = frozenset()
+    if isinstance(settings, RankOneSettings) and (settings.direction == "own" or settings.blocks == "own_source"):
+        own = frozenset({"own"})
     return method_of(settings).needs | own
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from aird.patching.method import Method, PatchInputs
-from aird.settings.patches import RankOneSettings, Replies
+from aird.settings.patches import Blocks, RankOneSettings, Replies
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ class Calibrate(RankOneSettings):
     """Learn the rows from the original's refusals, and choose their strength on validation prompts."""
 
     method: Literal["calibrate"] = "calibrate"
-    blocks: Literal["source", "upper", "all"] | list[int] = Field("upper", description="Blocks to edit, as of `scale`.")
+    blocks: Blocks = Field("upper", description="Blocks to edit, as of `scale`.")
     epochs: int = Field(8, ge=1, description="Passes over the training prompts.")
     learning_rate: float = Field(
         0.08, gt=0, description="First step of Adam, relative to the root mean square of r^T W_c."
@@ -76,12 +76,13 @@ def make(settings: Calibrate, inputs: PatchInputs, folder: Path) -> dict[str, An
     from aird.patching.edits import edit_along, edit_statistics
     from aird.patching.fitting import fit_edits, wanted_projections
     from aird.patching.methods.fit import Fit
-    from aird.patching.rank_one import edited_modules, read_direction, save_edits
+    from aird.patching.rank_one import edited_modules, read_direction, read_source, save_edits
     from aird.patching.replies import OF_COMPRESSED, original_replies, record_replies, reply_instructions
     from aird.prompts.chat import chat_tokens
 
     counts = Replies.model_validate(inputs.sizes)
     direction, unit = read_direction(settings, inputs)
+    source = read_source(settings, inputs)
     replies = original_replies(inputs.original, inputs.prompts, counts, inputs.seed, inputs.replies)
     refused = [index for index, flag in enumerate(replies["train_harmful"].refused) if flag]
     if not refused:
@@ -98,10 +99,10 @@ def make(settings: Calibrate, inputs: PatchInputs, folder: Path) -> dict[str, An
             [chat_tokens(tokenizer, text) for text in own["train", "harmless"][:WARM_PROMPTS]],
         ]
         wanted = wanted_projections(
-            inputs.original, tokenizer, warm[0], warm[1], unit, direction, settings, settings.warm_start
+            inputs.original, tokenizer, warm[0], warm[1], unit, source, settings, settings.warm_start
         )
     model = load_model(inputs.compressed)
-    blocks, modules = edited_modules(model, direction, settings)
+    blocks, modules = edited_modules(model, source, settings)
     matrix = cache(partial(dense_matrix, inputs.compressed))
     harmful, harmless = replies["validation_harmful"], replies["validation_harmless"]
     loss = needs_repair(model, tokenizer, harmful, counts.judged_tokens, settings.significance)

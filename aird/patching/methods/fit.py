@@ -31,19 +31,18 @@ def make(settings: Fit, inputs: PatchInputs, folder: Path) -> dict[str, Any]:
     from aird.models.matrices import dense_matrix
     from aird.patching.edits import edit_statistics
     from aird.patching.fitting import fit_edits, wanted_projections
-    from aird.patching.rank_one import edited_modules, read_direction, save_edits
+    from aird.patching.rank_one import edited_modules, read_direction, read_source, save_edits
     from aird.prompts.chat import chat_tokens
 
     direction, unit = read_direction(settings, inputs)
+    source = read_source(settings, inputs)
     tokenizer = load_tokenizer(inputs.original)
     harmful, harmless = (
         [chat_tokens(tokenizer, text) for text in inputs.instructions(kind)] for kind in ("harmful", "harmless")
     )
-    wanted = wanted_projections(
-        inputs.original, tokenizer, harmful, harmless, unit, direction, settings, settings.alpha
-    )
+    wanted = wanted_projections(inputs.original, tokenizer, harmful, harmless, unit, source, settings, settings.alpha)
     model = load_model(inputs.compressed)
-    blocks, _ = edited_modules(model, direction, settings)
+    blocks, _ = edited_modules(model, source, settings)
     edits = fit_edits(model, [*harmful, *harmless], wanted, unit, blocks, settings.ridge)
     folders = (inputs.compressed, inputs.original)
     statistics = [edit_statistics(edit, *(dense_matrix(place, edit.module) for place in folders)) for edit in edits]

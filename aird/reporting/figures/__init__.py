@@ -36,6 +36,7 @@ FIGURES = {
     "utility": Shown(("summary",), of_suite=True),
     "candidates": Shown(("candidates", "directions")),
     "sites": Shown(("sites", "directions")),
+    "restored": Shown(("restored_directions",)),
 }
 
 

@@ -14,6 +14,7 @@ TITLES = {
     "C2": "Quantisation keeps the direction, pruning moves it",
     "C3": "Refusal is lost where the direction moves",
     "C4": "The repair brings refusal back, utility stays",
+    "C5": "The repair restores the refusal direction",
 }
 # The class of style.css of each verdict.
 MARKS = {HOLDS: "yes", DOES_NOT_HOLD: "no", UNDECIDED: "open"}

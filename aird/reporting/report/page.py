@@ -101,6 +101,8 @@ def _content(sources: Sources) -> dict[str, Any]:
         "about": Markup(captions("workflow")),
         "frontier_caption": Markup(captions("figure", figure="frontier")),
         "direction_rows": tables["directions"].to_dict("records"),
+        # Only where a configuration names patches to examine.
+        "restored_rows": tables["restored_directions"].to_dict("records") if "restored_directions" in tables else [],
         "figures": _figures(sources.figures, captions),
         "tables": [(html_table(name, frame), Markup(captions.table(name))) for name, frame in tables.items()],
         "stages": stages.to_dict("records"),
