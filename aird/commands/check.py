@@ -304,7 +304,7 @@ def _scores(
     folder: Path,
     patch: Path | None,
 ) -> dict[str, Any]:
-    """Return the scores of one side's answers, which are made now; of answers that were made before, the labels alone."""
+    """Return the scores of one side's answers, which are made now; of stored answers, the labels alone."""
     from aird.evaluation.scores import label
     from aird.settings.suites import Suite
 

@@ -90,7 +90,7 @@ def check_parity(
     if unpatched is None:
         return agreement
     near, far = (_distance(completions, side) for side in (expected, unpatched))
-    # Rounding alone leaves both distances alike where a patch changes little, and the first small where it changes much.
+    # Rounding alone leaves both distances alike where a patch changes little, the first small where it changes much.
     if 2 * far < near:
         raise ParityError(
             f"the patch is not on what is served: over {len(prompts)} prompts the first tokens' log-probabilities are "
@@ -109,7 +109,7 @@ def compare_first_tokens(one: Sequence[Completion], other: Sequence[Completion])
     differences, same = [], 0
     for completions in zip(one, other, strict=True):
         first, second = (completion.first_token_logprobs or {} for completion in completions)
-        likeliest = {max(side, key=lambda token: side[token]) for side in (first, second)}  # noqa: B023
+        likeliest = {max(side, key=lambda token: side[token]) for side in (first, second)}
         same += len(likeliest) == 1
         known = likeliest <= first.keys() & second.keys()
         differences.append(max(abs(first[token] - second[token]) for token in likeliest) if known else math.inf)

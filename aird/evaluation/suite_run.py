@@ -104,7 +104,9 @@ def evaluate_suite(
     adapter, system_prompt = read_patch(patch)
     both = adapter is not None and suite.serve == BOTH
     if both and not can.adapters:
-        raise ValueError(f"{engine.describe()} takes no adapter, so a patch is served merged only; leave out serve: both")
+        raise ValueError(
+            f"{engine.describe()} takes no adapter, so a patch is served merged only; leave out serve: both"
+        )
     tokenizer = load_tokenizer(checkpoint)
 
     def tokens(asked: Sequence[dict[str, Any]]) -> list[list[int]]:

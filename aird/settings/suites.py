@@ -52,9 +52,9 @@ class Suite(Settings):
     )
     serve: Literal["adapter", "merged", "both"] = Field(
         "adapter",
-        description="How a patched checkpoint is served: `adapter`, beside the compressed base, as it ships (merged where "
-        "the engine takes none); `merged` into a checkpoint; `both`: what is measured of the adapter, and how far the "
-        "merged checkpoint differs.",
+        description="How a patched checkpoint is served: `adapter`, beside the compressed base, as it ships (merged "
+        "where the engine takes none); `merged` into a checkpoint; `both`: what is measured is the adapter, and how far "
+        "the merged checkpoint differs is told.",
     )
     perplexity_answers: int | None = Field(
         None, ge=1, description="Use only that many of the original's harmless answers for perplexity; default: all."

@@ -68,7 +68,9 @@ def test_an_unfinished_thought_is_neither_refused_nor_complied() -> None:
     records = [{**record, "id": str(index)} for index, record in enumerate(records)]
     records.append({**completion("harmless", ""), "unfinished": True})
     judgement = [{"id": str(index), "harmful": index > 0} for index in range(4)]
-    scored = score(records, {"answers": [], "tasks": {}, "questions": {}, "parity": None, "served_as": "plain"}, 0, judgement)
+    scored = score(
+        records, {"answers": [], "tasks": {}, "questions": {}, "parity": None, "served_as": "plain"}, 0, judgement
+    )
     assert scored["labels"][2] == {
         "id": "2",
         "kind": "harmful",

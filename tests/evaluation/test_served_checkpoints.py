@@ -130,8 +130,12 @@ def test_adapter_and_merged_checkpoint_give_the_same_first_tokens(
     adapter.mkdir()
     save_adapter(edits(), adapter, "base")
     suite = Suite.model_validate({"harmful": {"set": "a"}, "harmless": {"set": "b"}, "maximum_new_tokens": 4})
-    records = {kind: [{"id": f"{kind}-{n}", "instruction": f"Draw {n} {kind} hats."} for n in range(20)] for kind in KINDS}
-    answers = [{"id": "a", "kind": "harmless", "instruction": "Boil an egg.", "completion": "Put it into boiling water."}]
+    records = {
+        kind: [{"id": f"{kind}-{n}", "instruction": f"Draw {n} {kind} hats."} for n in range(20)] for kind in KINDS
+    }
+    answers = [
+        {"id": "a", "kind": "harmless", "instruction": "Boil an egg.", "completion": "Put it into boiling water."}
+    ]
     serving = Serving(maximum_model_length=256, key_value_cache_gib=0.25)
 
     def evaluate(serve: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -557,13 +557,18 @@ def test_lora_rank_is_rounded_up(tmp_path: Path, rank: int, expected: int) -> No
     [
         (["model.layers.0.mlp.down_proj", "model.layers.3.mlp.down_proj"], ["down_proj"]),
         (["model.layers.0.self_attn.o_proj", "lm_head"], ["lm_head", "o_proj"]),
-        (["model.layers.0.mlp.experts.3.down_proj", "model.layers.0.mlp.shared_experts.up_proj"], ["experts", "up_proj"]),
+        (
+            ["model.layers.0.mlp.experts.3.down_proj", "model.layers.0.mlp.shared_experts.up_proj"],
+            ["experts", "up_proj"],
+        ),
     ],
 )
 def test_only_modules_that_an_adapter_changes_get_a_lora(
     tmp_path: Path, modules: list[str], expected: list[str]
 ) -> None:
-    write_adapter({f"base_model.model.{m}.lora_{s}.weight": torch.ones(1) for m in modules for s in "AB"}, 1, 1, tmp_path, "")
+    write_adapter(
+        {f"base_model.model.{m}.lora_{s}.weight": torch.ones(1) for m in modules for s in "AB"}, 1, 1, tmp_path, ""
+    )
     assert vllm._lora_targets(tmp_path) == expected
 
 

@@ -173,7 +173,7 @@ def test_the_merged_form_has_columns_where_a_suite_asks_for_it(scores: Any) -> N
     scores["main", PATCHED]["merged"] = merged | {"first_tokens": {"upper_quartile_difference": 0.03}}
     frame = tables.summary(scores, {}, {}, {})
     assert list(frame.columns) == tables.SUMMARY_COLUMNS + tables.MERGED_COLUMNS
-    assert list(row(frame, patch="repair")[tables.MERGED_COLUMNS]) == [0.6, 0.2, 3, 4, 0.03]
+    assert [row(frame, patch="repair")[name] for name in tables.MERGED_COLUMNS] == [0.6, 0.2, 3, 4, 0.03]
     assert frame[frame.patch == "plain"][tables.MERGED_COLUMNS].isna().all(axis=None)
     scores["main", PATCHED]["merged"]["first_tokens"] = None
     assert math.isnan(row(tables.summary(scores, {}, {}, {}), patch="repair")["merged_first_token_difference"])
