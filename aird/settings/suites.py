@@ -53,8 +53,8 @@ class Suite(Settings):
     serve: Literal["adapter", "merged", "both"] = Field(
         "adapter",
         description="How a patched checkpoint is served: `adapter`, beside the compressed base, as it ships (merged "
-        "where the engine takes none); `merged` into a checkpoint; `both`: what is measured is the adapter, and how far "
-        "the merged checkpoint differs is told.",
+        "where the engine takes none); `merged` into a checkpoint; `both`: as an adapter, and `summary.csv` says how "
+        "far the merged checkpoint differs.",
     )
     perplexity_answers: int | None = Field(
         None, ge=1, description="Use only that many of the original's harmless answers for perplexity; default: all."
