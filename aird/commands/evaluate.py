@@ -82,8 +82,8 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         "--serve",
         choices=("adapter", "merged", "both"),
         default="adapter",
-        help="how a patch is served: beside the model, as it ships (default; merged where the engine takes none), merged "
-        "into it, or both, with the differences",
+        help="how a patch is served: beside the model, as it ships (default; merged where the engine takes none), "
+        "merged into it, or both, with the differences",
     )
     parser.add_argument("--length", type=int, default=1024, help="longest prompt plus completion (default: 1024)")
 
