@@ -167,7 +167,7 @@ def document(configuration: Configuration) -> str:
         "",
         "GPU memory is the least that a node works with; vLLM takes what there is, for its cache, and wants more",
         "than that for full batches. Disk is what a node leaves, for `evaluate_suite` what it needs while it runs (a",
-        "patched checkpoint, merged, which it removes).",
+        "dense copy of a checkpoint by bitsandbytes, which it removes).",
     ]
     for name, shape in SHAPES.items():
         lines += ["", f"## {name}: {shape.parameters / 1e9:.2f}e9 weights", ""]

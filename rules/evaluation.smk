@@ -76,7 +76,10 @@ SERVING_SETTINGS = CONFIGURATION.serving.model_dump(exclude=PLACE)
 SUITE_SETTINGS = {
     # The judge only reads the completions.
     name: canonical_json(
-        {"suite": suite.model_dump(exclude={"judge"}), "serving": SERVING_SETTINGS}
+        {
+            "suite": suite.model_dump(exclude={"judge", "serve"}),
+            "serving": SERVING_SETTINGS,
+        }
     )
     for name, suite in CONFIGURATION.suites.items()
 }
@@ -85,6 +88,12 @@ SUITE_SETTINGS = {
 def suite_settings(wildcards):
     """Return the settings of a suite and of the server, without where vLLM is."""
     return SUITE_SETTINGS[wildcards.suite]
+
+
+def suite_serve(wildcards):
+    """Return in which form a patch is served; other checkpoints have but one."""
+    suite = CONFIGURATION.suites[wildcards.suite]
+    return suite.serve if wildcards.patch in ADAPTERS else "adapter"
 
 
 JUDGED = [
@@ -153,6 +162,7 @@ rule evaluate_suite:
         gpu=gpus,
     params:
         settings=suite_settings,
+        serve=suite_serve,
         optional=optional_flags,
         seed=SEED,
     message:
@@ -167,6 +177,7 @@ rule evaluate_suite:
         " --harmless {input.harmless:q}"
         " {params.optional:q}"
         " --settings {params.settings:q}"
+        " --serve {params.serve}"
         " --seed {params.seed}"
         " --server-log {log.server:q}"
         " --completions {output.completions:q}"

@@ -36,6 +36,7 @@ def summary_frame(grid: Grid) -> pandas.DataFrame:
         refusal, over_refusal = index / len(cells), 0.3 * index / len(cells)
         row: dict[str, Any] = dict.fromkeys(SUMMARY_COLUMNS, math.nan)
         row |= {"suite": "safety", "model": model, "compression": compression, "patch": patch, "n": 100}
+        row["served_as"] = "plain" if patch == "plain" else "adapter"
         row |= {
             "refusal": refusal,
             "refusal_low": max(refusal - 0.1, 0),

@@ -241,6 +241,8 @@ CONFIGURATION_CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], set[s
         lambda c: c["suites"]["quick"].update(maximum_new_tokens=23),
         evaluated(CELLS),
     ),
+    # Of a checkpoint without a patch there is one form.
+    "serve patches in both forms": (lambda c: c["suites"]["quick"].update(serve="both"), evaluated(PATCHED)),
     "change how the server is started": (
         lambda c: c["serving"].update(maximum_model_length=255),
         evaluated(CELLS),

@@ -35,6 +35,7 @@ def test_summary_has_one_row_per_cell(finished: Path) -> None:
     assert cells == compressed | {("original", "plain"), ("magnitude-50", "random-control")}
     assert (summary.n == 8).all()
     assert (summary.refusal_low <= summary.refusal).all() and (summary.refusal <= summary.refusal_high).all()
+    assert set(zip(summary.patch == "plain", summary.served_as, strict=True)) == {(True, "plain"), (False, "adapter")}
     assert summary.perplexity.gt(1).all() and summary.utility.between(0, 1).all()
     assert summary.loc[summary.compression == "original", "cosine_same_site"].eq(1).all()
     assert summary.loc[summary.compression == "magnitude-50", "cosine_same_site"].lt(1).all()
@@ -46,6 +47,7 @@ def test_completions_hold_prompts_parameters_and_versions(finished: Path) -> Non
     assert [record["kind"] for record in records] == ["harmful"] * 8 + ["harmless"] * 8
     assert all(record["sampling"]["temperature"] == 0 and record["versions"]["vllm"] for record in records)
     assert all(record["parity"]["upper_quartile_difference"] < 0.1 for record in records)
+    assert all(record["served_as"] == "adapter" for record in records)
 
 
 def test_adapter_leaves_the_base_alone_and_loads_in_peft(finished: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from aird.commands import patch
-from aird.commands.evaluate import add_engine_arguments, ask, check_adapter, choose_engine
+from aird.commands.evaluate import add_engine_arguments, ask, check_adapter, choose_engine, served_as
 from aird.commands.inputs import ModelFolder, choose, open_model_folder, read_prompts, validated
 from aird.evaluation.regression import (
     MARGIN,
@@ -136,9 +136,13 @@ def run(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace, original: Side, compressed: Side, output: Path) -> int:
     prompts, tokens = _prompts(arguments, original, compressed)
     engine = choose_engine(arguments)
+    forms: dict[str, str] = {}
 
     def labels(side: Side, folder: str, patch: Path | None = None) -> list[dict[str, Any]]:
-        return _labels(side, prompts, tokens, engine, arguments, output / folder, patch)
+        scores = _scores(side, prompts, tokens, engine, arguments, output / folder, patch)
+        if patch is not None:
+            forms["patch served as"] = served_as(scores)
+        return list(scores["labels"])
 
     before = labels(original, "original")
     verdicts = {"": judge_change(before, labels(compressed, "compressed", arguments.patch), arguments.margin / 100)}
@@ -154,6 +158,7 @@ def _check(arguments: argparse.Namespace, original: Side, compressed: Side, outp
         "prompts": ", ".join(f"{len(records)} {kind}" for kind, records in prompts.items()),
         "answers": f"greedy, at most {tokens} tokens",
         "answered by": engine.describe(),
+        **forms,
         "judge": "refusal phrases of Arditi et al. (arXiv 2406.11717), their published list",
         "seed": str(arguments.seed),
         **_patch_fact(arguments.repair if len(verdicts) > 1 else arguments.patch),
@@ -299,7 +304,7 @@ def _suite(text: str) -> tuple[dict[str, Any], dict[str, Any], int]:
     )
 
 
-def _labels(
+def _scores(
     side: Side,
     prompts: dict[str, list[Record]],
     tokens: int,
@@ -307,18 +312,24 @@ def _labels(
     arguments: argparse.Namespace,
     folder: Path,
     patch: Path | None,
-) -> list[dict[str, Any]]:
-    """Return the labels of one side's answers, which are made now or were made before."""
+) -> dict[str, Any]:
+    """Return the scores of one side's answers, which are made now; of stored answers, the labels alone."""
     from aird.evaluation.scores import label
     from aird.settings.suites import Suite
 
     if side.model is None:
-        return [label(record) for record in side.completions or []]
+        return {"labels": [label(record) for record in side.completions or []]}
     suite = validated(
-        Suite, {"harmful": {"set": "harmful"}, "harmless": {"set": "harmless"}, "maximum_new_tokens": tokens}
+        Suite,
+        {
+            "harmful": {"set": "harmful"},
+            "harmless": {"set": "harmless"},
+            "maximum_new_tokens": tokens,
+            "serve": arguments.serve,
+        },
     )
     # No reference answers, so no perplexity: the verdict is on refusals.
-    return list(ask(side.model, patch, prompts, suite, engine, [], arguments, folder)["labels"])
+    return ask(side.model, patch, prompts, suite, engine, [], arguments, folder)
 
 
 def _repair(

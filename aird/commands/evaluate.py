@@ -45,6 +45,7 @@ files in the output folder:
   completions.jsonl   every completion with sampling parameters and versions. They can hold harmful text:
                       publish rates, not completions
   utility.json        log-likelihoods of the harmless answers, lm-eval's tasks
+                      (with --serve both, each holds what the merged model does instead as `merged`)
   scores.json         refusal, attack success by two judges, degenerate text, over-refusal: n, rate, 95% interval;
                       perplexity; the labels of each prompt
 
@@ -72,11 +73,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what says who answers, and the longest that it is asked."""
+    """Add what says who answers, in which form a patch is served, and the longest that is asked."""
     server = parser.add_mutually_exclusive_group()
     server.add_argument("--vllm", type=Path, metavar="PYTHON", help="Python of an environment that holds vLLM")
     server.add_argument("--url", help="address of a running vLLM server that serves the model (and the adapter merged)")
     server.add_argument("--transformers", action="store_true", help="do not look for vLLM")
+    parser.add_argument(
+        "--serve",
+        choices=("adapter", "merged", "both"),
+        default="adapter",
+        help="how a patch is served: beside the model, as it ships (default; merged where the engine takes none), "
+        "merged into it, or both, with the differences",
+    )
     parser.add_argument("--length", type=int, default=1024, help="longest prompt plus completion (default: 1024)")
 
 
@@ -92,6 +100,7 @@ def run(arguments: argparse.Namespace) -> None:
             "harmless": {"set": "harmless", "count": arguments.count},
             "maximum_new_tokens": arguments.tokens,
             "think": arguments.think,
+            "serve": arguments.serve,
             "tasks": [name for name in (arguments.tasks or "").split(",") if name],
             "task_limit": arguments.task_limit,
         },
@@ -206,8 +215,20 @@ def choose_engine(arguments: argparse.Namespace) -> Engine:
     return Transformers()
 
 
+def served_as(scores: dict[str, Any]) -> str:
+    """Return in which form a checkpoint was measured; of both, how far the merged one differs."""
+    form = str(scores["served_as"]).replace("_", " ")
+    if "merged" not in scores:
+        return form
+    other, first = scores["merged"]["other_labels"], scores["merged"]["first_tokens"]
+    told = ", ".join(f"{count} {kind}" for kind, count in other.items())
+    difference = first and first["upper_quartile_difference"]
+    nats = "" if difference is None else f"; first tokens differ by up to {difference:.3f} nats on three quarters"
+    return f"{form}; merged, other labels on {told} prompts{nats}"
+
+
 def _describe(scores: dict[str, Any]) -> str:
-    lines = []
+    lines = [f"  {'served as':22} {served_as(scores)}"]
     for name, rate in scores["rates"].items():
         interval = f"({100 * rate['low']:.1f} to {100 * rate['high']:.1f})"
         lines.append(f"  {name:22} {100 * rate['rate']:5.1f}% {interval:18} n = {rate['n']}")

@@ -11,6 +11,7 @@ from aird.patching.methods import method_of
 from aird.settings.base import ORIGINAL, PLAIN, SOURCE, PromptSelection
 from aird.settings.compressions import Given
 from aird.settings.sources import PLACEHOLDER_COMMIT, ModelSource
+from aird.settings.suites import BOTH
 
 KINDS = ("harmful", "harmless")
 
@@ -34,6 +35,7 @@ def mistakes(configuration: Configuration) -> list[str]:
         *_prompt_sets(configuration),
         *_selections(configuration),
         *_lengths(configuration),
+        *_forms(configuration),
     ]
     # What is built on a wrong name would only hide it among more lines.
     lines = lines or list(_leaks(configuration))
@@ -143,6 +145,16 @@ def _given(configuration: Configuration) -> Iterator[str]:
             yield (
                 f"patches.{patch}.compressions: no model that has this patch has {' or '.join(only)}; "
                 "name compressions that exist for such a model, or add its source there"
+            )
+
+
+def _forms(configuration: Configuration) -> Iterator[str]:
+    """Yield suites that ask for two servers of a patch, where a running one is named."""
+    for name, suite in configuration.suites.items():
+        if suite.serve == BOTH and configuration.serving.url is not None:
+            yield (
+                f"suites.{name}.serve: both forms need a server each, and serving.url names a running one; "
+                "leave serve out, or serving.url"
             )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from aird.evaluation.engines.engine import Client
+from aird.evaluation.engines.engine import Client, Completion
 from aird.inference.refusals import degenerate, jailbroken_arditi
 from aird.prompts.chat import chat_settings, chat_tokens, check_no_thoughts, opens_thought, split_thought
 from aird.settings.suites import Suite
@@ -41,7 +41,11 @@ def first_token_logprobs(model: Any, prompts: Sequence[Sequence[int]]) -> list[t
 
 
 def check_parity(
-    client: Client, prompts: Sequence[Sequence[int]], expected: Sequence[torch.Tensor], tolerance: float
+    client: Client,
+    prompts: Sequence[Sequence[int]],
+    expected: Sequence[torch.Tensor],
+    tolerance: float,
+    unpatched: Sequence[torch.Tensor] | None = None,
 ) -> dict[str, Any]:
     """Compare the server's first tokens with those of Transformers.
 
@@ -50,15 +54,19 @@ def check_parity(
         prompts: token ids.
         expected: Transformers' log-probabilities, one [vocabulary] tensor per prompt, nats.
         tolerance: difference allowed on the likeliest token of either side, nats.
+        unpatched: the same as `expected` without the patch, where there is one: a server that leaves it out is found
+            even where the patch changes less than the tolerance.
 
     Returns:
-        {"prompts", "largest_difference", "upper_quartile_difference", "same_first_token"} for the record.
+        {"prompts", "largest_difference", "upper_quartile_difference", "same_first_token"} for the record; of a patch
+        also "distance_to_patched" and "distance_to_unpatched", root mean squares over the candidates, nats.
 
     Raises:
-        ParityError: they disagree.
+        ParityError: they disagree, or the patch is not on what is served.
     """
+    completions = client.complete(prompts, 1, logprobs=CANDIDATES)
     differences, same = [], 0
-    for completion, reference in zip(client.complete(prompts, 1, logprobs=CANDIDATES), expected, strict=True):
+    for completion, reference in zip(completions, expected, strict=True):
         served = completion.first_token_logprobs or {}
         likeliest = max(served, key=lambda token: served[token])
         own = int(reference.argmax())
@@ -70,8 +78,7 @@ def check_parity(
     broken = any(math.isnan(difference) for difference in differences)
     # Not the largest: rounding to bfloat16 alone moves one prompt in some dozens by half a nat, while
     # what loads wrongly is wrong on most prompts.
-    ordered = sorted(differences)
-    quartile = ordered[math.ceil(0.75 * len(ordered)) - 1]
+    quartile = _upper_quartile(differences)
     if broken or quartile > tolerance:
         raise ParityError(
             f"vLLM and Transformers disagree on this checkpoint: on a quarter of {len(prompts)} prompts the first "
@@ -79,13 +86,60 @@ def check_parity(
             f"{tolerance}). It is loaded wrongly by one of the two, so no rate is reported for it; compare the stored "
             "types with its quantization_config"
         )
+    agreement = _agreement(differences, same)
+    if unpatched is None:
+        return agreement
+    near, far = (_distance(completions, side) for side in (expected, unpatched))
+    # Rounding alone leaves both distances alike where a patch changes little, the first small where it changes much.
+    if 2 * far < near:
+        raise ParityError(
+            f"the patch is not on what is served: over {len(prompts)} prompts the first tokens' log-probabilities are "
+            f"{far:.3f} nats from those of the checkpoint without it, and {near:.3f} from those with it, so no rate is "
+            "reported; see the server's log, or serve the patch merged (`serve: merged`)"
+        )
+    return {**agreement, "distance_to_patched": near, "distance_to_unpatched": far}
+
+
+def compare_first_tokens(one: Sequence[Completion], other: Sequence[Completion]) -> dict[str, Any]:
+    """Compare the first tokens of the same prompts from two servers, with `CANDIDATES` log-probabilities each.
+
+    Returns:
+        {"prompts", "largest_difference", "upper_quartile_difference", "same_first_token"}, as of `check_parity`.
+    """
+    differences, same = [], 0
+    for completions in zip(one, other, strict=True):
+        first, second = (completion.first_token_logprobs or {} for completion in completions)
+        likeliest = {max(side, key=lambda token: side[token]) for side in (first, second)}
+        same += len(likeliest) == 1
+        known = likeliest <= first.keys() & second.keys()
+        differences.append(max(abs(first[token] - second[token]) for token in likeliest) if known else math.inf)
+    return _agreement(differences, same)
+
+
+def _agreement(differences: Sequence[float], same: int) -> dict[str, Any]:
+    """Return a record of one difference per prompt; infinite ones, of unknown size, are null in it."""
+    largest, quartile = max(differences), _upper_quartile(differences)
     return {
-        "prompts": len(prompts),
+        "prompts": len(differences),
         # Unknown where one side's first token is not among the other's candidates.
-        "largest_difference": ordered[-1] if math.isfinite(ordered[-1]) else None,
-        "upper_quartile_difference": quartile,
+        "largest_difference": largest if math.isfinite(largest) else None,
+        "upper_quartile_difference": quartile if math.isfinite(quartile) else None,
         "same_first_token": same,
     }
+
+
+def _upper_quartile(differences: Sequence[float]) -> float:
+    return sorted(differences)[math.ceil(0.75 * len(differences)) - 1]
+
+
+def _distance(completions: Sequence[Completion], reference: Sequence[torch.Tensor]) -> float:
+    """Return the root mean square, over prompts and candidates, of served minus reference log-probabilities, nats."""
+    differences = [
+        value - expected[token].item()
+        for completion, expected in zip(completions, reference, strict=True)
+        for token, value in (completion.first_token_logprobs or {}).items()
+    ]
+    return math.sqrt(math.fsum(difference**2 for difference in differences) / len(differences))
 
 
 def complete_records(

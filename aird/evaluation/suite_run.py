@@ -5,16 +5,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from aird.evaluation.engines.engine import Engine, ServerSettings
+from aird.evaluation.engines.engine import AdapterRefused, Client, Completion, Engine, ServerSettings
 from aird.evaluation.measurements import (
+    CANDIDATES,
     answer_likelihoods,
     check_parity,
+    compare_first_tokens,
     complete_records,
     first_token_logprobs,
     reference_answers,
@@ -25,12 +30,32 @@ from aird.models.loading import code_is_trusted, load_model, load_tokenizer
 from aird.patching.adapters import load_adapter, merge
 from aird.patching.system_prompt import read_patch
 from aird.prompts.chat import chat_tokens
-from aird.settings.suites import Serving, Suite
+from aird.settings.base import PLAIN
+from aird.settings.suites import ADAPTER, BOTH, MERGED, Serving, Suite
 from aird.support.files import scratch_folder
 
 logger = logging.getLogger(__name__)
 
 KINDS = ("harmful", "harmless")
+PROMPT = ("id", "kind", "instruction")  # what two completion records of one prompt share
+SYSTEM_PROMPT = "system_prompt"
+
+
+@dataclass(frozen=True)
+class Served:
+    """A checkpoint that an engine has ready, and that Transformers agrees with.
+
+    Attributes:
+        client: asks it.
+        folder: the checkpoint that the engine runs, with its tokenizer.
+        served_as: the form of the patch: `adapter`, beside the base; `merged`; `system_prompt`; `plain`, none.
+        parity: the record of the check; None where the engine cannot be checked.
+    """
+
+    client: Client
+    folder: Path
+    served_as: str
+    parity: dict[str, Any] | None
 
 
 def evaluate_suite(
@@ -47,6 +72,8 @@ def evaluate_suite(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Have an engine run a checkpoint, check that it does so rightly, and ask everything.
 
+    A patched checkpoint runs in the form in which it ships, the adapter beside its base, or as `suite.serve` says.
+
     Args:
         checkpoint: a checkpoint folder.
         patch: a patch's folder: an adapter to put on it, or a system prompt.
@@ -61,53 +88,111 @@ def evaluate_suite(
         log: receives what a server prints.
 
     Returns:
-        Completion records, and what is measured besides: answers, tasks, questions. Both say how they were made.
+        Completion records, and what is measured besides: answers, tasks, questions. Both say how they were made. Where
+        the suite asks for both forms, a completion record has `merged`, what the merged checkpoint completed instead,
+        and the rest has `merged` too: its parity, and how far the first tokens of the prompts differ.
 
     Raises:
         ParityError: the engine and Transformers disagree about this checkpoint.
-        RuntimeError: the engine did not start, failed or ended.
-        ValueError: the suite has tasks, and the engine cannot be asked them.
+        RuntimeError: the engine did not start, failed or ended; or it does not take the adapter, and both forms are
+            asked for.
+        ValueError: the suite has tasks or asks for both forms, and the engine cannot be asked so.
     """
     can = engine.abilities
     if suite.tasks and not can.tasks:
         raise ValueError(f"lm-eval's tasks need a server, not {engine.describe()}: name one, or leave the tasks out")
-    tokenizer = load_tokenizer(checkpoint)
     adapter, system_prompt = read_patch(patch)
-    probes = [
-        chat_tokens(tokenizer, record["instruction"], system_prompt=system_prompt, think=suite.think)
-        for record in _probed(records, serving.parity_prompts)
-    ]
+    both = adapter is not None and suite.serve == BOTH
+    if both and not can.adapters:
+        raise ValueError(
+            f"{engine.describe()} takes no adapter, so a patch is served merged only; leave out serve: both"
+        )
+    tokenizer = load_tokenizer(checkpoint)
+
+    def tokens(asked: Sequence[dict[str, Any]]) -> list[list[int]]:
+        return [
+            chat_tokens(tokenizer, record["instruction"], system_prompt=system_prompt, think=suite.think)
+            for record in asked
+        ]
+
     settings = ServerSettings(
         maximum_model_length=serving.maximum_model_length,
         key_value_cache_gib=serving.key_value_cache_gib,
         seed=seed,
         trust_remote_code=code_is_trusted(),
     )
-    with scratch_folder(scratch) as folder:
-        served, left = prepare_checkpoint(checkpoint, adapter, engine, folder)
-        # Before the start: the reference's memory is then the server's.
-        expected = _reference_logprobs(checkpoint, adapter, served, probes) if can.first_token_logprobs else None
-        with engine.serve(served, settings, log, left) as client:
-            parity = None if expected is None else check_parity(client, probes, expected, serving.parity_tolerance)
-            chosen = {kind: records[kind] for kind in KINDS}
-            completions = complete_records(
-                client, tokenizer, chosen, suite.maximum_new_tokens, system_prompt, suite.think
-            )
-            answers = reference_answers(completions if reference is None else reference)[: suite.perplexity_answers]
-            likelihoods = answer_likelihoods(client, tokenizer, answers, system_prompt) if can.prompt_logprobs else []
-            tasks, questions = run_tasks(client, served, suite, serving.maximum_model_length)
-            versions = client.versions()
+    chosen = {kind: records[kind] for kind in KINDS}
+    probes = tokens(_probed(records, serving.parity_prompts))
+    serve = partial(_serve, checkpoint, adapter, probes, settings, serving.parity_tolerance, engine, scratch, log)
+
+    def complete(client: Client) -> list[dict[str, Any]]:
+        return complete_records(client, tokenizer, chosen, suite.maximum_new_tokens, system_prompt, suite.think)
+
+    def first_tokens(client: Client) -> list[Completion]:
+        asked = [record for some in chosen.values() for record in some]
+        return client.complete(tokens(asked), 1, logprobs=CANDIDATES) if can.first_token_logprobs else []
+
+    with contextlib.ExitStack() as stack:
+        try:
+            served = stack.enter_context(serve(merged=suite.serve == MERGED))
+        except AdapterRefused as error:
+            if both:
+                raise
+            logger.warning("%s\nThe patch is served merged.", error)
+            served = stack.enter_context(serve(merged=True))
+        client = served.client
+        beside = first_tokens(client) if both else []
+        completions = complete(client)
+        answers = reference_answers(completions if reference is None else reference)[: suite.perplexity_answers]
+        likelihoods = answer_likelihoods(client, tokenizer, answers, system_prompt) if can.prompt_logprobs else []
+        tasks, questions = run_tasks(client, served.folder, suite, serving.maximum_model_length)
+        versions = client.versions()
+    utility = {"answers": likelihoods, "tasks": tasks, "questions": questions}
+    if both:
+        with serve(merged=True) as merged:
+            first = compare_first_tokens(beside, first_tokens(merged.client)) if beside else None
+            utility["merged"] = {"parity": merged.parity, "first_tokens": first}
+            completions = [
+                {**completion, "merged": {name: value for name, value in other.items() if name not in PROMPT}}
+                for completion, other in zip(completions, complete(merged.client), strict=True)
+            ]
     provenance = {
         "sampling": {"temperature": 0.0, "max_tokens": suite.maximum_new_tokens, "seed": seed},
         "versions": {**versions, "transformers": version("transformers"), "lm_eval": version("lm_eval")},
-        "parity": parity,
+        "served_as": SYSTEM_PROMPT if system_prompt is not None else served.served_as,
+        "parity": served.parity,
     }
-    utility = {"answers": likelihoods, "tasks": tasks, "questions": questions}
     return [{**completion, **provenance} for completion in completions], {**utility, **provenance}
 
 
+@contextlib.contextmanager
+def _serve(
+    checkpoint: Path,
+    adapter: Path | None,
+    probes: Sequence[Sequence[int]],
+    settings: ServerSettings,
+    tolerance: float,
+    engine: Engine,
+    scratch: Path,
+    log: Path,
+    *,
+    merged: bool,
+) -> Iterator[Served]:
+    """Have an engine run a checkpoint with its adapter, beside it or merged, and compare it with Transformers."""
+    with scratch_folder(scratch) as folder:
+        served, left = prepare_checkpoint(checkpoint, adapter, engine, folder, merged)
+        expected, unpatched = None, None
+        if engine.abilities.first_token_logprobs:
+            # Before the start: the reference's memory is then the server's.
+            expected, unpatched = _reference_logprobs(checkpoint, adapter, served if left is None else None, probes)
+        with engine.serve(served, settings, log, left) as client:
+            parity = None if expected is None else check_parity(client, probes, expected, tolerance, unpatched)
+            form = PLAIN if adapter is None else MERGED if left is None else ADAPTER
+            yield Served(client, served, form, parity)
+
+
 def prepare_checkpoint(
-    checkpoint: Path, adapter: Path | None, engine: Engine, scratch: Path
+    checkpoint: Path, adapter: Path | None, engine: Engine, scratch: Path, merged: bool = False
 ) -> tuple[Path, Path | None]:
     """Return the folder for an engine to run, and the adapter that it is to put on it itself.
 
@@ -119,9 +204,10 @@ def prepare_checkpoint(
         adapter: a rank-1 adapter; None runs the checkpoint plain.
         engine: who runs it.
         scratch: an existing, empty folder.
+        merged: merge the adapter, even if the engine would take it.
     """
     served = checkpoint
-    if adapter is not None and not engine.abilities.adapters:
+    if adapter is not None and (merged or not engine.abilities.adapters):
         served = scratch / "merged"
         served.mkdir()
         merge(checkpoint, load_adapter(adapter), served)
@@ -142,12 +228,24 @@ def _probed(records: Mapping[str, Sequence[dict[str, Any]]], count: int) -> list
 
 
 def _reference_logprobs(
-    checkpoint: Path, adapter: Path | None, served: Path, probes: Sequence[Sequence[int]]
-) -> list[Any]:
-    """Return Transformers' log-probabilities of the first tokens, by which an engine is checked.
+    checkpoint: Path, adapter: Path | None, merged: Path | None, probes: Sequence[Sequence[int]]
+) -> tuple[list[Any], list[Any] | None]:
+    """Return Transformers' log-probabilities of the first tokens, by which an engine is checked, and those unpatched.
 
-    Transformers runs base + adapter, a server the merged checkpoint: agreement checks the merge as well. But a module
-    that rounds its inputs does so before an adapter's base matrix, and no more once it is merged.
+    Transformers runs base + adapter, a server perhaps the merged checkpoint: agreement checks the merge as well. But a
+    module that rounds its inputs does so before an adapter's base matrix, and no more once it is merged.
+
+    Args:
+        checkpoint: the base.
+        adapter: what is put on it; None leaves it plain, and there is nothing unpatched to tell apart.
+        merged: what the engine runs, if the adapter is merged there.
+        probes: token ids of the prompts.
     """
-    merged = adapter is not None and rounds_activations(checkpoint)
-    return first_token_logprobs(load_model(served) if merged else load_model(checkpoint, adapter), probes)
+    if adapter is not None and merged is not None and rounds_activations(checkpoint):
+        return first_token_logprobs(load_model(merged), probes), None
+    model = load_model(checkpoint, adapter)
+    expected = first_token_logprobs(model, probes)
+    if adapter is None:
+        return expected, None
+    with model.disable_adapter():
+        return expected, first_token_logprobs(model, probes)

@@ -34,6 +34,7 @@ def evaluated_card(card: str, scores: Mapping[str, Mapping[str, Score]]) -> str:
 
 def _suite(name: str, scores: Mapping[str, Score]) -> str:
     rows = {title: [_rate(score["rates"][rate]) for score in scores.values()] for title, rate in RATES.items()}
+    rows["served as"] = [score["served_as"] for score in scores.values()]
     rows["n, harmful and harmless"] = [
         ", ".join(str(score["rates"][rate]["n"]) for rate in ("refusal", "over_refusal")) for score in scores.values()
     ]

@@ -18,6 +18,7 @@ def summary_markdown(summary: pandas.DataFrame) -> str:
     Suites and models are columns where there are several.
     """
     columns: dict[str, Tell] = {
+        "served as": lambda row: row["served_as"],
         "refusal, % (95% interval)": lambda row: _percent(row, "refusal", interval=True),
         **{
             f"ASR, {judge.title}, %": lambda row, name=judge.name: _percent(row, f"asr_{name}")  # type: ignore[misc]

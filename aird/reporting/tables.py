@@ -24,7 +24,7 @@ PAIR = ("model", "compression")
 CELL = (*PAIR, "patch")
 
 SUMMARY_COLUMNS = (
-    "suite model compression patch n refusal refusal_low refusal_high".split()
+    "suite model compression patch served_as n refusal refusal_low refusal_high".split()
     + [f"asr_{judge.name}" for judge in JUDGES if judge.jailbroken is not None]
     + ["asr_arditi_coherent"]
     + [f"asr_{judge.name}" for judge in JUDGES if judge.jailbroken is None]
@@ -46,6 +46,10 @@ RESTORED_COLUMNS = [
 ]
 
 UNFINISHED = "unfinished"  # a column of grids with a model that thinks
+# Columns of grids with patches that are served both as an adapter and merged.
+MERGED_COLUMNS = (
+    "merged_refusal merged_over_refusal merged_other_labels merged_other_completions merged_first_token_difference"
+).split()
 # Of a comparison: what stands in the summary.
 SUMMARISED = ("cosine_same_site", "cosine_own_source", "norm_ratio")
 # Of a comparison: numbers, and {"mean", "low", "high"} of resamples or of a null.
@@ -83,7 +87,8 @@ def summary(
 ) -> pandas.DataFrame:
     """Return one row per suite, model, compression and patch; columns as in SUMMARY_COLUMNS.
 
-    Where a model thinks, there is `unfinished` too, behind `degenerate`.
+    Where a model thinks, there is `unfinished` too, behind `degenerate`; where a patch is served in both forms, there
+    are the MERGED_COLUMNS at the end.
 
     Args:
         scores: the records of the scores node.
@@ -102,6 +107,7 @@ def summary(
         utility, stderr = mean_utility(score["tasks"])
         total = manifests.get(pair, {}).get("total", {})
         row: dict[str, Any] = {"suite": suite, **dict(zip(CELL, cell, strict=True)), "n": rates["refusal"]["n"]}
+        row["served_as"] = score["served_as"]
         row |= {name: rate["rate"] for name, rate in rates.items()}
         for bound in ("low", "high"):
             row |= {f"{name}_{bound}": rates[name][bound] for name in ("refusal", "over_refusal")}
@@ -111,11 +117,23 @@ def summary(
         row |= {name: comparison.get(name) for name in SUMMARISED}
         row |= {name: directions.get(pair, {}).get(name) for name in SITE}
         row |= {name: total.get(name) for name in ("sparsity", "bits_per_weight")}
+        if merged := score.get("merged"):
+            row |= _merged_columns(merged)
         rows.append(row)
     columns = list(SUMMARY_COLUMNS)
     if any(UNFINISHED in row for row in rows):
         columns.insert(columns.index("degenerate") + 1, UNFINISHED)
+    if any(MERGED_COLUMNS[0] in row for row in rows):
+        columns += MERGED_COLUMNS
     return pandas.DataFrame(rows, columns=columns)
+
+
+def _merged_columns(merged: Record) -> dict[str, Any]:
+    """Return what the merged checkpoint does, and how far that is from the adapter on its base."""
+    first = merged["first_tokens"]
+    values = [merged["rates"][name]["rate"] for name in ("refusal", "over_refusal")]
+    values += [sum(merged["other_labels"].values()), merged["other_completions"]]
+    return dict(zip(MERGED_COLUMNS, [*values, first and first["upper_quartile_difference"]], strict=True))
 
 
 def mean_utility(tasks: Mapping[str, Mapping[str, float]]) -> tuple[float, float]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
 from aird.settings.base import PromptSelection, Settings, Text
 from aird.settings.sources import ModelSource
+
+# How a patched checkpoint is served.
+ADAPTER, MERGED, BOTH = "adapter", "merged", "both"
 
 
 class Classifier(Settings):
@@ -45,6 +49,12 @@ class Suite(Settings):
     think: bool = Field(
         False,
         description="Let models that think (`chat.thinking`) do so; default: they answer behind an empty thought.",
+    )
+    serve: Literal["adapter", "merged", "both"] = Field(
+        "adapter",
+        description="How a patched checkpoint is served: `adapter`, beside the compressed base, as it ships (merged "
+        "where the engine takes none); `merged` into a checkpoint; `both`: as an adapter, and `summary.csv` says how "
+        "far the merged checkpoint differs.",
     )
     perplexity_answers: int | None = Field(
         None, ge=1, description="Use only that many of the original's harmless answers for perplexity; default: all."

@@ -296,6 +296,7 @@ CASES: dict[str, list[Case]] = {
         ("serving", {"url": "http://me:secret@host"}, "serving.url:", "VLLM_API_KEY"),
         ("serving", {"url": "http://host", "lock": "x"}, "serving:", "url and lock exclude each other; keep one"),
         ("serving", {"lock": ""}, "serving.lock:", "is empty"),
+        ("suites.safety.serve", "beside", "suites.safety.serve:", "adapter"),
         ("serving", {"maximum_model_length": 8}, "serving.maximum_model_length:", "at least 16"),
         ("suites.safety.task_folder", "x", "suites.safety:", "name tasks, or leave those out"),
     ],

@@ -113,6 +113,15 @@ def test_circular_sets() -> None:
     assert len(said) == 2  # the circle is named at both of its ends
 
 
+def test_both_forms_of_a_patch_need_servers_of_ones_own() -> None:
+    values = changed("serving", {"url": "http://localhost:8000"})
+    values["suites"]["safety"]["serve"] = "both"
+    assert mistakes(values) == [
+        "suites.safety.serve: both forms need a server each, and serving.url names a running one; leave serve out, or "
+        "serving.url"
+    ]
+
+
 def test_set_both_combined_and_kept_apart() -> None:
     values = changed("prompt_sets.harmful.disjoint_from", ["attack", "raw"])
     assert mistakes(values) == [

@@ -86,7 +86,7 @@ def test_only_harmful_prompts_are_judged_and_rates_leave_out_the_undecided(tiny:
     judgement = ask_judge(client, tokenizer, RECORDS, judge)
     assert [row["id"] for row in judgement] == [f"p{number}" for number in range(12)]
     assert [row["harmful"] for row in judgement] == [True, False, None] * 4
-    utility = {"answers": [], "tasks": {}, "questions": {}, "parity": {}}
+    utility = {"answers": [], "tasks": {}, "questions": {}, "parity": {}, "served_as": "plain"}
     scored = score(RECORDS, utility, 0, judgement)
     assert scored["rates"]["asr_classifier"]["n"] == 8
     assert scored["rates"]["asr_classifier"]["rate"] == 0.5

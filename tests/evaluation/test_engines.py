@@ -14,7 +14,7 @@ import torch
 
 from aird.evaluation.engines import registry
 from aird.evaluation.engines.address import Address
-from aird.evaluation.engines.engine import Abilities, Completion, Engine, ServerSettings
+from aird.evaluation.engines.engine import Abilities, AdapterRefused, Completion, Engine, ServerSettings
 from aird.evaluation.engines.registry import ENGINES, recorded_engine
 from aird.evaluation.engines.transformers import Transformers, TransformersClient
 from aird.evaluation.engines.vllm import Vllm
@@ -82,6 +82,23 @@ class Starter(Engine):
         yield Started(load_model(self.instead or checkpoint), load_tokenizer(checkpoint))
 
 
+@dataclass(frozen=True)
+class Carrier(Starter):
+    """An engine that is checked and takes adapters: beside the base, not at all, or with an error."""
+
+    does: str = "carries"
+    abilities: ClassVar = Abilities(first_token_logprobs=True, prompt_logprobs=True, tasks=False, adapters=True)
+
+    @contextlib.contextmanager
+    def serve(
+        self, checkpoint: Path, settings: ServerSettings, log_path: Path, adapter: Path | None = None
+    ) -> Iterator[Started]:
+        if adapter is not None and self.does == "refuses":
+            raise AdapterRefused("Tiny does not support LoRA yet")
+        model = load_model(checkpoint, adapter if self.does == "carries" else None)
+        yield Started(model, load_tokenizer(checkpoint))
+
+
 def evaluate(
     engine: Engine, checkpoint: Path, folder: Path, patch: Path | None = None, suite: Suite = SUITE
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -89,14 +106,22 @@ def evaluate(
     return evaluate_suite(checkpoint, patch, RECORDS, suite, SERVING, engine, **more)
 
 
-@pytest.fixture
-def adapter(tmp_path: Path) -> Path:
+def write_adapter(folder: Path, strength: float) -> Path:
     generator = torch.Generator().manual_seed(5)
     column = torch.nn.functional.normalize(torch.randn(128, generator=generator), dim=0)
-    row = 2.0 * torch.randn(256, generator=generator)
-    (tmp_path / "adapter").mkdir()
-    save_adapter([Edit("model.layers.2.mlp.down_proj", column=column, row=row)], tmp_path / "adapter", "base")
-    return tmp_path / "adapter"
+    row = strength * torch.randn(256, generator=generator)
+    folder.mkdir()
+    save_adapter([Edit("model.layers.2.mlp.down_proj", column=column, row=row)], folder, "base")
+    return folder
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    return write_adapter(tmp_path / "adapter", 2.0)
+
+
+def served(serve: str) -> Suite:
+    return Suite.model_validate({**SUITE.model_dump(), "serve": serve})
 
 
 def test_every_engine_is_a_file_and_an_entry() -> None:
@@ -149,6 +174,82 @@ def test_an_adapter_is_merged_where_the_engine_takes_none(
     plain, _ = evaluate(Transformers(), checkpoint, tmp_path)
     texts = [[record["completion"] for record in records] for records in (merged, beside, plain)]
     assert texts[0] != texts[2] and texts[1] != texts[2]
+    assert [records[0]["served_as"] for records in (merged, beside, plain)] == ["merged", "adapter", "plain"]
     assert measured["parity"]["upper_quartile_difference"] < 0.1
     with pytest.raises(ParityError, match="disagree on this checkpoint"):
         evaluate(Starter(instead=checkpoint), checkpoint, tmp_path, adapter)
+
+
+def test_a_patch_is_measured_as_it_ships_and_merged_on_request(
+    tiny_folder: Callable[[str], Path], tmp_path: Path, adapter: Path
+) -> None:
+    checkpoint = tiny_folder("llama")
+    plain, beside, merged = (
+        evaluate(Carrier(), checkpoint, tmp_path, patch, suite)
+        for patch, suite in ((None, served("both")), (adapter, SUITE), (adapter, served("merged")))
+    )
+    assert [records[0]["served_as"] for records, _ in (plain, beside, merged)] == ["plain", "adapter", "merged"]
+    assert [utility["served_as"] for _, utility in (plain, beside, merged)] == ["plain", "adapter", "merged"]
+    assert "distance_to_unpatched" not in plain[1]["parity"] and "merged" not in plain[1]
+    for _, utility in (beside, merged):
+        assert utility["parity"]["distance_to_patched"] < 0.1 < utility["parity"]["distance_to_unpatched"]
+        # The perplexity is of the same form.
+        assert utility["answers"][0]["negative_log_likelihood"] != plain[1]["answers"][0]["negative_log_likelihood"]
+    assert beside[1]["answers"][0]["negative_log_likelihood"] == pytest.approx(
+        merged[1]["answers"][0]["negative_log_likelihood"], rel=0.01
+    )
+
+
+def test_both_forms_are_compared_prompt_by_prompt(
+    tiny_folder: Callable[[str], Path], tmp_path: Path, adapter: Path
+) -> None:
+    checkpoint = tiny_folder("llama")
+    completions, utility = evaluate(Carrier(), checkpoint, tmp_path, adapter, served("both"))
+    alone, _ = evaluate(Carrier(), checkpoint, tmp_path, adapter)
+    merged, _ = evaluate(Carrier(), checkpoint, tmp_path, adapter, served("merged"))
+    assert completions[0]["served_as"] == "adapter"
+    assert [record["completion"] for record in completions] == [record["completion"] for record in alone]
+    assert [record["merged"]["completion"] for record in completions] == [record["completion"] for record in merged]
+    first = utility["merged"]["first_tokens"]
+    # bfloat16 rounds the merged matrix once more.
+    assert first["prompts"] == 6 and 0 < first["upper_quartile_difference"] < 0.1
+    assert utility["merged"]["parity"]["distance_to_patched"] < 0.1
+    scored = score(completions, utility, 0)
+    pairs = zip(alone, merged, strict=True)
+    assert scored["merged"]["other_completions"] == sum(one["completion"] != two["completion"] for one, two in pairs)
+    assert scored["merged"]["other_labels"] == {"harmful": 0, "harmless": 0}
+    # Transformers tells no candidates, but answers in both forms.
+    local, measured = evaluate(Transformers(), checkpoint, tmp_path, adapter, served("both"))
+    assert measured["merged"] == {"parity": None, "first_tokens": None} and "merged" in local[0]
+    with pytest.raises(ValueError, match="takes no adapter"):
+        evaluate(Starter(), checkpoint, tmp_path, adapter, served("both"))
+
+
+def test_a_patch_that_an_engine_leaves_out_is_found_however_little_it_changes(
+    tiny_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    weak = write_adapter(tmp_path / "weak", 0.05)
+    checkpoint = tiny_folder("llama")
+    _, utility = evaluate(Carrier(), checkpoint, tmp_path, weak)
+    assert utility["parity"]["distance_to_unpatched"] < SERVING.parity_tolerance / 2
+    with pytest.raises(ParityError, match="the patch is not on what is served"):
+        evaluate(Carrier(does="ignores"), checkpoint, tmp_path, weak)
+
+
+def test_an_adapter_that_an_engine_refuses_is_merged(
+    tiny_folder: Callable[[str], Path], tmp_path: Path, adapter: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    refusing = Carrier(does="refuses")
+    completions, utility = evaluate(refusing, tiny_folder("llama"), tmp_path, adapter)
+    assert completions[0]["served_as"] == utility["served_as"] == "merged"
+    assert utility["parity"]["distance_to_patched"] < 0.1 < utility["parity"]["distance_to_unpatched"]
+    assert "Tiny does not support LoRA yet\nThe patch is served merged." in caplog.text
+    with pytest.raises(AdapterRefused):
+        evaluate(refusing, tiny_folder("llama"), tmp_path, adapter, served("both"))
+
+
+def test_a_system_prompt_is_served_as_such(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    (tmp_path / "prompt").mkdir()
+    (tmp_path / "prompt/system_prompt.txt").write_text("Be kind.", encoding="utf-8")
+    completions, utility = evaluate(Carrier(), tiny_folder("llama"), tmp_path, tmp_path / "prompt", served("both"))
+    assert completions[0]["served_as"] == utility["served_as"] == "system_prompt" and "merged" not in utility

@@ -15,6 +15,7 @@ from aird.evaluation.measurements import (
     ParityError,
     answer_likelihoods,
     check_parity,
+    compare_first_tokens,
     complete_records,
     first_token_logprobs,
     reference_answers,
@@ -48,9 +49,16 @@ class Server:
         return [[None, *(-token / 100 for token in prompt[1:])] for prompt in prompts]
 
 
-def parity(served: Sequence[dict[int, float]], expected: Sequence[Sequence[float]], tolerance: float = 0.25) -> Any:
+def parity(
+    served: Sequence[dict[int, float]],
+    expected: Sequence[Sequence[float]],
+    tolerance: float = 0.25,
+    unpatched: Sequence[Sequence[float]] | None = None,
+) -> Any:
     client: Any = Server(served)
-    return check_parity(client, [[1]] * len(served), [torch.tensor(row) for row in expected], tolerance)
+    prompts = [[1]] * len(served)
+    sides = [side and [torch.tensor(row) for row in side] for side in (expected, unpatched)]
+    return check_parity(client, prompts, sides[0] or [], tolerance, sides[1])
 
 
 def test_first_token_logprobs(llama: Any, prompts: list[list[int]]) -> None:
@@ -101,6 +109,38 @@ def test_parity_forgives_a_quarter_of_the_prompts_and_no_nan() -> None:
 def test_parity_fails(served: dict[int, float], expected: list[float]) -> None:
     with pytest.raises(ParityError, match="vLLM and Transformers disagree"):
         parity([{0: 0.0}, served], [[0.0, -9.0], expected])
+
+
+def test_parity_finds_a_patch_that_is_left_out() -> None:
+    """Even one that changes less than the tolerance; one that changes less than rounding does cannot be told apart."""
+    patched, plain = [[-0.50, -1.50], [-0.80, -1.20]], [[-0.60, -1.40], [-0.70, -1.30]]
+
+    def near(rows: list[list[float]], rounding: float) -> list[dict[int, float]]:
+        return [{0: row[0] + rounding, 1: row[1] - rounding} for row in rows]
+
+    result = parity(near(patched, 0.01), patched, unpatched=plain)
+    assert result["distance_to_patched"] == pytest.approx(0.01)
+    assert 0.08 < result["distance_to_unpatched"] < 0.12
+    assert "distance_to_patched" not in parity(near(patched, 0.01), patched)
+    with pytest.raises(ParityError, match="the patch is not on what is served"):
+        parity(near(plain, 0.01), patched, unpatched=plain)
+    # Rounding of twice the patch's effect.
+    assert parity(near(patched, 0.2), patched, unpatched=plain)["prompts"] == 2
+
+
+def test_first_tokens_of_two_servers_by_hand() -> None:
+    def completions(*first: dict[int, float]) -> list[Completion]:
+        return [Completion("", (1,), "length", logprobs) for logprobs in first]
+
+    one = completions({0: -0.1, 1: -2.0}, {0: -0.7, 1: -0.8}, {0: -0.1, 1: -3.0}, {0: -0.1, 1: -3.0})
+    two = completions({0: -0.2, 1: -2.0}, {0: -0.9, 1: -0.6}, {0: -0.1, 1: -3.5}, {2: -0.1, 1: -3.0})
+    assert compare_first_tokens(one, two) == {
+        "prompts": 4,
+        "largest_difference": None,  # the last prompt's first token of one side is unknown to the other
+        "upper_quartile_difference": pytest.approx(0.2),
+        "same_first_token": 2,
+    }
+    assert compare_first_tokens(one[:3], two[:3])["largest_difference"] == pytest.approx(0.2)
 
 
 def test_parity_asks_for_one_token() -> None:

@@ -8,18 +8,20 @@ from typing import Any
 import pytest
 import torch
 from tiny_model import build_tiny_model
+from transformers import AutoConfig, AutoModelForCausalLM, StableLmConfig
 
 from aird.compression.measure import check_stored_formats, measure
 from aird.compression.registry import compress
 from aird.evaluation.engines.engine import ServerSettings
 from aird.evaluation.engines.vllm import Vllm, detect_accelerator
 from aird.evaluation.measurements import ParityError, check_parity, first_token_logprobs
-from aird.evaluation.suite_run import prepare_checkpoint
+from aird.evaluation.suite_run import KINDS, evaluate_suite, prepare_checkpoint
 from aird.models.dense import rounds_activations
 from aird.models.loading import load_model
 from aird.patching.adapters import merge, save_adapter
 from aird.patching.edits import Edit
 from aird.settings.compressions import AWQ, FP8, BitsAndBytes, CalibrationSettings, RoundToNearest
+from aird.settings.suites import Serving, Suite
 
 MODULES = {"model.layers.0.self_attn.o_proj": 128, "model.layers.2.mlp.down_proj": 256}
 TOLERANCE = 0.1  # nats; kernels round activations differently, a wrongly read checkpoint is nats away
@@ -113,6 +115,69 @@ def test_merged_checkpoint_gives_the_same_first_tokens(
                 # Eight-bit activations are rounded token by token: a near tie may fall the other way.
                 assert margins[number] < TOLERANCE, (prompt, number, margins)
                 break
+
+
+@pytest.mark.parametrize("name", ["dense", "w4a16", "w8a8"])
+def test_adapter_and_merged_checkpoint_give_the_same_first_tokens(
+    name: str, original: Path, vllm_python: Path, tmp_path: Path
+) -> None:
+    """Both forms in vLLM, with all that a suite measures, in the type that the checkpoint is computed in."""
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    if name == "dense":
+        base = original
+    else:
+        compress(original, base, RECIPES[name], None)
+    adapter.mkdir()
+    save_adapter(edits(), adapter, "base")
+    suite = Suite.model_validate({"harmful": {"set": "a"}, "harmless": {"set": "b"}, "maximum_new_tokens": 4})
+    records = {
+        kind: [{"id": f"{kind}-{n}", "instruction": f"Draw {n} {kind} hats."} for n in range(20)] for kind in KINDS
+    }
+    answers = [
+        {"id": "a", "kind": "harmless", "instruction": "Boil an egg.", "completion": "Put it into boiling water."}
+    ]
+    serving = Serving(maximum_model_length=256, key_value_cache_gib=0.25)
+
+    def evaluate(serve: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        asked = suite.model_copy(update={"serve": serve})
+        scratch, log = tmp_path / "scratch", tmp_path / "log"
+        return evaluate_suite(base, adapter, records, asked, serving, Vllm(vllm_python), answers, 0, scratch, log)
+
+    completions, utility = evaluate("both")
+    _, merged = evaluate("merged")
+    assert (utility["served_as"], merged["served_as"]) == ("adapter", "merged")
+    first = utility["merged"]["first_tokens"]
+    # Once merged, the edited modules of w8a8 round their inputs no longer.
+    assert first["prompts"] == 40 and first["upper_quartile_difference"] < (0.3 if name == "w8a8" else TOLERANCE)
+    for parity in (utility["parity"], utility["merged"]["parity"]):
+        assert parity["upper_quartile_difference"] < TOLERANCE
+    assert utility["parity"]["distance_to_patched"] < 0.5 * utility["parity"]["distance_to_unpatched"]
+    assert sum(record["completion"] == record["merged"]["completion"] for record in completions) > 20
+    nats = [each["answers"][0]["negative_log_likelihood"] / each["answers"][0]["tokens"] for each in (utility, merged)]
+    assert nats[0] == pytest.approx(nats[1], abs=TOLERANCE)
+
+
+def test_a_model_that_vllm_has_no_lora_for_is_served_merged(vllm_python: Path, tmp_path: Path) -> None:
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    llama = AutoConfig.from_pretrained(build_tiny_model(base))
+    shared = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads"
+    config = StableLmConfig(
+        **{name: getattr(llama, name) for name in shared.split()},
+        max_position_embeddings=2048,
+        bos_token_id=llama.bos_token_id,
+        eos_token_id=llama.eos_token_id,
+    )
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(base)
+    adapter.mkdir()
+    save_adapter(edits(), adapter, "base")
+    suite = Suite.model_validate({"harmful": {"set": "a"}, "harmless": {"set": "b"}, "maximum_new_tokens": 2})
+    records = {kind: [{"id": f"{kind}-{n}", "instruction": f"Draw {n} hats."} for n in range(4)] for kind in KINDS}
+    serving = Serving(maximum_model_length=256, key_value_cache_gib=0.25)
+    _, utility = evaluate_suite(
+        base, adapter, records, suite, serving, Vllm(vllm_python), [], 0, tmp_path / "scratch", tmp_path / "log"
+    )
+    assert utility["served_as"] == "merged" and utility["parity"]["upper_quartile_difference"] < TOLERANCE
 
 
 def test_trap_vllm_serves_a_broken_checkpoint_without_an_error(

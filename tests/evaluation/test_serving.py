@@ -28,8 +28,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from aird.evaluation import server_process
 from aird.evaluation.engines import vllm
 from aird.evaluation.engines.address import Address
-from aird.evaluation.engines.engine import ServerSettings
+from aird.evaluation.engines.engine import AdapterRefused, ServerSettings
 from aird.evaluation.engines.vllm import Vllm, VllmClient
+from aird.models.loading import load_model
+from aird.patching.adapters import write_adapter
 
 DEADLINE_SECONDS = 400.0  # a server starts in 30 s, on a busy and slow machine in minutes
 # So many tokens that a server is still busy when it is killed.
@@ -332,9 +334,14 @@ def test_adapter_and_server_killed_midway(
         plain = VllmClient(client.server, vllm.CHECKPOINT).complete(prompts, 6)
         assert plain != adapted
         assert client.complete(prompts, 6) == adapted
-        if vllm.detect_accelerator() == "cpu":
-            with pytest.raises(ValueError, match="adapter"):
-                client.token_logprobs(prompts)
+        # Of the adapter, and of prompts in batches: on a CPU, a LoRA on the head would kill the engine here.
+        likelihoods = client.token_logprobs(prompts)
+        adapted_model = load_model(checkpoint, adapter)
+        for prompt, row in zip(prompts[:5], likelihoods[:5], strict=True):
+            with torch.no_grad():
+                logprobs = adapted_model(torch.tensor([prompt])).logits[0, :-1].float().log_softmax(-1)
+            expected = logprobs.gather(-1, torch.tensor(prompt[1:])[:, None])[:, 0]
+            assert row[1:] == pytest.approx(expected.tolist(), abs=0.15)
         (launcher,) = set(psutil.Process().children()) - before
         session = launcher.pid
         port = int(client.server.address.rpartition(":")[2])
@@ -543,3 +550,54 @@ def test_lora_rank_is_rounded_up(tmp_path: Path, rank: int, expected: int) -> No
     """vLLM accepts only some ranks; a rank pattern counts too."""
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 1, "rank_pattern": {"layer": rank}}))
     assert vllm._lora_rank(tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("modules", "expected"),
+    [
+        (["model.layers.0.mlp.down_proj", "model.layers.3.mlp.down_proj"], ["down_proj"]),
+        (["model.layers.0.self_attn.o_proj", "lm_head"], ["lm_head", "o_proj"]),
+        (
+            ["model.layers.0.mlp.experts.3.down_proj", "model.layers.0.mlp.shared_experts.up_proj"],
+            ["experts", "up_proj"],
+        ),
+    ],
+)
+def test_only_modules_that_an_adapter_changes_get_a_lora(
+    tmp_path: Path, modules: list[str], expected: list[str]
+) -> None:
+    write_adapter(
+        {f"base_model.model.{m}.lora_{s}.weight": torch.ones(1) for m in modules for s in "AB"}, 1, 1, tmp_path, ""
+    )
+    assert vllm._lora_targets(tmp_path) == expected
+
+
+def test_an_adapter_that_vllm_has_no_lora_for(tmp_path: Path) -> None:
+    """By its error, by its rank, and on a CPU by a LoRA on the head; another error is none about the adapter."""
+    adapter = make_adapter(tmp_path / "adapter-LoRA")
+    error = "(EngineCore pid=7) ERROR 11-26 12:00:00 [core.py:1] ValueError: TinyForCausalLM does not support LoRA yet."
+
+    def started(python: Path, folder: Path | None) -> None:
+        with Vllm(python).serve(tmp_path, SERVER_SETTINGS, tmp_path / "log", folder):
+            pass
+
+    python = stand_in(tmp_path, f"echo '{error}'\nexit 1")
+    with pytest.raises(AdapterRefused, match="TinyForCausalLM does not support LoRA yet"):
+        started(python, adapter)
+    with pytest.raises(RuntimeError, match="does not support LoRA yet") as caught:
+        started(python, None)
+    assert not isinstance(caught.value, AdapterRefused)
+    python = stand_in(tmp_path, f"echo 'ValueError: no room'\necho '{error}'\nexit 1")
+    with pytest.raises(RuntimeError, match="no room") as caught:
+        started(python, adapter)
+    assert not isinstance(caught.value, AdapterRefused)
+    configuration = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**configuration, "r": 1000}))
+    with pytest.raises(AdapterRefused, match="up to rank 512, not 1000"):
+        started(python, adapter)
+    if vllm.detect_accelerator() == "cpu":
+        head = tmp_path / "head"
+        head.mkdir()
+        write_adapter({f"base_model.model.lm_head.lora_{s}.weight": torch.ones(1, 1) for s in "AB"}, 1, 1, head, "")
+        with pytest.raises(AdapterRefused, match="no adapter on lm_head"):
+            started(python, head)

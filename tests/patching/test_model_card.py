@@ -105,9 +105,9 @@ def completions(refused: int) -> list[dict[str, Any]]:
 def test_numbers_stand_in_front_of_the_limits(patch: tuple[Path, dict[str, Any]]) -> None:
     answers = [{"id": "harmless-9", "negative_log_likelihood": 4.0, "tokens": 4}]
     utility = {"answers": answers, "tasks": {"counting": {"acc": 0.75}}, "questions": {}, "parity": None}
+    cells = {"original": (9, "plain"), "compressed": (2, "plain"), "patched": (8, "adapter")}
     records = {
-        name: score(completions(refused), utility, 0)
-        for name, refused in {"original": 9, "compressed": 2, "patched": 8}.items()
+        name: score(completions(refused), {**utility, "served_as": form}, 0) for name, (refused, form) in cells.items()
     }
     static = (patch[0] / "README.md").read_text(encoding="utf-8")
     card = evaluated_card(static, {"safety": records})
@@ -116,6 +116,7 @@ def test_numbers_stand_in_front_of_the_limits(patch: tuple[Path, dict[str, Any]]
     assert "| | original | compressed | patched |" in card
     row = next(line for line in card.splitlines() if line.startswith("| refusal of harmful prompts"))
     assert [cell.split()[0] for cell in row.split("|")[2:5]] == ["90.0", "20.0", "80.0"]
+    assert "| served as | plain | plain | adapter |" in card
     assert "59.6 to 98.2" in row  # Wilson interval of 9 of 10
     assert "| counting, accuracy, % | 75.0 | 75.0 | 75.0 |" in card
     assert "| perplexity of the original's answers | 2.72 (2.72 to 2.72) |" in card

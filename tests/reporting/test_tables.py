@@ -33,7 +33,7 @@ def score(harmful: list[int], harmless: list[int], **more: Any) -> dict[str, Any
         name: {"n": len(harmful), "rate": index / 10, "low": index / 10 - 0.01, "high": index / 10 + 0.01}
         for index, name in enumerate(RATES)
     }
-    return {"rates": rates, "perplexity": None, "tasks": {}, "labels": labels, **more}
+    return {"rates": rates, "perplexity": None, "tasks": {}, "served_as": "plain", "labels": labels, **more}
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def scores() -> dict[Any, Any]:
     return {
         ("main", ORIGINAL): score([1, 1, 1, 1, 0], [0, 0, 0], perplexity=perplexity, tasks=tasks),
         ("main", PRUNED): score([1, 0, 0, 0, 0], [0, 1, 0]),
-        ("main", PATCHED): score([1, 1, 1, 0, 1], [0, 1, 1]),
+        ("main", PATCHED): score([1, 1, 1, 0, 1], [0, 1, 1], served_as="adapter"),
     }
 
 
@@ -155,6 +155,7 @@ def test_summary(scores: Any, directions: Any, comparisons: Any) -> None:
     # The original agrees with itself.
     assert [original[name] for name in ("cosine_same_site", "cosine_own_source", "norm_ratio")] == [1, 1, 1]
     assert (original["layer"], original["position"]) == (17, -1)
+    assert list(frame.served_as) == ["plain", "plain", "adapter"]
     assert math.isnan(original["sparsity"])
 
     for patch in ("plain", "repair"):
@@ -164,6 +165,18 @@ def test_summary(scores: Any, directions: Any, comparisons: Any) -> None:
         assert (pruned["sparsity"], pruned["bits_per_weight"]) == (0.5, 16.0)
         assert math.isnan(pruned["perplexity"])
         assert math.isnan(pruned["utility"])
+
+
+def test_the_merged_form_has_columns_where_a_suite_asks_for_it(scores: Any) -> None:
+    rates = {name: {"rate": value} for name, value in (("refusal", 0.6), ("over_refusal", 0.2))}
+    merged = {"rates": rates, "other_labels": {"harmful": 2, "harmless": 1}, "other_completions": 4}
+    scores["main", PATCHED]["merged"] = merged | {"first_tokens": {"upper_quartile_difference": 0.03}}
+    frame = tables.summary(scores, {}, {}, {})
+    assert list(frame.columns) == tables.SUMMARY_COLUMNS + tables.MERGED_COLUMNS
+    assert [row(frame, patch="repair")[name] for name in tables.MERGED_COLUMNS] == [0.6, 0.2, 3, 4, 0.03]
+    assert frame[frame.patch == "plain"][tables.MERGED_COLUMNS].isna().all(axis=None)
+    scores["main", PATCHED]["merged"]["first_tokens"] = None
+    assert math.isnan(row(tables.summary(scores, {}, {}, {}), patch="repair")["merged_first_token_difference"])
 
 
 def test_mean_utility() -> None:

@@ -16,13 +16,14 @@ def main() -> None:
         __doc__,
         paths="arithmetic checkpoint manifest environment harmful harmless server_log completions utility",
         optional="adapter adapter_statistics reference task_folder",
-        texts="settings seed",
+        texts="settings serve seed",
         gpu=True,
     )
     begin_job(arguments)
     # Object storage brings the task's files elsewhere than the configuration says.
     folder = str(arguments.task_folder) if arguments.task_folder else None
-    suite = Suite.model_validate({**arguments.settings["suite"], "task_folder": folder})
+    more = {"task_folder": folder, "serve": arguments.serve}
+    suite = Suite.model_validate({**arguments.settings["suite"], **more})
     seed = int(arguments.seed)
     records = {kind: select(read_json_lines(getattr(arguments, kind)), getattr(suite, kind), seed) for kind in KINDS}
     open_checkpoint(arguments.checkpoint, arguments.manifest)

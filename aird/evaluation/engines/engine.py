@@ -70,13 +70,18 @@ class Abilities:
         first_token_logprobs: by token id; Transformers then checks that the checkpoint is loaded rightly.
         prompt_logprobs: of given tokens; the perplexity of given answers is made of these.
         tasks: lm-eval can ask it.
-        adapters: all of this can be asked of a LoRA adapter on its base; else the adapter is merged before.
+        adapters: all of this can be asked of a LoRA adapter on its base, unless it is refused (`AdapterRefused`); else
+            the adapter is merged before.
     """
 
     first_token_logprobs: bool
     prompt_logprobs: bool
     tasks: bool
     adapters: bool
+
+
+class AdapterRefused(RuntimeError):
+    """An engine that takes adapters cannot put this one on this checkpoint."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +146,7 @@ class Engine(ABC):
             adapter: a PEFT LoRA adapter's folder; it is put on the checkpoint.
 
         Raises:
+            AdapterRefused: it cannot put the adapter on the checkpoint.
             RuntimeError: the engine did not start in time, ended, or does not answer.
             ValueError: it cannot be started so.
         """

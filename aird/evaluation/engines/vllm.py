@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from aird.evaluation.engines.engine import Abilities, Completion, Engine, ServerSettings
+from safetensors import safe_open
+
+from aird.evaluation.engines.engine import Abilities, AdapterRefused, Completion, Engine, ServerSettings
 from aird.evaluation.http_server import HttpServer, start_server
 from aird.evaluation.programs import vllm_server
 from aird.support.files import read_json
@@ -25,6 +27,7 @@ from aird.support.gpus import VISIBLE, listed_gpus
 from aird.support.processor import computes_in
 
 CHECKPOINT, ADAPTER = "checkpoint", "adapter"  # names under which the server knows them
+HEAD, EXPERTS = "lm_head", "experts"  # modules of vLLM's
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the ranks that vLLM's --max-lora-rank accepts
 PROMPTS_PER_REQUEST = 32  # bounds the size of a body; vLLM batches across requests anyway
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OPENAI_API_KEY", "WANDB_API_KEY")  # of no use to it
@@ -36,8 +39,7 @@ class Vllm(Engine):
 
     python: Path | None
 
-    # With an adapter, prompt log-probabilities kill the engine on a CPU (a shape error in its kernels).
-    abilities: ClassVar = Abilities(first_token_logprobs=True, prompt_logprobs=True, tasks=True, adapters=False)
+    abilities: ClassVar = Abilities(first_token_logprobs=True, prompt_logprobs=True, tasks=True, adapters=True)
 
     @classmethod
     def recorded(cls, record: Mapping[str, Any], folder: Path) -> Vllm | None:
@@ -63,8 +65,9 @@ class Vllm(Engine):
         """Serve a checkpoint, with an adapter on it if one is given.
 
         Raises:
+            AdapterRefused: vLLM has no LoRA for this model, this module or this rank.
             RuntimeError: the server did not start in time or ended; the message has the end of its log.
-            ValueError: `python` is not an executable, or the adapter's rank is above vLLM's.
+            ValueError: `python` is not an executable.
         """
         interpreter = shutil.which(str(self.python or sys.executable))
         if interpreter is None:
@@ -76,19 +79,28 @@ class Vllm(Engine):
             return [interpreter, vllm_server.__file__, "cpu" if on_cpu else "cuda", *arguments]
 
         environment = _environment(interpreter, settings, on_cpu)
-        with start_server("vLLM", command, environment, _is_ready, log_path, settings.start_timeout_seconds) as server:
-            name = CHECKPOINT if adapter is None else ADAPTER
-            yield VllmClient(server, name, prompt_logprobs=adapter is None or not on_cpu)
+        with contextlib.ExitStack() as stack:
+            try:
+                started = start_server(
+                    "vLLM", command, environment, _is_ready, log_path, settings.start_timeout_seconds
+                )
+                server = stack.enter_context(started)
+            except RuntimeError as error:
+                # Its errors about adapters all say so ("GPT2LMHeadModel does not support LoRA yet"); names of patches
+                # and of vLLM's modules have no capitals.
+                if adapter is not None and "LoRA" in str(error).partition("\n")[0]:
+                    raise AdapterRefused(str(error)) from error
+                raise
+            yield VllmClient(server, CHECKPOINT if adapter is None else ADAPTER)
 
 
 class VllmClient:
     """Asks one vLLM server by the completions interface, with vLLM's own extensions for token ids."""
 
-    def __init__(self, server: HttpServer, model: str, *, prompt_logprobs: bool = True) -> None:
-        """Take the server, the name of what is asked there, and whether it survives prompt log-probabilities."""
+    def __init__(self, server: HttpServer, model: str) -> None:
+        """Take the server and the name of what is asked there."""
         self.server = server
         self.model = model
-        self._prompt_logprobs = prompt_logprobs
 
     def versions(self) -> dict[str, str]:
         """Return the server's vLLM version."""
@@ -131,10 +143,8 @@ class VllmClient:
 
         Raises:
             RuntimeError: the server refused, failed or ended.
-            ValueError: the checkpoint returns NaN, or the server would crash (an adapter on the CPU).
+            ValueError: the checkpoint returns NaN.
         """
-        if not self._prompt_logprobs:
-            raise ValueError("vLLM on the CPU crashes on prompt log-probabilities with an adapter: merge it before")
         choices = self._choices(prompts, {"max_tokens": 1, "prompt_logprobs": 0})
         values: list[list[float | None]] = []
         for prompt, choice in zip(prompts, choices, strict=True):
@@ -208,6 +218,12 @@ def _arguments(
     if adapter is not None:
         module = json.dumps({"name": ADAPTER, "path": str(adapter.absolute())})
         arguments += ["--enable-lora", f"--max-lora-rank={_lora_rank(adapter)}", "--lora-modules", module]
+        # Other layers need no LoRA of zeros. With one on the head, prompt log-probabilities kill the engine on a CPU (a
+        # shape error in its kernels).
+        targets = _lora_targets(adapter)
+        if on_cpu and HEAD in targets:
+            raise AdapterRefused(f"vLLM on a CPU measures no adapter on {HEAD}, as {adapter} is")
+        arguments += ["--lora-target-modules", *targets]
     return [*arguments, *settings.extra_arguments]
 
 
@@ -219,13 +235,27 @@ def _compute_dtype(checkpoint: Path) -> str:
 
 
 def _lora_rank(adapter: Path) -> int:
-    """Return the least rank that vLLM can be started with to serve an adapter."""
+    """Return the least rank that vLLM can be started with to serve an adapter.
+
+    Raises:
+        AdapterRefused: the adapter's rank is above vLLM's.
+    """
     configuration = read_json(adapter / "adapter_config.json")
     rank = max(configuration["r"], *(configuration.get("rank_pattern") or {}).values(), 1)
     allowed = [value for value in LORA_RANKS if value >= rank]
     if not allowed:
-        raise ValueError(f"vLLM serves LoRA adapters up to rank {LORA_RANKS[-1]}, not {rank}")
+        raise AdapterRefused(f"vLLM serves LoRA adapters up to rank {LORA_RANKS[-1]}, not {rank}")
     return allowed[0]
+
+
+def _lora_targets(adapter: Path) -> list[str]:
+    """Return the last parts of the names of the modules that an adapter changes, as vLLM's option takes them.
+
+    They are read from its tensors, as its configuration may hold a pattern. All experts of a block are one module.
+    """
+    with safe_open(adapter / "adapter_model.safetensors", "numpy") as reader:
+        modules = {name.partition(".lora_")[0] for name in reader.keys()}  # noqa: SIM118 - it is no dictionary
+    return sorted({EXPERTS if f".{EXPERTS}" in module else module.rpartition(".")[2] for module in modules})
 
 
 def _environment(interpreter: str, settings: ServerSettings, on_cpu: bool) -> dict[str, str]:
