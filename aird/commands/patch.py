@@ -108,7 +108,7 @@ def run(arguments: argparse.Namespace) -> None:
             print(describe(run_search(original, prompts, arguments, direction)))
         print(f"Patching {compressed.name} by {name} ...", flush=True)
         inputs = PatchInputs(
-            base=compressed.name if compressed.commit else str(compressed.folder.absolute()),
+            base=compressed.base,
             original=original.folder,
             compressed=compressed.folder,
             direction=(direction / "direction.safetensors", direction / "direction.json"),
@@ -116,7 +116,7 @@ def run(arguments: argparse.Namespace) -> None:
             sizes=sizes,
             seed=arguments.seed,
         )
-        licence = read_licence(compressed.folder) or read_licence(original.folder)
+        licence = read_licence(compressed.source) or read_licence(original.source)
         provenance = {"original": original.record(), "compressed": compressed.record()}
         record = make_patch(settings, inputs, arguments.output, statistics, licence, provenance)
     edited = [edit["module"] for edit in record["edits"]]
