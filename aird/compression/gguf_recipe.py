@@ -12,6 +12,7 @@ The converter runs in this project's Python; the quantiser and llama.cpp's token
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -39,6 +40,7 @@ LARGEST_ERROR = 0.6
 LOG_TAIL_LINES = 12
 
 
+@functools.cache
 def describe_gguf_environment(python: Path) -> dict[str, Any]:
     """Return the `versions` of llama.cpp, its binding and its converter, and where `packages` are; check the import.
 
@@ -157,7 +159,9 @@ def _quantiser(python: Path, *arguments: object) -> list[str]:
     Raises:
         RuntimeError: it failed.
     """
-    result = _run([str(python), gguf_quantiser.__file__, *map(str, arguments)], {"PYTHONPATH": ""})
+    # llama.cpp would have a debugger print where it aborts, for seconds.
+    changes = {"PYTHONPATH": "", "GGML_NO_BACKTRACE": "1"}
+    result = _run([str(python), gguf_quantiser.__file__, *map(str, arguments)], changes)
     if result.returncode != 0:
         raise RuntimeError(f"llama.cpp failed in {python} ({arguments[0]}):\n{_tail(result.stderr)}")
     return result.stdout.splitlines()

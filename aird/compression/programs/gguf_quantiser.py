@@ -45,19 +45,15 @@ def main() -> None:
 
 def _split(library: Any, file: str, request: dict[str, Any]) -> dict[str, Any]:
     """Return the tokens of each text, what they stand for, and those of the request's tokens that end a text."""
-    parameters = library.LlamaModelParams()
-    parameters.vocab_only = True
-    model = library.LlamaModel(file, parameters, False)
+    model = library.LlamaModel(file, library.LlamaModelParams(), False)
     vocabulary = model.get_vocab()
     tokens = [list(vocabulary.tokenize(text, False, True)) for text in request["texts"]]
     ends = [token for token in request["ends"] if vocabulary.is_eog(token)]
-    return {"tokens": tokens, "texts": [_text(vocabulary, each) for each in tokens], "ends": ends}
-
-
-def _text(vocabulary: Any, tokens: list[int]) -> str:
-    """Return what tokens stand for, as a server puts it together from their bytes."""
-    pieces = [vocabulary.token_to_piece(token, 0, True) for token in tokens]
-    return b"".join(each if isinstance(each, bytes) else each.encode("utf-8", "surrogateescape") for each in pieces).decode(errors="replace")
+    stands_for = [
+        vocabulary.detokenize(each, len(text.encode()) + 64, False, True)
+        for each, text in zip(tokens, request["texts"], strict=True)
+    ]
+    return {"tokens": tokens, "texts": stands_for, "ends": ends}
 
 
 if __name__ == "__main__":
