@@ -1,6 +1,6 @@
 """Compressed checkpoints.
 
-input   the original checkpoint; calibration prompts and GPTQModel's environment, if the recipe needs them
+input   the original checkpoint; calibration prompts and an environment of its own, if the recipe needs them
 output  results/models/{model}/{compression}/checkpoint and manifest.json
 steps   compress by one recipe of the registry (aird/compression/registry.py),
         or import a checkpoint that somebody else made (aird/compression/given.py),
@@ -44,9 +44,9 @@ def calibration_set(wildcards):
 
 
 def compression_environment(wildcards):
-    """Return the record of GPTQModel's environment for a recipe that runs there."""
-    needed = CONFIGURATION.compressions[wildcards.compression].needs_environment
-    return [f"{RESULTS}/environments/gptq.json"] if needed else []
+    """Return the record of the environment of its own that a recipe runs in, if it does."""
+    name = CONFIGURATION.compressions[wildcards.compression].environment
+    return [f"{RESULTS}/environments/{name}.json"] if name else []
 
 
 def compression_settings(wildcards):

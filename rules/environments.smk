@@ -1,7 +1,7 @@
-"""Environments of vLLM and of GPTQModel, and the type of arithmetic of this machine.
+"""Environments of vLLM, of GPTQModel and of GGUF's tools, and the type of arithmetic of this machine.
 
 input   a complete lock file
-output  results/environments/vllm.json, gptq.json: where its Python is, and its versions;
+output  results/environments/vllm.json, gptq.json, gguf.json: where its Python is, and its versions;
         arithmetic.json: the type that every job and server computes in
 steps   make a virtual environment, install the lock, import the tool once; time short
         matrix products once per results folder
@@ -109,6 +109,33 @@ rule gptq_environment:
         "Making GPTQModel's environment (once)"
     shell:
         'python "$SCRIPTS"/build_gptq_environment.py'
+        " --lock {input.lock:q}"
+        " --environment {params.environment:q}"
+        " --output {output:q}"
+        " > {log:q} 2>&1"
+
+
+rule gguf_environment:
+    input:
+        code=code("build_gguf_environment"),
+        lock=sources([os.path.relpath(PROJECT / "envs" / "gguf.lock.txt")]),
+    output:
+        f"{RESULTS}/environments/gguf.json",
+    log:
+        f"{RESULTS}/logs/environments/gguf.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/environments/gguf.tsv"
+    conda:
+        "../envs/core.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=20,
+    params:
+        environment=environment_folder,
+    message:
+        "Making the environment of llama.cpp's quantiser (once)"
+    shell:
+        'python "$SCRIPTS"/build_gguf_environment.py'
         " --lock {input.lock:q}"
         " --environment {params.environment:q}"
         " --output {output:q}"

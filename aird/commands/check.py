@@ -155,6 +155,11 @@ def _check(arguments: argparse.Namespace, original: Side, compressed: Side, outp
     facts = {
         "original": original.name,
         "compressed": compressed.name + (f" with {arguments.patch}" if arguments.patch else ""),
+        **{
+            f"{word} measured as": side.model.measured_as
+            for word, side in (("original", original), ("compressed", compressed))
+            if side.model is not None and side.model.measured_as is not None
+        },
         "prompts": ", ".join(f"{len(records)} {kind}" for kind, records in prompts.items()),
         "answers": f"greedy, at most {tokens} tokens",
         "answered by": engine.describe(),

@@ -6,8 +6,10 @@ All commands of this stage begin here; what they then run are the functions of t
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import re
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +19,7 @@ from pydantic import ValidationError
 from aird.prompts.building import build_set
 from aird.prompts.sets import CLASSES, Record, select
 from aird.settings.base import PromptSelection, Settings
+from aird.settings.checkpoint_formats import AS_GIVEN, DEQUANTISED, REPACKED
 from aird.settings.models import Chat
 from aird.settings.prompt_files import read_instructions
 from aird.settings.prompts import PromptSet
@@ -36,6 +39,13 @@ FORMATS = {
 FIELDS = ("instruction", "prompt", "goal", "question", "text")
 SomeSettings = TypeVar("SomeSettings", bound=Settings)
 WORKFLOW_KEYS = {"id", "instruction", "split"}  # of a record in results/prompts/
+# What a model is measured as, where that is not what was given.
+FORM_IN_WORDS = {
+    REPACKED: "the same integers and scales, repacked for Transformers and vLLM",
+    DEQUANTISED: "a dense copy of its decoded weights; activations are not rounded",
+}
+GGUF_IN_WORDS = "a dense bfloat16 copy of its decoded weights; this says nothing about llama.cpp's own arithmetic"
+_scratch: list[tempfile.TemporaryDirectory[str]] = []  # what is decoded lives as long as the process
 
 
 @dataclass(frozen=True)
@@ -43,29 +53,47 @@ class ModelFolder:
     """A model that a user named, on this machine.
 
     Attributes:
-        folder: its files, in Hugging Face format.
+        folder: its files, in Hugging Face format, as Transformers, PEFT and vLLM read them.
         name: what the user calls it; a hub id without its revision.
-        commit: the hub's commit; None for a local folder.
+        commit: the hub's commit; None for a local folder or file.
+        source: what was given: the same folder, or one or a GGUF file that was repacked or dequantised into it.
+        form: in which form it is measured: AS_GIVEN, REPACKED or DEQUANTISED.
         chat: its chat settings, of its folder or of the command; None where there are none.
     """
 
     folder: Path
     name: str
     commit: str | None
+    source: Path
+    form: str = AS_GIVEN
     chat: Chat | None = None
+
+    @property
+    def base(self) -> str:
+        """What an adapter names as the model that it is for."""
+        return self.name if self.commit else str(self.source.absolute())
+
+    @property
+    def measured_as(self) -> str | None:
+        """The form in which it is measured, in words; None where that is what was given."""
+        return GGUF_IN_WORDS if self.source.is_file() else FORM_IN_WORDS.get(self.form)
 
     def record(self) -> dict[str, Any]:
         """Return what a result says about its model."""
         chat = {} if self.chat is None else {"chat": self.chat.model_dump()}
-        return {"name": self.name, "commit": self.commit, **chat}
+        form = {} if self.measured_as is None else {"measured_as": self.measured_as}
+        return {"name": self.name, "commit": self.commit, **form, **chat}
 
 
 def open_model_folder(text: str, trust_remote_code: bool) -> ModelFolder:
-    """Return the model that `text` names: a folder, or `organisation/name`, or that with `@revision`.
+    """Return the model that `text` names: a folder, a GGUF file, or `organisation/name`, or that with `@revision`.
+
+    What Transformers, PEFT or vLLM do not read as it is (GGUF, GPTQ, AWQ, DeepSeek's FP8) is repacked or dequantised
+    into a temporary folder first.
 
     Raises:
-        ValueError: neither a folder nor a hub id, no chat model in safetensors, or one that the chat settings do not
-            fit.
+        ValueError: none of these, no chat model in safetensors, of a format that is not read, or one that the chat
+            settings do not fit.
         SourceError: the hub does not have it, or cannot be reached.
     """
     from aird.models.loading import check_folder_format, load_tokenizer, read_chat, trust_code
@@ -76,26 +104,48 @@ def open_model_folder(text: str, trust_remote_code: bool) -> ModelFolder:
         trust_code()
     path = Path(text).expanduser()
     commit = None
-    if path.is_dir():
-        folder, name = path, text
+    if path.exists():
+        source, name = path, text
     else:
         name, _, revision = text.partition("@")
-        if path.exists() or not re.match(REPOSITORY_PATTERN, name) or text.startswith((".", "/", "~")):
+        if not re.match(REPOSITORY_PATTERN, name) or text.startswith((".", "/", "~")):
             raise ValueError(
-                f"{text} is no folder; name a model folder in Hugging Face format (config.json, *.safetensors, "
-                "tokenizer), or a hub id such as Qwen/Qwen2.5-7B-Instruct"
+                f"{text} is no folder and no file; name a model folder in Hugging Face format (config.json, "
+                "*.safetensors, tokenizer), a GGUF file, or a hub id such as Qwen/Qwen2.5-7B-Instruct"
             )
         try:
-            folder = model_from_hub(name, revision or None, trust_remote_code)
+            source = model_from_hub(name, revision or None, trust_remote_code)
         except SourceError as error:
             raise SourceError(f"there is no folder {text} here, and as a hub id: {error}") from error
-        commit = folder.name
-    check_folder_format(folder)
+        commit = source.name
+    if source.is_dir():
+        check_folder_format(source)
+    folder, form = _readable(source.resolve())
     try:
         check_chat(load_tokenizer(folder))
     except OSError as error:
         raise ValueError(f"{text} holds no tokenizer that can be read: {error}") from error
-    return ModelFolder(folder, name, commit, read_chat(folder))
+    return ModelFolder(source if form == AS_GIVEN else folder, name, commit, source, form, read_chat(folder))
+
+
+@functools.cache
+def _readable(source: Path) -> tuple[Path, str]:
+    """Return a folder with a model as Transformers, PEFT and vLLM read it, and in which form that is; once a process."""
+    from aird.compression.given import readable_form, write_readable
+    from aird.models.gguf_file import MODEL_FILE
+    from aird.models.loading import check_weights
+
+    form = readable_form(source)
+    if form == AS_GIVEN:
+        return source, form
+    print(f"Reading {source.name} as {form} ...", flush=True)
+    _scratch.append(tempfile.TemporaryDirectory(prefix="aird-decoded-"))
+    folder = Path(_scratch[-1].name)
+    write_readable(source, folder, form)
+    check_weights(folder, source)
+    if source.is_file():
+        (folder / MODEL_FILE).symlink_to(source)
+    return folder, form
 
 
 def add_chat_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,10 +8,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from aird.commands import check, compare, direction, evaluate, patch, push
+from aird.commands import check, compare, direction, evaluate, export, patch, push
 from aird.commands.inputs import add_chat_arguments, read_chat_arguments
 
-COMMANDS = (check, direction, compare, patch, evaluate, push)
+COMMANDS = (check, direction, compare, patch, evaluate, export, push)
 BAD_INPUT = 2  # exit code, as argparse's own
 FAILURE = 1
 
@@ -23,10 +23,11 @@ What did compression do to the refusal of a chat model, and can it be repaired?
   aird compare     compare the directions of a model and of its compressed form
   aird patch       repair a compressed model: a rank-1 adapter that PEFT and vLLM load
   aird evaluate    measure refusal, over-refusal and perplexity
+  aird export      write a patch for llama.cpp: a GGUF LoRA
   aird push        publish an adapter on a model hub, with its numbers and its verdict
 
-Each works on a folder in Hugging Face format or on a hub id (organisation/name, with a commit
-or a branch after an @), and writes the files that the workflow writes. The workflow itself, with
+Each works on a folder in Hugging Face format, GPTQ and AWQ included, on a GGUF file or on a hub id
+(organisation/name, with a commit or a branch after an @), and writes the files that the workflow writes. The workflow itself, with
 every step cached and all tables and figures, is `snakemake --cores all` in a checkout."""
 
 EPILOG = """\

@@ -147,7 +147,7 @@ def write_patch(
             print(describe(search))
         print(f"Patching {compressed.name} by {settings.method} ...", flush=True)
         inputs = PatchInputs(
-            base=compressed.name if compressed.commit else str(compressed.folder.absolute()),
+            base=compressed.base,
             original=original.folder,
             compressed=compressed.folder,
             direction=(direction / "direction.safetensors", direction / "direction.json"),
@@ -155,7 +155,7 @@ def write_patch(
             sizes=sizes,
             seed=seed,
         )
-        licence = read_licence(compressed.folder) or read_licence(original.folder)
+        licence = read_licence(compressed.source) or read_licence(original.source)
         provenance = {"original": original.record(), "compressed": compressed.record()}
         record: dict[str, Any] = make_patch(settings, inputs, output, statistics, licence, provenance)
     edited = [edit["module"] for edit in record["edits"]]

@@ -19,15 +19,16 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from aird.compression.measure import check_stored_formats, measure
+from aird.compression.measure import check_stored_formats, measure, take_bits
 from aird.models.checkpoint import Checkpoint, natural_order, read_checkpoint
 from aird.models.dense import write_dense_copy
-from aird.models.gguf_file import GGUFFile, read_gguf
+from aird.models.gguf_file import MODEL_FILE, GGUFFile, read_gguf
 from aird.models.loading import (
     check_weights,
     code_is_trusted,
     copy_description,
     copy_weights,
+    dequantise_gguf,
     import_model,
     load_structure,
     load_tokenizer,
@@ -87,7 +88,7 @@ def import_given(source: Path, original: Path, output: Path) -> dict[str, Any]:
         measurements = measure(folder, original)
         check_stored_formats(measurements)
         changed = _changed_norms(folder, original)
-    _take_bits(measurements, given.pop("bits"))
+    take_bits(measurements, given.pop("bits"))
     related = {
         word: [module for module, matrix in measurements["matrices"].items() if matrix.get("relation") == word]
         for word in ("rescaled", "unrelated")
@@ -102,6 +103,50 @@ def import_given(source: Path, original: Path, output: Path) -> dict[str, Any]:
         "patchable": reason is None,
         **({} if reason is None else {"not_patchable_because": reason}),
     }
+
+
+def readable_form(source: Path) -> str:
+    """Return in which form a ready-made checkpoint is read: AS_GIVEN, REPACKED or DEQUANTISED.
+
+    Headers say so; of every format that it holds, one matrix is decoded.
+
+    Args:
+        source: a folder in Hugging Face format, or a GGUF file.
+
+    Raises:
+        ValueError: it is of a format that is not read.
+    """
+    if source.is_file():
+        read_gguf(source)
+        return DEQUANTISED
+    given = read_checkpoint(source)
+    if given.quantization_config is None:
+        return AS_GIVEN
+    if reason := refusal(given.quantization_config):
+        raise ValueError(f"{source} {reason}")
+    forms = _forms(given)
+    for form in sorted(set(forms.values())):
+        matrix_of(given, next(module for module in forms if forms[module] == form))
+    return _served_as(given, forms)
+
+
+def write_readable(source: Path, folder: Path, form: str, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Write a ready-made checkpoint as Transformers, PEFT and vLLM read it.
+
+    Args:
+        source: a folder in Hugging Face format, or a GGUF file.
+        folder: an existing, empty folder.
+        form: what `readable_form` says of it.
+        dtype: of the weights of a GGUF file, which names none.
+    """
+    if source.is_file():
+        dequantise_gguf(source, folder, dtype)
+    elif form == AS_GIVEN:
+        copy_weights(source, folder, code_is_trusted())
+    elif form == REPACKED:
+        _write_repacked(read_checkpoint(source), folder)
+    else:
+        write_dense_copy(source, folder, _dtype(read_checkpoint(source)))
 
 
 def check_config(config: dict[str, Any], original: Path, name: str) -> None:
@@ -147,17 +192,9 @@ def _import_folder(source: Path, original: Path, folder: Path) -> dict[str, Any]
     given = read_checkpoint(source)
     check_config(given.config, original, str(source))
     check_fits(given, read_checkpoint(original))
-    forms = {module: stored_format(given.module_tensors(module)) for module in given.block_matrices()}
-    for form in sorted(set(forms.values())):
-        matrix_of(given, next(module for module in forms if forms[module] == form))
-    served_as = _served_as(given, forms)
+    forms, served_as = _forms(given), readable_form(source)
     logger.info("%s holds %s; it is served as %s", source, ", ".join(sorted(set(forms.values()))), served_as)
-    if served_as == AS_GIVEN:
-        copy_weights(source, folder, code_is_trusted())
-    elif served_as == REPACKED:
-        _write_repacked(given, folder)
-    else:
-        write_dense_copy(source, folder, _dtype(given))
+    write_readable(source, folder, served_as)
     stored = {module: given.module_tensors(module).values() for module in forms}
     files = {path.name: sha256_of(path) for path in given.weight_files}
     return {
@@ -177,6 +214,7 @@ def _import_gguf(source: Path, original: Path, folder: Path) -> dict[str, Any]:
     dtype = str(stored_dtype(original)).removeprefix("torch.")
     import_model(source, folder, dtype, chat=read_chat(original))
     check_fits(read_checkpoint(folder), theirs)
+    shutil.copyfile(source, folder / MODEL_FILE)  # for llama.cpp
     stored = {module: file.tensor_of(module) for module in theirs.block_matrices()}
     return {
         "format": ["gguf"],
@@ -199,6 +237,11 @@ def _check_gguf_fits(file: GGUFFile, original: Checkpoint) -> None:
                 f"{file.path} was not made from {original.folder}: its {key} is {file.sizes.get(key)}, the original's "
                 f"{name} {config.get(name)}; name the file's own original as the model"
             )
+
+
+def _forms(given: Checkpoint) -> dict[str, str]:
+    """Return the stored format of each matrix of the blocks."""
+    return {module: stored_format(given.module_tensors(module)) for module in given.block_matrices()}
 
 
 def _served_as(given: Checkpoint, forms: dict[str, str]) -> str:
@@ -284,21 +327,6 @@ def _settle_tokenizer(folder: Path, original: Path) -> str:
         return "equal to the original's"
     logger.warning("the checkpoint has another chat template than the original: what is measured is both together")
     return "equal to the original's, but with another chat template"
-
-
-def _take_bits(measurements: dict[str, Any], given: dict[str, tuple[str, int]]) -> None:
-    """Put the bits and bytes of the given files in the place of those of what is served from them."""
-    matrices, total = measurements["matrices"], measurements["total"]
-    for module, (form, size) in given.items():
-        rows, columns = matrices[module]["shape"]
-        matrices[module] |= {"given_format": form, "bits_per_weight": 8 * size / (rows * columns)}
-        if form != matrices[module]["stored_format"]:
-            matrices[module]["sparse_bits_per_weight"] = None
-    stored = sum(size for _, size in given.values())
-    total |= {"stored_bytes": stored, "bits_per_weight": 8 * stored / total["weights"]}
-    if any(matrix["sparse_bits_per_weight"] is None for matrix in matrices.values()):
-        total["sparse_bits_per_weight"] = None
-    total["formats"] = sorted({form for form, _ in given.values()})
 
 
 def _changed_norms(folder: Path, original: Path) -> list[str]:

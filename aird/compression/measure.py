@@ -113,6 +113,26 @@ def check_stored_formats(measurements: dict[str, Any]) -> None:
         raise ValueError("; ".join(failures))
 
 
+def take_bits(measurements: dict[str, Any], given: dict[str, tuple[str, int]]) -> None:
+    """Put bits and bytes of the files that a checkpoint was decoded from in the place of those of its decoded weights.
+
+    Args:
+        measurements: of `measure`; they are changed.
+        given: each matrix's format and stored bytes.
+    """
+    matrices, total = measurements["matrices"], measurements["total"]
+    for module, (form, size) in given.items():
+        rows, columns = matrices[module]["shape"]
+        matrices[module] |= {"given_format": form, "bits_per_weight": 8 * size / (rows * columns)}
+        if form != matrices[module]["stored_format"]:
+            matrices[module]["sparse_bits_per_weight"] = None
+    stored = sum(size for _, size in given.values())
+    total |= {"stored_bytes": stored, "bits_per_weight": 8 * stored / total["weights"]}
+    if any(matrix["sparse_bits_per_weight"] is None for matrix in matrices.values()):
+        total["sparse_bits_per_weight"] = None
+    total["formats"] = sorted({form for form, _ in given.values()})
+
+
 def fulfils_pattern(weight: torch.Tensor, pattern: str) -> bool:
     """Whether each group of M consecutive input weights of [d_out, d_in] holds at least N zeros."""
     zeros, size = pattern_counts(pattern)
@@ -255,6 +275,8 @@ def _check_others(measurements: dict[str, Any], settings: RecipeSettings, refere
     blocks = {re.split(r"\.\d+\.", module)[0] for module in matrices}
 
     def may_change(name: str) -> bool:
+        if settings.rounds_embeddings:  # the recipe has compared them
+            return name in here and name in there
         # Of a block, what is no matrix's bias.
         in_block = re.split(r"\.\d+\.", name)[0] in blocks and name in here and name in there
         return settings.rescales_norms and in_block and name.rpartition(".")[0] not in matrices

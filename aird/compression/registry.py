@@ -20,15 +20,18 @@ from typing import Any
 
 from aird.compression import oneshot, pruning
 from aird.compression.bitsandbytes_recipe import quantise_by_bitsandbytes
-from aird.compression.measure import check, measure
+from aird.compression.gguf_recipe import quantise_to_gguf
+from aird.compression.measure import check, measure, take_bits
 from aird.compression.optimum_gptq import quantise_by_optimum
 from aird.models.checkpoint import Checkpoint, read_checkpoint
+from aird.models.gguf_file import MODEL_FILE, read_gguf, served_gguf
 from aird.models.loading import copy_description, load_structure
 from aird.models.matrices import matrix_shape
 from aird.models.structure import decoder_blocks
 from aird.settings.compressions import (
     AWQ,
     FP8,
+    GGUF,
     GPTQ,
     BitsAndBytes,
     Magnitude,
@@ -68,6 +71,7 @@ RECIPES: dict[str, Recipe] = {
     "awq": Recipe(AWQ, oneshot.quantise_by_awq),
     "fp8": Recipe(FP8, oneshot.round_to_fp8),
     "bitsandbytes": Recipe(BitsAndBytes, quantise_by_bitsandbytes),
+    "gguf": Recipe(GGUF, quantise_to_gguf),
 }
 
 
@@ -104,9 +108,9 @@ def compress(
     """
     original = read_checkpoint(source)
     _check_request(original, settings, calibration_token_ids)
-    if settings.needs_environment and python is None:
-        raise ValueError("this recipe needs the Python of an environment with optimum and GPTQModel; none is given")
-    environment = [python] if settings.needs_environment else []
+    if settings.environment is not None and python is None:
+        raise ValueError(f"this recipe needs the Python of the environment {settings.environment}; none is given")
+    environment = [python] if settings.environment is not None else []
     _check_experts(source)
     reference = measure(source)
     recipe = RECIPES[settings.model_dump()["recipe"]]
@@ -117,6 +121,12 @@ def compress(
             _take_weights(Path(made), folder, original)
         measurements = measure(folder, source)
         check(measurements, settings, reference)
+        gguf = served_gguf(folder)
+        if gguf is not None:
+            file = read_gguf(gguf)
+            stored = {module: file.tensor_of(module) for module in original.block_matrices()}
+            take_bits(measurements, {module: (tensor.type, tensor.size) for module, tensor in stored.items()})
+            measurements["quantisation_types"] = file.types()
     return measurements
 
 
@@ -125,7 +135,7 @@ def _take_weights(made: Path, folder: Path, original: Checkpoint) -> None:
 
     Nothing else of what libraries save is kept: they rewrite tokenizers and generation settings.
     """
-    for path in [*made.glob("*.safetensors"), *made.glob("*.safetensors.index.json")]:
+    for path in [*made.glob("*.safetensors"), *made.glob("*.safetensors.index.json"), *made.glob(MODEL_FILE)]:
         shutil.move(path, folder / path.name)
     if (made / "config.json").is_file():
         saved = json.loads((made / "config.json").read_text(encoding="utf-8"))

@@ -18,8 +18,8 @@ from aird.configuration.configuration import Configuration
 from aird.configuration.messages import ConfigurationError, show
 from aird.patching.methods import method_of
 from aird.settings.base import PLAIN
-from aird.settings.checkpoint_formats import patch_refusal, refusal
-from aird.settings.compressions import Given
+from aird.settings.checkpoint_formats import GGUF_MODELS, patch_refusal, refusal
+from aird.settings.compressions import GGUF, Given
 from aird.settings.prompt_files import read_instructions
 from aird.settings.prompts import PromptSet
 from aird.settings.sources import ModelSource
@@ -52,6 +52,7 @@ def check_files(configuration: Configuration, configuration_files: Iterable[str 
     for key, source in model_sources(configuration):
         mistakes += _model_files(key, source, given=key.startswith("compressions."))
     mistakes += _patched_rotations(configuration)
+    mistakes += _unconvertible(configuration)
     for name, suite in configuration.suites.items():
         mistakes += _task_files(f"suites.{name}", suite)
         mistakes += _judge_files(f"suites.{name}", suite)
@@ -178,12 +179,30 @@ def _patched_rotations(configuration: Configuration) -> Iterator[str]:
             )
 
 
-def _quantisation(folder: Path) -> Any:
+def _unconvertible(configuration: Configuration) -> Iterator[str]:
+    """Yield local models that a recipe would convert to GGUF and cannot."""
+    for name, model in configuration.models.items():
+        recipes = [each for each in configuration.compressions_of(name) if isinstance(configuration.compressions[each], GGUF)]
+        if not recipes or model.source.path is None:
+            continue
+        kind = _config(Path(model.source.path)).get("model_type")
+        if kind is not None and kind not in GGUF_MODELS:
+            yield (
+                f"models.{name}.compressions: {recipes[0]} cannot be made of {name}: a model of the type {kind} does not "
+                f"come back from GGUF (those that do: {', '.join(GGUF_MODELS)}); name the other compressions here"
+            )
+
+
+def _config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return config.get("quantization_config")
-    except (OSError, ValueError, AttributeError):
-        return None  # said elsewhere, or by the import
+    except (OSError, ValueError):
+        return {}  # said elsewhere, or by the import
+    return config if isinstance(config, dict) else {}
+
+
+def _quantisation(folder: Path) -> Any:
+    return _config(folder).get("quantization_config")
 
 
 def _judge_files(key: str, suite: Suite) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What a GGUF file holds, from its header: sizes, quantisation types, and the tensor of each module.
+"""What a GGUF file holds: sizes and quantisation types from its header, and the tensor of each module.
 
 Its matrices are dequantised by Transformers with the `gguf` package
 (`aird.models.loading.import_model`); this says beforehand whether they can be.
@@ -8,9 +8,14 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
+
+MODEL_FILE = "model.gguf"  # in the folder of a checkpoint that llama.cpp can serve
 
 
 @dataclass(frozen=True)
@@ -48,15 +53,38 @@ class GGUFFile:
         import gguf
 
         number = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == self.architecture)
-        names = gguf.get_tensor_name_map(number, self.sizes["block_count"])
-        name = f"{names.get_name(module)}.weight"
+        known = gguf.get_tensor_name_map(number, self.sizes["block_count"]).get_name(module)
+        if known is None:
+            raise ValueError(f"llama.cpp has no name for {module} in its architecture {self.architecture}")
+        name = f"{known}.weight"
         if name not in self.tensors:
             raise ValueError(f"{self.path} holds no tensor {name}, the weight of {module}")
         return self.tensors[name]
 
+    def matrices(self, modules: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield modules with their weights as llama.cpp holds them: [d_out, d_in], float32.
+
+        Transformers reorders the rows of some matrices (queries and keys of Llama); this does not.
+
+        Raises:
+            ValueError: as of `tensor_of`.
+        """
+        import gguf
+
+        wanted = {self.tensor_of(module).name: module for module in modules}
+        for tensor in gguf.GGUFReader(self.path).tensors:
+            if tensor.name in wanted:
+                yield wanted[tensor.name], torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy())
+
     def types(self) -> dict[str, int]:
         """Return {quantisation type: number of tensors}."""
         return dict(sorted(Counter(tensor.type for tensor in self.tensors.values()).items()))
+
+
+def served_gguf(checkpoint: Path) -> Path | None:
+    """Return the GGUF file of a checkpoint folder, which llama.cpp serves; None where it holds none."""
+    path = checkpoint / MODEL_FILE
+    return path if path.is_file() else None
 
 
 def read_gguf(path: Path) -> GGUFFile:

@@ -172,7 +172,7 @@ def import_model(
         else:
             copy_weights(source, target, trust_remote_code)
     else:
-        _dequantise_gguf(source, target, getattr(torch, dtype))
+        dequantise_gguf(source, target, getattr(torch, dtype))
     check_weights(target, source)
     if trust_remote_code:
         trust_code()
@@ -311,21 +311,45 @@ def copy_weights(source: Path, target: Path, with_code: bool) -> None:
     copy_description(source, target, with_code)
 
 
-def _dequantise_gguf(source: Path, target: Path, dtype: torch.dtype) -> None:
+def dequantise_gguf(source: Path, target: Path, dtype: torch.dtype) -> None:
+    """Write the model of a GGUF file as a dense checkpoint, with the tokenizer that the file describes.
+
+    Arguments and errors are those of `dequantise_gguf_weights`.
+    """
     import transformers
 
-    folder, name = str(source.parent), source.name
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name)
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=dtype)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name)
     except Exception as error:  # the reader raises whatever its damaged numbers lead to
+        raise ValueError(f"{source} cannot be read as a GGUF model ({error}); fetch it again") from error
+    dequantise_gguf_weights(source, target, dtype)
+    tokenizer.save_pretrained(target)
+
+
+def dequantise_gguf_weights(source: Path, target: Path, dtype: torch.dtype) -> None:
+    """Write the weights of a GGUF file as a dense checkpoint without a tokenizer.
+
+    Args:
+        source: the file.
+        target: an existing folder without a checkpoint.
+        dtype: of the dense weights.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    import transformers
+
+    try:
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            str(source.parent), gguf_file=source.name, dtype=dtype
+        )
+    except Exception as error:  # as above
         raise ValueError(f"{source} cannot be read as a GGUF model ({error}); fetch it again") from error
     # Transformers keeps the GGUF quantiser on the model and then refuses to save it.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.save_pretrained(target)
-    tokenizer.save_pretrained(target)
 
 
 def load_structure(checkpoint: Path) -> Any:

@@ -7,6 +7,7 @@ evaluation; aird/reporting/evaluated_card.py adds them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -37,6 +38,14 @@ LOADING = (
     "```bash\nvllm serve {base} --enable-lora --max-lora-rank 1 --lora-modules aird=path/to/this/folder\n```\n\n"
     "then ask for the model `aird`.\n"
 )
+# A GGUF file stays as it is: llama.cpp adds the patch while it runs, and Transformers reads its decoded weights.
+LOADING_GGUF = (
+    "```bash\naird export --gguf path/to/this/folder adapter.gguf\nllama-server -m {base} --lora adapter.gguf\n```\n\n"
+    "or with Transformers, on the file's decoded weights:\n\n"
+    "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+    'base = AutoModelForCausalLM.from_pretrained("{folder}", gguf_file="{file}")\n'
+    'model = PeftModel.from_pretrained(base, "path/to/this/folder")\n```\n'
+)
 
 
 def patch_card(record: Mapping[str, Any], base: str, licence: str | None, merged: bool = False) -> str:
@@ -52,7 +61,9 @@ def patch_card(record: Mapping[str, Any], base: str, licence: str | None, merged
     made_by = method(settings["method"])
     if made_by.usage is None:
         tags, title, introduction, facts = _rank_one(record, made_by, base, merged)
-        limits, heading, use = LIMITS, "How to load it", LOADING.format(base=base)
+        path = Path(base)
+        loading = LOADING_GGUF if path.suffix.lower() == ".gguf" else LOADING
+        limits, heading, use = LIMITS, "How to load it", loading.format(base=base, folder=path.parent, file=path.name)
     else:
         tags, title, introduction, facts = _baseline(settings, made_by, base)
         limits, heading, use = LIMITS_OF_A_BASELINE, "How to use it", made_by.usage.format(base=base, **settings)

@@ -15,6 +15,7 @@ ROUNDING = {
     "awq": "{weight_bits}-bit AWQ",
     "fp8": "rounding to FP8",
     "bitsandbytes": "bitsandbytes {variant}",
+    "gguf": "GGUF {type}",
     "given": "a ready-made checkpoint",
 }
 METHODS = {

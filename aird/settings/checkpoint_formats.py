@@ -47,6 +47,22 @@ READ = (
     Format("GGUF: Q4_0 to Q8_0, K-quants, i-quants", "a `*.gguf` file", "gguf, through Transformers", DEQUANTISED),
 )
 
+# By `model_type`: what llama.cpp's converter writes and Transformers reads back. Each weight is compared when a model is
+# converted.
+GGUF_MODELS = (
+    "falcon",
+    "gemma2",
+    "gemma3_text",
+    "llama",
+    "mistral",
+    "nemotron",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "stablelm",
+    "starcoder2",
+)
+
 PACKINGS = ("pack-quantized", "int-quantized", "float-quantized", "nvfp4-pack-quantized", "mxfp4-pack-quantized")
 
 _CONVERT = "convert the original with llm-compressor, which writes compressed-tensors"

@@ -35,7 +35,7 @@ class CalibrationSettings(Settings):
 
 
 class RecipeSettings(Settings):
-    """Base of all recipes. They leave embeddings, biases and the output head as they are, and norms but for AWQ."""
+    """Base of all recipes. They leave embeddings and the output head as they are but for GGUF, norms but for AWQ."""
 
     @property
     def needs_calibration(self) -> bool:
@@ -43,8 +43,12 @@ class RecipeSettings(Settings):
         return "calibration" in type(self).model_fields
 
     @property
-    def needs_environment(self) -> bool:
-        """Whether the recipe runs in GPTQModel's own environment."""
+    def environment(self) -> str | None:
+        """Name of the Python environment of its own that the recipe runs in; None where it needs none."""
+        return None
+
+    def holds_gguf(self, model: str) -> bool:
+        """Return whether the checkpoint of a model holds a GGUF file, which llama.cpp serves."""
         return False
 
     @property
@@ -60,6 +64,11 @@ class RecipeSettings(Settings):
     @property
     def rescales_norms(self) -> bool:
         """Whether the norms inside the decoder blocks change with the matrices that read them."""
+        return False
+
+    @property
+    def rounds_embeddings(self) -> bool:
+        """Whether embeddings and the output head are rounded too."""
         return False
 
     @property
@@ -208,9 +217,9 @@ class OptimumGPTQ(GPTQ):
     recipe: Literal["optimum_gptq"] = "optimum_gptq"  # type: ignore[assignment]  # another value of the same key
 
     @property
-    def needs_environment(self) -> bool:
+    def environment(self) -> str | None:
         """GPTQModel wants newer versions of torch and Transformers."""
-        return True
+        return "gptq"
 
 
 class AWQ(FourBitSettings):
@@ -262,6 +271,51 @@ class BitsAndBytes(RecipeSettings):
         return f"bitsandbytes-{self.variant}"
 
 
+class GGUF(RecipeSettings):
+    """Convert to GGUF and quantise by llama.cpp's own code, embeddings and the output head included.
+
+    The checkpoint holds the file, and its decoded weights for all that reads weights. There is no importance
+    matrix, so types that need one (IQ1, IQ2, IQ3) are not offered.
+    """
+
+    recipe: Literal["gguf"] = "gguf"
+    type: Literal[
+        "Q2_K",
+        "Q3_K_S",
+        "Q3_K_M",
+        "Q3_K_L",
+        "Q4_0",
+        "Q4_1",
+        "Q4_K_S",
+        "Q4_K_M",
+        "Q5_0",
+        "Q5_1",
+        "Q5_K_S",
+        "Q5_K_M",
+        "Q6_K",
+        "Q8_0",
+        "IQ4_NL",
+        "IQ4_XS",
+    ] = Field(
+        description="llama.cpp's name of the mixture of types. Of matrices whose columns are no multiple of 256, "
+        "K-quants and IQ4_XS are replaced by a larger type, as llama.cpp does."
+    )
+
+    @property
+    def environment(self) -> str | None:
+        """llama.cpp's quantiser and converter."""
+        return "gguf"
+
+    @property
+    def rounds_embeddings(self) -> bool:
+        """As llama.cpp does."""
+        return True
+
+    def holds_gguf(self, model: str) -> bool:
+        """Return that it does."""
+        return True
+
+
 class Given(RecipeSettings):
     """Import a compressed checkpoint that somebody else made, and measure it as it is (docs/checkpoints.md).
 
@@ -277,6 +331,6 @@ class Given(RecipeSettings):
 
 
 CompressionSettings = Annotated[
-    Magnitude | Wanda | SparseGPT | RoundToNearest | GPTQ | OptimumGPTQ | AWQ | FP8 | BitsAndBytes | Given,
+    Magnitude | Wanda | SparseGPT | RoundToNearest | GPTQ | OptimumGPTQ | AWQ | FP8 | BitsAndBytes | GGUF | Given,
     Field(discriminator="recipe"),
 ]

@@ -278,7 +278,7 @@ def test_optimum_gptq_in_its_own_environment(
 ) -> None:
     """Real GPTQModel's integers are those that Transformers computes with, and closer than rounding for its inputs."""
     settings = OptimumGPTQ(group_size=group_size, calibration=CALIBRATION)
-    with pytest.raises(ValueError, match="needs the Python of an environment with optimum"):
+    with pytest.raises(ValueError, match="needs the Python of the environment gptq"):
         compress(original, tmp_path / "none", settings, calibration)
     python = Path(os.environ["AIRD_GPTQ_PYTHON"])
     measurements = compress(original, tmp_path / "gptq", settings, calibration, python)

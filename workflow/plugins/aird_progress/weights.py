@@ -18,6 +18,7 @@ WEIGHTS = {
     "prompt_set": 1.0,
     "vllm_environment": 67.0,
     "gptq_environment": 67.0,
+    "gguf_environment": 15.0,
     "import_model": 37.0,
     "import_source_model": 37.0,
     "import_judge": 60.0,
@@ -51,6 +52,7 @@ WEIGHTS = {
 FETCHING = {
     "vllm_environment",
     "gptq_environment",
+    "gguf_environment",
     "import_model",
     "import_source_model",
     "import_judge",

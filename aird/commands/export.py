@@ -1,0 +1,54 @@
+"""`aird export`: write a patch in the format of another program."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from aird.commands.evaluate import check_adapter
+from aird.commands.inputs import open_model_folder
+
+SUMMARY = "write a patch for llama.cpp: a GGUF LoRA"
+DESCRIPTION = """\
+Write a patch as a GGUF file that llama.cpp, and what is built on it, loads beside the GGUF model that it repairs.
+
+Every matrix that the patch edits is looked for in the GGUF model. It must be there under llama.cpp's name, with the
+same numbers in the same order as in its decoded form; otherwise nothing is written."""
+EPILOG = """\
+examples:
+  aird patch original model-Q4_K_M.gguf --harmful harmful.txt --harmless harmless.txt --output adapter
+  aird export --gguf adapter adapter.gguf
+  llama-server -m model-Q4_K_M.gguf --lora adapter.gguf
+  aird export --gguf adapter adapter.gguf --base model-Q8_0.gguf
+      (the patch was made for another form of the model: measure it on this one)
+
+common errors:
+  "holds no GGUF file": the patch was made for another format; name the GGUF model with --base"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("patch", type=Path, help="the adapter folder that `aird patch` wrote")
+    parser.add_argument("output", type=Path, help="the file to write")
+    parser.add_argument("--gguf", action="store_true", required=True, help="as a GGUF LoRA (the only format so far)")
+    parser.add_argument("--base", metavar="MODEL", help="the GGUF model (default: what the patch was made for)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the command."""
+    from aird.models.gguf_file import read_gguf, served_gguf
+    from aird.patching.gguf_adapter import write_gguf_adapter
+    from aird.support.files import read_json
+
+    check_adapter("PATCH", arguments.patch)
+    base = arguments.base or read_json(arguments.patch / "adapter_config.json").get("base_model_name_or_path")
+    if not base:
+        raise ValueError(f"{arguments.patch} does not say what it was made for; name the GGUF model with --base")
+    model = open_model_folder(base, arguments.trust_remote_code)
+    file = served_gguf(model.folder)
+    if file is None:
+        raise ValueError(f"{base} holds no GGUF file, which llama.cpp needs; name the GGUF model with --base")
+    modules = write_gguf_adapter(arguments.patch, model.folder, read_gguf(file), arguments.output)
+    print(f"  edits           {', '.join(modules[:4])}{' ...' if len(modules) > 4 else ''}")
+    print(f"  written to      {arguments.output}")
+    print(f"  use it          llama-server -m {base if model.source.is_file() else file} --lora {arguments.output}")

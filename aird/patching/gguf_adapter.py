@@ -1,0 +1,64 @@
+"""A patch as a GGUF LoRA, which llama.cpp adds to a GGUF model while it runs.
+
+Format: `general.type` is "adapter" and `adapter.type` "lora"; each edited tensor NAME of the model has NAME.lora_a
+[rank, d_in] and NAME.lora_b [d_out, rank]. llama.cpp adds alpha / rank x B A, as PEFT does.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from aird.models.gguf_file import GGUFFile
+from aird.models.matrices import dense_matrix
+from aird.patching.adapters import load_adapter
+from aird.support.files import atomic_file
+
+
+def write_gguf_adapter(adapter: Path, checkpoint: Path, model: GGUFFile, output: Path) -> list[str]:
+    """Write a LoRA adapter as a GGUF file.
+
+    Args:
+        adapter: a PEFT adapter folder, plain LoRA of any rank.
+        checkpoint: the decoded checkpoint of the GGUF model, in Transformers' names and order of rows.
+        model: the GGUF model.
+        output: the file to write; it appears when it is complete.
+
+    Returns:
+        the edited modules, in Transformers' names.
+
+    Raises:
+        ValueError: the adapter is no plain LoRA, fits other shapes, or edits a matrix that llama.cpp has no name for,
+            or whose rows or columns it holds in another order.
+    """
+    import gguf
+
+    updates = {update.module: update for update in load_adapter(adapter)}
+    writer = gguf.GGUFWriter(None, model.architecture)
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    (rank,) = {update.down.shape[0] for update in updates.values()}
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(rank))  # the updates hold their scale
+    for module, matrix in model.matrices(updates):
+        decoded, update = dense_matrix(checkpoint, module), updates[module]
+        shape = (update.up.shape[0], update.down.shape[1])
+        if tuple(matrix.shape) != shape:
+            raise ValueError(
+                f"{adapter} is for another model: it adds {list(shape)} to {module}, which is {list(matrix.shape)} "
+                f"in {model.path}"
+            )
+        if not torch.equal(matrix.to(decoded.dtype), decoded):
+            raise ValueError(
+                f"{model.path} holds the rows or columns of {module} in another order than Transformers, so a GGUF "
+                "LoRA cannot edit it; merge the patch and convert the merged checkpoint to GGUF"
+            )
+        name = model.tensor_of(module).name
+        writer.add_tensor(f"{name}.lora_a", update.down.contiguous().numpy())
+        writer.add_tensor(f"{name}.lora_b", update.up.contiguous().numpy())
+    with atomic_file(output) as temporary:
+        writer.write_header_to_file(temporary)
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return list(updates)
