@@ -104,7 +104,7 @@ def test_bisection_takes_few_passes_and_chooses_what_all_passes_would() -> None:
         choice = search_strength(damage_that_grows, ladder, aim)
         assert len(choice.trials) == 3
         assert choice.strength == choose_strength([damage_that_grows(each) for each in ladder], aim).strength
-            assert choice.trials[0].strength == 0.85
+        assert choice.trials[0].strength == 0.85
     assert search_strength(damage_that_grows, ladder[::-1], LOST) == search_strength(damage_that_grows, ladder, LOST)
 
 
