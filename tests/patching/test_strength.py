@@ -58,7 +58,12 @@ def first_within_the_budgets(rows: Sequence[Row], aim: Aim) -> float | None:
         # None brings back enough answers, nor does the unpatched checkpoint: the nearest.
         (REFUSES_ALL, [(0.5, 0.65, 0.20, 0.1), (1.0, 0.66, 0.12, 0.1)], 1.0, None),
         # Exactly at the bounds, where 0.7 + 0.1 is below 0.8.
-        (Aim(0.7, 0.7, Trial(0, 0.2, 0.7), 0.1, 0.1, 0.1, 0.2), [(1.0, 0.8, 0.8, 0.2), (0.5, 0.6, 0.7, 0.1)], 0.5, None),
+        (
+            Aim(0.7, 0.7, Trial(0, 0.2, 0.7), 0.1, 0.1, 0.1, 0.2),
+            [(1.0, 0.8, 0.8, 0.2), (0.5, 0.6, 0.7, 0.1)],
+            0.5,
+            None,
+        ),
         (LOST, [], 0, None),
     ],
 )
