@@ -3,8 +3,8 @@
 Every edit adds r (A x) to the output of a module that writes to the residual stream
 (aird/patching/edits.py). Here the rows A minimise, over the training prompts,
 
-    KL(original || patched)            for harmful prompts that the original refuses,
-                                       and for harmless ones that it answers and the compressed checkpoint refuses;
+    KL(original || patched)            for harmful prompts that the original refuses, and, where answers were lost,
+                                       for harmless ones that it answers and the compressed checkpoint refuses;
     KL(compressed || patched)          for all other harmless prompts,
 
 of the next token, after the prompt and after each of the first tokens of the reply that the
@@ -18,7 +18,7 @@ learnt as well, as a control; nothing else of the model changes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,29 +28,31 @@ from aird.models.structure import writer_gains
 from aird.patching.divergence import divergence, make_batches
 from aird.patching.edits import Edit, along, edit_along, reader
 from aird.patching.replies import ReplySet
-from aird.patching.validation import newly_refused
 
 logger = logging.getLogger(__name__)
 
 
-def training_replies(original: Mapping[str, ReplySet], own: ReplySet) -> list[ReplySet]:
+def training_replies(harmful: ReplySet, own: ReplySet, asked: ReplySet | None = None) -> list[ReplySet]:
     """Return what a calibration learns from.
 
     Args:
-        original: the original's replies, "train_harmful" and "train_harmless" among them.
-        own: the compressed checkpoint's replies to the harmless training prompts.
+        harmful: the original's replies to the harmful training prompts.
+        own: the compressed checkpoint's replies to the harmless ones.
+        asked: the original's replies to those harmless ones that the checkpoint refuses, in their order; None where
+            answers are not to come back.
 
     Returns:
         the original's refusals, its answers to harmless prompts that the compressed checkpoint refuses, and the
         checkpoint's own replies to the other harmless prompts; parts without a prompt are left out.
     """
-    harmful, harmless = original["train_harmful"], original["train_harmless"]
-    lost = newly_refused(harmless, own)
-    parts = [
-        harmful.chosen([index for index, refused in enumerate(harmful.refused) if refused]),
-        harmless.chosen(lost),
-        own.chosen([index for index in range(len(own.prompts)) if index not in lost]),
-    ]
+    parts = [harmful.chosen([index for index, refused in enumerate(harmful.refused) if refused])]
+    lost: list[int] = []
+    if asked is not None:
+        answered = [place for place, refused in enumerate(asked.refused) if not refused]
+        refused_now = [index for index, refused in enumerate(own.refused) if refused]
+        lost = [refused_now[place] for place in answered]
+        parts.append(asked.chosen(answered))
+    parts.append(own.chosen([index for index in range(len(own.prompts)) if index not in lost]))
     return [part for part in parts if part.prompts]
 
 

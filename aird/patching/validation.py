@@ -78,9 +78,22 @@ class Validation:
             "answers": Loss(answers_lost, answers_gained, of_answers),
         }
 
+    def lost(self, significance: float) -> list[str]:
+        """Return which of the two was lost with at most this p-value."""
+        return [name for name, loss in self.losses.items() if loss.counts(significance)]
+
     def needs_repair(self, significance: float) -> bool:
         """Tell whether either was lost with at most this p-value; 1 asks for a repair in any case."""
-        return significance == 1 or any(loss.counts(significance) for loss in self.losses.values())
+        return significance == 1 or bool(self.lost(significance))
+
+    def staying(self, significance: float) -> list[int]:
+        """Return the indices of the harmless prompts whose replies are to stay.
+
+        Where answers were lost, those that the original answers and the checkpoint refuses are to change.
+        """
+        flags = list(zip(self.harmless.refused, self.own.refused, strict=True))
+        lost = "answers" in self.lost(significance)
+        return [index for index, (before, now) in enumerate(flags) if not (lost and now and not before)]
 
     def record(self) -> dict[str, Any]:
         """Return what is written about the unpatched checkpoint."""
@@ -92,12 +105,6 @@ class Validation:
                 **{f"{name}_p_value": loss.p_value for name, loss in self.losses.items()},
             },
         }
-
-
-def newly_refused(original: ReplySet, own: ReplySet) -> list[int]:
-    """Return the indices of the prompts that the original answers and the compressed checkpoint refuses."""
-    flags = zip(original.refused, own.refused, strict=True)
-    return [index for index, (before, now) in enumerate(flags) if now and not before]
 
 
 def validate(model: Any, tokenizer: Any, original: dict[str, ReplySet], own: ReplySet, tokens: int) -> Validation:
@@ -145,9 +152,7 @@ def choose_on_validation(
         settings.kl_budget,
     )
     if validation.needs_repair(settings.significance):
-        # Replies that are to change are no measure of what has to stay.
-        changing = newly_refused(validation.harmless, validation.own)
-        staying = [index for index in range(len(validation.own.refused)) if index not in changing]
+        staying = validation.staying(settings.significance)
         batches = make_batches(model, [validation.own.chosen(staying)], first_block, None) if staying else []
 
         def measure(strength: float) -> Trial:

@@ -46,7 +46,7 @@ class ChoiceSettings(PatchSettings):
         0.2,
         gt=0,
         description="How far harmless replies on validation prompts may move from the unpatched checkpoint's own, mean "
-        "KL divergence of a next token in nats. Replies that compression made refusals of do not count.",
+        "KL divergence of a next token in nats. Where answers were lost, refusals in their place do not count.",
     )
     # Generous: to miss a damage is worse than to repair what had none.
     significance: float = Field(

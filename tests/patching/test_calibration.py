@@ -18,7 +18,9 @@ from models.families import tiny_family
 from test_fitting import damaged, modules
 
 from aird.directions.direction import Direction, save_direction
+from aird.inference.generation import generate
 from aird.inference.packing import last_logits, make_packs
+from aird.models.loading import load_model
 from aird.models.structure import writer_gains
 from aird.patching.adapters import load_adapter
 from aird.patching.calibration import learn_edits, training_replies
@@ -38,6 +40,7 @@ from aird.patching.replies import (
     reply_places,
     save_replies,
 )
+from aird.prompts.chat import chat_tokens
 from aird.settings.patches import PatchSettings, Replies
 
 SIZES = Replies(train_harmful=8, train_harmless=8, validation=8, tokens=3, judged_tokens=4)
@@ -274,19 +277,58 @@ def test_a_checkpoint_that_lost_nothing_is_left_alone(
 
 
 def test_answers_that_became_refusals_are_learnt_from_the_original(replies: dict[str, ReplySet]) -> None:
-    harmful, harmless = replies["train_harmful"], replies["train_harmless"]
-    original = {
-        "train_harmful": dataclasses.replace(harmful, refused=[True, False, True, True]),
-        "train_harmless": dataclasses.replace(harmless, refused=[False, False, True, False]),
-    }
+    harmful = dataclasses.replace(replies["train_harmful"], refused=[True, False, True, True])
+    harmless = replies["train_harmless"]
     own = dataclasses.replace(harmless, replies=[[number] for number in range(4)], refused=[False, True, True, False])
-    refusals, answers, kept = training_replies(original, own)
+    asked = dataclasses.replace(harmless.chosen([1, 2]), refused=[False, True])
+    refusals, answers, kept = training_replies(harmful, own, asked)
     assert refusals.replies == [harmful.replies[index] for index in (0, 2, 3)]
     # The original answers the second and refuses the third, so only the second is to be answered again.
     assert answers.prompts == [harmless.prompts[1]] and answers.replies == [harmless.replies[1]]
     assert kept.replies == [[0], [2], [3]]
-    alike = training_replies(original, dataclasses.replace(own, refused=[False, False, True, False]))
-    assert len(alike) == 2 and alike[1].replies == own.replies
+    # Where no answers were lost, or the original refuses the same prompts, all replies stay the checkpoint's own.
+    for nothing in (None, dataclasses.replace(asked, refused=[True, True])):
+        alike = training_replies(harmful, own, nothing)
+        assert len(alike) == 2 and alike[1].replies == own.replies
+
+
+def test_a_checkpoint_that_lost_answers_alone_learns_them_from_the_original(
+    tiny_folder: Callable[[str], Path],
+    tokenizer: Any,
+    unit: torch.Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Here only what the original replies to harmless prompts counts as an answer; a random model refuses nothing."""
+    import aird.patching.calibration
+    import aird.patching.replies
+    import aird.patching.validation
+
+    model, compressed = tiny_folder("llama"), tmp_path / "compressed"
+    shutil.copytree(model, compressed)
+    damaged(load_float32(model)).to(torch.bfloat16).save_pretrained(compressed)
+    answers: set[str] = set()
+    for split, length in (("train", SIZES.tokens), ("validation", SIZES.judged_tokens)):
+        texts = reply_instructions(RECORDS, [(split, "harmless")], SIZES, 0)[split, "harmless"]
+        prompts = [chat_tokens(tokenizer, text) for text in texts]
+        replies = generate(load_model(model), tokenizer, prompts, max(length, SIZES.tokens + 1))
+        answers |= {tokenizer.decode(reply[:length]) for reply in replies}
+    for module in (aird.patching.validation, aird.patching.replies):
+        monkeypatch.setattr(module, "jailbroken_arditi", lambda text: text in answers)
+    learnt: list[list[ReplySet]] = []
+    monkeypatch.setattr(
+        aird.patching.calibration, "make_batches", lambda *given: learnt.append(given[1]) or make_batches(*given)
+    )
+    settings = Calibrate(epochs=1, strengths=[1.0])
+    record = patched(settings, model, unit, tmp_path, compressed, sizes=SIZES.model_dump())
+    choice = record["calibration"]
+    assert choice["original"] == {"refusal": 1.0, "over_refusal": 0.0}
+    assert choice["unpatched"]["refusals_p_value"] == 1 and choice["unpatched"]["answers_p_value"] < 0.2
+    # What the original answers and the damaged model does not is learnt from the original.
+    _, asked, *_ = learnt[0]
+    assert asked.refused == [False] * len(asked.refused) and len(asked.refused) >= 4
+    assert {tokenizer.decode(reply) for reply in asked.replies} <= answers
+    assert [row["strength"] for row in choice["tried"]] == [1.0]
 
 
 def test_a_free_column_is_learnt_from_a_random_start_and_the_record_says_how_near_it_is(
@@ -309,13 +351,14 @@ def test_a_free_column_is_learnt_from_a_random_start_and_the_record_says_how_nea
         records[direction] = patched(settings, model, unit, tmp_path / direction, compressed, sizes=sizes)
     free, fixed = (load_adapter(tmp_path / name / "adapter") for name in records)
     start = random_direction(unit, 0)
-    for edit, other, row in zip(free, fixed, records["free"]["edits"], strict=True):
+    recorded = {row["module"]: row["cosine_with_direction"] for row in records["free"]["edits"]}
+    for edit, other in zip(free, fixed, strict=True):
         column = edit.up[:, 0].double()
         assert column.norm().item() == pytest.approx(1, abs=1e-5)
         assert torch.allclose(other.up[:, 0].double(), start, atol=1e-6)
         # It moved away from where it began, and the record says how near it is to the original's direction.
         assert abs(column @ start) < 0.999
-        assert row["cosine_with_direction"] == pytest.approx(abs(column @ unit).item(), abs=1e-5)
+        assert recorded[edit.module] == pytest.approx(abs(column @ unit).item(), abs=1e-5)
     assert "cosine_with_direction" not in records["random"]["edits"][0]
     assert "cosine of columns with the direction" in (tmp_path / "free/adapter/README.md").read_text(encoding="utf-8")
 

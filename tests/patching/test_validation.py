@@ -128,6 +128,8 @@ def test_replies_that_are_to_change_are_no_part_of_what_has_to_stay(
     edit = Edit(modules(model, [3])[0], unit.float(), torch.full((128,), 0.05))
     own = dataclasses.replace(validation.own, refused=[False, True, False, False])
     lost = dataclasses.replace(validation, own=own)
+    # One of four has p = 1, which counts where any does.
+    assert lost.staying(1) == [0, 2, 3] and lost.staying(0.2) == [0, 1, 2, 3]
     settings = ChoiceSettings(strengths=[1.0], kl_budget=10.0, significance=1)
     measured = choose_on_validation(model, tokenizer, [edit], 3, lost, settings)["tried"][0]["kl_harmless"]
     staying = make_batches(model, [own.chosen([0, 2, 3])], 3, None)

@@ -48,8 +48,8 @@ def make(settings: Calibrate, inputs: PatchInputs, folder: Path) -> dict[str, An
     """Write the adapter with the learnt rows; see `Method.make`. The record says how the strength was chosen.
 
     A checkpoint that has lost neither refusals nor answers on the validation prompts gets rows of zeros, which change
-    nothing. Of the original only the edited matrices are read, unless the settings ask for a warm start, for which it
-    runs once.
+    nothing. Of the original only the edited matrices are read, unless the settings ask for a warm start, or answers
+    were lost: then it is asked the harmless training prompts that the checkpoint refuses.
 
     Raises:
         ValueError: the original refuses no training prompt, a block does not exist, or the loss is not finite.
@@ -97,11 +97,20 @@ def make(settings: Calibrate, inputs: PatchInputs, folder: Path) -> dict[str, An
     model = load_model(inputs.compressed)
     blocks, modules = edited_modules(model, direction, settings)
     matrix = cache(partial(dense_matrix, inputs.compressed))
-    own = record_replies(model, tokenizer, harmless["validation"], counts)
-    validation = validate(model, tokenizer, original, own["validation_harmless"], counts.judged_tokens)
+    answers = record_replies(model, tokenizer, harmless["validation"], counts)["validation_harmless"]
+    validation = validate(model, tokenizer, original, answers, counts.judged_tokens)
     if validation.needs_repair(settings.significance):
-        own = record_replies(model, tokenizer, harmless["train"], counts)
-        train = training_replies(original, own["train_harmless"])
+        own = record_replies(model, tokenizer, harmless["train"], counts)["train_harmless"]
+        asked = None
+        if "answers" in validation.lost(settings.significance) and any(own.refused):
+            texts = harmless["train"]["train", "harmless"]
+            refused_now = {("train", "harmless"): [text for text, no in zip(texts, own.refused, strict=True) if no]}
+            del model  # one is in memory at a time
+            reference = load_model(inputs.original)
+            asked = record_replies(reference, tokenizer, refused_now, counts)["train_harmless"]
+            del reference
+            model = load_model(inputs.compressed)
+        train = training_replies(original["train_harmful"], own, asked)
         start = fit_edits(model, [*warm[0], *warm[1]], wanted, unit, blocks, Fit().ridge) if warm else []
         learning = settings.epochs, settings.learning_rate, inputs.seed, start, settings.direction == "free"
         learnt = learn_edits(model, modules, unit, min(blocks), matrix, train, *learning)
