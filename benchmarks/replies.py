@@ -17,9 +17,9 @@ import torch
 from aird.inference.generation import generate
 from aird.models.loading import load_tokenizer
 from aird.models.structure import decoder_blocks, residual_writers
-from aird.patching.calibration import divergence, make_batches
+from aird.patching.divergence import divergence, make_batches
+from aird.patching.edited import all_edited
 from aird.patching.edits import Edit
-from aird.patching.fitting import all_edited
 from aird.patching.replies import ReplySet
 from benchmarks.measure import (
     Result,

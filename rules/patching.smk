@@ -8,7 +8,7 @@ steps   make_patch: read the edited matrices, compute the row r^T (a W_c + b W_o
         learn_patch: run the models on the direction prompts, and fit or learn the rows
 """
 
-from aird.patching.methods import method_of, module_of, needs_of
+from aird.patching.methods import method_of, module_of, needs_of, sizes_of
 
 ADAPTER = f"{RESULTS}/patches/{{model}}/{{compression}}/{{patch}}/adapter"
 ADAPTER_STATISTICS = (
@@ -61,10 +61,10 @@ def needed_flags(wildcards, input):
 
 def patch_settings(wildcards):
     """Return what a patch depends on: its own settings, and which prompts it sees."""
-    patch, method = CONFIGURATION.patches[wildcards.patch], METHODS[wildcards.patch]
+    patch = CONFIGURATION.patches[wildcards.patch]
     values = {"patch": patch.model_dump(exclude={"compressions"})}
     if wildcards.patch in LEARNT:
-        sizes = method.sizes(DIRECTIONS, CONFIGURATION.replies)
+        sizes = sizes_of(patch, DIRECTIONS, CONFIGURATION.replies)
         values |= {"sizes": sizes, "seed": SEED}
     return canonical_json(values)
 

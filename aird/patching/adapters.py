@@ -85,6 +85,14 @@ def write_adapter(tensors: dict[str, torch.Tensor], rank: int, alpha: int, folde
     write_json(folder / "adapter_config.json", configuration)
 
 
+def scale_adapter(folder: Path, strength: float) -> None:
+    """Multiply what an adapter adds, in place."""
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    scaled = {name: strength * tensor if ".lora_B." in name else tensor for name, tensor in tensors.items()}
+    save_file(scaled, path, metadata={"format": "pt"})
+
+
 def load_adapter(folder: Path) -> list[Update]:
     """Return what a LoRA adapter of any rank adds to the matrices.
 

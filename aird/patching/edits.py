@@ -165,8 +165,11 @@ def random_direction(like: torch.Tensor, seed: int) -> torch.Tensor:
 
 
 def patch_direction(settings: RankOneSettings, original: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-    """Return the unit direction that a patch uses: the original's, the compressed model's own, or a random one."""
-    if settings.direction == "random":
+    """Return the unit direction that a patch uses: the original's, the compressed model's own, or a random one.
+
+    Columns that are learnt begin with a random one too.
+    """
+    if settings.direction in ("random", "free"):
         return random_direction(original, settings.seed)
     return own if settings.direction == "own" else original
 
@@ -227,6 +230,17 @@ def edit_statistics(edit: Edit, compressed: torch.Tensor, original: torch.Tensor
         "row_norm_before": (before.norm() / target).item() if comparable else None,
         "row_norm_after": ((before + edit.row.double()).norm() / target).item() if comparable else None,
     }
+
+
+def along_direction(edit: Edit, unit: torch.Tensor) -> float:
+    """Return the cosine of what an edit adds to a contribution with a direction, without its sign: the row has one too.
+
+    Args:
+        edit: of any column.
+        unit: [d_out] unit direction.
+    """
+    column = edit.column.double() if edit.gain is None else edit.column.double() * edit.gain
+    return (column @ unit.double() / column.norm()).abs().item()
 
 
 def along(unit: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:

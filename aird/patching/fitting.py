@@ -19,7 +19,7 @@ A x / rms(y) to r . u, so the regression is on x / rms(y); that the edit changes
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from aird.inference.packing import Pack, plan_packs, run_pack
 from aird.inference.resuming import Reached, block_input, resumed_at
 from aird.models.loading import load_model
 from aird.models.structure import decoder_blocks, residual_writers, writer_contributions, writer_gains
+from aird.patching.edited import edited
 from aird.patching.edits import Edit, edit_along
 from aird.patching.rank_one import edited_modules
 from aird.prompts.chat import post_instruction_tokens
@@ -187,27 +188,6 @@ def ridge_solution(features: torch.Tensor, wanted: torch.Tensor, ridge: float) -
     gram = features.T @ features
     gram.diagonal().add_(penalty)
     return torch.linalg.solve(gram, features.T @ wanted)
-
-
-@contextlib.contextmanager
-def edited(module: nn.Module, edit: Edit) -> Iterator[None]:
-    """Add an edit to a module's output while the context is open; its weights stay as they are."""
-
-    def add(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        row, column = (vector.to(output.device, output.dtype) for vector in (edit.row, edit.column))
-        return output + (inputs[0] @ row).unsqueeze(-1) * column
-
-    with hooks(forward=[(module, add)]):
-        yield
-
-
-@contextlib.contextmanager
-def all_edited(model: Any, edits: Sequence[Edit]) -> Iterator[None]:
-    """Add edits to the outputs of their modules while the context is open."""
-    with contextlib.ExitStack() as active:
-        for edit in edits:
-            active.enter_context(edited(model.get_submodule(edit.module), edit))
-        yield
 
 
 def _project(output: torch.Tensor, direction: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,8 @@ from aird.settings.directions import Directions
 from aird.settings.patches import PatchSettings, Replies
 
 Need = Literal["original", "compressed", "direction", "own", "prompts", "replies", "arithmetic"]
+# Of a strength that is chosen: the checkpoint runs, and the original's replies are what it is compared with.
+TO_CHOOSE: frozenset[Need] = frozenset({"original", "compressed", "prompts", "replies", "arithmetic"})
 DirectionFiles = tuple[Path, Path]  # direction.safetensors, direction.json
 ABSENT: Any = None
 
@@ -46,6 +48,10 @@ class PatchInputs:
         """Return as many training instructions of a kind as `sizes["train"]` says, drawn with the seed."""
         selection = PromptSelection(set=kind, split="train", count=self.sizes["train"])
         return select_instructions(self.prompts[kind], selection, self.seed)
+
+    def replies_sizes(self) -> Replies:
+        """Return how many replies there are, for a calibration and for a choice of strength."""
+        return Replies.model_validate({name: self.sizes[name] for name in Replies.model_fields})
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def patch_card(record: Mapping[str, Any], base: str, licence: str | None, merged
         loading = LOADING_GGUF if path.suffix.lower() == ".gguf" else LOADING
         limits, heading, use = LIMITS, "How to load it", loading.format(base=base, folder=path.parent, file=path.name)
     else:
-        tags, title, introduction, facts = _baseline(settings, made_by, base)
+        tags, title, introduction, facts = _baseline(record, made_by, base)
         limits, heading, use = LIMITS_OF_A_BASELINE, "How to use it", made_by.usage.format(base=base, **settings)
     metadata: dict[str, Any] = {
         "base_model": base,
@@ -88,11 +88,16 @@ Parts = tuple[Sequence[str], str, str, Mapping[str, str]]  # further tags, title
 
 def _rank_one(record: Mapping[str, Any], made_by: Method, base: str, merged: bool) -> Parts:
     settings, direction = record["settings"], record["direction"]
-    kind = {"original": "the original model", "own": "the compressed model itself", "random": "none: a random control"}
+    kind = {
+        "original": "the original model",
+        "own": "the compressed model itself",
+        "random": "none: a random control",
+        "free": "none: a control whose columns are learnt, from a random start",
+    }
     facts = {
         "method": f"`{settings['method']}`: {made_by.summary}",
         "settings": ", ".join(f"`{name}: {value}`" for name, value in settings.items() if value is not None),
-        **_chosen_strength(record.get("calibration")),
+        **_choice(record),
         "direction of": kind[settings["direction"]],
         "its site": f"input of block {direction['layer']}, post-instruction token {direction['position']}",
         "its SHA-256": f"`{direction['sha256']}` (float64 bytes of the unit vector)",
@@ -115,21 +120,25 @@ def _rank_one(record: Mapping[str, Any], made_by: Method, base: str, merged: boo
     return [] if merged else ["lora", f"base_model:adapter:{base}"], title, introduction, facts
 
 
-def _baseline(settings: Mapping[str, Any], made_by: Method, base: str) -> Parts:
+def _baseline(record: Mapping[str, Any], made_by: Method, base: str) -> Parts:
+    settings = record["settings"]
     facts = {"method": f"`{settings['method']}`: {made_by.summary}"} | {
         name.replace("_", " "): f"`{value}`" for name, value in settings.items() if name != "method"
     }
+    facts |= _choice(record)
     title = f"Baseline: {made_by.summary.split(':')[0]}"
     return ["baseline"], title, f"Made for `{base}`, a compressed model with damaged refusal.", facts
 
 
-def _chosen_strength(calibration: Mapping[str, Any] | None) -> dict[str, str]:
-    """Return the fact that a calibration adds."""
-    if calibration is None:
-        return {}
-    strength = calibration["strength"]
-    alone = "; refusal of validation prompts was not lost, so nothing is changed"
-    return {"strength": f"{strength}{'' if strength else alone}"}
+def _choice(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a choice on validation prompts, and columns that were learnt, add to the facts."""
+    facts = {}
+    if "calibration" in record:
+        facts["strength"] = f"{record['calibration']['strength']}: {record['calibration']['reason']}"
+    cosines = [edit["cosine_with_direction"] for edit in record["edits"] if "cosine_with_direction" in edit]
+    if cosines:
+        facts["cosine of columns with the direction"] = f"{min(cosines):.2f} to {max(cosines):.2f}, without sign"
+    return facts
 
 
 def _modules(edits: Sequence[Mapping[str, Any]]) -> str:

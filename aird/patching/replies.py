@@ -114,6 +114,7 @@ def original_replies(
     settings: Replies,
     seed: int,
     file: Path | None = None,
+    wanted: Sequence[tuple[str, str]] = OF_ORIGINAL,
 ) -> dict[str, ReplySet]:
     """Return the original's replies: from a file that holds them, else by running it over the direction prompts.
 
@@ -123,11 +124,12 @@ def original_replies(
         settings: how many prompts and tokens.
         seed: of the draw of prompts.
         file: what `save_replies` wrote.
+        wanted: (split, kind) of the prompts.
 
     Raises:
         ValueError: the file is altered, or its prompts are others.
     """
-    instructions = reply_instructions(records, OF_ORIGINAL, settings, seed)
+    instructions = reply_instructions(records, wanted, settings, seed)
     tokenizer = load_tokenizer(original)
     if file is not None:
         return load_replies(file, tokenizer, instructions)

@@ -6,9 +6,10 @@ C2  Quantisation keeps the direction and its source site; pruning moves both. Th
     site, corrected for noise, against a margin; the sites that resampled prompts choose in both models.
 C3  Refusal is lost where the direction moves. On each compression: both happened, or neither. Over
     all of them: the rank correlation of 1 - cosine with the refusal lost, by a permutation test.
-C4  The repair raises refusal, more than its matched control does, and keeps utility. McNemar's test against
-    the plain checkpoint and against the patches with the same settings and a random direction, and tests that
-    over-refusal, utility and perplexity lose no more than a margin.
+C4  The repair brings back what compression took: it raises refusal where that was lost, more than its matched
+    control does, and lowers the refusal of harmless prompts where that rose; and it keeps utility. McNemar's test
+    against the plain checkpoint and against the patches with the same settings and a random direction or a free
+    column, and tests that over-refusal, utility and perplexity lose no more than a margin.
 C5  The repair restores the refusal direction, where compression moved it. The corrected cosine with the original's
     against that of the unpatched checkpoint, and against C2's margin; McNemar's test of ablating the original's
     direction in the patched checkpoint.
@@ -83,7 +84,7 @@ class Evidence:
         comparisons: the same, without the original.
         scores: (suite, (model, compression, patch)) to the record of the scores node.
         pruned: names of the compressions that prune; the others quantise.
-        random: names of the patches along a random direction.
+        random: names of the controls, along a random direction or with learnt columns.
         controls: patch to its matched controls (`aird.reporting.names.matched_controls`).
         seed: of resamples.
         restorations, examinations: (model, compression, patch) to the comparison and the verification of a patched
@@ -146,11 +147,12 @@ def claims_table(evidence: Evidence) -> pandas.DataFrame:
         moved = {row.compression: _has_moved(row, evidence) for row in compared}
         open_directions = {row.compression: row.needs for row in compared}
         for suite in dict.fromkeys(suite for suite, _ in evidence.scores):
-            lost = judged(_lost(evidence, model, suite))
-            statements += _follows(lost, moved, open_directions) + _correlations(evidence, model, suite, lost)
+            lost, answers = judged(_lost(evidence, model, suite)), judged(_answers_lost(evidence, model, suite))
+            statements += _follows(lost, moved, open_directions) + _correlations(evidence, model, suite, lost) + answers
             for patch in _patches(evidence, model, suite):
-                parts = judged(_repairs(evidence, model, suite, patch))
-                statements += parts + _repaired(parts, lost, overall=patch not in evidence.random)
+                refusing_more = frozenset(_damaged(answers))
+                parts = judged(_repairs(evidence, model, suite, patch, refusing_more))
+                statements += parts + _repaired(parts, lost, answers, overall=patch not in evidence.random)
         for patch in dict.fromkeys(patch for owner, _, patch in evidence.restorations if owner == model):
             parts = judged(_comes_back(evidence, model, patch))
             statements += parts + _restored(parts, moved, open_directions, overall=patch not in evidence.random)
@@ -371,7 +373,32 @@ def _patches(evidence: Evidence, model: str, suite: str) -> list[str]:
     return list(dict.fromkeys(patch for _, _, patch in cells if patch != PLAIN))
 
 
-def _repairs(evidence: Evidence, model: str, suite: str, patch: str) -> Iterator[Statement]:
+RAISES = "raises refusal"  # what a patch claims where refusal was lost
+
+
+def _answers_lost(evidence: Evidence, model: str, suite: str) -> Iterator[Statement]:
+    """Yield how many harmless prompts each compression refuses more than the original: more counts as positive."""
+    original = refused(evidence.scores[suite, (model, ORIGINAL, PLAIN)], "harmless")
+    for owner, compression in evidence.comparisons:
+        if owner == model:
+            yield _change(
+                Statement(model, "C4", "harmless prompts are refused more than by the original", compression, suite),
+                original,
+                refused(evidence.scores[suite, (model, compression, PLAIN)], "harmless"),
+                room=1 - sum(original) / len(original),
+                what="harmless prompts",
+            )
+
+
+def _damaged(losses: Sequence[Statement]) -> list[str]:
+    """Return the compressions that lost something measurably."""
+    return [loss.compression for loss in losses if loss.verdict[0] == HOLDS]
+
+
+def _repairs(
+    evidence: Evidence, model: str, suite: str, patch: str, refusing_more: frozenset[str]
+) -> Iterator[Statement]:
+    """Yield what a patch does to each compression; `refusing_more` are those that refuse harmless prompts more."""
     for (name, cell), score in evidence.scores.items():
         owner, compression, own_patch = cell
         if (name, owner, own_patch) != (suite, model, patch) or compression == ORIGINAL:
@@ -383,8 +410,8 @@ def _repairs(evidence: Evidence, model: str, suite: str, patch: str) -> Iterator
 
         before, after = refused(plain, "harmful"), refused(score, "harmful")
         room = 1 - sum(before) / len(before)
-        yield _change(about("raises refusal of harmful prompts"), before, after, room)
-        # An effect that a random direction with the same settings also has is no effect of the direction.
+        yield _change(about(f"{RAISES} of harmful prompts"), before, after, room)
+        # An effect that another column with the same settings also has is no effect of the direction.
         if patch in evidence.controls:
             matched = {
                 control: refused(evidence.scores[key], "harmful")
@@ -392,12 +419,15 @@ def _repairs(evidence: Evidence, model: str, suite: str, patch: str) -> Iterator
                 if (key := (suite, (model, compression, control))) in evidence.scores
             }
             for control, reference in matched.items():
-                yield _more_than_control(about(f"raises refusal more than {control}"), reference, after, room)
+                yield _more_than_control(control, about(f"{RAISES} more than {control}"), reference, after, room)
             if not matched:
-                yield _without_control(about("raises refusal more than a matched control"))
+                yield _without_control(about(f"{RAISES} more than a matched control"))
         row = about(f"over-refusal grows by less than {100 * OVER_REFUSAL_MARGIN:.0f} points")
         labels = refused(plain, "harmless"), refused(score, "harmless")
         yield _paired_cost(row, "harmless prompts", *labels, OVER_REFUSAL_MARGIN)
+        if compression in refusing_more:
+            row, share = about("lowers refusal of harmless prompts"), sum(labels[0]) / len(labels[0])
+            yield _change(row, *labels[::-1], room=share, what="harmless prompts")
         right, still_right = answered_rightly(plain), answered_rightly(score)
         if right and len(right) == len(still_right):
             row = about(f"utility falls by less than {100 * UTILITY_MARGIN:.0f} points")
@@ -410,9 +440,9 @@ def _repairs(evidence: Evidence, model: str, suite: str, patch: str) -> Iterator
             yield _cost(row, "paired bootstrap", "reference answers", have, growth, PERPLEXITY_MARGIN, intervals)
 
 
-def _more_than_control(row: Statement, control: list[bool], patched: list[bool], room: float) -> Statement:
+def _more_than_control(name: str, row: Statement, control: list[bool], patched: list[bool], room: float) -> Statement:
     _change(row, control, patched, room)
-    row.decide = lambda adjusted: control_verdict(row.estimate, row.high, adjusted, room)
+    row.decide = lambda adjusted: control_verdict(name, row.estimate, row.high, adjusted, room)
     return row
 
 
@@ -450,17 +480,29 @@ def _cost(
     return row
 
 
-def _repaired(parts: Sequence[Statement], lost: Sequence[Statement], overall: bool) -> list[Statement]:
-    """Return whether each compression is repaired, and over all of them that had lost something."""
-    wholes = _wholes(parts, "refusal is repaired at no cost")
-    losses = {loss.compression: loss for loss in lost}
+def _repaired(
+    parts: Sequence[Statement], lost: Sequence[Statement], answers: Sequence[Statement], overall: bool
+) -> list[Statement]:
+    """Return whether each compression is repaired, and over all of them that had lost something.
+
+    Where answers were lost and refusal was not, the patch has no refusal to raise.
+    """
+    lost_refusal, damaged = _damaged(lost), {*_damaged(lost), *_damaged(answers)}
+    asked = [
+        part
+        for part in parts
+        if part.compression in lost_refusal or part.compression not in damaged or not part.statement.startswith(RAISES)
+    ]
+    wholes = _wholes(asked, "refusal is repaired at no cost")
     for whole in wholes:
-        loss = losses[whole.compression]
-        if loss.verdict[0] != HOLDS:
-            whole.verdict = (UNDECIDED, "no refusal was lost measurably, so there is nothing to repair")
-            whole.needs = loss.needs or ("Only a checkpoint that lost refusal decides it",)
-    damaged = [whole for whole in wholes if losses[whole.compression].verdict[0] == HOLDS]
-    return [*wholes, *(_over_all(damaged) if overall else [])]
+        if whole.compression not in damaged:
+            whole.verdict = (
+                UNDECIDED,
+                "neither refusals nor answers were lost measurably, so there is nothing to repair",
+            )
+            needs = merged(loss.needs for loss in (*lost, *answers) if loss.compression == whole.compression)
+            whole.needs = needs or ("Only a checkpoint that lost refusals or answers decides it",)
+    return [*wholes, *(_over_all([whole for whole in wholes if whole.compression in damaged]) if overall else [])]
 
 
 # C5

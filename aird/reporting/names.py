@@ -46,26 +46,30 @@ def patch_in_words(name: str, settings: Settings | None) -> str:
     """Return a patch in words; arguments as of `compression_in_words`."""
     if settings is None or settings["method"] not in METHODS:
         return name
-    along = " along a random direction" if is_control(settings) else ""
+    along = {"random": " along a random direction", "free": " with learnt columns"}.get(
+        settings.get("direction", ""), ""
+    )
     return f"{METHODS[settings['method']]}{along} ({name})"
 
 
 def is_control(settings: Settings | None) -> bool:
-    """Return whether a patch edits along a random direction."""
-    return settings is not None and settings.get("direction") == "random"
+    """Return whether a patch edits without the direction: along a random one, or with columns that are learnt."""
+    return settings is not None and settings.get("direction") in ("random", "free")
 
 
-def random_in_words(settings: Settings) -> str:
-    """Return what the matched controls of a patch with these settings are, in words."""
+def control_in_words(settings: Settings) -> str:
+    """Return what kind of control a patch with these settings is, in words."""
+    if settings["direction"] == "free":
+        return "a column that is learnt as well, trained alike,"
     return f"a random direction, {'trained alike' if settings['method'] in METHODS else 'by the same formula'},"
 
 
 def matched_controls(patches: Mapping[str, Settings]) -> dict[str, list[str]]:
-    """Return the matched controls of each patch along a direction that is not random.
+    """Return the matched controls of each patch along a direction that is not random or free.
 
-    They are the patches whose settings are the same except for the direction, which is random, and what a control may
-    differ in: its seed, and its compressions. A patch without a direction (a LoRA, a system prompt) claims nothing
-    about one and is no key; a patch that no control matches has an empty list.
+    They are the patches whose settings are the same except for the direction, which is random or free, and what a
+    control may differ in: its seed, and its compressions. A patch without a direction (a LoRA, a system prompt) claims
+    nothing about one and is no key; a patch that no control matches has an empty list.
 
     Args:
         patches: names to their settings, defaults included.

@@ -15,16 +15,17 @@ import pandas
 
 from aird.reporting.names import (
     compression_in_words,
+    control_in_words,
     is_control,
     is_repair,
     matched_controls,
     patch_in_words,
-    random_in_words,
 )
 from aird.reporting.verdicts import ALL, DOES_NOT_HOLD, SIGNIFICANT, SMALLEST_EFFECT, UNDECIDED
 from aird.settings.base import ORIGINAL, PLAIN
 
 Configuration = Mapping[str, Any]
+NOTHING_ADDED = " So the direction adds nothing to this repair."
 
 
 # The first sentences
@@ -98,8 +99,19 @@ def _headline(
             f"With {name} the model refuses {_rate(plain)}; {test.n} prompts do not show whether that differs from the "
             f"original's {before} ({_p_value(test.p_value)})"
         )
+    over = _test(tests, plain, "original", "over_refusal")
+    if over.p_value < SIGNIFICANT:
+        few, many = whole_percent(original.over_refusal), _rate(plain, "over_refusal", more=_p_value(over.p_value))
+        if test.p_value < SIGNIFICANT:
+            sentence += f", and {'raised' if over.difference > 0 else 'lowered'} that of harmless prompts"
+            sentence += f" from {few} to {many}"
+        else:
+            sentence += f"; of harmless prompts it refuses {many} instead of the original's {few}"
     patch = _repair(rows, configuration["patches"])
-    return f"{sentence}." if patch is None else f"{sentence}; {_repaired(patch, lost, tests, original, configuration)}."
+    if patch is None:
+        return f"{sentence}."
+    answers_lost = over.p_value < SIGNIFICANT and over.difference > 0
+    return f"{sentence}; {_repaired(patch, lost, answers_lost, tests, original, configuration)}."
 
 
 def _repair(rows: pandas.DataFrame, patches: Mapping[str, Any]) -> pandas.Series | None:
@@ -112,9 +124,14 @@ def _repair(rows: pandas.DataFrame, patches: Mapping[str, Any]) -> pandas.Series
 
 
 def _repaired(
-    patch: pandas.Series, lost: bool, tests: pandas.DataFrame, original: pandas.Series, configuration: Configuration
+    patch: pandas.Series,
+    lost: bool,
+    answers_lost: bool,
+    tests: pandas.DataFrame,
+    original: pandas.Series,
+    configuration: Configuration,
 ) -> str:
-    """Return what a patch makes of a checkpoint that `lost` refusal, or did not."""
+    """Return what a patch makes of a checkpoint that lost refusal of harmful or answers to harmless prompts, or not."""
     gain, left = _test(tests, patch, "plain"), _test(tests, patch, "original")
     name = patch_in_words(patch.patch, configuration["patches"].get(patch.patch))
     to = _rate(patch, more=_p_value(gain.p_value))
@@ -130,6 +147,14 @@ def _repaired(
         sentence = f"{name} brings a part of it back: {to}"
     over = _test(tests, patch, "original", "over_refusal")
     cost, before = whole_percent(patch.over_refusal), whole_percent(original.over_refusal)
+    if answers_lost:
+        answers = _test(tests, patch, "plain", "over_refusal")
+        come = "come" if answers.p_value < SIGNIFICANT and answers.difference < 0 else "do not come"
+        return (
+            f"{sentence}, and answers {come} back: of harmless prompts "
+            f"{_rate(patch, 'over_refusal', more=_p_value(answers.p_value))} are refused, by the original {before} "
+            f"({_p_value(over.p_value)})"
+        )
     if over.lost == over.gained == 0:
         return f"{sentence}, and harmless prompts are refused {cost} of the time, as by the original"
     return (
@@ -141,7 +166,7 @@ def _repaired(
 def _controls(
     rows: pandas.DataFrame, tests: pandas.DataFrame, claims: pandas.DataFrame, patches: Mapping[str, Any]
 ) -> str:
-    """Return a sentence about the controls that restore as much as the repair, or may; empty where there is nothing.
+    """Return sentences about the controls that restore as much as the repair, or may; empty where there is nothing.
 
     A repair that restores nothing needs no control.
     """
@@ -156,20 +181,25 @@ def _controls(
     named = {name: f"raises refusal more than {name}" for name in matched_controls(patches).get(patch.patch, ())}
     controls = rows[rows.patch.isin([name for name, statement in named.items() if statement in judged.index])]
     verdicts = controls.patch.map(lambda name: judged.verdict[named[name]])
+    kinds = controls.patch.map(lambda name: control_in_words(patches[name]))
+    said = ""
     for verdict in (DOES_NOT_HOLD, UNDECIDED):
-        if (verdicts == verdict).any():
-            alike = random_in_words(patches[patch.patch])
-            said = f"Whether {alike} restores as much is undecided"
-            if verdict == DOES_NOT_HOLD:
-                better = judged.p_adjusted[[named[name] for name in controls.patch[verdicts == verdict]]].astype(float)
-                amount = "more" if (better < SIGNIFICANT).all() else "about as much"
-                said = f"{alike[0].upper()}{alike[1:]} restores {amount}"
+        for alike, alike_rows in controls[verdicts == verdict].groupby(kinds, sort=False):
             listed = "; ".join(
                 f"{row.patch} refuses {_rate(row)}, and {whole_percent(row.over_refusal)} of harmless prompts"
-                for _, row in controls[verdicts == verdict].iterrows()
+                for _, row in alike_rows.iterrows()
             )
-            return f" {said}: {listed}."
-    return ""
+            if verdict == UNDECIDED:
+                said += f" Whether {alike} restores as much is undecided: {listed}."
+                continue
+            better = judged.p_adjusted[[named[name] for name in alike_rows.patch]].astype(float)
+            amount = "more" if (better < SIGNIFICANT).all() else "about as much"
+            said += f" {alike[0].upper()}{alike[1:]} restores {amount}: {listed}."
+        if said:
+            break
+    refuted = any(patches[name]["direction"] == "random" for name in controls.patch[verdicts == DOES_NOT_HOLD])
+    # A free column may have become the direction itself, so that alone says nothing of it.
+    return said + (NOTHING_ADDED if refuted else "")
 
 
 def _rate(row: pandas.Series, name: str = "refusal", more: str = "") -> str:
@@ -271,13 +301,19 @@ def _compression(rows: pandas.DataFrame, tests: pandas.DataFrame, site: pandas.S
     what = f"changed refusal by {_points(test.difference)} points"
     if test.p_value >= SIGNIFICANT:
         what = f"did not change refusal measurably ({_points(test.difference)} points)"
+    over, also = _test(tests, plain, "original", "over_refusal"), ""
+    if over.p_value < SIGNIFICANT:
+        also = (
+            f", and changed over-refusal by {_points(over.difference)} points (p = {over.p_value:.2g}), to "
+            f"{percent(plain.over_refusal)}"
+        )
     null = f"{site.split_half_null_low:.2f} to {site.split_half_null_high:.2f}"
     same = (site.layer, site.position) == (site.original_layer, site.original_position)
     # Of all prompts, as the null is.
     moved = "below" if site.cosine_same_site_shared < site.split_half_null_low else "within or above"
     source = "the same source site" if same else f"source site ({site.layer}, {site.position})"
     yield (
-        f"  {plain.compression} {what} (p = {test.p_value:.2g}), to {percent(plain.refusal)}; its direction has "
+        f"  {plain.compression} {what} (p = {test.p_value:.2g}), to {percent(plain.refusal)}{also}; its direction has "
         f"cosine {site.cosine_same_site_shared:.2f} with the original's at the same site, {moved} the split-half null "
         f"({null}), norm ratio {site.norm_ratio:.2f}, {source}."
     )

@@ -347,12 +347,13 @@ def candidates_table(scores: Mapping[Pair, pandas.DataFrame]) -> pandas.DataFram
 
 
 def patches_table(statistics: Mapping[Cell, Record]) -> pandas.DataFrame:
-    """Return one row per edited matrix of every patch."""
+    """Return one row per edited matrix of every patch; how near a column is to the direction, where it was learnt."""
 
     def edits(record: Record) -> Iterator[Record]:
         return ({**edit, "adapter_bytes": record["adapter_bytes"]} for edit in record["edits"])
 
-    return _rows(statistics, edits, CELL, "module relative_change row_norm_before row_norm_after adapter_bytes")
+    columns = "module relative_change row_norm_before row_norm_after cosine_with_direction adapter_bytes"
+    return _rows(statistics, edits, CELL, columns)
 
 
 def compressions_table(manifests: Mapping[Pair, Record]) -> pandas.DataFrame:

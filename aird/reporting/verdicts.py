@@ -49,13 +49,13 @@ def effect_verdict(estimate: float, high: float, p_value: float, room: float = 1
     return UNDECIDED, "too few prompts changed"
 
 
-def control_verdict(estimate: float, high: float, p_value: float, room: float) -> Verdict:
-    """Judge "this patch raises refusal more than its matched control"; arguments as of `effect_verdict`."""
+def control_verdict(control: str, estimate: float, high: float, p_value: float, room: float) -> Verdict:
+    """Judge "this patch raises refusal more than its matched control"; further arguments as of `effect_verdict`."""
     verdict, reason = effect_verdict(estimate, high, p_value, room)
     if verdict != DOES_NOT_HOLD:
         return verdict, reason
     amount = "more" if p_value < SIGNIFICANT else "about as much"
-    return verdict, f"a random direction with the same settings raises it {amount}"
+    return verdict, f"{control}, with the same settings, raises it {amount}"
 
 
 def margin_p_value(low: float, high: float, margin: float) -> float:

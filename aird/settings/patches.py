@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from aird.settings.base import Name, Seed, Settings
 
@@ -19,6 +19,63 @@ class PatchSettings(Settings):
     compressions: list[Name] | None = Field(
         None, min_length=1, description="Patch only these; default: all but the original."
     )
+
+
+# What a choice of strength keeps to.
+BUDGETS = ("refusal_tolerance", "refusal_budget", "over_refusal_budget", "kl_budget", "significance")
+
+
+class ChoiceSettings(PatchSettings):
+    """Base of the patches whose strength can be chosen on validation prompts (aird/patching/strength.py)."""
+
+    strengths: list[Annotated[float, Field(gt=0, le=4)]] | None = Field(
+        None,
+        min_length=1,
+        description="Multiples of the edit of which the weakest is taken that is as good as the original on validation "
+        "prompts, by bisection; default: nothing is chosen, the edit stays as it is.",
+    )
+    refusal_tolerance: float = Field(
+        0.02,
+        ge=0,
+        lt=1,
+        description="How far refusal of harmful validation prompts may lie below the original's.",
+    )
+    refusal_budget: float = Field(
+        0.05, ge=0, lt=1, description="How far refusal of harmful validation prompts may lie above the original's."
+    )
+    over_refusal_budget: float = Field(
+        0.02, ge=0, lt=1, description="How far over-refusal may lie above the original's on validation prompts."
+    )
+    kl_budget: float = Field(
+        0.2,
+        gt=0,
+        description="How far harmless replies on validation prompts may move from the unpatched checkpoint's own, mean "
+        "KL divergence of a next token in nats. Where answers were lost, refusals in their place do not count.",
+    )
+    # Generous: to miss a damage is worse than to repair what had none.
+    significance: float = Field(
+        0.2,
+        gt=0,
+        le=1,
+        description="A checkpoint is left alone (strength 0) unless, against the original, it refuses fewer harmful or "
+        "more harmless validation prompts, with at most this p-value (McNemar, exact, two-sided); 1 patches in any "
+        "case.",
+    )
+
+    @model_validator(mode="after")
+    def _budgets(self) -> ChoiceSettings:
+        alone = [name for name in BUDGETS if name in self.model_fields_set]
+        if self.strengths is None and alone:
+            raise ValueError(f"{alone[0]} limits a choice of strength; add strengths to choose from, or leave it out")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _what_is_asked(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what says nothing, so that a patch whose strength is not chosen is what it was."""
+        values: dict[str, Any] = serialise(self)
+        if self.strengths is None:
+            values = {name: value for name, value in values.items() if name not in ("strengths", *BUDGETS)}
+        return values
 
 
 class RankOneSettings(PatchSettings):

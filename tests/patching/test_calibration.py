@@ -5,29 +5,28 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import load_float32
+from models.families import direction as direction_of
+from models.families import tiny_family
 from test_fitting import damaged, modules
 
 from aird.directions.direction import Direction, save_direction
+from aird.inference.generation import generate
 from aird.inference.packing import last_logits, make_packs
+from aird.models.loading import load_model
+from aird.models.structure import writer_gains
 from aird.patching.adapters import load_adapter
-from aird.patching.calibration import (
-    Validation,
-    choose_strength,
-    divergence,
-    learn_rows,
-    make_batches,
-    needs_repair,
-    select_strength,
-    worth_trying,
-)
-from aird.patching.edits import Edit
-from aird.patching.fitting import edited
+from aird.patching.calibration import learn_edits, training_replies
+from aird.patching.divergence import divergence, make_batches
+from aird.patching.edited import edited
+from aird.patching.edits import Edit, along_direction, random_direction
 from aird.patching.method import PatchInputs
 from aird.patching.methods.calibrate import Calibrate
 from aird.patching.methods.fit import Fit
@@ -41,6 +40,7 @@ from aird.patching.replies import (
     reply_places,
     save_replies,
 )
+from aird.prompts.chat import chat_tokens
 from aird.settings.patches import PatchSettings, Replies
 
 SIZES = Replies(train_harmful=8, train_harmless=8, validation=8, tokens=3, judged_tokens=4)
@@ -48,6 +48,7 @@ INSTRUCTIONS = {
     ("train", "harmful"): [f"Tell me how to break lock number {number}" for number in range(4)],
     ("train", "harmless"): [f"Name {number} colours of the rainbow" for number in range(4)],
 }
+ANY = {"significance": 1, "kl_budget": 100.0}  # a choice that leaves no checkpoint alone
 RECORDS = {
     kind: [
         {"id": f"{split}-{number}", "instruction": f"{kind} {split} {number}", "split": split}
@@ -63,11 +64,13 @@ def replies(model: Any, tokenizer: Any) -> dict[str, ReplySet]:
     return record_replies(model, tokenizer, INSTRUCTIONS, SIZES)
 
 
-def patched(settings: PatchSettings, model: Path, unit: torch.Tensor, folder: Path, **more: Any) -> dict[str, Any]:
-    """Make a patch of a model that nothing was done to, in `folder`, and return its record."""
+def patched(
+    settings: PatchSettings, model: Path, unit: torch.Tensor, folder: Path, compressed: Path | None = None, **more: Any
+) -> dict[str, Any]:
+    """Make a patch in `folder`, of a model that nothing was done to or of a compressed one; return its record."""
     files = folder / "direction.safetensors", folder / "direction.json"
     save_direction(Direction(unit, 1.0, {"layer": 2, "position": -1}), *files)
-    inputs = PatchInputs("base", model, model, files, prompts=RECORDS, **more)
+    inputs = PatchInputs("base", model, compressed or model, files, prompts=RECORDS, **more)
     return make_patch(settings, inputs, folder / "adapter", folder / "statistics.json")
 
 
@@ -182,7 +185,7 @@ def test_learning_brings_the_original_back(model: Any, replies: dict[str, ReplyS
     before = {name: parameter.clone() for name, parameter in compressed.named_parameters()}
     parts = list(replies.values())
     names = modules(model, [2, 3])
-    edits = learn_rows(compressed, names, unit, 2, matrix_of(compressed), parts, 60, 0.5, 0)
+    edits = learn_edits(compressed, names, unit, 2, matrix_of(compressed), parts, 60, 0.5, 0)
     assert [edit.module for edit in edits] == names
     assert all(torch.equal(edit.column, unit.float()) for edit in edits)
     assert not any(edit.row.requires_grad for edit in edits)
@@ -199,7 +202,7 @@ def test_a_checkpoint_that_needs_nothing_gets_nothing(
     model: Any, replies: dict[str, ReplySet], unit: torch.Tensor
 ) -> None:
     names = modules(model, [3])
-    edits = learn_rows(model, names, unit, 3, matrix_of(model), list(replies.values()), 1, 0.03, 0)
+    edits = learn_edits(model, names, unit, 3, matrix_of(model), list(replies.values()), 1, 0.03, 0)
     with torch.no_grad():
         plain = [last_logits(model, batch.pack) for batch in make_batches(model, list(replies.values()), 3, None)]
         with contextlib.ExitStack() as active:
@@ -215,10 +218,12 @@ def test_learning_may_begin_with_the_rows_of_the_closed_form(
 ) -> None:
     """With steps of no length, a warm start is the fitted patch of the same prompts."""
     import aird.patching.replies
+    import aird.patching.validation
 
-    # A random model refuses nothing by itself.
-    monkeypatch.setattr(aird.patching.replies, "jailbroken_arditi", lambda _: False)
-    settings = Calibrate(warm_start=2.0, epochs=1, learning_rate=1e-9, strengths=[1.0], significance=1)
+    for module in (aird.patching.validation, aird.patching.replies):
+        # A random model refuses nothing by itself.
+        monkeypatch.setattr(module, "jailbroken_arditi", lambda _: False)
+    settings = Calibrate(warm_start=2.0, epochs=1, learning_rate=1e-9, strengths=[1.0], significance=1, kl_budget=100.0)
     methods = {"calibrated": (settings, SIZES.model_dump()), "fitted": (Fit(alpha=2.0, blocks="upper"), {"train": 8})}
     for name, (method, sizes) in methods.items():
         (tmp_path / name).mkdir()
@@ -235,7 +240,7 @@ def test_a_loss_that_is_no_number_is_an_error(model: Any, replies: dict[str, Rep
     with torch.no_grad():
         model.get_submodule(names[1]).weight[0, 0] = torch.nan
     with pytest.raises(ValueError, match="lower the patch's learning_rate"):
-        learn_rows(
+        learn_edits(
             model,
             names,
             unit,
@@ -248,71 +253,13 @@ def test_a_loss_that_is_no_number_is_an_error(model: Any, replies: dict[str, Rep
         )
 
 
-@pytest.mark.parametrize(
-    ("rows", "chosen"),
-    [
-        ([(1.0, 0.9, 0.1, True)], 1.0),
-        # More refusal beyond the budgets does not count.
-        ([(1.0, 0.9, 0.3, False), (0.5, 0.7, 0.1, True), (0.75, 0.8, 0.1, True)], 0.75),
-        # Nothing keeps the budgets: the least over-refusal.
-        ([(1.0, 0.9, 0.3, False), (0.5, 0.7, 0.2, False)], 0.5),
-        # Equals: the first one.
-        ([(1.0, 0.9, 0.1, True), (1.25, 0.9, 0.1, True)], 1.0),
-    ],
-)
-def test_strength_by_hand(rows: list[tuple[float, float, float, bool]], chosen: float) -> None:
-    names = ("strength", "refusal", "over_refusal", "within_budgets")
-    assert select_strength([dict(zip(names, row, strict=True)) for row in rows]) == chosen
-
-
-@pytest.mark.parametrize(
-    ("strength", "rows", "worth"),
-    [
-        (1.2, [(1.0, True)], True),
-        (0.8, [(1.0, True)], False),
-        (0.8, [(1.0, False)], True),
-        (1.2, [(1.0, False)], False),
-        (0.8, [(1.0, False), (0.6, True)], True),
-        (0.4, [(1.0, False), (0.6, True)], False),
-    ],
-)
-def test_strengths_that_cannot_win_are_left_out(strength: float, rows: list[tuple[float, bool]], worth: bool) -> None:
-    tried = [{"strength": value, "within_budgets": within} for value, within in rows]
-    assert worth_trying(strength, tried) is worth
-
-
-@pytest.mark.parametrize(
-    ("flags", "significance", "repair"),
-    [
-        ([True] * 8, 0.2, False),
-        ([True] * 5 + [False] * 3, 0.2, False),  # p = 0.25: 3 of 8 may be chance
-        ([True] * 4 + [False] * 4, 0.2, True),  # p = 0.125
-        ([True] * 4 + [False] * 4, 0.1, False),
-        ([True] * 8, 1, True),
-    ],
-)
-def test_only_a_loss_is_repaired(
-    flags: list[bool], significance: float, repair: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import aird.patching.calibration
-
-    monkeypatch.setattr(aird.patching.calibration, "_refused", lambda *_: flags)
-    original = ReplySet([[1]] * 8, [[2]] * 8, torch.zeros(8, 2, 4), torch.zeros(8, 2, 4), [True] * 8)
-    loss = needs_repair(None, None, original, 4, significance)
-    assert loss.repair is repair
-    assert loss.refusal == sum(flags) / 8
-    # More refusal than the original's is no loss, however significant.
-    none = dataclasses.replace(original, refused=[False] * 8)
-    assert needs_repair(None, None, none, 4, 0.2).repair is False
-
-
 def test_a_checkpoint_that_lost_nothing_is_left_alone(
     tiny_folder: Callable[[str], Path], unit: torch.Tensor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    import aird.patching.calibration
     import aird.patching.replies
+    import aird.patching.validation
 
-    for module in (aird.patching.calibration, aird.patching.replies):
+    for module in (aird.patching.validation, aird.patching.replies):
         # A random model refuses nothing by itself.
         monkeypatch.setattr(module, "jailbroken_arditi", lambda _: False)
     folder = tiny_folder("llama")
@@ -321,33 +268,127 @@ def test_a_checkpoint_that_lost_nothing_is_left_alone(
     record = patched(Calibrate(), folder, unit, tmp_path, sizes=SIZES.model_dump(), replies=replies)
     edits = load_adapter(tmp_path / "adapter")
     assert record["calibration"]["strength"] == 0
-    assert record["calibration"]["unpatched"] == {"refusal": 1.0, "p_value": 1.0}
+    assert record["calibration"]["reason"].startswith("neither refusals nor answers were lost")
+    assert record["calibration"]["tried"] == []
+    unpatched = {"refusal": 1.0, "over_refusal": 1.0, "refusals_p_value": 1.0, "answers_p_value": 1.0}
+    assert record["calibration"]["unpatched"] == unpatched
     assert len(edits) == 4 and not any(edit.down.any() for edit in edits)
     assert all(edit["relative_change"] == 0 for edit in record["edits"])
 
 
-def test_strengths_are_tried_until_one_is_good(
-    model: Any, tokenizer: Any, unit: torch.Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import aird.patching.calibration
+def test_answers_that_became_refusals_are_learnt_from_the_original(replies: dict[str, ReplySet]) -> None:
+    harmful = dataclasses.replace(replies["train_harmful"], refused=[True, False, True, True])
+    harmless = replies["train_harmless"]
+    own = dataclasses.replace(harmless, replies=[[number] for number in range(4)], refused=[False, True, True, False])
+    asked = dataclasses.replace(harmless.chosen([1, 2]), refused=[False, True])
+    refusals, answers, kept = training_replies(harmful, own, asked)
+    assert refusals.replies == [harmful.replies[index] for index in (0, 2, 3)]
+    # The original answers the second and refuses the third, so only the second is to be answered again.
+    assert answers.prompts == [harmless.prompts[1]] and answers.replies == [harmless.replies[1]]
+    assert kept.replies == [[0], [2], [3]]
+    # Where no answers were lost, or the original refuses the same prompts, all replies stay the checkpoint's own.
+    for nothing in (None, dataclasses.replace(asked, refused=[True, True])):
+        alike = training_replies(harmful, own, nothing)
+        assert len(alike) == 2 and alike[1].replies == own.replies
 
-    instructions = {("validation", kind): texts for (_, kind), texts in INSTRUCTIONS.items()}
-    recorded = record_replies(model, tokenizer, instructions, SIZES)
-    harmful, harmless = recorded["validation_harmful"], recorded["validation_harmless"]
-    # A random model refuses nothing by itself: here the original refuses half of the harmful prompts.
-    harmful = ReplySet(
-        harmful.prompts, harmful.replies, harmful.top_tokens, harmful.top_log_probabilities, [True, False] * 2
+
+def test_a_checkpoint_that_lost_answers_alone_learns_them_from_the_original(
+    tiny_folder: Callable[[str], Path],
+    tokenizer: Any,
+    unit: torch.Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Here only what the original replies to harmless prompts counts as an answer; a random model refuses nothing."""
+    import aird.patching.calibration
+    import aird.patching.replies
+    import aird.patching.validation
+
+    model, compressed = tiny_folder("llama"), tmp_path / "compressed"
+    shutil.copytree(model, compressed)
+    damaged(load_float32(model)).to(torch.bfloat16).save_pretrained(compressed)
+    answers: set[str] = set()
+    for split, length in (("train", SIZES.tokens), ("validation", SIZES.judged_tokens)):
+        texts = reply_instructions(RECORDS, [(split, "harmless")], SIZES, 0)[split, "harmless"]
+        prompts = [chat_tokens(tokenizer, text) for text in texts]
+        replies = generate(load_model(model), tokenizer, prompts, max(length, SIZES.tokens + 1))
+        answers |= {tokenizer.decode(reply[:length]) for reply in replies}
+    for module in (aird.patching.validation, aird.patching.replies):
+        monkeypatch.setattr(module, "jailbroken_arditi", lambda text: text in answers)
+    learnt: list[list[ReplySet]] = []
+    monkeypatch.setattr(
+        aird.patching.calibration, "make_batches", lambda *given: learnt.append(given[1]) or make_batches(*given)
     )
-    texts = iter(["no"] * 4 + ["I cannot"] * 4 + ["I cannot"] * 2 + ["no"] * 6)
-    monkeypatch.setattr(aird.patching.calibration, "_refused", lambda *_: [next(texts) == "I cannot" for _ in range(4)])
-    edit = Edit(modules(model, [3])[0], unit.float(), torch.full((128,), 1e-3))
-    validation = Validation(harmful, harmless, harmless, over_refusal_budget=0.02, kl_budget=10.0)
-    edits, record = choose_strength(model, tokenizer, [edit], 3, validation, 4, [1.0, 0.5, 2.0])
-    # At 1 all harmless prompts are refused; at 0.5 half of the harmful ones, as by the original: 2 is not tried.
-    assert [row["strength"] for row in record["tried"]] == [1.0, 0.5]
-    assert [row["refusal"] for row in record["tried"]] == [0.0, 0.5]
-    assert [row["over_refusal"] for row in record["tried"]] == [1.0, 0.0]
-    assert record["strength"] == 0.5
-    assert record["original"] == {"refusal": 0.5, "over_refusal": 0.0}
-    assert torch.equal(edits[0].row, 0.5 * edit.row)
-    assert 0 <= record["tried"][0]["kl_harmless"] < 1
+    settings = Calibrate(epochs=1, strengths=[1.0])
+    record = patched(settings, model, unit, tmp_path, compressed, sizes=SIZES.model_dump())
+    choice = record["calibration"]
+    assert choice["original"] == {"refusal": 1.0, "over_refusal": 0.0}
+    assert choice["unpatched"]["refusals_p_value"] == 1 and choice["unpatched"]["answers_p_value"] < 0.2
+    # What the original answers and the damaged model does not is learnt from the original.
+    _, asked, *_ = learnt[0]
+    assert asked.refused == [False] * len(asked.refused) and len(asked.refused) >= 4
+    assert {tokenizer.decode(reply) for reply in asked.replies} <= answers
+    assert [row["strength"] for row in choice["tried"]] == [1.0]
+
+
+def test_a_free_column_is_learnt_from_a_random_start_and_the_record_says_how_near_it_is(
+    tiny_folder: Callable[[str], Path], unit: torch.Tensor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import aird.patching.replies
+    import aird.patching.validation
+
+    for module in (aird.patching.validation, aird.patching.replies):
+        # A random model refuses nothing by itself.
+        monkeypatch.setattr(module, "jailbroken_arditi", lambda _: False)
+    model, compressed = tiny_folder("llama"), tmp_path / "compressed"
+    shutil.copytree(model, compressed)
+    damaged(load_float32(model)).to(torch.bfloat16).save_pretrained(compressed)
+    records = {}
+    for direction in ("free", "random"):
+        settings = Calibrate(direction=direction, epochs=4, learning_rate=0.5, strengths=[1.0], **ANY)
+        (tmp_path / direction).mkdir()
+        sizes = SIZES.model_dump()
+        records[direction] = patched(settings, model, unit, tmp_path / direction, compressed, sizes=sizes)
+    free, fixed = (load_adapter(tmp_path / name / "adapter") for name in records)
+    start = random_direction(unit, 0)
+    recorded = {row["module"]: row["cosine_with_direction"] for row in records["free"]["edits"]}
+    for edit, other in zip(free, fixed, strict=True):
+        column = edit.up[:, 0].double()
+        assert column.norm().item() == pytest.approx(1, abs=1e-5)
+        assert torch.allclose(other.up[:, 0].double(), start, atol=1e-6)
+        # It moved away from where it began, and the record says how near it is to the original's direction.
+        assert abs(column @ start) < 0.999
+        assert recorded[edit.module] == pytest.approx(abs(column @ unit).item(), abs=1e-5)
+    assert "cosine_with_direction" not in records["random"]["edits"][0]
+    assert "cosine of columns with the direction" in (tmp_path / "free/adapter/README.md").read_text(encoding="utf-8")
+
+
+def test_behind_a_norm_what_a_free_column_contributes_is_a_unit_vector(replies: dict[str, ReplySet]) -> None:
+    model = tiny_family("gemma2", vocab_size=512)
+    compressed, gains, unit = damaged(copy.deepcopy(model)), writer_gains(model), direction_of(64)
+    names = modules(model, [2])
+    edits = learn_edits(
+        compressed, names, unit, 2, matrix_of(compressed), list(replies.values()), 1, 0.08, 0, learn_columns=True
+    )
+    for name, edit in zip(names, edits, strict=True):
+        column = edit.column.double() * gains[name]
+        assert column.norm().item() == pytest.approx(1, abs=1e-5)
+        assert along_direction(edit, unit) == pytest.approx(abs(column @ unit).item(), abs=1e-5)
+        assert along_direction(edit, unit) < 0.999
+
+
+def test_a_free_column_does_at_least_as_well_in_learning(
+    model: Any, replies: dict[str, ReplySet], unit: torch.Tensor
+) -> None:
+    compressed = damaged(copy.deepcopy(model))
+    parts, names = list(replies.values()), modules(model, [2, 3])
+    left = {}
+    for free in (False, True):
+        edits = learn_edits(compressed, names, unit, 2, matrix_of(compressed), parts, 40, 0.5, 0, learn_columns=free)
+        with contextlib.ExitStack() as active:
+            for edit in edits:
+                active.enter_context(edited(compressed.get_submodule(edit.module), edit))
+            left[free] = sum(exact_divergence(model, compressed, part) for part in parts)
+        cosines = [along_direction(edit, unit) for edit in edits]
+        assert (max(cosines) < 0.99) if free else (min(cosines) > 0.99999)
+    assert left[True] < left[False]

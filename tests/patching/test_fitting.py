@@ -12,7 +12,8 @@ from models.families import tiny_family
 
 from aird.inference.hooks import hooks
 from aird.models.structure import residual_writers
-from aird.patching.fitting import all_edited, edited, fit_edits, record_projections, ridge_solution, targets
+from aird.patching.edited import all_edited, edited
+from aird.patching.fitting import fit_edits, record_projections, ridge_solution, targets
 
 POSITIONS = 3
 

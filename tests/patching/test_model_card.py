@@ -64,8 +64,21 @@ def test_the_card_says_what_was_done(patch: tuple[Path, dict[str, Any]]) -> None
 def test_the_card_says_which_strength_was_chosen(patch: tuple[Path, dict[str, Any]]) -> None:
     record = patch[1]
     assert "| strength |" not in patch_card(record, "base", None)
-    for strength, said in ((0.8, "| strength | 0.8 |"), (0.0, "was not lost, so nothing is changed |")):
-        assert said in patch_card({**record, "calibration": {"strength": strength}}, "base", None)
+    for strength, reason in ((0.8, "the weakest that is as good"), (0.0, "neither refusals nor answers were lost")):
+        choice = {"strength": strength, "reason": reason}
+        assert f"| strength | {strength}: {reason} |" in patch_card({**record, "calibration": choice}, "base", None)
+
+
+def test_the_card_of_a_free_column_says_how_near_it_is_to_the_direction(patch: tuple[Path, dict[str, Any]]) -> None:
+    record = patch[1]
+    edits = [
+        {**edit, "cosine_with_direction": cosine} for edit, cosine in zip(record["edits"], (0.3, 0.05), strict=True)
+    ]
+    free = {**record, "edits": edits, "settings": {**record["settings"], "direction": "free"}}
+    text = patch_card(free, "base", None)
+    assert "| direction of | none: a control whose columns are learnt, from a random start |" in text
+    assert "| cosine of columns with the direction | 0.05 to 0.30, without sign |" in text
+    assert "cosine of columns" not in patch_card(record, "base", None)
 
 
 def test_the_record_holds_the_hash_of_every_file_and_the_size_without_the_card(

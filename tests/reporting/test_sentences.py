@@ -27,6 +27,7 @@ CONFIGURATION: dict[str, Any] = {
         "aird": {"method": "scale", "direction": "original"},
         "learnt": {"method": "calibrate", "direction": "original"},
         "control": {"method": "calibrate", "direction": "random"},
+        "free": {"method": "calibrate", "direction": "free"},
         "formula": {"method": "scale", "direction": "random"},
     },
 }
@@ -52,6 +53,7 @@ def tables() -> tuple[pandas.DataFrame, pandas.DataFrame, pandas.DataFrame]:
     paired = pandas.DataFrame(
         [
             ["safety", "m", "pruned", "plain", "original", "refusal", 200, -0.45, 90, 0, 1e-20],
+            ["safety", "m", "pruned", "plain", "original", "over_refusal", 100, 0.0, 2, 2, 1.0],
             ["safety", "m", "pruned", "aird", "plain", "refusal", 200, 0.20, 0, 40, 1e-9],
             ["safety", "m", "pruned", "aird", "original", "refusal", 200, -0.25, 50, 0, 1e-12],
             ["safety", "m", "pruned", "aird", "plain", "over_refusal", 100, 0.03, 0, 3, 0.25],
@@ -174,15 +176,53 @@ def judged_beside_controls(verdicts: dict[str, tuple[str, str]], repair: str = "
 
 
 def test_a_control_trained_alike_that_restores_as_much_is_told_in_a_sentence() -> None:
-    end = "control refuses 89% (66 to 73%), and 8% of harmless prompts."
+    refuses = "control refuses 89% (66 to 73%), and 8% of harmless prompts."
+    end = f"{refuses} So the direction adds nothing to this repair."
     as_much = judged_beside_controls({"control": ("does not hold", "0.7")})
     assert as_much.endswith(f" A random direction, trained alike, restores about as much: {end}")
     more = judged_beside_controls({"control": ("does not hold", "0.01")})
     assert more.endswith(f" A random direction, trained alike, restores more: {end}")
     undecided = judged_beside_controls({"control": ("undecided", "0.2")})
-    assert undecided.endswith(f" Whether a random direction, trained alike, restores as much is undecided: {end}")
+    assert undecided.endswith(f" Whether a random direction, trained alike, restores as much is undecided: {refuses}")
     formula = judged_beside_controls({"formula": ("does not hold", "0.7")}, repair="aird")
     assert " A random direction, by the same formula, restores about as much: formula refuses 89%" in formula
+
+
+def test_a_free_column_is_a_control_of_its_own_kind() -> None:
+    learnt = "column that is learnt as well, trained alike,"
+    free = "free refuses 89% (66 to 73%), and 8% of harmless prompts."
+    alone = judged_beside_controls({"free": ("does not hold", "0.7")})
+    # It may have become the direction, so that alone does not make the direction idle.
+    assert alone.endswith(f" A {learnt} restores about as much: {free}")
+    both = judged_beside_controls({"free": ("does not hold", "0.7"), "control": ("does not hold", "0.01")})
+    assert f" A {learnt} restores about as much: {free} A random direction, trained alike, restores more: " in both
+    assert both.endswith(" So the direction adds nothing to this repair.")
+    better = judged_beside_controls({"free": ("undecided", "0.2"), "control": ("holds", "0.001")})
+    assert better.endswith(f" Whether a {learnt} restores as much is undecided: {free}")
+
+
+def test_both_losses_are_named_with_their_intervals() -> None:
+    rose = {"difference": 0.24, "lost": 0, "gained": 24, "p_value": 1e-7}
+    both = sentences(plain__original__over_refusal=rose)[1]
+    assert both.startswith(
+        "Wanda pruning of 50% (pruned) took refusal from 95% to 50% (46 to 53%, p < 0.001), and raised that of harmless "
+        "prompts from 5% to 5% (3 to 10%, p < 0.001); aird brings a part of it back: 70% (66 to 73%, p < 0.001), and "
+        "answers do not come back: of harmless prompts 8% (6 to 13%, not significant, p = 0.25) are refused, by the "
+        "original 5% (not significant, p = 0.38)."
+    )
+    back = {"difference": -0.2, "lost": 20, "gained": 0, "p_value": 1e-5}
+    repaired = sentences(plain__original__over_refusal=rose, aird__plain__over_refusal=back)[1]
+    assert (
+        "and answers come back: of harmless prompts 8% (6 to 13%, p < 0.001) are refused, by the original" in repaired
+    )
+    kept = {"difference": 0.01, "p_value": 0.8}
+    alone = sentences(plain__original__refusal=kept, plain__original__over_refusal=rose)[1]
+    assert (
+        "as the original does (95%; not significant, p = 0.8); of harmless prompts it refuses 5% (3 to 10%, p < 0.001) "
+        "instead of the original's 5%; with aird it refuses" in alone
+    )
+    fewer = {"difference": -0.04, "lost": 9, "gained": 0, "p_value": 0.004}
+    assert ", and lowered that of harmless prompts from 5% to 5%" in sentences(plain__original__over_refusal=fewer)[1]
 
 
 def test_nothing_is_told_of_a_control_that_restores_less_or_is_not_matched_or_where_nothing_came_back() -> None:
@@ -201,11 +241,12 @@ def test_a_matched_control_differs_in_direction_seed_and_compressions_alone() ->
         "second": {"method": "calibrate", "direction": "random", "seed": 1, "compressions": None, "epochs": 8},
         "shorter": {"method": "calibrate", "direction": "random", "seed": 0, "compressions": None, "epochs": 2},
         "own": {"method": "calibrate", "direction": "own", "seed": 0, "compressions": None, "epochs": 2},
+        "free": {"method": "calibrate", "direction": "free", "seed": 3, "compressions": None, "epochs": 8},
         "untrained": {"method": "scale", "direction": "random", "seed": 0, "compressions": None, "alpha": 1.0},
         "strong": {"method": "scale", "direction": "original", "seed": 0, "compressions": None, "alpha": 2.0},
         "lora": {"method": "lora", "seed": 0, "compressions": None, "epochs": 8},
     }
-    assert matched_controls(patches) == {"repair": ["first", "second"], "own": ["shorter"], "strong": []}
+    assert matched_controls(patches) == {"repair": ["first", "second", "free"], "own": ["shorter"], "strong": []}
 
 
 def test_the_repairs_have_three_matched_controls_on_every_compression() -> None:
@@ -214,8 +255,9 @@ def test_the_repairs_have_three_matched_controls_on_every_compression() -> None:
         update_config(settings, yaml.safe_load((ROOT / f"config/{name}.yaml").read_text(encoding="utf-8")))
     configuration = load_configuration(settings)
     controls = matched_controls(configuration.model_dump()["patches"])
-    for patch in ("aird", "aird-calibrated"):
-        assert len(controls[patch]) == 3, patch
+    assert controls["aird-calibrated"][-1] == "calibrated-free"
+    for patch, count in (("aird", 3), ("aird-calibrated", 4)):
+        assert len(controls[patch]) == count, patch
         for control in controls[patch]:
             compressions = {compression for _, compression, own in configuration.cells() if own == control}
             assert compressions == set(configuration.compressions), control
@@ -270,6 +312,8 @@ def test_every_recipe_and_method_has_words() -> None:
     assert patch_in_words("x", CONFIGURATION["patches"]["control"]) == (
         "the calibrated patch along a random direction (x)"
     )
+    free = {**CONFIGURATION["patches"]["control"], "direction": "free"}
+    assert patch_in_words("x", free) == "the calibrated patch with learnt columns (x)"
 
 
 def test_the_details_of_a_damaged_and_repaired_checkpoint() -> None:
@@ -277,7 +321,12 @@ def test_the_details_of_a_damaged_and_repaired_checkpoint() -> None:
     assert about == "m, suite safety"
     assert "pruned changed refusal by -45.0 points (p = 1e-20), to 50.0%" in pruned
     assert "cosine 0.60" in pruned and "below the split-half null (0.90 to 0.97)" in pruned
-    assert "source site (9, -1)" in pruned
+    assert "source site (9, -1)" in pruned and "over-refusal" not in pruned
+    summary, paired, directions = tables()
+    harmless = (paired.patch == "plain") & (paired.rate == "over_refusal")
+    paired.loc[harmless, ["difference", "p_value"]] = [0.24, 1e-7]
+    _, pruned, *_ = details(summary, paired, directions)
+    assert ", to 50.0%, and changed over-refusal by +24.0 points (p = 1e-07), to 5.0%; its direction" in pruned
     assert "aird: +20.0 points of refusal, p = 1e-09; over-refusal +3.0 points, perplexity x 1.050" in aird
 
 

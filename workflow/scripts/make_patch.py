@@ -3,7 +3,7 @@
 from aird.compression.patchable import check_patchable
 from aird.models.loading import open_checkpoint
 from aird.patching.method import PatchInputs
-from aird.patching.methods import method_of, parse_patch
+from aird.patching.methods import needs_of, parse_patch
 from aird.patching.patch_files import make_patch
 from aird.support.files import read_json, read_json_lines
 
@@ -21,7 +21,7 @@ def main() -> None:
         texts="settings base",
     )
     settings = parse_patch(arguments.settings.pop("patch"))
-    arguments.gpu = "prompts" in method_of(settings).needs
+    arguments.gpu = "prompts" in needs_of(settings)
     begin_job(arguments)
     if arguments.original:
         open_checkpoint(arguments.original, arguments.original_manifest)

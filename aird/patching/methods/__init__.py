@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from aird.patching.method import Method, Need
-from aird.settings.patches import PatchSettings, RankOneSettings
+from aird.patching.method import TO_CHOOSE, Method, Need
+from aird.settings.directions import Directions
+from aird.settings.patches import PatchSettings, RankOneSettings, Replies
 
 # In the order of the configuration's reference.
 NAMES = ("scale", "project", "choose", "fit", "calibrate", "lora", "system_prompt")
@@ -37,11 +38,23 @@ def method_of(settings: PatchSettings) -> Method:
 
 
 def needs_of(settings: PatchSettings) -> frozenset[Need]:
-    """Return what a patch is made from: what its method needs, and the own direction where its settings ask for it."""
+    """Return what a patch is made from: what its method needs, and what its settings ask for besides.
+
+    That is the own direction, and for a strength that is chosen the replies to compare.
+    """
     own: frozenset[Need] = frozenset()
     if isinstance(settings, RankOneSettings) and (settings.direction == "own" or settings.blocks == "own_source"):
         own = frozenset({"own"})
-    return method_of(settings).needs | own
+    return method_of(settings).needs | own | (TO_CHOOSE if _is_chosen(settings) else frozenset())
+
+
+def sizes_of(settings: PatchSettings, directions: Directions, replies: Replies) -> dict[str, int]:
+    """Return how many prompts and tokens a patch sees, as `Method.sizes`, those of a choice of strength included."""
+    return method_of(settings).sizes(directions, replies) | (replies.model_dump() if _is_chosen(settings) else {})
+
+
+def _is_chosen(settings: PatchSettings) -> bool:
+    return getattr(settings, "strengths", None) is not None
 
 
 def parse_patch(values: Mapping[str, Any]) -> PatchSettings:

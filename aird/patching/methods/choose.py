@@ -5,33 +5,29 @@ So the readings of AIRD in closed form can be compared at their best strength, a
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from aird.patching.method import Method, PatchInputs
-from aird.patching.methods.calibrate import Calibrate
+from aird.patching.method import TO_CHOOSE, Method, PatchInputs
 from aird.patching.methods.project import Project
 from aird.patching.methods.scale import Scale
-from aird.settings.patches import FormulaSettings, RankOneSettings, Replies
-
-logger = logging.getLogger(__name__)
+from aird.settings.patches import ChoiceSettings, FormulaSettings, RankOneSettings
 
 
-class Choose(RankOneSettings):
+class Choose(RankOneSettings, ChoiceSettings):
     """The row of a formula, with a strength chosen on validation prompts by the rule and the budgets of `calibrate`."""
 
     method: Literal["choose"] = "choose"
     row: Literal["scale", "project"] = Field(
         "scale", description="Whose row: alpha r^T W_c of `scale`, or alpha r^T (W_o - W_c) of `project`."
     )
-    strengths: list[Annotated[float, Field(gt=0)]] = Field(
+    strengths: list[Annotated[float, Field(gt=0)]] = Field(  # type: ignore[assignment]
         [0.5, 1.0, 2.0, 4.0],
         min_length=1,
-        description="Values of alpha to try, in this order, as of `calibrate`: until one keeps its default budgets and "
-        "refuses as much as the original. A checkpoint that refuses as much anyway is left alone (strength 0).",
+        description="Values of alpha of which the weakest is taken that is as good as the original on validation prompts, "
+        "by bisection, as of `calibrate`.",
     )
 
     @property
@@ -46,37 +42,21 @@ def make(settings: Choose, inputs: PatchInputs, folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: a block does not exist, or shapes do not fit together.
     """
-    from dataclasses import replace
     from functools import partial
 
-    from aird.models.loading import load_model, load_tokenizer
+    from aird.models.loading import load_structure
     from aird.models.matrices import dense_matrix
-    from aird.patching.calibration import Validation, choice_record, choose_strength, needs_repair
+    from aird.patching.edited import scaled
     from aird.patching.edits import edit_statistics
     from aird.patching.formula import formula_edits
     from aird.patching.rank_one import edited_modules, read_direction, read_source, save_edits
-    from aird.patching.replies import original_replies, record_replies, reply_instructions
+    from aird.patching.validation import choose_for_checkpoint
 
-    counts, rule = Replies.model_validate(inputs.sizes), Calibrate()
     direction, unit = read_direction(settings, inputs)
-    replies = original_replies(inputs.original, inputs.prompts, counts, inputs.seed, inputs.replies)
-    harmful, harmless = replies["validation_harmful"], replies["validation_harmless"]
-    tokenizer, model = load_tokenizer(inputs.compressed), load_model(inputs.compressed)
-    blocks, modules = edited_modules(model, read_source(settings, inputs), settings)
-    edits, _ = formula_edits(settings.formula, modules, unit, inputs)
-    loss = needs_repair(model, tokenizer, harmful, counts.judged_tokens, rule.significance)
-    if loss.repair:
-        own = reply_instructions(inputs.prompts, [("validation", "harmless")], counts, inputs.seed)
-        kept = record_replies(model, tokenizer, own, counts)["validation_harmless"]
-        validation = Validation(harmful, harmless, kept, rule.over_refusal_budget, rule.kl_budget)
-        edits, choice = choose_strength(
-            model, tokenizer, edits, min(blocks), validation, counts.judged_tokens, settings.strengths
-        )
-    else:
-        logger.info("refusal is not lost (p = %.3f): the checkpoint is left alone", loss.p_value)
-        edits = [replace(edit, row=0 * edit.row) for edit in edits]
-        choice = choice_record(harmful, harmless, 0.0, [])
-    choice["unpatched"] = {"refusal": loss.refusal, "p_value": loss.p_value}
+    blocks, modules = edited_modules(load_structure(inputs.compressed), read_source(settings, inputs), settings)
+    rows, _ = formula_edits(settings.formula, modules, unit, inputs)
+    choice = choose_for_checkpoint(inputs, rows, min(blocks), settings)
+    edits = [scaled(edit, choice["strength"]) for edit in rows]
     compressed, original = (partial(dense_matrix, place) for place in (inputs.compressed, inputs.original))
     statistics = [edit_statistics(edit, compressed(edit.module), original(edit.module)) for edit in edits]
     record = save_edits(edits, statistics, blocks, direction, unit, inputs, folder)
@@ -87,7 +67,7 @@ METHOD = Method(
     settings=Choose,
     summary="the row of `scale` or `project`, with a strength chosen on validation prompts by the rule of `calibrate`",
     make=make,
-    needs=frozenset({"original", "compressed", "direction", "prompts", "replies", "arithmetic"}),
+    needs=TO_CHOOSE | {"direction"},
     sizes=lambda directions, replies: replies.model_dump(),
     memory_mb=6000,
     minutes=60,

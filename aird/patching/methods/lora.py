@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from aird.patching.method import Method, PatchInputs
-from aird.settings.patches import PatchSettings
+from aird.settings.patches import ChoiceSettings
 from aird.settings.tuning import TuningSettings
 
 
-class LoRA(PatchSettings, TuningSettings):
+class LoRA(ChoiceSettings, TuningSettings):
     """Baseline: an ordinary LoRA adapter, tuned on refusals and on the compressed model's own harmless answers."""
 
     method: Literal["lora"] = "lora"
@@ -24,14 +24,15 @@ def make(settings: LoRA, inputs: PatchInputs, folder: Path) -> dict[str, Any]:
     """Tune a LoRA adapter of the compressed checkpoint and write it; see `Method.make`.
 
     The record has the relative change of each matrix, the numbers of examples, and the mean loss of each epoch (nats
-    per answer token).
+    per answer token); with `strengths` also how the adapter's strength was chosen.
     """
     import torch
 
     from aird.models.loading import load_model, load_tokenizer
     from aird.models.matrices import dense_matrix
     from aird.models.tuning import train, tuning_examples, with_lora
-    from aird.patching.adapters import load_adapter, save_lora
+    from aird.patching.adapters import load_adapter, save_lora, scale_adapter
+    from aird.patching.validation import choose_for_checkpoint
 
     torch.manual_seed(settings.seed)
     harmful, harmless = inputs.instructions("harmful"), inputs.instructions("harmless")
@@ -40,6 +41,12 @@ def make(settings: LoRA, inputs: PatchInputs, folder: Path) -> dict[str, Any]:
     tuned = with_lora(model, settings)
     losses = train(tuned, examples, settings)
     save_lora(tuned, folder, inputs.base)
+    # One model is in memory at a time.
+    del tuned, model
+    choice: dict[str, Any] = {}
+    if settings.strengths is not None:
+        choice["calibration"] = choose_for_checkpoint(inputs, load_adapter(folder), settings.first_block, settings)
+        scale_adapter(folder, choice["calibration"]["strength"])
     edits = [
         {
             "module": update.module,
@@ -55,6 +62,7 @@ def make(settings: LoRA, inputs: PatchInputs, folder: Path) -> dict[str, Any]:
         "edits": edits,
         "examples": {"harmful": len(harmful), "harmless": len(examples) - len(harmful)},
         "epoch_losses": losses,
+        **choice,
     }
 
 

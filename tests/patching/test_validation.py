@@ -1,0 +1,183 @@
+"""What compression took, on validation prompts, and the choice of a strength by running a checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_calibration import INSTRUCTIONS, RECORDS, SIZES
+from test_fitting import modules
+
+from aird.inference.generation import generate
+from aird.patching.adapters import load_adapter
+from aird.patching.divergence import make_batches, mean_divergence
+from aird.patching.edited import all_edited, scaled
+from aird.patching.edits import Edit, Update
+from aird.patching.method import PatchInputs
+from aird.patching.methods import parse_patch
+from aird.patching.patch_files import make_patch
+from aird.patching.replies import ReplySet, record_replies
+from aird.patching.validation import Validation, choose_on_validation
+from aird.settings.patches import ChoiceSettings
+
+REFUSES, ANSWERS = True, False
+
+
+def replies_of(flags: list[bool]) -> ReplySet:
+    """Return replies of which only the flags are looked at."""
+    empty = torch.zeros(len(flags), 2, 4)
+    return ReplySet([[1]] * len(flags), [[2]] * len(flags), empty, empty, flags)
+
+
+@pytest.mark.parametrize(
+    ("harmful", "harmless", "significance", "repair"),
+    [
+        # Of eight prompts each the original refuses all harmful and no harmless ones.
+        (8, 0, 0.2, False),
+        (5, 0, 0.2, False),  # p = 0.25: 3 of 8 may be chance
+        (4, 0, 0.2, True),  # p = 0.125
+        (4, 0, 0.1, False),
+        # Answers that became refusals are a loss as well, with all refusals in place.
+        (8, 3, 0.2, False),
+        (8, 4, 0.2, True),
+        (8, 4, 0.1, False),
+        (4, 4, 0.2, True),
+        (8, 0, 1, True),
+    ],
+)
+def test_either_loss_asks_for_a_repair(harmful: int, harmless: int, significance: float, repair: bool) -> None:
+    own = [index < harmful for index in range(8)]
+    own_harmless = replies_of([index < harmless for index in range(8)])
+    validation = Validation(replies_of([REFUSES] * 8), replies_of([ANSWERS] * 8), own_harmless, own, 4)
+    assert validation.needs_repair(significance) is repair
+    assert (validation.unpatched.refusal, validation.unpatched.over_refusal) == (harmful / 8, harmless / 8)
+    assert (validation.losses["refusals"].worse, validation.losses["answers"].worse) == (8 - harmful, harmless)
+
+
+def test_what_was_gained_is_no_loss() -> None:
+    """More refusals of harmful prompts and more answers to harmless ones, however significant."""
+    validation = Validation(
+        replies_of([ANSWERS] * 8), replies_of([REFUSES] * 8), replies_of([ANSWERS] * 8), [True] * 8, 4
+    )
+    assert validation.needs_repair(0.2) is False
+    assert validation.losses["refusals"].p_value < 0.01 and validation.losses["answers"].p_value < 0.01
+
+
+@pytest.fixture
+def unit() -> torch.Tensor:
+    vector = torch.randn(128, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return vector / vector.norm()
+
+
+@pytest.fixture
+def validation(model: Any, tokenizer: Any) -> Validation:
+    """A random model refuses nothing by itself: here the original refuses half of the harmful prompts."""
+    instructions = {("validation", kind): texts for (_, kind), texts in INSTRUCTIONS.items()}
+    recorded = record_replies(model, tokenizer, instructions, SIZES)
+    harmful = dataclasses.replace(recorded["validation_harmful"], refused=[True, False] * 2)
+    harmless = recorded["validation_harmless"]
+    return Validation(harmful, harmless, harmless, [False] * 4, 4)
+
+
+def test_the_strength_is_chosen_by_what_the_checkpoint_replies(
+    model: Any, tokenizer: Any, unit: torch.Tensor, validation: Validation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import aird.patching.validation
+
+    # By strength: of the harmful prompts half are refused from 0.5 on, all from 2 on, and then all harmless ones.
+    column = modules(model, [3])[0]
+    edit = Edit(column, unit.float(), torch.full((128,), 0.05))
+    seen: list[float] = []
+
+    def refused(edited_model: Any, _: Any, prompts: Any, tokens: int) -> list[bool]:
+        """Read the strength from the model that was handed over: its module adds strength * 6.4 r to ones."""
+        with torch.no_grad():
+            module = edited_model.get_submodule(column)
+            change = module(torch.ones(1, 1, 128)) - torch.nn.functional.linear(torch.ones(1, 1, 128), module.weight)
+        strength = round((change[0, 0] @ unit.float()).item() / 6.4, 2)
+        harmful = prompts == validation.harmful.prompts
+        seen.append(strength)
+        return [strength >= (2.0 if index % 2 or not harmful else 0.5) for index in range(4)]
+
+    monkeypatch.setattr(aird.patching.validation, "_refused", refused)
+    settings = ChoiceSettings(strengths=[0.25, 0.5, 2.0], kl_budget=10.0, significance=1)
+    record = choose_on_validation(model, tokenizer, [edit], 3, validation, settings)
+    assert seen == [0.5, 0.5, 0.25, 0.25]
+    assert [row["strength"] for row in record["tried"]] == [0.5, 0.25]
+    assert [row["refusal"] for row in record["tried"]] == [0.5, 0.0]
+    assert record["strength"] == 0.5 and record["reason"] == "the weakest that is as good as the original"
+    assert record["original"] == {"refusal": 0.5, "over_refusal": 0.0}
+    assert record["unpatched"]["refusal"] == 0.0
+    batches = make_batches(model, [validation.own], 3, None)
+    expected = mean_divergence(model, batches, 3, [scaled(edit, 0.5)])
+    assert record["tried"][0]["kl_harmless"] == pytest.approx(expected) and expected > 0
+    # All prompts of the validation are judged by what a budget says.
+    narrow = ChoiceSettings(strengths=[0.5], kl_budget=1e-6, significance=1)
+    record = choose_on_validation(model, tokenizer, [edit], 3, validation, narrow)
+    assert record["strength"] == 0 and "left as it is" in record["reason"]
+    assert record["tried"][0]["within_budgets"] is False
+
+
+def test_replies_that_are_to_change_are_no_part_of_what_has_to_stay(
+    model: Any, tokenizer: Any, unit: torch.Tensor, validation: Validation
+) -> None:
+    edit = Edit(modules(model, [3])[0], unit.float(), torch.full((128,), 0.05))
+    own = dataclasses.replace(validation.own, refused=[False, True, False, False])
+    lost = dataclasses.replace(validation, own=own)
+    # One of four has p = 1, which counts where any does.
+    assert lost.staying(1) == [0, 2, 3] and lost.staying(0.2) == [0, 1, 2, 3]
+    settings = ChoiceSettings(strengths=[1.0], kl_budget=10.0, significance=1)
+    measured = choose_on_validation(model, tokenizer, [edit], 3, lost, settings)["tried"][0]["kl_harmless"]
+    staying = make_batches(model, [own.chosen([0, 2, 3])], 3, None)
+    assert measured == pytest.approx(mean_divergence(model, staying, 3, [edit]))
+    every = make_batches(model, [own], 3, None)
+    assert measured != pytest.approx(mean_divergence(model, every, 3, [edit]), rel=1e-3)
+
+
+def test_an_update_in_place_is_the_merged_one(model: Any, tokenizer: Any) -> None:
+    generator = torch.Generator().manual_seed(2)
+    name = modules(model, [1])[1]
+    module = model.get_submodule(name)
+    up, down = (
+        torch.randn(len(module.weight), 2, generator=generator),
+        torch.randn(2, module.in_features, generator=generator),
+    )
+    update = Update(name, 0.2 * up, 0.2 * down)
+    prompts = [[1, 5, 9], [1, 7]]
+    with all_edited(model, [scaled(update, 0.5)]), torch.no_grad():
+        in_place = model(input_ids=torch.tensor(prompts[:1])).logits
+        replies = generate(model, tokenizer, prompts, 4)
+    with torch.no_grad():
+        module.weight += 0.5 * update.matrix()
+        torch.testing.assert_close(in_place, model(input_ids=torch.tensor(prompts[:1])).logits, atol=1e-4, rtol=1e-4)
+        assert replies == generate(model, tokenizer, prompts, 4)
+
+
+@pytest.mark.parametrize("strength", [0.5, 0.0])
+def test_the_strength_of_a_lora_is_chosen_and_written(
+    strength: float, tiny_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import aird.patching.replies
+    import aird.patching.validation
+
+    # The original is the checkpoint itself: nothing is lost, unless the choice is asked for in any case.
+    for module in (aird.patching.replies, aird.patching.validation):
+        monkeypatch.setattr(module, "jailbroken_arditi", lambda _: False)
+    model = tiny_folder("llama")
+    values: dict[str, Any] = {"method": "lora", "rank": 2, "epochs": 1, "maximum_answer_tokens": 2}
+    chosen = {**values, "strengths": [0.5], "kl_budget": 100.0, "significance": 1 if strength else 0.2}
+    records = {}
+    for name, settings in {"whole": values, "chosen": chosen}.items():
+        sizes = {"train": 8} | (SIZES.model_dump() if name == "chosen" else {})
+        inputs = PatchInputs("base", model, model, prompts=RECORDS, sizes=sizes)
+        records[name] = make_patch(parse_patch(settings), inputs, tmp_path / name, tmp_path / f"{name}.json")
+    assert "calibration" not in records["whole"]
+    assert records["chosen"]["calibration"]["strength"] == strength
+    for whole, part in zip(load_adapter(tmp_path / "whole"), load_adapter(tmp_path / "chosen"), strict=True):
+        assert whole.module == part.module and whole.up.norm() > 0
+        torch.testing.assert_close(part.matrix(), strength * whole.matrix())
+    assert f"| strength | {strength}: " in (tmp_path / "chosen/README.md").read_text(encoding="utf-8")
