@@ -5,8 +5,8 @@
 What Transformers, PEFT and vLLM read as it is stays byte for byte. GPTQ, AWQ and
 DeepSeek's FP8 keep their numbers in compressed-tensors' packing. What none of
 them reads (GGUF, reordered columns, GPTQ's 2 and 3 bits) becomes a dense
-checkpoint of the decoded matrices, and the record says that this is what is
-measured. Formats: docs/checkpoints.md.
+checkpoint of the decoded matrices, and the record says so. A GGUF file stays
+beside its decoded matrices, for llama.cpp. Formats: docs/checkpoints.md.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from aird.compression.measure import check_stored_formats, measure
 from aird.models.checkpoint import Checkpoint, natural_order, read_checkpoint
 from aird.models.dense import write_dense_copy
-from aird.models.gguf_file import GGUFFile, read_gguf
+from aird.models.gguf_file import GGUFFile, keep_gguf, read_gguf
 from aird.models.loading import (
     check_weights,
     code_is_trusted,
@@ -177,6 +177,7 @@ def _import_gguf(source: Path, original: Path, folder: Path) -> dict[str, Any]:
     dtype = str(stored_dtype(original)).removeprefix("torch.")
     import_model(source, folder, dtype, chat=read_chat(original))
     check_fits(read_checkpoint(folder), theirs)
+    keep_gguf(source, folder)
     stored = {module: file.tensor_of(module) for module in theirs.block_matrices()}
     return {
         "format": ["gguf"],

@@ -17,11 +17,11 @@ def score(
     seed: int,
     judgement: Sequence[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Return the record of the scores node: rates, perplexity, tasks, parity, and what is behind them.
+    """Return the record of the scores node: rates, perplexity, tasks, parity, engine, and what is behind them.
 
     Args:
         completions: completion records.
-        utility: what the evaluation measured besides: answers, tasks, questions, parity.
+        utility: what the evaluation measured besides: answers, tasks, questions, parity, engine.
         seed: of the bootstrap.
         judgement: a classifier's {"id", "harmful"} of each completion of a harmful prompt.
 
@@ -41,6 +41,7 @@ def score(
         "answers": utility["answers"],
         "questions": utility["questions"],
         "parity": utility["parity"],
+        "engine": utility.get("engine"),
         "labels": labels,
     }
 

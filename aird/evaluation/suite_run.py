@@ -61,16 +61,18 @@ def evaluate_suite(
         log: receives what a server prints.
 
     Returns:
-        Completion records, and what is measured besides: answers, tasks, questions. Both say how they were made.
+        Completion records, and what is measured besides: answers, tasks, questions. Both say how they were made; what
+        the engine cannot be asked for is in neither, and `engine.not_measured` names it.
 
     Raises:
         ParityError: the engine and Transformers disagree about this checkpoint.
         RuntimeError: the engine did not start, failed or ended.
-        ValueError: the suite has tasks, and the engine cannot be asked them.
     """
-    can = engine.abilities
-    if suite.tasks and not can.tasks:
-        raise ValueError(f"lm-eval's tasks need a server, not {engine.describe()}: name one, or leave the tasks out")
+    can = engine.able(checkpoint)
+    measured = {"perplexity": can.prompt_logprobs, "tasks": can.tasks or not suite.tasks}
+    not_measured = [what for what, able in measured.items() if not able]
+    if not_measured:
+        logger.warning("%s cannot be asked for %s, which is not measured", engine.describe(), " and ".join(not_measured))
     tokenizer = load_tokenizer(checkpoint)
     adapter, system_prompt = read_patch(patch)
     probes = [
@@ -95,12 +97,19 @@ def evaluate_suite(
             )
             answers = reference_answers(completions if reference is None else reference)[: suite.perplexity_answers]
             likelihoods = answer_likelihoods(client, tokenizer, answers, system_prompt) if can.prompt_logprobs else []
-            tasks, questions = run_tasks(client, served, suite, serving.maximum_model_length)
-            versions = client.versions()
+            tasks, questions = (
+                run_tasks(client, served, suite, serving.maximum_model_length) if can.tasks else ({}, {})
+            )
+            name, versions = client.name, client.versions()
     provenance = {
         "sampling": {"temperature": 0.0, "max_tokens": suite.maximum_new_tokens, "seed": seed},
         "versions": {**versions, "transformers": version("transformers"), "lm_eval": version("lm_eval")},
         "parity": parity,
+        "engine": {
+            "name": name,
+            "prompts": "token ids" if can.token_ids else "text, read by the server's tokenizer",
+            "not_measured": not_measured,
+        },
     }
     utility = {"answers": likelihoods, "tasks": tasks, "questions": questions}
     return [{**completion, **provenance} for completion in completions], {**utility, **provenance}
