@@ -39,7 +39,8 @@ def test_a_conda_environment_installs_its_lock_and_nothing_else(path: Path) -> N
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)
 def test_a_lock_pins_everything(lock: Path) -> None:
-    assert len(pins(lock)) > 10
+    # llama.cpp's server is a program in one package.
+    assert len(pins(lock)) > (0 if lock.name == "llama-cpp.lock.txt" else 10)
 
 
 def test_what_is_installed_on_top_changes_no_pin_of_the_jobs() -> None:

