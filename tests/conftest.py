@@ -42,12 +42,13 @@ SERVER_SETTINGS = ServerSettings(maximum_model_length=1024, key_value_cache_gib=
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is marked
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as thorough what needs a browser, or a vLLM server beside those of the tiny run; let the tiny run wait.
+    """Mark as thorough what needs a browser, or a server beside those of the tiny run; let the tiny run wait.
 
     While it is at work, the tests that do not need it run.
     """
     for item in items:
-        if "browser" in needs(item) or ("vllm_python" in needs(item) and "finished" not in needs(item)):
+        servers = {"vllm_python", "llama_cpp_python"} & needs(item)
+        if "browser" in needs(item) or (servers and "finished" not in needs(item)):
             item.add_marker(pytest.mark.thorough)
     items.sort(key=lambda item: "finished" in needs(item))
 
@@ -113,9 +114,20 @@ def vllm_python() -> Path:
     AIRD_VLLM_PYTHON names one; otherwise the workflow's own node builds it below results/, where
     the next run finds it.
     """
-    if "AIRD_VLLM_PYTHON" in os.environ:
-        return Path(os.environ["AIRD_VLLM_PYTHON"])
-    record = ROOT / "results" / "environments" / "vllm.json"
+    return server_python("AIRD_VLLM_PYTHON", "vllm")
+
+
+@pytest.fixture(scope="session")
+def llama_cpp_python() -> Path:
+    """Return the Python of an environment that holds xllamacpp: AIRD_LLAMA_CPP_PYTHON, or the workflow's own."""
+    return server_python("AIRD_LLAMA_CPP_PYTHON", "llama_cpp")
+
+
+def server_python(variable: str, node: str) -> Path:
+    """Return the Python that a variable names, or that of a node of the workflow, which is built."""
+    if variable in os.environ:
+        return Path(os.environ[variable])
+    record = ROOT / "results" / "environments" / f"{node}.json"
     command = [sys.executable, "-m", "snakemake", "--cores", "2", "--quiet", "all", "--"]
     subprocess.run([*command, str(record.relative_to(ROOT))], cwd=ROOT, check=True)
     return record.parent / json.loads(record.read_text())["python"]

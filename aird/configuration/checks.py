@@ -271,15 +271,10 @@ def _addresses(configuration: Configuration) -> Iterator[str]:
     serving = configuration.serving
     if serving.url is None and serving.urls is None:
         return
-    for model, urls in (serving.urls or {}).items():
-        if model not in configuration.models:
-            yield f"serving.urls.{model}: there is no model {model}; {hint(model, configuration.models)}"
-            continue
-        known = [ORIGINAL, *configuration.compressions_of(model)]
-        for compression in urls:
-            if compression not in known:
-                key = f"serving.urls.{model}.{compression}"
-                yield f"{key}: {model} has no compression {compression}; {hint(compression, known)}"
+    unknown = list(_unknown_addresses(configuration, serving.urls or {}))
+    if unknown:
+        yield from unknown
+        return
     key = "serving.url" if serving.urls is None else "serving.urls"
     taken: dict[str, tuple[str, str, str]] = {}
     absent, shared = [], []
@@ -300,6 +295,18 @@ def _addresses(configuration: Configuration) -> Iterator[str]:
             f"{key}: {one} and {other} would be asked at the same address; write {{model}}, {{compression}} and "
             "{patch} into it, behind a # where one server has all of them"
         )
+
+
+def _unknown_addresses(configuration: Configuration, urls: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
+    for model, of_model in urls.items():
+        if model not in configuration.models:
+            yield f"serving.urls.{model}: there is no model {model}; {hint(model, configuration.models)}"
+            continue
+        known = [ORIGINAL, *configuration.compressions_of(model)]
+        for compression in of_model:
+            if compression not in known:
+                key = f"serving.urls.{model}.{compression}"
+                yield f"{key}: {model} has no compression {compression}; {hint(compression, known)}"
 
 
 def _leaks(configuration: Configuration) -> Iterator[str]:

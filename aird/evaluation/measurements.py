@@ -74,7 +74,7 @@ def check_parity(
     quartile = ordered[math.ceil(0.75 * len(ordered)) - 1]
     if broken or quartile > tolerance:
         raise ParityError(
-            f"vLLM and Transformers disagree on this checkpoint: on a quarter of {len(prompts)} prompts the first "
+            f"{client.name} and Transformers disagree on this checkpoint: on a quarter of {len(prompts)} prompts the first "
             f"token's log-probability differs by {math.nan if broken else quartile:.3f} nats or more (allowed: "
             f"{tolerance}). It is loaded wrongly by one of the two, so no rate is reported for it; compare the stored "
             "types with its quantization_config"

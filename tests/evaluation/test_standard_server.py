@@ -163,7 +163,8 @@ def test_special_tokens_are_not_doubled(with_start: Path, tmp_path: Path, adds_s
     with answering(server) as url:
         asked, _ = evaluate(Address(url), with_start, tmp_path)
     assert texts(asked) == texts(evaluate(Transformers(), with_start, tmp_path)[0])
-    assert {prompt.startswith("<|endoftext|>") for prompt in server.asked[2:]} == {not adds_start}
+    ours = [prompt for prompt in server.asked if "harm" in prompt]
+    assert {prompt.startswith("<|endoftext|>") for prompt in ours} == {not adds_start}
 
 
 @pytest.mark.parametrize(
