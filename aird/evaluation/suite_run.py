@@ -72,7 +72,9 @@ def evaluate_suite(
     measured = {"perplexity": can.prompt_logprobs, "tasks": can.tasks or not suite.tasks}
     not_measured = [what for what, able in measured.items() if not able]
     if not_measured:
-        logger.warning("%s cannot be asked for %s, which is not measured", engine.describe(), " and ".join(not_measured))
+        logger.warning(
+            "%s cannot be asked for %s, which is not measured", engine.describe(), " and ".join(not_measured)
+        )
     tokenizer = load_tokenizer(checkpoint)
     adapter, system_prompt = read_patch(patch)
     probes = [
@@ -97,9 +99,7 @@ def evaluate_suite(
             )
             answers = reference_answers(completions if reference is None else reference)[: suite.perplexity_answers]
             likelihoods = answer_likelihoods(client, tokenizer, answers, system_prompt) if can.prompt_logprobs else []
-            tasks, questions = (
-                run_tasks(client, served, suite, serving.maximum_model_length) if can.tasks else ({}, {})
-            )
+            tasks, questions = run_tasks(client, served, suite, serving.maximum_model_length) if can.tasks else ({}, {})
             name, versions = client.name, client.versions()
     provenance = {
         "sampling": {"temperature": 0.0, "max_tokens": suite.maximum_new_tokens, "seed": seed},

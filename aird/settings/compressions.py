@@ -280,8 +280,8 @@ class Given(RecipeSettings):
     )
     engine: EngineName | None = Field(
         None,
-        description="Who serves it; default: `serving.engine`, else llama.cpp a GGUF file, vLLM all others. vLLM serves "
-        "the decoded weights of a GGUF file.",
+        description="Who serves it; default: `serving.engine`, else llama.cpp a GGUF file, vLLM all others. vLLM "
+        "serves the decoded weights of a GGUF file.",
     )
 
     def holds_gguf(self, model: str) -> bool:

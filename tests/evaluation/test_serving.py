@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import http.server
 import json
 import os
 import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
-import textwrap
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,7 +36,6 @@ from aird.evaluation.engines import vllm
 from aird.evaluation.engines.address import Address
 from aird.evaluation.engines.engine import ServerSettings
 from aird.evaluation.engines.vllm import Vllm, VllmClient
-
 
 
 @pytest.fixture(scope="module")

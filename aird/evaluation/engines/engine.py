@@ -24,7 +24,7 @@ class Completion:
         token_ids: the generated tokens, an end-of-sequence token included.
         finish_reason: "stop" (an end-of-sequence token) or "length".
         first_token_logprobs: log-probabilities (nats) of the most likely first tokens by
-            token id, or None if they were not asked for.
+            token id, or None if they were not asked for; empty where the engine does not tell them of this token.
     """
 
     text: str

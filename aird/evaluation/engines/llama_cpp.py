@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from aird.evaluation.engines.engine import Abilities, Completion, Engine, ServerSettings, finite
-from aird.evaluation.http_server import HttpServer, start_server
+from aird.evaluation.http_server import HttpServer, listed_models, start_server
 from aird.evaluation.programs import llama_cpp_server
 from aird.evaluation.server_process import clean_environment
 from aird.models.gguf_file import served_gguf
@@ -92,8 +92,9 @@ class LlamaCppClient:
         self.server = server
 
     def versions(self) -> dict[str, str]:
-        """Return the build of llama.cpp that answers."""
-        return {NAME: str(self.server.get("/props")["build_info"])}
+        """Return the version of the package that the server comes with."""
+        (model,) = listed_models(self.server)
+        return {"xllamacpp": str(model["tags"][0])}
 
     def task_model(self) -> dict[str, Any]:
         """Refuse: lm-eval's tasks need log-probabilities of given tokens."""
@@ -124,7 +125,9 @@ class LlamaCppClient:
         greedy = {"temperature": 0.0, "n_predict": maximum_new_tokens, "cache_prompt": False, "stream": False}
         neutral = {"repeat_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "dry_multiplier": 0.0}
         common = {**greedy, **neutral, "n_probs": logprobs or 0, "return_tokens": True}
-        batches = [prompts[start : start + PROMPTS_PER_REQUEST] for start in range(0, len(prompts), PROMPTS_PER_REQUEST)]
+        batches = [
+            prompts[start : start + PROMPTS_PER_REQUEST] for start in range(0, len(prompts), PROMPTS_PER_REQUEST)
+        ]
         bodies = [{**common, "prompt": [list(prompt) for prompt in batch]} for batch in batches]
         completions: list[Completion] = []
         for batch, answer in zip(batches, self.server.post_all("/completion", bodies), strict=True):
@@ -155,12 +158,14 @@ def _threads() -> int:
 
 def _is_ready(server: HttpServer, mark: str) -> bool:
     server.get("/health")
-    return mark in [model["id"] for model in server.get("/v1/models")["data"]]
+    return mark in [model["id"] for model in listed_models(server)]
 
 
 def _read_completion(row: Mapping[str, Any], with_logprobs: bool) -> Completion:
     first: dict[int, float] | None = None
     if with_logprobs:
-        candidates = row["completion_probabilities"][0]["top_logprobs"]
-        first = {int(candidate["id"]): finite(candidate["logprob"]) for candidate in candidates}
+        told = row.get("completion_probabilities", [])
+        # A token that is a part of a character has none, and the list then begins with a later one.
+        known = bool(told) and (not row["tokens"] or told[0]["id"] == row["tokens"][0])
+        first = {int(top["id"]): finite(top["logprob"]) for top in told[0]["top_logprobs"]} if known else {}
     return Completion(row["content"], tuple(row["tokens"]), ENDED[row["stop_type"]], first)

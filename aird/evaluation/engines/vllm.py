@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from aird.evaluation.engines.engine import Abilities, Completion, Engine, ServerSettings, finite
-from aird.evaluation.http_server import HttpServer, start_server
+from aird.evaluation.http_server import HttpServer, listed_models, start_server
 from aird.evaluation.programs import vllm_server
 from aird.evaluation.server_process import clean_environment
 from aird.support.files import read_json
@@ -172,11 +172,6 @@ def detect_accelerator() -> Literal["cpu", "cuda"]:
     """Return "cuda" if nvidia-smi lists a GPU that CUDA_VISIBLE_DEVICES does not hide, else "cpu"."""
     hidden = os.environ.get(VISIBLE, "0").strip() in ("", "-1")
     return "cuda" if not hidden and listed_gpus() else "cpu"
-
-
-def listed_models(server: HttpServer) -> list[dict[str, Any]]:
-    """Return the server's models and adapters as /v1/models lists them."""
-    return list(server.get("/v1/models")["data"])
 
 
 def _is_ready(server: HttpServer, mark: str) -> bool:

@@ -1,7 +1,7 @@
 """Run llama.cpp's own HTTP server: `python llama_cpp_server.py --model FILE --port PORT --mark MARK ...`.
 
 Runs in the environment that has xllamacpp, which holds that server; this file imports nothing else but the standard
-library. The server listens on the loopback address and knows its model by the mark.
+library. The server listens on the loopback address, and calls its model by the mark.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import signal
 from importlib import import_module
+from importlib.metadata import version
 from typing import Any
 
 
@@ -25,12 +26,16 @@ def main() -> None:
     parameters = library.CommonParams()
     parameters.model.path = arguments.model
     parameters.model_alias = {arguments.mark}
-    parameters.hostname = "127.0.0.1"
+    parameters.model_tags = {version("xllamacpp")}  # llama.cpp's own build number is not in the wheel
+    parameters.hostnames = ["127.0.0.1"]
     parameters.port = arguments.port
     parameters.n_parallel = arguments.sequences
     parameters.n_ctx = arguments.sequences * arguments.length
     parameters.cpuparams.n_threads = arguments.threads
     parameters.cpuparams_batch.n_threads = arguments.threads
+    parameters.cors_origins = "http://127.0.0.1"  # else any page in a browser of this machine may ask
+    parameters.offline = True
+    parameters.ui = False
     # Else each sequence may grow into what is another's.
     parameters.kv_unified = False
     parameters.ctx_shift = False
