@@ -292,7 +292,7 @@ CASES: dict[str, list[Case]] = {
         ("serving", {"urls": {"hub": {"original": "host"}}}, "serving.urls:", "is no address"),
         ("serving", {"urls": {"hub": {"original": "http://host"}}}, "serving.urls:", "there is no address for tuned/"),
         ("serving", {"urls": {"hubb": {}}}, "serving.urls.hubb:", "did you mean hub?"),
-        ("serving", {"urls": {"hub": {"w5": "http://a"}}}, "serving.urls.hub.w5:", "did you mean w4?"),
+        ("serving", {"urls": {"hub": {"w5": "http://a"}}}, "serving.urls.hub.w5:", "write one of original, magnitude"),
         ("serving", {"url": "http://host", "urls": {}}, "serving:", "url and urls exclude each other"),
         ("serving", {"url": "http://host", "engine": "vllm"}, "serving:", "engine and url exclude each other"),
         ("serving", {"engine": "ollama"}, "serving.engine:", "did you mean llama.cpp?"),

@@ -102,7 +102,7 @@ def adapter(tmp_path: Path) -> Path:
 
 def test_every_engine_is_a_file_and_an_entry() -> None:
     folder = Path(registry.__file__).parent
-    files = {path.stem for path in folder.glob("*.py")} - {"__init__", "engine", "registry", "vllm_server"}
+    files = {path.stem for path in folder.glob("*.py")} - {"__init__", "engine", "registry", "standard_client"}
     assert {kind.__module__.rpartition(".")[2] for kind in ENGINES.values()} == files
 
 

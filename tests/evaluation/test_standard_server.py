@@ -21,8 +21,11 @@ from aird.evaluation.scores import score
 from aird.evaluation.suite_run import evaluate_suite
 from aird.inference.generation import generate
 from aird.models.loading import load_model, load_tokenizer
+from aird.prompts.chat import chat_tokens
 from aird.settings.suites import Serving, Suite
+from aird.support.files import read_json, write_json
 
+START = "<|endoftext|>"
 SUITE = Suite.model_validate({"harmful": {"set": "a"}, "harmless": {"set": "b"}, "maximum_new_tokens": 6})
 SERVING = Serving(maximum_model_length=256, parity_prompts=4)
 RECORDS = {
@@ -79,14 +82,16 @@ class StandardServer:
 
     def _read(self, text: str) -> list[int]:
         ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=not self.reads_special)["input_ids"]
-        return [self.tokenizer.bos_token_id, *ids] if self.adds_start else ids
+        return [self.tokenizer.convert_tokens_to_ids(START), *ids] if self.adds_start else ids
 
     @torch.no_grad()
     def _told(self, ids: list[int], prompt: int, body: dict[str, Any]) -> dict[str, Any]:
         logprobs = self.model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
         told = [None, *(logprobs[place - 1, ids[place]].item() for place in range(1, len(ids)))]
         top = logprobs[prompt - 1].topk(body["logprobs"])
-        first = {self.tokenizer.decode([i]): v for i, v in zip(top.indices.tolist(), top.values.tolist(), strict=True)}
+        # Random bytes have no text of their own; servers tell such tokens by what stands in the vocabulary.
+        names = self.tokenizer.convert_ids_to_tokens(top.indices.tolist())
+        first = dict(zip(names, top.values.tolist(), strict=True))
         start = 0 if body.get("echo") and self.echo else prompt
         return {"token_logprobs": told[start:], "top_logprobs": [first]}
 
@@ -101,7 +106,9 @@ def with_start(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """The same model with a template that begins with the token for the start of a text."""
     folder = Path(shutil.copytree(checkpoint, tmp_path_factory.mktemp("standard") / "start"))
     path = folder / "chat_template.jinja"
-    path.write_text("{{ bos_token }}" + path.read_text(encoding="utf-8"), encoding="utf-8")
+    path.write_text(START + path.read_text(encoding="utf-8"), encoding="utf-8")
+    settings = read_json(folder / "tokenizer_config.json")
+    write_json(folder / "tokenizer_config.json", {**settings, "bos_token": START})
     return folder
 
 
@@ -112,6 +119,13 @@ def evaluate(engine: Any, checkpoint: Path, folder: Path) -> tuple[list[dict[str
 
 def texts(records: list[dict[str, Any]]) -> list[str]:
     return [record["completion"] for record in records]
+
+
+def expected(server: StandardServer) -> list[str]:
+    """Return what Transformers completes, one prompt at a time: in a batch, near ties of random weights may turn."""
+    prompts = [chat_tokens(server.tokenizer, record["instruction"]) for some in RECORDS.values() for record in some]
+    made = [generate(server.model, server.tokenizer, [prompt], SUITE.maximum_new_tokens)[0] for prompt in prompts]
+    return [server.tokenizer.decode(ids, skip_special_tokens=True) for ids in made]
 
 
 @contextlib.contextmanager
@@ -125,9 +139,8 @@ def test_text_only(checkpoint: Path, tmp_path: Path) -> None:
     server = StandardServer(checkpoint)
     with answering(server) as url:
         asked, measured = evaluate(Address(url), checkpoint, tmp_path)
-    local, _ = evaluate(Transformers(), checkpoint, tmp_path)
-    assert texts(asked) == texts(local) and len(set(texts(local))) > 3
-    assert [record["finish_reason"] for record in asked] == [record["finish_reason"] for record in local]
+    assert texts(asked) == expected(server) and len(set(texts(asked))) > 3
+    assert {record["finish_reason"] for record in asked} <= {"stop", "length"}
     assert all(isinstance(prompt, str) for prompt in server.asked)
     assert measured["engine"] == {
         "name": "server (a-server)",
@@ -140,10 +153,11 @@ def test_text_only(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_token_ids_logprobs_and_echo(checkpoint: Path, tmp_path: Path) -> None:
     """All that the standard has is used: the check against Transformers, and perplexity."""
-    with answering(StandardServer(checkpoint, token_ids=True, logprobs=True, echo=True)) as url:
+    server = StandardServer(checkpoint, token_ids=True, logprobs=True, echo=True)
+    with answering(server) as url:
         asked, measured = evaluate(Address(url), checkpoint, tmp_path)
-    local, reference = evaluate(Transformers(), checkpoint, tmp_path)
-    assert texts(asked) == texts(local)
+    _, reference = evaluate(Transformers(), checkpoint, tmp_path)
+    assert texts(asked) == expected(server)
     assert measured["engine"]["prompts"] == "token ids" and measured["engine"]["not_measured"] == []
     assert measured["parity"]["prompts"] == 4 and measured["parity"]["upper_quartile_difference"] < 1e-6
     (ours,), (theirs,) = measured["answers"], reference["answers"]
@@ -162,9 +176,9 @@ def test_special_tokens_are_not_doubled(with_start: Path, tmp_path: Path, adds_s
     server = StandardServer(with_start, adds_start=adds_start)
     with answering(server) as url:
         asked, _ = evaluate(Address(url), with_start, tmp_path)
-    assert texts(asked) == texts(evaluate(Transformers(), with_start, tmp_path)[0])
+    assert texts(asked) == expected(server)
     ours = [prompt for prompt in server.asked if "harm" in prompt]
-    assert {prompt.startswith("<|endoftext|>") for prompt in ours} == {not adds_start}
+    assert {prompt.startswith(START) for prompt in ours} == {not adds_start}
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,10 @@ from urllib.parse import urldefrag
 import httpx
 
 from aird.evaluation.engines.engine import Abilities, Client, Engine, ServerSettings
+from aird.evaluation.engines.standard_client import PATH, StandardClient, Ways, try_server
 from aird.evaluation.engines.vllm import Vllm, VllmClient
 from aird.evaluation.http_server import HttpServer, listed_models
 from aird.evaluation.server_process import signals_as_exit
-from aird.evaluation.standard_client import PATH, StandardClient, Ways, try_server
 from aird.models.loading import load_tokenizer
 
 
