@@ -1,29 +1,45 @@
-"""Environments of vLLM, of GPTQModel and of GGUF's tools, and the type of arithmetic of this machine.
+"""Environments of vLLM, of llama.cpp, of GPTQModel and of GGUF's tools, and the type of arithmetic of this machine.
 
 input   a complete lock file
-output  results/environments/vllm.json, gptq.json, gguf.json: where its Python is, and its versions;
+output  results/environments/vllm.json, llama_cpp.json, gptq.json, gguf.json: where its Python is, and its versions;
         arithmetic.json: the type that every job and server computes in
 steps   make a virtual environment, install the lock, import the tool once; time short
         matrix products once per results folder
 
 vLLM pins other versions than the compression libraries, so it is a server
 program in an environment of its own. `serving.executable` or `serving.url` in
-the configuration replace it.
+the configuration replace it. llama.cpp's server is asked for where a checkpoint
+is a GGUF file; its environment is one package.
 """
 
-# What of `serving` says where the engine is. The rest says how it is started.
+# What of `serving` says where vLLM is. The rest says how an engine is started.
 PLACE = {"executable", "url", "lock"}
+# Which engine it is, and where the others are.
+ENGINES = {"engine", "llama_cpp_executable", "urls"}
 
 
 def vllm_lock():
     """Return the lock to install, or nothing where the user brings vLLM."""
     serving = CONFIGURATION.serving
-    if serving.executable is not None or serving.url is not None:
+    if serving.executable or serving.url or serving.urls:
         return []
     if serving.lock is not None:
         return sources([serving.lock])
     kind = "cuda" if HAS_GPU else "cpu"
     return sources([os.path.relpath(PROJECT / "envs" / f"vllm-{kind}.lock.txt")])
+
+
+def llama_cpp_lock():
+    """Return the lock to install, or nothing where the user brings xllamacpp."""
+    if CONFIGURATION.serving.llama_cpp_executable is not None:
+        return []
+    return sources([os.path.relpath(PROJECT / "envs" / "llama-cpp.lock.txt")])
+
+
+def place_of_vllm():
+    """Return where vLLM is, as settings."""
+    only = PLACE if CONFIGURATION.serving.urls is None else PLACE | {"urls"}
+    return settings_json(CONFIGURATION.serving, only=only)
 
 
 def environment_folder(wildcards, output):
@@ -74,7 +90,7 @@ rule vllm_environment:
         mem_mb=2000,
         runtime=30,
     params:
-        settings=settings_json(CONFIGURATION.serving, only=PLACE),
+        settings=place_of_vllm(),
         lock="--lock" if vllm_lock() else "",
         environment=environment_folder,
     message:
@@ -86,6 +102,32 @@ rule vllm_environment:
         " --settings {params.settings:q}"
         " --output {output:q}"
         " > {log:q} 2>&1"
+
+
+use rule vllm_environment as llama_cpp_environment with:
+    input:
+        code=code("build_environment"),
+        lock=llama_cpp_lock(),
+    output:
+        f"{RESULTS}/environments/llama_cpp.json",
+    log:
+        f"{RESULTS}/logs/environments/llama_cpp.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/environments/llama_cpp.tsv"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        settings=canonical_json(
+            {
+                "engine": "llama.cpp",
+                "executable": CONFIGURATION.serving.llama_cpp_executable,
+            }
+        ),
+        lock="--lock" if llama_cpp_lock() else "",
+        environment=environment_folder,
+    message:
+        "Making llama.cpp's environment (once)"
 
 
 rule gptq_environment:

@@ -1,6 +1,6 @@
 """Completions, utility and scores.
 
-input   a checkpoint, a patch, the prompts of a suite, vLLM's environment
+input   a checkpoint, a patch, the prompts of a suite, the environment of its engine
 output  results/completions/{model}/{compression}/{patch}/{suite}.jsonl,
         results/utility/... (log-likelihoods and lm-eval's tasks), results/scores/...
 steps   start an engine on the checkpoint, check that it agrees with Transformers,
@@ -60,10 +60,30 @@ def task_files(wildcards):
     )
 
 
+def engine_environment(wildcards):
+    """Return the record of the environment that a cell's engine runs in; none where a server runs already."""
+    if cell_address(wildcards) is not None:
+        return []
+    engine = CONFIGURATION.engine_of(wildcards.model, wildcards.compression)
+    records = {
+        "vllm": rules.vllm_environment.output,
+        "llama.cpp": rules.llama_cpp_environment.output,
+    }
+    return records[engine]
+
+
+def cell_address(wildcards):
+    """Return the address of the running server of a cell, if it has one."""
+    return CONFIGURATION.serving.address(
+        wildcards.model, wildcards.compression, wildcards.patch
+    )
+
+
 def optional_flags(wildcards, input):
-    """Return the flags of the inputs that only some cells have."""
-    flags = []
-    for name in ("adapter", "adapter_statistics", "reference"):
+    """Return the flags of what only some cells have."""
+    address = cell_address(wildcards)
+    flags = [] if address is None else ["--url", address]
+    for name in ("environment", "adapter", "adapter_statistics", "reference"):
         for path in getattr(input, name):
             flags += [f"--{name.replace('_', '-')}", path]
     if input.tasks:
@@ -72,7 +92,7 @@ def optional_flags(wildcards, input):
 
 
 # One string per suite, made once and not once per job.
-SERVING_SETTINGS = CONFIGURATION.serving.model_dump(exclude=PLACE)
+SERVING_SETTINGS = CONFIGURATION.serving.model_dump(exclude=PLACE | ENGINES)
 SUITE_SETTINGS = {
     # The judge only reads the completions.
     name: canonical_json(
@@ -134,7 +154,7 @@ rule evaluate_suite:
     input:
         code=code("evaluate_suite"),
         arithmetic=rules.measure_arithmetic.output,
-        environment=rules.vllm_environment.output,
+        environment=engine_environment,
         checkpoint=ancient(CHECKPOINT),
         manifest=MANIFEST,
         adapter=ancient(patch_input(ADAPTER)),
@@ -172,7 +192,6 @@ rule evaluate_suite:
         " --arithmetic {input.arithmetic:q}"
         " --checkpoint {input.checkpoint:q}"
         " --manifest {input.manifest:q}"
-        " --environment {input.environment:q}"
         " --harmful {input.harmful:q}"
         " --harmless {input.harmless:q}"
         " {params.optional:q}"

@@ -61,6 +61,14 @@ CAPTIONS = sorted(
 )
 OWN_CAPTIONS = [Path(path).stem.removesuffix("_table") for path in CAPTIONS]
 
+# What the engines of the grid are, for the report.
+LLAMA_CPP_SERVES = CONFIGURATION.serving.address(*PAIRS[0], PLAIN) is None and any(
+    CONFIGURATION.engine_of(*pair) == "llama.cpp" for pair in PAIRS
+)
+ENGINE_RECORDS = [*rules.vllm_environment.output]
+if LLAMA_CPP_SERVES:
+    ENGINE_RECORDS += rules.llama_cpp_environment.output
+
 # Sorted, as their order means nothing here.
 PATCHED_CELLS = sorted(cell for cell in CONFIGURATION.cells() if cell[2] != PLAIN)
 MERGED_CELLS = [cell for cell in PATCHED_CELLS if cell[2] in ADAPTERS]
@@ -267,10 +275,11 @@ rule make_report:
         figures=FIGURES,
         captions=sources(CAPTIONS),
         manifests=RECORDS["manifests"],
-        records=rules.vllm_environment.output,
+        records=ENGINE_RECORDS,
         arithmetic=rules.measure_arithmetic.output,
         locks=sources([os.path.relpath(PROJECT / "envs" / "core.lock.txt")])
-        + vllm_lock(),
+        + vllm_lock()
+        + (llama_cpp_lock() if LLAMA_CPP_SERVES else []),
     output:
         REPORT,
     log:

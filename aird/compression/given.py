@@ -5,8 +5,8 @@
 What Transformers, PEFT and vLLM read as it is stays byte for byte. GPTQ, AWQ and
 DeepSeek's FP8 keep their numbers in compressed-tensors' packing. What none of
 them reads (GGUF, reordered columns, GPTQ's 2 and 3 bits) becomes a dense
-checkpoint of the decoded matrices, and the record says that this is what is
-measured. Formats: docs/checkpoints.md.
+checkpoint of the decoded matrices, and the record says so. A GGUF file stays
+beside its decoded matrices, for llama.cpp. Formats: docs/checkpoints.md.
 """
 
 from __future__ import annotations

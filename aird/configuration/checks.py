@@ -36,6 +36,8 @@ def mistakes(configuration: Configuration) -> list[str]:
         *_selections(configuration),
         *_lengths(configuration),
         *_forms(configuration),
+        *_engines(configuration),
+        *_addresses(configuration),
     ]
     # What is built on a wrong name would only hide it among more lines.
     lines = lines or list(_leaks(configuration))
@@ -262,6 +264,65 @@ def _lengths(configuration: Configuration) -> Iterator[str]:
                 f"suites.{name}.maximum_new_tokens: leaves no room for the prompt; write less than "
                 f"serving.maximum_model_length, {longest}, or raise that (found: {suite.maximum_new_tokens})"
             )
+
+
+def _engines(configuration: Configuration) -> Iterator[str]:
+    """Yield keys that let llama.cpp serve what is no GGUF file."""
+    said = set()
+    for model, compression, _ in configuration.cells():
+        if configuration.engine_of(model, compression) != "llama.cpp" or configuration.holds_gguf(model, compression):
+            continue
+        own = getattr(configuration.compressions.get(compression), "engine", None)
+        key = f"compressions.{compression}.engine" if own else "serving.engine"
+        if key not in said:
+            said.add(key)
+            yield (
+                f"{key}: llama.cpp serves GGUF files only, and {compression} of {model} is none; leave the key out, or "
+                'write vllm, which serves the decoded weights of GGUF files too (found: "llama.cpp")'
+            )
+
+
+def _addresses(configuration: Configuration) -> Iterator[str]:
+    """Yield checkpoints that no address of a running server is given for, and two that share one."""
+    serving = configuration.serving
+    if serving.url is None and serving.urls is None:
+        return
+    unknown = list(_unknown_addresses(configuration, serving.urls or {}))
+    if unknown:
+        yield from unknown
+        return
+    key = "serving.url" if serving.urls is None else "serving.urls"
+    taken: dict[str, tuple[str, str, str]] = {}
+    absent, shared = [], []
+    for model, compression, patch in configuration.cells():
+        changes_weights = patch != PLAIN and method_of(configuration.patches[patch]).adapter
+        cell = (model, compression, patch if changes_weights else PLAIN)
+        address = serving.address(*cell)
+        if address is None:
+            absent.append(f"{model}/{compression}")
+        elif taken.setdefault(address, cell) != cell:
+            shared.append((taken[address], cell))
+    if absent:
+        names = ", ".join(dict.fromkeys(absent))
+        yield f"{key}: there is no address for {names}; add it, or leave out what no server serves"
+    if shared:
+        one, other = ("/".join(cell) for cell in shared[0])
+        yield (
+            f"{key}: {one} and {other} would be asked at the same address; write {{model}}, {{compression}} and "
+            "{patch} into it, behind a # where one server has all of them"
+        )
+
+
+def _unknown_addresses(configuration: Configuration, urls: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
+    for model, of_model in urls.items():
+        if model not in configuration.models:
+            yield f"serving.urls.{model}: there is no model {model}; {hint(model, configuration.models)}"
+            continue
+        known = [ORIGINAL, *configuration.compressions_of(model)]
+        for compression in of_model:
+            if compression not in known:
+                key = f"serving.urls.{model}.{compression}"
+                yield f"{key}: {model} has no compression {compression}; {hint(compression, known)}"
 
 
 def _leaks(configuration: Configuration) -> Iterator[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from aird.patching.methods import NAMES, method
-from aird.settings.base import ORIGINAL, PLAIN, Name, Seed, Settings
+from aird.settings.base import ORIGINAL, PLAIN, EngineName, Name, Seed, Settings
 from aird.settings.compressions import CompressionSettings, Given
 from aird.settings.directions import Directions
 from aird.settings.models import Model
@@ -55,6 +55,15 @@ class Configuration(Settings):
         """Return whether a compression can be had for a model: a ready-made one only where it has a source."""
         settings = self.compressions[compression]
         return not isinstance(settings, Given) or model in settings.sources
+
+    def engine_of(self, model: str, compression: str) -> EngineName:
+        """Return who serves a checkpoint: what the compression or `serving` names, else llama.cpp a GGUF file."""
+        named: EngineName | None = getattr(self.compressions.get(compression), "engine", None) or self.serving.engine
+        return named or ("llama.cpp" if self.holds_gguf(model, compression) else "vllm")
+
+    def holds_gguf(self, model: str, compression: str) -> bool:
+        """Return whether a checkpoint holds a GGUF file, which llama.cpp serves."""
+        return compression != ORIGINAL and self.compressions[compression].holds_gguf(model)
 
     def patches_of(self, model: str, compression: str) -> list[str]:
         """Return the patches of one (model, compression) pair, without the plain one."""

@@ -56,10 +56,14 @@ def check_files(configuration: Configuration, configuration_files: Iterable[str 
     for name, suite in configuration.suites.items():
         mistakes += _task_files(f"suites.{name}", suite)
         mistakes += _judge_files(f"suites.{name}", suite)
-    for key, wanted in (("lock", "lock file"), ("executable", "Python")):
+    for key, wanted in (
+        ("lock", "the lock file of an environment with vLLM"),
+        ("executable", "the Python of an environment with vLLM"),
+        ("llama_cpp_executable", "the Python of an environment with xllamacpp"),
+    ):
         value = getattr(configuration.serving, key)
         if value is not None and not Path(value).is_file():
-            mistakes.append(_absent(f"serving.{key}", value, f"the {wanted} of an environment with vLLM"))
+            mistakes.append(_absent(f"serving.{key}", value, wanted))
     if mistakes:
         raise ConfigurationError("\n".join(mistakes))
 

@@ -117,6 +117,11 @@ class HttpServer:
         raise self.process.failure(f"the {self.name} server {state} but did not answer ({reason})")
 
 
+def listed_models(server: HttpServer) -> list[dict[str, Any]]:
+    """Return the server's models and adapters as /v1/models lists them."""
+    return list(server.get("/v1/models")["data"])
+
+
 @contextlib.contextmanager
 def start_server(
     name: str,

@@ -17,11 +17,11 @@ def score(
     seed: int,
     judgement: Sequence[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Return the record of the scores node: rates, perplexity, tasks, parity, and what is behind them.
+    """Return the record of the scores node: rates, perplexity, tasks, parity, engine, and what is behind them.
 
     Args:
         completions: completion records.
-        utility: what the evaluation measured besides: answers, tasks, questions, parity, served_as.
+        utility: what the evaluation measured besides: answers, tasks, questions, parity, served_as, engine.
         seed: of the bootstrap.
         judgement: a classifier's {"id", "harmful"} of each completion of a harmful prompt.
 
@@ -42,6 +42,7 @@ def score(
         "questions": utility["questions"],
         "parity": utility["parity"],
         "served_as": utility["served_as"],
+        "engine": utility.get("engine"),
         **({"merged": _merged(completions, labels, utility)} if "merged" in utility else {}),
         "labels": labels,
     }

@@ -24,6 +24,7 @@ from aird.evaluation.programs import server_launcher
 LOG_TAIL_LINES = 30
 LOG_NOISE = re.compile(r"nanobind|^ - (leaked|\.\.\.)|\] Route: |^\s*$")
 LOG_ERROR = re.compile(r"^(?!.*\b(INFO|WARNING) ).*\b\w*(Error|Exception): ")
+SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OPENAI_API_KEY", "WANDB_API_KEY")  # of no use to a server
 STOP_GRACE_SECONDS = 5.0  # from SIGTERM to SIGKILL; vLLM needs 0.3 s, but longer while it starts
 
 
@@ -74,6 +75,14 @@ class ServerProcess:
                 break
             self.process.poll()
             time.sleep(0.02)
+
+
+def clean_environment() -> dict[str, str]:
+    """Return this process's environment for a server's: without secrets, and kept off the network."""
+    environment = {name: value for name, value in os.environ.items() if name not in SECRETS}
+    environment |= dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"), "1")
+    environment["PYTHONSAFEPATH"] = "1"  # the job's folder must not shadow the server's modules
+    return environment
 
 
 @contextlib.contextmanager

@@ -88,19 +88,24 @@ def evaluate_suite(
         log: receives what a server prints.
 
     Returns:
-        Completion records, and what is measured besides: answers, tasks, questions. Both say how they were made. Where
-        the suite asks for both forms, a completion record has `merged`, what the merged checkpoint completed instead,
-        and the rest has `merged` too: its parity, and how far the first tokens of the prompts differ.
+        Completion records, and what is measured besides: answers, tasks, questions. Both say how they were made; what
+        the engine cannot be asked for is in neither, and `engine.not_measured` names it. Where the suite asks for both
+        forms, a completion record has `merged`, what the merged checkpoint completed instead, and the rest has `merged`
+        too: its parity, and how far the first tokens of the prompts differ.
 
     Raises:
         ParityError: the engine and Transformers disagree about this checkpoint.
         RuntimeError: the engine did not start, failed or ended; or it does not take the adapter, and both forms are
             asked for.
-        ValueError: the suite has tasks or asks for both forms, and the engine cannot be asked so.
+        ValueError: the suite asks for both forms, and the engine cannot be asked so.
     """
-    can = engine.abilities
-    if suite.tasks and not can.tasks:
-        raise ValueError(f"lm-eval's tasks need a server, not {engine.describe()}: name one, or leave the tasks out")
+    can = engine.able(checkpoint)
+    measured = {"perplexity": can.prompt_logprobs, "tasks": can.tasks or not suite.tasks}
+    not_measured = [what for what, able in measured.items() if not able]
+    if not_measured:
+        logger.warning(
+            "%s cannot be asked for %s, which is not measured", engine.describe(), " and ".join(not_measured)
+        )
     adapter, system_prompt = read_patch(patch)
     both = adapter is not None and suite.serve == BOTH
     if both and not can.adapters:
@@ -145,8 +150,9 @@ def evaluate_suite(
         completions = complete(client)
         answers = reference_answers(completions if reference is None else reference)[: suite.perplexity_answers]
         likelihoods = answer_likelihoods(client, tokenizer, answers, system_prompt) if can.prompt_logprobs else []
-        tasks, questions = run_tasks(client, served.folder, suite, serving.maximum_model_length)
-        versions = client.versions()
+        limit = serving.maximum_model_length
+        tasks, questions = run_tasks(client, served.folder, suite, limit) if can.tasks else ({}, {})
+        name, versions = client.name, client.versions()
     utility = {"answers": likelihoods, "tasks": tasks, "questions": questions}
     if both:
         with serve(merged=True) as merged:
@@ -161,6 +167,11 @@ def evaluate_suite(
         "versions": {**versions, "transformers": version("transformers"), "lm_eval": version("lm_eval")},
         "served_as": SYSTEM_PROMPT if system_prompt is not None else served.served_as,
         "parity": served.parity,
+        "engine": {
+            "name": name,
+            "prompts": "token ids" if can.token_ids else "text, read by the server's tokenizer",
+            "not_measured": not_measured,
+        },
     }
     return [{**completion, **provenance} for completion in completions], {**utility, **provenance}
 
@@ -182,7 +193,7 @@ def _serve(
     with scratch_folder(scratch) as folder:
         served, left = prepare_checkpoint(checkpoint, adapter, engine, folder, merged)
         expected, unpatched = None, None
-        if engine.abilities.first_token_logprobs:
+        if engine.able(checkpoint).first_token_logprobs:
             # Before the start: the reference's memory is then the server's.
             expected, unpatched = _reference_logprobs(checkpoint, adapter, served if left is None else None, probes)
         with engine.serve(served, settings, log, left) as client:
@@ -207,7 +218,7 @@ def prepare_checkpoint(
         merged: merge the adapter, even if the engine would take it.
     """
     served = checkpoint
-    if adapter is not None and (merged or not engine.abilities.adapters):
+    if adapter is not None and (merged or not engine.able(checkpoint).adapters):
         served = scratch / "merged"
         served.mkdir()
         merge(checkpoint, load_adapter(adapter), served)

@@ -38,7 +38,8 @@ def headlines(
 
     A compression's sentence tells what it took from refusal, what its repair brings back, and what that costs. The
     repair is the calibrated patch; where there is none, the patch that refuses most and is no control. Where its
-    matched controls restore as much, or may, a further sentence says so.
+    matched controls restore as much, or may, a further sentence says so, and one where another engine served it than
+    the original.
 
     Args:
         summary, paired: the tables of the same names.
@@ -51,7 +52,8 @@ def headlines(
         yield _original(original, tests, f"{about}: " if len(parts) > 1 else "")
         for of_compression in _compressed(rows):
             sentence = _headline(of_compression, original, tests, configuration)
-            yield sentence + _controls(of_compression, tests, claims, configuration["patches"])
+            controls = _controls(of_compression, tests, claims, configuration["patches"])
+            yield sentence + controls + _engines(of_compression.iloc[0], original)
 
 
 def _parts(
@@ -200,6 +202,17 @@ def _controls(
     refuted = any(patches[name]["direction"] == "random" for name in controls.patch[verdicts == DOES_NOT_HOLD])
     # A free column may have become the direction itself, so that alone says nothing of it.
     return said + (NOTHING_ADDED if refuted else "")
+
+
+def _engines(compressed: pandas.Series, original: pandas.Series) -> str:
+    """Return a sentence where a compression and its original were served by different engines; else nothing."""
+    ours, theirs = (row.get("engine") for row in (compressed, original))
+    if not isinstance(ours, str) or not isinstance(theirs, str) or ours == theirs:
+        return ""
+    return (
+        f" {ours} served it and {theirs} the original: this measures engine and compression at once, and does not tell "
+        "them apart."
+    )
 
 
 def _rate(row: pandas.Series, name: str = "refusal", more: str = "") -> str:

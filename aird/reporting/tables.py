@@ -30,7 +30,7 @@ SUMMARY_COLUMNS = (
     + [f"asr_{judge.name}" for judge in JUDGES if judge.jailbroken is None]
     + (
         "degenerate over_refusal over_refusal_low over_refusal_high perplexity perplexity_low perplexity_high utility "
-        "utility_stderr cosine_same_site cosine_own_source norm_ratio layer position sparsity bits_per_weight"
+        "utility_stderr cosine_same_site cosine_own_source norm_ratio layer position sparsity bits_per_weight engine"
     ).split()
 )
 
@@ -119,6 +119,7 @@ def summary(
         row |= {name: total.get(name) for name in ("sparsity", "bits_per_weight")}
         if merged := score.get("merged"):
             row |= _merged_columns(merged)
+        row["engine"] = (score.get("engine") or {}).get("name")
         rows.append(row)
     columns = list(SUMMARY_COLUMNS)
     if any(UNFINISHED in row for row in rows):

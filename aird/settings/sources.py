@@ -102,6 +102,11 @@ class ModelSource(Settings):
     )
     path: Text | None = Field(None, description="A local folder in Hugging Face format, or a GGUF file.")
 
+    @property
+    def is_gguf(self) -> bool:
+        """Whether it is one GGUF file, by its name."""
+        return (self.file or self.path or "").lower().endswith(".gguf")
+
     _inside = field_validator("file")(_check_member)
 
     @model_validator(mode="after")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from aird.settings.base import PromptSelection, Settings, Text
+from aird.settings.base import EngineName, Name, PromptSelection, Settings, Text
 from aird.settings.sources import ModelSource
 
 # How a patched checkpoint is served.
@@ -74,15 +75,29 @@ class Suite(Settings):
 
 
 class Serving(Settings):
-    """How vLLM is started."""
+    """Who serves checkpoints, and how."""
 
+    engine: EngineName | None = Field(
+        None,
+        description="Who serves every compression that names no engine of its own; default: llama.cpp a GGUF file, "
+        "vLLM all others.",
+    )
     executable: Text | None = Field(
         None, description="Python of an environment that holds vLLM; default: the workflow builds one."
     )
+    llama_cpp_executable: Text | None = Field(
+        None,
+        description="Python of an environment that holds xllamacpp, such as one built for a GPU; default: the workflow "
+        "builds one for the CPU.",
+    )
     url: Text | None = Field(
         None,
-        description="Address of a running vLLM server that serves the checkpoint, such as "
-        "`http://localhost:8000`; starts none. VLLM_API_KEY is its key.",
+        description="Address of running servers, vLLM or any with OpenAI's completions interface; starts none. "
+        "`{model}`, `{compression}` and `{patch}` stand for names, and what follows a `#` is the model's name there, "
+        "as in `http://localhost:8000#{compression}`; default: the first that it lists. VLLM_API_KEY is its key.",
+    )
+    urls: dict[Name, dict[Name, Text]] | None = Field(
+        None, description="An address, as in `url`, for each model and each of its compressions, `original` included."
     )
     lock: Text | None = Field(
         None,
@@ -97,6 +112,25 @@ class Serving(Settings):
         description="How far a first token's log-probability may differ on three quarters of these prompts, nats.",
     )
 
+    def address(self, model: str, compression: str, patch: str) -> str | None:
+        """Return the address of the running server of a checkpoint; None where there is none."""
+        template = self.url if self.urls is None else self.urls.get(model, {}).get(compression)
+        if template is None:
+            return None
+        names = {"model": model, "compression": compression, "patch": patch}
+        return reduce(lambda text, name: text.replace(f"{{{name}}}", names[name]), names, template)
+
+    @field_validator("urls")
+    @classmethod
+    def _addresses(cls, urls: dict[str, dict[str, str]] | None) -> dict[str, dict[str, str]] | None:
+        for model, of_model in (urls or {}).items():
+            for compression, url in of_model.items():
+                try:
+                    cls._address(url)
+                except ValueError as error:
+                    raise ValueError(f"{url} of {model}/{compression} {error}") from error
+        return urls
+
     @field_validator("url")
     @classmethod
     def _address(cls, url: str | None) -> str | None:
@@ -109,7 +143,7 @@ class Serving(Settings):
             valid = False
         if not valid or any(character.isspace() for character in url):
             raise ValueError("is no address; write http:// or https:// and a host, as http://localhost:8000")
-        if parts.username is not None or parts.query or parts.fragment:
+        if parts.username is not None or parts.query:
             # The address is written into results; a password must not be.
             raise ValueError("must be an address only; give the key as the environment's VLLM_API_KEY")
         if parts.path.rstrip("/").endswith("/v1"):
@@ -118,7 +152,10 @@ class Serving(Settings):
 
     @model_validator(mode="after")
     def _one_server(self) -> Serving:
-        given = [name for name in ("executable", "url", "lock") if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} exclude each other; keep one of them")
+        exclusive = [("executable", "url", "urls", "lock"), ("engine", "url", "urls")]
+        exclusive += [("llama_cpp_executable", "url", "urls")]
+        for names in exclusive:
+            given = [name for name in names if getattr(self, name) is not None]
+            if len(given) > 1:
+                raise ValueError(f"{' and '.join(given)} exclude each other; keep one of them")
         return self

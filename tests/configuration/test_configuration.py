@@ -75,6 +75,40 @@ def test_mistake_is_one_clear_line(place: str, value: Any, start: str, said: str
     assert "Input should" not in line and "pydantic" not in line
 
 
+def test_a_gguf_file_is_served_by_llama_cpp_unless_another_engine_is_named() -> None:
+    gguf = {"recipe": "given", "sources": {"hub": {"path": "Q4_K_M.GGUF"}, "tuned": {"path": "folder"}}}
+    values = changed("compressions.ready", gguf)
+    values["compressions"]["weights"] = {**gguf, "engine": "vllm"}
+
+    def engines(values: dict[str, Any]) -> list[str]:
+        configuration = load_configuration(values)
+        cells = [("hub", "ready"), ("hub", "weights"), ("tuned", "ready"), ("hub", "w4"), ("hub", "original")]
+        return [configuration.engine_of(*cell) for cell in cells]
+
+    assert engines(values) == ["llama.cpp", "vllm", "vllm", "vllm", "vllm"]
+    values["serving"] = {"engine": "vllm"}
+    assert engines(values) == ["vllm"] * 5
+    values["compressions"]["weights"]["engine"] = "llama.cpp"
+    assert mistakes(values)[0].startswith("compressions.weights.engine: llama.cpp serves GGUF files only")
+
+
+def test_every_checkpoint_has_an_address_of_its_own() -> None:
+    serving = load_configuration(changed("serving", {"url": "http://host#{model}-{compression}-{patch}"})).serving
+    assert serving.address("hub", "w4", "aird") == "http://host#hub-w4-aird"
+    values = changed("serving", {"urls": {"hub": {name: f"http://{name}" for name in ("original", "w4")}}})
+    values["models"]["hub"] |= {"compressions": ["w4"], "patches": []}
+    del values["models"]["tuned"], values["compressions"]["ready"]
+    serving = load_configuration(values).serving
+    assert serving.address("hub", "w4", "plain") == "http://w4"
+    assert serving.address("hub", "wanda", "plain") is None
+    # A system prompt is asked of the plain checkpoint's server.
+    values["patches"] = {"asked": {"method": "system_prompt"}}
+    values["models"]["hub"]["patches"] = ["asked"]
+    load_configuration(values)
+    values["serving"]["urls"]["hub"]["w4"] = "http://original"
+    assert "hub/original/plain and hub/w4/plain would be asked at the same address" in mistakes(values)[0]
+
+
 def test_every_mistake_has_its_line() -> None:
     values = changed("seed", -1)
     values["patches"]["aird"]["alpha"] = "1"

@@ -15,6 +15,7 @@ import torch
 from aird.evaluation.engines import registry
 from aird.evaluation.engines.address import Address
 from aird.evaluation.engines.engine import Abilities, AdapterRefused, Completion, Engine, ServerSettings
+from aird.evaluation.engines.llama_cpp import LlamaCpp
 from aird.evaluation.engines.registry import ENGINES, recorded_engine
 from aird.evaluation.engines.transformers import Transformers, TransformersClient
 from aird.evaluation.engines.vllm import Vllm
@@ -126,7 +127,7 @@ def served(serve: str) -> Suite:
 
 def test_every_engine_is_a_file_and_an_entry() -> None:
     folder = Path(registry.__file__).parent
-    files = {path.stem for path in folder.glob("*.py")} - {"__init__", "engine", "registry", "vllm_server"}
+    files = {path.stem for path in folder.glob("*.py")} - {"__init__", "engine", "registry", "standard_client"}
     assert {kind.__module__.rpartition(".")[2] for kind in ENGINES.values()} == files
 
 
@@ -135,6 +136,10 @@ def test_every_engine_is_a_file_and_an_entry() -> None:
     [
         ({"python": "vllm/bin/python", "url": None}, lambda folder: Vllm(folder / "vllm/bin/python")),
         ({"python": "/opt/vllm/bin/python", "url": None}, lambda folder: Vllm(Path("/opt/vllm/bin/python"))),
+        (
+            {"engine": "llama.cpp", "python": "llama_cpp/bin/python", "url": None},
+            lambda folder: LlamaCpp(folder / "llama_cpp/bin/python"),
+        ),
         ({"python": None, "url": "http://localhost:8000"}, lambda folder: Address("http://localhost:8000")),
     ],
 )
@@ -158,10 +163,13 @@ def test_what_an_engine_cannot_do_is_not_measured(tiny_folder: Callable[[str], P
     assert not list(tmp_path.iterdir())
 
 
-def test_tasks_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+def test_tasks_are_not_measured_where_the_engine_cannot_be_asked(
+    tiny_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
     suite = Suite.model_validate({**SUITE.model_dump(), "tasks": ["boolq"]})
-    with pytest.raises(ValueError, match="need a server, not Transformers"):
-        evaluate(Transformers(), tmp_path / "nothing", tmp_path, suite=suite)
+    _, measured = evaluate(Transformers(), tiny_folder("llama"), tmp_path, suite=suite)
+    assert measured["tasks"] == {} and measured["questions"] == {}
+    assert measured["engine"] == {"name": "Transformers", "prompts": "token ids", "not_measured": ["tasks"]}
 
 
 def test_an_adapter_is_merged_where_the_engine_takes_none(

@@ -29,6 +29,8 @@ ANSWER = "Put the egg into boiling water."
 class Server:
     """Answers from lists, and remembers what it was asked."""
 
+    name = "vLLM"
+
     def __init__(self, first_tokens: Sequence[dict[int, float]] = ()) -> None:
         self.first_tokens = list(first_tokens)
         self.asked: list[Any] = []

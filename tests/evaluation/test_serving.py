@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import http.server
 import json
 import os
 import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
-import textwrap
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import torch
 from conftest import SERVER_SETTINGS
 from safetensors.torch import load_file, save_file
+from servers import (
+    DEADLINE_SECONDS,
+    LONG_PROMPTS,
+    Job,
+    answering,
+    is_listening,
+    server_port,
+    session_members,
+    wait_for,
+)
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aird.evaluation import server_process
@@ -32,10 +38,6 @@ from aird.evaluation.engines.engine import AdapterRefused, ServerSettings
 from aird.evaluation.engines.vllm import Vllm, VllmClient
 from aird.models.loading import load_model
 from aird.patching.adapters import write_adapter
-
-DEADLINE_SECONDS = 400.0  # a server starts in 30 s, on a busy and slow machine in minutes
-# So many tokens that a server is still busy when it is killed.
-LONG_PROMPTS = [[1, first, second, 2, 201] for first in range(20) for second in range(100)]
 
 
 @pytest.fixture(scope="module")
@@ -91,24 +93,6 @@ def make_adapter(folder: Path) -> Path:
     return folder
 
 
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    """Return when `condition` is true; fail after a generous deadline."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"waited too long for {what}"
-        time.sleep(0.1)
-
-
-def session_members(session: int) -> list[psutil.Process]:
-    """Return the living processes of a session, which is where a server and all its children are."""
-    members = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
-                members.append(process)
-    return members
-
-
 def has_engine(session: int) -> bool:
     """Tell whether vLLM has started its engine's process in a session."""
     for process in session_members(session):
@@ -118,69 +102,15 @@ def has_engine(session: int) -> bool:
     return False
 
 
-def is_listening(port: int) -> bool:
-    """Tell whether something accepts connections on a port of the loopback address."""
-    with socket.socket() as connection:
-        return connection.connect_ex(("127.0.0.1", port)) == 0
-
-
-def server_port(session: int) -> int:
-    """Return the port on vLLM's command line."""
-    for process in session_members(session):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if match := re.search(r"--port=(\d+)", " ".join(process.cmdline())):
-                return int(match[1])
-    raise AssertionError(f"no process of session {session} names a port")
-
-
-class Job:
-    """A Python process that runs `serve`, as a workflow's job does."""
-
-    def __init__(self, folder: Path, checkpoint: Path, python: Path) -> None:
-        self.ready = folder / "ready"
-        self.log_path = folder / "server.log"
-        script = f"""
-            from pathlib import Path
-            from aird.evaluation.engines.engine import ServerSettings
-            from aird.evaluation.engines.vllm import Vllm
-            settings = ServerSettings(1024, key_value_cache_gib=0.25, threads=1)
-            with Vllm(Path({str(python)!r})).serve(Path({str(checkpoint)!r}), settings,
-                                                   Path({str(self.log_path)!r})) as client:
-                Path({str(self.ready)!r}).touch()
-                client.complete({LONG_PROMPTS!r}, 900)
-        """
-        root = Path(server_process.__file__).parents[2]
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(script)],
-            env={**os.environ, "PYTHONPATH": str(root)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.job = psutil.Process(self.process.pid)
-
-    def session(self) -> int:
-        """Return the session of the job's server, once it is started."""
-        wait_for(self.job.children, "the launcher")
-        launcher = self.job.children()[0].pid
-        wait_for(lambda: os.getsid(launcher) == launcher, "the launcher's session")
-        return launcher
-
-
 @pytest.fixture
 def job(tmp_path: Path, checkpoint: Path, vllm_python: Path) -> Iterator[Job]:
     """A job that has been started, and whose processes do not outlive the test."""
-    started = Job(tmp_path, checkpoint, vllm_python)
+    started = Job(tmp_path, checkpoint, Vllm(vllm_python))
     session = started.session()
     try:
         yield started
     finally:
-        started.process.kill()
-        started.process.communicate()
-        with contextlib.suppress(AssertionError):  # the launcher cleans up if it can
-            wait_for(lambda: not session_members(session), "the server to end")
-        for process in session_members(session):
-            with contextlib.suppress(psutil.Error):
-                process.kill()
+        started.end(session)
 
 
 def stand_in(folder: Path, script: str) -> Path:
@@ -482,39 +412,17 @@ def test_signal_handlers_are_restored(tmp_path: Path) -> None:
 def test_nan_is_a_value_error(tmp_path: Path) -> None:
     """What vLLM 0.32.0 answers for a checkpoint with NaN weights is recognised."""
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        """Lists one model, and fails to encode the log-probabilities of a completion."""
+    def answer(path: str, body: dict[str, Any] | None) -> tuple[int, Any]:
+        if body is None:
+            return 200, {"data": [{"id": "model", "parent": None}]}
+        message = "Out of range float values are not JSON compliant: nan"
+        return 500, {"error": {"message": message, "type": "InternalServerError", "code": 500}}
 
-        def log_message(self, *_: object) -> None:
-            """Print nothing."""
-
-        def answer(self, code: int, value: object) -> None:
-            """Send `value` as JSON."""
-            self.send_response(code)
-            self.end_headers()
-            self.wfile.write(json.dumps(value).encode())
-
-        def do_GET(self) -> None:
-            """Answer /v1/models."""
-            self.answer(200, {"data": [{"id": "model", "parent": None}]})
-
-        def do_POST(self) -> None:
-            """Answer /v1/completions."""
-            self.rfile.read(int(self.headers["Content-Length"]))
-            message = "Out of range float values are not JSON compliant: nan"
-            self.answer(500, {"error": {"message": message, "type": "InternalServerError", "code": 500}})
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            url = f"http://127.0.0.1:{server.server_port}"
-            with Address(url).serve(tmp_path, SERVER_SETTINGS, tmp_path / "log") as client:
-                with pytest.raises(ValueError, match="NaN"):
-                    client.complete([[1]], 1, logprobs=2)
-                with pytest.raises(ValueError, match="NaN"):
-                    client.token_logprobs([[1, 2]])
-        finally:
-            server.shutdown()
+    with answering(answer) as url, Address(url).serve(tmp_path, SERVER_SETTINGS, tmp_path / "log") as client:
+        with pytest.raises(ValueError, match="NaN"):
+            client.complete([[1]], 1, logprobs=2)
+        with pytest.raises(ValueError, match="NaN"):
+            client.token_logprobs([[1, 2]])
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,13 @@ from aird.support.processor import follow
 
 
 def parse(
-    description: str, paths: str = "", texts: str = "", optional: str = "", many: str = "", gpu: bool = False
+    description: str,
+    paths: str = "",
+    texts: str = "",
+    optional: str = "",
+    optional_texts: str = "",
+    many: str = "",
+    gpu: bool = False,
 ) -> argparse.Namespace:
     """Return the parsed command line of a script.
 
@@ -29,6 +35,7 @@ def parse(
         paths: names of required path arguments, separated by spaces.
         texts: names of required text arguments; `settings` is parsed as JSON.
         optional: names of optional path arguments (None where absent).
+        optional_texts: names of optional text arguments (None where absent).
         many: names of arguments that take any number of paths.
         gpu: the script runs a model; `begin_job` then takes a GPU.
     """
@@ -37,6 +44,7 @@ def parse(
     options: dict[str, dict[str, Any]] = {
         **{name: {"required": True, "type": Path} for name in paths.split()},
         **{name: {"type": Path} for name in optional.split()},
+        **{name: {} for name in optional_texts.split()},
         **{name: {"nargs": "*", "type": Path, "default": []} for name in many.split()},
         **{name: {"required": True, "type": json.loads if name == "settings" else str} for name in texts.split()},
     }

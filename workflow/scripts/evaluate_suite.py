@@ -1,5 +1,6 @@
 """Serve one checkpoint and ask it everything that a suite measures."""
 
+from aird.evaluation.engines.address import Address
 from aird.evaluation.engines.registry import recorded_engine
 from aird.evaluation.suite_run import KINDS, evaluate_suite
 from aird.models.loading import open_checkpoint
@@ -14,8 +15,9 @@ def main() -> None:
     """Run the script."""
     arguments = parse(
         __doc__,
-        paths="arithmetic checkpoint manifest environment harmful harmless server_log completions utility",
-        optional="adapter adapter_statistics reference task_folder",
+        paths="arithmetic checkpoint manifest harmful harmless server_log completions utility",
+        optional="environment adapter adapter_statistics reference task_folder",
+        optional_texts="url",
         texts="settings serve seed",
         gpu=True,
     )
@@ -35,7 +37,7 @@ def main() -> None:
         records,
         suite,
         Serving.model_validate(arguments.settings["serving"]),
-        recorded_engine(arguments.environment),
+        Address(arguments.url) if arguments.url else recorded_engine(arguments.environment),
         reference=None if arguments.reference is None else read_json_lines(arguments.reference),
         seed=seed,
         scratch=arguments.completions.with_suffix(".served"),

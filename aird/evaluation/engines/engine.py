@@ -1,12 +1,13 @@
 """What an engine is, and what it answers, so that one more is one file and one entry in `registry`.
 
 Prompts go out as token ids: what is measured never depends on how an engine would have applied a chat template or
-added special tokens.
+added special tokens. Only a server of the user's that takes none is sent text, and the results say so.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -23,7 +24,7 @@ class Completion:
         token_ids: the generated tokens, an end-of-sequence token included.
         finish_reason: "stop" (an end-of-sequence token) or "length".
         first_token_logprobs: log-probabilities (nats) of the most likely first tokens by
-            token id, or None if they were not asked for.
+            token id, or None if they were not asked for; empty where the engine does not tell them of this token.
     """
 
     text: str
@@ -37,11 +38,27 @@ class Completion:
         return len(self.token_ids)
 
 
+def finite(logprob: float | None) -> float:
+    """Return a log-probability that a server told.
+
+    Raises:
+        ValueError: it is NaN, or null, as JSON has no NaN.
+    """
+    if logprob is None or math.isnan(logprob):
+        raise ValueError("the checkpoint returns NaN log-probabilities: its weights or activations overflow")
+    return float(logprob)
+
+
 class Client(Protocol):
     """Asks one checkpoint that an engine has ready, and the adapter on it, if there is one.
 
     What the engine's abilities leave out raises an error.
+
+    Attributes:
+        name: what results call who answers.
     """
+
+    name: str
 
     def complete(
         self, prompts: Sequence[Sequence[int]], maximum_new_tokens: int, *, logprobs: int | None = None
@@ -72,12 +89,14 @@ class Abilities:
         tasks: lm-eval can ask it.
         adapters: all of this can be asked of a LoRA adapter on its base, unless it is refused (`AdapterRefused`); else
             the adapter is merged before.
+        token_ids: it takes prompts as token ids; else they go out as text, which a tokenizer of its own reads.
     """
 
     first_token_logprobs: bool
     prompt_logprobs: bool
     tasks: bool
     adapters: bool
+    token_ids: bool = True
 
 
 class AdapterRefused(RuntimeError):
@@ -115,7 +134,7 @@ class Engine(ABC):
     """A way to run checkpoints.
 
     Attributes:
-        abilities: what it can be asked for.
+        abilities: what it can be asked for, at best.
     """
 
     abilities: ClassVar[Abilities]
@@ -128,6 +147,14 @@ class Engine(ABC):
     @abstractmethod
     def describe(self) -> str:
         """Return what a user is told about who answers."""
+
+    def able(self, checkpoint: Path) -> Abilities:
+        """Return what it can really be asked for about a checkpoint; a server of the user's is asked to find out.
+
+        Raises:
+            RuntimeError: no server answers, or its answers cannot be used.
+        """
+        return self.abilities
 
     def needs_dense_copy(self, checkpoint: Path) -> bool:
         """Return whether the engine cannot read a checkpoint's quantised weights here, so that it gets them dense."""
@@ -143,7 +170,7 @@ class Engine(ABC):
             checkpoint: a folder with the model and its tokenizer.
             settings: how to start.
             log_path: receives what a started server prints; its folder is made.
-            adapter: a PEFT LoRA adapter's folder; it is put on the checkpoint.
+            adapter: a PEFT LoRA adapter's folder, or a file in the engine's own format; it is put on the checkpoint.
 
         Raises:
             AdapterRefused: it cannot put the adapter on the checkpoint.

@@ -6,11 +6,17 @@ from pathlib import Path
 
 from aird.evaluation.engines.address import Address
 from aird.evaluation.engines.engine import Engine
+from aird.evaluation.engines.llama_cpp import LlamaCpp
 from aird.evaluation.engines.transformers import Transformers
 from aird.evaluation.engines.vllm import Vllm
 from aird.support.files import read_json
 
-ENGINES: dict[str, type[Engine]] = {"vllm": Vllm, "url": Address, "transformers": Transformers}
+ENGINES: dict[str, type[Engine]] = {
+    "vllm": Vllm,
+    "llama.cpp": LlamaCpp,
+    "url": Address,
+    "transformers": Transformers,
+}
 
 
 def recorded_engine(environment: Path) -> Engine:

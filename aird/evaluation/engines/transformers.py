@@ -41,6 +41,8 @@ class Transformers(Engine):
 class TransformersClient:
     """Asks one loaded model for completions and log-probabilities."""
 
+    name = "Transformers"
+
     def __init__(self, model: Any, tokenizer: Any) -> None:
         """Take a model in evaluation mode and its tokenizer."""
         self._model = model

@@ -19,9 +19,10 @@ from typing import Any, ClassVar, Literal
 
 from safetensors import safe_open
 
-from aird.evaluation.engines.engine import Abilities, AdapterRefused, Completion, Engine, ServerSettings
-from aird.evaluation.http_server import HttpServer, start_server
+from aird.evaluation.engines.engine import Abilities, AdapterRefused, Completion, Engine, ServerSettings, finite
+from aird.evaluation.http_server import HttpServer, listed_models, start_server
 from aird.evaluation.programs import vllm_server
+from aird.evaluation.server_process import clean_environment
 from aird.support.files import read_json
 from aird.support.gpus import VISIBLE, listed_gpus
 from aird.support.processor import computes_in
@@ -30,7 +31,6 @@ CHECKPOINT, ADAPTER = "checkpoint", "adapter"  # names under which the server kn
 HEAD, EXPERTS = "lm_head", "experts"  # modules of vLLM's
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the ranks that vLLM's --max-lora-rank accepts
 PROMPTS_PER_REQUEST = 32  # bounds the size of a body; vLLM batches across requests anyway
-SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OPENAI_API_KEY", "WANDB_API_KEY")  # of no use to it
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Vllm(Engine):
     @classmethod
     def recorded(cls, record: Mapping[str, Any], folder: Path) -> Vllm | None:
         """Return vLLM of the environment in `folder` that its record names."""
-        if record["url"] is not None:
+        if record["url"] is not None or "engine" in record:
             return None
         return cls(folder / record["python"])
 
@@ -96,6 +96,8 @@ class Vllm(Engine):
 
 class VllmClient:
     """Asks one vLLM server by the completions interface, with vLLM's own extensions for token ids."""
+
+    name = "vLLM"
 
     def __init__(self, server: HttpServer, model: str) -> None:
         """Take the server and the name of what is asked there."""
@@ -149,7 +151,7 @@ class VllmClient:
         values: list[list[float | None]] = []
         for prompt, choice in zip(prompts, choices, strict=True):
             pairs = zip(prompt[1:], choice["prompt_logprobs"][1:], strict=True)
-            values.append([None, *(_finite(entry[str(token)]["logprob"]) for token, entry in pairs)])
+            values.append([None, *(finite(entry[str(token)]["logprob"]) for token, entry in pairs)])
         return values
 
     def _choices(self, prompts: Sequence[Sequence[int]], parameters: dict[str, Any]) -> list[dict[str, Any]]:
@@ -166,7 +168,7 @@ class VllmClient:
             answers = self.server.post_all("/v1/completions", bodies)
         except RuntimeError as error:
             if "not JSON compliant" in str(error):  # how the server's JSON encoder refuses NaN
-                _finite(math.nan)
+                finite(math.nan)
             raise
         choices: list[dict[str, Any]] = []
         for body, answer in zip(bodies, answers, strict=True):
@@ -180,11 +182,6 @@ def detect_accelerator() -> Literal["cpu", "cuda"]:
     """Return "cuda" if nvidia-smi lists a GPU that CUDA_VISIBLE_DEVICES does not hide, else "cpu"."""
     hidden = os.environ.get(VISIBLE, "0").strip() in ("", "-1")
     return "cuda" if not hidden and listed_gpus() else "cpu"
-
-
-def listed_models(server: HttpServer) -> list[dict[str, Any]]:
-    """Return the server's models and adapters as /v1/models lists them."""
-    return list(server.get("/v1/models")["data"])
 
 
 def _is_ready(server: HttpServer, mark: str) -> bool:
@@ -260,9 +257,8 @@ def _lora_targets(adapter: Path) -> list[str]:
 
 def _environment(interpreter: str, settings: ServerSettings, on_cpu: bool) -> dict[str, str]:
     """Return the environment of the server's processes."""
-    environment = {name: value for name, value in os.environ.items() if name not in SECRETS}
-    environment |= dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK"), "1")
-    environment["PYTHONSAFEPATH"] = "1"  # the job's folder must not shadow the server's modules
+    environment = clean_environment()
+    environment |= dict.fromkeys(("VLLM_NO_USAGE_STATS", "DO_NOT_TRACK"), "1")
     # Tools of the server's environment, such as ninja, are looked up on PATH.
     folder = Path(interpreter).absolute().parent
     environment["PATH"] = os.pathsep.join([str(folder), os.environ.get("PATH", os.defpath)])
@@ -286,11 +282,5 @@ def _read_completion(choice: Mapping[str, Any]) -> Completion:
     first: dict[int, float] | None = None
     if choice["logprobs"] is not None:
         top = choice["logprobs"]["top_logprobs"][0]
-        first = {int(name.removeprefix("token_id:")): _finite(value) for name, value in top.items()}
+        first = {int(name.removeprefix("token_id:")): finite(value) for name, value in top.items()}
     return Completion(choice["text"], tuple(choice["token_ids"]), choice["finish_reason"], first)
-
-
-def _finite(logprob: float | None) -> float:
-    if logprob is None or math.isnan(logprob):
-        raise ValueError("the checkpoint returns NaN log-probabilities: its weights or activations overflow")
-    return float(logprob)

@@ -17,6 +17,7 @@ WEIGHTS = {
     "measure_arithmetic": 4.0,
     "prompt_set": 1.0,
     "vllm_environment": 67.0,
+    "llama_cpp_environment": 10.0,
     "gptq_environment": 67.0,
     "gguf_environment": 15.0,
     "import_model": 37.0,
@@ -51,6 +52,7 @@ WEIGHTS = {
 # How long these take is up to the network, and says nothing of the machine.
 FETCHING = {
     "vllm_environment",
+    "llama_cpp_environment",
     "gptq_environment",
     "gguf_environment",
     "import_model",

@@ -1,0 +1,171 @@
+"""llama.cpp as an engine: its own HTTP server, on the GGUF file that a checkpoint was decoded from.
+
+The server comes with xllamacpp, in another Python environment, which the workflow builds (`rules/environments.smk`).
+It tells no log-probabilities of given tokens, so perplexity is not measured, nor are lm-eval's tasks that need them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from aird.evaluation.engines.engine import Abilities, Completion, Engine, ServerSettings, finite
+from aird.evaluation.http_server import HttpServer, listed_models, start_server
+from aird.evaluation.programs import llama_cpp_server
+from aird.evaluation.server_process import clean_environment
+from aird.models.gguf_file import served_gguf
+
+NAME = "llama.cpp"
+SEQUENCES = 8  # at once; each has memory for the longest prompt and completion
+PROMPTS_PER_REQUEST = 32  # the server lets few connections wait, and answers a request's prompts side by side
+ENDED = {"eos": "stop", "limit": "length"}
+
+
+@dataclass(frozen=True)
+class LlamaCpp(Engine):
+    """llama.cpp's server, started by a Python that has xllamacpp; None means the Python of this process."""
+
+    python: Path | None
+
+    abilities: ClassVar = Abilities(first_token_logprobs=True, prompt_logprobs=False, tasks=False, adapters=True)
+
+    @classmethod
+    def recorded(cls, record: Mapping[str, Any], folder: Path) -> LlamaCpp | None:
+        """Return llama.cpp of the environment in `folder` that its record names."""
+        return cls(folder / record["python"]) if record.get("engine") == NAME else None
+
+    def describe(self) -> str:
+        """Return which llama.cpp it is."""
+        return f"{NAME} ({self.python or sys.executable})"
+
+    @contextlib.contextmanager
+    def serve(
+        self, checkpoint: Path, settings: ServerSettings, log_path: Path, adapter: Path | None = None
+    ) -> Iterator[LlamaCppClient]:
+        """Serve the GGUF file of a checkpoint, with an adapter on it if one is given: a GGUF LoRA, or a PEFT folder.
+
+        Raises:
+            RuntimeError: the server did not start in time or ended; the message has the end of its log.
+            ValueError: `python` is not an executable, the checkpoint has no GGUF file, or the adapter fits none.
+        """
+        interpreter = shutil.which(str(self.python or sys.executable))
+        if interpreter is None:
+            raise ValueError(f"{self.python} is no executable Python interpreter")
+        model = served_gguf(checkpoint)
+        if model is None:
+            raise ValueError(f"{checkpoint} holds no GGUF file, and {NAME} serves nothing else; serve it by vLLM")
+        options: dict[str, object] = {
+            "model": model.absolute(),
+            "length": settings.maximum_model_length,
+            "sequences": min(SEQUENCES, settings.maximum_sequences),
+            "threads": settings.threads or _threads(),
+        }
+        with contextlib.ExitStack() as stack:
+            if adapter is not None:
+                scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aird-adapter-")))
+                options["adapter"] = _gguf_adapter(adapter, checkpoint, model, scratch)
+            fixed = [f"--{name}={value}" for name, value in options.items()]
+
+            def command(port: int, mark: str) -> list[str]:
+                return [interpreter, llama_cpp_server.__file__, *fixed, f"--port={port}", f"--mark={mark}"]
+
+            server = stack.enter_context(
+                start_server(NAME, command, clean_environment(), _is_ready, log_path, settings.start_timeout_seconds)
+            )
+            yield LlamaCppClient(server)
+
+
+class LlamaCppClient:
+    """Asks one llama.cpp server by its own interface, which takes and gives token ids."""
+
+    name = NAME
+
+    def __init__(self, server: HttpServer) -> None:
+        """Take the server."""
+        self.server = server
+
+    def versions(self) -> dict[str, str]:
+        """Return the version of the package that the server comes with."""
+        (model,) = listed_models(self.server)
+        return {"xllamacpp": str(model["tags"][0])}
+
+    def task_model(self) -> dict[str, Any]:
+        """Refuse: lm-eval's tasks need log-probabilities of given tokens."""
+        raise ValueError(f"{NAME} tells no log-probabilities of given tokens, which lm-eval's tasks need")
+
+    def token_logprobs(self, prompts: Sequence[Sequence[int]]) -> list[list[float | None]]:
+        """Refuse: the server tells log-probabilities of generated tokens only."""
+        raise ValueError(f"{NAME} tells no log-probabilities of given tokens")
+
+    def complete(
+        self, prompts: Sequence[Sequence[int]], maximum_new_tokens: int, *, logprobs: int | None = None
+    ) -> list[Completion]:
+        """Complete each prompt greedily.
+
+        Args:
+            prompts: token ids of each prompt, special tokens included.
+            maximum_new_tokens: where to cut a completion.
+            logprobs: how many of the first token's log-probabilities to return.
+
+        Returns:
+            One completion a prompt, in the order of `prompts`.
+
+        Raises:
+            RuntimeError: the server refused, failed or ended.
+            ValueError: the checkpoint returns NaN (only seen with `logprobs`).
+        """
+        # Set even where they are the server's defaults. What one prompt left in the cache must not reach another.
+        greedy = {"temperature": 0.0, "n_predict": maximum_new_tokens, "cache_prompt": False, "stream": False}
+        neutral = {"repeat_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "dry_multiplier": 0.0}
+        common = {**greedy, **neutral, "n_probs": logprobs or 0, "return_tokens": True}
+        batches = [
+            prompts[start : start + PROMPTS_PER_REQUEST] for start in range(0, len(prompts), PROMPTS_PER_REQUEST)
+        ]
+        bodies = [{**common, "prompt": [list(prompt) for prompt in batch]} for batch in batches]
+        completions: list[Completion] = []
+        for batch, answer in zip(batches, self.server.post_all("/completion", bodies), strict=True):
+            # One prompt alone is answered without a list around it.
+            rows = answer if isinstance(answer, list) else [answer]
+            if len(rows) != len(batch):
+                raise RuntimeError("the server answered with another number of completions than prompts")
+            rows = sorted(rows, key=lambda row: int(row["index"]))
+            completions += [_read_completion(row, logprobs is not None) for row in rows]
+        return completions
+
+
+def _gguf_adapter(adapter: Path, checkpoint: Path, model: Path, scratch: Path) -> Path:
+    """Return an adapter as a GGUF file, the form in which people add it to the GGUF model that they run."""
+    if adapter.is_file():
+        return adapter.absolute()
+    from aird.models.gguf_file import read_gguf
+    from aird.patching.gguf_adapter import write_gguf_adapter
+
+    write_gguf_adapter(adapter, checkpoint, read_gguf(model), scratch / "adapter.gguf")
+    return scratch / "adapter.gguf"
+
+
+def _threads() -> int:
+    """Return how many threads this job may use: OMP_NUM_THREADS, which Snakemake sets, else every core."""
+    return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+
+
+def _is_ready(server: HttpServer, mark: str) -> bool:
+    server.get("/health")
+    return mark in [model["id"] for model in listed_models(server)]
+
+
+def _read_completion(row: Mapping[str, Any], with_logprobs: bool) -> Completion:
+    first: dict[int, float] | None = None
+    if with_logprobs:
+        told = row.get("completion_probabilities", [])
+        # A token that is a part of a character has none, and the list then begins with a later one.
+        known = bool(told) and (not row["tokens"] or told[0]["id"] == row["tokens"][0])
+        first = {int(top["id"]): finite(top["logprob"]) for top in told[0]["top_logprobs"]} if known else {}
+    return Completion(row["content"], tuple(row["tokens"]), ENDED[row["stop_type"]], first)

@@ -1,0 +1,85 @@
+"""Which engine the workflow plans for a checkpoint, and a small grid that mixes two of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pytest
+import ready_made
+from grid import tiny_configuration
+from project import copy_project, job_records, read_configuration, snakemake, write_configuration
+from tiny_model import build_tiny_model
+
+pytestmark = pytest.mark.workflow
+
+LLAMA_CPP, VLLM = (f"results/environments/{name}.json" for name in ("llama_cpp", "vllm"))
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project with one model and two ready-made GGUF checkpoints of it, the second for vLLM; nothing has run."""
+    folder = copy_project(tmp_path / "project")
+    build_tiny_model(folder / "inputs/models/tiny")
+    ready_made.gguf_file(folder / "inputs/models/tiny", folder / "inputs/q8.gguf", ["Q8_0"])
+    configuration: dict[str, Any] = tiny_configuration(folder, ["tiny"], {"executable": "inputs/python"})
+    (folder / "inputs/python").write_text("stands for vLLM's environment", encoding="utf-8")
+    given = {"recipe": "given", "sources": {"tiny": {"path": "inputs/q8.gguf"}}}
+    configuration["compressions"] = {"q8": given, "weights": {**given, "engine": "vllm"}}
+    configuration["patches"] = {}
+    write_configuration(folder, configuration)
+    return folder
+
+
+def served(project: Path) -> dict[str, list[str]]:
+    """Return, per compression, the records of environments that its evaluation waits for."""
+    jobs = [record for record in job_records(project) if record["rule"] == "evaluate_suite"]
+    return {
+        job["wildcards"]["compression"]: [path for path in job["input"] if path in (LLAMA_CPP, VLLM)] for job in jobs
+    }
+
+
+def test_the_engine_goes_by_the_format(project: Path) -> None:
+    assert served(project) == {"original": [VLLM], "q8": [LLAMA_CPP], "weights": [VLLM]}
+    (report,) = [record for record in job_records(project) if record["rule"] == "make_report"]
+    assert {LLAMA_CPP, VLLM, "envs/llama-cpp.lock.txt"} <= set(report["input"])
+    configuration = read_configuration(project)
+    configuration["serving"]["engine"] = "vllm"
+    write_configuration(project, configuration)
+    assert served(project) == {"original": [VLLM], "q8": [VLLM], "weights": [VLLM]}
+    assert "llama_cpp_environment" not in {record["rule"] for record in job_records(project)}
+
+
+def test_running_servers_need_no_environment(project: Path) -> None:
+    configuration = read_configuration(project)
+    configuration["serving"] = {"url": "http://localhost:1#{compression}"}
+    write_configuration(project, configuration)
+    assert served(project) == {"original": [], "q8": [], "weights": []}
+    configuration["serving"] = {"url": "http://localhost:1"}
+    write_configuration(project, configuration)
+    refused = snakemake(project, "--dry-run", check=False)
+    assert refused.returncode != 0 and "would be asked at the same address" in refused.stdout + refused.stderr
+
+
+@pytest.mark.thorough
+def test_a_grid_of_two_engines(project: Path, vllm_python: Path, llama_cpp_python: Path) -> None:
+    configuration = read_configuration(project)
+    programs = {"executable": str(vllm_python), "llama_cpp_executable": str(llama_cpp_python)}
+    configuration["serving"] |= {**programs, "parity_tolerance": 0.25}
+    del configuration["compressions"]["weights"]
+    write_configuration(project, configuration)
+    snakemake(project, "results/report.html")
+    summary = pandas.read_csv(project / "results/tables/summary.csv").set_index("compression")
+    assert dict(summary["engine"]) == {"original": "vLLM", "q8": "llama.cpp"}
+    # The same prompts, and next to the same weights.
+    rates = summary[["refusal", "over_refusal", "degenerate"]]
+    assert (rates.loc["q8"] - rates.loc["original"]).abs().max() < 0.3
+    assert summary["perplexity"].notna().to_dict() == {"original": True, "q8": False}
+    assert summary["utility"].notna().to_dict() == {"original": True, "q8": False}
+    utility = json.loads((project / "results/utility/tiny/q8/plain/quick.json").read_text(encoding="utf-8"))
+    assert utility["engine"]["not_measured"] == ["perplexity", "tasks"]
+    assert utility["versions"]["xllamacpp"]
+    report = (project / "results/report.html").read_text(encoding="utf-8")
+    assert "llama.cpp served it and vLLM the original: this measures engine and compression at once" in report

@@ -1,0 +1,238 @@
+"""A server of somebody else's with the standard completions interface and no extension: a real one, around a tiny model."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from servers import answering
+from tiny_model import build_tiny_model
+
+from aird.evaluation.engines.address import Address
+from aird.evaluation.engines.engine import ServerSettings
+from aird.evaluation.engines.transformers import Transformers
+from aird.evaluation.measurements import ParityError
+from aird.evaluation.scores import score
+from aird.evaluation.suite_run import evaluate_suite
+from aird.inference.generation import generate
+from aird.models.loading import load_model, load_tokenizer
+from aird.prompts.chat import chat_tokens
+from aird.settings.suites import Serving, Suite
+from aird.support.files import read_json, write_json
+
+START = "<|endoftext|>"
+SUITE = Suite.model_validate({"harmful": {"set": "a"}, "harmless": {"set": "b"}, "maximum_new_tokens": 6})
+SERVING = Serving(maximum_model_length=256, parity_prompts=4)
+RECORDS = {
+    kind: [{"id": f"{kind}-{text}", "instruction": f"{text} {kind}."} for text in ("Boil", "Paint", "Write")]
+    for kind in ("harmful", "harmless")
+}
+REFERENCE = [
+    {"id": "a", "kind": "harmless", "instruction": "Boil an egg.", "completion": "Put the egg into boiling water."}
+]
+
+
+class StandardServer:
+    """Answers /v1/completions as the standard says, and refuses every key that the standard does not have."""
+
+    KEYS = frozenset("model prompt max_tokens temperature top_p n stream logprobs echo".split())
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        *,
+        token_ids: bool = False,
+        logprobs: bool = False,
+        echo: bool = False,
+        adds_start: bool = False,
+        counts: bool = True,
+        reads_special: bool = True,
+    ) -> None:
+        self.model, self.tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
+        self.token_ids, self.logprobs, self.echo, self.counts = token_ids, logprobs, echo, counts
+        self.adds_start, self.reads_special = adds_start, reads_special
+        self.asked: list[Any] = []
+
+    def __call__(self, path: str, body: dict[str, Any] | None) -> tuple[int, Any]:
+        if path == "/v1/models":
+            return 200, {"data": [{"id": "first", "owned_by": "a-server"}, {"id": "second", "owned_by": "a-server"}]}
+        if body is None or path != "/v1/completions":
+            return 404, {"error": {"message": "no such path"}}
+        if unknown := body.keys() - self.KEYS:
+            return 400, {"error": {"message": f"unknown keys: {sorted(unknown)}"}}
+        prompt = body["prompt"]
+        if isinstance(prompt, list) and not self.token_ids:
+            return 422, {"error": {"message": "prompt must be text"}}
+        self.asked.append(prompt)
+        ids = prompt if isinstance(prompt, list) else self._read(prompt)
+        (made,) = generate(self.model, self.tokenizer, [ids], body["max_tokens"])
+        choice = {
+            "index": 0,
+            "text": self.tokenizer.decode(made, skip_special_tokens=True),
+            "finish_reason": "length" if len(made) == body["max_tokens"] else "stop",
+            "logprobs": self._told([*ids, *made], len(ids), body) if self.logprobs and "logprobs" in body else None,
+        }
+        usage = {"prompt_tokens": len(ids), "completion_tokens": len(made)}
+        return 200, {"choices": [choice], **({"usage": usage} if self.counts else {})}
+
+    def _read(self, text: str) -> list[int]:
+        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=not self.reads_special)["input_ids"]
+        return [self.tokenizer.convert_tokens_to_ids(START), *ids] if self.adds_start else ids
+
+    @torch.no_grad()
+    def _told(self, ids: list[int], prompt: int, body: dict[str, Any]) -> dict[str, Any]:
+        logprobs = self.model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        told = [None, *(logprobs[place - 1, ids[place]].item() for place in range(1, len(ids)))]
+        top = logprobs[prompt - 1].topk(body["logprobs"])
+        # Random bytes have no text of their own; servers tell such tokens by what stands in the vocabulary.
+        names = self.tokenizer.convert_ids_to_tokens(top.indices.tolist())
+        first = dict(zip(names, top.values.tolist(), strict=True))
+        start = 0 if body.get("echo") and self.echo else prompt
+        return {"token_logprobs": told[start:], "top_logprobs": [first]}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_model(tmp_path_factory.mktemp("standard") / "model")
+
+
+@pytest.fixture(scope="module")
+def with_start(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model with a template that begins with the token for the start of a text."""
+    folder = Path(shutil.copytree(checkpoint, tmp_path_factory.mktemp("standard") / "start"))
+    path = folder / "chat_template.jinja"
+    path.write_text(START + path.read_text(encoding="utf-8"), encoding="utf-8")
+    settings = read_json(folder / "tokenizer_config.json")
+    write_json(folder / "tokenizer_config.json", {**settings, "bos_token": START})
+    return folder
+
+
+def evaluate(engine: Any, checkpoint: Path, folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    more: dict[str, Any] = {"reference": REFERENCE, "seed": 3, "scratch": folder / "scratch", "log": folder / "log"}
+    return evaluate_suite(checkpoint, None, RECORDS, SUITE, SERVING, engine, **more)
+
+
+def texts(records: list[dict[str, Any]]) -> list[str]:
+    return [record["completion"] for record in records]
+
+
+def expected(server: StandardServer) -> list[str]:
+    """Return what Transformers completes, one prompt at a time: in a batch, near ties of random weights may turn."""
+    prompts = [chat_tokens(server.tokenizer, record["instruction"]) for some in RECORDS.values() for record in some]
+    made = [generate(server.model, server.tokenizer, [prompt], SUITE.maximum_new_tokens)[0] for prompt in prompts]
+    return [server.tokenizer.decode(ids, skip_special_tokens=True) for ids in made]
+
+
+@contextlib.contextmanager
+def opened(url: str, checkpoint: Path, folder: Path) -> Iterator[Any]:
+    with Address(url).serve(checkpoint, ServerSettings(256), folder / "log") as client:
+        yield client
+
+
+def test_text_only(checkpoint: Path, tmp_path: Path) -> None:
+    """Completions are Transformers'; what the server cannot do is not measured, and the results say so."""
+    server = StandardServer(checkpoint)
+    with answering(server) as url:
+        asked, measured = evaluate(Address(url), checkpoint, tmp_path)
+    assert texts(asked) == expected(server) and len(set(texts(asked))) > 3
+    assert {record["finish_reason"] for record in asked} <= {"stop", "length"}
+    assert all(isinstance(prompt, str) for prompt in server.asked)
+    assert measured["engine"] == {
+        "name": "server (a-server)",
+        "prompts": "text, read by the server's tokenizer",
+        "not_measured": ["perplexity"],
+    }
+    assert measured["parity"] is None and measured["answers"] == []
+    assert score(asked, measured, 0)["perplexity"] is None
+
+
+def test_token_ids_logprobs_and_echo(checkpoint: Path, tmp_path: Path) -> None:
+    """All that the standard has is used: the check against Transformers, and perplexity."""
+    server = StandardServer(checkpoint, token_ids=True, logprobs=True, echo=True)
+    with answering(server) as url:
+        asked, measured = evaluate(Address(url), checkpoint, tmp_path)
+    _, reference = evaluate(Transformers(), checkpoint, tmp_path)
+    assert texts(asked) == expected(server)
+    assert measured["engine"]["prompts"] == "token ids" and measured["engine"]["not_measured"] == []
+    assert measured["parity"]["prompts"] == 4 and measured["parity"]["upper_quartile_difference"] < 1e-6
+    (ours,), (theirs,) = measured["answers"], reference["answers"]
+    assert ours["tokens"] == theirs["tokens"]
+    assert ours["negative_log_likelihood"] == pytest.approx(theirs["negative_log_likelihood"], rel=1e-6)
+
+
+def test_another_model_is_noticed(checkpoint: Path, tmp_path: Path) -> None:
+    other = build_tiny_model(tmp_path / "other", seed=7)
+    with answering(StandardServer(other, logprobs=True)) as url, pytest.raises(ParityError, match="disagree"):
+        evaluate(Address(url), checkpoint, tmp_path)
+
+
+@pytest.mark.parametrize("adds_start", [False, True])
+def test_special_tokens_are_not_doubled(with_start: Path, tmp_path: Path, adds_start: bool) -> None:
+    server = StandardServer(with_start, adds_start=adds_start)
+    with answering(server) as url:
+        asked, _ = evaluate(Address(url), with_start, tmp_path)
+    assert texts(asked) == expected(server)
+    ours = [prompt for prompt in server.asked if "harm" in prompt]
+    assert {prompt.startswith(START) for prompt in ours} == {not adds_start}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"adds_start": True}, "reads a templated prompt of [0-9]+ tokens as [0-9]+"),
+        ({"reads_special": False}, "reads special tokens as plain text"),
+        ({"counts": False}, "does not say how many tokens"),
+    ],
+)
+def test_what_would_be_asked_wrongly_is_refused(
+    checkpoint: Path, tmp_path: Path, more: dict[str, Any], message: str
+) -> None:
+    with answering(StandardServer(checkpoint, **more)) as url, pytest.raises(RuntimeError, match=message):
+        evaluate(Address(url), checkpoint, tmp_path)
+
+
+def test_a_prompt_that_is_read_otherwise_than_the_first_one(checkpoint: Path, tmp_path: Path) -> None:
+    server = StandardServer(checkpoint)
+    with answering(server) as url, opened(url, checkpoint, tmp_path) as client:
+        server.adds_start = True
+        with pytest.raises(RuntimeError, match="read a prompt of 3 tokens as 4"):
+            client.complete([[3, 4, 5]], 2)
+
+
+def test_the_model_behind_the_hash_is_asked(checkpoint: Path, tmp_path: Path) -> None:
+    models: list[str] = []
+    server = StandardServer(checkpoint)
+
+    def answer(path: str, body: dict[str, Any] | None) -> tuple[int, Any]:
+        models.append((body or {}).get("model", "none"))
+        return server(path, body)
+
+    with answering(answer) as url:
+        for address, name in ((url, "first"), (f"{url}#second", "second")):
+            models.clear()
+            with opened(address, checkpoint, tmp_path) as client:
+                client.complete([[3, 4, 5]], 2)
+            assert set(models) == {"none", name}
+        with pytest.raises(RuntimeError, match="offers no model third; it offers first, second"):
+            Address(f"{url}#third").able(checkpoint)
+
+
+def test_a_server_of_chats_alone(checkpoint: Path) -> None:
+    def answer(path: str, body: dict[str, Any] | None) -> tuple[int, Any]:
+        return (200, {"data": [{"id": "a"}]}) if path == "/v1/models" else (404, {"error": {"message": "no such path"}})
+
+    with answering(answer) as url, pytest.raises(RuntimeError, match="completes no text by /v1/completions.*no such"):
+        Address(url).able(checkpoint)
+
+
+def test_lm_evals_tasks_are_not_asked(checkpoint: Path, tmp_path: Path, tiny_folder: Callable[[str], Path]) -> None:
+    suite = Suite.model_validate({**SUITE.model_dump(), "tasks": ["boolq"]})
+    with answering(StandardServer(checkpoint)) as url:
+        more: dict[str, Any] = {"reference": [], "seed": 3, "scratch": tmp_path / "scratch", "log": tmp_path / "log"}
+        _, measured = evaluate_suite(checkpoint, None, RECORDS, suite, SERVING, Address(url), **more)
+    assert measured["tasks"] == {} and measured["engine"]["not_measured"] == ["perplexity", "tasks"]

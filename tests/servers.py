@@ -1,0 +1,135 @@
+"""Jobs that start a server, what is left of them, and a server of somebody else's: for tests of all engines."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from aird.evaluation import server_process
+from aird.evaluation.engines.llama_cpp import LlamaCpp
+from aird.evaluation.engines.vllm import Vllm
+
+DEADLINE_SECONDS = 400.0  # a server starts in 30 s, on a busy and slow machine in minutes
+# So many tokens that a server is still busy when it is killed.
+LONG_PROMPTS = [[1, first, second, 2, 201] for first in range(20) for second in range(100)]
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    """Return when `condition` is true; fail after a generous deadline."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"waited too long for {what}"
+        time.sleep(0.1)
+
+
+def session_members(session: int) -> list[psutil.Process]:
+    """Return the living processes of a session, which is where a server and all its children are."""
+    members = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
+                members.append(process)
+    return members
+
+
+def is_listening(port: int) -> bool:
+    """Tell whether something accepts connections on a port of the loopback address."""
+    with socket.socket() as connection:
+        return connection.connect_ex(("127.0.0.1", port)) == 0
+
+
+def server_port(session: int) -> int:
+    """Return the port on vLLM's command line."""
+    for process in session_members(session):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if match := re.search(r"--port=(\d+)", " ".join(process.cmdline())):
+                return int(match[1])
+    raise AssertionError(f"no process of session {session} names a port")
+
+
+class Job:
+    """A Python process that runs `serve` of an engine with a Python of its own, as a workflow's job does."""
+
+    def __init__(self, folder: Path, checkpoint: Path, engine: Vllm | LlamaCpp) -> None:
+        self.ready = folder / "ready"
+        self.log_path = folder / "server.log"
+        script = f"""
+            from pathlib import Path
+            from aird.evaluation.engines.engine import ServerSettings
+            from {type(engine).__module__} import {type(engine).__name__} as Engine
+            settings = ServerSettings(1024, key_value_cache_gib=0.25, threads=1)
+            with Engine(Path({str(engine.python)!r})).serve(Path({str(checkpoint)!r}), settings,
+                                                            Path({str(self.log_path)!r})) as client:
+                Path({str(self.ready)!r}).touch()
+                client.complete({LONG_PROMPTS!r}, 900)
+        """
+        root = Path(server_process.__file__).parents[2]
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(script)],
+            env={**os.environ, "PYTHONPATH": str(root)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.job = psutil.Process(self.process.pid)
+
+    def session(self) -> int:
+        """Return the session of the job's server, once it is started."""
+        wait_for(self.job.children, "the launcher")
+        launcher = self.job.children()[0].pid
+        wait_for(lambda: os.getsid(launcher) == launcher, "the launcher's session")
+        return launcher
+
+    def end(self, session: int) -> None:
+        """Kill the job, and what of its server outlives it."""
+        self.process.kill()
+        self.process.communicate()
+        with contextlib.suppress(AssertionError):  # the launcher cleans up if it can
+            wait_for(lambda: not session_members(session), "the server to end")
+        for process in session_members(session):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+
+
+@contextlib.contextmanager
+def answering(answer: Callable[[str, dict[str, Any] | None], tuple[int, Any]]) -> Iterator[str]:
+    """Run an HTTP server of JSON; yield its address.
+
+    Args:
+        answer: status and answer from a path and, of a POST, its body.
+    """
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            """Print nothing."""
+
+        def send(self, status: int, value: Any) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(json.dumps(value).encode())
+
+        def do_GET(self) -> None:
+            self.send(*answer(self.path, None))
+
+        def do_POST(self) -> None:
+            self.send(*answer(self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
