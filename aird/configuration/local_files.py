@@ -186,7 +186,9 @@ def _patched_rotations(configuration: Configuration) -> Iterator[str]:
 def _unconvertible(configuration: Configuration) -> Iterator[str]:
     """Yield local models that a recipe would convert to GGUF and cannot."""
     for name, model in configuration.models.items():
-        recipes = [each for each in configuration.compressions_of(name) if isinstance(configuration.compressions[each], GGUF)]
+        recipes = [
+            each for each in configuration.compressions_of(name) if isinstance(configuration.compressions[each], GGUF)
+        ]
         if not recipes or model.source.path is None:
             continue
         kind = _config(Path(model.source.path)).get("model_type")

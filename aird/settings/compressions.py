@@ -51,10 +51,6 @@ class RecipeSettings(Settings):
         """Return whether the checkpoint of a model holds a GGUF file, which llama.cpp serves."""
         return False
 
-    def holds_gguf(self, model: str) -> bool:
-        """Return whether the checkpoint of a model holds a GGUF file, which llama.cpp serves."""
-        return False
-
     @property
     def target_sparsity(self) -> float | None:
         """Share of zeros that the recipe promises in each matrix; None where it promises none."""
