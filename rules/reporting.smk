@@ -43,7 +43,10 @@ TABLE_SETTINGS = canonical_json(GRID)
 RECORDS = record_files(RESULTS, GRID)
 SCORES = RECORDS["scores"]
 
-TABLE_NAMES = "summary claims rates tasks paired directions projections sites candidates patches compressions".split()
+TABLE_NAMES = (
+    "summary claims rates tasks paired attacks resistance categories agreement directions projections sites candidates "
+    "patches compressions"
+).split()
 TABLES = [f"{RESULTS}/tables/{name}.csv" for name in TABLE_NAMES]
 TIMINGS = f"{RESULTS}/tables/timings.csv"
 FIGURE_NAMES = figures.figure_names(list(CONFIGURATION.suites))

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from aird.evaluation.attacks import attacked_records, check_attack_lengths
 from aird.evaluation.engines.engine import Engine, ServerSettings
 from aird.evaluation.measurements import (
     answer_likelihoods,
@@ -44,6 +45,7 @@ def evaluate_suite(
     seed: int,
     scratch: Path,
     log: Path,
+    attack_texts: Mapping[str, str] | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Have an engine run a checkpoint, check that it does so rightly, and ask everything.
 
@@ -59,6 +61,7 @@ def evaluate_suite(
         seed: recorded, and the engine's own.
         scratch: a folder that may be made and removed, on a disk with room for a copy of the checkpoint.
         log: receives what a server prints.
+        attack_texts: of `aird.prompts.attack_texts.read_attack_texts`, where the suite has attacks.
 
     Returns:
         Completion records, and what is measured besides: answers, tasks, questions. Both say how they were made.
@@ -66,7 +69,7 @@ def evaluate_suite(
     Raises:
         ParityError: the engine and Transformers disagree about this checkpoint.
         RuntimeError: the engine did not start, failed or ended.
-        ValueError: the suite has tasks, and the engine cannot be asked them.
+        ValueError: the suite has tasks, and the engine cannot be asked them, or an attacked prompt is too long.
     """
     can = engine.abilities
     if suite.tasks and not can.tasks:
@@ -77,8 +80,11 @@ def evaluate_suite(
         chat_tokens(tokenizer, record["instruction"], system_prompt=system_prompt, think=suite.think)
         for record in _probed(records, serving.parity_prompts)
     ]
+    longest = suite.maximum_model_length or serving.maximum_model_length
+    texts = attack_texts or {}
+    check_attack_lengths(tokenizer, records["harmful"], suite, texts, seed, longest, system_prompt)
     settings = ServerSettings(
-        maximum_model_length=serving.maximum_model_length,
+        maximum_model_length=longest,
         key_value_cache_gib=serving.key_value_cache_gib,
         seed=seed,
         trust_remote_code=code_is_trusted(),
@@ -93,9 +99,13 @@ def evaluate_suite(
             completions = complete_records(
                 client, tokenizer, chosen, suite.maximum_new_tokens, system_prompt, suite.think
             )
+            harmful = [record for record in completions if record["kind"] == "harmful"]
+            completions += attacked_records(
+                client, tokenizer, records["harmful"], harmful, suite, texts, seed, system_prompt
+            )
             answers = reference_answers(completions if reference is None else reference)[: suite.perplexity_answers]
             likelihoods = answer_likelihoods(client, tokenizer, answers, system_prompt) if can.prompt_logprobs else []
-            tasks, questions = run_tasks(client, served, suite, serving.maximum_model_length)
+            tasks, questions = run_tasks(client, served, suite, longest)
             versions = client.versions()
     provenance = {
         "sampling": {"temperature": 0.0, "max_tokens": suite.maximum_new_tokens, "seed": seed},

@@ -15,7 +15,7 @@ def main() -> None:
     arguments = parse(
         __doc__,
         paths="arithmetic checkpoint manifest environment harmful harmless server_log completions utility",
-        optional="adapter adapter_statistics reference task_folder",
+        optional="adapter adapter_statistics reference attacks task_folder",
         texts="settings seed",
         gpu=True,
     )
@@ -39,6 +39,7 @@ def main() -> None:
         seed=seed,
         scratch=arguments.completions.with_suffix(".served"),
         log=arguments.server_log,
+        attack_texts=None if arguments.attacks is None else read_json(arguments.attacks),
     )
     write_json(arguments.utility, utility)
     write_json_lines(arguments.completions, completions)
