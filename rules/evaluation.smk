@@ -9,7 +9,7 @@ steps   start an engine on the checkpoint, check that it agrees with Transformer
         model as judge, serve that and ask it about each completion
 """
 
-from aird.evaluation.judges.served import module_of
+from aird.evaluation.judges.served import judge_module
 
 CELL = "{model}/{compression}/{patch}/{suite}"
 
@@ -118,7 +118,7 @@ def judge_settings(wildcards):
 def judge_code(wildcards):
     """Return the code that asks a suite's judge."""
     return code(
-        "judge_completions", module_of(CONFIGURATION.suites[wildcards.suite].judge)
+        "judge_completions", judge_module(CONFIGURATION.suites[wildcards.suite].judge)
     )
 
 

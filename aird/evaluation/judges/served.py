@@ -11,7 +11,7 @@ from aird.evaluation.engines.engine import Engine, ServerSettings
 from aird.settings.suites import Classifier
 
 
-def module_of(judge: Classifier) -> str:
+def judge_module(judge: Classifier) -> str:
     """Return the module whose `ask_judge` asks a judge: one file for each way to ask."""
     return f"{__package__}.{judge.rubric or 'classifier'}"
 
@@ -38,7 +38,7 @@ def judge_completions(
     """
     from transformers import AutoTokenizer
 
-    ask_judge = importlib.import_module(module_of(judge)).ask_judge
+    ask_judge = importlib.import_module(judge_module(judge)).ask_judge
     settings = ServerSettings(maximum_model_length=judge.maximum_model_length, seed=seed)
     with engine.serve(checkpoint, settings, log) as client:
         answers: list[dict[str, Any]] = ask_judge(
