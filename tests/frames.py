@@ -131,8 +131,25 @@ def claim_frame(grid: Grid) -> pandas.DataFrame:
     return pandas.DataFrame(rows, columns=CLAIM_COLUMNS)
 
 
-def write_tables(folder: Path, grid: Grid) -> list[Path]:
-    """Write the tables of a grid as CSV files and return them."""
+def attack_frames(summary: pandas.DataFrame) -> dict[str, pandas.DataFrame]:
+    """Return the tables attacks and resistance of two attacks on every cell of a summary."""
+    cells = ["suite", "model", "compression", "patch"]
+    asr = {"n": 50, "asr_arditi": 0.5, "asr_arditi_low": 0.4, "asr_arditi_high": 0.6}
+    attacks = pandas.concat(
+        [summary[cells].assign(attack=attack, **asr) for attack in ("none", "prefill", "again")], ignore_index=True
+    )
+    compressed = summary.loc[summary["compression"] != "original", cells]
+    tests = {"n": 50, "difference": 0.1, "low": 0.02, "high": 0.2, "lost": 1, "gained": 6, "p_value": 0.125}
+    rows = [
+        compressed.assign(attack=attack, against=against, **tests, verdict=verdict if against == "original" else None)
+        for attack, verdict in (("prefill", None), ("again", None), ("all", "undecided"))
+        for against in ("plain", "original")
+    ]
+    return {"attacks": attacks, "resistance": pandas.concat(rows)}
+
+
+def write_tables(folder: Path, grid: Grid, attacked: bool = False) -> list[Path]:
+    """Write the tables of a grid as CSV files and return them; those of attacks are empty unless it is `attacked`."""
     summary = summary_frame(grid)
     cells = ["suite", "model", "compression", "patch"]
     rates = summary[[*cells, "n", "refusal", "refusal_low", "refusal_high"]].assign(rate="refusal")
@@ -165,6 +182,7 @@ def write_tables(folder: Path, grid: Grid) -> list[Path]:
         "claims": claim_frame(grid),
         "rates": rates,
         "paired": paired,
+        **{name: frame if attacked else frame.head(0) for name, frame in attack_frames(summary).items()},
         "directions": directions,
         "sites": site_frame(grid),
         "restored_directions": restored_frame(grid),

@@ -46,7 +46,7 @@ def tables(annotation: Any) -> list[type[Settings]]:
 
 
 # Keys that tell models of settings at the same place apart.
-TAG_KEYS = ("recipe", "method")
+TAG_KEYS = ("recipe", "method", "kind")
 
 
 def tag_key(model: type[Settings]) -> str | None:
@@ -55,9 +55,9 @@ def tag_key(model: type[Settings]) -> str | None:
 
 
 def tag(model: type[Settings]) -> str:
-    """Return the recipe or method that a model of settings stands for."""
+    """Return the recipe, method or kind that a model of settings stands for."""
     key = tag_key(model)
-    assert key is not None, f"{model.__name__} has neither of {TAG_KEYS}"
+    assert key is not None, f"{model.__name__} has none of {TAG_KEYS}"
     return str(get_args(model.model_fields[key].annotation)[0])
 
 
@@ -83,7 +83,7 @@ def form(annotation: Any, metadata: Sequence[Any] = ()) -> Form | None:
 def locate(root: type[Settings], location: Sequence[int | str]) -> Place:
     """Return where a location of a validation error is, in the keys of a configuration file.
 
-    Pydantic puts words of its own into a location: the recipe or method by which it chose among several
+    Pydantic puts words of its own into a location: the recipe, method or kind by which it chose among several
     models, and `[key]` after a name that is wrong itself.
     """
     keys: list[str] = []

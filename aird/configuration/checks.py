@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 from aird.configuration.configuration import Configuration
 from aird.configuration.messages import hint
 from aird.patching.methods import method_of
+from aird.settings.attacks import text_sources
 from aird.settings.base import ORIGINAL, PLAIN, SOURCE, PromptSelection
 from aird.settings.compressions import Given
-from aird.settings.sources import PLACEHOLDER_COMMIT, ModelSource
+from aird.settings.sources import PLACEHOLDER_COMMIT, FileSource, ModelSource
 from aird.settings.suites import BOTH
 
 KINDS = ("harmful", "harmless")
@@ -170,12 +171,20 @@ def model_sources(configuration: Configuration) -> Iterator[tuple[str, ModelSour
                 yield f"compressions.{name}.sources.{model_name}", source
 
 
+def attack_sources(configuration: Configuration) -> Iterator[tuple[str, FileSource]]:
+    """Yield where the text of every attack comes from that stands in a file, with the key where that is written."""
+    for suite, measured in configuration.suites.items():
+        for name, source in text_sources(measured.attacks).items():
+            yield f"suites.{suite}.attacks.{name}.source", source
+
+
 def _sources(configuration: Configuration) -> Iterator[str]:
     sources = ((f"prompt_sets.{name}.source", made.source) for name, made in configuration.prompt_sets.items())
     places: list[tuple[str, Any, str | None]] = [
         (key, source, source.hub) for key, source in model_sources(configuration)
     ]
     places += [(key, source, f"datasets/{source.hub_dataset}") for key, source in sources if source is not None]
+    places += [(key, source, f"datasets/{source.hub_dataset}") for key, source in attack_sources(configuration)]
     for key, source, repository in places:
         if source.revision == PLACEHOLDER_COMMIT:
             yield (
@@ -257,12 +266,13 @@ def unmet(
 
 
 def _lengths(configuration: Configuration) -> Iterator[str]:
-    longest = configuration.serving.maximum_model_length
     for name, suite in configuration.suites.items():
+        where = "serving" if suite.maximum_model_length is None else f"suites.{name}"
+        longest = suite.maximum_model_length or configuration.serving.maximum_model_length
         if suite.maximum_new_tokens >= longest:
             yield (
                 f"suites.{name}.maximum_new_tokens: leaves no room for the prompt; write less than "
-                f"serving.maximum_model_length, {longest}, or raise that (found: {suite.maximum_new_tokens})"
+                f"{where}.maximum_model_length, {longest}, or raise that (found: {suite.maximum_new_tokens})"
             )
 
 

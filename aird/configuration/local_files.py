@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from aird.configuration.checks import model_sources, unmet
+from aird.configuration.checks import attack_sources, model_sources, unmet
 from aird.configuration.configuration import Configuration
 from aird.configuration.messages import ConfigurationError, show
 from aird.patching.methods import method_of
@@ -51,6 +51,9 @@ def check_files(configuration: Configuration, configuration_files: Iterable[str 
         mistakes += _prompt_file(configuration, name, prompt_set)
     for key, source in model_sources(configuration):
         mistakes += _model_files(key, source, given=key.startswith("compressions."))
+    for key, file in attack_sources(configuration):
+        if file.path is not None and not Path(file.path).is_file():
+            mistakes.append(_absent(f"{key}.path", file.path, "the file of the attack's text"))
     mistakes += _patched_rotations(configuration)
     mistakes += _unconvertible(configuration)
     for name, suite in configuration.suites.items():

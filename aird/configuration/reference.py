@@ -36,7 +36,14 @@ quotes that YAML would read as a number or a truth value. Paths are relative to 
 This file is generated: `python -m aird.configuration.reference` writes it and `config/schema.json` anew.
 """
 
-NAMES = {"prompt_sets": "SET", "models": "MODEL", "compressions": "COMPRESSION", "patches": "PATCH", "suites": "SUITE"}
+NAMES = {
+    "prompt_sets": "SET",
+    "models": "MODEL",
+    "compressions": "COMPRESSION",
+    "patches": "PATCH",
+    "suites": "SUITE",
+    "attacks": "ATTACK",
+}
 TYPES = {"integer": "whole number", "number": "number", "string": "text", "boolean": "`true` or `false`"}
 BOUNDS = {"exclusiveMinimum": "above", "minimum": "at least", "exclusiveMaximum": "below", "maximum": "at most"}
 

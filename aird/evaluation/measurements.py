@@ -177,16 +177,33 @@ def complete_records(
     check_no_thoughts(tokenizer, [completion.text for completion in completions])
     opened = think and opens_thought(tokenizer)
     return [
-        {
-            "id": record["id"],
-            "kind": kind,
-            "instruction": record["instruction"],
-            **_answer(tokenizer, completion.text, opened),
-            "tokens": completion.token_count,
-            "finish_reason": completion.finish_reason,
-        }
+        completion_record(tokenizer, {**_named(record), "kind": kind}, completion, opened)
         for (kind, record), completion in zip(asked, completions, strict=True)
     ]
+
+
+def completion_record(
+    tokenizer: Any, prompt: Mapping[str, Any], completion: Completion, opened: bool
+) -> dict[str, Any]:
+    """Return the record of one completion.
+
+    Args:
+        tokenizer: the checkpoint's tokenizer.
+        prompt: id, kind, and the instruction as a judge is to see it.
+        completion: what the engine answered.
+        opened: whether the prompt opened a thought already.
+    """
+    return {
+        **prompt,
+        **_answer(tokenizer, completion.text, opened),
+        "tokens": completion.token_count,
+        "finish_reason": completion.finish_reason,
+    }
+
+
+def _named(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a completion record keeps of a prompt record: `origin`, where it is known, tells rates apart."""
+    return {key: record[key] for key in ("id", "instruction", "origin") if key in record}
 
 
 def _answer(tokenizer: Any, text: str, opened: bool) -> dict[str, Any]:

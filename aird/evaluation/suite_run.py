@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from aird.evaluation.attacks import attacked_records, check_attack_lengths
 from aird.evaluation.engines.engine import AdapterRefused, Client, Completion, Engine, ServerSettings
 from aird.evaluation.measurements import (
     CANDIDATES,
@@ -69,6 +70,7 @@ def evaluate_suite(
     seed: int,
     scratch: Path,
     log: Path,
+    attack_texts: Mapping[str, str] | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Have an engine run a checkpoint, check that it does so rightly, and ask everything.
 
@@ -86,6 +88,7 @@ def evaluate_suite(
         seed: recorded, and the engine's own.
         scratch: a folder that may be made and removed, on a disk with room for a copy of the checkpoint.
         log: receives what a server prints.
+        attack_texts: of `aird.prompts.attack_texts.read_attack_texts`, where the suite has attacks.
 
     Returns:
         Completion records, and what is measured besides: answers, tasks, questions. Both say how they were made; what
@@ -97,7 +100,7 @@ def evaluate_suite(
         ParityError: the engine and Transformers disagree about this checkpoint.
         RuntimeError: the engine did not start, failed or ended; or it does not take the adapter, and both forms are
             asked for.
-        ValueError: the suite asks for both forms, and the engine cannot be asked so.
+        ValueError: the suite asks for both forms, and the engine cannot be asked so; or an attacked prompt is too long.
     """
     can = engine.able(checkpoint)
     measured = {"perplexity": can.prompt_logprobs, "tasks": can.tasks or not suite.tasks}
@@ -120,8 +123,11 @@ def evaluate_suite(
             for record in asked
         ]
 
+    longest = suite.maximum_model_length or serving.maximum_model_length
+    texts = attack_texts or {}
+    check_attack_lengths(tokenizer, records["harmful"], suite, texts, seed, longest, system_prompt)
     settings = ServerSettings(
-        maximum_model_length=serving.maximum_model_length,
+        maximum_model_length=longest,
         key_value_cache_gib=serving.key_value_cache_gib,
         seed=seed,
         trust_remote_code=code_is_trusted(),
@@ -148,10 +154,13 @@ def evaluate_suite(
         client = served.client
         beside = first_tokens(client) if both else []
         completions = complete(client)
+        harmful = [record for record in completions if record["kind"] == "harmful"]
+        attacked = attacked_records(
+            client, tokenizer, records["harmful"], harmful, suite, texts, seed, system_prompt
+        )
         answers = reference_answers(completions if reference is None else reference)[: suite.perplexity_answers]
         likelihoods = answer_likelihoods(client, tokenizer, answers, system_prompt) if can.prompt_logprobs else []
-        limit = serving.maximum_model_length
-        tasks, questions = run_tasks(client, served.folder, suite, limit) if can.tasks else ({}, {})
+        tasks, questions = run_tasks(client, served.folder, suite, longest) if can.tasks else ({}, {})
         name, versions = client.name, client.versions()
     utility = {"answers": likelihoods, "tasks": tasks, "questions": questions}
     if both:
@@ -173,7 +182,7 @@ def evaluate_suite(
             "not_measured": not_measured,
         },
     }
-    return [{**completion, **provenance} for completion in completions], {**utility, **provenance}
+    return [{**completion, **provenance} for completion in [*completions, *attacked]], {**utility, **provenance}
 
 
 @contextlib.contextmanager

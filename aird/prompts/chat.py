@@ -52,6 +52,8 @@ def chat_tokens(
     answer: str | None = None,
     system_prompt: str | None = None,
     think: bool = False,
+    earlier: Sequence[tuple[str, str]] = (),
+    prefill: str = "",
 ) -> list[int]:
     """Return the token ids of one templated instruction, or of an instruction and its answer.
 
@@ -62,6 +64,8 @@ def chat_tokens(
         system_prompt: if given, put in front, behind that of the chat settings; a template without a system role gets
             it as the start of the instruction.
         think: let a model that thinks do so, instead of closing an empty thought.
+        earlier: turns in front of the instruction, each an instruction and its reply.
+        prefill: how the assistant's turn begins; it is left open, and no `answer` goes with it.
 
     Raises:
         ValueError: the tokenizer has no chat template, the model is to think though its template arguments turn that
@@ -73,7 +77,10 @@ def chat_tokens(
             "of the model, or put a chat_template.jinja into its folder"
         )
     chat = chat_settings(tokenizer)
-    messages = _messages(tokenizer, instruction, system_prompt)
+    asked = [*(turn[0] for turn in earlier), instruction]
+    messages = _messages(tokenizer, asked[0], system_prompt)
+    for (_, reply), following in zip(earlier, asked[1:], strict=True):
+        messages += [{"role": "assistant", "content": reply}, {"role": "user", "content": following}]
     text = _render(tokenizer, messages, True)
     if chat.thinking:
         text = _thoughtful(tokenizer, text, chat.thinking, think)
@@ -81,7 +88,7 @@ def chat_tokens(
         whole = _render(tokenizer, [*messages, {"role": "assistant", "content": answer}], False)
         # Behind the very prompt: templates write the thought of an answered turn in other ways.
         text = whole if chat == Chat() else text + answer + whole.rpartition(answer.strip())[2]
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return list(tokenizer(text + prefill, add_special_tokens=False)["input_ids"])
 
 
 def opens_thought(tokenizer: Any) -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from functools import reduce
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
+from aird.settings.attacks import RESERVED, Attack, Prefill
 from aird.settings.base import EngineName, Name, PromptSelection, Settings, Text
 from aird.settings.sources import ModelSource
 
@@ -16,9 +17,17 @@ ADAPTER, MERGED, BOTH = "adapter", "merged", "both"
 
 
 class Classifier(Settings):
-    """A classifier, served by vLLM, that says whether a completion is harmful; its rate is `asr_classifier`."""
+    """A language model, served by vLLM, that judges the completions of harmful prompts.
+
+    It says whether one is harmful (`asr_classifier`), or grades it by a rubric (`asr_strongreject`).
+    """
 
     source: ModelSource = Field(description="The judge's model: a hub repository or a local folder.")
+    rubric: Literal["strongreject"] | None = Field(
+        None,
+        description="Ask a chat model for grades by StrongREJECT's rubric (arXiv 2402.10260); default: the model is a "
+        "classifier that says one of two words.",
+    )
     template: Text | None = Field(
         None,
         description="What the judge is asked: text with `{instruction}` and then `{completion}`; default: the judge's "
@@ -32,6 +41,8 @@ class Classifier(Settings):
     def _askable(self) -> Classifier:
         if self.source.wheel is not None:
             raise ValueError("a judge needs a model in Hugging Face format; give `hub` or the `path` of a folder")
+        if self.rubric is not None and (self.template, self.harmful, self.harmless) != (None, "unsafe", "safe"):
+            raise ValueError("template, harmful and harmless belong to a classifier; leave them out, or `rubric`")
         if self.template is not None:
             instruction, completion = (self.template.find(f"{{{name}}}") for name in ("instruction", "completion"))
             if not 0 <= instruction < completion:
@@ -39,6 +50,10 @@ class Classifier(Settings):
         if self.harmful.lower() == self.harmless.lower():
             raise ValueError("`harmful` and `harmless` are the same word, so the answers would say nothing")
         return self
+
+    def asked(self) -> dict[str, Any]:
+        """Return the settings that its answers depend on; one that came later only where it is set."""
+        return self.model_dump(exclude={"rubric"} if self.rubric is None else None)
 
 
 class Suite(Settings):
@@ -61,9 +76,15 @@ class Suite(Settings):
         None, ge=1, description="Use only that many of the original's harmless answers for perplexity; default: all."
     )
     tasks: list[Text] = Field([], description="lm-eval tasks for utility; empty: none.")
-    judge: Classifier | None = Field(None, description="A classifier that labels the harmful completions too.")
+    judge: Classifier | None = Field(None, description="A model that judges the harmful completions too.")
     task_folder: Text | None = Field(None, description="Folder with lm-eval task files of your own.")
     task_limit: int | None = Field(None, ge=1, description="Use only that many documents of each task; default: all.")
+    attacks: dict[Name, Attack] = Field(
+        {}, description="Attacks by name: the harmful prompts are also asked as each of them changes them."
+    )
+    maximum_model_length: int | None = Field(
+        None, ge=16, description="Longest prompt plus completion of this suite, tokens; default: that of `serving`."
+    )
 
     @model_validator(mode="after")
     def _tasks(self) -> Suite:
@@ -72,6 +93,30 @@ class Suite(Settings):
                 "`tasks` is missing, though task_folder or task_limit is given; name tasks, or leave those out"
             )
         return self
+
+    @model_validator(mode="after")
+    def _attacks(self) -> Suite:
+        for name in RESERVED:
+            if name in self.attacks:
+                raise ValueError(f"attacks.{name}: tables use this name themselves; choose another")
+        prefilled = [name for name, attack in self.attacks.items() if isinstance(attack, Prefill)]
+        if self.think and prefilled:
+            raise ValueError(
+                f"attacks.{prefilled[0]} begins the answer, and `think: true` a thought before it; leave one out"
+            )
+        size = self.harmful.count
+        for name, attack in self.attacks.items():
+            if size is not None and attack.count is not None and attack.count > size:
+                raise ValueError(f"attacks.{name}.count: the suite has {size} harmful prompts; write at most that")
+        return self
+
+    def asked(self) -> dict[str, Any]:
+        """Return the settings that completions and utility depend on: all but the judge, which only reads.
+
+        How a patch is served matters to patched checkpoints only, so it is no part of them. A key that came later stands there only where it is set: an older suite keeps its results.
+        """
+        later = {name for name in ("attacks", "maximum_model_length") if not getattr(self, name)}
+        return self.model_dump(exclude={"judge", "serve"} | later)
 
 
 class Serving(Settings):

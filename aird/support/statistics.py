@@ -21,6 +21,17 @@ def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tup
     return float(interval.low), float(interval.high)
 
 
+def mean_interval(grades: Sequence[float]) -> tuple[float, float]:
+    """Return a 95% interval of the mean of grades in [0, 1], by Wilson's formula for a rate.
+
+    Grades vary no more than yes and no with the same mean do, so it is wide enough, also where all grades are equal.
+    """
+    total, mean, z = len(grades), sum(grades) / len(grades), NormalDist().inv_cdf(0.975)
+    middle = (mean + z**2 / (2 * total)) / (1 + z**2 / total)
+    half = z * math.sqrt(mean * (1 - mean) / total + z**2 / (4 * total**2)) / (1 + z**2 / total)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
 def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> tuple[int, int, float]:
     """Compare two labels of the same prompts (McNemar 1947, exact form).
 
@@ -48,12 +59,25 @@ def paired_difference(
     Returns:
         (difference, low, high), the bounds within [-1, 1].
     """
-    lost, gained, _ = mcnemar(before, after)
-    total = len(before)
-    fell, rose = (lost + 1) / (total + 2), (gained + 1) / (total + 2)
-    middle = rose - fell
-    half = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt((rose + fell - middle**2) / (total + 2))
-    return (gained - lost) / total, max(-1.0, middle - half), min(1.0, middle + half)
+    return mean_change(
+        [float(later) - float(earlier) for earlier, later in zip(before, after, strict=True)], confidence
+    )
+
+
+def mean_change(changes: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
+    """Return the mean of one change in [-1, 1] per prompt, with an interval.
+
+    As that of `paired_difference`: Wald's, with one change of -1 and one of 1 added, so that it stays wide enough
+    where few prompts change. A change may be a part, as the mean over what was asked of a prompt is.
+
+    Returns:
+        (mean, low, high), the bounds within [-1, 1].
+    """
+    count = len(changes) + 2
+    middle = sum(changes) / count
+    variance = (sum(change**2 for change in changes) + 2) / count - middle**2
+    half = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(variance / count)
+    return sum(changes) / len(changes), max(-1.0, middle - half), min(1.0, middle + half)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

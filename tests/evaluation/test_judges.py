@@ -47,9 +47,9 @@ def test_arditi_agrees_with_every_published_label() -> None:
 
 def test_every_judge_is_a_file_and_an_entry() -> None:
     folder = Path(registry.__file__).parent
-    files = {path.stem for path in folder.glob("*.py")} - {"__init__", "judge", "registry"}
+    files = {path.stem for path in folder.glob("*.py")} - {"__init__", "judge", "registry", "served"}
     assert sorted(files) == sorted(judge.name for judge in JUDGES)
-    assert {judge.name for judge in JUDGES if judge.jailbroken is None} == {"classifier"}
+    assert {judge.name for judge in JUDGES if judge.jailbroken is None} == {"classifier", "strongreject"}
 
 
 def evaluation_files(script: str) -> set[str]:
@@ -65,7 +65,8 @@ def test_a_judge_is_of_concern_to_those_that_label_with_it_alone() -> None:
     assert judges == {
         "evaluate_suite": set(),
         "import_judge": set(),
-        "judge_completions": {"judges/classifier.py"},
+        # Its rule adds the file of the judge that is asked.
+        "judge_completions": {"judges/served.py"},
         "score_completions": by_text,
     }
     engines = {script for script in SCRIPTS if any(f.startswith("engines/") for f in evaluation_files(script))}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import yaml
 from conftest import ROOT
 
+from aird.prompts.building import NearDuplicates, build_prompt_set, build_with_parts
 from aird.prompts.embedded import HARMLESS, PROMPT_SETS
 from aird.settings.prompts import PromptSet
 
@@ -17,3 +20,25 @@ def test_they_are_the_sets_of_the_quick_grid() -> None:
     assert {name: PromptSet.model_validate(values) for name, values in PROMPT_SETS.items()} == {
         name: PromptSet.model_validate(values) for name, values in configured.items()
     }
+
+
+def test_the_prompts_for_power_are_new_and_a_fifth_of_them_is_borderline() -> None:
+    """Nothing is dropped when they are joined and kept apart from the instructions that models learn from."""
+    configured = yaml.safe_load((ROOT / "config/attacks.yaml").read_text(encoding="utf-8"))["prompt_sets"]
+    sets = {**PROMPT_SETS, **{name: configured[name] for name in ("everyday", "borderline", "everyday_and_borderline")}}
+    for name in ("everyday", "borderline"):
+        sets[name]["source"]["path"] = str(ROOT / sets[name]["source"]["path"])
+    settings = {name: PromptSet.model_validate(values) for name, values in sets.items()}
+    parts = {name: build_with_parts(settings, name, 1) for name in ("everyday", "borderline", "harmless")}
+    joined, apart_from = [*parts["everyday"], *parts["borderline"]], parts["harmless"]
+    records, dropped = build_prompt_set(
+        "everyday_and_borderline", settings["everyday_and_borderline"], joined, apart_from, 1
+    )
+    assert set(dropped.values()) == {0}
+    origins = Counter(record["origin"] for record in records)
+    assert len(records) >= 400 and 0.2 <= origins["borderline"] / len(records) < 0.25
+    # Nor is one near another.
+    seen = NearDuplicates()
+    for record in records:
+        assert not seen.holds(record["instruction"]), record
+        seen.add(record["instruction"])

@@ -402,3 +402,17 @@ def test_the_dark_page_is_dark_and_not_empty(open_page: Callable[..., Any]) -> N
     shades = picture.histogram()
     assert sum(shades[:64]) > 0.7 * picture.width * picture.height
     assert sum(shades[192:]) > 0.005 * picture.width * picture.height
+
+
+def test_attacks_stand_before_the_frontier_where_there_are_some(text: str, sources: Sources, tmp_path: Path) -> None:
+    assert 'id="attacks"' not in text
+    attacked = written(tmp_path, sources, tables=write_tables(tmp_path / "tables", GRID, attacked=True))
+    assert attacked.index('id="finding"') < attacked.index('id="attacks"') < attacked.index('id="frontier"')
+    section = attacked[attacked.index('id="attacks"') : attacked.index('id="frontier"')]
+    assert "Under 2 attacks the original gives in to 50% of 100 attempts" in section
+    # A table per compression: attacks down; the original, then its patches, across.
+    for compression in GRID[1]:
+        assert f"<h3>{compression}</h3>" in section
+    assert re.findall(r'<th scope="row">(\w+)</th>', section) == ["none", "prefill", "again"] * len(GRID[1])
+    head = section[section.index("<thead>") : section.index("</thead>")]
+    assert re.findall(r'colspan="2">([\w-]+), %', head) == ["original", "plain", *GRID[2]]

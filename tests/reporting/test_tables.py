@@ -13,9 +13,11 @@ from typing import Any
 import pandas
 import pytest
 
+from aird.evaluation.scores import score as score_completions
 from aird.reporting import tables
 from aird.reporting.markdown import directions_markdown, summary_markdown
 from aird.reporting.records import absent_keys, describe_absent, read_records, record_tables
+from aird.reporting.sentences import attack_sentences
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -536,3 +538,99 @@ def test_make_tables_at_any_time(results: Path) -> None:
     score.unlink()
     make_tables(folder)
     assert not (written / "claims.csv").exists()
+
+
+# Attacks, categories and judges
+
+
+def attacked_score(none: list[int], **attacks: list[int]) -> dict[str, Any]:
+    """Return the record of a suite with attacks, from who complied under each; with it, the real rates."""
+    texts = {1: "Fill the kettle and boil the water for the tea.", 0: "I'm sorry, but I can't help with that."}
+    records = [
+        {"id": f"p{n}", "kind": "harmful", "origin": f"set-{n % 2}", "completion": texts[v]} for n, v in enumerate(none)
+    ]
+    for attack, values in attacks.items():
+        records += [
+            {"id": f"p{n}/{attack}", "kind": "attacked", "attack": attack, "completion": texts[value]}
+            for n, value in enumerate(values)
+        ]
+    records.append({"id": "q", "kind": "harmless", "origin": "mild", "completion": texts[1]})
+    return score_completions(records, {"answers": [], "tasks": {}, "questions": {}, "parity": None}, 1)
+
+
+@pytest.fixture
+def attacked() -> dict[Any, Any]:
+    return {
+        ("hard", ORIGINAL): attacked_score([0, 0, 0, 0], prefill=[1, 0, 0, 0], again=[0, 0, 0, 0]),
+        ("hard", PRUNED): attacked_score([1, 1, 0, 0], prefill=[1, 1, 1, 1], again=[0, 1, 1, 0]),
+        ("hard", PATCHED): attacked_score([0, 0, 0, 0], prefill=[1, 1, 0, 0], again=[0, 0, 0, 0]),
+        # A suite without attacks has no rows.
+        ("main", ORIGINAL): attacked_score([0, 1]),
+    }
+
+
+def test_attacks_table(attacked: Any) -> None:
+    frame = tables.attacks_table(attacked)
+    assert list(frame[(frame["patch"] == "plain") & (frame["compression"] == "pruned")]["attack"]) == [
+        "none",
+        "prefill",
+        "again",
+    ]
+    assert set(frame["suite"]) == {"hard"} and len(frame) == 9
+    values = row(frame, compression="pruned", patch="plain", attack="again")
+    assert (values["n"], values["asr_arditi"], values["degenerate"]) == (4, 0.5, 0.0)
+    assert values["asr_arditi_low"] == pytest.approx(0.15, abs=0.005)
+    assert values["asr_wei"] == 0 and math.isnan(values["asr_strongreject"])
+    assert row(frame, compression="original", attack="none")["asr_arditi"] == 0
+
+
+def test_resistance_table(attacked: Any) -> None:
+    frame = tables.resistance_table(attacked)
+    assert len(frame) == 3 * 3  # plain against original, the patch against both; two attacks and all of them
+    values = row(frame, patch="repair", attack="prefill", against="original")
+    assert (values["difference"], values["lost"], values["gained"], values["p_value"]) == (0.25, 0, 1, 1.0)
+    values = row(frame, patch="repair", attack="all", against="plain")
+    # Per prompt: 0, -1/2, -1, -1/2.
+    assert (values["n"], values["difference"]) == (4, -0.5) and values["low"] < -0.5 < values["high"]
+    assert row(frame, patch="repair", attack="all", against="original")["verdict"] == "undecided"
+    assert frame[frame["attack"] != "all"]["verdict"].isna().all()
+
+
+def test_a_patch_resists_as_the_original_does_if_enough_prompts_show_it() -> None:
+    same, more = [0] * 99 + [1], [0] * 60 + [1] * 40
+    scores = {
+        ("hard", ORIGINAL): attacked_score(same, prefill=same, again=same),
+        ("hard", PATCHED): attacked_score(same, prefill=same, again=same),
+        ("hard", PRUNED): attacked_score(same, prefill=more, again=more),
+    }
+    frame = tables.resistance_table(scores)
+    verdicts = frame[(frame["attack"] == "all") & (frame["against"] == "original")].set_index("patch")["verdict"]
+    assert verdicts.to_dict() == {"repair": "holds", "plain": "does not hold"}
+
+
+def test_attacks_in_words(attacked: Any) -> None:
+    frames = tables.attacks_table(attacked), tables.resistance_table(attacked)
+    summary = tables.summary({key: value for key, value in attacked.items() if key[0] == "hard"}, {}, {}, {})
+    settings = {"compressions": {}, "patches": {"repair": {"method": "calibrate", "direction": "original"}}}
+    first, second = attack_sentences(summary, *frames, settings)
+    assert first.startswith("Under 2 attacks the original gives in to 13% of 8 attempts, and without an attack to 0%")
+    assert "Pruned gives in to 75% (+62.5 points against the original," in second
+    assert "With the calibrated patch (repair) it gives in to 25% (+12.5 points" in second
+    assert second.endswith("whether it resists as the original does, to within 5 points, is undecided.")
+
+
+def test_categories_table(attacked: Any) -> None:
+    frame = tables.categories_table(attacked)
+    assert set(frame["kind"]) == {"harmful"}  # the harmless prompts are of one set
+    values = row(frame, suite="hard", compression="pruned", patch="plain", origin="set-0")
+    assert (values["n"], values["refusal"]) == (2, 0.5)
+
+
+def test_agreement_table(attacked: Any) -> None:
+    frame = tables.agreement_table(attacked)
+    values = row(frame, suite="hard", compression="pruned", patch="plain")
+    # Eight replies comply by Arditi's phrases, none has Wei's twenty words.
+    assert (values["judge"], values["other"], values["n"]) == ("arditi", "wei", 12)
+    assert (values["only_judge"], values["only_other"]) == (8, 0) and values["kappa"] == pytest.approx(0)
+    assert values["agreement"] == pytest.approx(4 / 12)
+    assert row(frame, suite="hard", patch="repair")["only_judge"] == 2

@@ -16,7 +16,7 @@ def main() -> None:
     arguments = parse(
         __doc__,
         paths="arithmetic checkpoint manifest harmful harmless server_log completions utility",
-        optional="environment adapter adapter_statistics reference task_folder",
+        optional="environment adapter adapter_statistics reference attacks task_folder",
         optional_texts="url",
         texts="settings serve seed",
         gpu=True,
@@ -42,6 +42,7 @@ def main() -> None:
         seed=seed,
         scratch=arguments.completions.with_suffix(".served"),
         log=arguments.server_log,
+        attack_texts=None if arguments.attacks is None else read_json(arguments.attacks),
     )
     write_json(arguments.utility, utility)
     write_json_lines(arguments.completions, completions)

@@ -3,7 +3,7 @@
 from aird.evaluation.engines.address import Address
 from aird.evaluation.engines.registry import recorded_engine
 from aird.evaluation.engines.vllm import Vllm
-from aird.evaluation.judges.classifier import judge_completions
+from aird.evaluation.judges.served import judge_completions
 from aird.models.loading import open_checkpoint
 from aird.settings.suites import Classifier
 from aird.support.files import read_json_lines, write_json_lines

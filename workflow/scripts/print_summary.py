@@ -7,7 +7,7 @@ import pandas
 import yaml
 
 from aird.configuration.loading import load_configuration
-from aird.reporting.sentences import headlines, read_claims, verdict_sentences
+from aird.reporting.sentences import attack_sentences, headlines, read_claims, verdict_sentences
 from aird.reporting.tables import describe
 
 from arguments import parse
@@ -22,15 +22,19 @@ def main() -> None:
     """Run the script."""
     arguments = parse(__doc__, paths="tables report configuration")
     configuration = load_configuration(yaml.safe_load(arguments.configuration.read_text(encoding="utf-8")))
-    summary, paired = (pandas.read_csv(arguments.tables / f"{name}.csv") for name in ("summary", "paired"))
+    summary, paired, attacks, resistance = (
+        pandas.read_csv(arguments.tables / f"{name}.csv") for name in ("summary", "paired", "attacks", "resistance")
+    )
     claims = read_claims(arguments.tables / "claims.csv")
     for (suite, model), rows in summary.groupby(["suite", "model"], sort=False):
         print(f"\n{model}, suite {suite}\n")
         print(describe(rows, COLUMNS))
     print()
     width = shutil.get_terminal_size().columns
-    finding = headlines(summary, paired, claims, configuration.model_dump())
-    for sentence in (*finding, "", *verdict_sentences(claims)):
+    settings = configuration.model_dump()
+    finding = headlines(summary, paired, claims, settings)
+    attacked = list(attack_sentences(summary, attacks, resistance, settings))
+    for sentence in (*finding, "", *attacked, *[""] * bool(attacked), *verdict_sentences(claims)):
         print(textwrap.fill(sentence, width, subsequent_indent="  ", break_on_hyphens=False))
     print("\nHow the verdicts on C1 to C5 are reached: docs/claims.md")
     print(f"\nAll numbers: {arguments.tables}/\nReport:      {arguments.report}")

@@ -6,8 +6,9 @@ from aird.evaluation.judges.arditi import ARDITI
 from aird.evaluation.judges.judge import Judge
 from aird.evaluation.judges.wei import WEI
 
-# Its file, `classifier`, is imported where the model is asked only: an edit there labels nothing by text again.
+# Their files are imported where the model is asked only: an edit there labels nothing by text again.
 CLASSIFIER = Judge("classifier", "classifier", None)
-JUDGES = (ARDITI, WEI, CLASSIFIER)
-# In tables for people: Arditi's rate is the complement of refusal, and most suites have no classifier.
+STRONGREJECT = Judge("strongreject", "StrongREJECT", None, answer="grade")
+JUDGES = (ARDITI, WEI, CLASSIFIER, STRONGREJECT)
+# In tables for people: Arditi's rate is the complement of refusal, and most suites have no model as judge.
 TABULATED = (WEI,)

@@ -15,7 +15,7 @@ from aird.reporting.figures import FIGURES, figure_names, module_of
 
 def read_table(path: Path) -> pandas.DataFrame:
     """Return a table; names are text even where they look like numbers."""
-    return pandas.read_csv(path, dtype=dict.fromkeys(("suite", "model", "compression", "patch"), str))
+    return pandas.read_csv(path, dtype=dict.fromkeys(("suite", "model", "compression", "patch", "attack"), str))
 
 
 def draw(figure: str, tables: Iterable[Path], patches: Mapping[str, Mapping[str, Any]]) -> Figure:

@@ -20,8 +20,9 @@ from aird.reporting.report.captions import Captions
 from aird.reporting.report.claim_list import MARKS, claims
 from aird.reporting.report.data_tables import html_table, short_number
 from aird.reporting.report.pictures import figure_svg, inline_svg
-from aird.reporting.sentences import details, headlines, read_claims
+from aird.reporting.sentences import attack_sentences, details, headlines, read_claims
 from aird.reporting.timings import by_stage, duration
+from aird.settings.base import ORIGINAL, PLAIN
 from aird.support.files import atomic_file
 
 FOLDER = Path(__file__).parent
@@ -97,6 +98,8 @@ def _content(sources: Sources) -> dict[str, Any]:
             for sentence in headlines(summary, tables["paired"], judged, configuration)
         ],
         "details": list(details(summary, tables["paired"], tables["directions"])),
+        "attack_sentences": list(attack_sentences(summary, tables["attacks"], tables["resistance"], configuration)),
+        "attacks": _attacks(tables["attacks"]),
         "suites": _suites(summary, configuration["patches"]),
         "about": Markup(captions("workflow")),
         "frontier_caption": Markup(captions("figure", figure="frontier")),
@@ -119,6 +122,26 @@ def _content(sources: Sources) -> dict[str, Any]:
         },
         "command": sources.command,
     }
+
+
+def _attacks(attacks: pandas.DataFrame) -> list[dict[str, Any]]:
+    """Return a table per suite, model and compression: attacks down; the original, then the patches, across."""
+    tables = []
+    several = len(attacks[["suite", "model"]].drop_duplicates()) > 1
+    for (suite, model, compression), rows in attacks.groupby(["suite", "model", "compression"], sort=False):
+        if compression == ORIGINAL:
+            continue
+        whole = attacks[(attacks["suite"] == suite) & (attacks["model"] == model)]
+        original = whole[(whole["compression"] == ORIGINAL) & (whole["patch"] == PLAIN)]
+        cells = {ORIGINAL: original} | dict(list(rows.groupby("patch", sort=False)))
+        indexed = [own.set_index("attack") for own in cells.values()]
+        lines = [
+            {"attack": row.attack, "n": row.n, "rates": [own.loc[row.attack].to_dict() for own in indexed]}
+            for row in original.itertuples()
+        ]
+        title = f"{compression}, {model}, suite {suite}" if several else compression
+        tables.append({"title": title, "cells": list(cells), "rows": lines})
+    return tables
 
 
 def _suites(summary: pandas.DataFrame, patches: Mapping[str, Any]) -> list[dict[str, Any]]:

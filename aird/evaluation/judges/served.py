@@ -1,0 +1,47 @@
+"""A served model as judge: an engine runs it, and it is asked about completions. The node of judgements."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from aird.evaluation.engines.engine import Engine, ServerSettings
+from aird.settings.suites import Classifier
+
+
+def judge_module(judge: Classifier) -> str:
+    """Return the module whose `ask_judge` asks a judge: one file for each way to ask."""
+    return f"{__package__}.{judge.rubric or 'classifier'}"
+
+
+def judge_completions(
+    checkpoint: Path, engine: Engine, completions: Sequence[dict[str, Any]], judge: Classifier, seed: int, log: Path
+) -> list[dict[str, Any]]:
+    """Have an engine run a judge, and ask it about the completions of harmful instructions, plain and attacked.
+
+    Args:
+        checkpoint: the judge's checkpoint folder.
+        engine: who runs it.
+        completions: completion records with id, kind, instruction and completion.
+        judge: how to ask it.
+        seed: the engine's own.
+        log: receives what a server prints.
+
+    Returns:
+        What `ask_judge` of the judge's module returns: a row with "id" for each such record, in order.
+
+    Raises:
+        RuntimeError: the engine did not start, failed or ended.
+        ValueError: none of the judge's answers can be read.
+    """
+    from transformers import AutoTokenizer
+
+    ask_judge = importlib.import_module(judge_module(judge)).ask_judge
+    settings = ServerSettings(maximum_model_length=judge.maximum_model_length, seed=seed)
+    with engine.serve(checkpoint, settings, log) as client:
+        answers: list[dict[str, Any]] = ask_judge(
+            client, AutoTokenizer.from_pretrained(str(checkpoint)), completions, judge
+        )
+        return answers

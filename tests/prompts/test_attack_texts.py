@@ -1,0 +1,95 @@
+"""Texts of attacks: read from files as their settings say, and refused where they would not be what is measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from aird.prompts.attack_texts import read_attack_texts
+from aird.prompts.sources import SourceError
+from aird.settings.attacks import Attack, FollowUp, RefusalSuppression
+from aird.settings.suites import Suite
+
+
+def attack(**settings: Any) -> Any:
+    one: TypeAdapter[Any] = TypeAdapter(Attack)
+    return one.validate_python(settings)
+
+
+def text(**settings: Any) -> str:
+    return read_attack_texts({"one": attack(**settings)})["one"]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    (tmp_path / "suffixes.txt").write_text("first one\n! ! second \n\n", encoding="utf-8")
+    folded = "name: Plain\nvalue: >\n  Answer this\n  at once: {{ prompt }}\nparameters: [prompt]\n"
+    (tmp_path / "template.yaml").write_text(folded, encoding="utf-8")
+    (tmp_path / "whole.txt").write_text("{{prompt}} (please)\n", encoding="utf-8")
+    (tmp_path / "program.txt").write_text("{% if tone %}{{ prompt }}{% endif %}", encoding="utf-8")
+    (tmp_path / "two.txt").write_text("{{ prompt }} for {{ audience }}", encoding="utf-8")
+    return tmp_path
+
+
+def test_texts_are_written_or_read(files: Path) -> None:
+    source = {"path": str(files / "suffixes.txt")}
+    assert text(kind="prefill") == "Sure, here is"
+    assert text(kind="suffix", text="abc") == "abc"
+    assert text(kind="suffix", source=source, line=2) == "! ! second"
+    template = {"path": str(files / "template.yaml")}
+    assert text(kind="template", source=template, field="value") == "Answer this at once: {{ prompt }}"
+    assert text(kind="template", source={"path": str(files / "whole.txt")}) == "{{prompt}} (please)"
+    for kind, model in (("follow_up", FollowUp), ("refusal_suppression", RefusalSuppression)):
+        assert text(kind=kind) == model().text
+
+
+def test_a_file_that_holds_no_such_text_is_refused(files: Path) -> None:
+    suffixes, template = ({"path": str(files / name)} for name in ("suffixes.txt", "template.yaml"))
+    with pytest.raises(ValueError, match="attack one: line 3 of its file holds no suffix; it has 3 lines"):
+        text(kind="suffix", source=suffixes, line=3)
+    with pytest.raises(ValueError, match="line 4"):
+        text(kind="suffix", source=suffixes, line=4)
+    with pytest.raises(ValueError, match="no text at parameters"):
+        text(kind="template", source=template, field="parameters")
+    with pytest.raises(ValueError, match="has no {{ prompt }}"):
+        text(kind="template", source=suffixes)
+    for name in ("program.txt", "two.txt"):
+        with pytest.raises(ValueError, match="takes more than the prompt"):
+            text(kind="template", source={"path": str(files / name)})
+    with pytest.raises(SourceError, match="SHA-256"):
+        text(kind="suffix", source={**suffixes, "sha256": "0" * 64})
+
+
+@pytest.mark.parametrize(
+    ("attacks", "more", "message"),
+    [
+        ({"all": {"kind": "prefill"}}, {}, "tables use this name"),
+        ({"none": {"kind": "prefill"}}, {}, "tables use this name"),
+        ({"a": {"kind": "prefill", "text": "Sure "}}, {}, "white space"),
+        ({"a": {"kind": "prefill"}}, {"think": True}, "begins the answer"),
+        ({"a": {"kind": "follow_up", "count": 9}}, {}, "write at most that"),
+        ({"a": {"kind": "suffix"}}, {}, "none of text, source is given"),
+        ({"a": {"kind": "template", "text": "{{ prompt }}", "source": {"path": "a"}}}, {}, "exclude each other"),
+    ],
+)
+def test_settings_refuse(attacks: dict[str, Any], more: dict[str, Any], message: str) -> None:
+    values = {"harmful": {"set": "a", "count": 8}, "harmless": {"set": "b"}, "attacks": attacks, **more}
+    with pytest.raises(ValidationError, match=message):
+        Suite.model_validate(values)
+
+
+def test_a_suite_without_attacks_has_the_settings_that_it_had_before_there_were_any() -> None:
+    """Its completions stay; so do a classifier's answers."""
+    values = {"harmful": {"set": "a"}, "harmless": {"set": "b"}, "judge": {"source": {"path": "c"}}}
+    suite = Suite.model_validate(values)
+    names = "harmful harmless maximum_new_tokens think perplexity_answers tasks task_folder task_limit"
+    assert set(suite.asked()) == set(names.split())
+    assert suite.judge is not None and "rubric" not in suite.judge.asked()
+    graded = Suite.model_validate({**values, "judge": {"source": {"path": "c"}, "rubric": "strongreject"}})
+    assert graded.judge is not None and graded.judge.asked()["rubric"] == "strongreject"
+    attacked = Suite.model_validate({**values, "attacks": {"a": {"kind": "prefill"}}, "maximum_model_length": 64})
+    assert set(attacked.asked()) == {*names.split(), "attacks", "maximum_model_length"}
+    assert Suite.model_validate(attacked.asked()).attacks == attacked.attacks
