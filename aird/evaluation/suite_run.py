@@ -20,7 +20,7 @@ from aird.evaluation.measurements import (
     reference_answers,
     run_tasks,
 )
-from aird.models.dense import rounds_activations, write_dense_copy
+from aird.models.dense import is_weight_only, rounds_activations, write_dense_copy
 from aird.models.loading import code_is_trusted, load_model, load_tokenizer
 from aird.patching.adapters import load_adapter, merge
 from aird.patching.system_prompt import read_patch
@@ -121,18 +121,27 @@ def prepare_checkpoint(
         scratch: an existing, empty folder.
     """
     served = checkpoint
-    if adapter is not None and not engine.abilities.adapters:
-        served = scratch / "merged"
+    updates = [] if adapter is None else load_adapter(adapter)
+    experts = any(update.up.ndim == 3 for update in updates)
+    can = engine.abilities.expert_adapters if experts else engine.abilities.adapters
+    if adapter is not None and not can:
+        if experts and is_weight_only(checkpoint):  # a checkpoint holds no experts of both kinds
+            served = _dense_copy(checkpoint, scratch)
+        base, served = served, scratch / "merged"
         served.mkdir()
-        merge(checkpoint, load_adapter(adapter), served)
+        merge(base, updates, served)
         adapter = None
     if engine.needs_dense_copy(served):
-        dense = scratch / "dense"
-        dense.mkdir()
-        write_dense_copy(served, dense)
+        served = _dense_copy(served, scratch)
         logger.info("serving a dense copy of the quantised weights: the engine cannot read them here")
-        served = dense
     return served, adapter
+
+
+def _dense_copy(checkpoint: Path, scratch: Path) -> Path:
+    copy = scratch / "dense"
+    copy.mkdir()
+    write_dense_copy(checkpoint, copy)
+    return copy
 
 
 def _probed(records: Mapping[str, Sequence[dict[str, Any]]], count: int) -> list[dict[str, Any]]:

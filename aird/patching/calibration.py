@@ -28,7 +28,7 @@ from aird.inference.packing import Pack, plan_packs, run_pack
 from aird.inference.refusals import jailbroken_arditi
 from aird.inference.resuming import block_input, resumed_at
 from aird.models.structure import decoder_blocks, writer_gains
-from aird.patching.edits import Edit, along, edit_along, reader
+from aird.patching.edits import Edit, along, edit_along, no_row, reader
 from aird.patching.fitting import all_edited
 from aird.patching.replies import ReplySet, reply_places
 from aird.support.statistics import mcnemar
@@ -97,10 +97,10 @@ def learn_rows(
 
     Args:
         model: the compressed model; it is left as it was.
-        modules: full names of the modules to edit.
+        modules: full names of the modules to edit, or of experts' parameters.
         unit: [d_model] unit direction; the column of every edit, divided by the gain of a norm behind the module.
         first_block: lowest block with an edited module; what lies below runs once.
-        matrices: returns a module's dense matrix [d_model, d_in], which sets the scale of its row.
+        matrices: returns a module's dense matrix [d_model, d_in], or that of every expert; it sets the row's scale.
         replies: of the original to harmful, of the compressed model to harmless training prompts.
         epochs: passes over the prompts.
         learning_rate: first step of Adam, relative to the root mean square of r^T W of each matrix.
@@ -112,7 +112,7 @@ def learn_rows(
     """
     gains = writer_gains(model)
     known = {edit.module: edit.row.float().clone() for edit in start}
-    rows = [known.get(module, torch.zeros(matrices(module).shape[1])).requires_grad_() for module in modules]
+    rows = [known.get(module, no_row(matrices(module))).requires_grad_() for module in modules]
     readers = {module: reader(unit, gains.get(module)) for module in modules}
     scales = [along(readers[module], matrices(module)).square().mean().sqrt().item() for module in modules]
     optimiser = torch.optim.Adam(

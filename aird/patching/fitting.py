@@ -31,7 +31,13 @@ from aird.inference.hooks import hooks
 from aird.inference.packing import Pack, plan_packs, run_pack
 from aird.inference.resuming import Reached, block_input, resumed_at
 from aird.models.loading import load_model
-from aird.models.structure import decoder_blocks, residual_writers, writer_contributions, writer_gains
+from aird.models.structure import (
+    decoder_blocks,
+    edited_experts,
+    residual_writers,
+    writer_contributions,
+    writer_gains,
+)
 from aird.patching.edits import Edit, edit_along
 from aird.patching.rank_one import edited_modules
 from aird.prompts.chat import post_instruction_tokens
@@ -117,7 +123,7 @@ def wanted_projections(
         module -> [n, P] float64, P the number of post-instruction tokens.
     """
     model = load_model(original)
-    _, modules = edited_modules(model, direction, settings)
+    _, modules = edited_modules(model, direction, settings, experts=False)
     positions = len(post_instruction_tokens(tokenizer))
     written = record_projections(model, [*harmful, *harmless], positions, unit, modules)
     return targets(written, [True] * len(harmful) + [False] * len(harmless), alpha)
@@ -203,10 +209,13 @@ def edited(module: nn.Module, edit: Edit) -> Iterator[None]:
 
 @contextlib.contextmanager
 def all_edited(model: Any, edits: Sequence[Edit]) -> Iterator[None]:
-    """Add edits to the outputs of their modules while the context is open."""
+    """Add edits to the outputs of their modules, or to the matrices of experts, while the context is open."""
     with contextlib.ExitStack() as active:
         for edit in edits:
-            active.enter_context(edited(model.get_submodule(edit.module), edit))
+            if edit.row.ndim == 2:
+                active.enter_context(edited_experts(model, edit.module, edit.column, edit.row))
+            else:
+                active.enter_context(edited(model.get_submodule(edit.module), edit))
         yield
 
 

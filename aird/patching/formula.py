@@ -15,20 +15,19 @@ def make_by_formula(settings: FormulaSettings, inputs: PatchInputs, folder: Path
     Raises:
         ValueError: a block does not exist, or shapes do not fit together.
     """
-    from functools import partial
-
+    from aird.models.experts import matrix_reader
     from aird.models.loading import load_structure, stored_gains
-    from aird.models.matrices import dense_matrix
     from aird.patching.edits import make_edits
     from aird.patching.rank_one import edited_modules, read_direction, save_edits
 
     direction, unit = read_direction(settings, inputs)
-    blocks, modules = edited_modules(load_structure(inputs.original), direction, settings)
+    structure = load_structure(inputs.original)
+    blocks, modules = edited_modules(structure, direction, settings)
     edits, statistics = make_edits(
         modules,
         unit,
-        partial(dense_matrix, inputs.compressed),
-        partial(dense_matrix, inputs.original),
+        matrix_reader(inputs.compressed, structure),
+        matrix_reader(inputs.original, structure),
         settings,
         stored_gains(inputs.compressed),
         stored_gains(inputs.original),

@@ -71,12 +71,14 @@ class Abilities:
         prompt_logprobs: of given tokens; the perplexity of given answers is made of these.
         tasks: lm-eval can ask it.
         adapters: all of this can be asked of a LoRA adapter on its base; else the adapter is merged before.
+        expert_adapters: of one on a mixture's experts too, as PEFT writes it (`target_parameters`).
     """
 
     first_token_logprobs: bool
     prompt_logprobs: bool
     tasks: bool
     adapters: bool
+    expert_adapters: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

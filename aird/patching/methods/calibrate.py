@@ -65,15 +65,13 @@ def make(settings: Calibrate, inputs: PatchInputs, folder: Path) -> dict[str, An
     Raises:
         ValueError: the original refuses no training prompt, a block does not exist, or the loss is not finite.
     """
-    from functools import cache, partial
+    from functools import cache
 
-    import torch
-
+    from aird.models.experts import matrix_reader
     from aird.models.loading import load_model, load_tokenizer
-    from aird.models.matrices import dense_matrix
     from aird.models.structure import writer_gains
     from aird.patching.calibration import Validation, choice_record, choose_strength, learn_rows, needs_repair
-    from aird.patching.edits import edit_along, edit_statistics
+    from aird.patching.edits import edit_along, edit_statistics, no_row
     from aird.patching.fitting import fit_edits, wanted_projections
     from aird.patching.methods.fit import Fit
     from aird.patching.rank_one import edited_modules, read_direction, save_edits
@@ -102,7 +100,7 @@ def make(settings: Calibrate, inputs: PatchInputs, folder: Path) -> dict[str, An
         )
     model = load_model(inputs.compressed)
     blocks, modules = edited_modules(model, direction, settings)
-    matrix = cache(partial(dense_matrix, inputs.compressed))
+    matrix, of_original = cache(matrix_reader(inputs.compressed, model)), matrix_reader(inputs.original, model)
     harmful, harmless = replies["validation_harmful"], replies["validation_harmless"]
     loss = needs_repair(model, tokenizer, harmful, counts.judged_tokens, settings.significance)
     if loss.repair:
@@ -119,12 +117,10 @@ def make(settings: Calibrate, inputs: PatchInputs, folder: Path) -> dict[str, An
     else:
         logger.info("refusal is not lost (p = %.3f): the checkpoint is left alone", loss.p_value)
         gains = writer_gains(model)
-        edits = [edit_along(each, unit, torch.zeros(matrix(each).shape[1]), gains.get(each)) for each in modules]
+        edits = [edit_along(each, unit, no_row(matrix(each)), gains.get(each)) for each in modules]
         choice = choice_record(harmful, harmless, 0.0, [])
     choice["unpatched"] = {"refusal": loss.refusal, "p_value": loss.p_value}
-    statistics = [
-        edit_statistics(edit, matrix(edit.module), dense_matrix(inputs.original, edit.module)) for edit in edits
-    ]
+    statistics = [edit_statistics(edit, matrix(edit.module), of_original(edit.module)) for edit in edits]
     record = save_edits(edits, statistics, blocks, direction, unit, inputs, folder)
     return {**record, "calibration": choice}
 

@@ -43,7 +43,7 @@ def make(settings: Fit, inputs: PatchInputs, folder: Path) -> dict[str, Any]:
         inputs.original, tokenizer, harmful, harmless, unit, direction, settings, settings.alpha
     )
     model = load_model(inputs.compressed)
-    blocks, _ = edited_modules(model, direction, settings)
+    blocks, _ = edited_modules(model, direction, settings, experts=False)
     edits = fit_edits(model, [*harmful, *harmless], wanted, unit, blocks, settings.ridge)
     folders = (inputs.compressed, inputs.original)
     statistics = [edit_statistics(edit, *(dense_matrix(place, edit.module) for place in folders)) for edit in edits]
