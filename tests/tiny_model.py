@@ -8,10 +8,14 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
     LlamaConfig,
+    MixtralConfig,
     PretrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 VOCABULARY_SIZE = 512
@@ -31,7 +35,21 @@ TEXT = [
 ]
 
 
-def build_tiny_model(folder: Path, *, family: str = "llama", seed: int = 0) -> Path:
+# What each family adds to the sizes that all share. vLLM's CPU kernels take heads of 64, and experts of multiples of 32.
+FAMILIES: dict[str, tuple[type[PretrainedConfig], dict[str, object]]] = {
+    "llama": (LlamaConfig, {"head_dim": 64, "tie_word_embeddings": True}),
+    "qwen2": (Qwen2Config, {"tie_word_embeddings": False}),
+    "qwen3": (Qwen3Config, {"head_dim": 64, "tie_word_embeddings": False}),
+    "gemma2": (Gemma2Config, {"head_dim": 64, "query_pre_attn_scalar": 64, "sliding_window": 32}),
+    "mixtral": (MixtralConfig, {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen3_moe": (
+        Qwen3MoeConfig,
+        {"head_dim": 64, "moe_intermediate_size": 64, "num_experts": 4, "num_experts_per_tok": 2},
+    ),
+}
+
+
+def build_tiny_model(folder: Path, *, family: str = "llama", seed: int = 0, template: str = CHAT_TEMPLATE) -> Path:
     """Write a chat model of about half a million random weights and its tokenizer.
 
     It has four layers of hidden size 128 with two heads of size 64, which vLLM's CPU
@@ -40,8 +58,9 @@ def build_tiny_model(folder: Path, *, family: str = "llama", seed: int = 0) -> P
 
     Args:
         folder: where to write; made if needed.
-        family: "llama" or "qwen2".
+        family: one of FAMILIES.
         seed: of the weights; the tokenizer is the same for all.
+        template: the chat template.
 
     Returns:
         `folder`.
@@ -61,13 +80,8 @@ def build_tiny_model(folder: Path, *, family: str = "llama", seed: int = 0) -> P
         "eos_token_id": end,
         "pad_token_id": start_of_text,
     }
-    configuration: PretrainedConfig
-    if family == "llama":
-        configuration = LlamaConfig(**sizes, head_dim=64, tie_word_embeddings=True)
-    elif family == "qwen2":
-        configuration = Qwen2Config(**sizes, tie_word_embeddings=False)
-    else:
-        raise ValueError(f"family is 'llama' or 'qwen2', not {family!r}")
+    kind, special = FAMILIES[family]
+    configuration = kind(**sizes, **special)
     model = AutoModelForCausalLM.from_config(configuration, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -75,10 +89,11 @@ def build_tiny_model(folder: Path, *, family: str = "llama", seed: int = 0) -> P
             noise = torch.randn(parameter.shape, generator=generator)
             # At this scale the layers outweigh the embedding (with smaller weights a model repeats one
             # token) and the logits have a standard deviation near 1.1. Larger weights make bfloat16 and
-            # float32 disagree; at this scale their log-probabilities differ by up to 0.1.
-            parameter.copy_(0.1 * noise + (1.0 if "norm" in name else 0.0))
+            # float32 disagree; at this scale their log-probabilities differ by up to 0.1. Gemma's gain is 1 + weight.
+            parameter.copy_(0.1 * noise + (1.0 if "norm" in name and family != "gemma2" else 0.0))
     model.generation_config.eos_token_id = end
     model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from aird.compression.quiet import only_warnings
 from aird.models.checkpoint import Checkpoint
+from aird.models.experts import fused_parameters, separate_modules
 from aird.models.loading import code_is_trusted, compute_dtype, stored_dtype
 from aird.models.structure import outside_blocks, residual_writers
 from aird.settings.compressions import AWQ, FP8, GPTQ, RoundToNearest, SparseGPT, Wanda
+from aird.support.files import read_json, write_json
 
 # One scale per token, taken at run time: no calibration is needed.
 _DYNAMIC = {"symmetric": True, "strategy": "token", "dynamic": True}
@@ -107,6 +111,7 @@ def _run(
     with only_warnings() as warned:
         import transformers
         from llmcompressor import oneshot
+        from llmcompressor.modeling.moe.conversion_mappings import set_save_conversion_mapping
 
         transformers.set_seed(0)
         # Many processors are faster in float32. Pruned weights go back to their type without loss;
@@ -115,8 +120,11 @@ def _run(
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             str(source.folder), dtype=dtype, use_safetensors=True, trust_remote_code=code_is_trusted()
         )
+        # llm-compressor takes experts apart, and would store them under names that nothing loads.
+        experts = separate_modules(model, source) if fused_parameters(model) else {}
         # Pruning modifiers see "lm_head." where the module is called "lm_head", so plain names never match.
-        ignore = [f"re:{re.escape(name)}([.]|$)" for name in outside_blocks(model)]
+        left_alone = [*outside_blocks(model), *filter(None, source.routers().values())]
+        ignore = [f"re:{re.escape(name)}([.]|$)" for name in left_alone]
         recipe = [getattr(import_module(f"llmcompressor.modifiers.{module}"), modifier)(**options, ignore=ignore)]
         if first is not None:
             recipe.insert(0, first(model))
@@ -127,13 +135,40 @@ def _run(
         oneshot(model=model, recipe=recipe, **inputs)
         if dtype != "auto":
             model.to(stored_dtype(source.folder))
+        if experts:
+            set_save_conversion_mapping(model, [])
         model.save_pretrained(output, save_compressed=True, max_shard_size="5GB")
+        if experts:
+            _rename_tensors(output, experts)
     gave_up = [text for text in warned if "hessian" in text.lower() and "inver" in text.lower()]
     if gave_up:
         raise ValueError(
             "a Hessian could not be inverted, so some matrices were not compressed as the recipe says; "
             f"use more calibration prompts ({gave_up[0]})"
         )
+
+
+def _rename_tensors(folder: Path, names: Mapping[str, str]) -> None:
+    """Store the tensors of modules under other names, file by file.
+
+    Args:
+        folder: with safetensors, and their index if there are several.
+        names: module to its new name; others keep theirs.
+    """
+
+    def renamed(name: str) -> str:
+        module, _, local = name.rpartition(".")
+        return f"{names.get(module, module)}.{local}"
+
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt", device="cpu") as stream:
+            metadata: dict[str, str] | None = stream.metadata()
+        tensors = {renamed(name): tensor for name, tensor in load_file(file).items()}
+        save_file(tensors, file, metadata=metadata)
+    for path in folder.glob("*.safetensors.index.json"):
+        index = read_json(path)
+        index["weight_map"] = {renamed(name): file for name, file in index["weight_map"].items()}
+        write_json(path, index)
 
 
 def _channel_scales(model: Any) -> Any:

@@ -24,10 +24,10 @@ from aird.compression.gguf_recipe import quantise_to_gguf
 from aird.compression.measure import check, measure, take_bits
 from aird.compression.optimum_gptq import quantise_by_optimum
 from aird.models.checkpoint import Checkpoint, read_checkpoint
+from aird.models.experts import fused_parameters, separate_modules, stored_matrices
 from aird.models.gguf_file import MODEL_FILE, read_gguf, served_gguf
 from aird.models.loading import copy_description, load_structure
 from aird.models.matrices import matrix_shape
-from aird.models.structure import decoder_blocks
 from aird.settings.compressions import (
     AWQ,
     FP8,
@@ -55,18 +55,21 @@ class Recipe:
             `quantization_config`) to an existing folder, given the source checkpoint, the folder,
             the settings and the calibration prompts' token ids; where the settings need an
             environment of their own, also its Python.
+        experts: whether it compresses the experts of a mixture that are stored matrix by matrix; None where
+            llm-compressor has to make the very same matrices (`aird.models.experts.separate_modules`).
     """
 
     settings: type[RecipeSettings]
     write: Callable[..., None]
+    experts: bool | None = False
 
 
 RECIPES: dict[str, Recipe] = {
-    "magnitude": Recipe(Magnitude, pruning.prune_by_magnitude),
-    "wanda": Recipe(Wanda, oneshot.prune_by_wanda),
-    "sparsegpt": Recipe(SparseGPT, oneshot.prune_by_sparsegpt),
-    "round_to_nearest": Recipe(RoundToNearest, oneshot.round_to_nearest),
-    "gptq": Recipe(GPTQ, oneshot.quantise_by_gptq),
+    "magnitude": Recipe(Magnitude, pruning.prune_by_magnitude, experts=True),
+    "wanda": Recipe(Wanda, oneshot.prune_by_wanda, experts=None),
+    "sparsegpt": Recipe(SparseGPT, oneshot.prune_by_sparsegpt, experts=None),
+    "round_to_nearest": Recipe(RoundToNearest, oneshot.round_to_nearest, experts=None),
+    "gptq": Recipe(GPTQ, oneshot.quantise_by_gptq, experts=None),
     "optimum_gptq": Recipe(OptimumGPTQ, quantise_by_optimum),
     "awq": Recipe(AWQ, oneshot.quantise_by_awq),
     "fp8": Recipe(FP8, oneshot.round_to_fp8),
@@ -102,18 +105,18 @@ def compress(
         The measurements (see `aird.compression.measure.measure`), for the manifest.
 
     Raises:
-        ValueError: the source is quantised already, or a mixture of experts; a needed environment is missing;
-            calibration prompts are missing, not as many as the settings say, empty, or not needed; the group size or
-            pattern does not fit a matrix; or the result is not what the recipe says.
+        ValueError: the source is quantised already, or has experts that the recipe does not compress; a needed
+            environment is missing; calibration prompts are missing, not as many as the settings say, empty, or not
+            needed; the group size or pattern does not fit a matrix; or the result is not what the recipe says.
     """
     original = read_checkpoint(source)
     _check_request(original, settings, calibration_token_ids)
     if settings.environment is not None and python is None:
         raise ValueError(f"this recipe needs the Python of the environment {settings.environment}; none is given")
     environment = [python] if settings.environment is not None else []
-    _check_experts(source)
-    reference = measure(source)
     recipe = RECIPES[settings.model_dump()["recipe"]]
+    _check_experts(original, settings, recipe.experts)
+    reference = measure(source)
     with atomic_folder(output) as folder:
         copy_description(original.folder, folder)
         with TemporaryDirectory(prefix=".weights.", dir=folder) as made:
@@ -165,15 +168,34 @@ def _check_request(original: Checkpoint, settings: RecipeSettings, calibration: 
         _check_divides(original, group_size, f"group_size {group_size}")
 
 
-def _check_experts(source: Path) -> None:
-    """Check that no experts are held as one tensor: recipes see linear modules, and would leave them as they are."""
-    blocks = decoder_blocks(load_structure(source))
-    experts = [name for name, parameter in blocks.named_parameters() if parameter.ndim == 3 and "conv" not in name]
-    if experts:
-        raise ValueError(
-            f"{source} is a mixture of experts, whose matrices ({experts[0]} and {len(experts) - 1} more) no recipe "
-            "compresses; import a checkpoint that was compressed elsewhere (recipe: given)"
-        )
+def _check_experts(original: Checkpoint, settings: RecipeSettings, experts: bool | None) -> None:
+    """Check that a recipe compresses a mixture's experts, as it would leave them as they are without a word.
+
+    They have to be stored matrix by matrix, as only these are seen and measured. And they are served with inputs
+    rounded to eight bits where a recipe says so, while Transformers, whose activations are compared, rounds none there.
+    """
+    structure = load_structure(original.folder)
+    fused = fused_parameters(structure)
+    if not fused:
+        return
+    stored = stored_matrices(structure, original)
+    whole = [name for name in fused if name not in stored]
+    name, family = settings.model_dump()["recipe"], structure.config.model_type
+    if whole:
+        reason = f"it stores {whole[0]} as one tensor for all experts, which no recipe compresses"
+    elif None in original.routers().values():
+        reason = "what chooses its experts is stored in no way that is known, and would be compressed as well"
+    elif getattr(settings, "activation_bits", None) is not None:
+        reason = "Transformers does not round its experts' inputs, as a server would; leave activation_bits out"
+    elif not (separate_modules(structure, original) if experts is None else experts):
+        works = ", ".join(each for each, recipe in RECIPES.items() if recipe.experts is not False)
+        reason = f"{name} does not compress the experts of {family}; recipes that compress some: {works}"
+    else:
+        return
+    raise ValueError(
+        f"{original.folder} is a mixture of experts: {reason}, or import a checkpoint that was compressed elsewhere "
+        "(recipe: given)"
+    )
 
 
 def _check_divides(original: Checkpoint, size: int, what: str) -> None:

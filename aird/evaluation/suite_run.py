@@ -26,7 +26,7 @@ from aird.evaluation.measurements import (
     reference_answers,
     run_tasks,
 )
-from aird.models.dense import rounds_activations, write_dense_copy
+from aird.models.dense import is_weight_only, rounds_activations, write_dense_copy
 from aird.models.loading import code_is_trusted, load_model, load_tokenizer
 from aird.patching.adapters import load_adapter, merge
 from aird.patching.system_prompt import read_patch
@@ -227,18 +227,27 @@ def prepare_checkpoint(
         merged: merge the adapter, even if the engine would take it.
     """
     served = checkpoint
-    if adapter is not None and (merged or not engine.able(checkpoint).adapters):
-        served = scratch / "merged"
+    updates = [] if adapter is None else load_adapter(adapter)
+    experts = any(update.up.ndim == 3 for update in updates)
+    able = engine.able(checkpoint)
+    if adapter is not None and (merged or not (able.expert_adapters if experts else able.adapters)):
+        if experts and is_weight_only(checkpoint):  # a checkpoint holds no experts of both kinds
+            served = _dense_copy(checkpoint, scratch)
+        base, served = served, scratch / "merged"
         served.mkdir()
-        merge(checkpoint, load_adapter(adapter), served)
+        merge(base, updates, served)
         adapter = None
     if engine.needs_dense_copy(served):
-        dense = scratch / "dense"
-        dense.mkdir()
-        write_dense_copy(served, dense)
+        served = _dense_copy(served, scratch)
         logger.info("serving a dense copy of the quantised weights: the engine cannot read them here")
-        served = dense
     return served, adapter
+
+
+def _dense_copy(checkpoint: Path, scratch: Path) -> Path:
+    copy = scratch / "dense"
+    copy.mkdir()
+    write_dense_copy(checkpoint, copy)
+    return copy
 
 
 def _probed(records: Mapping[str, Sequence[dict[str, Any]]], count: int) -> list[dict[str, Any]]:

@@ -11,8 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +91,18 @@ class Checkpoint:
         The bias is left out: it is never compressed.
         """
         prefix = f"{module}."
-        found = {name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
+        found = {}
+        # A mixture has ten thousands of matrices, each of which is asked for.
+        for name in self._sorted_names[bisect_left(self._sorted_names, prefix) :]:
+            if not name.startswith(prefix):
+                break
+            found[name.removeprefix(prefix)] = self.tensors[name]
         found.pop("bias", None)
         return found
+
+    @cached_property
+    def _sorted_names(self) -> list[str]:
+        return sorted(self.tensors)
 
     def matrix_modules(self) -> list[str]:
         """Return the modules that store one weight matrix: linear ones and embeddings, in natural order."""
@@ -105,6 +116,8 @@ class Checkpoint:
     def block_matrices(self) -> list[str]:
         """Return the linear modules inside the decoder blocks, in the order of the blocks.
 
+        What chooses a mixture's experts is none of them: no recipe compresses it.
+
         Raises:
             ValueError: no list of `num_hidden_layers` blocks, or no matrix in it.
         """
@@ -112,7 +125,26 @@ class Checkpoint:
         names = [name for name in self.matrix_modules() if name.startswith(prefix)]
         if not names:
             raise ValueError(f"{self.folder}: the decoder blocks {prefix}* hold no weight matrix")
-        return names
+        routers = set(self.routers().values())
+        return [name for name in names if name not in routers]
+
+    def routers(self) -> dict[str, str | None]:
+        """Return what chooses a mixture's experts: a matrix of one row for each, beside a numbered list of that many.
+
+        Returns:
+            {module that holds a list of experts: stored module of the matrix, or None where there is no such one}.
+        """
+        modules = self.matrix_modules()
+        experts: dict[str, set[str]] = {}
+        for name in modules:
+            if match := re.fullmatch(r"(.+\.\d+\..+)\.[^.]+\.(\d+)\.[^.]+", name):
+                experts.setdefault(match[1], set()).add(match[2])
+        found: dict[str, str | None] = dict.fromkeys(experts)
+        for name in modules:
+            holder, weight = name.rpartition(".")[0], self.tensors.get(f"{name}.weight")
+            if holder in experts and weight is not None and weight.shape[0] == len(experts[holder]):
+                found[holder] = name
+        return found
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:

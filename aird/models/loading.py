@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from aird.models.checkpoint import read_checkpoint
+from aird.models.experts import fused_parameters
 from aird.models.structure import ArchitectureError, norm_gain, residual_writers, writer_contributions
 from aird.models.text_model import extract_text_model, is_wrapper
 from aird.prompts.chat import chat_tokens, check_chat, with_chat
@@ -113,13 +114,19 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
+    chosen = dtype or compute_dtype(checkpoint)
     model: Any = AutoModelForCausalLM.from_pretrained(
         str(checkpoint),
-        dtype=dtype or compute_dtype(checkpoint),
+        dtype=chosen,
         device_map="auto" if torch.cuda.is_available() else None,
         trust_remote_code=code_is_trusted(),
         use_safetensors=True,
     )
+    if isinstance(chosen, torch.dtype) and fused_parameters(model):
+        # Of a quantised mixture, Transformers leaves experts and routers in the type that they were stored in.
+        for parameter in model.parameters():
+            if parameter.is_floating_point() and parameter.element_size() > 1:
+                parameter.data = parameter.data.to(chosen)
     if adapter is not None:
         from peft import PeftModel
 

@@ -11,11 +11,12 @@ every block's output. Whoever removes a direction from these outputs, or adds to
 
 An edit changes the matrix of a *writer*, the linear module that a contribution comes from. Where a norm with the gain
 g follows, the contribution is g * y / rms(y) of the writer's output y (Gemma 2 and 3, OLMo 2, EXAONE 4), and the edit
-allows for it (aird/patching/edits.py).
+allows for it (aird/patching/edits.py). A mixture's experts write with one matrix each, the slices of one parameter.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,7 +48,8 @@ class Contribution:
         scale: a constant of the model, such as a residual multiplier; 1 in most.
         writer: full name of the linear module whose matrix can be edited; None where there is none.
         norm: full name of the norm between writer and residual stream, then the same as `module`; None without one.
-        obstacle: why there is no writer, with the module's name; empty where there is one.
+        experts: full name of the parameter that holds the output matrices of a mixture's experts; None elsewhere.
+        obstacle: what no edit reaches and why, with the module's name; empty where a writer or experts are all of it.
     """
 
     part: str
@@ -55,6 +57,7 @@ class Contribution:
     scale: float = 1.0
     writer: str | None = None
     norm: str | None = None
+    experts: str | None = None
     obstacle: str = ""
 
 
@@ -76,9 +79,14 @@ class Writers:
         return tuple(each.writer for each in self.contributions if each.writer is not None)
 
     @property
+    def experts(self) -> tuple[str, ...]:
+        """Full names of the parameters with experts' output matrices, which can be edited as well."""
+        return tuple(each.experts for each in self.contributions if each.experts is not None)
+
+    @property
     def obstacles(self) -> list[str]:
         """What this block writes and no edit reaches, with the reason; empty for most models."""
-        return [each.obstacle for each in self.contributions if each.writer is None]
+        return [each.obstacle for each in self.contributions if each.obstacle]
 
 
 def decoder_blocks(model: nn.Module) -> nn.ModuleList:
@@ -125,6 +133,7 @@ def residual_writers(model: nn.Module) -> list[Writers]:
         writers = _Reading(model, blocks).run()
         if not blocks_are_empty(blocks):
             _prove(model, blocks, writers)
+            _prove_experts(model, writers)
             writers = [_with_proven_norms(model, block) for block in writers]
         _PROVEN[model] = writers
     return _PROVEN[model]
@@ -398,6 +407,10 @@ class _Reading(TorchDispatchMode):
             obstacle = f"{self.names[linear]} has {linear.out_features} output features, the stream {width}"
         else:
             return Contribution(part, name, scale, self.names[linear], norm)
+        experts, others = _experts(module, width)
+        if experts:
+            obstacle = f"{name} is edited in its routed experts only, not in {name}.{others[-1]}" if others else ""
+            return Contribution(part, name, scale, experts=f"{name}.{experts}", obstacle=obstacle)
         return Contribution(part, name, scale, obstacle=obstacle)
 
     def _describe(self, value: _Value, factor: float) -> str:
@@ -433,6 +446,26 @@ def _linear(value: _Value) -> Any:
     return modules[-1] if modules else None
 
 
+def _experts(module: nn.Module, width: int) -> tuple[str, list[str]]:
+    """Return the parameter below a module with its experts' output matrices, and what else there may write; or "".
+
+    Transformers names it: modules of its interface for experts (transformers/integrations/moe.py) hold `down_proj`,
+    [experts, d_out, d_in], or with d_in and d_out swapped where they say `is_transposed`. Values prove it later.
+    """
+    names = []
+    for name, each in module.named_modules():
+        matrices = getattr(each, "down_proj", None)
+        follows = all(isinstance(getattr(each, word, None), bool) for word in ("is_transposed", "has_bias", "has_gate"))
+        if follows and isinstance(matrices, nn.Parameter) and matrices.ndim == 3:
+            if matrices.shape[2 if each.is_transposed else 1] != width:
+                return "", []
+            names.append(f"{name}.down_proj".removeprefix("."))
+    others = [
+        name for name, each in module.named_modules() if isinstance(each, nn.Linear) and each.out_features == width
+    ]
+    return (names[0], others) if len(names) == 1 else ("", [])
+
+
 def _without(block: Writers, shared: set[str]) -> Writers:
     """Take the writers away that several blocks share: an edit for one of them would change the others."""
     changed = [
@@ -455,6 +488,86 @@ def _with_proven_norms(model: Any, block: Writers) -> Writers:
             each = Contribution(each.part, each.module, each.scale, obstacle=str(error))
         changed.append(each)
     return Writers(block.block, tuple(changed))
+
+
+def _prove_experts(model: Any, writers: Sequence[Writers]) -> None:
+    """Prove that experts' matrices write to the residual stream: edited along a random r, they must add r alone.
+
+    A weak edit would drown in the rounding of 16 bits; this one adds about as much as all of the contribution.
+
+    Raises:
+        ArchitectureError: names the parameter, and how much of the change is something else.
+    """
+    chosen = {each.module: each.experts for block in writers for each in block.contributions if each.experts}
+    calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+
+    def keep(name: str) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            calls[name] = tuple(each.clone() if isinstance(each, torch.Tensor) else each for each in args), kwargs
+
+        return hook
+
+    if not chosen:
+        return
+    with hooks(before=[(model.get_submodule(name), keep(name)) for name in chosen]):
+        model(**_tokens(model))
+    for name, parameter in chosen.items():
+        module = model.get_submodule(name)
+
+        def output(module: nn.Module = module, name: str = name) -> torch.Tensor:
+            args, kwargs = calls[name]
+            value = module(*(each.clone() if isinstance(each, torch.Tensor) else each for each in args), **kwargs)
+            return value[0] if isinstance(value, tuple) else value
+
+        plain = output()
+        precision = torch.finfo(plain.dtype).eps
+        plain = plain.double().cpu()
+        width = plain.shape[-1]
+        unit = torch.nn.functional.normalize(torch.randn(width, generator=torch.Generator().manual_seed(0)), dim=0)
+        matrices = model.get_parameter(parameter).detach().float()
+        if model.get_submodule(parameter.rpartition(".")[0]).is_transposed:
+            matrices = matrices.transpose(1, 2)
+        with edited_experts(model, parameter, width**0.5 * unit, unit.to(matrices.device) @ matrices):
+            change = (output().double().cpu() - plain).reshape(-1, width)
+        other = (change - torch.outer(change @ unit.double(), unit.double())).norm().item()
+        rounding = 4 * precision * (plain.norm() + change.norm()).item()
+        if not other <= TOLERANCE * change.norm().item() + rounding or not change.norm() > rounding:
+            raise ArchitectureError(
+                f"{parameter}: an edit of the experts' matrices along a direction changes what {name} adds to the "
+                f"residual stream in other ways too ({other / max(change.norm().item(), 1e-30):.2g} of the change)"
+            )
+
+
+@contextlib.contextmanager
+def edited_experts(model: Any, parameter: str, column: torch.Tensor, row: torch.Tensor) -> Iterator[None]:
+    """Add column . row to the matrix of every expert of a mixture while the context is open.
+
+    The parameter itself stays as it is; gradients reach the row. One block's matrices are made at a time.
+
+    Args:
+        model: the model.
+        parameter: full name of the experts' parameter (`Contribution.experts`).
+        column: [d_out].
+        row: [experts, d_in].
+    """
+    owner, _, local = parameter.rpartition(".")
+    module = model.get_submodule(owner)
+    original = module.get_parameter(local)
+
+    def put(*_: Any) -> None:
+        parts = column.to(original.device), row.to(original.device)
+        added = torch.einsum("o,ei->eio" if module.is_transposed else "o,ei->eoi", *parts)
+        # Not as an attribute: under this name the module takes parameters only.
+        module._parameters[local] = original + added.to(original.dtype)
+
+    def take_back(*_: Any) -> None:
+        module._parameters[local] = original
+
+    try:
+        with hooks(before=[(module, put)], forward=[(module, take_back)]):
+            yield
+    finally:
+        take_back()
 
 
 def _run(model: Any, reading: _Reading) -> None:

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from aird.models.checkpoint import read_checkpoint
+from aird.models.experts import fused_parameters, is_transposed, stored_experts
 from aird.models.loading import copy_description, load_structure
-from aird.models.matrices import dense_matrix, matrix_tensors
+from aird.models.matrices import dense_matrix, matrix_tensors, stored_format
 from aird.models.structure import outside_blocks
 from aird.patching.edits import Edit, Update
 from aird.support.files import read_json, write_json
@@ -26,19 +28,26 @@ from aird.support.files import read_json, write_json
 _PREFIX = "base_model.model."  # PEFT's name for the wrapped model
 
 
-def save_adapter(edits: Sequence[Edit], folder: Path, base: str) -> None:
-    """Write the edits as a rank-1 LoRA adapter that PEFT and vLLM load.
+def save_adapter(edits: Sequence[Edit], folder: Path, base: str, structure: Any = None) -> None:
+    """Write the edits as a rank-1 LoRA adapter that PEFT loads, and vLLM where no experts are edited.
+
+    Edits of experts are PEFT's `target_parameters`: A holds the experts' rows below each other, B their columns side
+    by side, and PEFT knows from the model which dimension of the parameter is which.
 
     Args:
         edits: at least one edit.
         folder: an existing, empty folder.
         base: name of the base checkpoint, for the adapter's record.
+        structure: the base, or its structure alone; only a mixture of experts needs it.
     """
     tensors = {}
     for edit in edits:
-        tensors[f"{_PREFIX}{edit.module}.lora_A.weight"] = edit.row.unsqueeze(0)
-        tensors[f"{_PREFIX}{edit.module}.lora_B.weight"] = edit.column.unsqueeze(1)
-    write_adapter(tensors, 1, 1, folder, base)
+        count = len(edit.row) if edit.row.ndim == 2 else 1
+        module = edit.module if edit.row.ndim == 1 else edit.module.rpartition(".")[0]
+        tensors[f"{_PREFIX}{module}.lora_A.weight"] = edit.row.reshape(count, -1)
+        tensors[f"{_PREFIX}{module}.lora_B.weight"] = edit.column.unsqueeze(1).expand(-1, count)
+    experts = [edit.module for edit in edits if edit.row.ndim == 2]
+    write_adapter(tensors, 1, 1, folder, base, structure, experts)
 
 
 def save_lora(model: Any, folder: Path, base: str) -> None:
@@ -52,10 +61,19 @@ def save_lora(model: Any, folder: Path, base: str) -> None:
     from peft import get_peft_model_state_dict
 
     configuration = model.peft_config["default"]
-    write_adapter(get_peft_model_state_dict(model), configuration.r, configuration.lora_alpha, folder, base)
+    tensors = get_peft_model_state_dict(model)
+    write_adapter(tensors, configuration.r, configuration.lora_alpha, folder, base, model.get_base_model())
 
 
-def write_adapter(tensors: dict[str, torch.Tensor], rank: int, alpha: int, folder: Path, base: str) -> None:
+def write_adapter(
+    tensors: dict[str, torch.Tensor],
+    rank: int,
+    alpha: int,
+    folder: Path,
+    base: str,
+    structure: Any = None,
+    experts: Sequence[str] = (),
+) -> None:
     """Write LoRA tensors, named as PEFT names them, and their configuration.
 
     Args:
@@ -63,11 +81,16 @@ def write_adapter(tensors: dict[str, torch.Tensor], rank: int, alpha: int, folde
         rank, alpha: of all modules; the adapter adds alpha / rank x B A.
         folder: an existing, empty folder.
         base: name of the base checkpoint, for the adapter's record.
+        structure: the base, or its structure alone; only a mixture of experts needs it.
+        experts: full names of the experts' parameters, whose tensors bear the name of the module that holds them.
     """
     # Copies: the edits of one patch share their column, and safetensors refuses tensors that share memory.
     contiguous = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    ending = ".lora_A.weight"
+    ending, holders = ".lora_A.weight", {name.rpartition(".")[0] for name in experts}
+    names = {name.removeprefix(_PREFIX).removesuffix(ending) for name in tensors if name.endswith(ending)} - holders
+    misread = _taken_for_experts(names, structure)
+    parameters = sorted([*experts, *(f"{name}.weight" for name in misread)])
     configuration = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -78,9 +101,8 @@ def write_adapter(tensors: dict[str, torch.Tensor], rank: int, alpha: int, folde
         "lora_dropout": 0.0,
         "bias": "none",
         # Full names: PEFT matches a name exactly, or as the end of a longer one.
-        "target_modules": sorted(
-            name.removeprefix(_PREFIX).removesuffix(ending) for name in tensors if name.endswith(ending)
-        ),
+        "target_modules": sorted(names - misread),
+        **({"target_parameters": parameters} if parameters else {}),
     }
     write_json(folder / "adapter_config.json", configuration)
 
@@ -91,6 +113,20 @@ def scale_adapter(folder: Path, strength: float) -> None:
     tensors = load_file(path)
     scaled = {name: strength * tensor if ".lora_B." in name else tensor for name, tensor in tensors.items()}
     save_file(scaled, path, metadata={"format": "pt"})
+def _taken_for_experts(modules: set[str], structure: Any) -> set[str]:
+    """Return the linear modules whose names PEFT takes for those of experts, when it loads an adapter of a mixture.
+
+    It looks at the end of a name, such as that of a dense block's `down_proj` beside experts with one, and would leave
+    that module out. Named as a parameter, it is found.
+    """
+    if structure is None or not fused_parameters(structure):
+        return set()
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    configuration = LoraConfig(target_modules=[*modules])
+    convert_peft_config_for_transformers(configuration, structure, None)
+    return modules - set(configuration.target_modules or ())
 
 
 def load_adapter(folder: Path) -> list[Update]:
@@ -107,14 +143,19 @@ def load_adapter(folder: Path) -> list[Update]:
     scale = configuration["lora_alpha"] / configuration["r"]
     tensors = load_file(folder / "adapter_model.safetensors")
     modules = sorted(name.removeprefix(_PREFIX).removesuffix(".lora_A.weight") for name in tensors if "lora_A" in name)
-    return [
-        Update(
-            module,
-            up=scale * tensors[f"{_PREFIX}{module}.lora_B.weight"].float(),
-            down=tensors[f"{_PREFIX}{module}.lora_A.weight"].float(),
-        )
-        for module in modules
-    ]
+    parameters = [name.rpartition(".") for name in configuration.get("target_parameters") or ()]
+    experts = {module: f"{module}.{local}" for module, _, local in parameters if local != "weight"}
+    updates = []
+    for module in modules:
+        up = scale * tensors[f"{_PREFIX}{module}.lora_B.weight"].float()
+        down = tensors[f"{_PREFIX}{module}.lora_A.weight"].float()
+        if module in experts:
+            # As PEFT reads them: A is [experts x rank, d_in], B is [d_out, rank x experts].
+            count = len(down) // configuration["r"]
+            down = down.reshape(count, -1, down.shape[-1])
+            up = up.reshape(len(up), -1, count).permute(2, 0, 1)
+        updates.append(Update(experts.get(module, module), up=up, down=down))
+    return updates
 
 
 def merge(base: Path, edits: Sequence[Edit | Update], target: Path) -> dict[str, float]:
@@ -129,27 +170,65 @@ def merge(base: Path, edits: Sequence[Edit | Update], target: Path) -> dict[str,
         {module: share of the matrix's zeros that the edit filled}.
 
     Raises:
-        ValueError: a module is not in the checkpoint.
+        ValueError: a module is not in the checkpoint, or its experts are quantised.
     """
     copy_description(base, target)
     for index in base.glob("*.index.json"):
         (target / index.name).write_bytes(index.read_bytes())
     dense: dict[str, torch.Tensor] = {}
-    filled = {}
+    filled: dict[str, float] = {}
     stored: dict[str, dict[str, tuple[str, str]]] = {}
+    quantised: set[str] = set()
     for edit in edits:
-        weights = dense_matrix(base, edit.module)
-        merged = (weights.double() + edit.matrix().double()).to(weights.dtype)
-        zeros = weights == 0
-        filled[edit.module] = (merged[zeros] != 0).double().mean().item() if bool(zeros.any()) else 0.0
-        dense[edit.module] = merged
-        stored[edit.module] = matrix_tensors(base, edit.module)
-    quantised = {module for module, tensors in stored.items() if set(tensors) != {"weight"}}
+        zeros = nonzero = 0
+        for change in _changes(base, edit):
+            merged = (change.weights.double() + change.added.double()).to(change.weights.dtype)
+            empty = change.weights == 0
+            zeros, nonzero = zeros + int(empty.sum()), nonzero + int((merged[empty] != 0).sum())
+            dense[change.tensor], stored[change.tensor] = merged, change.stored
+            if set(change.stored) - {"weight", ""}:
+                quantised.add(change.tensor.removesuffix(".weight"))
+        filled[edit.module] = nonzero / zeros if zeros else 0.0
     moved = _rewrite_shards(base, target, dense, stored)
     _rewrite_index(target, moved)
     if quantised:
         _ignore_modules(target, quantised)
     return filled
+
+
+class _Change(NamedTuple):
+    tensor: str  # name of the dense tensor
+    stored: dict[str, tuple[str, str]]  # what it takes the place of: local name to file and tensor
+    weights: torch.Tensor
+    added: torch.Tensor
+
+
+def _changes(base: Path, edit: Edit | Update) -> Iterator[_Change]:
+    """Yield what an edit changes in a checkpoint: a matrix, or of experts each one's, or the one tensor of all.
+
+    Raises:
+        ValueError: the experts are quantised. Programs that load such a checkpoint take all experts as quantised, or
+            none.
+    """
+    added = edit.matrix()
+    parts = [(edit.module, added)]
+    if added.ndim == 3:
+        structure, checkpoint = load_structure(base), read_checkpoint(base)
+        modules = stored_experts(structure, checkpoint, edit.module)
+        if not isinstance(modules, list):
+            tensor = modules
+            if is_transposed(structure, edit.module):
+                added = added.transpose(1, 2)
+            yield _Change(tensor.name, {"": (tensor.file.name, tensor.name)}, tensor.load(), added)
+            return
+        if any(stored_format(checkpoint.module_tensors(module)) != "dense" for module in modules):
+            raise ValueError(
+                f"{base} stores the experts of {edit.module} quantised, and cannot hold some of them dense: put the "
+                "adapter on it by PEFT, or merge it into a dense copy"
+            )
+        parts = list(zip(modules, added, strict=True))
+    for module, change in parts:
+        yield _Change(f"{module}.weight", matrix_tensors(base, module), dense_matrix(base, module), change)
 
 
 def _rewrite_shards(
@@ -159,14 +238,14 @@ def _rewrite_shards(
     moved: dict[str, str | None] = {}
     replaced_in: dict[str, dict[str, torch.Tensor]] = {}
     dropped: set[str] = set()
-    for module, tensors in stored.items():
+    for tensor, tensors in stored.items():
         # The dense matrix goes to a shard that held the packed one.
         file = min(file for file, _ in tensors.values())
         for _, name in tensors.values():
             dropped.add(name)
             moved[name] = None
-        replaced_in.setdefault(file, {})[f"{module}.weight"] = dense[module]
-        moved[f"{module}.weight"] = file
+        replaced_in.setdefault(file, {})[tensor] = dense[tensor]
+        moved[tensor] = file
     for shard in sorted(base.glob("*.safetensors")):
         with safe_open(shard, "pt") as reader:
             names = list(reader.keys())

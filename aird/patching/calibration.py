@@ -26,7 +26,7 @@ import torch
 
 from aird.models.structure import writer_gains
 from aird.patching.divergence import divergence, make_batches
-from aird.patching.edits import Edit, along, edit_along, reader
+from aird.patching.edits import Edit, along, edit_along, no_row, reader
 from aird.patching.replies import ReplySet
 
 logger = logging.getLogger(__name__)
@@ -73,11 +73,11 @@ def learn_edits(
 
     Args:
         model: the compressed model; it is left as it was.
-        modules: full names of the modules to edit.
+        modules: full names of the modules to edit, or of experts' parameters.
         unit: [d_model] unit direction; the column of every edit, divided by the gain of a norm behind the module.
             Where columns are learnt, all begin with it.
         first_block: lowest block with an edited module; what lies below runs once.
-        matrices: returns a module's dense matrix [d_model, d_in], which sets the scale of its row.
+        matrices: returns a module's dense matrix [d_model, d_in], or that of every expert; it sets the row's scale.
         replies: as of `training_replies`.
         epochs: passes over the prompts.
         learning_rate: first step of Adam, relative to the root mean square of r^T W of each matrix, and of a column's
@@ -91,7 +91,7 @@ def learn_edits(
     """
     gains = writer_gains(model)
     known = {edit.module: edit.row.float().clone() for edit in start}
-    rows = [known.get(module, torch.zeros(matrices(module).shape[1])).requires_grad_() for module in modules]
+    rows = [known.get(module, no_row(matrices(module))).requires_grad_() for module in modules]
     readers = {module: reader(unit, gains.get(module)) for module in modules}
     scales = [along(readers[module], matrices(module)).square().mean().sqrt().item() for module in modules]
     groups = [{"params": [row], "lr": learning_rate * scale} for row, scale in zip(rows, scales, strict=True)]

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from aird.inference.hooks import hooks
+from aird.models.structure import edited_experts
 from aird.patching.edits import Edit, Update
 
 
@@ -31,10 +32,13 @@ def edited(module: nn.Module, edit: Edit | Update) -> Iterator[None]:
 
 @contextlib.contextmanager
 def all_edited(model: Any, edits: Sequence[Edit | Update]) -> Iterator[None]:
-    """Add edits to the outputs of their modules while the context is open."""
+    """Add edits to the outputs of their modules, or to the matrices of experts, while the context is open."""
     with contextlib.ExitStack() as active:
         for edit in edits:
-            active.enter_context(edited(model.get_submodule(edit.module), edit))
+            if isinstance(edit, Edit) and edit.row.ndim == 2:
+                active.enter_context(edited_experts(model, edit.module, edit.column, edit.row))
+            else:
+                active.enter_context(edited(model.get_submodule(edit.module), edit))
         yield
 
 

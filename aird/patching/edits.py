@@ -18,6 +18,9 @@ The same change of u, u' = u + r (a r . u), then takes
 because g * (y + column (row x)) = g * y + r (row x). Such an edit also changes rms(y), so the whole contribution is
 rescaled: u' = s (u + r (row x) / rms(y)), s = rms(y) / rms(y'). Nothing but r and that rescaling is in the effect.
 Seen as one change, u' - u, its cosine with r is 1 - 1 / (2 d_model) for outputs in general position: .9999 at 4096.
+
+A mixture's experts have one matrix each, and what they write is weighted by the router and added up. All get the same
+column, and each its own row r^T (a W_c + b W_o). So the block's output changes along r alone, whoever is chosen.
 """
 
 from __future__ import annotations
@@ -40,9 +43,9 @@ class Edit:
     """One rank-1 edit.
 
     Attributes:
-        module: full name of the edited linear module.
+        module: full name of the edited linear module, or of the parameter with the matrices of a mixture's experts.
         column: [d_out] float32, what the edit writes: the direction, or r / g before a norm.
-        row: [d_in] float32, what the edit reads.
+        row: [d_in] float32, what the edit reads; of experts, [experts, d_in].
         gain: [d_out] float64, g of the norm behind the module; None without one.
     """
 
@@ -52,18 +55,18 @@ class Edit:
     gain: torch.Tensor | None = None
 
     def matrix(self) -> torch.Tensor:
-        """Return the dense edit column . row, [d_out, d_in] float32."""
-        return torch.outer(self.column, self.row)
+        """Return the dense edit column . row, [d_out, d_in] float32; of experts, [experts, d_out, d_in]."""
+        return self.column[:, None] * self.row[..., None, :]
 
 
 @dataclass(frozen=True)
 class Update:
-    """A low-rank change of one matrix, as any LoRA adapter makes it.
+    """A low-rank change of one matrix, as any LoRA adapter makes it; or one for each expert of a mixture.
 
     Attributes:
-        module: full name of the changed linear module.
-        up: [d_out, rank] float32, the adapter's scale included.
-        down: [rank, d_in] float32.
+        module: full name of the changed linear module, or of the experts' parameter.
+        up: [d_out, rank] float32, the adapter's scale included; of experts, [experts, d_out, rank].
+        down: [rank, d_in] float32; of experts, [experts, rank, d_in].
     """
 
     module: str
@@ -71,7 +74,7 @@ class Update:
     down: torch.Tensor
 
     def matrix(self) -> torch.Tensor:
-        """Return the dense change, [d_out, d_in] float32."""
+        """Return the dense change, [d_out, d_in] float32; of experts, [experts, d_out, d_in]."""
         return self.up @ self.down
 
 
@@ -79,9 +82,9 @@ def edit_along(module: str, unit: torch.Tensor, row: torch.Tensor, gain: torch.T
     """Return the edit that makes a module add r (row x) to its contribution, up to the factor that a norm brings.
 
     Args:
-        module: full name of the linear module.
+        module: full name of the linear module, or of the experts' parameter.
         unit: r, [d_out].
-        row: [d_in].
+        row: [d_in], or [experts, d_in].
         gain: g, [d_out], of the norm behind the module (`aird.models.structure.writer_gains`); None without one.
     """
     column = unit if gain is None else unit.double() / gain
@@ -105,16 +108,16 @@ def rank_one_edit(
     """Return the edit of one matrix.
 
     Args:
-        module: full name of the linear module.
+        module: full name of the linear module, or of the experts' parameter.
         direction: [d_out], unit norm.
-        compressed, original: [d_out, d_in], any floating type.
+        compressed, original: [d_out, d_in], or [experts, d_out, d_in], any floating type.
         settings: method and strength.
         gain, original_gain: [d_out], of the norm behind the module in either model; None without one.
 
     Raises:
         ValueError: shapes that do not fit, or a direction that is not a unit vector.
     """
-    if compressed.shape != original.shape or direction.shape != compressed.shape[:1]:
+    if compressed.shape != original.shape or direction.shape != compressed.shape[-2:-1]:
         raise ValueError(
             f"{module}: direction {tuple(direction.shape)}, compressed {tuple(compressed.shape)} and original "
             f"{tuple(original.shape)} do not fit together"
@@ -186,9 +189,9 @@ def make_edits(
     """Return one edit per module, and a record of what each changes.
 
     Args:
-        modules: full names of the modules to edit.
+        modules: full names of the modules to edit, or of experts' parameters.
         direction: [d_model] unit vector.
-        read_compressed, read_original: return one module's dense matrix [d_out, d_in].
+        read_compressed, read_original: return one module's dense matrix [d_out, d_in], or that of every expert.
         settings: the patch.
         gains, original_gains: of the norms behind modules in either model, module -> [d_model]; none for most models.
 
@@ -202,7 +205,8 @@ def make_edits(
     for module in modules:
         compressed, original = read_compressed(module), read_original(module)
         if settings.coefficients[1]:
-            check_comparable(original, compressed, module)
+            for pair in zip(_matrices(original), _matrices(compressed), strict=True):
+                check_comparable(*pair, module)
         gain, original_gain = gains.get(module), original_gains.get(module)
         edit = rank_one_edit(module, direction, compressed, original, settings, gain, original_gain)
         statistics.append(edit_statistics(edit, compressed, original))
@@ -220,10 +224,11 @@ def edit_statistics(edit: Edit, compressed: torch.Tensor, original: torch.Tensor
     # r is column * g, and what reads along it r * g.
     unit = column if edit.gain is None else column * edit.gain.square()
     before, target = along(unit, compressed), along(unit, original).norm()
-    norm = torch.stack([rows.double().square().sum() for rows in compressed.split(ROWS)]).sum().sqrt()
+    stacked = compressed.flatten(0, -2)
+    norm = torch.stack([rows.double().square().sum() for rows in stacked.split(ROWS)]).sum().sqrt()
     size = edit.row.double().norm() * (1.0 if edit.gain is None else column.norm())
-    kind = relation(original, compressed)
-    comparable = not (kind.rescaled or kind.unrelated)
+    kinds = [relation(*pair) for pair in zip(_matrices(original), _matrices(compressed), strict=True)]
+    comparable = not any(kind.rescaled or kind.unrelated for kind in kinds)
     return {
         "module": edit.module,
         "relative_change": (size / norm).item(),
@@ -244,11 +249,22 @@ def along_direction(edit: Edit, unit: torch.Tensor) -> float:
 
 
 def along(unit: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """Return r^T W, [d_in] float64, without a float64 copy of the whole matrix.
+    """Return r^T W, [d_in] float64, without a float64 copy of the whole matrix; of experts, [experts, d_in].
 
     Args:
         unit: r, [d_out] float64.
-        matrix: W, [d_out, d_in], any floating type.
+        matrix: W, [d_out, d_in], or [experts, d_out, d_in], any floating type.
     """
+    if matrix.ndim == 3:
+        return torch.stack([along(unit, each) for each in matrix])
     parts = zip(unit.split(ROWS), matrix.split(ROWS), strict=True)
     return torch.stack([part @ rows.double() for part, rows in parts]).sum(0)
+
+
+def no_row(matrix: torch.Tensor) -> torch.Tensor:
+    """Return the row of an edit that changes nothing: zeros, [d_in], or [experts, d_in], float32."""
+    return torch.zeros(*matrix.shape[:-2], matrix.shape[-1])
+
+
+def _matrices(matrix: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return tuple(matrix) if matrix.ndim == 3 else (matrix,)

@@ -118,7 +118,7 @@ def wanted_projections(
         module -> [n, P] float64, P the number of post-instruction tokens.
     """
     model = load_model(original)
-    _, modules = edited_modules(model, source, settings)
+    _, modules = edited_modules(model, source, settings, experts=False)
     positions = len(post_instruction_tokens(tokenizer))
     written = record_projections(model, [*harmful, *harmless], positions, unit, modules)
     return targets(written, [True] * len(harmful) + [False] * len(harmless), alpha)

@@ -26,13 +26,14 @@ def make_by_formula(settings: FormulaSettings, inputs: PatchInputs, folder: Path
 
     direction, unit = read_direction(settings, inputs)
     source = read_source(settings, inputs)
-    blocks, modules = edited_modules(load_structure(inputs.original), source, settings)
-    edits, statistics = formula_edits(settings, modules, unit, inputs)
+    structure = load_structure(inputs.original)
+    blocks, modules = edited_modules(structure, source, settings)
+    edits, statistics = formula_edits(settings, modules, unit, inputs, structure)
     return save_edits(edits, statistics, blocks, direction, unit, inputs, folder)
 
 
 def formula_edits(
-    settings: FormulaSettings, modules: Iterable[str], unit: torch.Tensor, inputs: PatchInputs
+    settings: FormulaSettings, modules: Iterable[str], unit: torch.Tensor, inputs: PatchInputs, structure: Any
 ) -> tuple[list[Edit], list[dict[str, Any]]]:
     """Return the edits of these modules, and what each changes, from the matrices of both checkpoints.
 
@@ -41,16 +42,15 @@ def formula_edits(
         modules: full names of the modules to edit.
         unit: [d_model] unit direction.
         inputs: of the patch.
+        structure: the model's architecture, which says how experts are stored.
 
     Raises:
         ValueError: as of `aird.patching.edits.make_edits`.
     """
-    from functools import partial
-
+    from aird.models.experts import matrix_reader
     from aird.models.loading import stored_gains
-    from aird.models.matrices import dense_matrix
     from aird.patching.edits import make_edits
 
     folders = inputs.compressed, inputs.original
-    compressed, original = (partial(dense_matrix, folder) for folder in folders)
+    compressed, original = (matrix_reader(folder, structure) for folder in folders)
     return make_edits(modules, unit, compressed, original, settings, *map(stored_gains, folders))

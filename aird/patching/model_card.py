@@ -35,6 +35,8 @@ LOADING = (
     'base = AutoModelForCausalLM.from_pretrained("{base}")\n'
     "base(**base.dummy_inputs)  # only where compressed-tensors packed the base: this unpacks it\n"
     'model = PeftModel.from_pretrained(base, "path/to/this/folder")\n```\n\n'
+)
+SERVING = (
     "```bash\nvllm serve {base} --enable-lora --max-lora-rank 1 --lora-modules aird=path/to/this/folder\n```\n\n"
     "then ask for the model `aird`.\n"
 )
@@ -45,6 +47,12 @@ LOADING_GGUF = (
     "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
     'base = AutoModelForCausalLM.from_pretrained("{folder}", gguf_file="{file}")\n'
     'model = PeftModel.from_pretrained(base, "path/to/this/folder")\n```\n'
+)
+
+
+SERVING_EXPERTS = (
+    "Servers take no adapter of experts in PEFT's form (`target_parameters`): merge it first "
+    "(`PeftModel.merge_and_unload`, or the workflow's `merged_checkpoints`).\n"
 )
 
 
@@ -61,9 +69,7 @@ def patch_card(record: Mapping[str, Any], base: str, licence: str | None, merged
     made_by = method(settings["method"])
     if made_by.usage is None:
         tags, title, introduction, facts = _rank_one(record, made_by, base, merged)
-        path = Path(base)
-        loading = LOADING_GGUF if path.suffix.lower() == ".gguf" else LOADING
-        limits, heading, use = LIMITS, "How to load it", loading.format(base=base, folder=path.parent, file=path.name)
+        limits, heading, use = LIMITS, "How to load it", _loading(record, base)
     else:
         tags, title, introduction, facts = _baseline(record, made_by, base)
         limits, heading, use = LIMITS_OF_A_BASELINE, "How to use it", made_by.usage.format(base=base, **settings)
@@ -81,6 +87,13 @@ def patch_card(record: Mapping[str, Any], base: str, licence: str | None, merged
         + "".join(f"| {name} | {value} |\n" for name, value in facts.items())
         + f"\n## {heading}\n\n{LOADING_MERGED if merged else use}\n## Limits\n\n{limits}"
     )
+
+
+def _loading(record: Mapping[str, Any], base: str) -> str:
+    path = Path(base)
+    if path.suffix.lower() == ".gguf":
+        return LOADING_GGUF.format(base=base, folder=path.parent, file=path.name)
+    return (LOADING + (SERVING_EXPERTS if "experts" in record else SERVING)).format(base=base)
 
 
 Parts = tuple[Sequence[str], str, str, Mapping[str, str]]  # further tags, title, introduction, facts
@@ -103,6 +116,7 @@ def _rank_one(record: Mapping[str, Any], made_by: Method, base: str, merged: boo
         "its SHA-256": f"`{direction['sha256']}` (float64 bytes of the unit vector)",
         "edited blocks": ", ".join(map(str, record["blocks"])),
         "edited matrices": f"{len(record['edits'])}: {_modules(record['edits'])}",
+        **({"not edited": "; ".join(record["not_edited"])} if record.get("not_edited") else {}),
         **{f"SHA-256 of `{name}`": f"`{value}`" for name, value in record.get("weights", {}).items()},
     }
     untouched = (

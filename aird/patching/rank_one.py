@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from aird.directions.direction import Direction, load_direction
-from aird.models.structure import residual_writers
+from aird.models.loading import load_structure
+from aird.models.structure import Contribution, residual_writers
 from aird.patching.adapters import save_adapter
 from aird.patching.edits import Edit, edited_blocks, patch_direction
 from aird.patching.method import PatchInputs
@@ -45,13 +46,16 @@ def read_source(settings: RankOneSettings, inputs: PatchInputs) -> Direction:
     return own
 
 
-def edited_modules(model: Any, source: Direction, settings: RankOneSettings) -> tuple[list[int], list[str]]:
+def edited_modules(
+    model: Any, source: Direction, settings: RankOneSettings, experts: bool = True
+) -> tuple[list[int], list[str]]:
     """Return the indices of the blocks that a patch edits, and the full names of their writers, in order.
 
     Args:
         model: the model, or its structure alone.
         source: the direction whose site `source` and `own_source` blocks hang on (`read_source`).
         settings: the patch.
+        experts: name the parameters of experts too.
 
     Raises:
         ValueError: a configured block does not exist, or no matrix in the blocks can be edited.
@@ -59,11 +63,11 @@ def edited_modules(model: Any, source: Direction, settings: RankOneSettings) -> 
     writers = residual_writers(model)
     blocks = edited_blocks(settings, source.layer, len(writers))
     obstacles = [text for block in blocks for text in writers[block].obstacles]
-    modules = [name for block in blocks for name in writers[block].names]
+    modules = [
+        name for block in blocks for name in (*writers[block].names, *(writers[block].experts if experts else ()))
+    ]
     if not modules:
         raise ValueError(f"nothing in blocks {blocks} can be edited: {'; '.join(obstacles)}")
-    if obstacles:
-        logger.warning("not edited: %s", "; ".join(obstacles))
     return blocks, modules
 
 
@@ -78,6 +82,9 @@ def save_edits(
 ) -> dict[str, Any]:
     """Write the edits as an adapter into `folder`, and return what there is to say about them.
 
+    `not_edited` names what the blocks write besides, each with the reason. An adapter of experts has `experts`: PEFT's
+    names of their parameters, and that engines get such a patch merged.
+
     Args:
         edits: at least one edit.
         statistics: `edit_statistics` of each edit.
@@ -87,14 +94,29 @@ def save_edits(
         inputs: of the patch.
         folder: an existing, empty folder.
     """
-    save_adapter(edits, folder, inputs.base)
+    structure = load_structure(inputs.original)
+    save_adapter(edits, folder, inputs.base, structure)
+    names, writers = {edit.module for edit in edits}, residual_writers(structure)
+    not_edited = [text for block in blocks for each in writers[block].contributions if (text := _left_out(each, names))]
+    if not_edited:
+        logger.warning("not edited: %s", "; ".join(not_edited))
+    experts = sorted(edit.module for edit in edits if edit.row.ndim == 2)
     sha256 = hashlib.sha256(unit.double().contiguous().numpy().tobytes()).hexdigest()
     record: dict[str, Any] = {
         "blocks": blocks,
         "edits": statistics,
+        "not_edited": not_edited,
+        **({"experts": {"target_parameters": experts, "served": "merged"}} if experts else {}),
         "direction": {"layer": direction.layer, "position": direction.position, "sha256": sha256},
     }
     if inputs.own:
         own = load_direction(*inputs.own)
         record["own_direction"] = {"layer": own.layer, "position": own.position, "rule": own.record.get("rule")}
     return record
+
+
+def _left_out(contribution: Contribution, edited: set[str]) -> str:
+    name = contribution.writer or contribution.experts
+    if name is None or name in edited or contribution.obstacle:
+        return contribution.obstacle
+    return f"{name}: this method edits linear modules only"

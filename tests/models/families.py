@@ -5,7 +5,7 @@
 Every weight is random, those of norms too: with gains of 1 an error at a norm does not show. For each family:
 
     remains   the largest share of a token's residual stream that lies along r behind any block while r is ablated
-    effect    cosine with r of what an edit of one writer changes behind its block, all other contributions held as
+    effect    cosine with r of what an edit of one writer, or of all experts of one block, changes behind its block, all other contributions held as
               they were, beyond a rescaling of that writer's old contribution (which a norm behind the writer brings);
               the smallest over all writers. `whole` is the same with the rescaling left in.
 """
@@ -29,6 +29,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from aird.inference.hooks import ablation, hooks, on_output
+from aird.models.experts import is_transposed
 from aird.models.structure import (
     ArchitectureError,
     Writers,
@@ -40,7 +41,7 @@ from aird.models.structure import (
 from aird.patching.edits import rank_one_edit
 from aird.patching.methods import parse_patch
 
-QUICK = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "olmo2", "mixtral", "phi3")
+QUICK = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "olmo2", "mixtral", "gpt_oss", "phi3")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 MARKS = ("<!-- table: PYTHONPATH=.:tests python tests/models/families.py --write -->", "<!-- end of the table -->")
 LARGEST = 30_000_000  # parameters of a model that is run
@@ -236,17 +237,19 @@ def effects(
         model(**inputs)
     for index, block in enumerate(writers):
         for chosen in block.contributions:
-            if chosen.writer is None:
+            name = chosen.writer or chosen.experts
+            if name is None:
                 continue
-            linear = model.get_submodule(chosen.writer)
-            weight = linear.weight.clone()
-            edit = rank_one_edit(chosen.writer, unit, weight, weight, patch, gains.get(chosen.writer))
-            linear.weight += edit.matrix()
+            parameter = model.get_parameter(chosen.experts or f"{name}.weight")
+            weight = parameter.clone()
+            matrices = parameter.transpose(1, 2) if chosen.experts and is_transposed(model, name) else parameter
+            edit = rank_one_edit(name, unit, matrices.clone(), matrices, patch, gains.get(name))
+            matrices += edit.matrix()
             # From here on they return what was kept, all but the chosen one.
             held = [(module, keep(name)) for name, module in modules.items() if name != chosen.module]
             with recorded(blocks) as edited, hooks(forward=held):
                 model(**inputs)
-            linear.weight.copy_(weight)
+            parameter.copy_(weight)
             measured.append(_cosines(edited[index] - plain[index], kept[chosen.module].double(), unit))
     return measured
 
@@ -304,10 +307,11 @@ def describe(writers: list[Writers]) -> str:
     for block in writers:
         parts = []
         for each in block.contributions:
-            notes = [] if each.writer else ["whole"]
+            notes = [] if each.writer else ["of each expert"] if each.experts else ["whole"]
+            notes += ["not its shared ones"] if each.experts and each.obstacle else []
             notes += [f"then `{each.norm.removeprefix(block.block + '.')}`"] if each.norm else []
             notes += [f"times {each.scale:.3g}"] if each.scale != 1 else []
-            name = (each.writer or each.module).removeprefix(f"{block.block}.")
+            name = (each.writer or each.experts or each.module).removeprefix(f"{block.block}.")
             parts.append(f"`{name}`" + (f" ({', '.join(notes)})" if notes else ""))
         text = " + ".join(parts)
         if text not in kinds:

@@ -128,12 +128,19 @@ def test_a_constant_factor_is_read() -> None:
     assert {each.scale for block in residual_writers(model) for each in block.contributions} == {0.3}
 
 
-def test_experts_are_one_contribution_without_a_writer() -> None:
-    (attention, mlp) = residual_writers(families.tiny_family("mixtral"))[1].contributions
+def test_experts_are_one_contribution_and_write_with_a_matrix_each() -> None:
+    block = residual_writers(families.tiny_family("mixtral"))[1]
+    (attention, mlp) = block.contributions
     assert attention.writer == "model.layers.1.self_attn.o_proj"
-    assert (mlp.module, mlp.writer) == ("model.layers.1.mlp", None)
-    assert residual_writers(families.tiny_family("mixtral"))[1].obstacles == [mlp.obstacle]
-    assert "model.layers.1.mlp (MixtralSparseMoeBlock)" in mlp.obstacle
+    assert (mlp.module, mlp.writer, mlp.experts) == ("model.layers.1.mlp", None, "model.layers.1.mlp.experts.down_proj")
+    assert block.names == (attention.writer,) and block.experts == (mlp.experts,)
+    assert block.obstacles == []
+
+
+def test_experts_that_follow_no_known_interface_are_left_alone() -> None:
+    block = residual_writers(families.tiny_family("llama4_text"))[1]
+    assert block.experts == () and block.obstacles == [block.contributions[1].obstacle]
+    assert "model.layers.1.feed_forward (Llama4TextMoe)" in block.obstacles[0]
 
 
 def test_the_gain_of_a_norm_is_asked_from_the_module() -> None:

@@ -89,6 +89,7 @@ class Abilities:
         tasks: lm-eval can ask it.
         adapters: all of this can be asked of a LoRA adapter on its base, unless it is refused (`AdapterRefused`); else
             the adapter is merged before.
+        expert_adapters: of one on a mixture's experts too, as PEFT writes it (`target_parameters`).
         token_ids: it takes prompts as token ids; else they go out as text, which a tokenizer of its own reads.
     """
 
@@ -96,6 +97,7 @@ class Abilities:
     prompt_logprobs: bool
     tasks: bool
     adapters: bool
+    expert_adapters: bool = False
     token_ids: bool = True
 
 

@@ -20,7 +20,9 @@ class Transformers(Engine):
     """Transformers of this process; it has no environment of its own."""
 
     # Nothing checks its first tokens: other engines are checked against it.
-    abilities: ClassVar = Abilities(first_token_logprobs=False, prompt_logprobs=True, tasks=False, adapters=True)
+    abilities: ClassVar = Abilities(
+        first_token_logprobs=False, prompt_logprobs=True, tasks=False, adapters=True, expert_adapters=True
+    )
 
     @classmethod
     def recorded(cls, record: Mapping[str, Any], folder: Path) -> None:

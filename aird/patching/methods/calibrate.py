@@ -54,16 +54,14 @@ def make(settings: Calibrate, inputs: PatchInputs, folder: Path) -> dict[str, An
     Raises:
         ValueError: the original refuses no training prompt, a block does not exist, or the loss is not finite.
     """
-    from functools import cache, partial
+    from functools import cache
 
-    import torch
-
+    from aird.models.experts import matrix_reader
     from aird.models.loading import load_model, load_tokenizer
-    from aird.models.matrices import dense_matrix
     from aird.models.structure import writer_gains
     from aird.patching.calibration import learn_edits, training_replies
     from aird.patching.edited import scaled
-    from aird.patching.edits import along_direction, edit_along, edit_statistics
+    from aird.patching.edits import along_direction, edit_along, edit_statistics, no_row
     from aird.patching.fitting import fit_edits, wanted_projections
     from aird.patching.methods.fit import Fit
     from aird.patching.rank_one import edited_modules, read_direction, read_source, save_edits
@@ -97,7 +95,7 @@ def make(settings: Calibrate, inputs: PatchInputs, folder: Path) -> dict[str, An
         )
     model = load_model(inputs.compressed)
     blocks, modules = edited_modules(model, source, settings)
-    matrix = cache(partial(dense_matrix, inputs.compressed))
+    matrix, of_original = cache(matrix_reader(inputs.compressed, model)), matrix_reader(inputs.original, model)
     answers = record_replies(model, tokenizer, harmless["validation"], counts)["validation_harmless"]
     validation = validate(model, tokenizer, original, answers, counts.judged_tokens)
     if validation.needs_repair(settings.significance):
@@ -117,12 +115,10 @@ def make(settings: Calibrate, inputs: PatchInputs, folder: Path) -> dict[str, An
         learnt = learn_edits(model, modules, unit, min(blocks), matrix, train, *learning)
     else:
         gains = writer_gains(model)
-        learnt = [edit_along(each, unit, torch.zeros(matrix(each).shape[1]), gains.get(each)) for each in modules]
+        learnt = [edit_along(each, unit, no_row(matrix(each)), gains.get(each)) for each in modules]
     choice = choose_on_validation(model, tokenizer, learnt, min(blocks), validation, settings)
     edits = [scaled(edit, choice["strength"]) for edit in learnt]
-    statistics = [
-        edit_statistics(edit, matrix(edit.module), dense_matrix(inputs.original, edit.module)) for edit in edits
-    ]
+    statistics = [edit_statistics(edit, matrix(edit.module), of_original(edit.module)) for edit in edits]
     if settings.direction == "free":
         for row, edit in zip(statistics, edits, strict=True):
             row["cosine_with_direction"] = along_direction(edit, direction.unit)

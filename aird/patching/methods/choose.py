@@ -42,10 +42,8 @@ def make(settings: Choose, inputs: PatchInputs, folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: a block does not exist, or shapes do not fit together.
     """
-    from functools import partial
-
+    from aird.models.experts import matrix_reader
     from aird.models.loading import load_structure
-    from aird.models.matrices import dense_matrix
     from aird.patching.edited import scaled
     from aird.patching.edits import edit_statistics
     from aird.patching.formula import formula_edits
@@ -53,11 +51,12 @@ def make(settings: Choose, inputs: PatchInputs, folder: Path) -> dict[str, Any]:
     from aird.patching.validation import choose_for_checkpoint
 
     direction, unit = read_direction(settings, inputs)
-    blocks, modules = edited_modules(load_structure(inputs.compressed), read_source(settings, inputs), settings)
-    rows, _ = formula_edits(settings.formula, modules, unit, inputs)
+    structure = load_structure(inputs.compressed)
+    blocks, modules = edited_modules(structure, read_source(settings, inputs), settings)
+    rows, _ = formula_edits(settings.formula, modules, unit, inputs, structure)
     choice = choose_for_checkpoint(inputs, rows, min(blocks), settings)
     edits = [scaled(edit, choice["strength"]) for edit in rows]
-    compressed, original = (partial(dense_matrix, place) for place in (inputs.compressed, inputs.original))
+    compressed, original = (matrix_reader(place, structure) for place in (inputs.compressed, inputs.original))
     statistics = [edit_statistics(edit, compressed(edit.module), original(edit.module)) for edit in edits]
     record = save_edits(edits, statistics, blocks, direction, unit, inputs, folder)
     return {**record, "calibration": choice}

@@ -42,7 +42,7 @@ def make(settings: Fit, inputs: PatchInputs, folder: Path) -> dict[str, Any]:
     )
     wanted = wanted_projections(inputs.original, tokenizer, harmful, harmless, unit, source, settings, settings.alpha)
     model = load_model(inputs.compressed)
-    blocks, _ = edited_modules(model, source, settings)
+    blocks, _ = edited_modules(model, source, settings, experts=False)
     edits = fit_edits(model, [*harmful, *harmless], wanted, unit, blocks, settings.ridge)
     folders = (inputs.compressed, inputs.original)
     statistics = [edit_statistics(edit, *(dense_matrix(place, edit.module) for place in folders)) for edit in edits]

@@ -1,0 +1,110 @@
+"""Recipes on mixtures of experts: every expert's matrix is what the recipe says, and the router is left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models.families import tiny_family
+from safetensors.torch import load_file
+
+from aird.compression.measure import measure
+from aird.compression.registry import compress
+from aird.models.dense import write_dense_copy
+from aird.models.experts import fused_parameters
+from aird.models.loading import load_model
+from aird.settings.compressions import (
+    AWQ,
+    FP8,
+    GPTQ,
+    BitsAndBytes,
+    CalibrationSettings,
+    Magnitude,
+    RecipeSettings,
+    RoundToNearest,
+    SparseGPT,
+    Wanda,
+)
+
+CALIBRATION = CalibrationSettings(prompt_set="harmless", count=6)
+PROMPTS = [torch.randint(0, 256, (20,), generator=torch.Generator().manual_seed(seed)).tolist() for seed in range(6)]
+# How a block stores its experts and its router.
+STORED = {"mixtral": "block_sparse_moe", "qwen3_moe": "mlp"}
+RECIPES: dict[str, RecipeSettings] = {
+    "magnitude": Magnitude(sparsity=0.5),
+    "magnitude-2-4": Magnitude(pattern="2:4"),
+    "wanda": Wanda(sparsity=0.5, calibration=CALIBRATION),
+    "sparsegpt": SparseGPT(sparsity=0.5, calibration=CALIBRATION),
+    "round-4": RoundToNearest(weight_bits=4, group_size=32),
+    "round-8": RoundToNearest(weight_bits=8, group_size=32),
+    "gptq": GPTQ(group_size=32, calibration=CALIBRATION),
+}
+
+
+@torch.no_grad()
+def logits_of(model: Any) -> torch.Tensor:
+    return model(input_ids=torch.tensor([PROMPTS[0]]), use_cache=False).logits
+
+
+@pytest.mark.parametrize("family", STORED)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in ("magnitude", "round-4") else pytest.mark.thorough) for name in RECIPES],
+)
+def test_every_expert_is_compressed(family: str, name: str, tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    source, settings, output = tiny_folder(family), RECIPES[name], tmp_path / "output"
+    compress(source, output, settings, PROMPTS if settings.needs_calibration else None)
+    measured = measure(output, source)
+    matrices = measured["matrices"]
+    # Four of attention and three of each of four experts, in four blocks.
+    assert len(matrices) == 4 * (4 + 3 * 4)
+    experts = {module: found for module, found in matrices.items() if f"{STORED[family]}.experts" in module}
+    assert len(experts) == 4 * 3 * 4
+    for module, found in experts.items():
+        assert found["relation"] == "same" and 0 < found["relative_error"] < 0.9, module
+        if settings.target_sparsity is not None:
+            assert found["sparsity"] == pytest.approx(0.5, abs=0.01) and found["stored_format"] == "dense"
+        else:
+            assert found["bits_per_weight"] < 10 and found["stored_format"] == "pack-quantized"
+    routers = [f"model.layers.{block}.{STORED[family]}.gate.weight" for block in range(4)]
+    before, after = load_file(source / "model.safetensors"), load_file(output / "model.safetensors")
+    assert all(torch.equal(before[router], after[router]) for router in routers)
+    # Transformers puts the experts together again, of the very matrices that were measured.
+    dense = output
+    if settings.target_sparsity is None:
+        dense = tmp_path / "dense"
+        dense.mkdir()
+        write_dense_copy(output, dense, torch.bfloat16)
+    model, of_dense, original = (load_model(folder, dtype=torch.float32) for folder in (output, dense, source))
+    for name in fused_parameters(original):
+        matrices = model.get_parameter(name)
+        assert torch.equal(matrices, of_dense.get_parameter(name))
+        assert 0 < (matrices - original.get_parameter(name)).norm() < 0.9 * matrices.norm()
+    # In one type it runs, whatever types are stored.
+    assert logits_of(model).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (RoundToNearest(weight_bits=8, activation_bits=8), "does not round its experts' inputs"),
+        (FP8(), "fp8 does not compress the experts of mixtral"),
+        (BitsAndBytes(variant="nf4"), "bitsandbytes does not compress the experts of mixtral"),
+        (AWQ(group_size=32, calibration=CALIBRATION), "awq does not compress the experts of mixtral"),
+    ],
+)
+def test_a_recipe_that_would_leave_experts_alone_is_refused(
+    settings: RecipeSettings, message: str, tiny_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=f"is a mixture of experts: .*{message}"):
+        compress(tiny_folder("mixtral"), tmp_path / "output", settings, PROMPTS if settings.needs_calibration else None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_experts_that_are_stored_as_one_tensor_are_refused(tmp_path: Path) -> None:
+    tiny_family("gpt_oss").save_pretrained(tmp_path / "source")
+    with pytest.raises(ValueError, match=r"it stores model\.layers\.0\.mlp\.experts\.gate_up_proj as one tensor"):
+        compress(tmp_path / "source", tmp_path / "output", Magnitude(sparsity=0.5), None)
