@@ -155,9 +155,7 @@ def evaluate_suite(
         beside = first_tokens(client) if both else []
         completions = complete(client)
         harmful = [record for record in completions if record["kind"] == "harmful"]
-        attacked = attacked_records(
-            client, tokenizer, records["harmful"], harmful, suite, texts, seed, system_prompt
-        )
+        attacked = attacked_records(client, tokenizer, records["harmful"], harmful, suite, texts, seed, system_prompt)
         answers = reference_answers(completions if reference is None else reference)[: suite.perplexity_answers]
         likelihoods = answer_likelihoods(client, tokenizer, answers, system_prompt) if can.prompt_logprobs else []
         tasks, questions = run_tasks(client, served.folder, suite, longest) if can.tasks else ({}, {})

@@ -113,6 +113,8 @@ def scale_adapter(folder: Path, strength: float) -> None:
     tensors = load_file(path)
     scaled = {name: strength * tensor if ".lora_B." in name else tensor for name, tensor in tensors.items()}
     save_file(scaled, path, metadata={"format": "pt"})
+
+
 def _taken_for_experts(modules: set[str], structure: Any) -> set[str]:
     """Return the linear modules whose names PEFT takes for those of experts, when it loads an adapter of a mixture.
 

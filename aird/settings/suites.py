@@ -113,7 +113,8 @@ class Suite(Settings):
     def asked(self) -> dict[str, Any]:
         """Return the settings that completions and utility depend on: all but the judge, which only reads.
 
-        How a patch is served matters to patched checkpoints only, so it is no part of them. A key that came later stands there only where it is set: an older suite keeps its results.
+        How a patch is served matters to patched checkpoints only, so it is no part of them. A key that came later
+        stands there only where it is set: an older suite keeps its results.
         """
         later = {name for name in ("attacks", "maximum_model_length") if not getattr(self, name)}
         return self.model_dump(exclude={"judge", "serve"} | later)

@@ -23,7 +23,7 @@ class Choose(RankOneSettings, ChoiceSettings):
     row: Literal["scale", "project"] = Field(
         "scale", description="Whose row: alpha r^T W_c of `scale`, or alpha r^T (W_o - W_c) of `project`."
     )
-    strengths: list[Annotated[float, Field(gt=0)]] = Field(  # type: ignore[assignment]
+    strengths: list[Annotated[float, Field(gt=0)]] = Field(
         [0.5, 1.0, 2.0, 4.0],
         min_length=1,
         description="Values of alpha of which the weakest is taken that is as good as the original on validation "
