@@ -26,14 +26,14 @@ ADAPTERS = [name for name, method in METHODS.items() if method.adapter]
 def code_of_method(script):
     """Return an input function that names the code of a script and of a patch's own method.
 
-    An edit of one method so makes the patches of that method again and no others.
+    An edit of one method so makes the patches of that method again and no others. The records are written while the
+    workflow is parsed: once Snakemake has listed their folder, it does not see new ones.
     """
-
-    def path(wildcards):
-        method = CONFIGURATION.patches[wildcards.patch].method
-        return code(script, module_of(method))
-
-    return path
+    records = {
+        name: code(script, module_of(patch.method))
+        for name, patch in CONFIGURATION.patches.items()
+    }
+    return lambda wildcards: records[wildcards.patch]
 
 
 def needed(need, path):

@@ -166,12 +166,22 @@ def test_only_a_patch_along_the_own_direction_waits_for_it(project: Path) -> Non
     assert {name for name in reading if name.startswith("make_patch")} == {"make_patch tiny/w4a16/own"}
 
 
+LEARNT_AND_EXAMINED = ("learn_patch", "examine_patched", "compare_restored")
+
+
 @pytest.mark.thorough
 def test_only_a_patch_at_the_own_source_waits_for_the_own_direction(project: Path) -> None:
     configuration = read_configuration(project)
     at_source = {"method": "scale", "blocks": "own_source", "compressions": ["w4a16"]}
     configuration["patches"] |= {"at-source": at_source, "chosen": {**at_source, "method": "choose"}}
+    configuration["directions"]["patched"] = ["chosen"]
     write_configuration(project, configuration, "changed.yaml")
+    # Asked for by its name alone, two nodes behind a patch whose method no run has seen.
+    for record in (project / "results/code").glob("*choose*"):
+        record.unlink()
+    wanted = "results/restorations/tiny/w4a16/chosen/comparison.json"
+    rules = ("record_replies tiny", *(f"{rule} tiny/w4a16/chosen" for rule in LEARNT_AND_EXAMINED))
+    assert planned(project, wanted, configuration="changed.yaml") == set(rules)
     graph = job_records(project, "--forceall", configuration="changed.yaml")
     makers = {"make_patch tiny/w4a16/at-source", "learn_patch tiny/w4a16/chosen"}
     reading = names(record for record in graph if "results/directions/tiny/w4a16/direction.json" in record["input"])
