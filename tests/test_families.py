@@ -17,7 +17,8 @@ pytestmark = [pytest.mark.workflow, pytest.mark.thorough]
 
 # Each with the one compression that it gets.
 GRID = {"gemma2": "w4a16", "qwen3": "w4a16", "mixtral": "magnitude-50"}
-PATCHES = ("aird", "calibrated")
+# Behind norms, and of experts.
+CALIBRATED = ("gemma2", "mixtral")
 
 
 @pytest.fixture(scope="module")
@@ -29,16 +30,15 @@ def project(vllm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     for seed, (family, compression) in enumerate(GRID.items()):
         template = QWEN if family == "qwen3" else CHAT_TEMPLATE
         build_tiny_model(folder / "inputs/models" / family, family=family, seed=seed, template=template)
+        configuration["models"][family] |= {"compressions": [compression], "patches": patches_of(family)}
+    for family in CALIBRATED:
         # Random weights refuse nothing, and a calibration learns from refusals.
-        configuration["models"][family] |= {
-            "refusal_tuning": {
-                "harmful": {"set": "harmful", "split": "train"},
-                "harmless": {"set": "harmless", "split": "train", "count": 2},
-                "epochs": 40,
-                "learning_rate": 0.01,
-                "maximum_answer_tokens": 4,
-            },
-            "compressions": [compression],
+        configuration["models"][family]["refusal_tuning"] = {
+            "harmful": {"set": "harmful", "split": "train"},
+            "harmless": {"set": "harmless", "split": "train", "count": 2},
+            "epochs": 40,
+            "learning_rate": 0.01,
+            "maximum_answer_tokens": 4,
         }
     configuration["models"]["qwen3"]["chat"] = {"thinking": {"start": "<think>", "end": "</think>"}}
     configuration["patches"] = {
@@ -50,6 +50,11 @@ def project(vllm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     write_configuration(folder, configuration)
     snakemake(folder)
     return folder
+
+
+def patches_of(family: str) -> list[str]:
+    """Return the names of a family's patches."""
+    return ["aird", "calibrated"] if family in CALIBRATED else ["aird"]
 
 
 def statistics(project: Path, family: str, patch: str) -> dict[str, Any]:
@@ -66,11 +71,11 @@ def test_a_family_runs_to_the_end_and_vllm_computes_what_transformers_does(proje
     own = summary[summary.model == family]
     assert set(own[["compression", "patch"]].itertuples(index=False, name=None)) == {
         ("original", "plain"),
-        *((GRID[family], patch) for patch in ("plain", *PATCHES)),
+        *((GRID[family], patch) for patch in ("plain", *patches_of(family))),
     }
     assert (own.n == 8).all() and own.perplexity.gt(1).all() and own.utility.between(0, 1).all()
-    # It was tuned to refuse, and compression moved its direction.
-    assert own.loc[own.compression == "original", "refusal"].item() > 0.5
+    assert (own.loc[own.compression == "original", "refusal"].item() > 0.5) == (family in CALIBRATED)
+    # Compression moved its direction.
     assert own.loc[own.compression != "original", "cosine_same_site"].lt(1).all()
     directions = pandas.read_csv(tables / "directions.csv")
     assert set(directions[directions.model == family].compression) == {"original", GRID[family]}
@@ -85,8 +90,9 @@ def test_a_family_runs_to_the_end_and_vllm_computes_what_transformers_does(proje
 def test_a_patch_edits_what_its_family_writes_with(project: Path, family: str) -> None:
     from aird.models.loading import load_model
 
-    for patch, blocks in (("aird", [0, 1, 2, 3]), ("calibrated", [2, 3])):
+    for patch in patches_of(family):
         record = statistics(project, family, patch)
+        blocks = [0, 1, 2, 3] if patch == "aird" else [2, 3]
         assert record["blocks"] == blocks
         writers = [f"model.layers.{block}.self_attn.o_proj" for block in blocks]
         last = "experts.down_proj" if family == "mixtral" else "down_proj"
@@ -96,7 +102,8 @@ def test_a_patch_edits_what_its_family_writes_with(project: Path, family: str) -
         adapter = project / f"results/patches/{family}/{GRID[family]}/{patch}/adapter"
         model = load_model(project / f"results/models/{family}/{GRID[family]}/checkpoint", adapter)
         assert type(model).__name__ == "PeftModelForCausalLM"
-    assert statistics(project, family, "calibrated")["calibration"]["original"]["refusal"] > 0.5
+        if patch == "calibrated":
+            assert record["calibration"]["original"]["refusal"] > 0.5
 
 
 def test_a_model_that_thinks_answers_behind_an_empty_thought(project: Path) -> None:
