@@ -209,9 +209,11 @@ def _check_decoded(decoded: Checkpoint, source: Checkpoint) -> None:
         raise ValueError(f"the way through GGUF has {side} the tensor {name}; this model's weights do not come back")
     for name, tensor in source.tensors.items():
         original, ours = tensor.load().float(), decoded.tensors[name].load().float()
-        error = float((ours - original).norm() / original.norm().clamp_min(1e-30)) if ours.shape == original.shape else 1
+        error = (
+            float((ours - original).norm() / original.norm().clamp_min(1e-30)) if ours.shape == original.shape else 1
+        )
         if error > (LARGEST_ERROR if original.ndim > 1 else 0.01):
             raise ValueError(
-                f"the tensor {name} comes back from GGUF as another one (relative error {error:.2f}), so what llama.cpp "
-                "runs would not be what is measured here"
+                f"the tensor {name} comes back from GGUF as another one (relative error {error:.2f}), so what "
+                "llama.cpp runs would not be what is measured here"
             )

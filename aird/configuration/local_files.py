@@ -182,14 +182,16 @@ def _patched_rotations(configuration: Configuration) -> Iterator[str]:
 def _unconvertible(configuration: Configuration) -> Iterator[str]:
     """Yield local models that a recipe would convert to GGUF and cannot."""
     for name, model in configuration.models.items():
-        recipes = [each for each in configuration.compressions_of(name) if isinstance(configuration.compressions[each], GGUF)]
+        recipes = [
+            each for each in configuration.compressions_of(name) if isinstance(configuration.compressions[each], GGUF)
+        ]
         if not recipes or model.source.path is None:
             continue
         kind = _config(Path(model.source.path)).get("model_type")
         if kind is not None and kind not in GGUF_MODELS:
             yield (
-                f"models.{name}.compressions: {recipes[0]} cannot be made of {name}: a model of the type {kind} does not "
-                f"come back from GGUF (those that do: {', '.join(GGUF_MODELS)}); name the other compressions here"
+                f"models.{name}.compressions: {recipes[0]} cannot be made of {name}: a model of the type {kind} does "
+                f"not come back from GGUF (those that do: {', '.join(GGUF_MODELS)}); name the other compressions here"
             )
 
 

@@ -37,7 +37,18 @@ def folder(tiny_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPath
 
 def asked(root: Path, name: str, output: Path) -> list[str]:
     prompts = ["--harmful", str(root / "attack.txt"), "--harmless", str(root / "harmless.txt")]
-    return ["evaluate", str(root / name), *prompts, "--count", "4", "--tokens", "2", "--transformers", "--output", str(output)]
+    return [
+        "evaluate",
+        str(root / name),
+        *prompts,
+        "--count",
+        "4",
+        "--tokens",
+        "2",
+        "--transformers",
+        "--output",
+        str(output),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +81,16 @@ def test_the_decoded_numbers_are_the_packed_ones(folder: Path) -> None:
 
 
 def test_a_check_of_a_gguf_file_says_what_it_measures(folder: Path, tmp_path: Path) -> None:
-    arguments = ["check", str(folder / "model"), str(folder / "q8.gguf"), "--transformers", "--tokens", "2", "--count", "4"]
+    arguments = [
+        "check",
+        str(folder / "model"),
+        str(folder / "q8.gguf"),
+        "--transformers",
+        "--tokens",
+        "2",
+        "--count",
+        "4",
+    ]
     arguments += ["--harmful", str(folder / "attack.txt"), "--harmless", str(folder / "harmless.txt")]
     assert main([*arguments, "--json", str(tmp_path / "check.json"), "--report", str(tmp_path / "check.html")]) == 4
     facts = read_json(tmp_path / "check.json")["facts"]

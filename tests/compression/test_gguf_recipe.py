@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import sys
@@ -10,12 +11,16 @@ from pathlib import Path
 import gguf
 import pytest
 import torch
+from configuration.configuration_cases import BASE
 from tiny_model import build_tiny_model
 from transformers import PreTrainedTokenizerFast
 
 from aird.compression.gguf_recipe import PRE_TOKENIZERS, describe_gguf_environment
 from aird.compression.programs import gguf_quantiser
 from aird.compression.registry import compress
+from aird.configuration.loading import load_configuration
+from aird.configuration.local_files import check_files
+from aird.configuration.messages import ConfigurationError
 from aird.models.checkpoint import read_checkpoint
 from aird.models.gguf_file import served_gguf
 from aird.models.matrices import dense_matrix
@@ -48,7 +53,10 @@ def test_what_is_written(
     assert 0.5 * error < total["relative_error"] < 1.5 * error
     # Everything but the weights is the original's.
     before, after = hash_folder(original), hash_folder(tmp_path / "made")
-    assert {name for name in before | after if before.get(name) != after.get(name)} == {"model.safetensors", "model.gguf"}
+    assert {name for name in before | after if before.get(name) != after.get(name)} == {
+        "model.safetensors",
+        "model.gguf",
+    }
     assert read_checkpoint(tmp_path / "made").tensors.keys() == read_checkpoint(original).tensors.keys()
     # What Transformers reads is what llama.cpp reads.
     reader = gguf.GGUFReader(file)
@@ -57,7 +65,9 @@ def test_what_is_written(
     assert torch.equal(dense_matrix(tmp_path / "made", WRITER), values.bfloat16())
     queries = [dense_matrix(folder, QUERIES).float() for folder in (original, tmp_path / "made")]
     assert (queries[0] - queries[1]).norm() < 0.15 * queries[0].norm()
-    fields = {name: field.contents() for name, field in reader.fields.items() if not name.endswith(("tokens", "merges"))}
+    fields = {
+        name: field.contents() for name, field in reader.fields.items() if not name.endswith(("tokens", "merges"))
+    }
     assert fields["tokenizer.ggml.model"] == "gpt2" and fields["tokenizer.ggml.pre"] in PRE_TOKENIZERS
     tokenizer = PreTrainedTokenizerFast.from_pretrained(original)
     assert fields["tokenizer.ggml.eos_token_id"] == tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -113,3 +123,16 @@ def test_the_models_that_a_configuration_may_convert_are_read_back() -> None:
 
     known = {name.replace("-", "_").removesuffix("_text") for name in GGUF_SUPPORTED_ARCHITECTURES} | {"mistral"}
     assert {name.removesuffix("_text") for name in GGUF_MODELS} <= known
+
+
+def test_a_local_model_that_does_not_come_back_is_refused_when_the_workflow_is_planned(tmp_path: Path) -> None:
+    configuration = copy.deepcopy(BASE)
+    configuration["compressions"]["q4"] = {"recipe": "gguf", "type": "Q4_K_M"}
+    (tmp_path / "model").mkdir()
+    configuration["models"]["local"] = {"source": {"path": str(tmp_path / "model")}}
+    for kind, refused in (("olmo2", True), ("llama", False)):
+        (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": kind}))
+        with pytest.raises(ConfigurationError) as error:  # other files of this configuration are not there
+            check_files(load_configuration(configuration))
+        line = "models.local.compressions: q4 cannot be made of local: a model of the type olmo2 does not come back"
+        assert (line in str(error.value)) == refused

@@ -60,7 +60,11 @@ def edits(modules: list[str]) -> list[Edit]:
     generator = torch.Generator().manual_seed(0)
     widths = {"o_proj": 128, "down_proj": 256, "q_proj": 128}
     return [
-        Edit(module, torch.randn(128, generator=generator) / 11, torch.randn(widths[module.split(".")[-1]], generator=generator) / 8)
+        Edit(
+            module,
+            torch.randn(128, generator=generator) / 11,
+            torch.randn(widths[module.split(".")[-1]], generator=generator) / 8,
+        )
         for module in modules
     ]
 
@@ -110,7 +114,9 @@ def test_an_adapter_of_a_higher_rank_keeps_its_scale(folder: Path, tmp_path: Pat
 def test_what_llama_cpp_holds_in_another_order_is_refused(folder: Path, tmp_path: Path) -> None:
     """The rows of queries are interleaved for its rotary embedding."""
     patch = adapter(tmp_path / "adapter", ["model.layers.0.self_attn.q_proj"])
-    with pytest.raises(ValueError, match="holds the rows or columns of model.layers.0.self_attn.q_proj in another order"):
+    with pytest.raises(
+        ValueError, match="holds the rows or columns of model.layers.0.self_attn.q_proj in another order"
+    ):
         write_gguf_adapter(patch, folder / "decoded", read_gguf(folder / "model.gguf"), tmp_path / "adapter.gguf")
     assert not (tmp_path / "adapter.gguf").exists()
 
@@ -133,7 +139,10 @@ def test_llama_cpp_gives_the_patched_models_log_probabilities(
 ) -> None:
     """llama.cpp rounds the inputs of 8-bit matrices to 8 bits as well, hence the two tolerances."""
     checkpoint = decoded(tmp_path, kind)
-    patch = adapter(tmp_path / "adapter", [f"model.layers.{n}.{m}" for n in (1, 2, 3) for m in ("self_attn.o_proj", "mlp.down_proj")])
+    patch = adapter(
+        tmp_path / "adapter",
+        [f"model.layers.{n}.{m}" for n in (1, 2, 3) for m in ("self_attn.o_proj", "mlp.down_proj")],
+    )
     write_gguf_adapter(patch, checkpoint, read_gguf(tmp_path / "model.gguf"), tmp_path / "adapter.gguf")
     prompts = [[1, 5 + n, 40, 60 + n, 2] for n in range(8)]
     references = {"plain": None, "patched": patch}
