@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas
 import pytest
+import ready_made
 import yaml
 from conftest import ROOT
 from grid import write_prompts
@@ -39,6 +40,7 @@ TINY_ARGUMENTS = {
     "aird compare": TINY_SIZES,
     "aird patch": "--train 16",
     "aird evaluate": "--count 4 --tokens 4 --transformers",
+    "aird export": "",
     "aird check": "--count 4 --tokens 4 --transformers --harmful attack.txt --harmless everyday.txt",
     "aird push": "",
 }
@@ -153,6 +155,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder / "plain", folder / "original", *instructions, RefusalTuning(harmful=chosen, harmless=chosen, **sizes)
     )
     compress(folder / "original", folder / "compressed", RoundToNearest(weight_bits=4, group_size=64), None)
+    ready_made.gguf_file(folder / "original", folder / "model.gguf", ["Q8_0"])
     shutil.copy(folder / "harmless.txt", folder / "everyday.txt")
     from aird.commands.inputs import read_prompts, with_splits
     from aird.support.files import write_json_lines

@@ -130,7 +130,7 @@ def open_model_folder(text: str, trust_remote_code: bool) -> ModelFolder:
 
 @functools.cache
 def _readable(source: Path) -> tuple[Path, str]:
-    """Return a folder with a model as Transformers, PEFT and vLLM read it, and in which form that is; once a process."""
+    """Return a folder with a model as Transformers, PEFT and vLLM read it, and in which form that is; once."""
     from aird.compression.given import readable_form, write_readable
     from aird.models.gguf_file import MODEL_FILE
     from aird.models.loading import check_weights

@@ -214,6 +214,6 @@ def _check_decoded(decoded: Checkpoint, source: Checkpoint) -> None:
         )
         if error > (LARGEST_ERROR if original.ndim > 1 else 0.01):
             raise ValueError(
-                f"the tensor {name} comes back from GGUF as another one (relative error {error:.2f}), so what llama.cpp "
-                "runs would not be what is measured here"
+                f"the tensor {name} comes back from GGUF as another one (relative error {error:.2f}), so what "
+                "llama.cpp runs would not be what is measured here"
             )

@@ -197,8 +197,8 @@ def _unconvertible(configuration: Configuration) -> Iterator[str]:
         kind = _config(Path(model.source.path)).get("model_type")
         if kind is not None and kind not in GGUF_MODELS:
             yield (
-                f"models.{name}.compressions: {recipes[0]} cannot be made of {name}: a model of the type {kind} does not "
-                f"come back from GGUF (those that do: {', '.join(GGUF_MODELS)}); name the other compressions here"
+                f"models.{name}.compressions: {recipes[0]} cannot be made of {name}: a model of the type {kind} does "
+                f"not come back from GGUF (those that do: {', '.join(GGUF_MODELS)}); name the other compressions here"
             )
 
 

@@ -47,8 +47,7 @@ READ = (
     Format("GGUF: Q4_0 to Q8_0, K-quants, i-quants", "a `*.gguf` file", "gguf, through Transformers", DEQUANTISED),
 )
 
-# By `model_type`: what llama.cpp's converter writes and Transformers reads back. Each weight is compared when a model is
-# converted.
+# By `model_type`: what llama.cpp's converter writes and Transformers reads back. A conversion compares every weight.
 GGUF_MODELS = (
     "falcon",
     "gemma2",

@@ -1,0 +1,139 @@
+"""The command on models that Transformers and vLLM do not read as they are: GGUF files, GPTQ and AWQ folders."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import pytest
+import ready_made
+import torch
+from grid import write_prompts
+from safetensors.torch import load_file
+
+from aird.commands.inputs import open_model_folder
+from aird.commands.main import main
+from aird.models.gguf_file import served_gguf
+from aird.models.matrices import dense_matrix
+from aird.support.files import hash_folder, read_json
+
+WRITER = "model.layers.1.mlp.down_proj"
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with prompts, a model, and its forms as other tools pack them."""
+    root = tmp_path_factory.mktemp("given")
+    write_prompts(root)
+    (root / "model").symlink_to(tiny_folder("llama"))
+    ready_made.gguf_file(root / "model", root / "q8.gguf", ["Q8_0"])
+    ready_made.gptq(root / "model", root / "gptq")
+    ready_made.awq(root / "model", root / "awq")
+    return root
+
+
+def asked(root: Path, name: str, output: Path) -> list[str]:
+    prompts = ["--harmful", str(root / "attack.txt"), "--harmless", str(root / "harmless.txt")]
+    return [
+        "evaluate",
+        str(root / name),
+        *prompts,
+        "--count",
+        "4",
+        "--tokens",
+        "2",
+        "--transformers",
+        "--output",
+        str(output),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [("q8.gguf", "dense bfloat16 copy of its decoded weights"), ("gptq", "repacked"), ("awq", "repacked")],
+)
+def test_evaluate_says_in_which_form_it_was_measured(name: str, form: str, folder: Path, tmp_path: Path) -> None:
+    before = hash_folder(folder / name) if (folder / name).is_dir() else None
+    assert main(asked(folder, name, tmp_path)) == 0
+    record = read_json(tmp_path / "provenance.json")["model"]
+    assert record["name"] == str(folder / name) and form in record["measured_as"]
+    assert read_json(tmp_path / "scores.json")["rates"]["refusal"]["n"] == 4
+    assert before is None or hash_folder(folder / name) == before
+
+
+def test_the_decoded_numbers_are_the_packed_ones(folder: Path) -> None:
+    model = open_model_folder(str(folder / "gptq"), False)
+    assert torch.equal(dense_matrix(model.folder, WRITER), dense_matrix(folder / "gptq", WRITER))
+    model = open_model_folder(str(folder / "q8.gguf"), False)
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(folder / "q8.gguf").tensors}
+    stored = tensors["blk.1.ffn_down.weight"]
+    expected = torch.from_numpy(gguf.dequantize(stored.data, stored.tensor_type)).bfloat16()
+    assert torch.equal(dense_matrix(model.folder, WRITER), expected)
+    # llama.cpp can serve the very file.
+    served = served_gguf(model.folder)
+    assert served is not None and served.resolve() == (folder / "q8.gguf").resolve()
+    # Once a process.
+    assert open_model_folder(str(folder / "q8.gguf"), False).folder == model.folder
+    assert open_model_folder(str(folder / "model"), False).folder == folder / "model"
+
+
+def test_a_check_of_a_gguf_file_says_what_it_measures(folder: Path, tmp_path: Path) -> None:
+    arguments = [
+        "check",
+        str(folder / "model"),
+        str(folder / "q8.gguf"),
+        "--transformers",
+        "--tokens",
+        "2",
+        "--count",
+        "4",
+    ]
+    arguments += ["--harmful", str(folder / "attack.txt"), "--harmless", str(folder / "harmless.txt")]
+    assert main([*arguments, "--json", str(tmp_path / "check.json"), "--report", str(tmp_path / "check.html")]) == 4
+    facts = read_json(tmp_path / "check.json")["facts"]
+    assert "nothing about llama.cpp" in facts["compressed measured as"] and "original measured as" not in facts
+    assert "nothing about llama.cpp" in (tmp_path / "check.html").read_text(encoding="utf-8")
+
+
+def test_a_gguf_file_is_patched_and_the_patch_exported(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = ["--harmful", str(folder / "harmful.txt"), "--harmless", str(folder / "harmless.txt")]
+    sizes = ["--train", "16", "--validation", "8", "--minimum-induce=-1000", "--method", "scale"]
+    models = [str(folder / "model"), str(folder / "q8.gguf")]
+    assert main(["patch", *models, *prompts, *sizes, "--output", str(tmp_path / "adapter")]) == 0
+    base = read_json(tmp_path / "adapter/adapter_config.json")["base_model_name_or_path"]
+    assert base == str(folder / "q8.gguf")
+    card = (tmp_path / "adapter/README.md").read_text(encoding="utf-8")
+    assert "aird export --gguf" in card and f'from_pretrained("{folder}", gguf_file="q8.gguf")' in card
+    output = tmp_path / "adapter.gguf"
+    assert main(["export", "--gguf", str(tmp_path / "adapter"), str(output)]) == 0
+    assert f"llama-server -m {base} --lora {output}" in capsys.readouterr().out
+    changes = load_file(tmp_path / "adapter/adapter_model.safetensors")
+    assert 2 * len(gguf.GGUFReader(output).tensors) == 2 * len(changes)
+    # The same patch for another GGUF file of the model, and for what is none.
+    ready_made.gguf_file(folder / "model", tmp_path / "q4.gguf", ["Q4_0"])
+    assert main(["export", "--gguf", str(tmp_path / "adapter"), str(output), "--base", str(tmp_path / "q4.gguf")]) == 0
+    assert main(["export", "--gguf", str(tmp_path / "adapter"), str(output), "--base", models[0]]) == 2
+    assert "holds no GGUF file, which llama.cpp needs; name the GGUF model with --base" in capsys.readouterr().err
+
+
+def test_what_cannot_be_read_is_an_error_of_the_input(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("attack.txt", "harmless.txt"):
+        shutil.copy(folder / name, tmp_path / name)
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF damaged")
+    hqq = Path(shutil.copytree(folder / "model", tmp_path / "hqq"))
+    config = json.loads((hqq / "config.json").read_text()) | {"quantization_config": {"quant_method": "hqq"}}
+    (hqq / "config.json").write_text(json.dumps(config))
+    for name, message in (
+        ("broken.gguf", "cannot be read as a GGUF model"),
+        ("hqq", "is stored as HQQ, which is not read; convert the original"),
+        ("none.gguf", "is no folder and no file"),
+    ):
+        assert main(asked(tmp_path, name, tmp_path / "output")) == 2, name
+        assert message in capsys.readouterr().err
