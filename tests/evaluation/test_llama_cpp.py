@@ -165,7 +165,7 @@ def test_a_patch_is_measured_as_a_gguf_lora(
             abs(value - row[token].item()) for first, row in pairs for token, value in first.items()
         )
 
-    assert median_difference(patched) < 0.1 < 0.5 < median_difference(plain)
+    assert median_difference(patched) < 0.1 < 0.3 < median_difference(plain)
 
 
 def test_what_it_cannot_be_asked(client: LlamaCppClient, checkpoint: Path) -> None:
