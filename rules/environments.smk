@@ -36,8 +36,8 @@ def llama_cpp_lock():
     return sources([os.path.relpath(PROJECT / "envs" / "llama-cpp.lock.txt")])
 
 
-def place_of_vllm():
-    """Return where vLLM is, as settings."""
+def place_of_vllm(wildcards):
+    """Return where vLLM is, as settings. A function, as {model} in an address is no wildcard."""
     only = PLACE if CONFIGURATION.serving.urls is None else PLACE | {"urls"}
     return settings_json(CONFIGURATION.serving, only=only)
 
@@ -90,7 +90,7 @@ rule vllm_environment:
         mem_mb=2000,
         runtime=30,
     params:
-        settings=place_of_vllm(),
+        settings=place_of_vllm,
         lock="--lock" if vllm_lock() else "",
         environment=environment_folder,
     message:

@@ -295,7 +295,8 @@ rule make_report:
         mem_mb=2000,
         runtime=10,
     params:
-        settings=canonical_json(CONFIGURATION.model_dump()),
+        # A function, as {model} in an address is no wildcard.
+        settings=lambda wildcards: canonical_json(CONFIGURATION.model_dump()),
         # As a function of `input` it is not tracked: another name of the same configuration is no change.
         command=lambda wildcards, input: COMMAND,
     message:

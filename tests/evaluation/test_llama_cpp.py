@@ -6,6 +6,7 @@ import contextlib
 import copy
 import shutil
 import signal
+import statistics
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,8 @@ from aird.evaluation.measurements import check_parity, first_token_logprobs
 from aird.evaluation.suite_run import evaluate_suite
 from aird.models.gguf_file import MODEL_FILE
 from aird.models.loading import import_model, load_model, load_tokenizer
+from aird.patching.adapters import save_adapter
+from aird.patching.edits import Edit
 from aird.prompts.chat import chat_tokens
 from aird.prompts.sources import open_model
 from aird.settings.sources import ModelSource
@@ -139,6 +142,30 @@ def test_an_adapter_in_a_gguf_file_is_on_what_is_asked(
         for name, reference in (("adapted", expected), ("plain", plain))
     }
     assert differences["adapted"] < 0.2 and differences["plain"] > 0.5
+
+
+def test_a_patch_is_measured_as_a_gguf_lora(
+    llama_cpp_python: Path, checkpoint: Path, prompts: list[list[int]], tmp_path: Path
+) -> None:
+    """The check compares the served file and adapter with Transformers' base and adapter."""
+    pytest.importorskip("aird.patching.gguf_adapter")
+    generator = torch.Generator().manual_seed(5)
+    column = torch.nn.functional.normalize(torch.randn(128, generator=generator), dim=0)
+    row = 2.0 * torch.randn(256, generator=generator)
+    (tmp_path / "adapter").mkdir()
+    save_adapter([Edit("model.layers.2.mlp.down_proj", column=column, row=row)], tmp_path / "adapter", "base")
+    patched = first_token_logprobs(load_model(checkpoint, tmp_path / "adapter", dtype=torch.float32), prompts)
+    plain = first_token_logprobs(load_model(checkpoint, dtype=torch.float32), prompts)
+    with LlamaCpp(llama_cpp_python).serve(checkpoint, SETTINGS, tmp_path / "log", tmp_path / "adapter") as client:
+        told = [completion.first_token_logprobs or {} for completion in client.complete(prompts, 1, logprobs=5)]
+
+    def median_difference(reference: list[torch.Tensor]) -> float:
+        pairs = zip(told, reference, strict=True)
+        return statistics.median(
+            abs(value - row[token].item()) for first, row in pairs for token, value in first.items()
+        )
+
+    assert median_difference(patched) < 0.1 < 0.3 < median_difference(plain)
 
 
 def test_what_it_cannot_be_asked(client: LlamaCppClient, checkpoint: Path) -> None:

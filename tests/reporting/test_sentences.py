@@ -71,6 +71,17 @@ def tables() -> tuple[pandas.DataFrame, pandas.DataFrame, pandas.DataFrame]:
     return summary, paired, directions
 
 
+def test_another_engine_than_the_originals_is_said() -> None:
+    summary, paired, _ = tables()
+
+    def told(*engines: str) -> str:
+        return list(headlines(summary.assign(engine=engines), paired, claims(), CONFIGURATION))[1]
+
+    note = "llama.cpp served it and vLLM the original: this measures engine and compression at once"
+    assert note in told("vLLM", "llama.cpp", "llama.cpp")
+    assert "served it" not in told("vLLM", "vLLM", "vLLM")
+
+
 def claims() -> pandas.DataFrame:
     columns = "model suite compression patch claim statement verdict reason needed".split()
     return pandas.DataFrame(
