@@ -198,6 +198,11 @@ def add_suite(configuration: dict[str, Any]) -> None:
     configuration["suites"]["second"] = copy.deepcopy(configuration["suites"]["quick"]) | {"maximum_new_tokens": 4}
 
 
+def add_attacks(configuration: dict[str, Any]) -> None:
+    add_suite(configuration)
+    configuration["suites"]["second"]["attacks"] = {"begun": {"kind": "prefill"}, "again": {"kind": "follow_up"}}
+
+
 SECOND_SUITE_FIGURES = {f"make_figure {name}.second" for name in SUITE_FIGURES}
 CONFIGURATION_CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], set[str]]] = {
     "add a compression": (
@@ -223,6 +228,10 @@ CONFIGURATION_CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], set[s
         | {"make_figure restored"},
     ),
     "add a suite": (add_suite, evaluated(CELLS, "second") | SECOND_SUITE_FIGURES),
+    "add a suite with attacks": (
+        add_attacks,
+        {"attack_texts second"} | evaluated(CELLS, "second") | SECOND_SUITE_FIGURES,
+    ),
     # The judge reads the completions: nothing that it judges runs again.
     "add a judge": (
         lambda c: c["suites"]["quick"].update(judge={"source": {"path": "inputs/models/tiny"}}),

@@ -194,6 +194,7 @@ def test_a_repair(table: pandas.DataFrame) -> None:
     assert (gained.verdict, gained.estimate, gained.n) == (HOLDS, pytest.approx(0.6), 200)
     assert row(table, "raises refusal more than random", "pruned", "aird").verdict == HOLDS
     assert row(table, "over-refusal grows", "pruned", "aird").verdict == HOLDS
+    assert row(table, "3 points more than by the original", "pruned", "aird").verdict == HOLDS
     assert row(table, "utility falls", "pruned", "aird").verdict == HOLDS
     assert row(table, "perplexity grows", "pruned", "aird").verdict == HOLDS
     assert row(table, "repaired at no cost", "pruned", "aird").verdict == HOLDS
@@ -245,6 +246,8 @@ def test_a_repair_without_a_matched_control_is_undecided_and_says_what_to_add(ta
 
 def test_what_a_repair_costs(table: pandas.DataFrame) -> None:
     refused = row(table, "over-refusal grows", "light", "aird")
+    assert (refused.verdict, refused.estimate) == (DOES_NOT_HOLD, pytest.approx(0.25))
+    refused = row(table, "3 points more than by the original", "light", "aird")
     assert (refused.verdict, refused.estimate) == (DOES_NOT_HOLD, pytest.approx(0.25))
     assert row(table, "utility falls", "light", "aird").verdict == DOES_NOT_HOLD
     perplexity = row(table, "perplexity grows", "light", "aird")
