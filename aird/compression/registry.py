@@ -20,6 +20,7 @@ from typing import Any
 
 from aird.compression import oneshot, pruning
 from aird.compression.bitsandbytes_recipe import quantise_by_bitsandbytes
+from aird.compression.cache_recipe import keep_weights
 from aird.compression.measure import check, measure
 from aird.compression.optimum_gptq import quantise_by_optimum
 from aird.models.checkpoint import Checkpoint, read_checkpoint
@@ -31,6 +32,7 @@ from aird.settings.compressions import (
     FP8,
     GPTQ,
     BitsAndBytes,
+    KeyValueCache,
     Magnitude,
     OptimumGPTQ,
     RecipeSettings,
@@ -68,6 +70,7 @@ RECIPES: dict[str, Recipe] = {
     "awq": Recipe(AWQ, oneshot.quantise_by_awq),
     "fp8": Recipe(FP8, oneshot.round_to_fp8),
     "bitsandbytes": Recipe(BitsAndBytes, quantise_by_bitsandbytes),
+    "kv_cache": Recipe(KeyValueCache, keep_weights),
 }
 
 
@@ -107,7 +110,8 @@ def compress(
     if settings.needs_environment and python is None:
         raise ValueError("this recipe needs the Python of an environment with optimum and GPTQModel; none is given")
     environment = [python] if settings.needs_environment else []
-    _check_experts(source)
+    if settings.changes_weights:
+        _check_experts(source)
     reference = measure(source)
     recipe = RECIPES[settings.model_dump()["recipe"]]
     with atomic_folder(output) as folder:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from aird.configuration.configuration import Configuration
 from aird.configuration.messages import hint
 from aird.settings.base import ORIGINAL, PLAIN, SOURCE, PromptSelection
-from aird.settings.compressions import Given
+from aird.settings.compressions import CACHE_DTYPES, Given, KeyValueCache
 from aird.settings.sources import PLACEHOLDER_COMMIT, ModelSource
 
 KINDS = ("harmful", "harmless")
@@ -33,6 +33,7 @@ def mistakes(configuration: Configuration) -> list[str]:
         *_prompt_sets(configuration),
         *_selections(configuration),
         *_lengths(configuration),
+        *_caches(configuration),
     ]
     # What is built on a wrong name would only hide it among more lines.
     lines = lines or list(_leaks(configuration))
@@ -244,6 +245,23 @@ def _lengths(configuration: Configuration) -> Iterator[str]:
             yield (
                 f"suites.{name}.maximum_new_tokens: leaves no room for the prompt; write less than "
                 f"serving.maximum_model_length, {longest}, or raise that (found: {suite.maximum_new_tokens})"
+            )
+
+
+def _caches(configuration: Configuration) -> Iterator[str]:
+    """Yield compressions of the key/value cache that no server of this configuration can be started with."""
+    for name, made in configuration.compressions.items():
+        if not isinstance(made, KeyValueCache):
+            continue
+        if configuration.serving.url is not None:
+            yield (
+                f"compressions.{name}: the server at serving.url has one cache, which it chose itself; leave this "
+                "compression out, or let the workflow start vLLM"
+            )
+        elif made.dtype not in CACHE_DTYPES["vllm"]:
+            yield (
+                f"compressions.{name}.dtype: vLLM has no key/value cache of this type; write one of "
+                f"{', '.join(CACHE_DTYPES['vllm'])} (found: {made.dtype})"
             )
 
 

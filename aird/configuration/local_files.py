@@ -20,10 +20,12 @@ from aird.patching.methods import method_of
 from aird.settings.base import PLAIN
 from aird.settings.checkpoint_formats import patch_refusal, refusal
 from aird.settings.compressions import Given
+from aird.settings.models import Model
 from aird.settings.prompt_files import read_instructions
 from aird.settings.prompts import PromptSet
 from aird.settings.sources import ModelSource
 from aird.settings.suites import Suite
+from aird.support.gpus import spreading_obstacle
 
 # Local prompt files beyond this size are left to the job that reads them anyway.
 LARGEST_PROMPT_FILE = 10_000_000
@@ -51,6 +53,8 @@ def check_files(configuration: Configuration, configuration_files: Iterable[str 
         mistakes += _prompt_file(configuration, name, prompt_set)
     for key, source in model_sources(configuration):
         mistakes += _model_files(key, source, given=key.startswith("compressions."))
+    for name, model in configuration.models.items():
+        mistakes += _heads(f"models.{name}", model)
     mistakes += _patched_rotations(configuration)
     for name, suite in configuration.suites.items():
         mistakes += _task_files(f"suites.{name}", suite)
@@ -161,6 +165,14 @@ def _model_files(key: str, source: ModelSource, given: bool) -> Iterator[str]:
         )
 
 
+def _heads(key: str, model: Model) -> Iterator[str]:
+    """Yield what keeps vLLM from spreading a local model over its GPUs."""
+    if model.source.path is not None:
+        obstacle = spreading_obstacle(_config(Path(model.source.path)), model.gpus)
+        if obstacle is not None:
+            yield f"{key}.gpus: {obstacle}; write another number (found: {model.gpus})"
+
+
 def _patched_rotations(configuration: Configuration) -> Iterator[str]:
     """Yield patches of local checkpoints that can be served but not patched."""
     said = set()
@@ -179,11 +191,16 @@ def _patched_rotations(configuration: Configuration) -> Iterator[str]:
 
 
 def _quantisation(folder: Path) -> Any:
+    return _config(folder).get("quantization_config")
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """Return a model's config.json; nothing where it cannot be read, which is said elsewhere, or by the import."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return config.get("quantization_config")
-    except (OSError, ValueError, AttributeError):
-        return None  # said elsewhere, or by the import
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def _judge_files(key: str, suite: Suite) -> Iterator[str]:

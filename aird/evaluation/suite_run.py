@@ -5,14 +5,18 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from aird.evaluation.engines.engine import Engine, ServerSettings
+import torch
+
+from aird.evaluation.engines.engine import Client, Engine, ServerSettings
 from aird.evaluation.measurements import (
+    ParityError,
     answer_likelihoods,
     check_parity,
     complete_records,
@@ -27,10 +31,12 @@ from aird.patching.system_prompt import read_patch
 from aird.prompts.chat import chat_tokens
 from aird.settings.suites import Serving, Suite
 from aird.support.files import scratch_folder
+from aird.support.gpus import own_gpus
 
 logger = logging.getLogger(__name__)
 
 KINDS = ("harmful", "harmless")
+QUANTISED_CACHE_ALLOWANCE = 4.0  # times the tolerance of the check, where only the engine's cache is quantised
 
 
 def evaluate_suite(
@@ -44,6 +50,7 @@ def evaluate_suite(
     seed: int,
     scratch: Path,
     log: Path,
+    key_value_cache_dtype: str | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Have an engine run a checkpoint, check that it does so rightly, and ask everything.
 
@@ -59,6 +66,7 @@ def evaluate_suite(
         seed: recorded, and the engine's own.
         scratch: a folder that may be made and removed, on a disk with room for a copy of the checkpoint.
         log: receives what a server prints.
+        key_value_cache_dtype: type of the engine's cached keys and values; None is the model's.
 
     Returns:
         Completion records, and what is measured besides: answers, tasks, questions. Both say how they were made.
@@ -66,7 +74,7 @@ def evaluate_suite(
     Raises:
         ParityError: the engine and Transformers disagree about this checkpoint.
         RuntimeError: the engine did not start, failed or ended.
-        ValueError: the suite has tasks, and the engine cannot be asked them.
+        ValueError: the suite has tasks, and the engine cannot be asked them; the engine cannot be started so.
     """
     can = engine.abilities
     if suite.tasks and not can.tasks:
@@ -82,13 +90,18 @@ def evaluate_suite(
         key_value_cache_gib=serving.key_value_cache_gib,
         seed=seed,
         trust_remote_code=code_is_trusted(),
+        gpus=own_gpus(),
+        gpu_memory_utilization=serving.gpu_memory_utilization,
+        key_value_cache_dtype=key_value_cache_dtype,
+        extra_arguments=serving.server_arguments(),
     )
+    engine.check(checkpoint, settings)
     with scratch_folder(scratch) as folder:
         served, left = prepare_checkpoint(checkpoint, adapter, engine, folder)
         # Before the start: the reference's memory is then the server's.
         expected = _reference_logprobs(checkpoint, adapter, served, probes) if can.first_token_logprobs else None
         with engine.serve(served, settings, log, left) as client:
-            parity = None if expected is None else check_parity(client, probes, expected, serving.parity_tolerance)
+            parity = None if expected is None else _parity(client, probes, expected, serving, key_value_cache_dtype)
             chosen = {kind: records[kind] for kind in KINDS}
             completions = complete_records(
                 client, tokenizer, chosen, suite.maximum_new_tokens, system_prompt, suite.think
@@ -150,4 +163,29 @@ def _reference_logprobs(
     that rounds its inputs does so before an adapter's base matrix, and no more once it is merged.
     """
     merged = adapter is not None and rounds_activations(checkpoint)
-    return first_token_logprobs(load_model(served) if merged else load_model(checkpoint, adapter), probes)
+    logprobs = first_token_logprobs(load_model(served) if merged else load_model(checkpoint, adapter), probes)
+    if torch.cuda.is_available():
+        # PyTorch keeps a freed model's memory, which the server would miss.
+        gc.collect()
+        torch.cuda.empty_cache()
+    return logprobs
+
+
+def _parity(
+    client: Client, probes: Sequence[Sequence[int]], expected: Sequence[Any], serving: Serving, dtype: str | None
+) -> dict[str, Any]:
+    """Check an engine against Transformers, whose key/value cache is never quantised.
+
+    A quantised one moves log-probabilities by itself, so more is allowed then, though far less than what a checkpoint
+    that is loaded wrongly shows; the record says so.
+    """
+    if dtype is None:
+        return check_parity(client, probes, expected, serving.parity_tolerance)
+    tolerance = QUANTISED_CACHE_ALLOWANCE * serving.parity_tolerance
+    try:
+        record = check_parity(client, probes, expected, tolerance)
+    except ParityError as error:
+        raise ParityError(
+            f"{error}; or keys and values in {dtype} alone do this, then raise parity_tolerance"
+        ) from error
+    return {**record, "key_value_cache_dtype": dtype, "tolerance": tolerance}

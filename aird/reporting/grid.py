@@ -33,14 +33,17 @@ def keys_of(grid: Mapping[str, Any]) -> dict[str, list[Key]]:
     They are (model, compression); of patches (model, compression, patch), of scores (model, compression, patch, suite).
 
     Args:
-        grid: the settings of the rule make_tables: cells, pairs, the pairs for which COSMIC chooses, suites.
+        grid: the settings of the rule make_tables: cells, pairs, the pairs for which COSMIC chooses, suites, and the
+            compressions that change no weights, if there are any: their directions would be the original's.
     """
     pairs = [tuple(pair) for pair in grid["pairs"]]
+    directed = [pair for pair in pairs if pair[1] not in grid.get("same_weights", ())]
     cells = [tuple(cell) for cell in grid["cells"]]
     return {
-        **dict.fromkeys(("manifests", "candidates", "directions", "verifications"), pairs),
+        "manifests": pairs,
+        **dict.fromkeys(("candidates", "directions", "verifications"), directed),
         "cosmic": [tuple(pair) for pair in grid["cosmic"]],
-        "comparisons": [pair for pair in pairs if pair[1] != ORIGINAL],
+        "comparisons": [pair for pair in directed if pair[1] != ORIGINAL],
         "patches": [cell for cell in cells if cell[2] != PLAIN],
         "scores": [(*cell, suite) for suite in grid["suites"] for cell in cells],
     }

@@ -1,5 +1,6 @@
 """Serve one checkpoint and ask it everything that a suite measures."""
 
+from aird.compression.cache_recipe import cache_dtype
 from aird.evaluation.engines.registry import recorded_engine
 from aird.evaluation.suite_run import KINDS, evaluate_suite
 from aird.models.loading import open_checkpoint
@@ -25,7 +26,7 @@ def main() -> None:
     suite = Suite.model_validate({**arguments.settings["suite"], "task_folder": folder})
     seed = int(arguments.seed)
     records = {kind: select(read_json_lines(getattr(arguments, kind)), getattr(suite, kind), seed) for kind in KINDS}
-    open_checkpoint(arguments.checkpoint, arguments.manifest)
+    manifest = open_checkpoint(arguments.checkpoint, arguments.manifest)
     if arguments.adapter is not None:
         check_folder(arguments.adapter, read_json(arguments.adapter_statistics)["files"])
     completions, utility = evaluate_suite(
@@ -39,6 +40,7 @@ def main() -> None:
         seed=seed,
         scratch=arguments.completions.with_suffix(".served"),
         log=arguments.server_log,
+        key_value_cache_dtype=cache_dtype(manifest),
     )
     write_json(arguments.utility, utility)
     write_json_lines(arguments.completions, completions)

@@ -20,8 +20,9 @@ from typing import Any, ClassVar, Literal
 from aird.evaluation.engines.engine import Abilities, Completion, Engine, ServerSettings
 from aird.evaluation.http_server import HttpServer, start_server
 from aird.evaluation.programs import vllm_server
+from aird.settings.compressions import CACHE_DTYPES
 from aird.support.files import read_json
-from aird.support.gpus import VISIBLE, listed_gpus
+from aird.support.gpus import VISIBLE, listed_gpus, spreading_obstacle
 from aird.support.processor import computes_in
 
 CHECKPOINT, ADAPTER = "checkpoint", "adapter"  # names under which the server knows them
@@ -38,6 +39,7 @@ class Vllm(Engine):
 
     # With an adapter, prompt log-probabilities kill the engine on a CPU (a shape error in its kernels).
     abilities: ClassVar = Abilities(first_token_logprobs=True, prompt_logprobs=True, tasks=True, adapters=False)
+    key_value_cache_dtypes: ClassVar = CACHE_DTYPES["vllm"]
 
     @classmethod
     def recorded(cls, record: Mapping[str, Any], folder: Path) -> Vllm | None:
@@ -55,6 +57,13 @@ class Vllm(Engine):
         from aird.models.dense import needs_dense_copy  # with torch, which a server's start does not wait for
 
         return needs_dense_copy(checkpoint, detect_accelerator() == "cpu")
+
+    def check(self, checkpoint: Path, settings: ServerSettings) -> None:
+        """Check the type of the cache, and that the attention heads can be dealt to the GPUs."""
+        super().check(checkpoint, settings)
+        obstacle = spreading_obstacle(read_json(checkpoint / "config.json"), settings.gpus)
+        if detect_accelerator() == "cuda" and obstacle is not None:
+            raise ValueError(f"vLLM cannot serve {checkpoint}: {obstacle}; change `gpus` of the model")
 
     @contextlib.contextmanager
     def serve(
@@ -205,6 +214,12 @@ def _arguments(
         arguments += ["--enforce-eager"]  # torch.compile takes longer than most jobs' decoding
         # A GPU's memory is the job's own, and vLLM finds out how much of it is left.
         arguments += [f"--kv-cache-memory-bytes={int(settings.key_value_cache_gib * 2**30)}"]
+    else:
+        arguments += [f"--tensor-parallel-size={settings.gpus}"]
+        if settings.gpu_memory_utilization is not None:
+            arguments += [f"--gpu-memory-utilization={settings.gpu_memory_utilization}"]
+    if settings.key_value_cache_dtype is not None:
+        arguments += [f"--kv-cache-dtype={settings.key_value_cache_dtype}"]
     if adapter is not None:
         module = json.dumps({"name": ADAPTER, "path": str(adapter.absolute())})
         arguments += ["--enable-lora", f"--max-lora-rank={_lora_rank(adapter)}", "--lora-modules", module]

@@ -12,6 +12,7 @@ from typing import Any
 
 from aird.evaluation.engines.engine import Client, Engine, ServerSettings
 from aird.settings.suites import Classifier
+from aird.support.gpus import own_gpus
 
 ANSWER_TOKENS = 8  # the verdict is a word, perhaps after a line break
 
@@ -34,11 +35,13 @@ def judge_completions(
 
     Raises:
         RuntimeError: the engine did not start, failed or ended.
-        ValueError: no answer begins with one of the two words, so the template or the words are wrong.
+        ValueError: it cannot be started so; no answer begins with one of the two words, so the template or the words
+            are wrong.
     """
     from transformers import AutoTokenizer
 
-    settings = ServerSettings(maximum_model_length=judge.maximum_model_length, seed=seed)
+    settings = ServerSettings(maximum_model_length=judge.maximum_model_length, seed=seed, gpus=own_gpus())
+    engine.check(checkpoint, settings)
     with engine.serve(checkpoint, settings, log) as client:
         return ask_judge(client, AutoTokenizer.from_pretrained(str(checkpoint)), completions, judge)
 
