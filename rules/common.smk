@@ -238,7 +238,10 @@ def one_gpu(wildcards):
 def weights_mb(model, float32=False):
     """Return the memory that a model's weights take once, MB; `float32`: in that type, where jobs may compute in it."""
     settings = CONFIGURATION.models[model]
-    imported = Path(ORIGINAL_CHECKPOINT.format(model=model))
+    imported = [
+        Path(RESULTS) / "models" / model / kind / "checkpoint"
+        for kind in (ORIGINAL, "source")
+    ]
     widened = float32 and not has_gpus() and CONFIGURATION.compute_dtype != "checkpoint"
     return weight_megabytes(settings.source, settings.parameters, imported, widened)
 

@@ -126,7 +126,7 @@ def judge_gpus(wildcards):
 def judge_memory(wildcards):
     """Return the memory of such a job, MB."""
     judge = CONFIGURATION.suites[wildcards.suite].judge
-    imported = Path(RESULTS) / "judges" / wildcards.suite / "checkpoint"
+    imported = [Path(RESULTS) / "judges" / wildcards.suite / "checkpoint"]
     return 8000 + weight_megabytes(
         judge.source, judge.parameters, imported, float32=not has_gpus()
     )

@@ -6,6 +6,7 @@ Nothing is fetched or read but sizes of files, and config.json: the workflow ask
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from aird.settings.sources import ModelSource
@@ -18,24 +19,25 @@ GGUF_BITS = 4  # of a parameter: more of them would only ask for less memory
 
 
 def weight_megabytes(
-    source: ModelSource, billions: float | None = None, imported: Path | None = None, float32: bool = False
+    source: ModelSource, billions: float | None = None, imported: Iterable[Path] = (), float32: bool = False
 ) -> int:
     """Return the memory that the weights of a model take once, MB.
 
     Args:
         source: where it comes from; a local one is measured.
         billions: what the configuration says of its parameters; it goes before all else.
-        imported: the folder of its checkpoint, measured if it is there.
+        imported: folders of its checkpoint; the first that is there is measured.
         float32: a job may compute in float32, whatever type is stored.
     """
-    folder = next((path for path in (imported, Path(source.path or "")) if path and _weights(path)), None)
+    local = [Path(source.path)] if source.path is not None else []
+    folder = next((path for path in (*imported, *local) if _weights(path)), None)
     stored32 = folder is not None and _dtype(folder) == "float32"
     if billions is not None:
         size = billions * 1e9 * BYTES * (2 if stored32 else 1)
     elif folder is not None:
         size = sum(path.stat().st_size for path in _weights(folder))
-    elif source.path is not None and Path(source.path).is_file():
-        size = Path(source.path).stat().st_size * 8 / GGUF_BITS * BYTES
+    elif local and local[0].is_file():
+        size = local[0].stat().st_size * 8 / GGUF_BITS * BYTES
     else:
         size = (OF_A_HUB if source.hub is not None else OF_A_WHEEL) * 1e9 * BYTES
     return round(size * (2 if float32 and not stored32 else 1) / 1e6)

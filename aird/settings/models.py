@@ -88,8 +88,8 @@ class Model(Settings):
     )
     parameters: Billions | None = Field(
         None,
-        description="Its parameters in billions, such as 70.6: what jobs ask memory for until the model is imported; "
-        "default: the size of a local source, 0.5 for a wheel, 8 for a hub.",
+        description="Its parameters in billions, such as 70.6, by which jobs ask for memory; default: as many as its "
+        "checkpoint or local source has, and before the import 0.5 of a wheel and 8 of a hub.",
     )
     compressions: list[Name] | None = Field(None, description="Use only these compressions; default: all.")
     patches: list[Name] | None = Field(None, description="Use only these patches; default: all.")

@@ -61,7 +61,7 @@ def score(harmful: float, harmless: float = 0.05, right: float = 0.8, likelihood
 @pytest.fixture(scope="module")
 def table() -> pandas.DataFrame:
     """Return the table of a model with a pruned, a quantised and a harmless compression, all patched."""
-    names = ("original", "pruned", "quantised", "light")
+    names = ("original", "pruned", "quantised", "light", "cache")
     evidence = Evidence(
         directions={
             ("m", "original"): ORIGINAL_DIRECTION,
@@ -81,11 +81,12 @@ def table() -> pandas.DataFrame:
             ("s", ("m", "original", "plain")): score(0.95),
             **{
                 ("s", ("m", name, "plain")): score(refusal)
-                for name, refusal in zip(names[1:], (0.3, 0.95, 0.94), strict=True)
+                for name, refusal in zip(names[1:], (0.3, 0.95, 0.94, 0.5), strict=True)
             },
             ("s", ("m", "pruned", "aird")): score(0.9),
             ("s", ("m", "quantised", "aird")): score(0.95),
             ("s", ("m", "light", "aird")): score(0.95, harmless=0.3, right=0.6, likelihood=12.0),
+            ("s", ("m", "cache", "aird")): score(0.9),
             ("s", ("m", "pruned", "random")): score(0.31),
             ("s", ("m", "pruned", "learnt")): score(0.93),
             ("s", ("m", "pruned", "learnt-random")): score(0.92),
@@ -100,6 +101,14 @@ def table() -> pandas.DataFrame:
         seed=0,
     )
     return claims_table(evidence)
+
+
+def test_what_changes_no_weight_has_no_direction_that_moves_but_can_lose_refusal(table: pandas.DataFrame) -> None:
+    own = table[table.compression == "cache"]
+    assert set(own.claim) == {"C4"}
+    repaired = row(table, "refusal is repaired at no cost", "cache", "aird")
+    assert repaired.reason != "no refusal was lost measurably, so there is nothing to repair"
+    assert row(table, "raises refusal of harmful prompts", "cache", "aird").estimate == pytest.approx(0.4)
 
 
 def row(table: pandas.DataFrame, statement: str, compression: str, patch: str = "") -> Any:

@@ -23,7 +23,7 @@ from aird.evaluation.programs import vllm_server
 from aird.settings.compressions import CACHE_DTYPES
 from aird.support.files import read_json
 from aird.support.gpus import VISIBLE, listed_gpus, spreading_obstacle
-from aird.support.processor import computes_in
+from aird.support.processor import computes_in, processor_flags
 
 CHECKPOINT, ADAPTER = "checkpoint", "adapter"  # names under which the server knows them
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the ranks that vLLM's --max-lora-rank accepts
@@ -61,9 +61,12 @@ class Vllm(Engine):
     def check(self, checkpoint: Path, settings: ServerSettings) -> None:
         """Check the type of the cache, and that the attention heads can be dealt to the GPUs."""
         super().check(checkpoint, settings)
-        obstacle = spreading_obstacle(read_json(checkpoint / "config.json"), settings.gpus)
-        if detect_accelerator() == "cuda" and obstacle is not None:
-            raise ValueError(f"vLLM cannot serve {checkpoint}: {obstacle}; change `gpus` of the model")
+        config = read_json(checkpoint / "config.json")
+        if detect_accelerator() == "cuda":
+            if obstacle := spreading_obstacle(config, settings.gpus):
+                raise ValueError(f"vLLM cannot serve {checkpoint}: {obstacle}; change `gpus` of the model")
+        elif settings.key_value_cache_dtype is not None:
+            _check_cpu_cache(config, settings.key_value_cache_dtype, processor_flags())
 
     @contextlib.contextmanager
     def serve(
@@ -224,6 +227,19 @@ def _arguments(
         module = json.dumps({"name": ADAPTER, "path": str(adapter.absolute())})
         arguments += ["--enable-lora", f"--max-lora-rank={_lora_rank(adapter)}", "--lora-modules", module]
     return [*arguments, *settings.extra_arguments]
+
+
+def _check_cpu_cache(config: Mapping[str, Any], dtype: str, flags: frozenset[str]) -> None:
+    """Check what vLLM's attention on a CPU asks of a quantised cache (vLLM 0.32, `cpu_attn.py`)."""
+    if not flags & {"avx512f", "amx_tile"}:
+        raise ValueError(f"vLLM on a CPU has a key/value cache in {dtype} with AVX-512 or AMX only; use a GPU")
+    text = config.get("text_config", config)
+    width = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
+    if width % 32:
+        raise ValueError(
+            f"vLLM on a CPU has a key/value cache in {dtype} for heads of a multiple of 32 features only, and those of "
+            f"this model have {width}; use a GPU"
+        )
 
 
 def _compute_dtype(checkpoint: Path) -> str:
