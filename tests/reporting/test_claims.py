@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -58,11 +59,10 @@ def score(harmful: float, harmless: float = 0.05, right: float = 0.8, likelihood
     return {"labels": labels, "answers": answers, "questions": questions}
 
 
-@pytest.fixture(scope="module")
-def table() -> pandas.DataFrame:
-    """Return the table of a model with a pruned, a quantised and a harmless compression, all patched."""
-    names = ("original", "pruned", "quantised", "light", "cache")
-    evidence = Evidence(
+def collected() -> Evidence:
+    """Return what there is of a model with a pruned, a quantised and a harmless compression, all patched."""
+    names = ("original", "pruned", "quantised", "light")
+    return Evidence(
         directions={
             ("m", "original"): ORIGINAL_DIRECTION,
             **{("m", name): made for name, made in COMPRESSED.items()},
@@ -81,12 +81,11 @@ def table() -> pandas.DataFrame:
             ("s", ("m", "original", "plain")): score(0.95),
             **{
                 ("s", ("m", name, "plain")): score(refusal)
-                for name, refusal in zip(names[1:], (0.3, 0.95, 0.94, 0.5), strict=True)
+                for name, refusal in zip(names[1:], (0.3, 0.95, 0.94), strict=True)
             },
             ("s", ("m", "pruned", "aird")): score(0.9),
             ("s", ("m", "quantised", "aird")): score(0.95),
             ("s", ("m", "light", "aird")): score(0.95, harmless=0.3, right=0.6, likelihood=12.0),
-            ("s", ("m", "cache", "aird")): score(0.9),
             ("s", ("m", "pruned", "random")): score(0.31),
             ("s", ("m", "pruned", "learnt")): score(0.93),
             ("s", ("m", "pruned", "learnt-random")): score(0.92),
@@ -100,10 +99,17 @@ def table() -> pandas.DataFrame:
         controls={"aird": ["random"], "learnt": ["learnt-random"], "weak": ["strong-random"], "fitted": []},
         seed=0,
     )
-    return claims_table(evidence)
 
 
-def test_what_changes_no_weight_has_no_direction_that_moves_but_can_lose_refusal(table: pandas.DataFrame) -> None:
+@pytest.fixture(scope="module")
+def table() -> pandas.DataFrame:
+    return claims_table(collected())
+
+
+def test_what_changes_no_weight_has_no_direction_that_moves_but_can_lose_refusal() -> None:
+    evidence = collected()
+    scores = {("s", ("m", "cache", patch)): score(refusal) for patch, refusal in (("plain", 0.5), ("aird", 0.9))}
+    table = claims_table(dataclasses.replace(evidence, scores={**evidence.scores, **scores}))
     own = table[table.compression == "cache"]
     assert set(own.claim) == {"C4"}
     repaired = row(table, "refusal is repaired at no cost", "cache", "aird")
