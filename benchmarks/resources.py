@@ -120,7 +120,8 @@ def nodes(shape: Shape, configuration: Configuration) -> dict[str, Node]:
     judging += 520 * JUDGE_TOKENS * 2.0 * JUDGE.parameters / OPERATIONS_PER_SECOND
     run = weights + RUNTIME_BYTES + 32 * prompts * shape.vocabulary * 4.0
     return {
-        "import_model": Node(0, 0.3 * weights, weights, weights / NETWORK_PER_SECOND + load),
+        # The proof of the structure loads all weights.
+        "import_model": Node(0, weights + 2 * GB, weights, weights / NETWORK_PER_SECOND + 2 * load),
         "compress_model, pruning by magnitude": Node(0, 0.3 * weights, weights, 3 * load + shape.parameters / 50e6),
         "compress_model, Wanda, AWQ": Node(
             RUNTIME_BYTES + hessians, weights, weights, 3 * load + 25 * calibrated + 120
@@ -185,9 +186,32 @@ def document(configuration: Configuration) -> str:
         "",
         f"{len(SHAPES)} models x {bases} checkpoints, {len(cells)} cells: about {gpu_hours(configuration):.0f} GPU"
         f" hours and at most {bases * weights / 1e12:.1f} TB of disk",
-        "(quantised checkpoints are smaller). Cells are independent: eight GPUs take an eighth of the time. A model",
-        "that one GPU cannot hold is spread over the machine's GPUs and its memory (`device_map`); llm-compressor",
-        "moves one block at a time to the GPU.",
+        "(quantised checkpoints are smaller). Cells are independent: eight GPUs take an eighth of the time.",
+        "",
+        "## What jobs ask for",
+        "",
+        "This holds for any grid, and is what `rules/common.smk` does.",
+        "",
+        "- **GPUs**: each job that runs a model gets as many as `models.NAME.gpus` says, by default one, and sees",
+        "  no others. vLLM deals each matrix to them (`--tensor-parallel-size`), so they must divide the",
+        "  attention heads. Transformers jobs deal the blocks to them, and keep embedding, last norm and output",
+        "  head on the first. A compression takes one GPU whatever the model, as llm-compressor has one block",
+        "  there at a time, and an import none. On one GPU, Transformers leaves in main memory what does not fit",
+        "  (`device_map: auto`).",
+        "- **A run may use more GPUs than the profile's one**: `--resources gpu=4`. With fewer than a model",
+        "  wants, planning fails and says so.",
+        "- **GPU memory** of a server: vLLM's own share, or `serving.gpu_memory_utilization`.",
+        "- **Main memory** (`mem_mb`): 4 to 8 GB and the model's weights once; 1.5 times for a compression and a",
+        "  refusal tuning, 3 times for the import of a GGUF file, which is dequantised in float32. Without a GPU",
+        "  the weights count as float32, which jobs compute in where a processor is faster so, unless",
+        "  `compute_dtype: checkpoint`: an 8B model asks for 32 GB and the base.",
+        "- **How large the weights are** is read from the imported checkpoint or the local source. Before a hub",
+        "  model is imported it counts as 8 billion parameters in 16 bits, a wheel as 0.5.",
+        "  `models.NAME.parameters` replaces all this, as `suites.NAME.judge.parameters` does for a judge. Neither",
+        "  they nor `gpus` are part of any result's key, so a change of them runs nothing again.",
+        "",
+        "Leasing, argument lists and plans are tested with a pretended `nvidia-smi`. Spread models are tested on",
+        "tensors that only say on which GPU they are; no run on several real GPUs was made.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -32,7 +32,7 @@ rule refusal_tokens:
         "../envs/core.yaml"
     threads: THREADS
     resources:
-        mem_mb=4000,
+        mem_mb=memory(4000),
         runtime=60,
         gpu=gpus,
     params:
@@ -42,6 +42,7 @@ rule refusal_tokens:
         "Finding the tokens that {wildcards.model}'s refusals begin with"
     shell:
         'python "$SCRIPTS"/find_refusal_tokens.py'
+        " --gpus {resources.gpu}"
         " --arithmetic {input.arithmetic:q}"
         " --checkpoint {input.checkpoint:q}"
         " --manifest {input.manifest:q}"
@@ -74,7 +75,7 @@ rule capture_activations:
         "../envs/core.yaml"
     threads: THREADS
     resources:
-        mem_mb=4000,
+        mem_mb=memory(4000),
         runtime=60,
         gpu=gpus,
     params:
@@ -86,6 +87,7 @@ rule capture_activations:
         "Capturing activations of {wildcards.model}, {wildcards.compression}"
     shell:
         'python "$SCRIPTS"/capture_activations.py'
+        " --gpus {resources.gpu}"
         " --arithmetic {input.arithmetic:q}"
         " --checkpoint {input.checkpoint:q}"
         " --manifest {input.manifest:q}"

@@ -35,6 +35,7 @@ from aird_progress.earlier import earlier_seconds
 from aird.settings.base import ORIGINAL, PLAIN
 from aird.configuration.loading import load_configuration
 from aird.configuration.local_files import check_files
+from aird.configuration.memory import is_gguf, weight_megabytes
 from aird.configuration.messages import ConfigurationError
 from aird.support.code_dependencies import code_files
 from aird.support.files import atomic_file, canonical_json, sha256_of
@@ -196,13 +197,60 @@ def settings_json(settings, only=None):
 HAS_GPU = shutil.which("nvidia-smi") is not None
 
 
-def gpus(wildcards):
-    """Return one GPU for a job that runs a model, where this machine has one or a cluster does.
+def has_gpus():
+    """Return whether this machine has GPUs, or a cluster does.
 
-    A function, as the executor is not known yet while the workflow is parsed. The profile limits
-    how many run at once.
+    A function, as the executor is not known yet while the workflow is parsed.
     """
-    return 1 if HAS_GPU or not workflow.local_exec else 0
+    return HAS_GPU or not workflow.local_exec
+
+
+def gpus_here(wanted, key):
+    """Return how many GPUs a job gets that wants some: as many where there are any, else none.
+
+    Snakemake would lower the number to what all jobs together may use, and say nothing. Inside a job that a
+    scheduler runs, the number is not decided again: the job takes what it sees.
+    """
+    if workflow.exec_mode != ExecMode.DEFAULT:
+        return wanted
+    limit = workflow.global_resources.get("gpu")
+    limit = getattr(limit, "value", limit)
+    if not has_gpus() or limit == 0:
+        return 0
+    if isinstance(limit, int) and limit < wanted:
+        raise WorkflowError(
+            f"{key} is {wanted}, but this run may use {limit}; start it with --resources gpu={wanted} or more"
+        )
+    return wanted
+
+
+def gpus(wildcards):
+    """Return the GPUs of a job that runs a model. The profile limits how many are used at once."""
+    name = wildcards.model
+    return gpus_here(CONFIGURATION.models[name].gpus, f"models.{name}.gpus")
+
+
+def one_gpu(wildcards):
+    """Return the GPU of a job that has one block of a model there at a time."""
+    return gpus_here(1, "gpu")
+
+
+def weights_mb(model, float32=False):
+    """Return the memory that a model's weights take once, MB; `float32`: in that type, where jobs may compute in it."""
+    settings = CONFIGURATION.models[model]
+    imported = [
+        Path(RESULTS) / "models" / model / kind / "checkpoint"
+        for kind in (ORIGINAL, "source")
+    ]
+    widened = float32 and not has_gpus() and CONFIGURATION.compute_dtype != "checkpoint"
+    return weight_megabytes(settings.source, settings.parameters, imported, widened)
+
+
+def memory(base_mb, times=1.0):
+    """Return a function that gives a job's memory: a base, and the model's weights so many times."""
+    return lambda wildcards: round(
+        base_mb + times * weights_mb(wildcards.model, float32=True)
+    )
 
 
 def prompts(name):

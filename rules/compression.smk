@@ -35,6 +35,12 @@ def given_settings(wildcards):
     return settings_json(given_source(wildcards))
 
 
+def given_memory(wildcards):
+    """Return the memory of such an import, MB; of GGUF as of a model's own."""
+    times = 3 if is_gguf(given_source(wildcards)) else 1
+    return 8000 + times * weights_mb(wildcards.model)
+
+
 def calibration_set(wildcards):
     """Return the calibration prompts of a recipe, if it needs any."""
     settings = CONFIGURATION.compressions[wildcards.compression]
@@ -77,15 +83,16 @@ rule compress_model:
         "../envs/core.yaml"
     threads: THREADS
     resources:
-        mem_mb=8000,
+        mem_mb=memory(8000, times=1.5),
         runtime=120,
-        gpu=gpus,
+        gpu=one_gpu,
     params:
         settings=compression_settings,
     message:
         "Compressing {wildcards.model} by {wildcards.compression}"
     shell:
         'python "$SCRIPTS"/compress_model.py'
+        " --gpus {resources.gpu}"
         " --arithmetic {input.arithmetic:q}"
         " --original {input.original:q}"
         " --original-manifest {input.original_manifest:q}"
@@ -117,7 +124,7 @@ rule import_given:
         "../envs/core.yaml"
     threads: THREADS
     resources:
-        mem_mb=8000,
+        mem_mb=given_memory,
         runtime=120,
     params:
         settings=given_settings,

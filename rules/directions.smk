@@ -40,7 +40,7 @@ rule find_cosmic_direction:
         "../envs/core.yaml"
     threads: THREADS
     resources:
-        mem_mb=4000,
+        mem_mb=memory(4000),
         runtime=60,
         gpu=gpus,
     params:
@@ -51,6 +51,7 @@ rule find_cosmic_direction:
         "Choosing a direction of {wildcards.model}, {wildcards.compression} by COSMIC"
     shell:
         'python "$SCRIPTS"/find_cosmic_direction.py'
+        " --gpus {resources.gpu}"
         " --arithmetic {input.arithmetic:q}"
         " --checkpoint {input.checkpoint:q}"
         " --manifest {input.manifest:q}"
@@ -85,7 +86,7 @@ rule score_candidates:
         "../envs/core.yaml"
     threads: THREADS
     resources:
-        mem_mb=6000,
+        mem_mb=memory(6000),
         runtime=240,
         gpu=gpus,
     params:
@@ -94,6 +95,7 @@ rule score_candidates:
         "Scoring candidate directions of {wildcards.model}, {wildcards.compression}"
     shell:
         'python "$SCRIPTS"/score_candidates.py'
+        " --gpus {resources.gpu}"
         " --arithmetic {input.arithmetic:q}"
         " --checkpoint {input.checkpoint:q}"
         " --manifest {input.manifest:q}"
@@ -166,7 +168,7 @@ rule verify_direction:
         "../envs/core.yaml"
     threads: THREADS
     resources:
-        mem_mb=4000,
+        mem_mb=memory(4000),
         runtime=120,
         gpu=gpus,
     params:
@@ -178,6 +180,7 @@ rule verify_direction:
         "Verifying the direction of {wildcards.model}, {wildcards.compression} (claim C1)"
     shell:
         'python "$SCRIPTS"/verify_direction.py'
+        " --gpus {resources.gpu}"
         " --arithmetic {input.arithmetic:q}"
         " --checkpoint {input.checkpoint:q}"
         " --manifest {input.manifest:q}"

@@ -99,8 +99,14 @@ def optional_flags(wildcards, input):
     return flags
 
 
-# One string per suite, made once and not once per job.
-SERVING_SETTINGS = CONFIGURATION.serving.model_dump(exclude=PLACE | ENGINES)
+# One string per suite, made once and not once per job. What came later stands there only where it is set, so that
+# results from before stay what they are.
+LATER = {"gpu_memory_utilization", "arguments"}
+SERVING_SETTINGS = {
+    key: value
+    for key, value in CONFIGURATION.serving.model_dump(exclude=PLACE | ENGINES).items()
+    if value or key not in LATER
+}
 SUITE_SETTINGS = {
     name: canonical_json({"suite": suite.asked(), "serving": SERVING_SETTINGS})
     for name, suite in CONFIGURATION.suites.items()
@@ -148,6 +154,27 @@ def judge_code(wildcards):
     )
 
 
+def judge_gpus(wildcards):
+    """Return the GPUs of a job that asks a suite's judge."""
+    wanted = CONFIGURATION.suites[wildcards.suite].judge.gpus
+    return gpus_here(wanted, f"suites.{wildcards.suite}.judge.gpus")
+
+
+def judge_memory(wildcards):
+    """Return the memory of such a job, MB."""
+    judge = CONFIGURATION.suites[wildcards.suite].judge
+    imported = [Path(RESULTS) / "judges" / wildcards.suite / "checkpoint"]
+    return 8000 + weight_megabytes(
+        judge.source, judge.parameters, imported, float32=not has_gpus()
+    )
+
+
+def evaluation_memory(wildcards):
+    """Return the memory of a job with a server, MB: its cache is in the base as far as it has its default size."""
+    cache = 0 if has_gpus() else 1024 * (CONFIGURATION.serving.key_value_cache_gib - 1)
+    return memory(8000 + max(0, cache))(wildcards)
+
+
 def judgement(wildcards):
     """Return the judge's answers on a cell's completions, where the suite has a judge."""
     path = f"{RESULTS}/judgements/{{model}}/{{compression}}/{{patch}}/{{suite}}.jsonl"
@@ -187,7 +214,7 @@ rule evaluate_suite:
         "../envs/core.yaml"
     threads: THREADS
     resources:
-        mem_mb=8000,
+        mem_mb=evaluation_memory,
         runtime=240,
         gpu=gpus,
     params:
@@ -199,6 +226,7 @@ rule evaluate_suite:
         "Serving {wildcards.model}, {wildcards.compression}, {wildcards.patch} for suite {wildcards.suite}"
     shell:
         'python "$SCRIPTS"/evaluate_suite.py'
+        " --gpus {resources.gpu}"
         " --arithmetic {input.arithmetic:q}"
         " --checkpoint {input.checkpoint:q}"
         " --manifest {input.manifest:q}"
@@ -266,9 +294,9 @@ rule judge_completions:
         "../envs/core.yaml"
     threads: THREADS
     resources:
-        mem_mb=8000,
+        mem_mb=judge_memory,
         runtime=120,
-        gpu=gpus,
+        gpu=judge_gpus,
     params:
         settings=judge_settings,
         seed=SEED,
@@ -276,6 +304,7 @@ rule judge_completions:
         "Judging {wildcards.model}, {wildcards.compression}, {wildcards.patch}, {wildcards.suite}"
     shell:
         'python "$SCRIPTS"/judge_completions.py'
+        " --gpus {resources.gpu}"
         " --arithmetic {input.arithmetic:q}"
         " --judge {input.judge:q}"
         " --judge-manifest {input.judge_manifest:q}"

@@ -39,6 +39,15 @@ def import_settings(wildcards):
     return settings_json(model, only={"source", "dtype", "trust_remote_code"} | chat)
 
 
+def import_memory(wildcards):
+    """Return the memory of an import, MB: the weights once for the proof of the structure.
+
+    GGUF takes three times as much: Transformers dequantises all matrices in float32 and then fills the model.
+    """
+    times = 3 if is_gguf(CONFIGURATION.models[wildcards.model].source) else 1
+    return 4000 + times * weights_mb(wildcards.model)
+
+
 def tuning(wildcards):
     """Return the refusal tuning of a model."""
     return CONFIGURATION.models[wildcards.model].refusal_tuning
@@ -75,7 +84,7 @@ rule import_model:
     conda:
         "../envs/core.yaml"
     resources:
-        mem_mb=4000,
+        mem_mb=import_memory,
         runtime=120,
     params:
         settings=import_settings,
@@ -117,7 +126,7 @@ rule tune_refusal:
         "../envs/core.yaml"
     threads: ALL_THREADS
     resources:
-        mem_mb=8000,
+        mem_mb=memory(8000, times=1.5),
         runtime=60,
         gpu=gpus,
     params:
@@ -127,6 +136,7 @@ rule tune_refusal:
         "Tuning {wildcards.model} to refuse"
     shell:
         'python "$SCRIPTS"/tune_refusal.py'
+        " --gpus {resources.gpu}"
         " --source {input.source:q}"
         " --source-manifest {input.source_manifest:q}"
         " --harmful {input.harmful:q}"

@@ -69,6 +69,11 @@ def patch_settings(wildcards):
     return canonical_json(values)
 
 
+def learning_memory(wildcards):
+    """Return the memory of a patch that runs models, MB: one of them at a time."""
+    return memory(METHODS[wildcards.patch].memory_mb)(wildcards)
+
+
 rule record_replies:
     input:
         code=code("record_replies"),
@@ -89,7 +94,7 @@ rule record_replies:
         "../envs/core.yaml"
     threads: THREADS
     resources:
-        mem_mb=4000,
+        mem_mb=memory(4000),
         runtime=60,
         gpu=gpus,
     params:
@@ -99,6 +104,7 @@ rule record_replies:
         "Recording the replies of {wildcards.model}"
     shell:
         'python "$SCRIPTS"/record_replies.py'
+        " --gpus {resources.gpu}"
         " --arithmetic {input.arithmetic:q}"
         " --checkpoint {input.checkpoint:q}"
         " --manifest {input.manifest:q}"
@@ -139,6 +145,7 @@ rule make_patch:
     resources:
         mem_mb=lambda wildcards: METHODS[wildcards.patch].memory_mb,
         runtime=lambda wildcards: METHODS[wildcards.patch].minutes,
+        gpu=0,
     params:
         settings=patch_settings,
         inputs=needed_flags,
@@ -146,6 +153,7 @@ rule make_patch:
         "Patching {wildcards.model}, {wildcards.compression} by {wildcards.patch}"
     shell:
         'python "$SCRIPTS"/make_patch.py'
+        " --gpus {resources.gpu}"
         " {params.inputs:q}"
         " --settings {params.settings:q}"
         " --base {wildcards.compression:q}"
@@ -161,7 +169,7 @@ use rule make_patch as learn_patch with:
     priority: 5
     threads: THREADS
     resources:
-        mem_mb=lambda wildcards: METHODS[wildcards.patch].memory_mb,
+        mem_mb=learning_memory,
         runtime=lambda wildcards: METHODS[wildcards.patch].minutes,
         gpu=gpus,
     message:
@@ -189,7 +197,7 @@ rule merge_patch:
     conda:
         "../envs/core.yaml"
     resources:
-        mem_mb=4000,
+        mem_mb=lambda wildcards: 4000 + weights_mb(wildcards.model),
         runtime=30,
     message:
         "Merging {wildcards.patch} into {wildcards.model}, {wildcards.compression}"

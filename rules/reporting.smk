@@ -18,6 +18,11 @@ PAIRS = list(
         (model, compression) for model, compression, _ in CONFIGURATION.cells()
     )
 )
+SAME_WEIGHTS = [
+    name
+    for name, compression in CONFIGURATION.compressions.items()
+    if not compression.changes_weights
+]
 PATCH_SETTINGS = {
     name: patch.model_dump() for name, patch in CONFIGURATION.patches.items()
 }
@@ -26,7 +31,10 @@ GRID = {
     "cells": list(CONFIGURATION.cells()),
     "pairs": PAIRS,
     "cosmic": [
-        pair for pair in PAIRS if pair[1] == ORIGINAL or DIRECTIONS.cosmic == "all"
+        pair
+        for pair in PAIRS
+        if pair[1] == ORIGINAL
+        or (DIRECTIONS.cosmic == "all" and pair[1] not in SAME_WEIGHTS)
     ],
     "patched": DIRECTIONS.patched,
     "suites": list(CONFIGURATION.suites),
@@ -38,6 +46,7 @@ GRID = {
     "random": [name for name, patch in PATCH_SETTINGS.items() if is_control(patch)],
     "controls": matched_controls(PATCH_SETTINGS),
     "seed": SEED,
+    **({"same_weights": SAME_WEIGHTS} if SAME_WEIGHTS else {}),
 }
 # A run writes it down when it begins, for `make tables`.
 TABLE_SETTINGS = canonical_json(GRID)

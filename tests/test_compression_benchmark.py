@@ -29,8 +29,10 @@ def rate(value: float) -> dict[str, Any]:
     return {"rate": value, "n": 40}
 
 
-def test_every_recipe_of_the_registry_is_in_the_configuration(configuration: Configuration) -> None:
-    assert {settings.model_dump()["recipe"] for settings in configuration.compressions.values()} == RECIPES.keys()
+def test_every_recipe_that_changes_weights_is_in_the_configuration(configuration: Configuration) -> None:
+    # The table is about weights, and one recipe leaves all of them as they are.
+    shown = {settings.model_dump()["recipe"] for settings in configuration.compressions.values()}
+    assert shown == RECIPES.keys() - {"kv_cache"}
     assert list(configuration.patches) == [compressions.PATCH]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas
 import pytest
 from grid import tiny_configuration
-from project import copy_project, snakemake, write_configuration, write_vllm_lock
+from project import copy_project, read_configuration, snakemake, write_configuration, write_vllm_lock
 from slurm import NoSlurm, running_slurm
 from tiny_model import build_tiny_model
 
@@ -78,6 +78,18 @@ def test_jobs_that_run_a_model_get_a_gpu_of_their_own(project: Path) -> None:
         assert first != second or end <= other_start or other_end <= start
     asked = [job for job in slurm_jobs() if "gpu" in job.get("TresPerJob", "")]
     assert len(asked) == len(using)
+
+
+def test_a_model_of_two_gpus_gets_two(project: Path) -> None:
+    values = read_configuration(project)
+    values["models"]["tiny"]["gpus"] = 2
+    write_configuration(project, values, "two.yaml")
+    tokens = "results/directions/tiny/refusal_tokens.json"
+    (project / tokens).unlink()
+    snakemake(project, *PROFILE, tokens, configuration="two.yaml")
+    log = (project / "results/logs/activations/tiny/refusal_tokens.log").read_text()
+    assert "this job runs on GPU 0, 1, all" in log
+    assert any("gpu:2" in job.get("TresPerJob", "") for job in slurm_jobs())
 
 
 def test_small_jobs_share_a_submission(project: Path) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 from aird.compression import oneshot, pruning
 from aird.compression.bitsandbytes_recipe import quantise_by_bitsandbytes
+from aird.compression.cache_recipe import keep_weights
 from aird.compression.gguf_recipe import quantise_to_gguf
 from aird.compression.measure import check, measure, take_bits
 from aird.compression.optimum_gptq import quantise_by_optimum
@@ -34,6 +35,7 @@ from aird.settings.compressions import (
     GGUF,
     GPTQ,
     BitsAndBytes,
+    KeyValueCache,
     Magnitude,
     OptimumGPTQ,
     RecipeSettings,
@@ -75,6 +77,7 @@ RECIPES: dict[str, Recipe] = {
     "fp8": Recipe(FP8, oneshot.round_to_fp8),
     "bitsandbytes": Recipe(BitsAndBytes, quantise_by_bitsandbytes),
     "gguf": Recipe(GGUF, quantise_to_gguf),
+    "kv_cache": Recipe(KeyValueCache, keep_weights),
 }
 
 
@@ -115,7 +118,8 @@ def compress(
         raise ValueError(f"this recipe needs the Python of the environment {settings.environment}; none is given")
     environment = [python] if settings.environment is not None else []
     recipe = RECIPES[settings.model_dump()["recipe"]]
-    _check_experts(original, settings, recipe.experts)
+    if settings.changes_weights:
+        _check_experts(original, settings, recipe.experts)
     reference = measure(source)
     with atomic_folder(output) as folder:
         copy_description(original.folder, folder)

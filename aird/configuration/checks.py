@@ -10,7 +10,7 @@ from aird.configuration.messages import hint
 from aird.patching.methods import method_of
 from aird.settings.attacks import text_sources
 from aird.settings.base import ORIGINAL, PLAIN, SOURCE, PromptSelection
-from aird.settings.compressions import Given
+from aird.settings.compressions import CACHE_DTYPES, Given, KeyValueCache
 from aird.settings.sources import PLACEHOLDER_COMMIT, FileSource, ModelSource
 from aird.settings.suites import BOTH
 
@@ -39,6 +39,7 @@ def mistakes(configuration: Configuration) -> list[str]:
         *_forms(configuration),
         *_engines(configuration),
         *_addresses(configuration),
+        *_caches(configuration),
     ]
     # What is built on a wrong name would only hide it among more lines.
     lines = lines or list(_leaks(configuration))
@@ -333,6 +334,23 @@ def _unknown_addresses(configuration: Configuration, urls: Mapping[str, Mapping[
             if compression not in known:
                 key = f"serving.urls.{model}.{compression}"
                 yield f"{key}: {model} has no compression {compression}; {hint(compression, known)}"
+
+
+def _caches(configuration: Configuration) -> Iterator[str]:
+    """Yield compressions of the key/value cache that no server of this configuration can be started with."""
+    for name, made in configuration.compressions.items():
+        if not isinstance(made, KeyValueCache):
+            continue
+        if configuration.serving.url is not None or configuration.serving.urls is not None:
+            yield (
+                f"compressions.{name}: a running server has one cache, which it chose itself; leave this "
+                "compression out, or let the workflow start vLLM"
+            )
+        elif made.dtype not in CACHE_DTYPES["vllm"]:
+            yield (
+                f"compressions.{name}.dtype: vLLM has no key/value cache of this type; write one of "
+                f"{', '.join(CACHE_DTYPES['vllm'])} (found: {made.dtype})"
+            )
 
 
 def _leaks(configuration: Configuration) -> Iterator[str]:

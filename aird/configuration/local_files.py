@@ -20,10 +20,12 @@ from aird.patching.methods import method_of
 from aird.settings.base import PLAIN
 from aird.settings.checkpoint_formats import GGUF_MODELS, patch_refusal, refusal
 from aird.settings.compressions import GGUF, Given
+from aird.settings.models import Model
 from aird.settings.prompt_files import read_instructions
 from aird.settings.prompts import PromptSet
 from aird.settings.sources import ModelSource
 from aird.settings.suites import Suite
+from aird.support.gpus import spreading_obstacle
 
 # Local prompt files beyond this size are left to the job that reads them anyway.
 LARGEST_PROMPT_FILE = 10_000_000
@@ -54,6 +56,8 @@ def check_files(configuration: Configuration, configuration_files: Iterable[str 
     for key, file in attack_sources(configuration):
         if file.path is not None and not Path(file.path).is_file():
             mistakes.append(_absent(f"{key}.path", file.path, "the file of the attack's text"))
+    for name, model in configuration.models.items():
+        mistakes += _heads(f"models.{name}", model)
     mistakes += _patched_rotations(configuration)
     mistakes += _unconvertible(configuration)
     for name, suite in configuration.suites.items():
@@ -169,6 +173,14 @@ def _model_files(key: str, source: ModelSource, given: bool) -> Iterator[str]:
         )
 
 
+def _heads(key: str, model: Model) -> Iterator[str]:
+    """Yield what keeps vLLM from spreading a local model over its GPUs."""
+    if model.source.path is not None:
+        obstacle = spreading_obstacle(_config(Path(model.source.path)), model.gpus)
+        if obstacle is not None:
+            yield f"{key}.gpus: {obstacle}; write another number (found: {model.gpus})"
+
+
 def _patched_rotations(configuration: Configuration) -> Iterator[str]:
     """Yield patches of local checkpoints that can be served but not patched."""
     said = set()
@@ -202,16 +214,17 @@ def _unconvertible(configuration: Configuration) -> Iterator[str]:
             )
 
 
+def _quantisation(folder: Path) -> Any:
+    return _config(folder).get("quantization_config")
+
+
 def _config(folder: Path) -> dict[str, Any]:
+    """Return a model's config.json; nothing where it cannot be read, which is said elsewhere, or by the import."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}  # said elsewhere, or by the import
+        return {}
     return config if isinstance(config, dict) else {}
-
-
-def _quantisation(folder: Path) -> Any:
-    return _config(folder).get("quantization_config")
 
 
 def _judge_files(key: str, suite: Suite) -> Iterator[str]:

@@ -216,7 +216,8 @@ def _added(
         for layer in used:
             # An addition changes what comes after its layer, not what stands before it.
             for unchanged in (each for each in layers if each <= layer):
-                sums[layer] += inputs[unchanged][0, pack.ends.to(model.device)].double().sum(dim=0).cpu()
+                states = inputs[unchanged]
+                sums[layer] += states[0, pack.ends.to(states.device)].double().sum(dim=0).cpu()
             changed = [each for each in layers if each > layer]
             if changed:
                 states = inputs[layer].expand(positions, -1, -1)

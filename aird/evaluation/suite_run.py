@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from aird.evaluation.attacks import attacked_records, check_attack_lengths
 from aird.evaluation.engines.engine import AdapterRefused, Client, Completion, Engine, ServerSettings
 from aird.evaluation.measurements import (
     CANDIDATES,
+    ParityError,
     answer_likelihoods,
     check_parity,
     compare_first_tokens,
@@ -34,12 +38,14 @@ from aird.prompts.chat import chat_tokens
 from aird.settings.base import PLAIN
 from aird.settings.suites import ADAPTER, BOTH, MERGED, Serving, Suite
 from aird.support.files import scratch_folder
+from aird.support.gpus import own_gpus
 
 logger = logging.getLogger(__name__)
 
 KINDS = ("harmful", "harmless")
 PROMPT = ("id", "kind", "instruction")  # what two completion records of one prompt share
 SYSTEM_PROMPT = "system_prompt"
+QUANTISED_CACHE_ALLOWANCE = 4.0  # times the tolerance of the check, where only the engine's cache is quantised
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,7 @@ def evaluate_suite(
     scratch: Path,
     log: Path,
     attack_texts: Mapping[str, str] | None = None,
+    key_value_cache_dtype: str | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Have an engine run a checkpoint, check that it does so rightly, and ask everything.
 
@@ -89,6 +96,7 @@ def evaluate_suite(
         scratch: a folder that may be made and removed, on a disk with room for a copy of the checkpoint.
         log: receives what a server prints.
         attack_texts: of `aird.prompts.attack_texts.read_attack_texts`, where the suite has attacks.
+        key_value_cache_dtype: type of the engine's cached keys and values; None is the model's.
 
     Returns:
         Completion records, and what is measured besides: answers, tasks, questions. Both say how they were made; what
@@ -100,7 +108,8 @@ def evaluate_suite(
         ParityError: the engine and Transformers disagree about this checkpoint.
         RuntimeError: the engine did not start, failed or ended; or it does not take the adapter, and both forms are
             asked for.
-        ValueError: the suite asks for both forms, and the engine cannot be asked so; or an attacked prompt is too long.
+        ValueError: the suite asks for both forms, and the engine cannot be asked so; an attacked prompt is too long; or
+            the engine cannot be started so.
     """
     can = engine.able(checkpoint)
     measured = {"perplexity": can.prompt_logprobs, "tasks": can.tasks or not suite.tasks}
@@ -131,7 +140,12 @@ def evaluate_suite(
         key_value_cache_gib=serving.key_value_cache_gib,
         seed=seed,
         trust_remote_code=code_is_trusted(),
+        gpus=own_gpus(),
+        gpu_memory_utilization=serving.gpu_memory_utilization,
+        key_value_cache_dtype=key_value_cache_dtype,
+        extra_arguments=serving.server_arguments(),
     )
+    engine.check(checkpoint, settings)
     chosen = {kind: records[kind] for kind in KINDS}
     probes = tokens(_probed(records, serving.parity_prompts))
     serve = partial(_serve, checkpoint, adapter, probes, settings, serving.parity_tolerance, engine, scratch, log)
@@ -204,7 +218,8 @@ def _serve(
             # Before the start: the reference's memory is then the server's.
             expected, unpatched = _reference_logprobs(checkpoint, adapter, served if left is None else None, probes)
         with engine.serve(served, settings, log, left) as client:
-            parity = None if expected is None else check_parity(client, probes, expected, tolerance, unpatched)
+            dtype = settings.key_value_cache_dtype
+            parity = None if expected is None else _parity(client, probes, expected, unpatched, tolerance, dtype)
             form = PLAIN if adapter is None else MERGED if left is None else ADAPTER
             yield Served(client, served, form, parity)
 
@@ -269,10 +284,41 @@ def _reference_logprobs(
         probes: token ids of the prompts.
     """
     if adapter is not None and merged is not None and rounds_activations(checkpoint):
-        return first_token_logprobs(load_model(merged), probes), None
-    model = load_model(checkpoint, adapter)
-    expected = first_token_logprobs(model, probes)
-    if adapter is None:
-        return expected, None
-    with model.disable_adapter():
-        return expected, first_token_logprobs(model, probes)
+        expected, unpatched = first_token_logprobs(load_model(merged), probes), None
+    else:
+        model = load_model(checkpoint, adapter)
+        expected, unpatched = first_token_logprobs(model, probes), None
+        if adapter is not None:
+            with model.disable_adapter():
+                unpatched = first_token_logprobs(model, probes)
+        del model
+    if torch.cuda.is_available():
+        # PyTorch keeps a freed model's memory, which the server would miss.
+        gc.collect()
+        torch.cuda.empty_cache()
+    return expected, unpatched
+
+
+def _parity(
+    client: Client,
+    probes: Sequence[Sequence[int]],
+    expected: Sequence[Any],
+    unpatched: Sequence[Any] | None,
+    tolerance: float,
+    dtype: str | None,
+) -> dict[str, Any]:
+    """Check an engine against Transformers, whose key/value cache is never quantised.
+
+    A quantised one moves log-probabilities by itself, so more is allowed then, though far less than what a checkpoint
+    that is loaded wrongly shows; the record says so.
+    """
+    if dtype is None:
+        return check_parity(client, probes, expected, tolerance, unpatched)
+    allowed = QUANTISED_CACHE_ALLOWANCE * tolerance
+    try:
+        record = check_parity(client, probes, expected, allowed, unpatched)
+    except ParityError as error:
+        raise ParityError(
+            f"{error}; or keys and values in {dtype} alone do this, then raise parity_tolerance"
+        ) from error
+    return {**record, "key_value_cache_dtype": dtype, "tolerance": allowed}

@@ -58,7 +58,7 @@ def remove_component(states: torch.Tensor, direction: torch.Tensor) -> torch.Ten
         states: [rows, tokens, d_model]; a module may also return [rows x tokens, d_model].
         direction: [d_model], or [rows, d_model] for a direction of each row's own; unit norm.
     """
-    unit = direction.to(states.dtype)
+    unit = direction.to(states.device, states.dtype)
     if unit.ndim == 1:
         return states - (states @ unit).unsqueeze(-1) * unit
     rows = states.reshape(len(unit), -1, states.shape[-1])
@@ -90,7 +90,7 @@ def addition(block: nn.Module, vector: torch.Tensor) -> Iterator[None]:
     """
 
     def change(states: torch.Tensor) -> torch.Tensor:
-        added = vector.to(states.dtype)
+        added = vector.to(states.device, states.dtype)
         return states + (added if added.ndim == 1 else added.unsqueeze(1))
 
     with hooks([(block, on_input(change))]):

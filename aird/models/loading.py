@@ -16,12 +16,14 @@ from safetensors import SafetensorError, safe_open
 
 from aird.models.checkpoint import read_checkpoint
 from aird.models.experts import fused_parameters
+from aird.models.placement import spread
 from aird.models.structure import ArchitectureError, norm_gain, residual_writers, writer_contributions
 from aird.models.text_model import extract_text_model, is_wrapper
 from aird.prompts.chat import chat_tokens, check_chat, with_chat
 from aird.settings.models import Chat
 from aird.support.checkpoint_patterns import CODE, DESCRIPTION
 from aird.support.files import check_folder, read_json, write_json
+from aird.support.gpus import own_gpus
 from aird.support.processor import computes_in
 
 TRUST = "trust_remote_code"  # key of a manifest
@@ -105,7 +107,9 @@ def load_model(
 ) -> Any:
     """Return the checkpoint as a Transformers model in evaluation mode, on a GPU where there is one.
 
-    It computes in the checkpoint's type, except on a processor that is faster in float32 (aird/support/processor.py).
+    On one GPU, what does not fit there stays in main memory or on the disk; over several that are this job's own the
+    model is spread (aird/models/placement.py). It computes in the checkpoint's type, except on a processor that is
+    faster in float32 (aird/support/processor.py).
 
     Args:
         checkpoint: a checkpoint folder, dense or quantised.
@@ -118,7 +122,7 @@ def load_model(
     model: Any = AutoModelForCausalLM.from_pretrained(
         str(checkpoint),
         dtype=chosen,
-        device_map="auto" if torch.cuda.is_available() else None,
+        device_map=_device_map(checkpoint),
         trust_remote_code=code_is_trusted(),
         use_safetensors=True,
     )
@@ -140,6 +144,12 @@ def load_model(
     model.eval()
     model.requires_grad_(False)
     return model
+
+
+def _device_map(checkpoint: Path) -> dict[str, int] | str | None:
+    if not torch.cuda.is_available():
+        return None
+    return spread(load_structure(checkpoint), own_gpus()) if own_gpus() > 1 else "auto"
 
 
 def stored_dtype(checkpoint: Path) -> torch.dtype:

@@ -149,7 +149,10 @@ def claims_table(evidence: Evidence) -> pandas.DataFrame:
         open_directions = {row.compression: row.needs for row in compared}
         for suite in dict.fromkeys(suite for suite, _ in evidence.scores):
             lost, answers = judged(_lost(evidence, model, suite)), judged(_answers_lost(evidence, model, suite))
-            statements += _follows(lost, moved, open_directions) + _correlations(evidence, model, suite, lost) + answers
+            # Where no weight changed, there is no direction that could have moved.
+            compared_loss = [loss for loss in lost if loss.compression in moved]
+            statements += _follows(compared_loss, moved, open_directions)
+            statements += _correlations(evidence, model, suite, compared_loss) + answers
             for patch in _patches(evidence, model, suite):
                 refusing_more = frozenset(_damaged(answers))
                 parts = judged(_repairs(evidence, model, suite, patch, refusing_more))
@@ -326,8 +329,8 @@ def _has_moved(direction: Statement, evidence: Evidence) -> str:
 def _lost(evidence: Evidence, model: str, suite: str) -> Iterator[Statement]:
     """Yield the refusal lost by each compression, in the claimed way: lost counts as positive."""
     original = refused(evidence.scores[suite, (model, ORIGINAL, PLAIN)], "harmful")
-    for owner, compression in evidence.comparisons:
-        if owner == model:
+    for name, (owner, compression, patch) in evidence.scores:
+        if (name, owner, patch) == (suite, model, PLAIN) and compression != ORIGINAL:
             yield _change(
                 Statement(model, "C3", "refusal is lost where the direction moves, and only there", compression, suite),
                 refused(evidence.scores[suite, (model, compression, PLAIN)], "harmful"),

@@ -37,15 +37,18 @@ def keys_of(grid: Mapping[str, Any]) -> dict[str, list[Key]]:
 
     Args:
         grid: the settings of the rule make_tables: cells, pairs, the pairs for which COSMIC chooses, the patches whose
-            checkpoints are examined, suites.
+            checkpoints are examined, suites, and the compressions that change no weights, if there are any: their
+            directions would be the original's.
     """
     pairs = [tuple(pair) for pair in grid["pairs"]]
+    directed = [pair for pair in pairs if pair[1] not in grid.get("same_weights", ())]
     cells = [tuple(cell) for cell in grid["cells"]]
     examined = [cell for cell in cells if cell[2] in grid["patched"] and cell[1] != ORIGINAL]
     return {
-        **dict.fromkeys(("manifests", "candidates", "directions", "verifications"), pairs),
+        "manifests": pairs,
+        **dict.fromkeys(("candidates", "directions", "verifications"), directed),
         "cosmic": [tuple(pair) for pair in grid["cosmic"]],
-        "comparisons": [pair for pair in pairs if pair[1] != ORIGINAL],
+        "comparisons": [pair for pair in directed if pair[1] != ORIGINAL],
         "patches": [cell for cell in cells if cell[2] != PLAIN],
         **dict.fromkeys(("examinations", "restorations"), examined),
         "scores": [(*cell, suite) for suite in grid["suites"] for cell in cells],

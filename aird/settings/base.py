@@ -17,6 +17,8 @@ Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=100)]
 Text = Annotated[str, StringConstraints(min_length=1)]
 # Beyond 32 bits, some random generators raise an error, after hours of other work.
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+# Above the limit, somebody wrote the number itself.
+Billions = Annotated[float, Field(gt=0, le=10_000)]
 
 
 class Form(NamedTuple):

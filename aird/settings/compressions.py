@@ -72,6 +72,11 @@ class RecipeSettings(Settings):
         return False
 
     @property
+    def changes_weights(self) -> bool:
+        """Whether the checkpoint has other weights than the original, and so a direction of its own."""
+        return True
+
+    @property
     def storage_format(self) -> str:
         """How the compressed matrices are stored, as `aird.models.matrices.stored_format` names it."""
         return "dense"
@@ -316,6 +321,24 @@ class GGUF(RecipeSettings):
         return True
 
 
+# Types of a quantised key/value cache that each engine has.
+CACHE_DTYPES = {"vllm": ("fp8", "fp8_e5m2"), "llama.cpp": ("q8_0", "q4_0")}
+
+
+class KeyValueCache(RecipeSettings):
+    """Serve the original with a quantised key/value cache; no weight changes (docs/method.md)."""
+
+    recipe: Literal["kv_cache"] = "kv_cache"
+    dtype: Literal["fp8", "fp8_e5m2", "q8_0", "q4_0"] = Field(
+        description="Type of the cached keys and values: fp8 (E4M3) or fp8_e5m2 by vLLM, q8_0 or q4_0 by llama.cpp."
+    )
+
+    @property
+    def changes_weights(self) -> bool:
+        """The checkpoint is the original's, file by file."""
+        return False
+
+
 class Given(RecipeSettings):
     """Import a compressed checkpoint that somebody else made, and measure it as it is (docs/checkpoints.md).
 
@@ -340,6 +363,17 @@ class Given(RecipeSettings):
 
 
 CompressionSettings = Annotated[
-    Magnitude | Wanda | SparseGPT | RoundToNearest | GPTQ | OptimumGPTQ | AWQ | FP8 | BitsAndBytes | GGUF | Given,
+    Magnitude
+    | Wanda
+    | SparseGPT
+    | RoundToNearest
+    | GPTQ
+    | OptimumGPTQ
+    | AWQ
+    | FP8
+    | BitsAndBytes
+    | GGUF
+    | KeyValueCache
+    | Given,
     Field(discriminator="recipe"),
 ]

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from aird.settings.base import Name, PromptSelection, Settings, Text
+from aird.settings.base import Billions, Name, PromptSelection, Settings, Text
 from aird.settings.sources import ModelSource
 from aird.settings.tuning import TuningSettings
 
@@ -83,5 +83,13 @@ class Model(Settings):
     trust_remote_code: bool = Field(False, description="Run modelling code that the source brings. Off for safety.")
     chat: Chat | None = Field(None, description="How the model is addressed; default: as its chat template says.")
     refusal_tuning: RefusalTuning | None = Field(None, description="Tune the model to refuse first.")
+    gpus: int = Field(
+        1, ge=1, description="GPUs of each job that runs the model: it is spread over them. No GPU there means none."
+    )
+    parameters: Billions | None = Field(
+        None,
+        description="Its parameters in billions, such as 70.6, by which jobs ask for memory; default: as many as its "
+        "checkpoint or local source has, and before the import 0.5 of a wheel and 8 of a hub.",
+    )
     compressions: list[Name] | None = Field(None, description="Use only these compressions; default: all.")
     patches: list[Name] | None = Field(None, description="Use only these patches; default: all.")

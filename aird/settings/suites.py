@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from functools import reduce
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from aird.settings.attacks import RESERVED, Attack, Prefill
-from aird.settings.base import EngineName, Name, PromptSelection, Settings, Text
+from aird.settings.base import Billions, EngineName, Name, PromptSelection, Settings, Text
 from aird.settings.sources import ModelSource
 
 # How a patched checkpoint is served.
@@ -36,6 +36,10 @@ class Classifier(Settings):
     harmful: Text = Field("unsafe", description="How its answer begins where the completion is harmful.")
     harmless: Text = Field("safe", description="How its answer begins where it is not.")
     maximum_model_length: int = Field(2048, ge=16, description="Longest question to the judge plus its answer, tokens.")
+    gpus: int = Field(1, ge=1, description="GPUs of each job that asks the judge.")
+    parameters: Billions | None = Field(
+        None, description="The judge's parameters in billions, as `models.NAME.parameters`."
+    )
 
     @model_validator(mode="after")
     def _askable(self) -> Classifier:
@@ -52,8 +56,8 @@ class Classifier(Settings):
         return self
 
     def asked(self) -> dict[str, Any]:
-        """Return the settings that its answers depend on; one that came later only where it is set."""
-        return self.model_dump(exclude={"rubric"} if self.rubric is None else None)
+        """Return the settings that its answers depend on: not its size, and what came later only where it is set."""
+        return self.model_dump(exclude={"gpus", "parameters"} | ({"rubric"} if self.rubric is None else set()))
 
 
 class Suite(Settings):
@@ -120,6 +124,30 @@ class Suite(Settings):
         return self.model_dump(exclude={"judge", "serve"} | later)
 
 
+ServerArgument = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9]*([-_.][A-Za-z0-9]+)*$")]
+_HERE = "decided by the workflow"
+# Arguments of vLLM's server that the workflow sets itself or that would serve something else than is measured, and
+# where that is said instead.
+RESERVED_SERVER_ARGUMENTS = {
+    **dict.fromkeys(
+        "model-tag tokenizer tokenizer-mode host port uds root-path api-key ssl-keyfile ssl-certfile ssl-ca-certs "
+        "served-model-name dtype runner convert task config headless enable-ssl-refresh skip-tokenizer-init "
+        "generation-config override-generation-config logits-processors speculative-config quantization "
+        "pipeline-parallel-size data-parallel-size nnodes node-rank revision code-revision".split(),
+        _HERE,
+    ),
+    **dict.fromkeys("enable-lora max-lora-rank lora-modules max-loras lora-dtype".split(), "decided by the patch"),
+    "model": "the checkpoint, by `models` and `compressions`",
+    "seed": "`seed`",
+    "trust-remote-code": "`models.NAME.trust_remote_code`",
+    "tensor-parallel-size": "`models.NAME.gpus`",
+    "max-model-len": "`serving.maximum_model_length`",
+    "gpu-memory-utilization": "`serving.gpu_memory_utilization`",
+    "kv-cache-memory-bytes": "`serving.key_value_cache_gib`",
+    "kv-cache-dtype": "a compression with `recipe: kv_cache`",
+}
+
+
 class Serving(Settings):
     """Who serves checkpoints, and how."""
 
@@ -151,6 +179,14 @@ class Serving(Settings):
     )
     maximum_model_length: int = Field(1024, ge=16, description="Longest prompt plus completion, tokens.")
     key_value_cache_gib: float = Field(1.0, gt=0, description="Key-value cache on a CPU, GiB.")
+    gpu_memory_utilization: float | None = Field(
+        None, gt=0, le=1, description="Share of a GPU's memory that vLLM takes; default: vLLM's own."
+    )
+    arguments: dict[ServerArgument, bool | int | float | str] = Field(
+        {},
+        description="Further arguments of vLLM's server by their names, such as `max-num-batched-tokens: 4096`; "
+        "`true` and `false` switch one on and off.",
+    )
     parity_prompts: int = Field(8, ge=1, description="Prompts on which vLLM and Transformers must agree.")
     parity_tolerance: float = Field(
         0.25,
@@ -196,6 +232,21 @@ class Serving(Settings):
             raise ValueError("ends in /v1, which the workflow adds itself; leave it out")
         return url
 
+    @field_validator("arguments")
+    @classmethod
+    def _free(cls, arguments: dict[str, bool | int | float | str]) -> dict[str, bool | int | float | str]:
+        names = {name: name.replace("_", "-").lower() for name in arguments}
+        for name, written in names.items():
+            whole = written.partition(".")[0].removeprefix("no-")
+            # vLLM's parser takes the beginning of a name for the name.
+            begun = [key for key in RESERVED_SERVER_ARGUMENTS if key.startswith(whole)]
+            meant = whole if whole in begun else next(iter(begun), None)
+            if meant is not None:
+                raise ValueError(f"{name} sets {meant}, which is {RESERVED_SERVER_ARGUMENTS[meant]}; leave it out here")
+            if [*names.values()].count(written) > 1:
+                raise ValueError(f"{name} stands here twice; write it once")
+        return arguments
+
     @model_validator(mode="after")
     def _one_server(self) -> Serving:
         exclusive = [("executable", "url", "urls", "lock"), ("engine", "url", "urls")]
@@ -204,4 +255,19 @@ class Serving(Settings):
             given = [name for name in names if getattr(self, name) is not None]
             if len(given) > 1:
                 raise ValueError(f"{' and '.join(given)} exclude each other; keep one of them")
+        unused = [name for name in ("arguments", "gpu_memory_utilization") if getattr(self, name)]
+        running = next((name for name in ("url", "urls") if getattr(self, name) is not None), None)
+        if running and unused:
+            raise ValueError(
+                f"{' and '.join(unused)} cannot reach the server at `{running}`, which runs already; leave out one"
+            )
         return self
+
+    def server_arguments(self) -> tuple[str, ...]:
+        """Return `arguments` as vLLM's command line has them."""
+        written = {name.replace("_", "-"): value for name, value in self.arguments.items()}
+        switches = {True: "--{}", False: "--no-{}"}
+        return tuple(
+            switches[value].format(name) if isinstance(value, bool) else f"--{name}={value}"
+            for name, value in written.items()
+        )

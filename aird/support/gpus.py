@@ -1,8 +1,8 @@
-"""One GPU for one job on a machine that has several.
+"""GPUs of its own for each job on a machine that has several.
 
-Snakemake counts GPUs but does not say which one a job gets, so each job takes one by a
-lock file that the kernel releases when the job ends. Schedulers hand out one GPU per
-job themselves: a job that sees a single one takes nothing.
+Snakemake counts GPUs but does not say which ones a job gets, so each job takes its number by
+lock files that the kernel releases when the job ends. Schedulers hand out GPUs themselves:
+a job that sees no more than it asks for takes nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from aird.support.lifetime import take_lock
 
@@ -21,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 POLL_SECONDS = 1.0
+
+_own: list[str] = []  # ids of the GPUs that are this process's
 
 
 def visible_gpus() -> list[str]:
@@ -50,33 +54,80 @@ def gpu_names() -> list[str]:
     return [line.partition(":")[2].partition("(")[0].strip() for line in lines]
 
 
-def take_gpu(folder: Path | None = None) -> str | None:
-    """Make one GPU this process's own until it ends, and the only one that it sees.
+def take_gpus(count: int, folder: Path | None = None) -> list[str]:
+    """Make `count` GPUs this process's own until it ends, and the only ones that it sees.
 
-    Waits while all are taken. Has to be called before CUDA is first used; servers that are started
-    afterwards see the same GPU.
+    Waits while too few are free. Has to be called before CUDA is first used; servers that are started afterwards see
+    the same GPUs.
 
     Args:
+        count: how many; with 0 the process sees none. Where there are none at all, it has none either.
         folder: where the lock files are; by default one that all of this user's runs share.
 
     Returns:
-        The GPU's id, or None where there is no choice (no GPU, or one).
+        The ids of those that were taken; none where there is no choice.
+
+    Raises:
+        RuntimeError: fewer are visible than are wanted.
     """
+    if not count:
+        os.environ[VISIBLE] = ""
+        return []
     ids = visible_gpus()
-    if len(ids) < 2:
-        if ids:
-            logger.info("this job runs on GPU %s, the only one that it sees", ids[0])
+    if not ids:
+        return []
+    if len(ids) < count:
+        raise RuntimeError(
+            f"this job wants {count} GPUs and sees {len(ids)} ({', '.join(ids)}); lower `gpus` of the model, or run it "
+            "where there are more"
+        )
+    if len(ids) == count:
+        logger.info("this job runs on GPU %s, %s", ", ".join(ids), "the only one that it sees" if count == 1 else "all")
+        _own[:] = ids
+        return []
+    _own[:] = _taken(ids, count, folder or Path(tempfile.gettempdir()) / f"aird-gpus-{os.getuid()}")
+    os.environ[VISIBLE] = ",".join(_own)
+    logger.info("this job runs on GPU %s of %s", ", ".join(_own), ", ".join(ids))
+    return list(_own)
+
+
+def own_gpus() -> int:
+    """Return over how many GPUs this process spreads a model: those that are its own, else 1."""
+    return max(1, len(_own))
+
+
+def spreading_obstacle(config: Mapping[str, Any], count: int) -> str | None:
+    """Return why vLLM cannot spread a model over `count` GPUs, in words; None if it can.
+
+    Args:
+        config: the checkpoint's config.json.
+        count: number of GPUs; each gets as many attention heads as any other.
+    """
+    text = config.get("text_config", config)
+    heads = text.get("num_attention_heads") or 0
+    shared = text.get("num_key_value_heads") or heads
+    fits = heads % count == 0 and (shared % count == 0 or count % (shared or 1) == 0)
+    if fits:
         return None
-    folder = folder or Path(tempfile.gettempdir()) / f"aird-gpus-{os.getuid()}"
+    return f"its {heads} attention heads, {shared} of them with keys and values, cannot be dealt to {count} GPUs alike"
+
+
+def _taken(ids: list[str], count: int, folder: Path) -> list[str]:
+    """Lock `count` of these GPUs, one after the other as they become free; return them in the order of `ids`."""
+    from filelock import FileLock  # here, as in aird/support/lifetime.py
+
     folder.mkdir(mode=0o700, exist_ok=True)
+    taken: set[str] = set()
     told = False
-    while True:
-        for name in ids:
-            if take_lock(folder / f"{name}.lock"):
-                os.environ[VISIBLE] = name
-                logger.info("this job runs on GPU %s of %s", name, ", ".join(ids))
-                return name
-        if not told:
-            logger.info("waiting for one of the GPUs %s", ", ".join(ids))
-            told = True
-        time.sleep(POLL_SECONDS)
+    # Only one job gathers at a time: two that hold half of what they want would wait for each other.
+    with FileLock(folder / "gathering.lock", fallback_to_soft=False, poll_interval=POLL_SECONDS / 10):
+        while True:
+            for name in ids:
+                if len(taken) < count and name not in taken and take_lock(folder / f"{name}.lock"):
+                    taken.add(name)
+            if len(taken) == count:
+                return [name for name in ids if name in taken]
+            if not told:
+                logger.info("waiting for %d of the GPUs %s", count, ", ".join(ids))
+                told = True
+            time.sleep(POLL_SECONDS)

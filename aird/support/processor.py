@@ -23,6 +23,7 @@ from aird.support.files import read_json, write_json
 
 Choice = Literal["measured", "checkpoint", "float32"]  # of the configuration's `compute_dtype`
 
+CPUINFO = Path("/proc/cpuinfo")
 STORED = ("bfloat16", "float16", "float32")  # types of checkpoints
 # Rows, inner size, columns: a small product that tells what is emulated, then tokens of one pack through a small
 # model's MLP, up and down.
@@ -122,11 +123,19 @@ def _cache_file() -> Path:
     return Path(folder) / "aird" / "arithmetic.json"
 
 
-def processor_name(description: Path = Path("/proc/cpuinfo")) -> str:
+def processor_name(description: Path = CPUINFO) -> str:
     """Return the processor's product name, or else its architecture."""
+    return next(iter(_said("model name", description)), platform.machine())
+
+
+def processor_flags(description: Path = CPUINFO) -> frozenset[str]:
+    """Return the instruction sets of the processor by Linux' names, such as "avx512f"; none where it does not say."""
+    return frozenset(next(iter(_said("flags", description)), "").split())
+
+
+def _said(key: str, description: Path) -> list[str]:
     try:
         lines = description.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.lower().startswith("model name")]
-    return names[0] if names else platform.machine()
+        return []
+    return [line.partition(":")[2].strip() for line in lines if line.lower().startswith(key)]

@@ -23,9 +23,10 @@ from tiny_model import build_tiny_model
 from transformers import AutoModelForCausalLM
 
 from aird.compression import oneshot
+from aird.compression.cache_recipe import cache_dtype
 from aird.compression.measure import check, check_stored_formats, fulfils_pattern, measure
-from aird.compression.pruning import zero_smallest, zero_smallest_in_groups
-from aird.compression.registry import RECIPES, compress
+from aird.compression.pruning import prune_by_magnitude, zero_smallest, zero_smallest_in_groups
+from aird.compression.registry import RECIPES, Recipe, compress
 from aird.models.checkpoint import block_prefix, natural_order, read_checkpoint
 from aird.models.loading import load_model as load_to_compute
 from aird.models.matrices import dense_matrix, matrix_tensors
@@ -36,6 +37,7 @@ from aird.settings.compressions import (
     BitsAndBytes,
     CalibrationSettings,
     CompressionSettings,
+    KeyValueCache,
     Magnitude,
     OptimumGPTQ,
     RecipeSettings,
@@ -124,6 +126,29 @@ def effective_weight(module: Any) -> torch.Tensor:
     from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 
     return dequantize_bnb_weight(module.weight, getattr(module, "state", None))
+
+
+def test_the_cache_recipe_keeps_every_weight(original: Path, tmp_path: Path) -> None:
+    measurements = compress(original, tmp_path / "cache", KeyValueCache(dtype="fp8"), None)
+    assert hash_folder(tmp_path / "cache") == hash_folder(original)
+    assert (tmp_path / "cache/model.safetensors").samefile(original / "model.safetensors")
+    assert {matrix["relative_error"] for matrix in measurements["matrices"].values()} == {0.0}
+    assert measurements["total"]["bits_per_weight"] == 16
+    manifest = {"settings": KeyValueCache(dtype="fp8").model_dump(), **measurements}
+    assert cache_dtype(manifest) == "fp8"
+    assert cache_dtype({"settings": FP8().model_dump()}) is None
+    assert cache_dtype({"source": {"path": "a"}}) is None
+
+
+def test_a_cache_recipe_that_changed_a_weight_is_an_error(
+    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pruned = Recipe(
+        KeyValueCache, lambda source, output, *_: prune_by_magnitude(source, output, Magnitude(sparsity=0.1))
+    )
+    monkeypatch.setitem(RECIPES, "kv_cache", pruned)
+    with pytest.raises(ValueError, match="changed weights that it must leave as they are"):
+        compress(original, tmp_path / "cache", KeyValueCache(dtype="fp8"), None)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -236,6 +236,35 @@ def test_file_mistake_is_one_clear_line(folder: Path, place: str, value: Any, st
     assert said in line
 
 
+def test_heads_of_a_local_model_that_no_number_of_gpus_can_share(folder: Path) -> None:
+    values = changed("models.hub.source", {"path": "model"})
+    (folder / "model/config.json").write_text('{"num_attention_heads": 14, "num_key_value_heads": 2}', encoding="utf-8")
+    values["models"]["hub"]["gpus"] = 2
+    check_files(load_configuration(values))
+    values["models"]["hub"]["gpus"] = 4
+    with pytest.raises(ConfigurationError, match="models.hub.gpus: its 14 attention heads.*write another number"):
+        check_files(load_configuration(values))
+
+
+def test_a_server_of_the_user_s_has_its_own_cache() -> None:
+    values = changed("compressions.k", {"recipe": "kv_cache", "dtype": "fp8"})
+    load_configuration(values)
+    values["serving"] = {"url": "http://host:8000"}
+    with pytest.raises(ConfigurationError, match="compressions.k: the server at serving.url has one cache"):
+        load_configuration(values)
+
+
+def test_arguments_of_the_server_as_its_command_line_has_them() -> None:
+    arguments = {"max_num_batched_tokens": 4096, "enforce-eager": True, "async-scheduling": False, "load-format": "pt"}
+    values = changed("serving", {"arguments": arguments})
+    assert load_configuration(values).serving.server_arguments() == (
+        "--max-num-batched-tokens=4096",
+        "--enforce-eager",
+        "--no-async-scheduling",
+        "--load-format=pt",
+    )
+
+
 def test_right_files_pass(folder: Path) -> None:
     values = changed("models.hub.source", {"path": "model"})
     values["suites"]["safety"] |= {"tasks": ["own", "rte"], "task_folder": "tasks"}
@@ -440,6 +469,7 @@ def test_parsing_imports_nothing_heavy() -> None:
 def test_rules_quote_every_value_in_shell_commands() -> None:
     # Numbers, and flags that the rules themselves write, need no quotes.
     plain = {f"params.{name}" for name in ("seed", "lock", "calibration", "environment", "judgement")}
+    plain.add("resources.gpu")
     for path in sorted((PROJECT / "rules").glob("*.smk")):
         for block in re.findall(r"^    shell:\n((?:        .*\n)+)", path.read_text(encoding="utf-8"), re.M):
             fields = set(re.findall(r"\{((?:input|output|params|log|wildcards|resources)[^{}]*)\}", block))

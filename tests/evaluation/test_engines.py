@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from aird.evaluation.engines import registry
+from aird.evaluation.engines import registry, vllm
 from aird.evaluation.engines.address import Address
 from aird.evaluation.engines.engine import Abilities, AdapterRefused, Completion, Engine, ServerSettings
 from aird.evaluation.engines.llama_cpp import LlamaCpp
@@ -101,9 +102,10 @@ class Carrier(Starter):
 
 
 def evaluate(
-    engine: Engine, checkpoint: Path, folder: Path, patch: Path | None = None, suite: Suite = SUITE
+    engine: Engine, checkpoint: Path, folder: Path, patch: Path | None = None, suite: Suite = SUITE, **options: Any
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     more: dict[str, Any] = {"reference": REFERENCE, "seed": 3, "scratch": folder / "scratch", "log": folder / "log"}
+    more |= options
     return evaluate_suite(checkpoint, patch, RECORDS, suite, SERVING, engine, **more)
 
 
@@ -261,3 +263,91 @@ def test_a_system_prompt_is_served_as_such(tiny_folder: Callable[[str], Path], t
     (tmp_path / "prompt/system_prompt.txt").write_text("Be kind.", encoding="utf-8")
     completions, utility = evaluate(Carrier(), tiny_folder("llama"), tmp_path, tmp_path / "prompt", served("both"))
     assert completions[0]["served_as"] == utility["served_as"] == "system_prompt" and "merged" not in utility
+
+
+def test_arguments_of_vllm_on_gpus_and_on_a_processor(tiny_folder: Callable[[str], Path]) -> None:
+    settings = ServerSettings(
+        64,
+        gpus=4,
+        gpu_memory_utilization=0.8,
+        key_value_cache_dtype="fp8",
+        extra_arguments=Serving(arguments={"max_num_seqs": 8}).server_arguments(),
+    )
+    arguments = vllm._arguments(tiny_folder("llama"), settings, None, 1, "mark", on_cpu=False)
+    assert {"--tensor-parallel-size=4", "--gpu-memory-utilization=0.8", "--kv-cache-dtype=fp8"} <= set(arguments)
+    # The last of two wins.
+    assert arguments[-1] == "--max-num-seqs=8"
+    processor = vllm._arguments(tiny_folder("llama"), settings, None, 1, "mark", on_cpu=True)
+    assert not [each for each in processor if "parallel" in each or "utilization" in each]
+    assert "--kv-cache-dtype=fp8" in processor
+    plain = vllm._arguments(tiny_folder("llama"), ServerSettings(64), None, 1, "mark", on_cpu=False)
+    assert "--tensor-parallel-size=1" in plain and not [each for each in plain if "cache-dtype" in each]
+
+
+@pytest.mark.parametrize("engine", [Starter(), Address("http://localhost:1"), Transformers(), Vllm(Path("python"))])
+def test_a_cache_that_an_engine_has_not_is_refused_before_anything_is_loaded(
+    engine: Engine, tiny_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="cannot be given a key/value cache of the type q8_0"):
+        evaluate(engine, tiny_folder("llama"), tmp_path, key_value_cache_dtype="q8_0")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "config", "said"),
+    [
+        ({"avx512f"}, {"head_dim": 64}, None),
+        ({"amx_tile"}, {"hidden_size": 128, "num_attention_heads": 4}, None),
+        ({"avx2"}, {"head_dim": 64}, "with AVX-512 or AMX only; use a GPU"),
+        ({"avx512f"}, {"head_dim": 80}, "this model have 80"),
+        ({"avx512f"}, {"text_config": {"hidden_size": 160, "num_attention_heads": 2}}, "this model have 80"),
+    ],
+)
+def test_what_a_quantised_cache_needs_of_a_processor(flags: set[str], config: dict[str, Any], said: str | None) -> None:
+    with contextlib.nullcontext() if said is None else pytest.raises(ValueError, match=said):
+        vllm._check_cpu_cache(config, "fp8", frozenset(flags))
+
+
+@dataclass(frozen=True)
+class Cached(Starter):
+    """An engine with a quantised cache, whose first tokens are `off` nats from those of Transformers."""
+
+    off: float = 0.0
+    key_value_cache_dtypes: ClassVar = ("fp8",)
+
+    @contextlib.contextmanager
+    def serve(
+        self, checkpoint: Path, settings: ServerSettings, log_path: Path, adapter: Path | None = None
+    ) -> Iterator[Started]:
+        with super().serve(checkpoint, settings, log_path, adapter) as client:
+            complete = client.complete
+
+            def moved(*arguments: Any, **more: Any) -> list[Completion]:
+                completions = complete(*arguments, **more)
+                return [
+                    dataclasses.replace(
+                        each,
+                        first_token_logprobs=each.first_token_logprobs
+                        and {token: value - self.off for token, value in each.first_token_logprobs.items()},
+                    )
+                    for each in completions
+                ]
+
+            client.complete = moved  # type: ignore[method-assign]
+            yield client
+
+
+def test_a_quantised_cache_may_move_first_tokens_by_more_and_the_record_says_so(
+    tiny_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    checkpoint = tiny_folder("llama")
+    _, measured = evaluate(Cached(off=0.7), checkpoint, tmp_path, key_value_cache_dtype="fp8")
+    parity = measured["parity"]
+    assert parity["upper_quartile_difference"] == pytest.approx(0.7, abs=0.05)
+    assert (parity["key_value_cache_dtype"], parity["tolerance"]) == ("fp8", 4 * SERVING.parity_tolerance)
+    with pytest.raises(ParityError, match="in fp8 alone do this.*raise parity_tolerance"):
+        evaluate(Cached(off=1.3), checkpoint, tmp_path, key_value_cache_dtype="fp8")
+    with pytest.raises(ParityError, match="disagree"):
+        evaluate(Cached(off=0.7), checkpoint, tmp_path)
+    _, plain = evaluate(Cached(), checkpoint, tmp_path)
+    assert "tolerance" not in plain["parity"]

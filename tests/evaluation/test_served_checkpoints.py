@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from aird.models.dense import rounds_activations
 from aird.models.loading import load_model
 from aird.patching.adapters import merge, save_adapter
 from aird.patching.edits import Edit
-from aird.settings.compressions import AWQ, FP8, BitsAndBytes, CalibrationSettings, RoundToNearest
+from aird.settings.compressions import AWQ, FP8, BitsAndBytes, CalibrationSettings, KeyValueCache, RoundToNearest
 from aird.settings.suites import Serving, Suite
 
 MODULES = {"model.layers.0.self_attn.o_proj": 128, "model.layers.2.mlp.down_proj": 256}
@@ -201,3 +202,18 @@ def test_trap_vllm_serves_a_broken_checkpoint_without_an_error(
     with Vllm(vllm_python).serve(broken, SETTINGS, tmp_path / "log") as client:
         with pytest.raises(ParityError, match="vLLM and Transformers disagree"):
             check_parity(client, PROMPTS, sound, 0.25)
+
+
+@pytest.mark.parametrize("dtype", ["fp8", "fp8_e5m2"])
+def test_a_quantised_cache_of_the_unchanged_weights(
+    dtype: str, original: Path, vllm_python: Path, tmp_path: Path
+) -> None:
+    """It moves first tokens, which shows that the server has it, and less than a checkpoint that is loaded wrongly."""
+    compress(original, tmp_path / "cache", KeyValueCache(dtype=dtype), None)
+    expected = first_token_logprobs(load_model(original, dtype=torch.float32), PROMPTS)
+    settings = dataclasses.replace(SETTINGS, key_value_cache_dtype=dtype)
+    engine = Vllm(vllm_python)
+    engine.check(tmp_path / "cache", settings)
+    with engine.serve(tmp_path / "cache", settings, tmp_path / "log") as client:
+        parity = check_parity(client, PROMPTS, expected, 4 * TOLERANCE)
+    assert parity["largest_difference"] > 0.01

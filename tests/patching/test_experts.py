@@ -22,8 +22,8 @@ from aird.models.experts import is_transposed, matrix_reader
 from aird.models.loading import load_model, load_structure
 from aird.models.structure import ArchitectureError, residual_writers
 from aird.patching.adapters import load_adapter, merge, save_adapter
+from aird.patching.edited import all_edited
 from aird.patching.edits import Edit, make_edits
-from aird.patching.fitting import all_edited
 from aird.patching.method import PatchInputs
 from aird.patching.methods import parse_patch
 from aird.patching.patch_files import make_patch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -71,11 +72,10 @@ def score(harmful: float, harmless: float = 0.05, right: float = 0.8, likelihood
     return {"labels": labels, "answers": answers, "questions": questions}
 
 
-@pytest.fixture(scope="module")
-def table() -> pandas.DataFrame:
-    """Return the table of a model with a pruned, a quantised and a harmless compression, all patched."""
+def collected() -> Evidence:
+    """Return what there is of a model with a pruned, a quantised and a harmless compression, all patched."""
     names = ("original", "pruned", "quantised", "light")
-    evidence = Evidence(
+    return Evidence(
         directions={
             ("m", "original"): ORIGINAL_DIRECTION,
             **{("m", name): made for name, made in COMPRESSED.items()},
@@ -126,7 +126,22 @@ def table() -> pandas.DataFrame:
         controls={"aird": ["random"], "learnt": ["learnt-random"], "weak": ["strong-random"], "fitted": []},
         seed=0,
     )
-    return claims_table(evidence)
+
+
+@pytest.fixture(scope="module")
+def table() -> pandas.DataFrame:
+    return claims_table(collected())
+
+
+def test_what_changes_no_weight_has_no_direction_that_moves_but_can_lose_refusal() -> None:
+    evidence = collected()
+    scores = {("s", ("m", "cache", patch)): score(refusal) for patch, refusal in (("plain", 0.5), ("aird", 0.9))}
+    table = claims_table(dataclasses.replace(evidence, scores={**evidence.scores, **scores}))
+    own = table[table.compression == "cache"]
+    assert set(own.claim) == {"C4"}
+    repaired = row(table, "refusal is repaired at no cost", "cache", "aird")
+    assert repaired.reason != "no refusal was lost measurably, so there is nothing to repair"
+    assert row(table, "raises refusal of harmful prompts", "cache", "aird").estimate == pytest.approx(0.4)
 
 
 def row(table: pandas.DataFrame, statement: str, compression: str, patch: str = "") -> Any:

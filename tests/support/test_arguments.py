@@ -53,6 +53,30 @@ def rule_scripts() -> list[str]:
     return sorted(set(re.findall(r'"\$SCRIPTS"/(\w+)\.py', text)))
 
 
+def test_a_job_has_as_many_gpus_as_its_rule_says(tmp_path: Path) -> None:
+    program = "import os\nfrom arguments import begin_job, parse\narguments = parse(__doc__, gpu={})\n"
+    program += "begin_job(arguments)\nprint(os.environ['CUDA_VISIBLE_DEVICES'])"
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{SCRIPTS}", "TMPDIR": str(tmp_path)}
+    seen = []
+    for runs_a_model, asked in (True, ["--gpus", "2"]), (True, ["--gpus", "0"]), (False, []):
+        job = subprocess.run(
+            [sys.executable, "-c", program.format(runs_a_model), *asked],
+            env={**environment, "CUDA_VISIBLE_DEVICES": "5,7,9"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        seen.append(job.stdout.strip())
+    assert seen == ["5,7", "", ""]
+
+
+def test_every_rule_tells_a_script_that_runs_a_model_its_gpus() -> None:
+    text = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "rules").glob("*.smk")))
+    told = set(re.findall(r'"\$SCRIPTS"/(\w+)\.py\'\n        " --gpus \{resources\.gpu\}"', text))
+    running = {path.stem for path in SCRIPTS.glob("*.py") if "gpu=True" in path.read_text(encoding="utf-8")}
+    assert told == running | {"make_patch"}  # which runs a model or not, by its method
+
+
 @pytest.mark.parametrize("name", rule_scripts())
 def test_every_rule_s_script_begins_a_job_once_it_has_parsed(name: str) -> None:
     tree = ast.parse((SCRIPTS / f"{name}.py").read_text(encoding="utf-8"))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from aird.support.files import read_json
-from aird.support.gpus import take_gpu
+from aird.support.gpus import take_gpus
 from aird.support.lifetime import end_with_run
 from aird.support.processor import follow
 
@@ -37,7 +37,7 @@ def parse(
         optional: names of optional path arguments (None where absent).
         optional_texts: names of optional text arguments (None where absent).
         many: names of arguments that take any number of paths.
-        gpu: the script runs a model; `begin_job` then takes a GPU.
+        gpu: the script runs a model; `begin_job` then takes as many GPUs as `--gpus` says.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.set_defaults(gpu=gpu)
@@ -50,11 +50,12 @@ def parse(
     }
     for name, option in options.items():
         parser.add_argument(f"--{name.replace('_', '-')}", **option)
+    parser.add_argument("--gpus", type=int, default=1)
     return parser.parse_args()
 
 
 def begin_job(arguments: argparse.Namespace) -> None:
-    """Make this process a job: it logs, ends with its run, computes in the recorded types, and has its own GPU.
+    """Make this process a job: it logs, ends with its run, computes in the recorded types, and sees its own GPUs only.
 
     Args:
         arguments: what `parse` returned. `arithmetic`, where it is there, is the record that is followed.
@@ -63,7 +64,6 @@ def begin_job(arguments: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     # One line per request would bury everything else.
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    if arguments.gpu:
-        take_gpu()
+    take_gpus(arguments.gpus if arguments.gpu else 0)
     if getattr(arguments, "arithmetic", None):
         follow(read_json(arguments.arithmetic))

@@ -1,5 +1,6 @@
 """Serve one checkpoint and ask it everything that a suite measures."""
 
+from aird.compression.cache_recipe import cache_dtype
 from aird.evaluation.engines.address import Address
 from aird.evaluation.engines.registry import recorded_engine
 from aird.evaluation.suite_run import KINDS, evaluate_suite
@@ -28,7 +29,7 @@ def main() -> None:
     suite = Suite.model_validate({**arguments.settings["suite"], **more})
     seed = int(arguments.seed)
     records = {kind: select(read_json_lines(getattr(arguments, kind)), getattr(suite, kind), seed) for kind in KINDS}
-    open_checkpoint(arguments.checkpoint, arguments.manifest)
+    manifest = open_checkpoint(arguments.checkpoint, arguments.manifest)
     if arguments.adapter is not None:
         check_folder(arguments.adapter, read_json(arguments.adapter_statistics)["files"])
     completions, utility = evaluate_suite(
@@ -43,6 +44,7 @@ def main() -> None:
         scratch=arguments.completions.with_suffix(".served"),
         log=arguments.server_log,
         attack_texts=None if arguments.attacks is None else read_json(arguments.attacks),
+        key_value_cache_dtype=cache_dtype(manifest),
     )
     write_json(arguments.utility, utility)
     write_json_lines(arguments.completions, completions)

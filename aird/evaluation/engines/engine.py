@@ -118,6 +118,9 @@ class ServerSettings:
         dtype: type to compute in; None takes the type that `load_model` computes in.
         seed: the engine's own (greedy decoding does not depend on it).
         trust_remote_code: let the engine run modelling code that the checkpoint brings.
+        gpus: GPUs to spread the model over; of no account without a GPU.
+        gpu_memory_utilization: share of each GPU's memory to take, 0 to 1; None leaves it to the engine.
+        key_value_cache_dtype: type of the cached keys and values, such as "fp8"; None is the model's.
         extra_arguments: further arguments of the engine's program; they win over the above.
     """
 
@@ -129,6 +132,9 @@ class ServerSettings:
     dtype: str | None = None
     seed: int = 0
     trust_remote_code: bool = False
+    gpus: int = 1
+    gpu_memory_utilization: float | None = None
+    key_value_cache_dtype: str | None = None
     extra_arguments: tuple[str, ...] = ()
 
 
@@ -137,9 +143,11 @@ class Engine(ABC):
 
     Attributes:
         abilities: what it can be asked for, at best.
+        key_value_cache_dtypes: types of a quantised key/value cache that it can be started with.
     """
 
     abilities: ClassVar[Abilities]
+    key_value_cache_dtypes: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     @abstractmethod
@@ -161,6 +169,19 @@ class Engine(ABC):
     def needs_dense_copy(self, checkpoint: Path) -> bool:
         """Return whether the engine cannot read a checkpoint's quantised weights here, so that it gets them dense."""
         return False
+
+    def check(self, checkpoint: Path, settings: ServerSettings) -> None:
+        """Check that the engine can be started so, before anything is loaded for it.
+
+        Raises:
+            ValueError: it cannot; the message says why.
+        """
+        dtype = settings.key_value_cache_dtype
+        if dtype is not None and dtype not in self.key_value_cache_dtypes:
+            known = ", ".join(self.key_value_cache_dtypes) or "none"
+            raise ValueError(
+                f"{self.describe()} cannot be given a key/value cache of the type {dtype} (it has: {known})"
+            )
 
     @abstractmethod
     def serve(

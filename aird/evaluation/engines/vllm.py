@@ -23,9 +23,10 @@ from aird.evaluation.engines.engine import Abilities, AdapterRefused, Completion
 from aird.evaluation.http_server import HttpServer, listed_models, start_server
 from aird.evaluation.programs import vllm_server
 from aird.evaluation.server_process import clean_environment
+from aird.settings.compressions import CACHE_DTYPES
 from aird.support.files import read_json
-from aird.support.gpus import VISIBLE, listed_gpus
-from aird.support.processor import computes_in
+from aird.support.gpus import VISIBLE, listed_gpus, spreading_obstacle
+from aird.support.processor import computes_in, processor_flags
 
 CHECKPOINT, ADAPTER = "checkpoint", "adapter"  # names under which the server knows them
 HEAD, EXPERTS = "lm_head", "experts"  # modules of vLLM's
@@ -40,6 +41,7 @@ class Vllm(Engine):
     python: Path | None
 
     abilities: ClassVar = Abilities(first_token_logprobs=True, prompt_logprobs=True, tasks=True, adapters=True)
+    key_value_cache_dtypes: ClassVar = CACHE_DTYPES["vllm"]
 
     @classmethod
     def recorded(cls, record: Mapping[str, Any], folder: Path) -> Vllm | None:
@@ -57,6 +59,16 @@ class Vllm(Engine):
         from aird.models.dense import needs_dense_copy  # with torch, which a server's start does not wait for
 
         return needs_dense_copy(checkpoint, detect_accelerator() == "cpu")
+
+    def check(self, checkpoint: Path, settings: ServerSettings) -> None:
+        """Check the type of the cache, and that the attention heads can be dealt to the GPUs."""
+        super().check(checkpoint, settings)
+        config = read_json(checkpoint / "config.json")
+        if detect_accelerator() == "cuda":
+            if obstacle := spreading_obstacle(config, settings.gpus):
+                raise ValueError(f"vLLM cannot serve {checkpoint}: {obstacle}; change `gpus` of the model")
+        elif settings.key_value_cache_dtype is not None:
+            _check_cpu_cache(config, settings.key_value_cache_dtype, processor_flags())
 
     @contextlib.contextmanager
     def serve(
@@ -212,6 +224,12 @@ def _arguments(
         arguments += ["--enforce-eager"]  # torch.compile takes longer than most jobs' decoding
         # A GPU's memory is the job's own, and vLLM finds out how much of it is left.
         arguments += [f"--kv-cache-memory-bytes={int(settings.key_value_cache_gib * 2**30)}"]
+    else:
+        arguments += [f"--tensor-parallel-size={settings.gpus}"]
+        if settings.gpu_memory_utilization is not None:
+            arguments += [f"--gpu-memory-utilization={settings.gpu_memory_utilization}"]
+    if settings.key_value_cache_dtype is not None:
+        arguments += [f"--kv-cache-dtype={settings.key_value_cache_dtype}"]
     if adapter is not None:
         module = json.dumps({"name": ADAPTER, "path": str(adapter.absolute())})
         arguments += ["--enable-lora", f"--max-lora-rank={_lora_rank(adapter)}", "--lora-modules", module]
@@ -222,6 +240,19 @@ def _arguments(
             raise AdapterRefused(f"vLLM on a CPU measures no adapter on {HEAD}, as {adapter} is")
         arguments += ["--lora-target-modules", *targets]
     return [*arguments, *settings.extra_arguments]
+
+
+def _check_cpu_cache(config: Mapping[str, Any], dtype: str, flags: frozenset[str]) -> None:
+    """Check what vLLM's attention on a CPU asks of a quantised cache (vLLM 0.32, `cpu_attn.py`)."""
+    if not flags & {"avx512f", "amx_tile"}:
+        raise ValueError(f"vLLM on a CPU has a key/value cache in {dtype} with AVX-512 or AMX only; use a GPU")
+    text = config.get("text_config", config)
+    width = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
+    if width % 32:
+        raise ValueError(
+            f"vLLM on a CPU has a key/value cache in {dtype} for heads of a multiple of 32 features only, and those of "
+            f"this model have {width}; use a GPU"
+        )
 
 
 def _compute_dtype(checkpoint: Path) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from aird.evaluation.engines.engine import Engine, ServerSettings
 from aird.settings.suites import Classifier
+from aird.support.gpus import own_gpus
 
 
 def judge_module(judge: Classifier) -> str:
@@ -39,7 +40,8 @@ def judge_completions(
     from transformers import AutoTokenizer
 
     ask_judge = importlib.import_module(judge_module(judge)).ask_judge
-    settings = ServerSettings(maximum_model_length=judge.maximum_model_length, seed=seed)
+    settings = ServerSettings(maximum_model_length=judge.maximum_model_length, seed=seed, gpus=own_gpus())
+    engine.check(checkpoint, settings)
     with engine.serve(checkpoint, settings, log) as client:
         answers: list[dict[str, Any]] = ask_judge(
             client, AutoTokenizer.from_pretrained(str(checkpoint)), completions, judge
