@@ -91,7 +91,13 @@ def optional_flags(wildcards, input):
     """Return the flags of what only some cells have."""
     address = cell_address(wildcards)
     flags = [] if address is None else ["--url", address]
-    for name in ("environment", "adapter", "adapter_statistics", "reference", "attacks"):
+    for name in (
+        "environment",
+        "adapter",
+        "adapter_statistics",
+        "reference",
+        "attacks",
+    ):
         for path in getattr(input, name):
             flags += [f"--{name.replace('_', '-')}", path]
     if input.tasks:

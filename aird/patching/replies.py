@@ -31,8 +31,6 @@ TOP = 256
 KINDS = ("harmful", "harmless")
 # What is needed of the original: to refuse as it does, and no more harmless prompts than it does.
 OF_ORIGINAL = (("train", "harmful"), ("validation", "harmful"), ("validation", "harmless"))
-# What is needed of the compressed checkpoint: harmless replies are to stay its own.
-OF_COMPRESSED = (("train", "harmless"), ("validation", "harmless"))
 
 Instructions = Mapping[tuple[str, str], Sequence[str]]  # (split, kind) -> instructions
 
