@@ -22,6 +22,9 @@ examples:
   aird export --gguf adapter adapter.gguf --base model-Q8_0.gguf
       (the patch was made for another form of the model: measure it on this one)
 
+files:
+  adapter.gguf   general.type "adapter", adapter.type "lora"; two tensors of a few KB for each edited matrix
+
 common errors:
   "holds no GGUF file": the patch was made for another format; name the GGUF model with --base"""
 

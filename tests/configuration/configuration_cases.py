@@ -57,7 +57,12 @@ CASES: dict[str, list[Case]] = {
         ("models.hub.sorce", {}, "models.hub.sorce:", "did you mean source?"),
         ("models.tuned.refusal_tuning.harmful.splt", "a", "models.tuned.refusal_tuning.harmful.splt:", "mean split?"),
         ("compressions.wanda.calibration.cont", 3, "compressions.wanda.calibration.cont:", "did you mean count?"),
-        ("compressions.magnitude", {"recipe": "gguf", "type": "IQ2_XXS"}, "compressions.magnitude.type:", "Q4_K_M"),
+        (
+            "compressions.magnitude",
+            {"recipe": "gguf", "type": "IQ2_XXS"},
+            "compressions.magnitude.type:",
+            "none of the allowed",
+        ),
         ("compressions.magnitude.calibration", {}, "compressions.magnitude.calibration:", "sparsity, pattern"),
         ("patches.aird.x", 1, "patches.aird.x:", "write one of compressions, blocks"),
         ("suites.safety.max_new_tokens", 9, "suites.safety.max_new_tokens:", "did you mean maximum_new_tokens?"),
