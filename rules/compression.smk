@@ -57,7 +57,9 @@ def compression_environment(wildcards):
 
 def compression_settings(wildcards):
     """Return the settings of a compression."""
-    return settings_json(CONFIGURATION.compressions[wildcards.compression])
+    # Who serves it changes no weight.
+    settings = CONFIGURATION.compressions[wildcards.compression]
+    return canonical_json(settings.model_dump(exclude={"engine"}))
 
 
 rule compress_model:
