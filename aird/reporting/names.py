@@ -15,6 +15,7 @@ ROUNDING = {
     "awq": "{weight_bits}-bit AWQ",
     "fp8": "rounding to FP8",
     "bitsandbytes": "bitsandbytes {variant}",
+    "kv_cache": "a key/value cache in {dtype}",
     "given": "a ready-made checkpoint",
 }
 METHODS = {
