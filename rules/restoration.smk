@@ -36,7 +36,7 @@ rule examine_patched:
         "../envs/core.yaml"
     threads: THREADS
     resources:
-        mem_mb=4000,
+        mem_mb=memory(4000),
         runtime=180,
         gpu=gpus,
     params:
@@ -50,6 +50,7 @@ rule examine_patched:
         " {wildcards.patch} (claim C5)"
     shell:
         'python "$SCRIPTS"/examine_patched.py'
+        " --gpus {resources.gpu}"
         " --arithmetic {input.arithmetic:q}"
         " --checkpoint {input.checkpoint:q}"
         " --manifest {input.manifest:q}"

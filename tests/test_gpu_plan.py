@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from grid import tiny_configuration
-from project import copy_project, planned, snakemake, write_configuration
+from project import copy_project, job_records, names, planned, snakemake, write_configuration
 from tiny_model import build_tiny_model
 
 pytestmark = pytest.mark.workflow
@@ -44,38 +44,35 @@ def configuration(project: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, A
     return made
 
 
-def jobs(project: Path, *arguments: str) -> dict[str, dict[str, str]]:
-    """Return, per job of a plan, its resources and the GPUs that its script is told."""
-    run = snakemake(project, "--dry-run", "-p", *arguments)
-    found = {}
-    for block in re.split(r"\n(?=rule |Job \d+: )", run.stdout + run.stderr):
-        wildcards = re.search(r"wildcards: (.*)", block)
-        resources = re.search(r"resources: (.*)", block)
-        name = re.search(r"^(?:local)?rule (\w+):", block, re.M)
-        told = re.search(r"--gpus (\d+)", block)
-        if name and resources:
-            values = dict(part.split("=", 1) for part in resources[1].split(", ") if "=" in part)
-            key = " ".join([name[1], *re.findall(r"=([^,]+)", wildcards[1] if wildcards else "")])
-            found[key] = values | ({"told": told[1]} if told else {})
-    return found
+def resources(project: Path, *arguments: str) -> dict[str, dict[str, int | None]]:
+    """Return GPUs and memory of each job of a plan."""
+    return {next(iter(names([record]))): record["resources"] for record in job_records(project, *arguments)}
+
+
+def settings(project: Path) -> list[str]:
+    """Return what the scripts are given; not the report's, which shows the whole configuration."""
+    run = snakemake(project, "--dry-run", "-p", "--resources", "gpu=4")
+    found = re.findall(r"--settings '([^']*)'", run.stdout + run.stderr)
+    return sorted(text for text in found if '"prompt_sets"' not in text)
 
 
 def test_each_job_gets_the_gpus_and_the_memory_of_its_model(project: Path, configuration: dict[str, Any]) -> None:
     write_configuration(project, configuration)
-    plan = jobs(project, "--resources", "gpu=4")
-    for name in ("capture_activations tiny original", "evaluate_suite tiny w4a16 plain quick", "refusal_tokens tiny"):
-        assert (plan[name]["gpu"], plan[name]["told"]) == ("2", "2"), name
+    plan = resources(project, "--resources", "gpu=4")
+    gpus = {name: values["gpu"] for name, values in plan.items()}
+    running = ("capture_activations tiny/original", "evaluate_suite tiny/w4a16/plain/quick", "refusal_tokens tiny")
+    assert {gpus[name] for name in running} == {2}
     # One block of a model is there at a time.
-    assert (plan["compress_model tiny w4a16"]["gpu"], plan["compress_model tiny w4a16"]["told"]) == ("1", "1")
-    assert plan["evaluate_suite large w4a16 plain quick"]["told"] == "1"
-    assert plan["make_patch tiny cache aird"]["told"] == "0"
-    assert "gpu" not in plan["import_model tiny"]
-    memory = {name: int(values["mem_mb"]) for name, values in plan.items()}
+    assert gpus["compress_model tiny/w4a16"] == 1
+    assert gpus["evaluate_suite large/w4a16/plain/quick"] == 1
+    assert gpus["make_patch tiny/cache/aird"] == 0
+    assert gpus["import_model tiny"] is None
+    memory = {name: values["mem_mb"] for name, values in plan.items()}
     assert memory["import_model large"] == 4_000 + 140_000
-    assert memory["capture_activations large original"] == 4_000 + 140_000
-    assert memory["compress_model large w4a16"] == 8_000 + 210_000
-    assert memory["evaluate_suite large w4a16 plain quick"] == 8_000 + 140_000
-    assert memory["evaluate_suite tiny w4a16 plain quick"] == 8_001  # a megabyte of weights
+    assert memory["capture_activations large/original"] == 4_000 + 140_000
+    assert memory["compress_model large/w4a16"] == 8_000 + 210_000
+    assert memory["evaluate_suite large/w4a16/plain/quick"] == 8_000 + 140_000
+    assert memory["evaluate_suite tiny/w4a16/plain/quick"] == 8_001  # a megabyte of weights
 
 
 def test_more_gpus_than_a_run_may_use_are_an_error(project: Path, configuration: dict[str, Any]) -> None:
@@ -91,31 +88,24 @@ def test_without_gpus_weights_count_as_float32(
 ) -> None:
     (project / "bin/nvidia-smi").unlink()
     write_configuration(project, configuration)
-    plan = jobs(project)
-    assert plan["capture_activations large original"]["mem_mb"] == str(4_000 + 280_000)
-    assert plan["import_model large"]["mem_mb"] == str(4_000 + 140_000)
-    assert {values["told"] for values in plan.values() if "told" in values} == {"0"}
+    plan = resources(project)
+    assert plan["capture_activations large/original"] == {"gpu": 0, "mem_mb": 4_000 + 280_000}
+    assert plan["import_model large"]["mem_mb"] == 4_000 + 140_000
     write_configuration(project, configuration | {"compute_dtype": "checkpoint"})
-    assert jobs(project)["capture_activations large original"]["mem_mb"] == str(4_000 + 140_000)
+    assert resources(project)["capture_activations large/original"]["mem_mb"] == 4_000 + 140_000
 
 
 def test_sizes_are_part_of_no_key(project: Path, configuration: dict[str, Any]) -> None:
     """What the jobs are given is the same JSON as before there were such settings."""
     write_configuration(project, configuration)
-
-    def settings() -> list[str]:
-        run = snakemake(project, "--dry-run", "-p", "--resources", "gpu=4")
-        return sorted(re.findall(r"--settings '([^']*)'", run.stdout + run.stderr))
-
-    before = settings()
+    before = settings(project)
     assert not any(word in text for text in before for word in ("gpu_memory_utilization", "arguments", "gpus"))
     configuration["models"]["tiny"] |= {"gpus": 1, "parameters": 0.1}
     write_configuration(project, configuration)
-    # The report shows the whole configuration.
-    assert [text for text in settings() if text not in before and '"seed"' not in text] == []
+    assert settings(project) == before
     configuration["serving"] |= {"arguments": {"max-num-seqs": 8}, "gpu_memory_utilization": 0.5}
     write_configuration(project, configuration)
-    assert any('"arguments":{"max-num-seqs":8}' in text for text in settings())
+    assert any('"arguments":{"max-num-seqs":8}' in text for text in settings(project))
 
 
 def test_a_cache_recipe_has_cells_and_no_direction(project: Path, configuration: dict[str, Any]) -> None:

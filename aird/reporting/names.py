@@ -16,6 +16,7 @@ ROUNDING = {
     "fp8": "rounding to FP8",
     "bitsandbytes": "bitsandbytes {variant}",
     "gguf": "GGUF {type}",
+    "kv_cache": "a key/value cache in {dtype}",
     "given": "a ready-made checkpoint",
 }
 METHODS = {

@@ -389,12 +389,25 @@ def details(summary: pandas.DataFrame, paired: pandas.DataFrame, directions: pan
         of_model = directions[directions.model == rows.model.iloc[0]]
         yield about
         for of_compression in _compressed(rows):
-            site = of_model[of_model.compression == of_compression.compression.iloc[0]].iloc[0]
-            yield from _compression(of_compression, tests, site)
+            sites = of_model[of_model.compression == of_compression.compression.iloc[0]]
+            # What changes no weight has no direction of its own.
+            yield from _compression(of_compression, tests, None if sites.empty else sites.iloc[0])
         yield from _second_opinions(of_model)
 
 
-def _compression(rows: pandas.DataFrame, tests: pandas.DataFrame, site: pandas.Series) -> Iterator[str]:
+def _site(site: pandas.Series) -> str:
+    null = f"{site.split_half_null_low:.2f} to {site.split_half_null_high:.2f}"
+    same = (site.layer, site.position) == (site.original_layer, site.original_position)
+    # Of all prompts, as the null is.
+    moved = "below" if site.cosine_same_site_shared < site.split_half_null_low else "within or above"
+    source = "the same source site" if same else f"source site ({site.layer}, {site.position})"
+    return (
+        f"its direction has cosine {site.cosine_same_site_shared:.2f} with the original's at the same site, {moved} "
+        f"the split-half null ({null}), norm ratio {site.norm_ratio:.2f}, {source}"
+    )
+
+
+def _compression(rows: pandas.DataFrame, tests: pandas.DataFrame, site: pandas.Series | None) -> Iterator[str]:
     plain = rows[rows.patch == PLAIN].iloc[0]
     test = _test(tests, plain, "original")
     what = f"changed refusal by {_points(test.difference)} points"
@@ -406,16 +419,8 @@ def _compression(rows: pandas.DataFrame, tests: pandas.DataFrame, site: pandas.S
             f", and changed over-refusal by {_points(over.difference)} points (p = {over.p_value:.2g}), to "
             f"{percent(plain.over_refusal)}"
         )
-    null = f"{site.split_half_null_low:.2f} to {site.split_half_null_high:.2f}"
-    same = (site.layer, site.position) == (site.original_layer, site.original_position)
-    # Of all prompts, as the null is.
-    moved = "below" if site.cosine_same_site_shared < site.split_half_null_low else "within or above"
-    source = "the same source site" if same else f"source site ({site.layer}, {site.position})"
-    yield (
-        f"  {plain.compression} {what} (p = {test.p_value:.2g}), to {percent(plain.refusal)}{also}; its direction has "
-        f"cosine {site.cosine_same_site_shared:.2f} with the original's at the same site, {moved} the split-half null "
-        f"({null}), norm ratio {site.norm_ratio:.2f}, {source}."
-    )
+    direction = "no weight changed, so its direction is the original's" if site is None else _site(site)
+    yield f"  {plain.compression} {what} (p = {test.p_value:.2g}), to {percent(plain.refusal)}{also}; {direction}."
     for row in rows[rows.patch != PLAIN].itertuples():
         refusal, over = _test(tests, row, "plain"), _test(tests, row, "plain", "over_refusal")
         effect = "" if refusal.p_value < SIGNIFICANT else " (no measurable change)"

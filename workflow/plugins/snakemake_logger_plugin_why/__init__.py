@@ -1,7 +1,7 @@
 """A Snakemake logger that says in words why each job would run: `make why`.
 
 `--logger why` prints one line per planned job, in the order of the data's way.
-`--logger-why-records FILE` writes them as JSON lines instead: rule, wildcards, reason, input, output.
+`--logger-why-records FILE` writes them as JSON lines instead: rule, wildcards, reason, input, output, resources.
 """
 
 import json
@@ -71,7 +71,8 @@ class LogHandler(LogHandlerBase):
         self.jobs += 1
         if self.records is not None:
             files = {kind: [_plain(path) for path in job[kind] or []] for kind in ("input", "output")}
-            line = {"rule": rule, "wildcards": wildcards, "reason": reason, **files}
+            resources = {name: job["resources"].get(name) for name in ("gpu", "mem_mb")}
+            line = {"rule": rule, "wildcards": wildcards, "reason": reason, **files, "resources": resources}
             with self.records.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(line) + "\n")
         else:
