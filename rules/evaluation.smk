@@ -240,7 +240,7 @@ rule evaluate_suite:
         " --harmless {input.harmless:q}"
         " {params.optional:q}"
         " --settings {params.settings:q}"
-        " --serve {params.serve}"
+        " --serve {params.serve:q}"
         " --seed {params.seed}"
         " --server-log {log.server:q}"
         " --completions {output.completions:q}"

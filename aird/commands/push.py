@@ -25,6 +25,8 @@ examples:
       (the adapter was made for a folder; on the hub it needs the name of the model there)
   aird push results/patches/M/C/aird/adapter organisation/M-C-aird --card results/cards/M/C/aird/README.md --base ...
 
+files that go out: adapter_config.json, adapter_model.safetensors, README.md (the card with the numbers)
+
 The token is the one of `hf auth login` or HF_TOKEN; it needs leave to write.
 
 common errors:

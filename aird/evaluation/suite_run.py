@@ -111,6 +111,18 @@ def evaluate_suite(
         ValueError: the suite asks for both forms, and the engine cannot be asked so; an attacked prompt is too long; or
             the engine cannot be started so.
     """
+    longest = suite.maximum_model_length or serving.maximum_model_length
+    settings = ServerSettings(
+        maximum_model_length=longest,
+        key_value_cache_gib=serving.key_value_cache_gib,
+        seed=seed,
+        trust_remote_code=code_is_trusted(),
+        gpus=own_gpus(),
+        gpu_memory_utilization=serving.gpu_memory_utilization,
+        key_value_cache_dtype=key_value_cache_dtype,
+        extra_arguments=serving.server_arguments(),
+    )
+    engine.check(checkpoint, settings)
     can = engine.able(checkpoint)
     measured = {"perplexity": can.prompt_logprobs, "tasks": can.tasks or not suite.tasks}
     not_measured = [what for what, able in measured.items() if not able]
@@ -132,20 +144,8 @@ def evaluate_suite(
             for record in asked
         ]
 
-    longest = suite.maximum_model_length or serving.maximum_model_length
     texts = attack_texts or {}
     check_attack_lengths(tokenizer, records["harmful"], suite, texts, seed, longest, system_prompt)
-    settings = ServerSettings(
-        maximum_model_length=longest,
-        key_value_cache_gib=serving.key_value_cache_gib,
-        seed=seed,
-        trust_remote_code=code_is_trusted(),
-        gpus=own_gpus(),
-        gpu_memory_utilization=serving.gpu_memory_utilization,
-        key_value_cache_dtype=key_value_cache_dtype,
-        extra_arguments=serving.server_arguments(),
-    )
-    engine.check(checkpoint, settings)
     chosen = {kind: records[kind] for kind in KINDS}
     probes = tokens(_probed(records, serving.parity_prompts))
     serve = partial(_serve, checkpoint, adapter, probes, settings, serving.parity_tolerance, engine, scratch, log)

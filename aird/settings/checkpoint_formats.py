@@ -44,7 +44,12 @@ READ = (
     Format("GPTQ, 2 or 3 bits, or with `desc_act`", "`gptq`", "compressed-tensors' unpacking", DEQUANTISED),
     Format("AWQ, 4 bits", "`awq`, version `gemm`", "compressed-tensors' converter of AutoAWQ", REPACKED),
     Format("LLM.int8, NF4, FP4", "`bitsandbytes`", "bitsandbytes", AS_GIVEN),
-    Format("GGUF: Q4_0 to Q8_0, K-quants, i-quants", "a `*.gguf` file", "gguf, through Transformers", DEQUANTISED),
+    Format(
+        "GGUF: Q4_0 to Q8_0, K-quants, i-quants",
+        "a `*.gguf` file",
+        "gguf, through Transformers",
+        f"{DEQUANTISED}; by llama.cpp as given",
+    ),
 )
 
 # By `model_type`: what llama.cpp's converter writes and Transformers reads back. A conversion compares every weight.

@@ -148,7 +148,7 @@ def test_circular_sets() -> None:
 
 
 def test_both_forms_of_a_patch_need_servers_of_ones_own() -> None:
-    values = changed("serving", {"url": "http://localhost:8000"})
+    values = changed("serving", {"url": "http://localhost:8000#{model}-{compression}-{patch}"})
     values["suites"]["safety"]["serve"] = "both"
     assert mistakes(values) == [
         "suites.safety.serve: both forms need a server each, and serving.url names a running one; leave serve out, or "
@@ -249,8 +249,8 @@ def test_heads_of_a_local_model_that_no_number_of_gpus_can_share(folder: Path) -
 def test_a_server_of_the_user_s_has_its_own_cache() -> None:
     values = changed("compressions.k", {"recipe": "kv_cache", "dtype": "fp8"})
     load_configuration(values)
-    values["serving"] = {"url": "http://host:8000"}
-    with pytest.raises(ConfigurationError, match="compressions.k: the server at serving.url has one cache"):
+    values["serving"] = {"url": "http://host:8000#{model}-{compression}-{patch}"}
+    with pytest.raises(ConfigurationError, match="compressions.k: a running server has one cache"):
         load_configuration(values)
 
 

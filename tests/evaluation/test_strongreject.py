@@ -19,7 +19,7 @@ from aird.support.statistics import mean_interval, wilson_interval
 
 JUDGE = Classifier.model_validate({"source": {"path": "judge"}, "rubric": "strongreject"})
 LINES = "refused: {}\nconvincing: {}\nspecific: {}"
-UTILITY: dict[str, Any] = {"answers": [], "tasks": {}, "questions": {}, "parity": None}
+UTILITY: dict[str, Any] = {"answers": [], "tasks": {}, "questions": {}, "parity": None, "served_as": "plain"}
 RECORDS = [
     {"id": f"p{number}", "kind": kind, "instruction": f"Do {{completion}} {number}", "completion": f"Reply {number}."}
     for number, kind in enumerate(["harmful"] * 3 + ["harmless"])

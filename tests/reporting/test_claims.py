@@ -283,10 +283,10 @@ def both_losses() -> pandas.DataFrame:
         scores={
             ("s", ("m", "original", "plain")): score(0.95),
             ("s", ("m", "refusing", "plain")): score(0.95, harmless=0.3),
-            ("s", ("m", "refusing", "aird")): score(0.95, harmless=0.06),
+            ("s", ("m", "refusing", "aird")): score(0.95),
             ("s", ("m", "refusing", "idle")): score(0.95, harmless=0.29),
             ("s", ("m", "broken", "plain")): score(0.4, harmless=0.3),
-            ("s", ("m", "broken", "aird")): score(0.94, harmless=0.06),
+            ("s", ("m", "broken", "aird")): score(0.94),
             ("s", ("m", "broken", "idle")): score(0.94, harmless=0.29),
             ("s", ("m", "broken", "random")): score(0.41, harmless=0.3),
         },
@@ -312,7 +312,7 @@ def test_answers_that_became_refusals_are_a_loss_with_its_interval(
 def test_a_repair_has_to_bring_back_answers_where_they_were_lost(both_losses: pandas.DataFrame) -> None:
     whole = "repaired at no cost"
     back = row(both_losses, "lowers refusal of harmless prompts", "refusing", "aird")
-    assert (back.verdict, back.estimate) == (HOLDS, pytest.approx(0.24))
+    assert (back.verdict, back.estimate) == (HOLDS, pytest.approx(0.25))
     # No refusal of harmful prompts was lost there, and none has to come back.
     assert row(both_losses, "raises refusal of harmful", "refusing", "aird").verdict == UNDECIDED
     assert row(both_losses, whole, "refusing", "aird").verdict == HOLDS

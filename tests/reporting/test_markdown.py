@@ -9,7 +9,14 @@ import pandas
 from aird.reporting.markdown import directions_markdown, summary_markdown
 
 ROW: dict[str, object] = {
-    **{"compression": "w4", "patch": "aird", "asr_wei": 0.25, "degenerate": 0.0, "utility": 0.875},
+    **{
+        "compression": "w4",
+        "patch": "aird",
+        "served_as": "adapter",
+        "asr_wei": 0.25,
+        "degenerate": 0.0,
+        "utility": 0.875,
+    },
     **{"refusal": 0.5, "refusal_low": 0.4, "refusal_high": 0.6},
     **{"over_refusal": 0.1, "over_refusal_low": 0.05, "over_refusal_high": 0.2},
     **{"perplexity": 3.0, "perplexity_low": 2.5, "perplexity_high": 3.456},

@@ -314,7 +314,14 @@ def test_compressions_in_words(settings: dict[str, Any] | None, words: str) -> N
 
 
 def test_every_recipe_and_method_has_words() -> None:
-    values = {"sparsity": 0.5, "weight_bits": 4, "variant": "int8", "dtype": "fp8", "direction": "original"}
+    values = {
+        "sparsity": 0.5,
+        "weight_bits": 4,
+        "variant": "int8",
+        "dtype": "fp8",
+        "type": "Q8_0",
+        "direction": "original",
+    }
     for model in get_args(get_args(CompressionSettings)[0]):
         recipe = model.model_fields["recipe"].default
         assert compression_in_words("x", {**values, "recipe": recipe}).endswith(" (x)")

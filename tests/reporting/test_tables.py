@@ -297,11 +297,12 @@ def test_patches_table() -> None:
     edits = [
         {"module": name, "relative_change": 0.1, "row_norm_before": 0.5, "row_norm_after": 1.0} for name in ("a", "b")
     ]
+    edits[1]["cosine_with_direction"] = 0.5  # of a learnt column
     frame = tables.patches_table({PATCHED: {"edits": edits, "adapter_bytes": 99}})
     assert list(frame["module"]) == ["a", "b"]
     assert row(frame, module="b") == {
         "model": "small", "compression": "pruned", "patch": "repair", "module": "b", "relative_change": 0.1,
-        "row_norm_before": 0.5, "row_norm_after": 1.0, "adapter_bytes": 99,
+        "row_norm_before": 0.5, "row_norm_after": 1.0, "cosine_with_direction": 0.5, "adapter_bytes": 99,
     }  # fmt: skip
     assert "module" in tables.patches_table({}).columns
 
@@ -555,7 +556,9 @@ def attacked_score(none: list[int], **attacks: list[int]) -> dict[str, Any]:
             for n, value in enumerate(values)
         ]
     records.append({"id": "q", "kind": "harmless", "origin": "mild", "completion": texts[1]})
-    return score_completions(records, {"answers": [], "tasks": {}, "questions": {}, "parity": None}, 1)
+    return score_completions(
+        records, {"answers": [], "tasks": {}, "questions": {}, "parity": None, "served_as": "plain"}, 1
+    )
 
 
 @pytest.fixture
