@@ -322,7 +322,7 @@ def test_a_repair_has_to_bring_back_answers_where_they_were_lost(both_losses: pa
     for compression in ("refusing", "broken", ALL):
         assert row(both_losses, whole, compression, "idle").verdict == DOES_NOT_HOLD
     part = row(both_losses, whole, "broken", "idle")
-    assert part.reason == "any change is below 10 points"
+    assert part.reason == "any change is below 10 points; the cost is above the margin"
 
 
 def test_answers_are_asked_back_only_where_they_were_lost(table: pandas.DataFrame) -> None:
