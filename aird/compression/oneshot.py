@@ -133,6 +133,8 @@ def _run(
             inputs = {"dataset": _dataset(calibration), "num_calibration_samples": len(calibration)}
             inputs |= {"batch_size": 1, "shuffle_calibration_samples": False, "pipeline": "sequential"}
         oneshot(model=model, recipe=recipe, **inputs)
+        if first is None:  # channel scales change norms
+            _restore_others(model, source)
         if dtype != "auto":
             model.to(stored_dtype(source.folder))
         if experts:
@@ -146,6 +148,19 @@ def _run(
             "a Hessian could not be inverted, so some matrices were not compressed as the recipe says; "
             f"use more calibration prompts ({gave_up[0]})"
         )
+
+
+@torch.no_grad()
+def _restore_others(model: Any, source: Checkpoint) -> None:
+    """Give all but the blocks' matrices their stored values again.
+
+    llm-compressor adds 1 to the gains of Gemma's norms and takes it away again; bfloat16 rounds both times.
+    """
+    matrices = set(source.block_matrices())
+    for name, parameter in model.named_parameters():
+        stored = source.tensors.get(name)
+        if stored is not None and name.rpartition(".")[0] not in matrices:
+            parameter.copy_(stored.load())
 
 
 def _rename_tensors(folder: Path, names: Mapping[str, str]) -> None:

@@ -31,7 +31,17 @@ def cells(text: str) -> list[list[str]]:
 def test_summary() -> None:
     text = summary_markdown(pandas.DataFrame([ROW]))
     assert cells(text) == [
-        ["w4", "aird", "adapter", "50.0 (40.0 to 60.0)", "25.0", "0.0", "10.0 (5.0 to 20.0)", "3.00 (2.50 to 3.46)", "87.5"]
+        [
+            "w4",
+            "aird",
+            "adapter",
+            "50.0 (40.0 to 60.0)",
+            "25.0",
+            "0.0",
+            "10.0 (5.0 to 20.0)",
+            "3.00 (2.50 to 3.46)",
+            "87.5",
+        ]
     ]
     assert len({line.count("|") for line in text.splitlines()}) == 1
 
