@@ -74,7 +74,9 @@ def test_a_family_runs_to_the_end_and_vllm_computes_what_transformers_does(proje
         ("original", "plain"),
         *((GRID[family], patch) for patch in ("plain", *patches_of(family))),
     }
-    assert (own.n == 8).all() and own.perplexity.gt(1).all() and own.utility.between(0, 1).all()
+    assert (own.n == 8).all() and own.utility.between(0, 1).all()
+    # Random weights may answer with babble alone, of which no perplexity is taken.
+    assert own.perplexity.dropna().gt(1).all() and own.perplexity.notna().all() == (family != "gemma2")
     assert (own.loc[own.compression == "original", "refusal"].item() > 0.5) == (family in CALIBRATED)
     # Compression moved its direction.
     assert own.loc[own.compression != "original", "cosine_same_site"].lt(1).all()
