@@ -80,6 +80,12 @@ def test_jobs_that_run_a_model_get_a_gpu_of_their_own(project: Path) -> None:
     assert len(asked) == len(using)
 
 
+def test_small_jobs_share_a_submission(project: Path) -> None:
+    comments = [job.get("Comment", "") for job in slurm_jobs()]
+    assert len(comments) < 32 - 6
+    assert not any("score_completions" in comment and "wildcards" in comment for comment in comments)
+
+
 def test_a_model_of_two_gpus_gets_two(project: Path) -> None:
     values = read_configuration(project)
     values["models"]["tiny"]["gpus"] = 2
@@ -90,12 +96,6 @@ def test_a_model_of_two_gpus_gets_two(project: Path) -> None:
     log = (project / "results/logs/activations/tiny/refusal_tokens.log").read_text()
     assert "this job runs on GPU 0, 1, all" in log
     assert any("gpu:2" in job.get("TresPerJob", "") for job in slurm_jobs())
-
-
-def test_small_jobs_share_a_submission(project: Path) -> None:
-    comments = [job.get("Comment", "") for job in slurm_jobs()]
-    assert len(comments) < 32 - 6
-    assert not any("score_completions" in comment and "wildcards" in comment for comment in comments)
 
 
 def test_the_log_of_a_failed_job_is_shown(project: Path) -> None:
