@@ -148,7 +148,8 @@ def evaluate_suite(
     check_attack_lengths(tokenizer, records["harmful"], suite, texts, seed, longest, system_prompt)
     chosen = {kind: records[kind] for kind in KINDS}
     probes = tokens(_probed(records, serving.parity_prompts))
-    serve = partial(_serve, checkpoint, adapter, probes, settings, serving.parity_tolerance, engine, scratch, log)
+    starts = engine, scratch, log, can.first_token_logprobs
+    serve = partial(_serve, checkpoint, adapter, probes, settings, serving.parity_tolerance, *starts)
 
     def complete(client: Client) -> list[dict[str, Any]]:
         return complete_records(client, tokenizer, chosen, suite.maximum_new_tokens, system_prompt, suite.think)
@@ -207,14 +208,15 @@ def _serve(
     engine: Engine,
     scratch: Path,
     log: Path,
+    checked: bool,
     *,
     merged: bool,
 ) -> Iterator[Served]:
-    """Have an engine run a checkpoint with its adapter, beside it or merged, and compare it with Transformers."""
+    """Have an engine run a checkpoint, its adapter beside it or merged; if `checked`, compare it with Transformers."""
     with scratch_folder(scratch) as folder:
         served, left = prepare_checkpoint(checkpoint, adapter, engine, folder, merged)
         expected, unpatched = None, None
-        if engine.able(checkpoint).first_token_logprobs:
+        if checked:
             # Before the start: the reference's memory is then the server's.
             expected, unpatched = _reference_logprobs(checkpoint, adapter, served if left is None else None, probes)
         with engine.serve(served, settings, log, left) as client:
@@ -242,8 +244,7 @@ def prepare_checkpoint(
     served = checkpoint
     updates = [] if adapter is None else load_adapter(adapter)
     experts = any(update.up.ndim == 3 for update in updates)
-    able = engine.able(checkpoint)
-    if adapter is not None and (merged or not (able.expert_adapters if experts else able.adapters)):
+    if adapter is not None and (merged or not _takes(engine, checkpoint, experts)):
         if experts and is_weight_only(checkpoint):  # a checkpoint holds no experts of both kinds
             served = _dense_copy(checkpoint, scratch)
         base, served = served, scratch / "merged"
@@ -261,6 +262,12 @@ def _dense_copy(checkpoint: Path, scratch: Path) -> Path:
     copy.mkdir()
     write_dense_copy(checkpoint, copy)
     return copy
+
+
+def _takes(engine: Engine, checkpoint: Path, experts: bool) -> bool:
+    """Return whether an engine puts an adapter on a checkpoint itself, one of experts or another."""
+    can = engine.able(checkpoint)  # a running server is asked to find out
+    return can.expert_adapters if experts else can.adapters
 
 
 def _probed(records: Mapping[str, Sequence[dict[str, Any]]], count: int) -> list[dict[str, Any]]:
