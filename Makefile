@@ -9,6 +9,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(PIP) install --quiet --no-compile
 SNAKEMAKE := $(BIN)/python -m snakemake --cores all
+# Two processes share the tests, a file at a time, since tests of a file share what they set up.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-all check environment cluster bench report snakemake-report screenshots tables why clean
 
@@ -38,11 +40,11 @@ why: $(VENV)/core.stamp
 
 # Every unit test, one whole run of a tiny model with a real vLLM server, and what reruns after the main kinds of change.
 test: $(VENV)/development.stamp
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # After those, the rest: kills, Slurm, storage, checkpoints of every format, a browser, every kind of change.
 test-all: test
-	$(BIN)/python -m pytest -m thorough
+	$(PYTEST) -m thorough
 
 check: $(VENV)/development.stamp
 	$(BIN)/python -m ruff check .

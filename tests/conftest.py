@@ -9,12 +9,16 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
+from filelock import FileLock
 from grid import tiny_configuration
 from project import command, copy_project, write_configuration, write_vllm_lock
 from tiny_model import build_tiny_model
@@ -24,9 +28,11 @@ from aird.evaluation import server_process
 from aird.evaluation.engines.engine import ServerSettings
 from aird.evaluation.engines.vllm import Vllm, VllmClient
 from aird.prompts.chat import chat_tokens
+from aird.support.files import read_json, write_json
 from aird.support.lifetime import hold_run_lock
 
 ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT / "results" / "tests"  # what the processes of `pytest -n` share
 
 INSTRUCTIONS = (
     "Name a colour.",
@@ -135,7 +141,9 @@ def server_python(variable: str, node: str) -> Path:
         return Path(os.environ[variable])
     record = ROOT / "results" / "environments" / f"{node}.json"
     command = [sys.executable, "-m", "snakemake", "--cores", "2", "--quiet", "all", "--"]
-    subprocess.run([*command, str(record.relative_to(ROOT))], cwd=ROOT, check=True)
+    SHARED.mkdir(parents=True, exist_ok=True)
+    with FileLock(SHARED / "environments.lock"):  # one at a time of the processes that share the tests
+        subprocess.run([*command, str(record.relative_to(ROOT))], cwd=ROOT, check=True)
     return record.parent / json.loads(record.read_text())["python"]
 
 
@@ -170,15 +178,24 @@ def served(
 
 
 @pytest.fixture(scope="session")
-def tiny_run(vllm_python: Path) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
-    """Start the run of the tiny grid; yield its folder and its process.
+def tiny_run(vllm_python: Path) -> Iterator[Path]:
+    """Start the run of the tiny grid, unless another process of these tests has; yield where its exit code will be.
 
     The folder stays in results/tests/ for the next call of pytest. The workflow itself sees what has to run again:
     nothing, or what depends on sources that have changed since.
     """
-    folder = ROOT / "results" / "tests"
-    hold_run_lock(folder / "lock")
-    project = folder / "finished"
+    code = SHARED / f"exit-code.{os.environ.get('PYTEST_XDIST_TESTRUNUID', 'alone')}"
+    lock = SHARED / "lock"
+    try:
+        hold_run_lock(lock)
+    except RuntimeError:
+        if not belongs_to_these_tests(lock):
+            raise
+        yield code
+        return
+    for left in SHARED.glob("exit-code.*"):
+        left.unlink()
+    project = SHARED / "finished"
     for path in project.glob("*"):
         if path.name not in ("results", ".snakemake"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -186,11 +203,27 @@ def tiny_run(vllm_python: Path) -> Iterator[tuple[Path, subprocess.Popen[bytes]]
     build_tiny_model(project / "inputs/models/tiny")
     write_vllm_lock(project, vllm_python)
     write_configuration(project, tiny_configuration(project, ["tiny"], {"lock": "inputs/vllm.lock.txt"}))
-    with (folder / "log").open("wb") as log:
+    with (SHARED / "log").open("wb") as log:
         run = subprocess.Popen(command(), cwd=project, stdout=log, stderr=log)
-    yield project, run
+
+    def tell_the_end() -> None:
+        write_json(code, run.wait())
+
+    teller = threading.Thread(target=tell_the_end)
+    teller.start()
+    yield code
     run.terminate()
-    run.wait()
+    teller.join()
+
+
+def belongs_to_these_tests(lock: Path) -> bool:
+    """Tell whether a lock's owner was started by the process that started this one (pytest -n)."""
+    for _ in range(20):  # the owner writes its number a moment after it has the lock
+        with contextlib.suppress(ValueError, psutil.Error):
+            if psutil.Process(int(lock.read_text(encoding="utf-8"))).ppid() == os.getppid():
+                return True
+        time.sleep(0.1)
+    return False
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -202,8 +235,9 @@ def start_tiny_run(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture(scope="session")
-def finished(tiny_run: tuple[Path, subprocess.Popen[bytes]]) -> Path:
+def finished(tiny_run: Path) -> Path:
     """Return a copy of the project in which the tiny grid has run to its end; leave it as it is."""
-    project, run = tiny_run
-    assert run.wait() == 0, (project.parent / "log").read_text(encoding="utf-8")[-6000:]
-    return project
+    while not tiny_run.exists():
+        time.sleep(0.2)
+    assert read_json(tiny_run) == 0, (SHARED / "log").read_text(encoding="utf-8")[-6000:]
+    return SHARED / "finished"

@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from aird.commands import patch
-from aird.commands.evaluate import add_engine_arguments, ask, check_adapter, choose_engine, served_as
+from aird.commands.evaluate import (
+    add_engine_arguments,
+    ask,
+    check_adapter,
+    check_engine_arguments,
+    choose_engine,
+    served_as,
+)
 from aird.commands.inputs import ModelFolder, choose, open_model_folder, read_prompts, validated
 from aird.evaluation.regression import (
     MARGIN,
@@ -57,6 +64,8 @@ examples:
       (the compressed model with a patch on it)
   aird check original compressed --repair adapter
       (a regression is repaired by a calibrated patch, and the repaired model is checked)
+  aird check model-F16.gguf model-Q4_K_M.gguf --llama-cpp .venv-llama-cpp/bin/python
+      (llama.cpp itself answers for both, as it does for people who run the files)
   aird check scores-of-the-original my-4bit-model --output my-scores
       (what `aird evaluate` wrote for the original is not made again)
 
@@ -119,6 +128,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.original is None or arguments.compressed is None:
         raise ValueError("name two models, the original and its compressed form, or --demo")
     check_adapter("--patch", arguments.patch)
+    check_engine_arguments(arguments, [arguments.original, arguments.compressed])
     if arguments.repair is not None and arguments.repair.exists():
         raise ValueError(f"--repair: {arguments.repair} exists already; name a new folder for the adapter")
     original, compressed = (
@@ -135,11 +145,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace, original: Side, compressed: Side, output: Path) -> int:
     prompts, tokens = _prompts(arguments, original, compressed)
-    engine = choose_engine(arguments)
+    engines = {side.name: choose_engine(arguments, side.name) for side in (original, compressed) if side.model}
     forms: dict[str, str] = {}
 
     def labels(side: Side, folder: str, patch: Path | None = None) -> list[dict[str, Any]]:
-        scores = _scores(side, prompts, tokens, engine, arguments, output / folder, patch)
+        scores = _scores(side, prompts, tokens, engines.get(side.name), arguments, output / folder, patch)
         if patch is not None:
             forms["patch served as"] = served_as(scores)
         return list(scores["labels"])
@@ -156,13 +166,13 @@ def _check(arguments: argparse.Namespace, original: Side, compressed: Side, outp
         "original": original.name,
         "compressed": compressed.name + (f" with {arguments.patch}" if arguments.patch else ""),
         **{
-            f"{word} measured as": side.model.measured_as
+            f"{word} measured as": form
             for word, side in (("original", original), ("compressed", compressed))
-            if side.model is not None and side.model.measured_as is not None
+            if side.model is not None and (form := side.model.measured_as(engines[side.name])) is not None
         },
         "prompts": ", ".join(f"{len(records)} {kind}" for kind, records in prompts.items()),
         "answers": f"greedy, at most {tokens} tokens",
-        "answered by": engine.describe(),
+        "answered by": _answered_by([engine.describe() for engine in engines.values()]),
         **forms,
         "judge": "refusal phrases of Arditi et al. (arXiv 2406.11717), their published list",
         "seed": str(arguments.seed),
@@ -170,6 +180,14 @@ def _check(arguments: argparse.Namespace, original: Side, compressed: Side, outp
         "command": shlex.join(["aird", *sys.argv[1:]]),
     }
     return _tell(arguments, f"{compressed.name} against {original.name}", verdicts, facts)
+
+
+def _answered_by(engines: Sequence[str]) -> str:
+    """Return who answered in words; of two engines, what their difference means."""
+    first, *others = dict.fromkeys(engines) or ["nobody: the completions were stored"]
+    if not others:
+        return first
+    return f"{first} and {others[0]}: the change is that of the engine and of the compression at once"
 
 
 def _patch_fact(adapter: Path | None) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,8 @@ examples:
   aird evaluate my-quantised-model --harmful attack.txt --harmless everyday.txt --output scores
   aird evaluate my-quantised-model --adapter adapter --reference scores/completions.jsonl ... --output patched
       (perplexity of the same harmless answers, so that it can be compared)
+  aird evaluate model-Q4_K_M.gguf --llama-cpp .venv-llama-cpp/bin/python ... --output scores
+      (llama.cpp itself answers, as it does for people who run the file)
   aird evaluate compressed --vllm .venv-vllm/bin/python --tasks boolq,hellaswag ... --output scores
   aird evaluate compressed --harmful results/prompts/advbench.jsonl --harmless results/prompts/harmless.jsonl \\
       --count 200 --output scores    (prompt sets of the workflow)
@@ -79,6 +82,13 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     server.add_argument("--url", help="address of a running vLLM server that serves the model (and the adapter merged)")
     server.add_argument("--transformers", action="store_true", help="do not look for vLLM")
     parser.add_argument(
+        "--llama-cpp",
+        type=Path,
+        metavar="PYTHON",
+        help="Python of an environment that holds xllamacpp (envs/llama-cpp.lock.txt): llama.cpp serves GGUF files; "
+        "without it, their decoded weights are measured",
+    )
+    parser.add_argument(
         "--serve",
         choices=("adapter", "merged", "both"),
         default="adapter",
@@ -115,14 +125,15 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--reference: there is no file {arguments.reference}")
     check_adapter("--adapter", arguments.adapter)
     reference = read_json_lines(arguments.reference) if arguments.reference else None
-    engine = choose_engine(arguments)
+    check_engine_arguments(arguments, [arguments.model])
+    engine = choose_engine(arguments, arguments.model)
     if suite.tasks and not engine.abilities.tasks:
         raise ValueError("--tasks need vLLM: name its Python with --vllm, or a server's address with --url")
     model = open_model_folder(arguments.model, arguments.trust_remote_code)
     output: Path = arguments.output
     scores = ask(model, arguments.adapter, records, suite, engine, reference, arguments, output)
     adapter = str(arguments.adapter) if arguments.adapter else None
-    provenance = {"model": model.record(), "adapter": adapter, "prompts": prompt_files(arguments)}
+    provenance = {"model": model.record(engine), "adapter": adapter, "prompts": prompt_files(arguments)}
     write_json(output / PROVENANCE, provenance)
     print(_describe(scores))
     print(f"  {'written to':22} {output}")
@@ -184,17 +195,43 @@ def ask(
     return scores
 
 
-def choose_engine(arguments: argparse.Namespace) -> Engine:
-    """Return who answers: what the arguments name, else vLLM of the variable or of the workflow, else Transformers.
+def check_engine_arguments(arguments: argparse.Namespace, models: Sequence[str]) -> None:
+    """Check that llama.cpp, if it is named, is there and has one of the models to serve.
+
+    Raises:
+        ValueError: it is not, or has none.
+    """
+    if arguments.llama_cpp is None:
+        return
+    if not arguments.llama_cpp.is_file():
+        raise ValueError(f"--llama-cpp: there is no file {arguments.llama_cpp}")
+    if not any(map(_is_gguf, models)):
+        raise ValueError(f"--llama-cpp: llama.cpp serves GGUF files alone, and {' and '.join(models)} is none")
+
+
+def _is_gguf(model: str) -> bool:
+    """Tell whether a model was given as a file, which is a GGUF file; stored completions are no model."""
+    path = Path(model).expanduser()
+    return path.is_file() and path.suffix != ".jsonl"
+
+
+def choose_engine(arguments: argparse.Namespace, model: str) -> Engine:
+    """Return who answers for a model, as the user named it.
+
+    A GGUF file is served by the llama.cpp of --llama-cpp. For other models it is what the arguments name, else vLLM of
+    the variable or of the workflow, else Transformers.
 
     Raises:
         ValueError: the option or the variable names no file.
     """
     from aird.evaluation.engines.address import Address
+    from aird.evaluation.engines.llama_cpp import LlamaCpp
     from aird.evaluation.engines.registry import recorded_engine
     from aird.evaluation.engines.transformers import Transformers
     from aird.evaluation.engines.vllm import Vllm
 
+    if arguments.llama_cpp is not None and _is_gguf(model):
+        return LlamaCpp(arguments.llama_cpp)
     if arguments.url:
         return Address(arguments.url)
     if arguments.transformers:

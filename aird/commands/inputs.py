@@ -12,7 +12,7 @@ import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -25,6 +25,9 @@ from aird.settings.prompt_files import read_instructions
 from aird.settings.prompts import PromptSet
 from aird.settings.sources import REPOSITORY_PATTERN, FileSource
 from aird.support.files import read_json_lines, sha256_of
+
+if TYPE_CHECKING:
+    from aird.evaluation.engines.engine import Engine
 
 FORMATS = {
     ".txt": "lines",
@@ -73,15 +76,17 @@ class ModelFolder:
         """What an adapter names as the model that it is for."""
         return self.name if self.commit else str(self.source.absolute())
 
-    @property
-    def measured_as(self) -> str | None:
-        """The form in which it is measured, in words; None where that is what was given."""
-        return GGUF_IN_WORDS if self.source.is_file() else FORM_IN_WORDS.get(self.form)
+    def measured_as(self, engine: Engine | None = None) -> str | None:
+        """Return the form in which an engine gets it, in words; None where that is what was given."""
+        if self.source.is_file():
+            return None if engine is not None and engine.serves_gguf else GGUF_IN_WORDS
+        return FORM_IN_WORDS.get(self.form)
 
-    def record(self) -> dict[str, Any]:
-        """Return what a result says about its model."""
+    def record(self, engine: Engine | None = None) -> dict[str, Any]:
+        """Return what a result says about its model, and about what an engine, if one answered, measured of it."""
         chat = {} if self.chat is None else {"chat": self.chat.model_dump()}
-        form = {} if self.measured_as is None else {"measured_as": self.measured_as}
+        measured_as = self.measured_as(engine)
+        form = {} if measured_as is None else {"measured_as": measured_as}
         return {"name": self.name, "commit": self.commit, **form, **chat}
 
 

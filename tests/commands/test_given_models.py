@@ -98,6 +98,37 @@ def test_a_check_of_a_gguf_file_says_what_it_measures(folder: Path, tmp_path: Pa
     assert "nothing about llama.cpp" in (tmp_path / "check.html").read_text(encoding="utf-8")
 
 
+def checked(root: Path, original: str, compressed: str, output: Path, *more: str) -> list[str]:
+    prompts = ["--harmful", str(root / "attack.txt"), "--harmless", str(root / "harmless.txt")]
+    sizes = ["--tokens", "2", "--count", "4", "--json", str(output)]
+    return ["check", str(root / original), str(root / compressed), *prompts, *sizes, *more]
+
+
+def test_llama_cpp_answers_for_gguf_files(
+    folder: Path, tmp_path: Path, llama_cpp_python: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = ["--llama-cpp", str(llama_cpp_python)]
+    asking = [word for word in asked(folder, "q8.gguf", tmp_path / "scores") if word != "--transformers"]
+    assert main([*asking, *server]) == 0
+    assert "measured_as" not in read_json(tmp_path / "scores/provenance.json")["model"]
+    (first, *_) = (tmp_path / "scores/completions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert "xllamacpp" in first
+    # Both by llama.cpp, and only one of the two.
+    ready_made.gguf_file(folder / "model", tmp_path / "f16.gguf", ["F16"])
+    output = tmp_path / "check.json"
+    assert main(checked(folder, "q8.gguf", str(tmp_path / "f16.gguf"), output, *server)) == 4
+    facts = read_json(output)["facts"]
+    assert facts["answered by"] == f"llama.cpp ({llama_cpp_python})"
+    assert not any(name.endswith("measured as") for name in facts)
+    assert main(checked(folder, "model", "q8.gguf", output, "--transformers", *server)) == 4
+    assert "that of the engine and of the compression at once" in read_json(output)["facts"]["answered by"]
+    capsys.readouterr()
+    assert main(checked(folder, "model", "gptq", output, *server)) == 2
+    assert "llama.cpp serves GGUF files alone" in capsys.readouterr().err
+    assert main(checked(folder, "model", "q8.gguf", output, "--llama-cpp", "nowhere")) == 2
+    assert "there is no file nowhere" in capsys.readouterr().err
+
+
 def test_a_gguf_file_is_patched_and_the_patch_exported(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,8 +146,8 @@ def test_a_gguf_file_is_patched_and_the_patch_exported(
     changes = load_file(tmp_path / "adapter/adapter_model.safetensors")
     assert 2 * len(gguf.GGUFReader(output).tensors) == 2 * len(changes)
     # The same patch for another GGUF file of the model, and for what is none.
-    ready_made.gguf_file(folder / "model", tmp_path / "q4.gguf", ["Q4_0"])
-    assert main(["export", "--gguf", str(tmp_path / "adapter"), str(output), "--base", str(tmp_path / "q4.gguf")]) == 0
+    ready_made.gguf_file(folder / "model", tmp_path / "f16.gguf", ["F16"])
+    assert main(["export", "--gguf", str(tmp_path / "adapter"), str(output), "--base", str(tmp_path / "f16.gguf")]) == 0
     assert main(["export", "--gguf", str(tmp_path / "adapter"), str(output), "--base", models[0]]) == 2
     assert "holds no GGUF file, which llama.cpp needs; name the GGUF model with --base" in capsys.readouterr().err
 

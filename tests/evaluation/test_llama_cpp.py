@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import shutil
-import signal
 import statistics
 import threading
 from collections.abc import Callable, Iterator
@@ -17,7 +15,7 @@ import psutil
 import pytest
 import ready_made
 import torch
-from servers import LONG_PROMPTS, Job, is_listening, server_port, session_members, wait_for
+from servers import LONG_PROMPTS, session_members, wait_for
 
 from aird.compression.given import import_given
 from aird.evaluation.engines.engine import ServerSettings
@@ -241,53 +239,6 @@ def test_a_damaged_file(llama_cpp_python: Path, checkpoint: Path, tmp_path: Path
     ):
         pass
     assert "Failed to init server" in str(caught.value)
-
-
-@pytest.fixture
-def job(tmp_path: Path, checkpoint: Path, llama_cpp_python: Path) -> Iterator[Job]:
-    started = Job(tmp_path, checkpoint, LlamaCpp(llama_cpp_python))
-    session = started.session()
-    try:
-        yield started
-    finally:
-        started.end(session)
-
-
-def test_job_killed_while_serving(job: Job) -> None:
-    """SIGKILL of a job with requests under way leaves no process of the server, no used port and no file."""
-    session = job.session()
-    wait_for(job.ready.exists, "the server")
-    port = server_port(session)
-    assert is_listening(port)
-    scratch = set()
-    for process in session_members(session):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            scratch.add(process.environ().get("TMPDIR", ""))
-    job.process.kill()
-    wait_for(lambda: not session_members(session), "the server to end")
-    assert not is_listening(port)
-    assert any(scratch) and not any(Path(folder).exists() for folder in scratch if folder)
-
-
-def test_job_killed_while_starting(job: Job) -> None:
-    session = job.session()
-    wait_for(lambda: [p for p in session_members(session) if "llama_cpp_server.py" in " ".join(p.cmdline())], "it")
-    port = server_port(session)
-    job.process.kill()
-    wait_for(lambda: not session_members(session), "the server to end")
-    assert not is_listening(port)
-
-
-def test_job_terminated(job: Job) -> None:
-    """SIGTERM of a job with requests under way ends it by SystemExit and leaves no process."""
-    session = job.session()
-    wait_for(job.ready.exists, "the server")
-    port = server_port(session)
-    job.process.terminate()
-    job.process.communicate(timeout=60)
-    assert job.process.returncode == 128 + signal.SIGTERM
-    assert session_members(session) == []
-    assert not is_listening(port)
 
 
 def test_server_killed_midway(llama_cpp_python: Path, checkpoint: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import shutil
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,9 @@ import torch
 from conftest import SERVER_SETTINGS
 from safetensors.torch import load_file, save_file
 from servers import (
-    DEADLINE_SECONDS,
     LONG_PROMPTS,
-    Job,
     answering,
     is_listening,
-    server_port,
     session_members,
     wait_for,
 )
@@ -91,26 +88,6 @@ def make_adapter(folder: Path) -> Path:
     }
     (folder / "adapter_config.json").write_text(json.dumps(configuration))
     return folder
-
-
-def has_engine(session: int) -> bool:
-    """Tell whether vLLM has started its engine's process in a session."""
-    for process in session_members(session):
-        with contextlib.suppress(psutil.NoSuchProcess):  # vLLM also starts short-lived ones
-            if "EngineCore" in process.name():
-                return True
-    return False
-
-
-@pytest.fixture
-def job(tmp_path: Path, checkpoint: Path, vllm_python: Path) -> Iterator[Job]:
-    """A job that has been started, and whose processes do not outlive the test."""
-    started = Job(tmp_path, checkpoint, Vllm(vllm_python))
-    session = started.session()
-    try:
-        yield started
-    finally:
-        started.end(session)
 
 
 def stand_in(folder: Path, script: str) -> Path:
@@ -314,46 +291,6 @@ def test_broken_checkpoint(vllm_python: Path, checkpoint: Path, tmp_path: Path) 
     assert "dimension size (3)" in first_line
     assert "Engine core initialization failed" in str(caught.value)
     assert own_processes() == before
-
-
-def test_job_killed_while_serving(job: Job) -> None:
-    """SIGKILL of a job with requests under way leaves no process of the server and no used port."""
-    session = job.session()
-    wait_for(job.ready.exists, "the server")
-    port = server_port(session)
-    assert is_listening(port)
-    scratch = set()
-    for process in session_members(session):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            scratch.add(process.environ().get("TMPDIR", ""))
-    scratch.discard("")
-    job.process.kill()
-    wait_for(lambda: not session_members(session), "the server to end")
-    assert not is_listening(port)
-    assert scratch
-    assert not any(Path(folder).exists() for folder in scratch)
-
-
-def test_job_killed_while_starting(job: Job) -> None:
-    """SIGKILL of a job whose server has just started its engine leaves no process."""
-    session = job.session()
-    wait_for(lambda: has_engine(session), "the engine's process")
-    port = server_port(session)
-    job.process.kill()
-    wait_for(lambda: not session_members(session), "the server to end")
-    assert not is_listening(port)
-
-
-def test_job_terminated(job: Job) -> None:
-    """SIGTERM of a job with requests under way ends it by SystemExit and leaves no process."""
-    session = job.session()
-    wait_for(job.ready.exists, "the server")
-    port = server_port(session)
-    job.process.terminate()
-    job.process.communicate(timeout=DEADLINE_SECONDS)
-    assert job.process.returncode == 128 + signal.SIGTERM
-    assert session_members(session) == []
-    assert not is_listening(port)
 
 
 def test_server_that_ends_while_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -281,7 +281,7 @@ def column(page: Any, table: str, index: int) -> list[str]:
 def test_pictures_are_drawn(open_page: Callable[..., Any]) -> None:
     page = open_page()
     boxes = page.eval_on_selector_all("figure svg", "all => all.map(one => [one.getBBox().width, one.clientHeight])")
-    assert len(boxes) == 4 + 4
+    assert len(boxes) == 4 + 5
     assert all(width > 100 and height > 100 for width, height in boxes)
     # Heat maps are pictures within pictures.
     loaded = page.evaluate(

@@ -144,9 +144,11 @@ class Engine(ABC):
     Attributes:
         abilities: what it can be asked for, at best.
         key_value_cache_dtypes: types of a quantised key/value cache that it can be started with.
+        serves_gguf: it serves the GGUF file that a checkpoint was decoded from, and not the decoded weights.
     """
 
     abilities: ClassVar[Abilities]
+    serves_gguf: ClassVar[bool] = False
     key_value_cache_dtypes: ClassVar[tuple[str, ...]] = ()
 
     @classmethod

@@ -35,6 +35,7 @@ class LlamaCpp(Engine):
     python: Path | None
 
     abilities: ClassVar = Abilities(first_token_logprobs=True, prompt_logprobs=False, tasks=False, adapters=True)
+    serves_gguf: ClassVar = True
 
     @classmethod
     def recorded(cls, record: Mapping[str, Any], folder: Path) -> LlamaCpp | None:
