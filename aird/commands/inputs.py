@@ -43,7 +43,9 @@ FIELDS = ("instruction", "prompt", "goal", "question", "text")
 SomeSettings = TypeVar("SomeSettings", bound=Settings)
 WORKFLOW_KEYS = {"id", "instruction", "split"}  # of a record in results/prompts/
 # What a model is measured as, where that is not what was given.
+TEXT_MODEL = "the text model"
 FORM_IN_WORDS = {
+    TEXT_MODEL: "the text model of a wrapper of vision and language, taken out; its logits for a text are the wrapper's",
     REPACKED: "the same integers and scales, repacked for Transformers and vLLM",
     DEQUANTISED: "a dense copy of its decoded weights; activations are not rounded",
 }
@@ -60,7 +62,7 @@ class ModelFolder:
         name: what the user calls it; a hub id without its revision.
         commit: the hub's commit; None for a local folder or file.
         source: what was given: the same folder, or one or a GGUF file that was repacked or dequantised into it.
-        form: in which form it is measured: AS_GIVEN, REPACKED or DEQUANTISED.
+        form: in which form it is measured: AS_GIVEN, REPACKED, DEQUANTISED or TEXT_MODEL.
         chat: its chat settings, of its folder or of the command; None where there are none.
     """
 
@@ -94,7 +96,7 @@ def open_model_folder(text: str, trust_remote_code: bool) -> ModelFolder:
     """Return the model that `text` names: a folder, a GGUF file, or `organisation/name`, or that with `@revision`.
 
     What Transformers, PEFT or vLLM do not read as it is (GGUF, GPTQ, AWQ, DeepSeek's FP8) is repacked or dequantised
-    into a temporary folder first.
+    into a temporary folder first. Of a wrapper of vision and language the text model is written there.
 
     Raises:
         ValueError: none of these, no chat model in safetensors, of a format that is not read, or one that the chat
@@ -125,7 +127,7 @@ def open_model_folder(text: str, trust_remote_code: bool) -> ModelFolder:
         commit = source.name
     if source.is_dir():
         check_folder_format(source)
-    folder, form = _readable(source.resolve())
+    folder, form = _readable(source.resolve(), trust_remote_code)
     try:
         check_chat(load_tokenizer(folder))
     except OSError as error:
@@ -134,19 +136,23 @@ def open_model_folder(text: str, trust_remote_code: bool) -> ModelFolder:
 
 
 @functools.cache
-def _readable(source: Path) -> tuple[Path, str]:
+def _readable(source: Path, trust_remote_code: bool) -> tuple[Path, str]:
     """Return a folder with a model as Transformers, PEFT and vLLM read it, and in which form that is; once."""
     from aird.compression.given import readable_form, write_readable
     from aird.models.gguf_file import MODEL_FILE
-    from aird.models.loading import check_weights
+    from aird.models.loading import check_weights, holds_wrapper, write_text_model
 
-    form = readable_form(source)
+    wrapper = source.is_dir() and holds_wrapper(source, trust_remote_code)
+    form = TEXT_MODEL if wrapper else readable_form(source)
     if form == AS_GIVEN:
         return source, form
     print(f"Reading {source.name} as {form} ...", flush=True)
     _scratch.append(tempfile.TemporaryDirectory(prefix="aird-decoded-"))
     folder = Path(_scratch[-1].name)
-    write_readable(source, folder, form)
+    if wrapper:
+        write_text_model(source, folder, trust_remote_code)
+    else:
+        write_readable(source, folder, form)
     check_weights(folder, source)
     if source.is_file():
         (folder / MODEL_FILE).symlink_to(source)

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from aird.commands.inputs import ModelFolder, open_model_folder, read_prompts, validated, with_splits
+from aird.commands.inputs import TEXT_MODEL, ModelFolder, open_model_folder, read_prompts, validated, with_splits
 from aird.commands.search import add_search_arguments, describe, read_search_prompts, run_search, search_settings
 from aird.patching.methods import NAMES, method
 from aird.settings.directions import Directions
@@ -98,6 +98,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--direction: {arguments.direction} holds no direction.json; make it with `aird direction`")
     original = open_model_folder(arguments.original, arguments.trust_remote_code)
     compressed = open_model_folder(arguments.compressed, arguments.trust_remote_code)
+    check_patchable(compressed)
     record = write_patch(
         original, compressed, settings, prompts, directions, arguments.seed, arguments.output, arguments.direction
     )
@@ -105,6 +106,20 @@ def run(arguments: argparse.Namespace) -> None:
         write_merged(compressed.folder, arguments.output, record, arguments.merged)
         write_chat(compressed.chat, arguments.merged)
         print(f"  merged into     {arguments.merged}")
+
+
+def check_patchable(model: ModelFolder) -> None:
+    """Check that an adapter's names can be those of what the user has.
+
+    Raises:
+        ValueError: the model is a wrapper of vision and language.
+    """
+    if model.form == TEXT_MODEL:
+        raise ValueError(
+            f"{model.name} wraps a text model, and a patch would have that one's names, under which the wrapper has no "
+            "modules; give the text model itself, such as the checkpoint that the workflow's import writes "
+            "(results/models/NAME/original/checkpoint)"
+        )
 
 
 def write_patch(

@@ -182,10 +182,8 @@ def import_model(
     wrapper = None
     if source.is_dir():
         check_folder_format(source)
-        if _is_wrapper(source, trust_remote_code):
-            copy_description(source, target, trust_remote_code)
-            wrapper = extract_text_model(source, target, trust_remote_code)
-            _unfold_template(target)
+        if holds_wrapper(source, trust_remote_code):
+            wrapper = write_text_model(source, target, trust_remote_code)
         else:
             copy_weights(source, target, trust_remote_code)
     else:
@@ -207,13 +205,28 @@ def import_model(
     return wrapper
 
 
-def _is_wrapper(source: Path, trust_remote_code: bool) -> bool:
+def holds_wrapper(source: Path, trust_remote_code: bool) -> bool:
+    """Return whether a model folder holds a wrapper of vision (or sound) and language."""
     from transformers import AutoConfig
 
     try:
         return is_wrapper(AutoConfig.from_pretrained(str(source), trust_remote_code=trust_remote_code))
     except (ValueError, OSError):
         return False  # what is wrong with its configuration is said where the model is loaded
+
+
+def write_text_model(source: Path, target: Path, trust_remote_code: bool) -> dict[str, str]:
+    """Write the text model of a wrapper with its tokenizer and chat template; return and raise as `extract_text_model`.
+
+    Args:
+        source: the wrapper's folder.
+        target: an existing, empty folder.
+        trust_remote_code: let code that the model brings run.
+    """
+    copy_description(source, target, trust_remote_code)
+    wrapper = extract_text_model(source, target, trust_remote_code)
+    _unfold_template(target)
+    return wrapper
 
 
 def _unfold_template(checkpoint: Path) -> None:

@@ -13,6 +13,7 @@ import ready_made
 import torch
 from grid import write_prompts
 from safetensors.torch import load_file
+from wrappers import write_wrapper
 
 from aird.commands.inputs import open_model_folder
 from aird.commands.main import main
@@ -127,6 +128,23 @@ def test_llama_cpp_answers_for_gguf_files(
     assert "llama.cpp serves GGUF files alone" in capsys.readouterr().err
     assert main(checked(folder, "model", "q8.gguf", output, "--llama-cpp", "nowhere")) == 2
     assert "there is no file nowhere" in capsys.readouterr().err
+
+
+def test_of_a_wrapper_the_text_model_is_asked_and_no_patch_is_made(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_wrapper("llava", folder / "model", tmp_path / "wrapper")
+    prompts = ["--harmful", str(folder / "harmful.txt"), "--harmless", str(folder / "harmless.txt")]
+    asking = ["evaluate", str(tmp_path / "wrapper"), *prompts, "--count", "4", "--tokens", "2", "--transformers"]
+    assert main([*asking, "--output", str(tmp_path / "scores")]) == 0
+    record = read_json(tmp_path / "scores/provenance.json")["model"]
+    assert "the text model of a wrapper" in record["measured_as"]
+    capsys.readouterr()
+    models = [str(folder / "model"), str(tmp_path / "wrapper")]
+    assert main(["patch", *models, *prompts, "--method", "scale", "--output", str(tmp_path / "adapter")]) == 2
+    assert "give the text model itself" in capsys.readouterr().err
+    assert main(["check", *models, *prompts, "--transformers", "--repair", str(tmp_path / "adapter")]) == 2
+    assert "give the text model itself" in capsys.readouterr().err
 
 
 def test_a_gguf_file_is_patched_and_the_patch_exported(

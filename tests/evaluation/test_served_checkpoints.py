@@ -119,7 +119,7 @@ def test_merged_checkpoint_gives_the_same_first_tokens(
                 break
 
 
-@pytest.mark.parametrize("name", ["dense", "w4a16", "w8a8"])
+@pytest.mark.parametrize("name", ["dense", "w4a16"])
 def test_adapter_and_merged_checkpoint_give_the_same_first_tokens(
     name: str, original: Path, vllm_python: Path, tmp_path: Path
 ) -> None:
@@ -147,8 +147,7 @@ def test_adapter_and_merged_checkpoint_give_the_same_first_tokens(
     )
     assert utility["served_as"] == "adapter"
     first = utility["merged"]["first_tokens"]
-    # Once merged, the edited modules of w8a8 round their inputs no longer.
-    assert first["prompts"] == 40 and first["upper_quartile_difference"] < (0.3 if name == "w8a8" else TOLERANCE)
+    assert first["prompts"] == 40 and first["upper_quartile_difference"] < TOLERANCE
     for parity in (utility["parity"], utility["merged"]["parity"]):
         assert parity["upper_quartile_difference"] < TOLERANCE
     assert utility["parity"]["distance_to_patched"] < 0.5 * utility["parity"]["distance_to_unpatched"]
@@ -160,6 +159,19 @@ def test_adapter_and_merged_checkpoint_give_the_same_first_tokens(
         for answer in (*utility["answers"], *answer_likelihoods(local, load_tokenizer(base), answers))
     ]
     assert nats[0] == pytest.approx(nats[1], abs=TOLERANCE)
+
+
+def test_beside_eight_bit_activations_a_processor_gets_the_adapter_merged(original: Path, tmp_path: Path) -> None:
+    """vLLM's kernel for them leaves the LoRA no weights to look at; a GPU's does."""
+    base, adapter, scratch = tmp_path / "base", tmp_path / "adapter", tmp_path / "scratch"
+    compress(original, base, RECIPES["w8a8"], None)
+    for folder in (adapter, scratch):
+        folder.mkdir()
+    save_adapter(edits(), adapter, "base")
+    on_cpu = detect_accelerator() == "cpu"
+    assert Vllm(None).able(base).adapters == (not on_cpu) and Vllm(None).able(original).adapters
+    served, left = prepare_checkpoint(base, adapter, Vllm(None), scratch)
+    assert (served == scratch / "merged", left is None) == (on_cpu, on_cpu)
 
 
 def test_a_model_that_vllm_has_no_lora_for_is_served_merged(vllm_python: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tiny_model import randomise
 from torch import nn
 from transformers import AutoModelForCausalLM, logging
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -170,18 +171,6 @@ def tiny_family(family: str, seed: int = 0, **more: Any) -> Any:
     model = AutoModelForCausalLM.from_config(configuration, dtype=torch.float32).eval()
     randomise(model, seed)
     return model
-
-
-@torch.no_grad()
-def randomise(model: nn.Module, seed: int = 0) -> None:
-    """Give every weight of a model a random value, gains and biases too."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        if parameter.ndim >= 2:
-            parameter.copy_(noise / parameter.shape[-1] ** 0.5)
-        else:
-            parameter.add_(0.3 * noise)
 
 
 def direction(width: int, seed: int = 1) -> torch.Tensor:

@@ -6,6 +6,7 @@ The workflow builds that environment (`rules/environments.smk`); this process ne
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -53,6 +54,18 @@ class Vllm(Engine):
     def describe(self) -> str:
         """Return which vLLM it is."""
         return f"vLLM ({self.python or sys.executable})"
+
+    def able(self, checkpoint: Path) -> Abilities:
+        """Return all, but for adapters beside eight-bit activations on a processor.
+
+        There vLLM's kernel takes a layer's weights apart before the LoRA looks for them (vLLM 0.32 without AMX), and a
+        patch is to be measured in one form on all machines.
+        """
+        from aird.models.dense import rounds_activations
+
+        if detect_accelerator() == "cpu" and rounds_activations(checkpoint):
+            return dataclasses.replace(self.abilities, adapters=False)
+        return self.abilities
 
     def needs_dense_copy(self, checkpoint: Path) -> bool:
         """Return whether vLLM cannot read a checkpoint's quantised weights on this machine."""
