@@ -45,7 +45,7 @@ WORKFLOW_KEYS = {"id", "instruction", "split"}  # of a record in results/prompts
 # What a model is measured as, where that is not what was given.
 TEXT_MODEL = "the text model"
 FORM_IN_WORDS = {
-    TEXT_MODEL: "the text model of a wrapper of vision and language, taken out; its logits for a text are the wrapper's",
+    TEXT_MODEL: "the text model of a wrapper of vision and language, with the wrapper's logits for a text",
     REPACKED: "the same integers and scales, repacked for Transformers and vLLM",
     DEQUANTISED: "a dense copy of its decoded weights; activations are not rounded",
 }
