@@ -48,13 +48,18 @@ class HttpServer:
             response = http.get(path).raise_for_status()
             return dict(response.json()) if response.content else {}
 
-    def post_all(self, path: str, bodies: Sequence[Mapping[str, Any]]) -> list[Any]:
+    def post_all(self, path: str, bodies: Sequence[Mapping[str, Any]], connections: int | None = None) -> list[Any]:
         """Post all bodies at once; return the decoded answers in the same order.
+
+        Args:
+            path: where to.
+            bodies: objects that are sent as JSON.
+            connections: the most that are open at a time; None is no limit.
 
         Raises:
             RuntimeError: the server refused, failed or ended.
         """
-        return asyncio.run(self._post_all(path, bodies))
+        return asyncio.run(self._post_all(path, bodies, connections))
 
     def _settings(self, timeout: float | None) -> dict[str, Any]:
         key = os.environ.get(KEY_VARIABLE)
@@ -67,11 +72,11 @@ class HttpServer:
             "verify": self.process is None,
         }
 
-    async def _post_all(self, path: str, bodies: Sequence[Mapping[str, Any]]) -> list[Any]:
-        unlimited = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+    async def _post_all(self, path: str, bodies: Sequence[Mapping[str, Any]], connections: int | None) -> list[Any]:
+        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=0)
         # No time-out: with all requests in flight the last one's wait is the whole job. A server of
         # ours is watched instead; a user's server is trusted to answer or close the connection.
-        async with httpx.AsyncClient(**self._settings(None), limits=unlimited) as http:
+        async with httpx.AsyncClient(**self._settings(None), limits=limits) as http:
             tasks = [asyncio.create_task(self._post(http, path, body)) for body in bodies]
             pending = set(tasks)
             try:

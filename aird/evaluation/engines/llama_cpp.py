@@ -24,7 +24,9 @@ from aird.models.gguf_file import served_gguf
 
 NAME = "llama.cpp"
 SEQUENCES = 8  # at once; each has memory for the longest prompt and completion
-PROMPTS_PER_REQUEST = 32  # the server lets few connections wait, and answers a request's prompts side by side
+PROMPTS_PER_REQUEST = 32  # a request's prompts are answered side by side
+# The server takes some ten at a time. Others wait in a short queue, and the kernel resets them after a minute.
+CONNECTIONS = 4
 ENDED = {"eos": "stop", "limit": "length"}
 
 
@@ -131,7 +133,7 @@ class LlamaCppClient:
         ]
         bodies = [{**common, "prompt": [list(prompt) for prompt in batch]} for batch in batches]
         completions: list[Completion] = []
-        for batch, answer in zip(batches, self.server.post_all("/completion", bodies), strict=True):
+        for batch, answer in zip(batches, self.server.post_all("/completion", bodies, CONNECTIONS), strict=True):
             # One prompt alone is answered without a list around it.
             rows = answer if isinstance(answer, list) else [answer]
             if len(rows) != len(batch):
