@@ -70,7 +70,7 @@ def snakemake(
 
 def job_records(project: Path, *arguments: str, configuration: str = CONFIGURATION) -> list[dict[str, Any]]:
     """Return Snakemake's own records of the jobs that it would start: rule, wildcards, reason, input."""
-    records = project.parent / f"{project.name}.jobs.jsonl"
+    records = project.parent / f"{project.name}.{os.getpid()}.jobs.jsonl"
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "workflow" / "plugins")}
     options = ["--dry-run", "--logger", "why", "--logger-why-records", str(records), *arguments]
     result = subprocess.run(

@@ -114,12 +114,18 @@ FROM_ATTACK = {"prompt_set attack", "prompt_set harmful", "refusal_tokens tiny"}
 EVERYTHING = {"vllm_environment", "measure_arithmetic", "import_model tiny"} | PROMPT_SETS | FROM_THE_ORIGINAL
 
 
+@pytest.fixture(scope="module")
+def changed_copy(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a copy of the finished project, since another process may read the project itself."""
+    return Path(shutil.copytree(finished, tmp_path_factory.mktemp("changed") / "project", symlinks=True))
+
+
 @pytest.fixture
-def project(finished: Path) -> Iterator[Path]:
-    """Return the finished project; after the test its files are put back."""
-    kept = {path: path.read_bytes() for path in source_files(finished)}
-    yield finished
-    for path in source_files(finished):
+def project(changed_copy: Path) -> Iterator[Path]:
+    """Return the copy of the finished project; after the test its files are put back."""
+    kept = {path: path.read_bytes() for path in source_files(changed_copy)}
+    yield changed_copy
+    for path in source_files(changed_copy):
         if path not in kept:
             path.unlink()
     for path, content in kept.items():

@@ -141,7 +141,8 @@ def test_of_a_wrapper_the_text_model_is_asked_and_no_patch_is_made(
     assert "the text model of a wrapper" in record["measured_as"]
     capsys.readouterr()
     models = [str(folder / "model"), str(tmp_path / "wrapper")]
-    assert main(["patch", *models, *prompts, "--method", "scale", "--output", str(tmp_path / "adapter")]) == 2
+    sizes = ["--train", "16", "--validation", "8", "--method", "scale"]
+    assert main(["patch", *models, *prompts, *sizes, "--output", str(tmp_path / "adapter")]) == 2
     assert "give the text model itself" in capsys.readouterr().err
     assert main(["check", *models, *prompts, "--transformers", "--repair", str(tmp_path / "adapter")]) == 2
     assert "give the text model itself" in capsys.readouterr().err

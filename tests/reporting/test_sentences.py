@@ -260,7 +260,7 @@ def test_a_matched_control_differs_in_direction_seed_and_compressions_alone() ->
     assert matched_controls(patches) == {"repair": ["first", "second", "free"], "own": ["shorter"], "strong": []}
 
 
-def test_the_repairs_have_three_matched_controls_on_every_compression() -> None:
+def test_the_repairs_have_three_matched_controls_where_they_are_compared() -> None:
     settings: dict[str, Any] = {}
     for name in ("embedded", "repairs"):
         update_config(settings, yaml.safe_load((ROOT / f"config/{name}.yaml").read_text(encoding="utf-8")))
@@ -271,7 +271,7 @@ def test_the_repairs_have_three_matched_controls_on_every_compression() -> None:
         assert len(controls[patch]) == count, patch
         for control in controls[patch]:
             compressions = {compression for _, compression, own in configuration.cells() if own == control}
-            assert compressions == set(configuration.compressions), control
+            assert compressions >= {"wanda-50", "w4a16"}, control
 
 
 def test_equal_over_refusal_is_said_in_few_words() -> None:
