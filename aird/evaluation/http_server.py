@@ -59,7 +59,17 @@ class HttpServer:
         Raises:
             RuntimeError: the server refused, failed or ended.
         """
-        return asyncio.run(self._post_all(path, bodies, connections))
+        try:
+            return asyncio.run(self._post_all(path, bodies, connections))
+        except BaseExceptionGroup as group:
+            exits = group.subgroup(SystemExit)
+            if exits is None:
+                raise
+            # A signal that came while a connection was opened: there anyio wraps what the handler raises in groups.
+            error: BaseException = exits
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+            raise error from None
 
     def _settings(self, timeout: float | None) -> dict[str, Any]:
         key = os.environ.get(KEY_VARIABLE)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import anyio
 import psutil
 import pytest
 import torch
@@ -33,6 +34,7 @@ from aird.evaluation.engines import vllm
 from aird.evaluation.engines.address import Address
 from aird.evaluation.engines.engine import AdapterRefused, ServerSettings
 from aird.evaluation.engines.vllm import Vllm, VllmClient
+from aird.evaluation.http_server import HttpServer
 from aird.models.loading import load_model
 from aird.patching.adapters import write_adapter
 
@@ -344,6 +346,20 @@ def test_signal_handlers_are_restored(tmp_path: Path) -> None:
         pass
     assert caught.value.code == 128 + signal.SIGTERM
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_a_signal_while_a_connection_is_opened_ends_the_job_as_at_any_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """anyio wraps what a handler raises there in a group of exceptions, which would be another exit code."""
+
+    async def interrupted(*_: object, **__: object) -> None:
+        async with anyio.create_task_group():
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(anyio, "connect_tcp", interrupted)
+    server = HttpServer("test", "http://127.0.0.1:1")
+    with server_process.signals_as_exit(), pytest.raises(SystemExit) as caught:
+        server.post_all("/", [{}, {}])
+    assert caught.value.code == 128 + signal.SIGTERM
 
 
 def test_nan_is_a_value_error(tmp_path: Path) -> None:
