@@ -238,6 +238,7 @@ def start_tiny_run(request: pytest.FixtureRequest) -> None:
 def finished(tiny_run: Path) -> Path:
     """Return a copy of the project in which the tiny grid has run to its end; leave it as it is."""
     while not tiny_run.exists():
+        assert belongs_to_these_tests(SHARED / "lock"), "the process that started the tiny run has ended"
         time.sleep(0.2)
     assert read_json(tiny_run) == 0, (SHARED / "log").read_text(encoding="utf-8")[-6000:]
     return SHARED / "finished"

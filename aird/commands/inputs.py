@@ -42,8 +42,8 @@ FORMATS = {
 FIELDS = ("instruction", "prompt", "goal", "question", "text")
 SomeSettings = TypeVar("SomeSettings", bound=Settings)
 WORKFLOW_KEYS = {"id", "instruction", "split"}  # of a record in results/prompts/
-# What a model is measured as, where that is not what was given.
 TEXT_MODEL = "the text model"
+# What a model is measured as, where that is not what was given.
 FORM_IN_WORDS = {
     TEXT_MODEL: "the text model of a wrapper of vision and language, with the wrapper's logits for a text",
     REPACKED: "the same integers and scales, repacked for Transformers and vLLM",

@@ -36,20 +36,16 @@ def folder(tiny_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPath
     return root
 
 
-def asked(root: Path, name: str, output: Path) -> list[str]:
+def asked(root: Path, name: str, output: Path, *more: str) -> list[str]:
     prompts = ["--harmful", str(root / "attack.txt"), "--harmless", str(root / "harmless.txt")]
-    return [
-        "evaluate",
-        str(root / name),
-        *prompts,
-        "--count",
-        "4",
-        "--tokens",
-        "2",
-        "--transformers",
-        "--output",
-        str(output),
-    ]
+    sizes = ["--count", "4", "--tokens", "2"]
+    return ["evaluate", str(root / name), *prompts, *sizes, "--output", str(output), *more]
+
+
+def checked(root: Path, original: str, compressed: str, output: Path, *more: str) -> list[str]:
+    prompts = ["--harmful", str(root / "attack.txt"), "--harmless", str(root / "harmless.txt")]
+    sizes = ["--tokens", "2", "--count", "4", "--json", str(output)]
+    return ["check", str(root / original), str(root / compressed), *prompts, *sizes, *more]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +54,7 @@ def asked(root: Path, name: str, output: Path) -> list[str]:
 )
 def test_evaluate_says_in_which_form_it_was_measured(name: str, form: str, folder: Path, tmp_path: Path) -> None:
     before = hash_folder(folder / name) if (folder / name).is_dir() else None
-    assert main(asked(folder, name, tmp_path)) == 0
+    assert main(asked(folder, name, tmp_path, "--transformers")) == 0
     record = read_json(tmp_path / "provenance.json")["model"]
     assert record["name"] == str(folder / name) and form in record["measured_as"]
     assert read_json(tmp_path / "scores.json")["rates"]["refusal"]["n"] == 4
@@ -82,35 +78,18 @@ def test_the_decoded_numbers_are_the_packed_ones(folder: Path) -> None:
 
 
 def test_a_check_of_a_gguf_file_says_what_it_measures(folder: Path, tmp_path: Path) -> None:
-    arguments = [
-        "check",
-        str(folder / "model"),
-        str(folder / "q8.gguf"),
-        "--transformers",
-        "--tokens",
-        "2",
-        "--count",
-        "4",
-    ]
-    arguments += ["--harmful", str(folder / "attack.txt"), "--harmless", str(folder / "harmless.txt")]
-    assert main([*arguments, "--json", str(tmp_path / "check.json"), "--report", str(tmp_path / "check.html")]) == 4
+    written = ["--transformers", "--report", str(tmp_path / "check.html")]
+    assert main(checked(folder, "model", "q8.gguf", tmp_path / "check.json", *written)) == 4
     facts = read_json(tmp_path / "check.json")["facts"]
     assert "nothing about llama.cpp" in facts["compressed measured as"] and "original measured as" not in facts
     assert "nothing about llama.cpp" in (tmp_path / "check.html").read_text(encoding="utf-8")
-
-
-def checked(root: Path, original: str, compressed: str, output: Path, *more: str) -> list[str]:
-    prompts = ["--harmful", str(root / "attack.txt"), "--harmless", str(root / "harmless.txt")]
-    sizes = ["--tokens", "2", "--count", "4", "--json", str(output)]
-    return ["check", str(root / original), str(root / compressed), *prompts, *sizes, *more]
 
 
 def test_llama_cpp_answers_for_gguf_files(
     folder: Path, tmp_path: Path, llama_cpp_python: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server = ["--llama-cpp", str(llama_cpp_python)]
-    asking = [word for word in asked(folder, "q8.gguf", tmp_path / "scores") if word != "--transformers"]
-    assert main([*asking, *server]) == 0
+    assert main(asked(folder, "q8.gguf", tmp_path / "scores", *server)) == 0
     assert "measured_as" not in read_json(tmp_path / "scores/provenance.json")["model"]
     (first, *_) = (tmp_path / "scores/completions.jsonl").read_text(encoding="utf-8").splitlines()
     assert "xllamacpp" in first
@@ -133,18 +112,18 @@ def test_llama_cpp_answers_for_gguf_files(
 def test_of_a_wrapper_the_text_model_is_asked_and_no_patch_is_made(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    wrapper = str(tmp_path / "wrapper")
     write_wrapper("llava", folder / "model", tmp_path / "wrapper")
-    prompts = ["--harmful", str(folder / "harmful.txt"), "--harmless", str(folder / "harmless.txt")]
-    asking = ["evaluate", str(tmp_path / "wrapper"), *prompts, "--count", "4", "--tokens", "2", "--transformers"]
-    assert main([*asking, "--output", str(tmp_path / "scores")]) == 0
+    assert main(asked(folder, wrapper, tmp_path / "scores", "--transformers")) == 0
     record = read_json(tmp_path / "scores/provenance.json")["model"]
     assert "the text model of a wrapper" in record["measured_as"]
     capsys.readouterr()
-    models = [str(folder / "model"), str(tmp_path / "wrapper")]
+    prompts = ["--harmful", str(folder / "harmful.txt"), "--harmless", str(folder / "harmless.txt")]
     sizes = ["--train", "16", "--validation", "8", "--method", "scale"]
-    assert main(["patch", *models, *prompts, *sizes, "--output", str(tmp_path / "adapter")]) == 2
+    assert main(["patch", str(folder / "model"), wrapper, *prompts, *sizes, "--output", str(tmp_path / "adapter")]) == 2
     assert "give the text model itself" in capsys.readouterr().err
-    assert main(["check", *models, *prompts, "--transformers", "--repair", str(tmp_path / "adapter")]) == 2
+    repair = ["--transformers", "--repair", str(tmp_path / "adapter")]
+    assert main(checked(folder, "model", wrapper, tmp_path / "check.json", *repair)) == 2
     assert "give the text model itself" in capsys.readouterr().err
 
 
@@ -165,8 +144,8 @@ def test_a_gguf_file_is_patched_and_the_patch_exported(
     changes = load_file(tmp_path / "adapter/adapter_model.safetensors")
     assert 2 * len(gguf.GGUFReader(output).tensors) == 2 * len(changes)
     # The same patch for another GGUF file of the model, and for what is none.
-    ready_made.gguf_file(folder / "model", tmp_path / "f16.gguf", ["F16"])
-    assert main(["export", "--gguf", str(tmp_path / "adapter"), str(output), "--base", str(tmp_path / "f16.gguf")]) == 0
+    ready_made.gguf_file(folder / "model", tmp_path / "q4.gguf", ["Q4_0"])
+    assert main(["export", "--gguf", str(tmp_path / "adapter"), str(output), "--base", str(tmp_path / "q4.gguf")]) == 0
     assert main(["export", "--gguf", str(tmp_path / "adapter"), str(output), "--base", models[0]]) == 2
     assert "holds no GGUF file, which llama.cpp needs; name the GGUF model with --base" in capsys.readouterr().err
 

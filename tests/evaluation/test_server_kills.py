@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -18,28 +18,43 @@ from aird.evaluation.engines.llama_cpp import LlamaCpp
 from aird.evaluation.engines.vllm import Vllm
 
 pytestmark = pytest.mark.thorough
-# What tells that the server's own process has started: a part of its name or of its command line.
-SERVERS = {"vllm": "EngineCore", "llama.cpp": "llama_cpp_server.py"}
 
 
-@pytest.fixture(scope="module", params=list(SERVERS))
-def engine(
+@dataclass(frozen=True)
+class Case:
+    """An engine and a checkpoint that it serves.
+
+    Attributes:
+        engine: who serves.
+        checkpoint: what is served.
+        mark: what tells that the server's own process has started: a part of its name or of its command line.
+        seconds: within which a job that is told to end has ended.
+    """
+
+    engine: Vllm | LlamaCpp
+    checkpoint: Path
+    mark: str
+    seconds: float
+
+
+@pytest.fixture(scope="module", params=["vllm", "llama.cpp"])
+def case(
     request: pytest.FixtureRequest, tiny_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Vllm | LlamaCpp, Path, str]:
-    """Return an engine, a checkpoint that it serves, and what its process is known by."""
+) -> Case:
     if request.param == "vllm":
-        return Vllm(request.getfixturevalue("vllm_python")), tiny_folder("llama"), SERVERS[request.param]
+        engine = Vllm(request.getfixturevalue("vllm_python"))
+        return Case(engine, tiny_folder("llama"), "EngineCore", DEADLINE_SECONDS)
     folder = tmp_path_factory.mktemp("gguf")
     ready_made.gguf_file(tiny_folder("llama"), folder / "q8.gguf", ["Q8_0"])
     import_given(folder / "q8.gguf", tiny_folder("llama"), folder / "checkpoint")
     python = request.getfixturevalue("llama_cpp_python")
-    return LlamaCpp(python), folder / "checkpoint", SERVERS[request.param]
+    return Case(LlamaCpp(python), folder / "checkpoint", "llama_cpp_server.py", 60.0)
 
 
 @pytest.fixture
-def job(tmp_path: Path, engine: tuple[Vllm | LlamaCpp, Path, str]) -> Iterator[Job]:
+def job(tmp_path: Path, case: Case) -> Iterator[Job]:
     """A job that has been started, and whose processes do not outlive the test."""
-    started = Job(tmp_path, engine[1], engine[0])
+    started = Job(tmp_path, case.checkpoint, case.engine)
     session = started.session()
     try:
         yield started
@@ -67,30 +82,31 @@ def test_killed_while_serving(job: Job) -> None:
     for process in session_members(session):
         with contextlib.suppress(psutil.NoSuchProcess):
             scratch.add(process.environ().get("TMPDIR", ""))
-    scratch.discard(os.environ.get("TMPDIR", ""))
+    scratch.discard("")
     job.process.kill()
     wait_for(lambda: not session_members(session), "the server to end")
     assert not is_listening(port)
-    assert any(scratch) and not any(Path(folder).exists() for folder in scratch if folder)
+    assert scratch
+    assert not any(Path(folder).exists() for folder in scratch)
 
 
-def test_killed_while_starting(job: Job, engine: tuple[Vllm | LlamaCpp, Path, str]) -> None:
+def test_killed_while_starting(job: Job, case: Case) -> None:
     """SIGKILL of a job whose server has just started leaves no process."""
     session = job.session()
-    wait_for(lambda: has_started(session, engine[2]), "the server's process")
+    wait_for(lambda: has_started(session, case.mark), "the server's process")
     port = server_port(session)
     job.process.kill()
     wait_for(lambda: not session_members(session), "the server to end")
     assert not is_listening(port)
 
 
-def test_terminated(job: Job) -> None:
+def test_terminated(job: Job, case: Case) -> None:
     """SIGTERM of a job with requests under way ends it by SystemExit and leaves no process."""
     session = job.session()
     wait_for(job.ready.exists, "the server")
     port = server_port(session)
     job.process.terminate()
-    _, errors = job.process.communicate(timeout=DEADLINE_SECONDS)
+    _, errors = job.process.communicate(timeout=case.seconds)
     assert job.process.returncode == 128 + signal.SIGTERM, errors[-5000:]
     assert session_members(session) == []
     assert not is_listening(port)

@@ -271,7 +271,9 @@ def test_the_repairs_have_three_matched_controls_where_they_are_compared() -> No
         assert len(controls[patch]) == count, patch
         for control in controls[patch]:
             compressions = {compression for _, compression, own in configuration.cells() if own == control}
-            assert compressions >= {"wanda-50", "w4a16"}, control
+            # The embedded grid's own control is on its third compression too.
+            more = {"magnitude-30"} if control == "random-control" else set()
+            assert compressions == {"wanda-50", "w4a16"} | more, control
 
 
 def test_equal_over_refusal_is_said_in_few_words() -> None:
