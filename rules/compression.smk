@@ -57,9 +57,11 @@ def compression_environment(wildcards):
 
 def compression_settings(wildcards):
     """Return the settings of a compression."""
-    # Who serves it changes no weight.
+    # Who serves it, and with which cache, changes no weight.
     settings = CONFIGURATION.compressions[wildcards.compression]
-    return canonical_json(settings.model_dump(exclude={"engine"}))
+    return canonical_json(
+        settings.model_dump(exclude={"engine", "key_value_cache_dtype"})
+    )
 
 
 rule compress_model:

@@ -100,6 +100,9 @@ def optional_flags(wildcards, input):
     ):
         for path in getattr(input, name):
             flags += [f"--{name.replace('_', '-')}", path]
+    cache = CONFIGURATION.cache_dtype_of(wildcards.compression)
+    if cache is not None:
+        flags += ["--key-value-cache-dtype", cache]
     if input.tasks:
         flags += ["--task-folder", os.path.dirname(input.tasks[0])]
     return flags

@@ -1,7 +1,7 @@
 """The recipe that changes no weight: the original, served with a quantised key/value cache.
 
-The type stands in the manifest, from where the evaluation starts its server with it. Transformers keeps keys and values
-in the model's type, so directions, activations and learnt patches of such a compression are those of the original.
+The evaluation starts its server with that type. Transformers keeps keys and values in the model's type, so directions,
+activations and learnt patches of such a compression are those of the original.
 """
 
 from __future__ import annotations
@@ -10,23 +10,32 @@ import os
 import shutil
 from pathlib import Path
 
+from aird.compression.gguf_recipe import write_gguf
 from aird.models.checkpoint import Checkpoint
 from aird.settings.compressions import KeyValueCache
 
 
-def keep_weights(original: Checkpoint, output: Path, settings: KeyValueCache, calibration: None) -> None:
-    """Put the original's weight files into the folder `output`: as hard links, or as copies on another file system."""
+def keep_weights(
+    original: Checkpoint, output: Path, settings: KeyValueCache, calibration: None, python: Path | None = None
+) -> None:
+    """Put the original's weights into the folder `output`, for llama.cpp in a GGUF file.
+
+    Args:
+        original: the original checkpoint.
+        output: an existing folder. It gets hard links, or copies on another file system.
+        settings: the recipe.
+        calibration: none.
+        python: of the environment that writes GGUF files (`aird.compression.gguf_recipe`); None writes none.
+
+    Raises:
+        RuntimeError, ValueError: as of `write_gguf`.
+    """
+    if python is not None:
+        write_gguf(original, output, None, python)
+        return
     index = original.folder / "model.safetensors.index.json"
     for path in [*original.weight_files, *([index] if index.is_file() else [])]:
         try:
             os.link(path, output / path.name)
         except OSError:
             shutil.copyfile(path, output / path.name)
-
-
-def cache_dtype(manifest: dict[str, object]) -> str | None:
-    """Return the type of the key/value cache that a checkpoint's manifest asks for; None for the model's own."""
-    settings = manifest.get("settings")
-    if not isinstance(settings, dict) or settings.get("recipe") != "kv_cache":
-        return None
-    return KeyValueCache.model_validate(settings).dtype

@@ -66,6 +66,12 @@ def quantise_to_gguf(source: Checkpoint, output: Path, settings: GGUF, calibrati
         ValueError: the converter does not know the architecture, llama.cpp has no tokenizer that splits text as the
             model's does, no matrix could take the type, or the weights that come back are not the original's.
     """
+    write_gguf(source, output, settings.type, python)
+    _check_types(output / MODEL_FILE, settings.type)
+
+
+def write_gguf(source: Checkpoint, output: Path, type_: str | None, python: Path) -> None:
+    """Write a checkpoint as `quantise_to_gguf` does; without a type nothing is quantised."""
     target = output / MODEL_FILE
     with TemporaryDirectory(prefix=".gguf.", dir=output) as name:
         scratch = Path(name)
@@ -74,9 +80,11 @@ def quantise_to_gguf(source: Checkpoint, output: Path, settings: GGUF, calibrati
         failure = _convert(source.folder, scratch, python, {whole: pre_tokenizer}).get(str(whole))
         if failure is not None:
             raise ValueError(f"{source.folder} cannot be converted to GGUF: {failure}")
-        threads = os.environ.get("OMP_NUM_THREADS") or str(len(os.sched_getaffinity(0)))
-        _quantiser(python, "quantise", whole, target, settings.type, threads)
-    _check_types(target, settings.type)
+        if type_ is None:
+            whole.replace(target)
+        else:
+            threads = os.environ.get("OMP_NUM_THREADS") or str(len(os.sched_getaffinity(0)))
+            _quantiser(python, "quantise", whole, target, type_, threads)
     dequantise_gguf_weights(target, output, stored_dtype(source.folder))
     _check_decoded(read_weights(output, source), source)
 

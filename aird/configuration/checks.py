@@ -337,19 +337,25 @@ def _unknown_addresses(configuration: Configuration, urls: Mapping[str, Mapping[
 
 
 def _caches(configuration: Configuration) -> Iterator[str]:
-    """Yield compressions of the key/value cache that no server of this configuration can be started with."""
-    for name, made in configuration.compressions.items():
-        if not isinstance(made, KeyValueCache):
+    """Yield types of the key/value cache that no server of this configuration can be started with."""
+    said = set()
+    for model, name, _ in configuration.cells():
+        dtype = configuration.cache_dtype_of(name)
+        if dtype is None or name in said:
             continue
+        key = "dtype" if isinstance(configuration.compressions[name], KeyValueCache) else "key_value_cache_dtype"
+        engine = configuration.engine_of(model, name)
         if configuration.serving.url is not None or configuration.serving.urls is not None:
+            said.add(name)
             yield (
-                f"compressions.{name}: a running server has one cache, which it chose itself; leave this "
-                "compression out, or let the workflow start vLLM"
+                f"compressions.{name}.{key}: a running server has one cache, which it chose itself; leave this "
+                "out, or let the workflow start the server"
             )
-        elif made.dtype not in CACHE_DTYPES["vllm"]:
+        elif dtype not in CACHE_DTYPES[engine]:
+            said.add(name)
             yield (
-                f"compressions.{name}.dtype: vLLM has no key/value cache of this type; write one of "
-                f"{', '.join(CACHE_DTYPES['vllm'])} (found: {made.dtype})"
+                f"compressions.{name}.{key}: {engine} serves {name} of {model} and has no key/value cache of this "
+                f"type; write one of {', '.join(CACHE_DTYPES[engine])} (found: {dtype})"
             )
 
 

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from aird.patching.methods import NAMES, method
 from aird.settings.base import ORIGINAL, PLAIN, EngineName, Name, Seed, Settings
-from aird.settings.compressions import CompressionSettings, Given
+from aird.settings.compressions import CacheDtype, CompressionSettings, Given, KeyValueCache, ServedSettings
 from aird.settings.directions import Directions
 from aird.settings.models import Model
 from aird.settings.patches import PatchSettings, Replies
@@ -60,6 +60,13 @@ class Configuration(Settings):
         """Return who serves a checkpoint: what the compression or `serving` names, else llama.cpp a GGUF file."""
         named: EngineName | None = getattr(self.compressions.get(compression), "engine", None) or self.serving.engine
         return named or ("llama.cpp" if self.holds_gguf(model, compression) else "vllm")
+
+    def cache_dtype_of(self, compression: str) -> CacheDtype | None:
+        """Return the type of a compression's quantised key/value cache; None is the engine's own."""
+        settings = self.compressions.get(compression)
+        if isinstance(settings, KeyValueCache):
+            return settings.dtype
+        return settings.key_value_cache_dtype if isinstance(settings, ServedSettings) else None
 
     def holds_gguf(self, model: str, compression: str) -> bool:
         """Return whether a checkpoint holds a GGUF file, which llama.cpp serves."""

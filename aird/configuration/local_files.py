@@ -19,7 +19,7 @@ from aird.configuration.messages import ConfigurationError, show
 from aird.patching.methods import method_of
 from aird.settings.base import PLAIN
 from aird.settings.checkpoint_formats import GGUF_MODELS, patch_refusal, refusal
-from aird.settings.compressions import GGUF, Given
+from aird.settings.compressions import Given
 from aird.settings.models import Model
 from aird.settings.prompt_files import read_instructions
 from aird.settings.prompts import PromptSet
@@ -202,7 +202,9 @@ def _unconvertible(configuration: Configuration) -> Iterator[str]:
     """Yield local models that a recipe would convert to GGUF and cannot."""
     for name, model in configuration.models.items():
         recipes = [
-            each for each in configuration.compressions_of(name) if isinstance(configuration.compressions[each], GGUF)
+            each
+            for each in configuration.compressions_of(name)
+            if configuration.compressions[each].environment == "gguf"
         ]
         if not recipes or model.source.path is None:
             continue

@@ -38,7 +38,9 @@ def compression_in_words(name: str, settings: Settings | None) -> str:
         return name
     recipe = settings["recipe"]
     if recipe in ROUNDING:
-        return f"{ROUNDING[recipe].format_map(settings)} ({name})"
+        cache = settings.get("key_value_cache_dtype")
+        served = f" with a key/value cache in {cache}" if cache else ""
+        return f"{ROUNDING[recipe].format_map(settings)}{served} ({name})"
     pattern = f" in the pattern {settings['pattern']}" if settings.get("pattern") else ""
     return f"{PRUNING[recipe]} of {100 * settings['sparsity']:.0f}%{pattern} ({name})"
 

@@ -276,6 +276,11 @@ class BitsAndBytes(RecipeSettings):
         return f"bitsandbytes-{self.variant}"
 
 
+CacheDtype = Literal["fp8", "fp8_e5m2", "q8_0", "q4_0"]
+# Types of a quantised key/value cache that each engine has.
+CACHE_DTYPES: dict[EngineName, tuple[CacheDtype, ...]] = {"vllm": ("fp8", "fp8_e5m2"), "llama.cpp": ("q8_0", "q4_0")}
+
+
 class ServedSettings(RecipeSettings):
     """Base of the recipes whose checkpoints may hold a GGUF file, so that more than one engine can serve them."""
 
@@ -284,17 +289,26 @@ class ServedSettings(RecipeSettings):
         description="Who serves it; default: `serving.engine`, else llama.cpp a GGUF file, vLLM all others. vLLM "
         "serves the decoded weights of a GGUF file.",
     )
+    key_value_cache_dtype: CacheDtype | None = Field(
+        None,
+        description="Type of the server's cached keys and values: fp8 (E4M3) or fp8_e5m2 by vLLM, q8_0 or q4_0 by "
+        "llama.cpp; default: the engine's own.",
+    )
 
 
 class GGUF(ServedSettings):
     """Convert to GGUF and quantise by llama.cpp's own code, embeddings and the output head included.
 
     The checkpoint holds the file, and its decoded weights for all that reads weights. There is no importance
-    matrix, so types that need one (IQ1, IQ2, IQ3) are not offered.
+    matrix, so types that need one (IQ1, IQ2, IQ3) are not offered. F32, F16 and BF16 quantise nothing: so llama.cpp
+    serves the original's own weights.
     """
 
     recipe: Literal["gguf"] = "gguf"
     type: Literal[
+        "F32",
+        "F16",
+        "BF16",
         "Q2_K",
         "Q3_K_S",
         "Q3_K_M",
@@ -331,21 +345,27 @@ class GGUF(ServedSettings):
         return True
 
 
-# Types of a quantised key/value cache that each engine has.
-CACHE_DTYPES = {"vllm": ("fp8", "fp8_e5m2"), "llama.cpp": ("q8_0", "q4_0")}
-
-
 class KeyValueCache(RecipeSettings):
     """Serve the original with a quantised key/value cache; no weight changes (docs/method.md)."""
 
     recipe: Literal["kv_cache"] = "kv_cache"
-    dtype: Literal["fp8", "fp8_e5m2", "q8_0", "q4_0"] = Field(
-        description="Type of the cached keys and values: fp8 (E4M3) or fp8_e5m2 by vLLM, q8_0 or q4_0 by llama.cpp."
+    dtype: CacheDtype = Field(
+        description="Type of the cached keys and values: fp8 (E4M3) or fp8_e5m2 by vLLM; q8_0 or q4_0 by llama.cpp, "
+        "which is given the original's weights in a GGUF file."
     )
 
     @property
+    def environment(self) -> str | None:
+        """llama.cpp's converter, where llama.cpp serves it."""
+        return "gguf" if self.dtype in CACHE_DTYPES["llama.cpp"] else None
+
+    def holds_gguf(self, model: str) -> bool:
+        """Return whether llama.cpp serves it."""
+        return self.environment is not None
+
+    @property
     def changes_weights(self) -> bool:
-        """The checkpoint is the original's, file by file."""
+        """The weights are the original's, to the bit."""
         return False
 
 

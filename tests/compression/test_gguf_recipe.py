@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import gguf
 import pytest
@@ -25,7 +26,7 @@ from aird.models.checkpoint import read_checkpoint
 from aird.models.gguf_file import served_gguf
 from aird.models.matrices import dense_matrix
 from aird.settings.checkpoint_formats import GGUF_MODELS
-from aird.settings.compressions import GGUF
+from aird.settings.compressions import GGUF, KeyValueCache
 from aird.support.files import hash_folder
 
 WRITER, QUERIES = "model.layers.1.mlp.down_proj", "model.layers.1.self_attn.q_proj"
@@ -74,6 +75,17 @@ def test_what_is_written(
     assert fields["tokenizer.chat_template"] == tokenizer.chat_template
 
 
+@pytest.mark.parametrize("settings", [GGUF(type="BF16"), KeyValueCache(dtype="q4_0")])
+def test_the_originals_own_weights_for_llama_cpp(settings: Any, gguf_python: Path, tmp_path: Path) -> None:
+    original = build_tiny_model(tmp_path / "original", family="qwen2")
+    measurements = compress(original, tmp_path / "made", settings, None, gguf_python)
+    assert measurements["total"]["relative_error"] == 0 and measurements["total"]["bits_per_weight"] == 16
+    assert measurements["quantisation_types"].keys() == {"BF16", "F32"}
+    ours, theirs = (read_checkpoint(folder).tensors for folder in (tmp_path / "made", original))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name].load(), theirs[name].load()) for name in theirs)
+
+
 def configured(folder: Path, **changes: object) -> Path:
     config = json.loads((folder / "config.json").read_text()) | changes
     (folder / "config.json").write_text(json.dumps(config))
@@ -115,7 +127,7 @@ def test_the_types_of_the_configuration_are_those_of_the_program() -> None:
     offered = GGUF.model_fields["type"].annotation
     assert set(offered.__args__) == gguf_quantiser.TYPES.keys()  # type: ignore[union-attr]
     for name, number in gguf_quantiser.TYPES.items():
-        assert gguf.LlamaFileType[f"MOSTLY_{name}"] == number
+        assert gguf.LlamaFileType["ALL_F32" if name == "F32" else f"MOSTLY_{name}"] == number
 
 
 def test_the_models_that_a_configuration_may_convert_are_read_back() -> None:

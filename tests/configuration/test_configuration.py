@@ -247,10 +247,15 @@ def test_heads_of_a_local_model_that_no_number_of_gpus_can_share(folder: Path) -
 
 
 def test_a_server_of_the_user_s_has_its_own_cache() -> None:
+    values = changed("compressions.k", {"recipe": "kv_cache", "dtype": "q8_0"})
+    assert load_configuration(values).engine_of("hub", "k") == "llama.cpp"
+    values["serving"] = {"engine": "vllm"}
+    with pytest.raises(ConfigurationError, match="compressions.k.dtype: vllm serves k of tuned"):
+        load_configuration(values)
     values = changed("compressions.k", {"recipe": "kv_cache", "dtype": "fp8"})
-    load_configuration(values)
+    assert load_configuration(values).cache_dtype_of("k") == "fp8"
     values["serving"] = {"url": "http://host:8000#{model}-{compression}-{patch}"}
-    with pytest.raises(ConfigurationError, match="compressions.k: a running server has one cache"):
+    with pytest.raises(ConfigurationError, match="compressions.k.dtype: a running server has one cache"):
         load_configuration(values)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import json
 import shutil
 import statistics
 import threading
@@ -106,6 +108,40 @@ def test_completions_are_greedy_and_in_order(
         assert completion.text.strip("\ufffd ") == text.strip("\ufffd ")
     assert client.complete(prompts[:1], 8) == completions[:1]
     assert client.complete([], 8) == []
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("q8_0", 0.3), ("q4_0", 1.0)])
+def test_a_quantised_cache_moves_first_tokens(
+    dtype: str,
+    most: float,
+    client: LlamaCppClient,
+    llama_cpp_python: Path,
+    checkpoint: Path,
+    prompts: list[list[int]],
+    tmp_path: Path,
+) -> None:
+    settings = dataclasses.replace(SETTINGS, key_value_cache_dtype=dtype)
+    engine = LlamaCpp(llama_cpp_python)
+    engine.check(checkpoint, settings)
+    plain = [row.first_token_logprobs or {} for row in client.complete(prompts, 1, logprobs=5)]
+    with engine.serve(checkpoint, settings, tmp_path / "log") as quantised:
+        told = [row.first_token_logprobs or {} for row in quantised.complete(prompts, 1, logprobs=5)]
+    moved = [
+        abs(first[token] - row[token])
+        for first, row in zip(told, plain, strict=True)
+        for token in first.keys() & row.keys()
+    ]
+    assert 0.001 < max(moved) < most
+
+
+def test_a_cache_whose_blocks_do_not_fit_the_heads(checkpoint: Path, tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, key_value_cache_dtype="q8_0")
+    config = json.loads((checkpoint / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"head_dim": 80}))
+    with pytest.raises(ValueError, match="multiple of 32 features only, and those of this model have 80"):
+        LlamaCpp(None).check(tmp_path, settings)
+    with pytest.raises(ValueError, match=r"type fp8 \(it has: q8_0, q4_0\)"):
+        LlamaCpp(None).check(tmp_path, dataclasses.replace(settings, key_value_cache_dtype="fp8"))
 
 
 def test_an_adapter_in_a_gguf_file_is_on_what_is_asked(

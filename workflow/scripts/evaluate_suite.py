@@ -1,6 +1,5 @@
 """Serve one checkpoint and ask it everything that a suite measures."""
 
-from aird.compression.cache_recipe import cache_dtype
 from aird.evaluation.engines.address import Address
 from aird.evaluation.engines.registry import recorded_engine
 from aird.evaluation.suite_run import KINDS, evaluate_suite
@@ -18,7 +17,7 @@ def main() -> None:
         __doc__,
         paths="arithmetic checkpoint manifest harmful harmless server_log completions utility",
         optional="environment adapter adapter_statistics reference attacks task_folder",
-        optional_texts="url",
+        optional_texts="url key_value_cache_dtype",
         texts="settings serve seed",
         gpu=True,
     )
@@ -29,7 +28,7 @@ def main() -> None:
     suite = Suite.model_validate({**arguments.settings["suite"], **more})
     seed = int(arguments.seed)
     records = {kind: select(read_json_lines(getattr(arguments, kind)), getattr(suite, kind), seed) for kind in KINDS}
-    manifest = open_checkpoint(arguments.checkpoint, arguments.manifest)
+    open_checkpoint(arguments.checkpoint, arguments.manifest)
     if arguments.adapter is not None:
         check_folder(arguments.adapter, read_json(arguments.adapter_statistics)["files"])
     completions, utility = evaluate_suite(
@@ -44,7 +43,7 @@ def main() -> None:
         scratch=arguments.completions.with_suffix(".served"),
         log=arguments.server_log,
         attack_texts=None if arguments.attacks is None else read_json(arguments.attacks),
-        key_value_cache_dtype=cache_dtype(manifest),
+        key_value_cache_dtype=arguments.key_value_cache_dtype,
     )
     write_json(arguments.utility, utility)
     write_json_lines(arguments.completions, completions)

@@ -49,6 +49,12 @@ def finite(logprob: float | None) -> float:
     return float(logprob)
 
 
+def head_size(config: Mapping[str, Any]) -> int:
+    """Return the features of an attention head, by a model's config.json."""
+    text = config.get("text_config", config)
+    return int(text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"])
+
+
 class Client(Protocol):
     """Asks one checkpoint that an engine has ready, and the adapter on it, if there is one.
 

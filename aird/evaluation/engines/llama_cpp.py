@@ -16,13 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from aird.evaluation.engines.engine import Abilities, Completion, Engine, ServerSettings, finite
+from aird.evaluation.engines.engine import Abilities, Completion, Engine, ServerSettings, finite, head_size
 from aird.evaluation.http_server import HttpServer, listed_models, start_server
 from aird.evaluation.programs import llama_cpp_server
 from aird.evaluation.server_process import clean_environment
 from aird.models.gguf_file import served_gguf
+from aird.settings.base import EngineName
+from aird.settings.compressions import CACHE_DTYPES
+from aird.support.files import read_json
 
-NAME = "llama.cpp"
+NAME: EngineName = "llama.cpp"
 SEQUENCES = 8  # at once; each has memory for the longest prompt and completion
 PROMPTS_PER_REQUEST = 32  # a request's prompts are answered side by side
 # The server takes some ten at a time. Others wait in a short queue, and the kernel resets them after a minute.
@@ -38,6 +41,7 @@ class LlamaCpp(Engine):
 
     abilities: ClassVar = Abilities(first_token_logprobs=True, prompt_logprobs=False, tasks=False, adapters=True)
     serves_gguf: ClassVar = True
+    key_value_cache_dtypes: ClassVar = CACHE_DTYPES[NAME]
 
     @classmethod
     def recorded(cls, record: Mapping[str, Any], folder: Path) -> LlamaCpp | None:
@@ -47,6 +51,18 @@ class LlamaCpp(Engine):
     def describe(self) -> str:
         """Return which llama.cpp it is."""
         return f"{NAME} ({self.python or sys.executable})"
+
+    def check(self, checkpoint: Path, settings: ServerSettings) -> None:
+        """Check the type of the cache, whose blocks hold 32 features of a head."""
+        super().check(checkpoint, settings)
+        if settings.key_value_cache_dtype is None:
+            return
+        width = head_size(read_json(checkpoint / "config.json"))
+        if width % 32:
+            raise ValueError(
+                f"{NAME} has a key/value cache in {settings.key_value_cache_dtype} for heads of a multiple of 32 "
+                f"features only, and those of this model have {width}"
+            )
 
     @contextlib.contextmanager
     def serve(
@@ -70,6 +86,8 @@ class LlamaCpp(Engine):
             "sequences": min(SEQUENCES, settings.maximum_sequences),
             "threads": settings.threads or _threads(),
         }
+        if settings.key_value_cache_dtype is not None:
+            options["cache"] = settings.key_value_cache_dtype
         with contextlib.ExitStack() as stack:
             if adapter is not None:
                 scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aird-adapter-")))

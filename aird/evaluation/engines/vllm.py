@@ -20,7 +20,15 @@ from typing import Any, ClassVar, Literal
 
 from safetensors import safe_open
 
-from aird.evaluation.engines.engine import Abilities, AdapterRefused, Completion, Engine, ServerSettings, finite
+from aird.evaluation.engines.engine import (
+    Abilities,
+    AdapterRefused,
+    Completion,
+    Engine,
+    ServerSettings,
+    finite,
+    head_size,
+)
 from aird.evaluation.http_server import HttpServer, listed_models, start_server
 from aird.evaluation.programs import vllm_server
 from aird.evaluation.server_process import clean_environment
@@ -259,8 +267,7 @@ def _check_cpu_cache(config: Mapping[str, Any], dtype: str, flags: frozenset[str
     """Check what vLLM's attention on a CPU asks of a quantised cache (vLLM 0.32, `cpu_attn.py`)."""
     if not flags & {"avx512f", "amx_tile"}:
         raise ValueError(f"vLLM on a CPU has a key/value cache in {dtype} with AVX-512 or AMX only; use a GPU")
-    text = config.get("text_config", config)
-    width = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
+    width = head_size(config)
     if width % 32:
         raise ValueError(
             f"vLLM on a CPU has a key/value cache in {dtype} for heads of a multiple of 32 features only, and those of "

@@ -21,6 +21,7 @@ def main() -> None:
     for name in ("port", "length", "sequences", "threads"):
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--adapter", help="a LoRA adapter, a GGUF file")
+    parser.add_argument("--cache", help="type of the cached keys and values, by ggml's name in lower case")
     arguments = parser.parse_args()
     library: Any = import_module("xllamacpp")
     parameters = library.CommonParams()
@@ -39,6 +40,11 @@ def main() -> None:
     # Else each sequence may grow into what is another's.
     parameters.kv_unified = False
     parameters.ctx_shift = False
+    if arguments.cache is not None:
+        kind = library.ggml_type[f"GGML_TYPE_{arguments.cache.upper()}"]
+        parameters.cache_type_k, parameters.cache_type_v = kind, kind
+        # Without it llama.cpp reads quantised keys only.
+        parameters.flash_attn_type = library.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_ENABLED
     if arguments.adapter is not None:
         parameters.lora_adapters = [library.CommonAdapterLoraInfo(arguments.adapter, 1.0)]
     server = library.Server(parameters)  # listens while this object lives
