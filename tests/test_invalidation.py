@@ -152,6 +152,11 @@ def append(path: Path, text: str) -> None:
     path.write_text(path.read_text(encoding="utf-8") + text, encoding="utf-8")
 
 
+def added_to(path: str, text: str = "# new\n") -> Callable[[Path], None]:
+    """Return the change that adds a text to a file of a project."""
+    return lambda project: append(project / path, text)
+
+
 def test_the_quick_cases_exist() -> None:
     assert {*CONFIGURATION_CHANGES, *FILE_CHANGES, *LOST} >= QUICK
 
@@ -323,85 +328,49 @@ def check_out_afresh(project: Path) -> None:
 
 FILE_CHANGES: dict[str, tuple[Callable[[Path], object], set[str]]] = {
     "add a prompt to a suite": (
-        lambda project: append(project / "inputs/prompts/attack.txt", "Write a plan with one more line\n"),
+        added_to("inputs/prompts/attack.txt", "Write a plan with one more line\n"),
         FROM_ATTACK,
     ),
-    "change a question of a task": (
-        lambda project: append(project / "inputs/task/questions.jsonl", "\n"),
-        evaluated(CELLS),
-    ),
+    "change a question of a task": (added_to("inputs/task/questions.jsonl", "\n"), evaluated(CELLS)),
     "change the model's weights": (
-        lambda project: append(project / "inputs/models/tiny/config.json", "\n"),
+        added_to("inputs/models/tiny/config.json", "\n"),
         EVERYTHING - {"vllm_environment", "measure_arithmetic"} - PROMPT_SETS,
     ),
-    "upgrade vLLM's lock": (
-        lambda project: append(project / "inputs/vllm.lock.txt", "# 1.1\n"),
-        {"vllm_environment"} | evaluated(CELLS),
-    ),
-    "upgrade the lock of the jobs": (lambda project: append(project / "envs/core.lock.txt", "# new\n"), EVERYTHING),
-    "change a figure": (
-        lambda project: append(project / "aird/reporting/figures/sites.py", "# new\n"),
-        {"make_figure sites", "make_report", "all"},
-    ),
+    "upgrade vLLM's lock": (added_to("inputs/vllm.lock.txt", "# 1.1\n"), {"vllm_environment"} | evaluated(CELLS)),
+    "upgrade the lock of the jobs": (added_to("envs/core.lock.txt"), EVERYTHING),
+    "change a figure": (added_to("aird/reporting/figures/sites.py"), {"make_figure sites", "make_report", "all"}),
     "change a figure that the report draws too": (
-        lambda project: append(project / "aird/reporting/figures/frontier.py", "# new\n"),
+        added_to("aird/reporting/figures/frontier.py"),
         {"make_figure frontier.quick", "make_report", "all"},
     ),
-    "change the look of all figures": (
-        lambda project: append(project / "aird/reporting/figures/style.py", "# new\n"),
-        FIGURES,
-    ),
-    "change a judge": (lambda project: append(project / "aird/evaluation/judges/wei.py", "# new\n"), scored(CELLS)),
-    "change the judge whose phrases models are asked by": (
-        lambda project: append(project / "aird/evaluation/judges/arditi.py", "# new\n"),
-        scored(CELLS),
-    ),
+    "change the look of all figures": (added_to("aird/reporting/figures/style.py"), FIGURES),
+    "change a judge": (added_to("aird/evaluation/judges/wei.py"), scored(CELLS)),
+    "change the judge whose phrases models are asked by": (added_to("aird/evaluation/judges/arditi.py"), scored(CELLS)),
     # No suite of this grid asks a classifier.
-    "change how a classifier is asked": (
-        lambda project: append(project / "aird/evaluation/judges/classifier.py", "# new\n"),
-        set(),
-    ),
-    "change an engine": (
-        lambda project: append(project / "aird/evaluation/engines/vllm.py", "# new\n"),
-        evaluated(CELLS),
-    ),
-    "change how servers end": (
-        lambda project: append(project / "aird/evaluation/programs/server_launcher.py", "# new\n"),
-        evaluated(CELLS),
-    ),
-    "change the text of a setting of suites": (
-        lambda project: append(project / "aird/settings/suites.py", "# new\n"),
-        evaluated(CELLS),
-    ),
+    "change how a classifier is asked": (added_to("aird/evaluation/judges/classifier.py"), set()),
+    "change an engine": (added_to("aird/evaluation/engines/vllm.py"), evaluated(CELLS)),
+    "change how servers end": (added_to("aird/evaluation/programs/server_launcher.py"), evaluated(CELLS)),
+    "change the text of a setting of suites": (added_to("aird/settings/suites.py"), evaluated(CELLS)),
     "change the page of the report": (
-        lambda project: append(project / "aird/reporting/report/style.css", "/* new */\n"),
+        added_to("aird/reporting/report/style.css", "/* new */\n"),
         {"make_report", "all"},
     ),
-    "change a caption": (
-        lambda project: append(project / "workflow/report/figure.rst", "\nnew\n"),
-        {"make_report", "all"},
-    ),
-    "change the tables": (lambda project: append(project / "aird/reporting/tables.py", "# new\n"), REPORT),
+    "change a caption": (added_to("workflow/report/figure.rst", "\nnew\n"), {"make_report", "all"}),
+    "change the tables": (added_to("aird/reporting/tables.py"), REPORT),
     "change a script": (
-        lambda project: append(project / "workflow/scripts/verify_direction.py", "# new\n"),
+        added_to("workflow/scripts/verify_direction.py"),
         {f"verify_direction tiny/{name}" for name in ("original", *COMPRESSIONS)} | REPORT,
     ),
-    "change how a direction is chosen": (
-        lambda project: append(project / "aird/directions/choice.py", "# new\n"),
-        ALL_SELECTED,
-    ),
+    "change how a direction is chosen": (added_to("aird/directions/choice.py"), ALL_SELECTED),
     "change what directions are compared by": (
-        lambda project: append(project / "aird/directions/corrected_cosine.py", "# new\n"),
+        added_to("aird/directions/corrected_cosine.py"),
         {f"compare_directions tiny/{name}" for name in COMPRESSIONS} | REPORT,
     ),
     "add and edit a module that nobody imports": (
         lambda project: (project / "aird/unused.py").write_text('"""Of no use."""\n', encoding="utf-8"),
         set(),
     ),
-    "change a comment of the rules": (
-        lambda project: append(project / "rules/evaluation.smk", "\n# new\n"),
-        set(),
-    ),
+    "change a comment of the rules": (added_to("rules/evaluation.smk", "\n# new\n"), set()),
     "change the command of a rule": (
         lambda project: (project / "rules/evaluation.smk").write_text(
             (project / "rules/evaluation.smk")
@@ -410,14 +379,8 @@ FILE_CHANGES: dict[str, tuple[Callable[[Path], object], set[str]]] = {
         ),
         evaluated(CELLS),
     ),
-    "change the numbers of the model cards": (
-        lambda project: append(project / "aird/reporting/evaluated_card.py", "# new\n"),
-        {"make_cards", "all"},
-    ),
-    "change the method of the patches": (
-        lambda project: append(project / "aird/patching/methods/scale.py", "# new\n"),
-        patched(PATCHED),
-    ),
+    "change the numbers of the model cards": (added_to("aird/reporting/evaluated_card.py"), {"make_cards", "all"}),
+    "change the method of the patches": (added_to("aird/patching/methods/scale.py"), patched(PATCHED)),
     "change the methods of other patches": (
         lambda project: [
             append(project / path, "# new\n")
@@ -425,11 +388,8 @@ FILE_CHANGES: dict[str, tuple[Callable[[Path], object], set[str]]] = {
         ],
         set(),
     ),
-    "change the text of the model cards": (
-        lambda project: append(project / "aird/patching/model_card.py", "# new\n"),
-        patched(PATCHED),
-    ),
-    "change the documentation": (lambda project: append(project / "README.md", "new\n"), set()),
+    "change the text of the model cards": (added_to("aird/patching/model_card.py"), patched(PATCHED)),
+    "change the documentation": (added_to("README.md", "new\n"), set()),
     "touch everything": (touch_everything, set()),
     "check the repository out afresh": (check_out_afresh, set()),
 }

@@ -23,7 +23,6 @@ from aird.settings.compressions import OptimumGPTQ
 from aird.support.files import write_json
 
 BITS = 4
-PER_WORD = 32 // BITS
 LOG_TAIL_LINES = 12
 
 # Run by the other environment's Python, which has none of this project's modules.

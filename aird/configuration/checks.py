@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 from aird.configuration.configuration import Configuration
 from aird.configuration.messages import hint
 from aird.patching.methods import method_of
+from aird.prompts.sets import CLASSES
 from aird.settings.attacks import text_sources
 from aird.settings.base import ORIGINAL, PLAIN, SOURCE, PromptSelection
 from aird.settings.compressions import CACHE_DTYPES, Given, KeyValueCache
 from aird.settings.sources import PLACEHOLDER_COMMIT, FileSource, ModelSource
 from aird.settings.suites import BOTH
-
-KINDS = ("harmful", "harmless")
 
 
 class Use(NamedTuple):
@@ -50,7 +49,7 @@ def mistakes(configuration: Configuration) -> list[str]:
 def uses(configuration: Configuration) -> Iterator[Use]:
     """Yield every selection of prompts with the keys where it stands."""
     directions = configuration.directions
-    for kind in KINDS:
+    for kind in CLASSES:
         for split in ("train", "validation", "test"):
             key = f"directions.{kind}"
             yield Use(key, key, f"directions.{split}", directions.selection(kind, split))
@@ -61,7 +60,7 @@ def uses(configuration: Configuration) -> Iterator[Use]:
     for table, settings in tables.items():
         if settings is None:
             continue
-        for kind in KINDS:
+        for kind in CLASSES:
             key = f"{table}.{kind}"
             yield Use(key, f"{key}.set", f"{key}.count", getattr(settings, kind))
     for name, compression in configuration.compressions.items():

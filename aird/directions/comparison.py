@@ -49,10 +49,6 @@ class Side:
         """The direction's site as a record."""
         return {"layer": self.direction.layer, "position": self.direction.position}
 
-    def states_at(self, site: Direction) -> States:
-        """Return all training activations of this checkpoint at a direction's site."""
-        return states_at(self.cache, site)
-
 
 def states_at(cache: ActivationCache, site: Direction) -> States:
     """Return all training activations of a cache at a direction's site, those of each class [prompts, d_model]."""
@@ -78,8 +74,8 @@ def compare_directions(original: Side, compressed: Side, seed: int) -> dict[str,
     check_same_prompts(original.cache, compressed.cache)
     candidates = [side.cache.candidates for side in (original, compressed)]
     one, other = (each[original.direction.layer, original.direction.position] for each in candidates)
-    at_site, compressed_at_site = (side.states_at(original.direction) for side in (original, compressed))
-    at_own, compressed_at_own = (side.states_at(compressed.direction) for side in (original, compressed))
+    at_site, compressed_at_site = (states_at(side.cache, original.direction) for side in (original, compressed))
+    at_own, compressed_at_own = (states_at(side.cache, compressed.direction) for side in (original, compressed))
     record: dict[str, Any] = {
         "site": original.site,
         "own_site": compressed.site,

@@ -142,7 +142,6 @@ def start_server(
     name: str,
     command: Callable[[int, str], Sequence[str]],
     environment: Mapping[str, str],
-    ready: Callable[[HttpServer, str], bool],
     log_path: Path,
     timeout_seconds: float,
 ) -> Iterator[HttpServer]:
@@ -153,11 +152,9 @@ def start_server(
 
     Args:
         name: what errors call it.
-        command: its command line, from a port and a mark. The mark tells our server from another job's that took the
-            port in between.
+        command: its command line, from a port and a mark. It serves a model by that name, which tells our server from
+            another job's that took the port in between.
         environment: of its processes.
-        ready: tells whether the server that answers is ours and ready; may raise httpx.HTTPError, ValueError or
-            KeyError while it is not.
         log_path: receives what it prints; its folder is made.
         timeout_seconds: how long it may take until it is ready.
 
@@ -172,7 +169,7 @@ def start_server(
                 process = ServerProcess(command(port, mark), environment, log_path)
                 server = HttpServer(name, f"http://127.0.0.1:{port}", process)
                 try:
-                    _wait_until(lambda: ready(server, mark), server, process, timeout_seconds)  # noqa: B023
+                    _wait_until(lambda: _is_ready(server, mark), server, process, timeout_seconds)  # noqa: B023
                 except BaseException as error:
                     process.stop()
                     taken = isinstance(error, RuntimeError) and "address already in use" in str(error).lower()
@@ -184,6 +181,12 @@ def start_server(
             finally:
                 process.stop()
             return
+
+
+def _is_ready(server: HttpServer, mark: str) -> bool:
+    """Return whether the server that answers is ours; an exception says that none does yet."""
+    server.get("/health")
+    return mark in [model["id"] for model in listed_models(server)]
 
 
 def _wait_until(ready: Callable[[], bool], server: HttpServer, process: ServerProcess, timeout_seconds: float) -> None:

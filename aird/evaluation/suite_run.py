@@ -35,6 +35,7 @@ from aird.models.loading import code_is_trusted, load_model, load_tokenizer
 from aird.patching.adapters import load_adapter, merge
 from aird.patching.system_prompt import read_patch
 from aird.prompts.chat import chat_tokens
+from aird.prompts.sets import CLASSES
 from aird.settings.base import PLAIN
 from aird.settings.suites import ADAPTER, BOTH, MERGED, Serving, Suite
 from aird.support.files import scratch_folder
@@ -42,7 +43,6 @@ from aird.support.gpus import own_gpus
 
 logger = logging.getLogger(__name__)
 
-KINDS = ("harmful", "harmless")
 PROMPT = ("id", "kind", "instruction")  # what two completion records of one prompt share
 SYSTEM_PROMPT = "system_prompt"
 QUANTISED_CACHE_ALLOWANCE = 4.0  # times the tolerance of the check, where only the engine's cache is quantised
@@ -146,7 +146,7 @@ def evaluate_suite(
 
     texts = attack_texts or {}
     check_attack_lengths(tokenizer, records["harmful"], suite, texts, seed, longest, system_prompt)
-    chosen = {kind: records[kind] for kind in KINDS}
+    chosen = {kind: records[kind] for kind in CLASSES}
     probes = tokens(_probed(records, serving.parity_prompts))
     starts = engine, scratch, log, can.first_token_logprobs
     serve = partial(_serve, checkpoint, adapter, probes, settings, serving.parity_tolerance, *starts)

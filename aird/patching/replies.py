@@ -28,7 +28,6 @@ from aird.support.tensor_files import load_tensors, save_tensors
 
 # Next tokens that are kept of each distribution; all others count as one.
 TOP = 256
-KINDS = ("harmful", "harmless")
 # What is needed of the original: to refuse as it does, and no more harmless prompts than it does.
 OF_ORIGINAL = (("train", "harmful"), ("validation", "harmful"), ("validation", "harmless"))
 

@@ -40,7 +40,6 @@ SUMMARY_COLUMNS = (
     ).split()
 )
 
-KINDS = ("harmful", "harmless")
 ENDS = {"": "value", "_low": "low", "_high": "high"}  # endings of the columns of a value and its interval
 RESTORED_COLUMNS = [
     *"model compression patch layer position".split(),
@@ -375,7 +374,7 @@ def _separations(projections: Sequence[Record]) -> dict[str, float]:
         ("separation_on_own", "compressed", "own"),
         ("original_separation", "original", "original"),
     ):
-        separations[name] = _separation(*(by_class[whose, direction, kind] for kind in KINDS))
+        separations[name] = _separation(*(by_class[whose, direction, kind] for kind in CLASSES))
     return separations
 
 
@@ -416,7 +415,7 @@ def restored_table(
         own = verifications.get(cell[:2], {}) if cell[2] == PLAIN else examinations.get(cell, {})
         along_r = cell[2] != PLAIN or cell[1] == ORIGINAL
         for name, rate in own.get("rates", {}).items():
-            if along_r or name in KINDS:
+            if along_r or name in CLASSES:
                 row |= {f"refusal_{name}{end}": rate[f"refusal{end}"] for end in ENDS}
         row |= {name: own.get(name) if along_r else None for name in ("ablation_p_value", "addition_p_value")}
     return pandas.DataFrame(rows.values(), columns=RESTORED_COLUMNS)
@@ -429,8 +428,8 @@ def _at_original_site(checkpoint: Record) -> dict[str, Any]:
         **{f"corrected_cosine{end}": checkpoint["corrected_cosine"][key] for end, key in ENDS.items()},
         "norm_ratio": checkpoint["norm_ratio"],
         **{f"norm_ratio_{bound}": bootstrap[bound] for bound in ("low", "high")},
-        **{f"{kind}_mean": projected[kind]["mean"] for kind in KINDS},
-        "separation": _separation(*(projected[kind] for kind in KINDS)),
+        **{f"{kind}_mean": projected[kind]["mean"] for kind in CLASSES},
+        "separation": _separation(*(projected[kind] for kind in CLASSES)),
     }
 
 

@@ -6,7 +6,7 @@ pydantic only. `aird.compression.registry` joins each model with its function.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -35,7 +35,17 @@ class CalibrationSettings(Settings):
 
 
 class RecipeSettings(Settings):
-    """Base of all recipes. They leave embeddings and the output head as they are but for GGUF, norms but for AWQ."""
+    """Base of all recipes.
+
+    Attributes:
+        rescales_norms: the norms inside the decoder blocks change with the matrices that read them.
+        rounds_embeddings: embeddings and the output head are rounded too.
+        changes_weights: the checkpoint has other weights than the original, and so a direction of its own.
+    """
+
+    rescales_norms: ClassVar[bool] = False
+    rounds_embeddings: ClassVar[bool] = False
+    changes_weights: ClassVar[bool] = True
 
     @property
     def needs_calibration(self) -> bool:
@@ -59,22 +69,7 @@ class RecipeSettings(Settings):
     @property
     def storage_bits(self) -> int | None:
         """Stored bits of one weight without scales; None where weights keep the original's dtype."""
-        return None
-
-    @property
-    def rescales_norms(self) -> bool:
-        """Whether the norms inside the decoder blocks change with the matrices that read them."""
-        return False
-
-    @property
-    def rounds_embeddings(self) -> bool:
-        """Whether embeddings and the output head are rounded too."""
-        return False
-
-    @property
-    def changes_weights(self) -> bool:
-        """Whether the checkpoint has other weights than the original, and so a direction of its own."""
-        return True
+        return getattr(self, "weight_bits", None)
 
     @property
     def storage_format(self) -> str:
@@ -177,11 +172,6 @@ class RoundToNearest(RecipeSettings):
         return self
 
     @property
-    def storage_bits(self) -> int | None:
-        """Bits of one weight."""
-        return self.weight_bits
-
-    @property
     def storage_format(self) -> str:
         """Eight-bit integers where activations are rounded too, otherwise packed into 32-bit integers."""
         return "pack-quantized" if self.activation_bits is None else "int-quantized"
@@ -197,11 +187,6 @@ class FourBitSettings(RecipeSettings):
         description="Input weights that share one scale; it must divide the columns of every matrix. "
         "null: one scale per output row.",
     )
-
-    @property
-    def storage_bits(self) -> int | None:
-        """Bits of one weight."""
-        return self.weight_bits
 
     @property
     def storage_format(self) -> str:
@@ -234,13 +219,10 @@ class AWQ(FourBitSettings):
     stream are rounded unscaled, so that their inputs stay the original's: AIRD compares the two.
     """
 
+    rescales_norms: ClassVar[bool] = True
+
     recipe: Literal["awq"] = "awq"
     calibration: CalibrationSettings = Field(description="The prompts that show which input channels matter.")
-
-    @property
-    def rescales_norms(self) -> bool:
-        """The scales of the input channels."""
-        return True
 
 
 class FP8(RecipeSettings):
@@ -304,6 +286,8 @@ class GGUF(ServedSettings):
     serves the original's own weights.
     """
 
+    rounds_embeddings: ClassVar[bool] = True  # as llama.cpp does
+
     recipe: Literal["gguf"] = "gguf"
     type: Literal[
         "F32",
@@ -335,11 +319,6 @@ class GGUF(ServedSettings):
         """llama.cpp's quantiser and converter."""
         return "gguf"
 
-    @property
-    def rounds_embeddings(self) -> bool:
-        """As llama.cpp does."""
-        return True
-
     def holds_gguf(self, model: str) -> bool:
         """Return that it does."""
         return True
@@ -347,6 +326,8 @@ class GGUF(ServedSettings):
 
 class KeyValueCache(RecipeSettings):
     """Serve the original with a quantised key/value cache; no weight changes (docs/method.md)."""
+
+    changes_weights: ClassVar[bool] = False
 
     recipe: Literal["kv_cache"] = "kv_cache"
     dtype: CacheDtype = Field(
@@ -362,11 +343,6 @@ class KeyValueCache(RecipeSettings):
     def holds_gguf(self, model: str) -> bool:
         """Return whether llama.cpp serves it."""
         return self.environment is not None
-
-    @property
-    def changes_weights(self) -> bool:
-        """The weights are the original's, to the bit."""
-        return False
 
 
 class Given(ServedSettings):

@@ -55,9 +55,3 @@ class PromptSet(Settings):
                 "the second to draw it"
             )
         return self
-
-    def split_names(self) -> list[str] | None:
-        """Return the names of the splits known from the configuration; None if the file decides."""
-        if self.split_field is not None:
-            return None
-        return list(self.splits or {})

@@ -17,11 +17,12 @@ from aird.evaluation.engines.engine import ServerSettings
 from aird.evaluation.engines.transformers import TransformersClient
 from aird.evaluation.engines.vllm import Vllm, detect_accelerator
 from aird.evaluation.measurements import ParityError, answer_likelihoods, check_parity, first_token_logprobs
-from aird.evaluation.suite_run import KINDS, evaluate_suite, prepare_checkpoint
+from aird.evaluation.suite_run import evaluate_suite, prepare_checkpoint
 from aird.models.dense import rounds_activations
 from aird.models.loading import load_model, load_tokenizer
 from aird.patching.adapters import merge, save_adapter
 from aird.patching.edits import Edit
+from aird.prompts.sets import CLASSES
 from aird.settings.compressions import AWQ, FP8, BitsAndBytes, CalibrationSettings, KeyValueCache, RoundToNearest
 from aird.settings.suites import Serving, Suite
 
@@ -133,7 +134,7 @@ def test_adapter_and_merged_checkpoint_give_the_same_first_tokens(
     save_adapter(edits(), adapter, "base")
     suite = Suite.model_validate({"harmful": {"set": "a"}, "harmless": {"set": "b"}, "maximum_new_tokens": 4})
     records = {
-        kind: [{"id": f"{kind}-{n}", "instruction": f"Draw {n} {kind} hats."} for n in range(20)] for kind in KINDS
+        kind: [{"id": f"{kind}-{n}", "instruction": f"Draw {n} {kind} hats."} for n in range(20)] for kind in CLASSES
     }
     answers = [
         {"id": "a", "kind": "harmless", "instruction": "Boil an egg.", "completion": "Put it into boiling water."}
@@ -189,7 +190,7 @@ def test_a_model_that_vllm_has_no_lora_for_is_served_merged(vllm_python: Path, t
     adapter.mkdir()
     save_adapter(edits(), adapter, "base")
     suite = Suite.model_validate({"harmful": {"set": "a"}, "harmless": {"set": "b"}, "maximum_new_tokens": 2})
-    records = {kind: [{"id": f"{kind}-{n}", "instruction": f"Draw {n} hats."} for n in range(4)] for kind in KINDS}
+    records = {kind: [{"id": f"{kind}-{n}", "instruction": f"Draw {n} hats."} for n in range(4)] for kind in CLASSES}
     serving = Serving(maximum_model_length=256, key_value_cache_gib=0.25)
     _, utility = evaluate_suite(
         base, adapter, records, suite, serving, Vllm(vllm_python), [], 0, tmp_path / "scratch", tmp_path / "log"

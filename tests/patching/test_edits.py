@@ -22,8 +22,6 @@ R = torch.tensor([0.6, 0.8], dtype=torch.float64)
 COMPRESSED = torch.tensor([[1.0, 2.0, 0.0], [3.0, -1.0, 5.0]])
 ORIGINAL = torch.tensor([[2.0, 2.0, 1.0], [4.0, -1.0, 5.0]])
 # r^T W_c = (0.6 + 2.4, 1.2 - 0.8, 4.0), r^T W_o = (1.2 + 3.2, 1.2 - 0.8, 0.6 + 4.0)
-ROW_COMPRESSED = [3.0, 0.4, 4.0]
-ROW_ORIGINAL = [4.4, 0.4, 4.6]
 
 
 def patch(method: Literal["scale", "project"], alpha: float = 1.0, **more: Any) -> Any:

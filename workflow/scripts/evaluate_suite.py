@@ -2,9 +2,9 @@
 
 from aird.evaluation.engines.address import Address
 from aird.evaluation.engines.registry import recorded_engine
-from aird.evaluation.suite_run import KINDS, evaluate_suite
+from aird.evaluation.suite_run import evaluate_suite
 from aird.models.loading import open_checkpoint
-from aird.prompts.sets import select
+from aird.prompts.sets import CLASSES, select
 from aird.settings.suites import Serving, Suite
 from aird.support.files import check_folder, read_json, read_json_lines, write_json, write_json_lines
 
@@ -27,7 +27,7 @@ def main() -> None:
     more = {"task_folder": folder, "serve": arguments.serve}
     suite = Suite.model_validate({**arguments.settings["suite"], **more})
     seed = int(arguments.seed)
-    records = {kind: select(read_json_lines(getattr(arguments, kind)), getattr(suite, kind), seed) for kind in KINDS}
+    records = {kind: select(read_json_lines(getattr(arguments, kind)), getattr(suite, kind), seed) for kind in CLASSES}
     open_checkpoint(arguments.checkpoint, arguments.manifest)
     if arguments.adapter is not None:
         check_folder(arguments.adapter, read_json(arguments.adapter_statistics)["files"])

@@ -69,11 +69,34 @@ class Client(Protocol):
     def complete(
         self, prompts: Sequence[Sequence[int]], maximum_new_tokens: int, *, logprobs: int | None = None
     ) -> list[Completion]:
-        """Complete each prompt greedily, in the order of `prompts`; `logprobs` counts the first token's candidates."""
+        """Complete each prompt greedily.
+
+        Args:
+            prompts: token ids of each prompt, special tokens included.
+            maximum_new_tokens: where to cut a completion.
+            logprobs: how many of the first token's log-probabilities to return.
+
+        Returns:
+            One completion a prompt, in the order of `prompts`.
+
+        Raises:
+            RuntimeError: the server refused, failed or ended.
+            ValueError: the checkpoint returns NaN (only seen with `logprobs`), or the engine tells none.
+        """
         ...
 
     def token_logprobs(self, prompts: Sequence[Sequence[int]]) -> list[list[float | None]]:
-        """Return the log-probability (nats) of each prompt token given those before it; None for the first."""
+        """Return the log-probability (nats) of each prompt token given those before it.
+
+        Args:
+            prompts: token ids; shorter than the maximum model length, as a server generates one token.
+
+        Returns:
+            One row a prompt, None for its first token.
+
+        Raises:
+            RuntimeError, ValueError: as of `complete`.
+        """
         ...
 
     def task_model(self) -> dict[str, Any]:

@@ -98,7 +98,7 @@ class LlamaCpp(Engine):
                 return [interpreter, llama_cpp_server.__file__, *fixed, f"--port={port}", f"--mark={mark}"]
 
             server = stack.enter_context(
-                start_server(NAME, command, clean_environment(), _is_ready, log_path, settings.start_timeout_seconds)
+                start_server(NAME, command, clean_environment(), log_path, settings.start_timeout_seconds)
             )
             yield LlamaCppClient(server)
 
@@ -128,20 +128,7 @@ class LlamaCppClient:
     def complete(
         self, prompts: Sequence[Sequence[int]], maximum_new_tokens: int, *, logprobs: int | None = None
     ) -> list[Completion]:
-        """Complete each prompt greedily.
-
-        Args:
-            prompts: token ids of each prompt, special tokens included.
-            maximum_new_tokens: where to cut a completion.
-            logprobs: how many of the first token's log-probabilities to return.
-
-        Returns:
-            One completion a prompt, in the order of `prompts`.
-
-        Raises:
-            RuntimeError: the server refused, failed or ended.
-            ValueError: the checkpoint returns NaN (only seen with `logprobs`).
-        """
+        """Complete each prompt greedily (`Client.complete`)."""
         # Set even where they are the server's defaults. What one prompt left in the cache must not reach another.
         greedy = {"temperature": 0.0, "n_predict": maximum_new_tokens, "cache_prompt": False, "stream": False}
         neutral = {"repeat_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "dry_multiplier": 0.0}
@@ -175,11 +162,6 @@ def _gguf_adapter(adapter: Path, checkpoint: Path, model: Path, scratch: Path) -
 def _threads() -> int:
     """Return how many threads this job may use: OMP_NUM_THREADS, which Snakemake sets, else every core."""
     return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
-
-
-def _is_ready(server: HttpServer, mark: str) -> bool:
-    server.get("/health")
-    return mark in [model["id"] for model in listed_models(server)]
 
 
 def _read_completion(row: Mapping[str, Any], with_logprobs: bool) -> Completion:

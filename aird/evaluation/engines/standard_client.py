@@ -106,19 +106,10 @@ class StandardClient:
     def complete(
         self, prompts: Sequence[Sequence[int]], maximum_new_tokens: int, *, logprobs: int | None = None
     ) -> list[Completion]:
-        """Complete each prompt with temperature 0.
+        """Complete each prompt with temperature 0 (`Client.complete`); a completion's token ids are those of its text.
 
-        Args:
-            prompts: token ids of each prompt, special tokens included.
-            maximum_new_tokens: where to cut a completion.
-            logprobs: how many of the first token's log-probabilities to return; the standard has up to 5.
-
-        Returns:
-            One completion a prompt, in the order of `prompts`; its token ids are those of its text.
-
-        Raises:
-            RuntimeError: the server refused, failed, or read a prompt as another number of tokens.
-            ValueError: log-probabilities are asked of a server that tells none, or are NaN.
+        The standard has log-probabilities of up to 5 tokens. A prompt that the server reads as another number of tokens
+        is a RuntimeError.
         """
         more: dict[str, Any] = {"max_tokens": maximum_new_tokens}
         if logprobs is not None:
@@ -134,12 +125,7 @@ class StandardClient:
         return completions
 
     def token_logprobs(self, prompts: Sequence[Sequence[int]]) -> list[list[float | None]]:
-        """Return the log-probability (nats) of each prompt token given those before it; None for the first.
-
-        Raises:
-            RuntimeError: the server refused or failed.
-            ValueError: it tells none, or NaN.
-        """
+        """Return the log-probability (nats) of each prompt token (`Client.token_logprobs`)."""
         if not self._ways.echo:
             raise ValueError(f"{self.server.address} tells no log-probabilities of given tokens")
         rows: list[list[float | None]] = []

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from aird.evaluation.engines.engine import Abilities, Completion, Engine, ServerSettings
+from aird.evaluation.engines.engine import Abilities, Completion, Engine, ServerSettings, finite
 from aird.inference.generation import generate
 from aird.models.loading import load_model, load_tokenizer
 
@@ -61,13 +61,7 @@ class TransformersClient:
     def complete(
         self, prompts: Sequence[Sequence[int]], maximum_new_tokens: int, *, logprobs: int | None = None
     ) -> list[Completion]:
-        """Complete each prompt greedily, in the order of `prompts`.
-
-        Args:
-            prompts: token ids of each prompt, special tokens included.
-            maximum_new_tokens: where to cut a completion.
-            logprobs: must be None.
-        """
+        """Complete each prompt greedily (`Client.complete`); `logprobs` must be None."""
         if logprobs is not None:
             raise ValueError("Transformers is asked for no candidates: it is what other engines are checked against")
         completions = []
@@ -78,14 +72,11 @@ class TransformersClient:
 
     @torch.no_grad()
     def token_logprobs(self, prompts: Sequence[Sequence[int]]) -> list[list[float | None]]:
-        """Return the log-probability (nats) of each prompt token given those before it; None for the first."""
+        """Return the log-probability (nats) of each prompt token (`Client.token_logprobs`)."""
         device = next(self._model.parameters()).device
         rows: list[list[float | None]] = []
         for prompt in prompts:
             ids = torch.tensor([list(prompt)], device=device)
             logprobs = self._model(input_ids=ids, use_cache=False).logits[0, :-1].double().log_softmax(-1)
-            values = logprobs.gather(1, ids[0, 1:, None])[:, 0].tolist()
-            if not all(value == value for value in values):
-                raise ValueError("the checkpoint returns NaN log-probabilities: its weights or activations overflow")
-            rows.append([None, *values])
+            rows.append([None, *map(finite, logprobs.gather(1, ids[0, 1:, None])[:, 0].tolist())])
         return rows

@@ -29,7 +29,7 @@ from aird.evaluation.engines.engine import (
     finite,
     head_size,
 )
-from aird.evaluation.http_server import HttpServer, listed_models, start_server
+from aird.evaluation.http_server import HttpServer, start_server
 from aird.evaluation.programs import vllm_server
 from aird.evaluation.server_process import clean_environment
 from aird.settings.compressions import CACHE_DTYPES
@@ -114,9 +114,7 @@ class Vllm(Engine):
         environment = _environment(interpreter, settings, on_cpu)
         with contextlib.ExitStack() as stack:
             try:
-                started = start_server(
-                    "vLLM", command, environment, _is_ready, log_path, settings.start_timeout_seconds
-                )
+                started = start_server("vLLM", command, environment, log_path, settings.start_timeout_seconds)
                 server = stack.enter_context(started)
             except RuntimeError as error:
                 # Its errors about adapters all say so ("GPT2LMHeadModel does not support LoRA yet"); names of patches
@@ -148,38 +146,14 @@ class VllmClient:
     def complete(
         self, prompts: Sequence[Sequence[int]], maximum_new_tokens: int, *, logprobs: int | None = None
     ) -> list[Completion]:
-        """Complete each prompt greedily.
-
-        Args:
-            prompts: token ids of each prompt, special tokens included.
-            maximum_new_tokens: where to cut a completion.
-            logprobs: how many of the first token's log-probabilities to return.
-
-        Returns:
-            One completion a prompt, in the order of `prompts`.
-
-        Raises:
-            RuntimeError: the server refused, failed or ended.
-            ValueError: the checkpoint returns NaN (only seen with `logprobs`).
-        """
+        """Complete each prompt greedily (`Client.complete`)."""
         parameters: dict[str, Any] = {"max_tokens": maximum_new_tokens}
         if logprobs is not None:
             parameters |= {"logprobs": logprobs, "return_tokens_as_token_ids": True}
         return [_read_completion(choice) for choice in self._choices(prompts, parameters)]
 
     def token_logprobs(self, prompts: Sequence[Sequence[int]]) -> list[list[float | None]]:
-        """Return the log-probability (nats) of each prompt token given those before it.
-
-        Args:
-            prompts: token ids; shorter than the maximum model length, as one token is generated.
-
-        Returns:
-            A list as long as the prompt for each prompt; its first element is None.
-
-        Raises:
-            RuntimeError: the server refused, failed or ended.
-            ValueError: the checkpoint returns NaN.
-        """
+        """Return the log-probability (nats) of each prompt token (`Client.token_logprobs`)."""
         choices = self._choices(prompts, {"max_tokens": 1, "prompt_logprobs": 0})
         values: list[list[float | None]] = []
         for prompt, choice in zip(prompts, choices, strict=True):
@@ -215,11 +189,6 @@ def detect_accelerator() -> Literal["cpu", "cuda"]:
     """Return "cuda" if nvidia-smi lists a GPU that CUDA_VISIBLE_DEVICES does not hide, else "cpu"."""
     hidden = os.environ.get(VISIBLE, "0").strip() in ("", "-1")
     return "cuda" if not hidden and listed_gpus() else "cpu"
-
-
-def _is_ready(server: HttpServer, mark: str) -> bool:
-    server.get("/health")
-    return mark in [model["id"] for model in listed_models(server)]
 
 
 def _arguments(
