@@ -2,6 +2,7 @@
 
 input   a checkpoint, a patch, the prompts and attacks of a suite, the environment of its engine
 output  results/completions/{model}/{compression}/{patch}/{suite}.jsonl,
+        results/attacks/... (suffixes that are optimised against the checkpoint),
         results/utility/... (log-likelihoods and lm-eval's tasks), results/scores/...
 steps   start an engine on the checkpoint, check that it agrees with Transformers,
         ask everything that the suite measures, stop it; label the completions
@@ -81,10 +82,40 @@ def cell_address(wildcards):
     )
 
 
+def optimised_attacks(wildcards):
+    """Return the attacks of a suite whose texts are made for each checkpoint."""
+    return optimised(CONFIGURATION.suites[wildcards.suite].attacks)
+
+
+OPTIMISED = [
+    name for name, suite in CONFIGURATION.suites.items() if optimised(suite.attacks)
+]
+
+
 def attacks(wildcards):
-    """Return the texts of a suite's attacks, where it has some."""
-    path = f"{RESULTS}/attacks/{wildcards.suite}.json"
-    return [path] if wildcards.suite in ATTACKED else []
+    """Return the texts of a suite's attacks, where it has some: those of all cells, and those of this one."""
+    paths = [f"{RESULTS}/attacks/{wildcards.suite}.json"]
+    if wildcards.suite in OPTIMISED:
+        paths += [f"{RESULTS}/attacks/{CELL.format(**wildcards)}.json"]
+    return paths if wildcards.suite in ATTACKED else []
+
+
+def optimised_on(wildcards):
+    """Return the prompt sets that suffixes are optimised on."""
+    attacks = optimised_attacks(wildcards).values()
+    return [
+        prompts(name) for name in sorted({attack.prompts.set for attack in attacks})
+    ]
+
+
+def optimised_settings(wildcards):
+    """Return how suffixes are optimised; `count` is of what is asked."""
+    return canonical_json(
+        {
+            name: attack.model_dump(exclude={"count"})
+            for name, attack in optimised_attacks(wildcards).items()
+        }
+    )
 
 
 def optional_flags(wildcards, input):
@@ -98,8 +129,8 @@ def optional_flags(wildcards, input):
         "reference",
         "attacks",
     ):
-        for path in getattr(input, name):
-            flags += [f"--{name.replace('_', '-')}", path]
+        if getattr(input, name):
+            flags += [f"--{name.replace('_', '-')}", *getattr(input, name)]
     cache = CONFIGURATION.cache_dtype_of(wildcards.compression)
     if cache is not None:
         flags += ["--key-value-cache-dtype", cache]
@@ -193,6 +224,51 @@ def judgement(wildcards):
 def judgement_flag(wildcards):
     """Return the flag that goes with them."""
     return "--judgement" if wildcards.suite in JUDGED else ""
+
+
+rule optimise_suffixes:
+    input:
+        code=code("optimise_suffixes"),
+        arithmetic=rules.measure_arithmetic.output,
+        checkpoint=ancient(CHECKPOINT),
+        manifest=MANIFEST,
+        adapter=ancient(patch_input(ADAPTER)),
+        adapter_statistics=patch_input(ADAPTER_STATISTICS),
+        prompts=optimised_on,
+    output:
+        f"{RESULTS}/attacks/{CELL}.json",
+    log:
+        f"{RESULTS}/logs/attacks/{CELL}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/attacks/{CELL}.tsv"
+    wildcard_constraints:
+        suite=one_of(OPTIMISED),
+    conda:
+        "../envs/core.yaml"
+    threads: THREADS
+    resources:
+        mem_mb=memory(4000),
+        runtime=240,
+        gpu=gpus,
+    params:
+        settings=optimised_settings,
+        seed=SEED,
+    message:
+        "Optimising suffixes against {wildcards.model}, {wildcards.compression}, {wildcards.patch} for suite"
+        " {wildcards.suite}"
+    shell:
+        'python "$SCRIPTS"/optimise_suffixes.py'
+        " --gpus {resources.gpu}"
+        " --arithmetic {input.arithmetic:q}"
+        " --checkpoint {input.checkpoint:q}"
+        " --manifest {input.manifest:q}"
+        " --adapter {input.adapter:q}"
+        " --adapter-statistics {input.adapter_statistics:q}"
+        " --prompts {input.prompts:q}"
+        " --settings {params.settings:q}"
+        " --seed {params.seed}"
+        " --output {output:q}"
+        " > {log:q} 2>&1"
 
 
 rule evaluate_suite:

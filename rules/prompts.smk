@@ -6,7 +6,7 @@ steps   check the SHA-256, read, drop near-duplicates and overlaps, draw splits;
         of an attack read the text
 """
 
-from aird.settings.attacks import text_sources
+from aird.settings.attacks import optimised, text_sources
 
 
 def prompt_source(wildcards):
@@ -87,7 +87,11 @@ def attack_settings(wildcards):
     """Return where the texts of a suite's attacks come from."""
     attacks = CONFIGURATION.suites[wildcards.suite].attacks
     return canonical_json(
-        {name: attack.model_dump(exclude={"count"}) for name, attack in attacks.items()}
+        {
+            name: attack.model_dump(exclude={"count"})
+            for name, attack in attacks.items()
+            if name not in optimised(attacks)
+        }
     )
 
 

@@ -212,6 +212,8 @@ def add_suite(configuration: dict[str, Any]) -> None:
 def add_attacks(configuration: dict[str, Any]) -> None:
     add_suite(configuration)
     configuration["suites"]["second"]["attacks"] = {"begun": {"kind": "prefill"}, "again": {"kind": "follow_up"}}
+    found = {"kind": "optimised_suffix", "prompts": {"set": "harmful", "split": "train"}}
+    configuration["suites"]["second"]["attacks"]["found"] = found
 
 
 SECOND_SUITE_FIGURES = {f"make_figure {name}.second" for name in SUITE_FIGURES}
@@ -241,7 +243,9 @@ CONFIGURATION_CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], set[s
     "add a suite": (add_suite, evaluated(CELLS, "second") | SECOND_SUITE_FIGURES),
     "add a suite with attacks": (
         add_attacks,
-        {"attack_texts second"} | evaluated(CELLS, "second") | SECOND_SUITE_FIGURES,
+        {"attack_texts second", *(f"optimise_suffixes tiny/{cell}/second" for cell in CELLS)}
+        | evaluated(CELLS, "second")
+        | SECOND_SUITE_FIGURES,
     ),
     # The judge reads the completions: nothing that it judges runs again.
     "add a judge": (

@@ -9,7 +9,7 @@ from aird.configuration.configuration import Configuration
 from aird.configuration.messages import hint
 from aird.patching.methods import method_of
 from aird.prompts.sets import CLASSES
-from aird.settings.attacks import text_sources
+from aird.settings.attacks import optimised, text_sources
 from aird.settings.base import ORIGINAL, PLAIN, SOURCE, PromptSelection
 from aird.settings.compressions import CACHE_DTYPES, Given, KeyValueCache
 from aird.settings.sources import PLACEHOLDER_COMMIT, FileSource, ModelSource
@@ -17,12 +17,16 @@ from aird.settings.suites import BOTH
 
 
 class Use(NamedTuple):
-    """A selection of prompts, the key where it stands, and those where its set and its count are written."""
+    """A selection of prompts, the key where it stands, and those where its set and its count are written.
+
+    `measured` says that a suite asks these prompts; others are learnt from, chosen by or calibrated on.
+    """
 
     key: str
     set_key: str
     count_key: str
     selection: PromptSelection
+    measured: bool = False
 
 
 def mistakes(configuration: Configuration) -> list[str]:
@@ -62,7 +66,11 @@ def uses(configuration: Configuration) -> Iterator[Use]:
             continue
         for kind in CLASSES:
             key = f"{table}.{kind}"
-            yield Use(key, f"{key}.set", f"{key}.count", getattr(settings, kind))
+            yield Use(key, f"{key}.set", f"{key}.count", getattr(settings, kind), table.startswith("suites."))
+    for name, suite in configuration.suites.items():
+        for attack, settings in optimised(suite.attacks).items():
+            key = f"suites.{name}.attacks.{attack}.prompts"
+            yield Use(key, f"{key}.set", f"{key}.count", settings.prompts)
     for name, compression in configuration.compressions.items():
         calibration = getattr(compression, "calibration", None)
         if calibration is not None:
@@ -365,11 +373,10 @@ def _leaks(configuration: Configuration) -> Iterator[str]:
     seen = [
         use
         for use in every
-        if not use.key.startswith("suites.")
-        and not (use.key.startswith("directions.") and use.selection.split == "test")
+        if not use.measured and not (use.key.startswith("directions.") and use.selection.split == "test")
     ]
     for measured in every:
-        if not measured.key.startswith("suites."):
+        if not measured.measured:
             continue
         shared: dict[str, list[str]] = {}
         mixed: dict[str, list[str]] = {}
@@ -379,7 +386,7 @@ def _leaks(configuration: Configuration) -> Iterator[str]:
             # Harmless sets hold no harmful prompt; only harmful ones can share some.
             elif (
                 measured.key.endswith(".harmful")
-                and used.key.endswith(".harmful")
+                and used.key.endswith((".harmful", ".prompts"))
                 and not _apart(configuration, used.selection.set, measured.selection.set)
             ):
                 mixed.setdefault(used.selection.set, []).append(used.key)

@@ -17,7 +17,7 @@ from aird.inference.refusals import jailbroken_arditi
 from aird.prompts.attack_texts import PLACE
 from aird.prompts.chat import chat_tokens, opens_thought
 from aird.prompts.sets import Record, select
-from aird.settings.attacks import AttackSettings, FollowUp, Prefill, Suffix, Template
+from aird.settings.attacks import AttackSettings, FollowUp, OptimisedSuffix, Prefill, Suffix, Template
 from aird.settings.base import PromptSelection
 from aird.settings.suites import Suite
 
@@ -31,7 +31,8 @@ def attacked_prompt(attack: AttackSettings, text: str, instruction: str) -> dict
     if isinstance(attack, Template):
         # As a function: a prompt may hold what `re` would read as a reference to a group.
         return {"instruction": PLACE.sub(lambda _: instruction, text)}
-    return {"instruction": f"{instruction} {text}" if isinstance(attack, Suffix) else f"{instruction}\n\n{text}"}
+    behind = " " if isinstance(attack, Suffix | OptimisedSuffix) else "\n\n"
+    return {"instruction": f"{instruction}{behind}{text}"}
 
 
 def check_attack_lengths(

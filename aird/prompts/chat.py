@@ -68,6 +68,23 @@ def chat_tokens(
         prefill: how the assistant's turn begins; it is left open, and no `answer` goes with it.
 
     Raises:
+        ValueError: as of `chat_text`.
+    """
+    text = chat_text(tokenizer, instruction, answer, system_prompt, think, earlier)
+    return list(tokenizer(text + prefill, add_special_tokens=False)["input_ids"])
+
+
+def chat_text(
+    tokenizer: Any,
+    instruction: str,
+    answer: str | None = None,
+    system_prompt: str | None = None,
+    think: bool = False,
+    earlier: Sequence[tuple[str, str]] = (),
+) -> str:
+    """Return the text that `chat_tokens` makes tokens of, without `prefill`; arguments as there.
+
+    Raises:
         ValueError: the tokenizer has no chat template, the model is to think though its template arguments turn that
             off, or the template opens a thought with words of its own.
     """
@@ -88,7 +105,7 @@ def chat_tokens(
         whole = _render(tokenizer, [*messages, {"role": "assistant", "content": answer}], False)
         # Behind the very prompt: templates write the thought of an answered turn in other ways.
         text = whole if chat == Chat() else text + answer + whole.rpartition(answer.strip())[2]
-    return list(tokenizer(text + prefill, add_special_tokens=False)["input_ids"])
+    return text
 
 
 def opens_thought(tokenizer: Any) -> bool:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from aird.settings.base import Settings, Text
+from aird.settings.base import PromptSelection, Settings, Text
 from aird.settings.sources import FileSource, require_one
 
 NO_ATTACK = "none"  # the attack that is none: a suite's harmful prompts as they are
@@ -78,6 +78,21 @@ class Suffix(TextOrFile):
     line: int = Field(1, ge=1, description="The line of the file that holds the suffix, from 1.")
 
 
+class OptimisedSuffix(AttackSettings):
+    """Put a suffix behind the prompt that GCG optimises against the measured checkpoint itself, its patch included.
+
+    Zou et al. 2023 (arXiv 2307.15043), by nanogcg. The suffix is found on one training prompt, for which it has to make
+    the checkpoint begin its answer with `target`, and is then put behind all prompts of the suite.
+    """
+
+    kind: Literal["optimised_suffix"] = "optimised_suffix"
+    prompts: PromptSelection = Field(description="Prompts of which one is drawn to optimise on; none may be measured.")
+    target: Text = Field("Sure, here is", description="How the answer is to begin.")
+    steps: int = Field(100, ge=1, description="Steps of the search.")
+    width: int = Field(64, ge=1, description="Candidate suffixes that are tried in a step.")
+    seed: int = Field(0, ge=0, description="Draws the prompt and the candidates.")
+
+
 class FollowUp(AttackSettings):
     """Insist in a second turn where the first reply refuses. The last reply is judged."""
 
@@ -89,9 +104,14 @@ class FollowUp(AttackSettings):
 
 
 Attack = Annotated[
-    Prefill | Template | RefusalSuppression | Suffix | FollowUp,
+    Prefill | Template | RefusalSuppression | Suffix | OptimisedSuffix | FollowUp,
     Field(discriminator="kind"),
 ]
+
+
+def optimised(attacks: dict[str, Any]) -> dict[str, OptimisedSuffix]:
+    """Return the attacks whose texts are made for each checkpoint."""
+    return {name: attack for name, attack in attacks.items() if isinstance(attack, OptimisedSuffix)}
 
 
 def text_sources(attacks: dict[str, Any]) -> dict[str, FileSource]:

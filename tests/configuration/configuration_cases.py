@@ -90,6 +90,12 @@ CASES: dict[str, list[Case]] = {
             "suites.safety.attacks.a.source.revision:",
             "replace them by the commit",
         ),
+        (
+            "suites.safety.attacks",
+            {"a": {"kind": "optimised_suffix", "prompts": {"set": "harmfull"}}},
+            "suites.safety.attacks.a.prompts.set:",
+            "there is no prompt set harmfull",
+        ),
         ("directions", ABSENT, "directions:", "missing; add it"),
         ("directions.harmful", ABSENT, "directions.harmful:", "add it (Prompt set with splits"),
         ("models.hub.source", ABSENT, "models.hub.source:", "add it (Where the model comes from)"),

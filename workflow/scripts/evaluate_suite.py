@@ -16,8 +16,9 @@ def main() -> None:
     arguments = parse(
         __doc__,
         paths="arithmetic checkpoint manifest harmful harmless server_log completions utility",
-        optional="environment adapter adapter_statistics reference attacks task_folder",
+        optional="environment adapter adapter_statistics reference task_folder",
         optional_texts="url key_value_cache_dtype",
+        many="attacks",
         texts="settings serve seed",
         gpu=True,
     )
@@ -31,6 +32,10 @@ def main() -> None:
     open_checkpoint(arguments.checkpoint, arguments.manifest)
     if arguments.adapter is not None:
         check_folder(arguments.adapter, read_json(arguments.adapter_statistics)["files"])
+    texts: dict[str, str] = {}
+    for path in arguments.attacks:  # those of the suite, and those that are optimised against this checkpoint
+        made = read_json(path)
+        texts |= {name: text if isinstance(text, str) else text["text"] for name, text in made.items()}
     completions, utility = evaluate_suite(
         arguments.checkpoint,
         arguments.adapter,
@@ -42,7 +47,7 @@ def main() -> None:
         seed=seed,
         scratch=arguments.completions.with_suffix(".served"),
         log=arguments.server_log,
-        attack_texts=None if arguments.attacks is None else read_json(arguments.attacks),
+        attack_texts=texts,
         key_value_cache_dtype=arguments.key_value_cache_dtype,
     )
     write_json(arguments.utility, utility)
