@@ -1,4 +1,7 @@
-"""Other families through the whole workflow: norms behind the writers, thoughts, a mixture of experts; real vLLM."""
+"""Other families through the whole workflow: norms behind the writers, thoughts, a mixture of experts, a GGUF file.
+
+The servers are real: vLLM, and llama.cpp for the GGUF file.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ from tiny_model import CHAT_TEMPLATE, build_tiny_model
 pytestmark = [pytest.mark.workflow, pytest.mark.thorough]
 
 # Each with the one compression that it gets.
-GRID = {"gemma2": "w4a16", "qwen3": "w4a16", "mixtral": "magnitude-50"}
+GRID = {"gemma2": "w4a16", "qwen3": "w4a16", "mixtral": "magnitude-50", "qwen2": "q8"}
+BY_LLAMA_CPP = {"recipe": "gguf", "type": "Q8_0", "key_value_cache_dtype": "q8_0"}
 # Of experts.
 CALIBRATED = ("mixtral",)
 
@@ -45,7 +49,8 @@ def project(vllm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         "aird": {"method": "scale", "blocks": "all"},
         "calibrated": {"method": "calibrate", "epochs": 2, "strengths": [1.0], "significance": 1},
     }
-    configuration["compressions"] = {name: configuration["compressions"][name] for name in dict.fromkeys(GRID.values())}
+    known = configuration["compressions"] | {"q8": BY_LLAMA_CPP}
+    configuration["compressions"] = {name: known[name] for name in dict.fromkeys(GRID.values())}
     configuration["directions"]["cosmic"] = "original"
     configuration["replies"] = {"train_harmful": 16, "train_harmless": 16, "validation": 8}
     write_configuration(folder, configuration)
@@ -74,9 +79,11 @@ def test_a_family_runs_to_the_end_and_vllm_computes_what_transformers_does(proje
         ("original", "plain"),
         *((GRID[family], patch) for patch in ("plain", *patches_of(family))),
     }
-    assert (own.n == 8).all() and own.utility.between(0, 1).all()
-    # Random weights may answer with babble alone, of which no perplexity is taken.
-    assert own.perplexity.dropna().gt(1).all() and own.perplexity.notna().all() == (family != "gemma2")
+    assert (own.n == 8).all()
+    # Random weights may answer with babble alone, of which no perplexity is taken; llama.cpp can be asked for none.
+    by_vllm = own[own.engine == "vLLM"]
+    assert by_vllm.perplexity.dropna().gt(1).all() and by_vllm.perplexity.notna().all() == (family != "gemma2")
+    assert by_vllm.utility.between(0, 1).all()
     assert (own.loc[own.compression == "original", "refusal"].item() > 0.5) == (family in CALIBRATED)
     # Compression moved its direction.
     assert own.loc[own.compression != "original", "cosine_same_site"].lt(1).all()
@@ -85,7 +92,8 @@ def test_a_family_runs_to_the_end_and_vllm_computes_what_transformers_does(proje
     for path in (project / "results/completions" / family).rglob("quick.jsonl"):
         records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         assert len(records) == 16
-        assert all(each["versions"]["vllm"] and each["parity"]["upper_quartile_difference"] < 0.1 for each in records)
+        engine = "xllamacpp" if "q8" in path.parts else "vllm"
+        assert all(each["versions"][engine] and each["parity"]["upper_quartile_difference"] < 0.1 for each in records)
     assert family in (project / "results/report.html").read_text(encoding="utf-8")
 
 
@@ -107,6 +115,17 @@ def test_a_patch_edits_what_its_family_writes_with(project: Path, family: str) -
         assert type(model).__name__ == "PeftModelForCausalLM"
         if patch == "calibrated":
             assert record["calibration"]["original"]["refusal"] > 0.5
+
+
+def test_a_gguf_file_is_made_served_by_llama_cpp_and_repaired(project: Path) -> None:
+    """Its patch is a GGUF LoRA beside the file, and its keys and values are kept in eight bits."""
+    summary = pandas.read_csv(project / "results/tables/summary.csv").set_index(["model", "patch"])
+    rows = summary[summary.compression == "q8"].loc["qwen2"]
+    assert set(rows.engine) == {"llama.cpp"} and rows.loc["aird", "served_as"] == "adapter"
+    assert rows.perplexity.isna().all() and rows.utility.isna().all()
+    utility = json.loads((project / "results/utility/qwen2/q8/aird/quick.json").read_text(encoding="utf-8"))
+    assert utility["parity"]["key_value_cache_dtype"] == "q8_0"
+    assert "measures engine and compression at once" in (project / "results/report.html").read_text(encoding="utf-8")
 
 
 def test_a_model_that_thinks_answers_behind_an_empty_thought(project: Path) -> None:
