@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from models import families
 from torch import nn
 
@@ -51,6 +52,24 @@ def test_a_family_is_right(family: str) -> None:
     measured = families.measure(family)
     assert measured.right, measured
     assert families.row(measured) in families.PAGE.read_text(encoding="utf-8"), "write docs/models.md again"
+
+
+# Transformers' model types of the paper's models.
+PAPER = {
+    "llama-2-7b-chat": "llama",
+    "llama-3-8b-instruct": "llama",
+    "qwen2.5-7b-instruct": "qwen2",
+    "gemma-2-9b-it": "gemma2",
+    "mistral-7b-instruct-v0.3": "mistral",
+}
+
+
+def test_the_papers_families_are_among_those_that_are_right() -> None:
+    """What the thorough test measures of these is checked with the table, by which they are found here."""
+    models = yaml.safe_load((families.PAGE.parent.parent / "config/paper.yaml").read_text(encoding="utf-8"))["models"]
+    assert models.keys() == PAPER.keys()
+    rows = families.PAGE.read_text(encoding="utf-8").splitlines()
+    assert all(any(row.startswith(f"| {family} | right |") for row in rows) for family in PAPER.values())
 
 
 @pytest.mark.thorough
