@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from aird.compression.quiet import only_warnings
 from aird.models.checkpoint import Checkpoint
 from aird.models.experts import fused_parameters, separate_modules
-from aird.models.loading import code_is_trusted, compute_dtype, stored_dtype
+from aird.models.loading import attention, code_is_trusted, compute_dtype, stored_dtype
 from aird.models.structure import outside_blocks, residual_writers
 from aird.settings.compressions import AWQ, FP8, GPTQ, RoundToNearest, SparseGPT, Wanda
 from aird.support.files import read_json, write_json
@@ -118,7 +118,11 @@ def _run(
         # quantisation's scales would not.
         dtype = compute_dtype(source.folder) if module.startswith("pruning.") else "auto"
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            str(source.folder), dtype=dtype, use_safetensors=True, trust_remote_code=code_is_trusted()
+            str(source.folder),
+            dtype=dtype,
+            attn_implementation=attention(source.folder),
+            use_safetensors=True,
+            trust_remote_code=code_is_trusted(),
         )
         # llm-compressor takes experts apart, and would store them under names that nothing loads.
         experts = separate_modules(model, source) if fused_parameters(model) else {}

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from aird.models.checkpoint import Checkpoint, StoredTensor, read_checkpoint
-from aird.models.loading import code_is_trusted, load_structure
+from aird.models.loading import attention, code_is_trusted, load_structure
 from aird.models.structure import outside_blocks
 from aird.settings.compressions import OptimumGPTQ
 from aird.support.files import write_json
@@ -38,6 +38,7 @@ trust = request["trust_remote_code"]
 # The Hessians are sums over all calibration tokens: in 16 bits they would lose digits.
 model = AutoModelForCausalLM.from_pretrained(
     request["source"], dtype=torch.float32, use_safetensors=True, trust_remote_code=trust,
+    attn_implementation=request["attention"],
     device_map="auto" if torch.cuda.is_available() else None,
 )
 prompts = [torch.tensor([prompt]) for prompt in request["calibration"]]
@@ -96,6 +97,7 @@ def quantise_by_optimum(
         request, made = Path(name) / "request.json", Path(name) / "made"
         values: dict[str, Any] = {"source": str(source.folder.absolute()), "calibration": calibration}
         values |= {"group_size": settings.group_size or -1, "trust_remote_code": code_is_trusted()}
+        values["attention"] = attention(source.folder)
         write_json(request, values)
         _run(python, ["-c", WORKER, str(request), str(made)], "optimum's GPTQ failed")
         quantised = read_checkpoint(made).tensors

@@ -31,9 +31,20 @@ Attention = Callable[..., tuple[torch.Tensor, Any]]
 NAME = "aird_sdpa"
 # How the passes of this thread attend; None is PyTorch's way.
 _ATTENTION: ContextVar[Attention | None] = ContextVar("attention", default=None)
+# What some models ask of an attention besides; PyTorch's takes the first and drops the others without a word.
+EXTRAS = ("position_bias", "softcap", "s_aux")
 # Prompts go together, padded to the longest of them, if they are at least this share of its length.
 LEAST_FILLED = 0.7
 HIDDEN = torch.finfo(torch.float32).min
+
+
+def needed_attention(config: Any) -> str | None:
+    """Return the attention to load a model with: "eager" where scores are capped; None leaves it to Transformers.
+
+    PyTorch's attention would drop the cap (Gemma 2, VaultGemma). Of models with attention sinks (gpt-oss),
+    Transformers itself takes the eager one.
+    """
+    return None if getattr(config.get_text_config(), "attn_logit_softcapping", None) is None else "eager"
 
 
 @contextlib.contextmanager
@@ -140,7 +151,7 @@ def _additive(mask: torch.Tensor) -> torch.Tensor:
 
 def _replaceable(mask: torch.Tensor | None, settings: dict[str, Any]) -> bool:
     """Tell whether `grouped_attention` computes what PyTorch's would: one mask for all heads, nothing else."""
-    if settings.get("position_bias") is not None or settings.get("dropout"):
+    if settings.get("dropout") or any(settings.get(name) is not None for name in EXTRAS):
         return False
     return mask is None or mask.shape[1] == 1
 

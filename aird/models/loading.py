@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from aird.inference.cpu_attention import needed_attention
 from aird.models.checkpoint import read_checkpoint
 from aird.models.experts import fused_parameters
 from aird.models.placement import spread
@@ -109,7 +110,7 @@ def load_model(
 
     On one GPU, what does not fit there stays in main memory or on the disk; over several that are this job's own the
     model is spread (aird/models/placement.py). It computes in the checkpoint's type, except on a processor that is
-    faster in float32 (aird/support/processor.py).
+    faster in float32 (aird/support/processor.py), and by an attention that does all that the model asks of one.
 
     Args:
         checkpoint: a checkpoint folder, dense or quantised.
@@ -123,6 +124,7 @@ def load_model(
         str(checkpoint),
         dtype=chosen,
         device_map=_device_map(checkpoint),
+        attn_implementation=attention(checkpoint),
         trust_remote_code=code_is_trusted(),
         use_safetensors=True,
     )
@@ -146,6 +148,11 @@ def load_model(
     return model
 
 
+def attention(checkpoint: Path) -> str | None:
+    """Return the attention to load a checkpoint with, as `aird.inference.cpu_attention.needed_attention` does."""
+    return needed_attention(_configuration(checkpoint))
+
+
 def _device_map(checkpoint: Path) -> dict[str, int] | str | None:
     if not torch.cuda.is_available():
         return None
@@ -154,10 +161,13 @@ def _device_map(checkpoint: Path) -> dict[str, int] | str | None:
 
 def stored_dtype(checkpoint: Path) -> torch.dtype:
     """Return the type that the checkpoint's configuration names; float32 where it names none."""
+    return getattr(_configuration(checkpoint), "dtype", None) or torch.float32
+
+
+def _configuration(checkpoint: Path) -> Any:
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(str(checkpoint), trust_remote_code=code_is_trusted())
-    return getattr(config, "dtype", None) or torch.float32
+    return AutoConfig.from_pretrained(str(checkpoint), trust_remote_code=code_is_trusted())
 
 
 def import_model(
@@ -390,10 +400,12 @@ def load_structure(checkpoint: Path) -> Any:
     """
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(str(checkpoint), trust_remote_code=code_is_trusted())
+    config = _configuration(checkpoint)
     try:
         with torch.device("meta"):
-            model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=code_is_trusted())
+            model = transformers.AutoModelForCausalLM.from_config(
+                config, attn_implementation=needed_attention(config), trust_remote_code=code_is_trusted()
+            )
     except ValueError as error:
         if "Unrecognized configuration class" not in str(error):
             raise

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from aird.inference.cpu_attention import needed_attention
 from aird.models.structure import ArchitectureError
 from aird.support.checkpoint_patterns import PROCESSOR
 
@@ -58,8 +59,13 @@ def extract_text_model(source: Path, target: Path, trust_remote_code: bool) -> d
             f"{source} wraps a quantised text model ({config.model_type}), which cannot be taken out; quantise "
             "the text model alone, as this project writes it for the original"
         )
+    attention = needed_attention(config)
     wrapper: Any = transformers.AutoModelForImageTextToText.from_pretrained(
-        str(source), dtype="auto", trust_remote_code=trust_remote_code, use_safetensors=True
+        str(source),
+        dtype="auto",
+        attn_implementation=attention,
+        trust_remote_code=trust_remote_code,
+        use_safetensors=True,
     ).eval()
     inner, head = wrapper.get_decoder(), wrapper.get_output_embeddings()
     held_as = next((name for name, module in wrapper.named_modules() if module is inner), None)
@@ -67,7 +73,9 @@ def extract_text_model(source: Path, target: Path, trust_remote_code: bool) -> d
         raise ArchitectureError(f"{source}: Transformers finds no text model in its {type(wrapper).__name__}")
     text = _causal_configuration(config, source)
     text.tie_word_embeddings = head.weight is inner.get_input_embeddings().weight
-    model = transformers.AutoModelForCausalLM.from_config(text, dtype=wrapper.dtype).eval()
+    model = transformers.AutoModelForCausalLM.from_config(
+        text, dtype=wrapper.dtype, attn_implementation=attention
+    ).eval()
     try:
         model.base_model.load_state_dict(inner.state_dict())
         model.get_output_embeddings().load_state_dict(head.state_dict())

@@ -113,29 +113,30 @@ def test_new_tokens_get_the_logits_of_the_whole_row(model: Any, prompts: list[li
 def test_what_it_cannot_compute_goes_to_the_plain_attention(
     llama: Any, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bias of the positions, dropout, a mask for each head; and all outside of packs and new tokens."""
+    """A bias of the positions, a cap or a sink, dropout, a mask for each head; all outside of packs and new tokens."""
     seen = []
     monkeypatch.setitem(AttentionInterface._global_mapping, "sdpa", lambda *_, **more: (seen.append(more), None))
     (pack,) = make_packs(prompts, 10**6)
     tokens = len(pack.token_ids)
     packed, new = ([torch.zeros(1, 2, count, 4)] * 3 for count in (tokens, 1))
     one, each = torch.zeros(1, 1, tokens, tokens), torch.zeros(1, 2, tokens, tokens)
-    bias, drop = {"position_bias": torch.zeros(1)}, {"dropout": 0.1}
+    others = [{"position_bias": torch.zeros(1)}, {"softcap": 50.0}, {"s_aux": torch.zeros(2)}, {"dropout": 0.1}]
+    nothing = {"position_bias": None, "softcap": None, "s_aux": None, "dropout": 0.0}
     with segmented_attention(llama, pack.prefix_length, pack.ends.tolist()):
-        _attention(None, *packed, one)
+        _attention(None, *packed, one, **nothing)
         assert not seen
-        _attention(None, *packed, one, **bias)
-        _attention(None, *packed, one, **drop)
+        for more in others:
+            _attention(None, *packed, one, **more)
         _attention(None, *packed, each)
     with decoding_attention(llama):
-        _attention(None, *new, None)
-        assert len(seen) == 3
-        _attention(None, *new, None, **bias)
-        _attention(None, *new, None, **drop)
+        _attention(None, *new, None, **nothing)
+        assert len(seen) == 5
+        for more in others:
+            _attention(None, *new, None, **more)
         _attention(None, *new, each[:, :, :1, :1])
-    assert len(seen) == 6
+    assert len(seen) == 10
     _attention(None, *packed, one)
-    assert len(seen) == 7
+    assert len(seen) == 11
 
 
 @torch.no_grad()

@@ -14,11 +14,15 @@ import gguf
 import numpy
 import pytest
 import torch
+from families import tiny_family
 from safetensors.torch import load_file, save_file
 from thinking_templates import DEEPSEEK, QWEN
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from aird.compression.registry import compress
+from aird.inference.cpu_attention import needed_attention
+from aird.inference.generation import generate
+from aird.inference.packing import last_logits, plan_packs
 from aird.models import loading
 from aird.models.dense import write_dense_copy
 from aird.models.loading import (
@@ -27,6 +31,7 @@ from aird.models.loading import (
     copy_description,
     import_model,
     load_model,
+    load_structure,
     load_tokenizer,
     open_checkpoint,
     read_chat,
@@ -36,7 +41,7 @@ from aird.prompts.chat import chat_settings, chat_tokens
 from aird.settings.base import PromptSelection
 from aird.settings.compressions import RoundToNearest
 from aird.settings.models import Chat, RefusalTuning, Thinking
-from aird.support.files import hash_folder, write_json
+from aird.support.files import hash_folder, read_json, write_json
 
 
 @pytest.fixture
@@ -224,3 +229,48 @@ def test_the_manifest_of_an_import_records_the_chat(source: Path, tmp_path: Path
     assert manifest["chat"] == {"settings": CHAT.model_dump(), "closed_thought": "<think>\n\n</think>\n\n"}
     assert CHAT_FILE in manifest["files"]
     assert prompt(tmp_path / "checkpoint") == PROMPT
+
+
+@torch.no_grad()
+def test_capped_attention_is_capped(
+    tiny_folder: Callable[[str], Path], prompts: list[list[int]], tmp_path: Path
+) -> None:
+    """Gemma 2 caps the scores of its attention, which PyTorch's own attention leaves out without a word."""
+    folder = tmp_path / "capped"
+    source = AutoModelForCausalLM.from_pretrained(tiny_folder("gemma2"), dtype=torch.float32)
+    for layer in source.model.layers:
+        layer.self_attn.q_proj.weight *= 4
+        layer.self_attn.k_proj.weight *= 4
+    source.config.attn_logit_softcapping = 2.0
+    source.save_pretrained(folder)
+    copy_description(tiny_folder("gemma2"), folder)
+    write_json(folder / "config.json", {**read_json(folder / "config.json"), "attn_logit_softcapping": 2.0})
+    eager, plain = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=name).eval()
+        for name in ("eager", "sdpa")
+    )
+    model, structure = load_model(folder, dtype=torch.float32), load_structure(folder)
+    assert structure.config._attn_implementation == model.config._attn_implementation == "eager"
+    short = prompts[:2]  # within the window
+    expected = torch.stack([eager(input_ids=torch.tensor([prompt])).logits[0, -1] for prompt in short])
+    without = torch.stack([plain(input_ids=torch.tensor([prompt])).logits[0, -1] for prompt in short])
+    assert (expected - without).abs().max() > 0.1
+    (pack,) = plan_packs(model, short)
+    torch.testing.assert_close(last_logits(model, pack)[0], expected, atol=1e-4, rtol=1e-4)
+    tokenizer = load_tokenizer(folder)
+    replies = [
+        eager.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False)[0, len(prompt) :].tolist()
+        for prompt in prompts
+    ]
+    stop = tokenizer.eos_token_id
+    assert generate(model, tokenizer, prompts, 8) == [
+        reply[: reply.index(stop)] if stop in reply else reply for reply in replies
+    ]
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "granite_swa", "mimo_v2_flash"])
+def test_attention_sinks_are_not_left_out(family: str) -> None:
+    """PyTorch's attention would drop them; Transformers takes the eager one for these models."""
+    model = tiny_family(family)
+    assert needed_attention(model.config) is None
+    assert model.config._attn_implementation == "eager"
