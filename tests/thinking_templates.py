@@ -22,6 +22,22 @@ QWEN = _TURNS.replace("EMPTY", "true") + (
 DEEPSEEK = _TURNS.replace("EMPTY", "false") + (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\\n' }}{% endif %}"
 )
+# As gpt-oss: the model chooses a channel for its thoughts, and another for its answer; no argument turns that off.
+CHANNELS = (
+    "{% for message in messages %}{{ '<|start|>' + message['role'] }}"
+    "{% if message['thinking'] %}{{ '<|channel|>analysis<|message|>' + message['thinking'] }}"
+    "{{ '<|end|><|start|>assistant' }}{% endif %}"
+    "{% if message['role'] == 'assistant' %}{{ '<|channel|>final' }}{% endif %}"
+    "{{ '<|message|>' + message['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"
+)
+CHANNEL_TOKENS = ["<|start|>", "<|channel|>", "<|message|>", "<|end|>"]
+# As Command A, whose argument closes an empty thought.
+COMMAND = CHAT_TEMPLATE + (
+    "{% if add_generation_prompt %}{% if reasoning is defined and not reasoning %}"
+    "{{ '<|START_THINKING|><|END_THINKING|>' }}{% endif %}{% endif %}"
+)
+COMMAND_TOKENS = ["<|START_THINKING|>", "<|END_THINKING|>"]
 # As Qwen2.5 and SmolLM2.
 DEFAULT_SYSTEM_PROMPT = (
     "{% if messages[0]['role'] != 'system' %}"

@@ -27,11 +27,26 @@ THINKING_TAGS = (
     Thinking(start="<think>", end="</think>"),
     Thinking(start="[THINK]", end="[/THINK]"),
     Thinking(start="<seed:think>", end="</seed:think>"),
+    Thinking(start="<thinking>", end="</thinking>"),
+    Thinking(start="<thought>", end="</thought>"),
+    Thinking(start="<reasoning>", end="</reasoning>"),
+    Thinking(start="◁think▷", end="◁/think▷"),  # Kimi-VL
+    Thinking(start="<|START_THINKING|>", end="<|END_THINKING|>"),  # Command A
+    Thinking(start="<|inner_prefix|>", end="<|inner_suffix|>"),  # Apertus
+    Thinking(start="<|begin_of_thought|>", end="<|end_of_thought|>"),
+    Thinking(start="<|channel|>analysis", end="<|channel|>final"),  # gpt-oss: where the answer's channel begins
 )
 HOW_TO_SAY = (
     "write chat.thinking ({start: ..., end: ...}) for this model, or chat.template_arguments that turn thinking off, "
     "such as {enable_thinking: false}, or chat.thinks: false if it never does; as options of a command, "
     "--thinking START END, --template-argument enable_thinking=false or --no-thinking"
+)
+# Where the tags are special tokens, which a completion's text never shows.
+HOW_TO_CLOSE = (
+    "these are special tokens, which vanish from a completion's text, so chat.thinking cannot tell thoughts from "
+    "answers; write chat.template_arguments that turn thinking off, or give the model a chat_template.jinja whose "
+    "generation prompt ends behind a closed thought, or write chat.thinks: false if it never thinks; as options of a "
+    "command, --template-argument NAME=VALUE or --no-thinking"
 )
 
 
@@ -147,21 +162,22 @@ def check_chat(tokenizer: Any) -> None:
         for tags in THINKING_TAGS:
             known = tags.start in template or tags.end in template
             if known and _thought(_generation_prompt(tokenizer), tags)[0] != "closed":
+                vanish = _vanishes(tokenizer, tags.start) or _vanishes(tokenizer, tags.end)
                 raise ValueError(
                     f"this model thinks: its chat template knows {tags.start} or {tags.end}, and thoughts would be "
-                    f"judged as answers; {HOW_TO_SAY}"
+                    f"judged as answers; {HOW_TO_CLOSE if vanish else HOW_TO_SAY}"
                 )
     elif chat.thinking:
         for tag in (chat.thinking.start, chat.thinking.end):
-            if tag not in tokenizer.decode(
-                tokenizer(f"{tag}\n", add_special_tokens=False)["input_ids"], skip_special_tokens=True
-            ):
-                raise ValueError(
-                    f"chat.thinking: {tag!r} is a special token, which vanishes from a completion's text, so thoughts "
-                    "could not be told from answers; such a model is only measured with thinking turned off by "
-                    "chat.template_arguments"
-                )
+            if _vanishes(tokenizer, tag):
+                raise ValueError(f"chat.thinking: {tag!r} cannot be a tag: {HOW_TO_CLOSE}")
         chat_tokens(tokenizer, _PROBES[0])  # a thought that cannot be closed
+
+
+def _vanishes(tokenizer: Any, tag: str) -> bool:
+    """Return whether a tag, or a part of it, is lost when token ids become the text that judges read."""
+    ids = tokenizer(f"{tag}\n", add_special_tokens=False)["input_ids"]
+    return tag not in tokenizer.decode(ids, skip_special_tokens=True)
 
 
 def check_no_thoughts(tokenizer: Any, texts: Sequence[str]) -> None:

@@ -7,10 +7,21 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from thinking_templates import DATED, DEEPSEEK, DEFAULT_SYSTEM_PROMPT, NO_SYSTEM_ROLE, QWEN
+from thinking_templates import (
+    CHANNEL_TOKENS,
+    CHANNELS,
+    COMMAND,
+    COMMAND_TOKENS,
+    DATED,
+    DEEPSEEK,
+    DEFAULT_SYSTEM_PROMPT,
+    NO_SYSTEM_ROLE,
+    QWEN,
+)
 from tiny_model import CHAT_TEMPLATE
 
 from aird.prompts.chat import (
+    THINKING_TAGS,
     chat_record,
     chat_tokens,
     check_chat,
@@ -122,6 +133,43 @@ def test_tags_that_vanish_from_text_are_refused(tokenizer: Any) -> None:
     special = Thinking(start="<|im_start|>", end="</think>")
     with pytest.raises(ValueError, match="special token"):
         check_chat(templated(tokenizer, CHAT_TEMPLATE, thinking=special))
+
+
+@pytest.mark.parametrize(
+    ("template", "tokens", "tags"),
+    [
+        (CHANNELS, CHANNEL_TOKENS, {"start": "<|channel|>analysis<|message|>", "end": "<|channel|>final<|message|>"}),
+        (COMMAND, COMMAND_TOKENS, {"start": "<|START_THINKING|>", "end": "<|END_THINKING|>"}),
+    ],
+)
+def test_thoughts_between_special_tokens_are_refused_until_they_are_turned_off(
+    tokenizer: Any, template: str, tokens: list[str], tags: dict[str, str]
+) -> None:
+    """A completion's text would run thought and answer together, whatever the settings."""
+    special = copy.deepcopy(tokenizer)
+    special.add_special_tokens({"additional_special_tokens": tokens})
+    with pytest.raises(ValueError, match=r"this model thinks.*special tokens.*chat\.template_arguments.*jinja"):
+        check_chat(templated(special, template))
+    with pytest.raises(ValueError, match=r"chat\.thinking: .* special tokens.*chat\.template_arguments.*jinja"):
+        check_chat(templated(special, template, thinking=tags))
+    check_chat(templated(special, template, thinks=False))
+    if template == COMMAND:
+        check_chat(templated(special, template, template_arguments={"reasoning": False}))
+    else:
+        closed = template.replace(
+            "<|start|>assistant' }}{% endif %}", f"<|start|>assistant{tags['end']}' }}}}{{% endif %}}"
+        )
+        assert closed != template
+        check_chat(templated(special, closed))
+
+
+@pytest.mark.parametrize("tags", THINKING_TAGS, ids=lambda tags: tags.start)
+def test_other_tags_of_thoughts_are_known(tokenizer: Any, tags: Thinking) -> None:
+    template = QWEN.replace("</think>", tags.end).replace("<think>", tags.start)
+    with pytest.raises(ValueError, match=r"this model thinks.*write chat\.thinking"):
+        check_chat(templated(tokenizer, template))
+    check_chat(templated(tokenizer, template, template_arguments={"enable_thinking": False}))
+    check_chat(templated(tokenizer, template, thinking=tags))
 
 
 def test_most_replies_with_a_thought_are_refused(tokenizer: Any) -> None:
