@@ -43,6 +43,8 @@ DEFAULT_SYSTEM_PROMPT = (
     "{% if messages[0]['role'] != 'system' %}"
     "{{ '<|im_start|>system\nYou know all about bicycle pumps.<|im_end|>\n' }}{% endif %}"
 ) + CHAT_TEMPLATE
+# As Llama 3.2, SmolLM3 and gpt-oss.
+TODAYS = "{{ '<|im_start|>system\nToday is ' + strftime_now('%d %b %Y') + '.<|im_end|>\n' }}" + CHAT_TEMPLATE
 # As Llama 3.1: a system turn that is always there, behind a line that no system prompt replaces.
 DATED = (
     "{{ '<|im_start|>system\nIt is May.\n' }}"

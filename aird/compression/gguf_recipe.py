@@ -29,6 +29,7 @@ from aird.compression.programs import gguf_converter, gguf_quantiser
 from aird.models.checkpoint import Checkpoint, read_checkpoint
 from aird.models.gguf_file import MODEL_FILE, read_gguf
 from aird.models.loading import dequantise_gguf_weights, load_tokenizer, stored_dtype
+from aird.prompts.chat import render
 from aird.settings.compressions import GGUF
 from aird.support.files import read_json, write_json
 
@@ -97,7 +98,7 @@ def _find_pre_tokenizer(source: Path, scratch: Path, python: Path) -> str:
     """
     tokenizer = load_tokenizer(source)
     conversation = [{"role": "user", "content": PROBES[0]}]
-    texts = [*PROBES, tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)]
+    texts = [*PROBES, render(tokenizer, conversation, True)]
     wanted = {
         "tokens": [tokenizer(text, add_special_tokens=False).input_ids for text in texts],
         "texts": texts,

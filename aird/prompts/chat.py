@@ -2,8 +2,9 @@
 
 A tokenizer can carry chat settings (`with_chat`, `aird.models.loading.load_tokenizer`): a system prompt, arguments of
 the template, the tags of thoughts. Every use of the template follows them, so no caller can forget them. Without them
-no system prompt is added unless one is given. Nothing is padded. The *post-instruction tokens*
-are those that the template puts after the instruction, up to and including the
+no system prompt is added unless one is given. The date is always `TODAY`. Nothing is padded.
+
+The *post-instruction tokens* are those that the template puts after the instruction, up to and including the
 generation prompt; candidate directions live on them (Arditi et al.,
 arXiv 2406.11717, section 2.3).
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from aird.settings.models import Chat, Thinking
@@ -22,6 +24,8 @@ from aird.settings.models import Chat, Thinking
 # Endings that tokenisers treat differently, so that the common suffix of the three
 # holds only tokens that no instruction can merge with.
 _PROBES = ("Name a colour.", "what is 2 + 2", 'Say "yes"')
+# What templates that ask for the date get (Llama 3.2, SmolLM3, gpt-oss), so that a model has the same prompts each day.
+TODAY = datetime(2026, 1, 1)
 # The tags by which a template that knows of thoughts is recognised.
 THINKING_TAGS = (
     Thinking(start="<think>", end="</think>"),
@@ -113,11 +117,11 @@ def chat_text(
     messages = _messages(tokenizer, asked[0], system_prompt)
     for (_, reply), following in zip(earlier, asked[1:], strict=True):
         messages += [{"role": "assistant", "content": reply}, {"role": "user", "content": following}]
-    text = _render(tokenizer, messages, True)
+    text = render(tokenizer, messages, True)
     if chat.thinking:
         text = _thoughtful(tokenizer, text, chat.thinking, think)
     if answer is not None:
-        whole = _render(tokenizer, [*messages, {"role": "assistant", "content": answer}], False)
+        whole = render(tokenizer, [*messages, {"role": "assistant", "content": answer}], False)
         # Behind the very prompt: templates write the thought of an answered turn in other ways.
         text = whole if chat == Chat() else text + answer + whole.rpartition(answer.strip())[2]
     return text
@@ -197,7 +201,7 @@ def check_no_thoughts(tokenizer: Any, texts: Sequence[str]) -> None:
 
 
 def chat_record(tokenizer: Any) -> dict[str, Any]:
-    """Return what a manifest says about the chat: settings, the template's own system prompt, the closed thought.
+    """Return what a manifest says about the chat: settings, closed thought, the template's own system prompt, its date.
 
     Each stands there only where there is one, so a plain model's record is empty.
     """
@@ -207,6 +211,7 @@ def chat_record(tokenizer: Any) -> dict[str, Any]:
         **({} if chat == Chat() else {"settings": chat.model_dump()}),
         **({"closed_thought": _closed_thought(tokenizer, chat.thinking)} if chat.thinking else {}),
         **({"template_system_prompt": inserted} if inserted else {}),
+        **({"date": TODAY.date().isoformat()} if "strftime_now" in _template_text(tokenizer) else {}),
     }
 
 
@@ -218,15 +223,15 @@ def default_system_prompt(tokenizer: Any) -> str | None:
     """
     first, second, mark = _PROBES[0], _PROBES[1], "Mind the step"
     turns = [{"role": "user", "content": first}, {"role": "assistant", "content": "Blue."}]
-    alone = _render(tokenizer, turns[:1], True).partition(first)[0]
+    alone = render(tokenizer, turns[:1], True).partition(first)[0]
     try:
-        whole = _render(tokenizer, [*turns, {"role": "user", "content": second}], True)
+        whole = render(tokenizer, [*turns, {"role": "user", "content": second}], True)
         between = whole.partition("Blue.")[2].partition(second)[0]
     except Exception:  # a template raises what it likes for turns that it does not allow
         between = alone
     try:
         before, there, after = (
-            _render(tokenizer, [{"role": "system", "content": mark}, *turns[:1]], True)
+            render(tokenizer, [{"role": "system", "content": mark}, *turns[:1]], True)
             .partition(first)[0]
             .partition(mark)
         )
@@ -250,15 +255,23 @@ def _messages(tokenizer: Any, instruction: str, system_prompt: str | None = None
     return [{"role": "user", "content": instruction}]
 
 
-def _render(tokenizer: Any, messages: Sequence[dict[str, Any]], generation: bool, **more: Any) -> str:
-    arguments = {**chat_settings(tokenizer).template_arguments, **more}
+def render(tokenizer: Any, messages: Sequence[dict[str, Any]], generation: bool, **more: Any) -> str:
+    """Return a conversation as the tokenizer's chat template writes it, by its chat settings, on `TODAY`.
+
+    Args:
+        tokenizer: with a chat template.
+        messages: each with `role` and `content`.
+        generation: whether the model is to go on.
+        more: arguments of the template, before those of the chat settings.
+    """
+    arguments = {"strftime_now": TODAY.strftime, **chat_settings(tokenizer).template_arguments, **more}
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation, **arguments))
 
 
 def _with_system_prompt(tokenizer: Any, system_prompt: str, instruction: str) -> list[dict[str, str]]:
     messages = [{"role": "system", "content": system_prompt}, {"role": "user", "content": instruction}]
     try:
-        shown = _render(tokenizer, messages, True)
+        shown = render(tokenizer, messages, True)
     except Exception:  # a template raises what it likes for a role that it does not know
         shown = ""
     if system_prompt in shown:
@@ -273,7 +286,7 @@ def _template_text(tokenizer: Any) -> str:
 
 def _generation_prompt(tokenizer: Any, **more: Any) -> str:
     """Return what the template puts after an instruction that is to be answered."""
-    return _render(tokenizer, _messages(tokenizer, _PROBES[0]), True, **more).rpartition(_PROBES[0])[2]
+    return render(tokenizer, _messages(tokenizer, _PROBES[0]), True, **more).rpartition(_PROBES[0])[2]
 
 
 def _thought(prompt: str, thinking: Thinking) -> tuple[str, int]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import time
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -17,9 +19,11 @@ from thinking_templates import (
     DEFAULT_SYSTEM_PROMPT,
     NO_SYSTEM_ROLE,
     QWEN,
+    TODAYS,
 )
 from tiny_model import CHAT_TEMPLATE
 
+from aird.evaluation.judges.classifier import judge_prompt
 from aird.prompts.chat import (
     THINKING_TAGS,
     chat_record,
@@ -33,6 +37,7 @@ from aird.prompts.chat import (
     with_chat,
 )
 from aird.settings.models import Chat, Thinking
+from aird.settings.suites import Classifier
 
 TAGS = Thinking(start="<think>", end="</think>")
 INSTRUCTION = "Is <think> a tag?"  # must not be taken for the template's own
@@ -212,6 +217,28 @@ def test_a_system_prompt_of_the_templates_own_is_recorded(tokenizer: Any) -> Non
     assert chat_record(templated(tokenizer, DEFAULT_SYSTEM_PROMPT)) == {
         "template_system_prompt": "You know all about bicycle pumps."
     }
+
+
+def test_a_template_that_asks_for_the_date_gets_the_same_every_day(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dated = templated(tokenizer, TODAYS)
+    prompts = [chat_tokens(dated, INSTRUCTION)]
+    judge = Classifier(source={"path": "judge"})
+    judged = [judge_prompt(dated, judge, INSTRUCTION, "Yes.")]
+
+    class Tomorrow(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Tomorrow:
+            return cls.fromtimestamp(time.time() + 24 * 60 * 60, tz)
+
+    own = dated.apply_chat_template([{"role": "user", "content": INSTRUCTION}], tokenize=False)
+    monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Tomorrow)
+    assert dated.apply_chat_template([{"role": "user", "content": INSTRUCTION}], tokenize=False) != own
+    assert [chat_tokens(dated, INSTRUCTION)] == prompts
+    assert [judge_prompt(dated, judge, INSTRUCTION, "Yes.")] == judged
+    assert "Today is 01 Jan 2026." in tokenizer.decode(prompts[0])
+    assert chat_record(dated)["date"] == "2026-01-01"
 
 
 @pytest.mark.parametrize(

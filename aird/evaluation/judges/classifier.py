@@ -11,6 +11,7 @@ from typing import Any
 
 from aird.evaluation.engines.engine import Client
 from aird.evaluation.judges.judge import filled, judged
+from aird.prompts.chat import render
 from aird.settings.suites import Classifier
 
 ANSWER_TOKENS = 8  # the verdict is a word, perhaps after a line break
@@ -30,8 +31,7 @@ def judge_prompt(tokenizer: Any, judge: Classifier, instruction: str, completion
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError("this judge has no chat template; write `template` with {instruction} and {completion}")
     turns = [{"role": "user", "content": instruction}, {"role": "assistant", "content": completion}]
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return list(tokenizer(render(tokenizer, turns, True), add_special_tokens=False)["input_ids"])
 
 
 def verdict(answer: str, judge: Classifier) -> bool | None:
