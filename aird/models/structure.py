@@ -31,6 +31,9 @@ from aird.inference.resuming import TUPLE_BLOCKS, resumed_at
 
 TOKENS = 8  # of the pass that proves a structure
 TOLERANCE = 1e-3  # relative error of a block's change, besides the rounding of its type
+# Where PEFT puts no LoRA on modules of this name (peft/tuners/tuners_utils.py): kernels read their weight past it.
+WITHOUT_ADAPTERS = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
+STATE_SPACE_WRITER = "out_proj"
 _PROVEN: WeakKeyDictionary[Any, list[Writers]] = WeakKeyDictionary()
 
 
@@ -149,6 +152,11 @@ def writer_modules(model: nn.Module) -> list[nn.Module]:
 def writer_contributions(model: nn.Module) -> dict[str, Contribution]:
     """Return the contribution of every linear module that can be edited."""
     return {each.writer: each for block in residual_writers(model) for each in block.contributions if each.writer}
+
+
+def takes_adapter(model: Any, module: str) -> bool:
+    """Return whether PEFT puts an adapter on a linear module of this full name."""
+    return model.config.model_type not in WITHOUT_ADAPTERS or module.rpartition(".")[2] != STATE_SPACE_WRITER
 
 
 def writer_gains(model: Any) -> dict[str, torch.Tensor]:
@@ -405,6 +413,9 @@ class _Reading(TorchDispatchMode):
             obstacle = f"{self.names[last]} ({type(last).__name__}) ends in no single linear module"
         elif linear.out_features != width:
             obstacle = f"{self.names[linear]} has {linear.out_features} output features, the stream {width}"
+        elif not takes_adapter(self.model, self.names[linear]):
+            obstacle = f"{self.names[linear]} writes for a state space: PEFT puts no adapter on it in this model type"
+            return Contribution(part, name, scale, obstacle=obstacle)
         else:
             return Contribution(part, name, scale, self.names[linear], norm)
         experts, others = _experts(module, width)

@@ -21,7 +21,7 @@ from aird.inference.packing import plan_packs, run_pack
 from aird.inference.refusals import jailbroken_arditi
 from aird.inference.resuming import block_input, resumed_at
 from aird.models.loading import load_model, load_tokenizer, read_chat, stored_dtype, write_chat
-from aird.models.structure import decoder_blocks
+from aird.models.structure import decoder_blocks, takes_adapter
 from aird.prompts.chat import chat_tokens
 from aird.settings.models import RefusalTuning
 from aird.settings.tuning import TuningSettings
@@ -110,7 +110,7 @@ def with_lora(model: Any, settings: TuningSettings) -> Any:
 
 
 def _linear_modules(model: Any, first_block: int) -> list[str]:
-    """Return the names of the linear modules of all blocks from `first_block` on."""
+    """Return the names of the linear modules of all blocks from `first_block` on that take an adapter."""
     chosen = {
         module
         for block in list(decoder_blocks(model))[first_block:]
@@ -119,7 +119,7 @@ def _linear_modules(model: Any, first_block: int) -> list[str]:
     }
     if not chosen:
         raise ValueError(f"refusal_tuning.first_block is {first_block}, but the model has no such block")
-    return [name for name, module in model.named_modules() if module in chosen]
+    return [name for name, module in model.named_modules() if module in chosen and takes_adapter(model, name)]
 
 
 def _example(prompt: list[int], answer: list[int]) -> Example:

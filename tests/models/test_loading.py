@@ -14,7 +14,7 @@ import gguf
 import numpy
 import pytest
 import torch
-from families import tiny_family
+from models.families import tiny_family
 from safetensors.torch import load_file, save_file
 from thinking_templates import DEEPSEEK, QWEN
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel

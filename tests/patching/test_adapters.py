@@ -10,16 +10,24 @@ from typing import Any
 import pytest
 import torch
 from conftest import load_float32
-from peft import PeftModel
+from models.families import direction, tiny_configuration, tiny_family
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aird.compression.registry import compress
+from aird.directions.direction import Direction, save_direction
 from aird.models.loading import load_model, load_tokenizer
 from aird.models.matrices import dense_matrix, matrix_tensors
+from aird.models.structure import takes_adapter, writer_modules
+from aird.models.tuning import with_lora
 from aird.patching.adapters import load_adapter, merge, save_adapter, save_lora
 from aird.patching.edits import Edit, random_direction
+from aird.patching.method import PatchInputs
+from aird.patching.methods import parse_patch
+from aird.patching.patch_files import make_patch
 from aird.settings.compressions import Magnitude, RoundToNearest
 from aird.support.files import hash_folder
 
@@ -316,3 +324,43 @@ def test_a_module_that_does_not_exist(tiny_folder: Callable[[str], Path], edits:
     wrong = Edit("model.layers.9.self_attn.o_proj", edits[0].column, edits[0].row)
     with pytest.raises(ValueError, match=r"model\.layers\.9\.self_attn\.o_proj"):
         merge(tiny_folder("llama"), [wrong], tmp_path)
+
+
+@torch.no_grad()
+def test_what_peft_puts_no_adapter_on_stays_unedited(tmp_path: Path) -> None:
+    """Falcon-H1's state space; attention and MLP beside it are edited, and the patch loads."""
+    base = tmp_path / "base"
+    tiny_family("falcon_h1").save_pretrained(base)
+    files = tmp_path / "direction.safetensors", tmp_path / "direction.json"
+    save_direction(Direction(direction(64), 3.0, {"layer": 2, "position": -1}), *files)
+    settings = parse_patch({"method": "scale", "alpha": 8.0, "blocks": [0, 1]})
+    inputs = PatchInputs("small", base, base, files)
+    record = make_patch(settings, inputs, tmp_path / "adapter", tmp_path / "statistics.json")
+    assert [edit["module"] for edit in record["edits"]] == [
+        f"model.layers.{block}.{name}" for block in (0, 1) for name in ("self_attn.o_proj", "feed_forward.down_proj")
+    ]
+    assert record["not_edited"] == [
+        f"model.layers.{block}.mamba.out_proj writes for a state space: PEFT puts no adapter on it in this model type"
+        for block in (0, 1)
+    ]
+    ids = torch.arange(3, 11).unsqueeze(0)
+    plain, patched = (load_model(base, *more, dtype=torch.float32) for more in ((), (tmp_path / "adapter",)))
+    assert (patched(input_ids=ids).logits - plain(input_ids=ids).logits).abs().max() > 1e-3
+    # Directions are ablated there all the same.
+    assert plain.model.layers[0].mamba.out_proj in writer_modules(plain)
+    # A LoRA on all linear modules, as of the refusal tuning.
+    block = with_lora(plain, parse_patch({"method": "lora", "rank": 2})).get_base_model().model.layers[3].mamba
+    assert isinstance(block.in_proj, LoraLayer) and not isinstance(block.out_proj, LoraLayer)
+
+
+@pytest.mark.parametrize("family", ["falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"])
+def test_peft_takes_exactly_the_modules_that_are_said_to_take_an_adapter(family: str) -> None:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(tiny_configuration(family))
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    (without, *_) = [name for name in linear if not takes_adapter(model, name)]
+    get_peft_model(model, LoraConfig(target_modules=[name for name in linear if takes_adapter(model, name)]))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(tiny_configuration(family))
+    with pytest.raises(ValueError, match="incompatible with Mamba"):
+        get_peft_model(model, LoraConfig(target_modules=[without]))
