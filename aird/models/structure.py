@@ -34,6 +34,7 @@ TOLERANCE = 1e-3  # relative error of a block's change, besides the rounding of 
 # Where PEFT puts no LoRA on modules of this name (peft/tuners/tuners_utils.py): kernels read their weight past it.
 WITHOUT_ADAPTERS = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
 STATE_SPACE_WRITER = "out_proj"
+WRAPPED = "base_layer"  # PEFT's name for a module that an adapter is on; it computes with weights of its own
 _PROVEN: WeakKeyDictionary[Any, list[Writers]] = WeakKeyDictionary()
 
 
@@ -419,7 +420,7 @@ class _Reading(TorchDispatchMode):
         else:
             return Contribution(part, name, scale, self.names[linear], norm)
         experts, others = _experts(module, width)
-        if experts:
+        if experts and WRAPPED not in f"{name}.{experts}".split("."):
             obstacle = f"{name} is edited in its routed experts only, not in {name}.{others[-1]}" if others else ""
             return Contribution(part, name, scale, experts=f"{name}.{experts}", obstacle=obstacle)
         return Contribution(part, name, scale, obstacle=obstacle)

@@ -80,12 +80,13 @@ RECORDS = {
 }
 
 
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
 def test_a_checkpoint_with_its_adapter_is_captured_and_verified_as_the_merged_one(
-    tiny_folder: Callable[[str], Path], tokenizer: Any, tmp_path: Path
+    family: str, tiny_folder: Callable[[str], Path], tokenizer: Any, tmp_path: Path
 ) -> None:
     """The model inside PEFT's wrapper is one as any other: blocks, contributions, packs and replies."""
     # In float32, as bfloat16 rounds a merged matrix.
-    base = Path(shutil.copytree(tiny_folder("llama"), tmp_path / "base"))
+    base = Path(shutil.copytree(tiny_folder(family), tmp_path / "base"))
     tensors = load_file(base / "model.safetensors")
     save_file({name: tensor.float() for name, tensor in tensors.items()}, base / "model.safetensors", {"format": "pt"})
     unit = torch.randn(128, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
