@@ -252,15 +252,19 @@ def prove_structure(checkpoint: Path) -> None:
 
     Raises:
         ValueError: a block writes something else (`aird.models.structure.residual_writers`), no matrix can be
-            edited, or the matrices are stored under other names than their modules have.
+            edited, a norm behind one has no gain to edit before, or the matrices are stored under other names than
+            their modules have.
     """
     structure = load_structure(checkpoint)
     if not writer_contributions(structure):  # what can be refused for free
         obstacles = [text for block in residual_writers(structure) for text in block.obstacles]
         raise ArchitectureError(f"{checkpoint}: no matrix of this model can be edited: {'; '.join(obstacles[:2])}, ...")
     model = load_model(checkpoint)
-    if residual_writers(model) != residual_writers(structure):
-        raise ArchitectureError(f"{checkpoint}: its blocks are read differently without their weights")
+    for read, known in zip(residual_writers(model), residual_writers(structure), strict=True):
+        for text in (each for each in read.obstacles if each not in known.obstacles):  # what weights alone show
+            raise ArchitectureError(f"{checkpoint}: {text}; no patch of this model is made (`aird direction` works)")
+        if read != known:
+            raise ArchitectureError(f"{checkpoint}: its block {read.block} is read differently without its weights")
     stored = read_checkpoint(checkpoint).tensors
     for writer, contribution in writer_contributions(model).items():
         for module in (writer, contribution.norm or writer):

@@ -12,7 +12,7 @@ import yaml
 from models import families
 from torch import nn
 
-from aird.models.loading import load_structure, stored_gains
+from aird.models.loading import load_structure, prove_structure, stored_gains
 from aird.models.structure import (
     ArchitectureError,
     decoder_blocks,
@@ -177,6 +177,21 @@ def test_a_norm_with_a_mean_or_without_a_gain_is_no_norm_to_edit_before() -> Non
     model.model.layers[1].post_attention_layernorm.weight.data[3] = 0
     assert residual_writers(model)[1].names == ("model.layers.1.mlp.down_proj",)
     assert "gain is zero" in residual_writers(model)[1].obstacles[0]
+
+
+def test_a_model_with_such_a_norm_is_refused_at_import_by_name(tmp_path: Path) -> None:
+    model = families.tiny_family("olmo2")
+    model.model.layers[1].post_attention_layernorm.weight.data[3] = 0
+    model.save_pretrained(tmp_path / "zero")
+    with pytest.raises(
+        ArchitectureError,
+        match=r"layers\.1\.post_attention_layernorm: its gain is zero .*no patch of this model is made",
+    ):
+        prove_structure(tmp_path / "zero")
+    with pytest.raises(ArchitectureError, match=r"layers\.1\.post_attention_layernorm: its gain is zero"):
+        stored_gains(tmp_path / "zero")  # as of `aird patch`
+    families.tiny_family("olmo2").save_pretrained(tmp_path / "right")
+    prove_structure(tmp_path / "right")
 
 
 def test_the_gains_are_read_from_files(tmp_path: Path) -> None:
