@@ -80,6 +80,19 @@ def test_every_family_is_right_or_refused() -> None:
     assert families.table(measured) in families.PAGE.read_text(encoding="utf-8"), "write docs/models.md again"
 
 
+def test_a_fault_of_aird_is_no_missing_tiny_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(families, "families", lambda: ["llama", "reformer"])
+    measured = families.measure_all()
+    assert measured["reformer"] is None and measured["llama"] is not None and measured["llama"].right
+
+    def fault(_: Any) -> Any:
+        raise KeyError("of aird")
+
+    monkeypatch.setattr(families, "writer_gains", fault)
+    with pytest.raises(KeyError, match="of aird"):
+        families.measure_all()
+
+
 def test_what_an_old_column_would_have_done_is_seen() -> None:
     """The measure tells r from r / g: an edit that writes r before a norm has another effect."""
     model = families.tiny_family("gemma2")
