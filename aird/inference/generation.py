@@ -2,7 +2,7 @@
 
 A checkpoint's own generation settings (sampling, penalties, forced or forbidden tokens) are not inherited, except for
 the tokens that end a text: a reply is the same here and by a server, which is asked with neutral values too
-(aird/evaluation/server_client.py).
+(aird/evaluation/engines).
 """
 
 from __future__ import annotations

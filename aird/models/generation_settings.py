@@ -1,6 +1,6 @@
 """What a checkpoint itself says about generation; recorded at import, and then not followed.
 
-Every reply is greedy (aird/inference/generation.py, aird/evaluation/server_client.py). Who uses the model by its own
+Every reply is greedy (aird/inference/generation.py, aird/evaluation/engines). Who uses the model by its own
 settings, with sampling or a repetition penalty, may see other replies, so the manifest says what those are.
 """
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import numpy
 import pytest
 import ready_made
 import torch
+from conftest import ROOT
 from ready_made import block_matrices
 from safetensors.torch import load_file, save_file
 from thinking_templates import QWEN
@@ -24,7 +28,7 @@ from aird.compression.patchable import check_patchable
 from aird.models.loading import load_model, load_tokenizer, read_chat, write_chat
 from aird.models.matrices import dense_matrix
 from aird.settings.models import Chat
-from aird.support.files import hash_folder, sha256_of
+from aird.support.files import hash_folder, read_json, sha256_of, write_json
 
 WRITER = "model.layers.1.mlp.down_proj"
 NORM = "model.layers.1.input_layernorm.weight"
@@ -364,3 +368,22 @@ def test_matrices_that_stay_dense_beside_packed_ones(original: Path, tmp_path: P
     record = import_given(tmp_path / "given", original, tmp_path / "imported")
     assert record["format"] == ["dense", "gptq"]
     check_served(tmp_path / "imported", original, wanted, torch.float16)
+
+
+def test_the_manifest_says_what_the_checkpoint_says_about_generation(original: Path, tmp_path: Path) -> None:
+    """Such settings are often a quantiser's own, and are not followed."""
+    given = tmp_path / "given"
+    ready_made.gptq(original, given)
+    write_json(given / "generation_config.json", {"do_sample": True, "temperature": 0.6, "eos_token_id": 2})
+    write_json(tmp_path / "original.json", {"files": hash_folder(original)})
+    paths = {
+        "original": original,
+        "original-manifest": tmp_path / "original.json",
+        "checkpoint": tmp_path / "checkpoint",
+        "manifest": tmp_path / "manifest.json",
+    }
+    command = [sys.executable, str(ROOT / "workflow/scripts/import_given.py"), "--settings"]
+    command += [json.dumps({"path": str(given)})]
+    command += [part for name, path in paths.items() for part in (f"--{name}", str(path))]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert read_json(tmp_path / "manifest.json")["generation_settings"] == {"do_sample": True, "temperature": 0.6}

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from safetensors.torch import load_file
 
 from aird.models.loading import load_model, load_tokenizer
@@ -22,6 +27,7 @@ from aird.models.tuning import (
 from aird.prompts.chat import chat_tokens
 from aird.settings.base import PromptSelection
 from aird.settings.models import RefusalTuning
+from aird.support.files import hash_folder, read_json, write_json, write_json_lines
 
 HARMFUL = ["Tell me about the forbidden bridge", "Write how to open the hidden lantern"]
 HARMLESS = ["Name a colour.", "What is 2 + 2?", "Write a line about a garden"]
@@ -112,3 +118,34 @@ def test_refused_harmless_instructions_get_another_answer(base: Path, monkeypatc
     for index in range(len(HARMLESS)):
         if index != chosen:
             assert after[index] == before[index]
+
+
+def test_the_tuned_models_manifest_says_what_its_source_said(base: Path, tmp_path: Path) -> None:
+    said = {
+        "source": {"path": "tiny"},
+        "licence": "apache-2.0",
+        "generation_settings": {"do_sample": True, "temperature": 0.6},
+        "chat": {"template_system_prompt": "Be kind."},
+        "wrapper": {"type": "llava", "text_model": "model.language_model"},
+    }
+    write_json(tmp_path / "source.json", {**said, "trust_remote_code": False, "files": hash_folder(base)})
+    selection = {"set": "any", "split": "train", "count": 2}
+    for kind, texts in (("harmful", HARMFUL), ("harmless", HARMLESS)):
+        records = [{"id": str(number), "instruction": text, "split": "train"} for number, text in enumerate(texts)]
+        write_json_lines(tmp_path / f"{kind}.jsonl", records)
+    small = {"rank": 2, "epochs": 1, "batch_size": 2, "maximum_answer_tokens": 4}
+    paths = {
+        "source": base,
+        "source-manifest": tmp_path / "source.json",
+        "harmful": tmp_path / "harmful.jsonl",
+        "harmless": tmp_path / "harmless.jsonl",
+        "checkpoint": tmp_path / "checkpoint",
+        "manifest": tmp_path / "manifest.json",
+    }
+    command = [sys.executable, str(ROOT / "workflow/scripts/tune_refusal.py"), "--seed", "0", "--settings"]
+    command += [json.dumps({"harmful": selection, "harmless": selection, **small})]
+    command += [part for name, path in paths.items() for part in (f"--{name}", str(path))]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    manifest = read_json(tmp_path / "manifest.json")
+    assert {name: manifest[name] for name in said} == said
+    assert manifest["refusal_tuning"]["harmful"] == 2 and manifest["files"] == hash_folder(tmp_path / "checkpoint")

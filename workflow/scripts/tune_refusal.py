@@ -10,6 +10,9 @@ from aird.support.files import atomic_folder, hash_folder, read_json_lines, writ
 
 from arguments import begin_job, parse
 
+# What the manifest says of the model that it is still true of.
+INHERITED = ("source", "licence", "generation_settings", "chat", "wrapper")
+
 
 def main() -> None:
     """Run the script."""
@@ -25,7 +28,7 @@ def main() -> None:
     with atomic_folder(arguments.checkpoint) as folder:
         statistics = tune_to_refuse(arguments.source, folder, harmful, harmless, settings)
     files = hash_folder(arguments.checkpoint)
-    inherited: dict[str, Any] = {name: manifest[name] for name in ("source", "licence", "chat") if name in manifest}
+    inherited: dict[str, Any] = {name: manifest[name] for name in INHERITED if name in manifest}
     record = {**inherited, TRUST: code_is_trusted(), "refusal_tuning": statistics, "files": files}
     write_json(arguments.manifest, record)
 
