@@ -21,6 +21,7 @@ from aird.commands.evaluate import (
     check_engine_arguments,
     choose_engine,
     served_as,
+    served_by_llama_cpp,
 )
 from aird.commands.inputs import ModelFolder, choose, open_model_folder, read_prompts, validated
 from aird.evaluation.regression import (
@@ -38,6 +39,7 @@ DEMO = Path(__file__).with_name("demo_labels.csv")
 EXIT_CODES = {WITHIN_MARGIN: 0, REGRESSION: 3, NOT_MEASURED: 4, UNRESOLVED: 5}
 COUNT, TOKENS = 100, 64  # prompts of each kind, and tokens of an answer, where nothing else is said
 LEARNT_SPLITS = {"train": 128, "validation": 64}  # of the harmful prompts that a repair learns from
+UNNAMED = "an engine without a name"  # of stored completions that do not say who answered
 FAILURE = 2  # anything that went wrong, so that 1 never says that something was measured
 
 SUMMARY = "say whether a compressed checkpoint still refuses, with exit codes"
@@ -67,7 +69,7 @@ examples:
   aird check model-F16.gguf model-Q4_K_M.gguf --llama-cpp .venv-llama-cpp/bin/python
       (llama.cpp itself answers for both, as it does for people who run the files)
   aird check scores-of-the-original my-4bit-model --output my-scores
-      (what `aird evaluate` wrote for the original is not made again)
+      (what `aird evaluate` wrote for the original is not made again; with --url, give one side so)
 
 common errors:
   "different prompts": one side was asked other prompts; name the same files and the same --seed
@@ -129,6 +131,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError("name two models, the original and its compressed form, or --demo")
     check_adapter("--patch", arguments.patch)
     check_engine_arguments(arguments, [arguments.original, arguments.compressed])
+    _check_url(arguments)
     if arguments.repair is not None and arguments.repair.exists():
         raise ValueError(f"--repair: {arguments.repair} exists already; name a new folder for the adapter")
     original, compressed = (
@@ -145,13 +148,41 @@ def run(arguments: argparse.Namespace) -> int:
         return _check(arguments, original, compressed, output)
 
 
+def _check_url(arguments: argparse.Namespace) -> None:
+    """Check that a server at --url is asked about one model alone: it answers alike, whatever it is asked about.
+
+    Raises:
+        ValueError: it would be asked about two.
+    """
+    if arguments.url is None:
+        return
+    sides = (arguments.original, arguments.compressed)
+    asked = [text for text in sides if _stored(text) is None and not served_by_llama_cpp(arguments, text)]
+    if len(asked) > 1:
+        raise ValueError(
+            f"--url: the server at {arguments.url} serves one model, and would be asked for the original and for its "
+            f"compressed form; run `aird evaluate {arguments.original}` first, with the original's own server and the "
+            "same prompts, and give its --output folder in the place of the original"
+        )
+    if arguments.repair is not None and arguments.compressed in asked:
+        raise ValueError(
+            f"--repair: the server at {arguments.url} serves one model, and would be asked for the compressed one and "
+            "for the repaired one; leave --url out, or make the patch with `aird patch`, let the server serve the "
+            "compressed model with it, and check that with --patch"
+        )
+
+
 def _check(arguments: argparse.Namespace, original: Side, compressed: Side, output: Path) -> int:
     prompts, tokens = _prompts(arguments, original, compressed)
     engines = {side.name: choose_engine(arguments, side.name) for side in (original, compressed) if side.model}
     forms: dict[str, str] = {}
+    answerers: dict[str, str] = {}  # what an engine is called in records, and who it is
 
     def labels(side: Side, folder: str, patch: Path | None = None) -> list[dict[str, Any]]:
-        scores = _scores(side, prompts, tokens, engines.get(side.name), arguments, output / folder, patch)
+        engine = engines.get(side.name)
+        scores = _scores(side, prompts, tokens, engine, arguments, output / folder, patch)
+        name = (scores["engine"] or {}).get("name", "")
+        answerers[name] = engine.describe() if engine else answerers.get(name, f"{name or UNNAMED} (stored)")
         if patch is not None:
             forms["patch served as"] = served_as(scores)
         return list(scores["labels"])
@@ -174,7 +205,7 @@ def _check(arguments: argparse.Namespace, original: Side, compressed: Side, outp
         },
         "prompts": ", ".join(f"{len(records)} {kind}" for kind, records in prompts.items()),
         "answers": f"greedy, at most {tokens} tokens",
-        "answered by": _answered_by([engine.describe() for engine in engines.values()]),
+        "answered by": _answered_by(answerers),
         **forms,
         "judge": "refusal phrases of Arditi et al. (arXiv 2406.11717), their published list",
         "seed": str(arguments.seed),
@@ -184,12 +215,13 @@ def _check(arguments: argparse.Namespace, original: Side, compressed: Side, outp
     return _tell(arguments, f"{compressed.name} against {original.name}", verdicts, facts)
 
 
-def _answered_by(engines: Sequence[str]) -> str:
+def _answered_by(answerers: Mapping[str, str]) -> str:
     """Return who answered in words; of two engines, what their difference means."""
-    first, *others = dict.fromkeys(engines) or ["nobody: the completions were stored"]
+    first, *others = answerers.values()
     if not others:
         return first
-    return f"{first} and {others[0]}: the change is that of the engine and of the compression at once"
+    may = "is" if all(answerers) else "may be"  # stored completions without a name may be by the same engine
+    return f"{first} and {others[0]}: the change {may} that of the engine and of the compression at once"
 
 
 def _patch_fact(adapter: Path | None) -> dict[str, str]:
@@ -241,6 +273,13 @@ def _tell(arguments: argparse.Namespace, title: str, verdicts: Mapping[str, Verd
     return EXIT_CODES[verdict.outcome]
 
 
+def _stored(text: str) -> Path | None:
+    """Return the file of completions that one of the two names; None for a model."""
+    path = Path(text).expanduser()
+    stored = path / "completions.jsonl" if path.is_dir() else path
+    return stored if stored.suffix == ".jsonl" and stored.is_file() else None
+
+
 def _side(text: str, trust_remote_code: bool) -> Side:
     """Return what one of the two names is.
 
@@ -249,15 +288,14 @@ def _side(text: str, trust_remote_code: bool) -> Side:
     """
     from aird.support.files import read_json_lines
 
-    path = Path(text).expanduser()
-    stored = path / "completions.jsonl" if path.is_dir() else path
-    if stored.suffix == ".jsonl" and stored.is_file():
-        completions = read_json_lines(stored)
-        needed = {"id", "kind", "instruction", "completion"}
-        if not completions or any(not needed <= record.keys() for record in completions):
-            raise ValueError(f"{stored} holds no completions of `aird evaluate` ({', '.join(sorted(needed))})")
-        return Side(text, None, completions)
-    return Side(text, open_model_folder(text, trust_remote_code), None)
+    stored = _stored(text)
+    if stored is None:
+        return Side(text, open_model_folder(text, trust_remote_code), None)
+    completions = read_json_lines(stored)
+    needed = {"id", "kind", "instruction", "completion"}
+    if not completions or any(not needed <= record.keys() for record in completions):
+        raise ValueError(f"{stored} holds no completions of `aird evaluate` ({', '.join(sorted(needed))})")
+    return Side(text, None, completions)
 
 
 def _prompts(arguments: argparse.Namespace, original: Side, compressed: Side) -> tuple[dict[str, list[Record]], int]:
@@ -279,10 +317,15 @@ def _prompts(arguments: argparse.Namespace, original: Side, compressed: Side) ->
     if stored is not None:
         completions = stored.completions or []
         prompts = {kind: [record for record in completions if record["kind"] == kind] for kind in CLASSES}
-        limits = {record["sampling"]["max_tokens"] for record in completions if "sampling" in record}
-        if arguments.tokens is not None and limits and limits != {arguments.tokens}:
-            raise ValueError(f"--tokens: the stored answers have up to {limits.pop()} tokens; leave --tokens out")
-        return prompts, arguments.tokens or (limits.pop() if limits else TOKENS)
+        limits = {limit: side.name for side in (original, compressed) for limit in _limits(side)}
+        if len(limits) > 1:
+            told = " and ".join(f"{limit} tokens in {name}" for limit, name in limits.items())
+            raise ValueError(
+                f"the stored answers have other limits, {told}; run `aird evaluate` with the same --tokens"
+            )
+        if arguments.tokens is not None and limits and arguments.tokens not in limits:
+            raise ValueError(f"--tokens: the stored answers have up to {next(iter(limits))} tokens; leave --tokens out")
+        return prompts, arguments.tokens or next(iter(limits), TOKENS)
     if len(named) == 1:
         raise ValueError(f"--{named[0]} alone is half a check; give --harmful and --harmless")
     if named:
@@ -303,6 +346,11 @@ def _prompts(arguments: argparse.Namespace, original: Side, compressed: Side) ->
         for kind, chosen in selections.items()
     }
     return prompts, arguments.tokens or limit
+
+
+def _limits(side: Side) -> set[int]:
+    """Return the length limits of a side's stored answers, in tokens; none where they do not say it."""
+    return {record["sampling"]["max_tokens"] for record in side.completions or [] if "sampling" in record}
 
 
 def _suite(text: str) -> tuple[dict[str, Any], dict[str, Any], int]:
@@ -338,12 +386,13 @@ def _scores(
     folder: Path,
     patch: Path | None,
 ) -> dict[str, Any]:
-    """Return the scores of one side's answers, which are made now; of stored answers, the labels alone."""
+    """Return the scores of one side's answers, which are made now; of stored answers, labels and engine alone."""
     from aird.evaluation.scores import label
     from aird.settings.suites import Suite
 
     if side.model is None:
-        return {"labels": [label(record) for record in side.completions or []]}
+        completions = side.completions or []
+        return {"labels": [label(record) for record in completions], "engine": completions[0].get("engine")}
     suite = validated(
         Suite,
         {

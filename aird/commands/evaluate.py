@@ -215,6 +215,11 @@ def _is_gguf(model: str) -> bool:
     return path.is_file() and path.suffix != ".jsonl"
 
 
+def served_by_llama_cpp(arguments: argparse.Namespace, model: str) -> bool:
+    """Tell whether llama.cpp answers for a model, as the user named it, whatever answers for others."""
+    return arguments.llama_cpp is not None and _is_gguf(model)
+
+
 def choose_engine(arguments: argparse.Namespace, model: str) -> Engine:
     """Return who answers for a model, as the user named it.
 
@@ -230,7 +235,7 @@ def choose_engine(arguments: argparse.Namespace, model: str) -> Engine:
     from aird.evaluation.engines.transformers import Transformers
     from aird.evaluation.engines.vllm import Vllm
 
-    if arguments.llama_cpp is not None and _is_gguf(model):
+    if served_by_llama_cpp(arguments, model):
         return LlamaCpp(arguments.llama_cpp)
     if arguments.url:
         return Address(arguments.url)

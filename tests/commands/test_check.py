@@ -22,8 +22,10 @@ from aird.support.files import read_json, read_json_lines, sha256_of, write_json
 REFUSAL, ANSWER = "I'm sorry, but I can't help with that.", "Of course, with pleasure."
 
 
-def stored(folder: Path, refused: int, over_refused: int = 0, total: int = 30, name: str = "completions") -> Path:
-    """Write completions of which so many harmful and harmless ones are refusals."""
+def stored(
+    folder: Path, refused: int, over_refused: int = 0, total: int = 30, name: str = "completions", **more: Any
+) -> Path:
+    """Write completions of which so many harmful and harmless ones are refusals; `more` stands in every record."""
     path = folder / f"{name}.jsonl"
     records = [
         {
@@ -32,6 +34,7 @@ def stored(folder: Path, refused: int, over_refused: int = 0, total: int = 30, n
             "instruction": f"Tell me about {kind} apples, number {index}",
             "completion": REFUSAL if index < count else ANSWER,
             "sampling": {"max_tokens": 4},
+            **more,
         }
         for kind, count in (("harmful", refused), ("harmless", over_refused))
         for index in range(total)
@@ -94,6 +97,25 @@ def test_a_model_is_asked_the_prompts_of_the_stored_side(
     assert {row["sampling"]["max_tokens"] for row in asked} == {4}
     # What was kept can be compared again without a model.
     assert check(tmp_path / "completions.jsonl", output / "compressed") == 3
+
+
+def test_other_engines_are_said_of_stored_answers_too(
+    tiny_folder: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdict = tmp_path / "verdict.json"
+
+    def answered_by(*sides: Path) -> str:
+        assert check(*sides, "--transformers", "--json", verdict) in (0, 3, 5)
+        return str(read_json(verdict)["facts"]["answered by"])
+
+    by_vllm = stored(tmp_path, 29, name="vllm", engine={"name": "vLLM"})
+    by_transformers = stored(tmp_path, 29, name="transformers", engine={"name": "Transformers"})
+    together = "the change is that of the engine and of the compression at once"
+    assert answered_by(by_vllm, tiny_folder("llama")) == f"vLLM (stored) and Transformers: {together}"
+    assert answered_by(by_transformers, tiny_folder("llama")) == "Transformers"
+    assert answered_by(by_vllm, by_transformers) == f"vLLM (stored) and Transformers (stored): {together}"
+    assert answered_by(by_vllm, by_vllm) == "vLLM (stored)"
+    assert "the change may be that of the engine" in answered_by(by_vllm, stored(tmp_path, 29))
 
 
 def test_two_models_and_prompts_of_ones_own(
@@ -181,15 +203,28 @@ def test_a_regression_is_repaired_and_the_repaired_model_checked(
         (["{stored}", "{stored}", "--harmful", "x.txt", "--harmless", "y.txt"], "name one of them"),
         (["{stored}", "{stored}", "--tokens", "9"], "the stored answers have up to 4 tokens"),
         (["{stored}", "{other}"], "different prompts"),
+        (["{stored}", "{longer}"], "other limits, 4 tokens in {stored} and 8 tokens in {longer}"),
+        (["no/model", "no/other", "--url", "http://127.0.0.1:9"], "run `aird evaluate no/model` first"),
+        (
+            ["{gguf}", "no/other", "--llama-cpp", "{gguf}", "--url", "http://127.0.0.1:9", "--repair", "adapter"],
+            "--repair: the server at http://127.0.0.1:9 serves one model",
+        ),
+        (["{gguf}", "no/other", "--llama-cpp", "{gguf}", "--url", "http://127.0.0.1:9"], "read as a GGUF model"),
         (["nothing/here/at/all", "{stored}"], "is no folder"),
     ],
 )
 def test_bad_input_is_an_operational_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    names = {"stored": stored(tmp_path, 9), "other": stored(tmp_path, 9, total=12, name="other")}
+    names = {
+        "stored": stored(tmp_path, 9),
+        "other": stored(tmp_path, 9, total=12, name="other"),
+        "longer": stored(tmp_path, 9, name="longer", sampling={"max_tokens": 8}),
+        "gguf": tmp_path / "model.gguf",
+    }
+    names["gguf"].write_bytes(b"GGUF damaged")
     assert check(*(text.format(**names) for text in arguments)) == 2
-    assert message in capsys.readouterr().err
+    assert message.format(**names) in capsys.readouterr().err
 
 
 def test_a_failure_on_the_way_has_the_code_of_an_operational_error(
