@@ -141,8 +141,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError("--patch and --repair need the compressed model itself, not stored results of it")
     if original.model is None and arguments.repair is not None:
         raise ValueError("--repair needs the original model itself, not stored results of it")
-    if compressed.model is not None and arguments.repair is not None:
-        patch.check_patchable(compressed.model)
+    if original.model is not None and compressed.model is not None and arguments.repair is not None:
+        patch.check_patchable(original.model, compressed.model)
     with contextlib.ExitStack() as stack:
         output = arguments.output or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         return _check(arguments, original, compressed, output)

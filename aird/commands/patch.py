@@ -61,7 +61,7 @@ use the adapter:
 
 common errors:
   "needs the instructions": --method fit is fitted on prompts; give --harmful and --harmless, or another method
-  "do not fit together": ORIGINAL is not the model that COMPRESSED was made from
+  "no compressed form of the original's", "was not made from": COMPRESSED is rotated, or ORIGINAL is another model
   then measure it: `aird evaluate compressed --adapter adapter ...`, on other prompts, harmless ones included"""
 
 
@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--direction: {arguments.direction} holds no direction.json; make it with `aird direction`")
     original = open_model_folder(arguments.original, arguments.trust_remote_code)
     compressed = open_model_folder(arguments.compressed, arguments.trust_remote_code)
-    check_patchable(compressed)
+    check_patchable(original, compressed)
     record = write_patch(
         original, compressed, settings, prompts, directions, arguments.seed, arguments.output, arguments.direction
     )
@@ -108,18 +108,23 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"  merged into     {arguments.merged}")
 
 
-def check_patchable(model: ModelFolder) -> None:
-    """Check that an adapter's names can be those of what the user has.
+def check_patchable(original: ModelFolder, compressed: ModelFolder) -> None:
+    """Check that edits of a compressed model's matrices mean what they would in the original's, before any is learnt.
 
     Raises:
-        ValueError: the model is a wrapper of vision and language.
+        ValueError: it is a wrapper of vision and language, whose modules have other names than a patch's; or its
+            matrices are no compressed form of the original's.
     """
-    if model.form == TEXT_MODEL:
+    from aird.compression.given import patch_obstacle
+
+    if compressed.form == TEXT_MODEL:
         raise ValueError(
-            f"{model.name} wraps a text model, and a patch would have that one's names, under which the wrapper has no "
-            "modules; give the text model itself, such as the checkpoint that the workflow's import writes "
+            f"{compressed.name} wraps a text model, and a patch would have that one's names, under which the wrapper "
+            "has no modules; give the text model itself, such as the checkpoint that the workflow's import writes "
             "(results/models/NAME/original/checkpoint)"
         )
+    if reason := patch_obstacle(compressed.source, compressed.folder, original.folder):
+        raise ValueError(f"{compressed.name} can be measured but not patched: {reason}")
 
 
 def write_patch(

@@ -38,6 +38,7 @@ from aird.models.loading import (
 )
 from aird.models.matrices import column_order, matrix_of, matrix_shape, quantization_scheme, stored_format
 from aird.models.repacking import FOREIGN, foreign_config, repack
+from aird.models.rescaling import relation
 from aird.models.structure import outside_blocks
 from aird.prompts.chat import chat_tokens, check_chat, with_chat
 from aird.settings.checkpoint_formats import AS_GIVEN, DEQUANTISED, REPACKED, patch_refusal, refusal
@@ -147,6 +148,34 @@ def write_readable(source: Path, folder: Path, form: str, dtype: torch.dtype = t
         _write_repacked(read_checkpoint(source), folder)
     else:
         write_dense_copy(source, folder, _dtype(read_checkpoint(source)))
+
+
+def patch_obstacle(source: Path, readable: Path, original: Path) -> str | None:
+    """Return why a ready-made checkpoint cannot be patched; None for one that can. Every matrix is read.
+
+    Args:
+        source: a folder in Hugging Face format, or a GGUF file.
+        readable: the folder that `write_readable` wrote of it, or the same folder.
+        original: the checkpoint folder of the model that it was made from.
+
+    Raises:
+        ValueError: it has none of the original's matrices, or one in another shape.
+    """
+    quantisation = None if source.is_file() else read_checkpoint(source).quantization_config
+    return patch_refusal(quantisation) or _unrelated(_unrelated_matrices(readable, original))
+
+
+def _unrelated_matrices(readable: Path, original: Path) -> list[str]:
+    ours, theirs = read_checkpoint(readable), read_checkpoint(original)
+    # A mixture's experts may be stored as one tensor by one of the two.
+    shared = set(theirs.block_matrices())
+    modules = [module for module in ours.block_matrices() if module in shared]
+    shapes = {module: [matrix_shape(each.module_tensors(module)) for each in (theirs, ours)] for module in modules}
+    different = [module for module, (wanted, found) in shapes.items() if wanted != found]
+    if different or not modules:
+        first = f"{different[0]} has another shape" if different else "it has none of the original's matrices"
+        raise ValueError(f"{readable} was not made from {original}: {first}; name the checkpoint's own original")
+    return [module for module in modules if relation(matrix_of(theirs, module), matrix_of(ours, module)).unrelated]
 
 
 def check_config(config: dict[str, Any], original: Path, name: str) -> None:

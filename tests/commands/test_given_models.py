@@ -13,13 +13,16 @@ import ready_made
 import torch
 from grid import write_prompts
 from safetensors.torch import load_file
+from tiny_model import build_tiny_model
 from wrappers import write_wrapper
 
 from aird.commands.inputs import open_model_folder
 from aird.commands.main import main
+from aird.compression.registry import compress
 from aird.models.gguf_file import served_gguf
 from aird.models.matrices import dense_matrix
-from aird.support.files import hash_folder, read_json
+from aird.settings.compressions import RoundToNearest
+from aird.support.files import hash_folder, read_json, write_json
 
 WRITER = "model.layers.1.mlp.down_proj"
 
@@ -125,6 +128,31 @@ def test_of_a_wrapper_the_text_model_is_asked_and_no_patch_is_made(
     repair = ["--transformers", "--repair", str(tmp_path / "adapter")]
     assert main(checked(folder, "model", wrapper, tmp_path / "check.json", *repair)) == 2
     assert "give the text model itself" in capsys.readouterr().err
+
+
+def test_what_the_workflow_would_not_patch_is_not_patched(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A checkpoint that says that it is rotated, and one whose matrices are not the original's."""
+    compress(folder / "model", tmp_path / "rotated", RoundToNearest(weight_bits=4, group_size=64), None)
+    config = read_json(tmp_path / "rotated/config.json")
+    config["quantization_config"]["transform_config"] = {"config_groups": {"u": {}}}
+    write_json(tmp_path / "rotated/config.json", config)
+    build_tiny_model(tmp_path / "other", seed=1)
+    capsys.readouterr()
+    asked = ["--harmful", str(folder / "harmful.txt"), "--harmless", str(folder / "harmless.txt")]
+    patched, repaired = ["--output", str(tmp_path / "adapter")], ["--repair", str(tmp_path / "adapter")]
+    sizes = ["--train", "16", "--validation", "8", "--minimum-induce=-1000", "--method", "scale"]
+    for name, message in (
+        ("rotated", "can be measured but not patched: its matrices are stored rotated"),
+        ("other", "can be measured but not patched: 28 matrices, model.layers.0.mlp.down_proj first, are no"),
+    ):
+        models = [str(folder / "model"), str(tmp_path / name)]
+        for command in (["patch", *models, *asked, *sizes, *patched], ["check", *models, *asked, *repaired]):
+            assert main(command) == 2
+            captured = capsys.readouterr()
+            assert message in captured.err and captured.out == ""
+    assert not (tmp_path / "adapter").exists()
 
 
 def test_a_gguf_file_is_patched_and_the_patch_exported(
