@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 
 from aird.compression.measure import check_stored_formats, measure, take_bits
-from aird.models.checkpoint import Checkpoint, natural_order, read_checkpoint
+from aird.models.checkpoint import FLOAT_BITS, Checkpoint, natural_order, read_checkpoint
 from aird.models.dense import write_dense_copy
 from aird.models.gguf_file import MODEL_FILE, GGUFFile, read_gguf
 from aird.models.loading import (
@@ -50,6 +50,7 @@ logger = logging.getLogger(__name__)
 SIZES = ("model_type", "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
 # Bits of packed integers that Transformers and vLLM both read.
 SERVED_BITS = (4, 8)
+OLD_CONFIGURATIONS = ("quantize_config.json", "quant_config.json")  # of AutoGPTQ and AutoAWQ, beside config.json
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.jinja")
 PROBES = (
     "Please write a short letter to my neighbour, Mrs. O'Brien-Smith.",
@@ -122,6 +123,7 @@ def readable_form(source: Path) -> str:
         return DEQUANTISED
     given = read_checkpoint(source)
     if given.quantization_config is None:
+        _check_dense(given)
         return AS_GIVEN
     if reason := refusal(given.quantization_config):
         raise ValueError(f"{source} {reason}")
@@ -217,10 +219,20 @@ def check_fits(given: Checkpoint, original: Checkpoint) -> None:
             raise ValueError(f"{given.folder}: {module} is {shape}, the original's is {wanted[module]}")
 
 
+def _check_vectors(given: Checkpoint, original: Checkpoint) -> None:
+    """Check, from headers alone, that a checkpoint has the norms and biases of its original."""
+    known = {name for name, _ in load_structure(original.folder).named_parameters()}
+    for name, tensor in original.tensors.items():
+        if len(tensor.shape) == 1 and name in known and name not in given.tensors:
+            raise ValueError(f"{given.folder} lacks the tensor {name}; fetch it again, or take a complete checkpoint")
+
+
 def _import_folder(source: Path, original: Path, folder: Path) -> dict[str, Any]:
     given = read_checkpoint(source)
     check_config(given.config, original, str(source))
-    check_fits(given, read_checkpoint(original))
+    theirs = read_checkpoint(original)
+    check_fits(given, theirs)
+    _check_vectors(given, theirs)
     forms, served_as = _forms(given), readable_form(source)
     logger.info("%s holds %s; it is served as %s", source, ", ".join(sorted(set(forms.values()))), served_as)
     write_readable(source, folder, served_as)
@@ -271,6 +283,24 @@ def _check_gguf_fits(file: GGUFFile, original: Checkpoint) -> None:
 def _forms(given: Checkpoint) -> dict[str, str]:
     """Return the stored format of each matrix of the blocks."""
     return {module: stored_format(given.module_tensors(module)) for module in given.block_matrices()}
+
+
+def _check_dense(given: Checkpoint) -> None:
+    """Check that a checkpoint without `quantization_config` stores no packed matrix, which would get random values.
+
+    Raises:
+        ValueError: it stores one; older tools described it in a file of its own.
+    """
+    for module in given.matrix_modules():
+        stored = given.module_tensors(module)
+        if "weight" in stored and stored["weight"].dtype in FLOAT_BITS:
+            continue
+        old = next((name for name in OLD_CONFIGURATIONS if (given.folder / name).is_file()), None)
+        where = f"; {old}, which older tools wrote, is not read" if old else ""
+        raise ValueError(
+            f"{given.folder} stores {module} packed ({stored_format(stored)}), but its config.json has no "
+            f"quantization_config{where}; take a checkpoint that has one, or write it there, with its quant_method"
+        )
 
 
 def _served_as(given: Checkpoint, forms: dict[str, str]) -> str:

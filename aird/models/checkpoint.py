@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -171,6 +171,29 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     else:
         tensors = _read_header(folder / "model.safetensors")
     return Checkpoint(folder, config, tensors)
+
+
+def check_complete(loaded: Mapping[str, Any], source: Path) -> None:
+    """Check that Transformers has found every weight of a model; it gives random values to others, with a warning.
+
+    Args:
+        loaded: of `from_pretrained(..., output_loading_info=True, ignore_mismatched_sizes=True)`.
+        source: the folder or file, for the message.
+
+    Raises:
+        ValueError: a weight is missing, or has another shape than its model's configuration says.
+    """
+    missing = sorted(loaded["missing_keys"], key=natural_order)
+    if missing:
+        raise ValueError(
+            f"{source} lacks tensors of its model ({len(missing)}, {missing[0]} first), which would get random values; "
+            "fetch it again, or take a complete checkpoint"
+        )
+    for name, stored, wanted in sorted(loaded["mismatched_keys"], key=lambda each: natural_order(each[0])):
+        raise ValueError(
+            f"{source} stores {name} as {list(stored)}, but its config.json asks for {list(wanted)}; fetch both again, "
+            "from one place"
+        )
 
 
 def block_prefix(names: Iterable[str], config: dict[str, Any]) -> str:

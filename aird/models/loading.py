@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from aird.inference.cpu_attention import needed_attention
-from aird.models.checkpoint import read_checkpoint
+from aird.models.checkpoint import check_complete, read_checkpoint
 from aird.models.experts import fused_parameters
 from aird.models.placement import spread
 from aird.models.structure import ArchitectureError, norm_gain, residual_writers, writer_contributions
@@ -116,18 +116,25 @@ def load_model(
         checkpoint: a checkpoint folder, dense or quantised.
         adapter: a PEFT adapter folder to put on top.
         dtype: the type to compute in, instead of that.
+
+    Raises:
+        ValueError: a weight is missing, or has another shape than config.json says.
     """
     from transformers import AutoModelForCausalLM
 
     chosen = dtype or compute_dtype(checkpoint)
-    model: Any = AutoModelForCausalLM.from_pretrained(
+    loading: Any = AutoModelForCausalLM.from_pretrained(
         str(checkpoint),
         dtype=chosen,
         device_map=_device_map(checkpoint),
         attn_implementation=attention(checkpoint),
         trust_remote_code=code_is_trusted(),
         use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
     )
+    model, loaded = loading
+    check_complete(loaded, checkpoint)
     if isinstance(chosen, torch.dtype) and fused_parameters(model):
         # Of a quantised mixture, Transformers leaves experts and routers in the type that they were stored in.
         for parameter in model.parameters():
@@ -384,9 +391,15 @@ def dequantise_gguf_weights(source: Path, target: Path, dtype: torch.dtype) -> N
     import transformers
 
     try:
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            str(source.parent), gguf_file=source.name, dtype=dtype
+        loading: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            str(source.parent),
+            gguf_file=source.name,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
+        model, loaded = loading
+        check_complete(loaded, source)
     except Exception as error:  # as above
         raise ValueError(f"{source} cannot be read as a GGUF model ({error}); fetch it again") from error
     # Transformers keeps the GGUF quantiser on the model and then refuses to save it.

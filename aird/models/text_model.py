@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from aird.inference.cpu_attention import needed_attention
+from aird.models.checkpoint import check_complete
 from aird.models.structure import ArchitectureError
 from aird.support.checkpoint_patterns import PROCESSOR
 
@@ -50,6 +51,7 @@ def extract_text_model(source: Path, target: Path, trust_remote_code: bool) -> d
     Raises:
         ArchitectureError: Transformers has no causal language model for the text model, or one with other weights, or
             the two disagree about a text; also where the wrapper is quantised.
+        ValueError: a weight of the wrapper is missing, or has another shape than config.json says.
     """
     import transformers
 
@@ -60,13 +62,18 @@ def extract_text_model(source: Path, target: Path, trust_remote_code: bool) -> d
             "the text model alone, as this project writes it for the original"
         )
     attention = needed_attention(config)
-    wrapper: Any = transformers.AutoModelForImageTextToText.from_pretrained(
+    loading: Any = transformers.AutoModelForImageTextToText.from_pretrained(
         str(source),
         dtype="auto",
         attn_implementation=attention,
         trust_remote_code=trust_remote_code,
         use_safetensors=True,
-    ).eval()
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )
+    wrapper, loaded = loading
+    check_complete(loaded, source)
+    wrapper.eval()
     inner, head = wrapper.get_decoder(), wrapper.get_output_embeddings()
     held_as = next((name for name, module in wrapper.named_modules() if module is inner), None)
     if head is None or not held_as:

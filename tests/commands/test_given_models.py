@@ -12,7 +12,7 @@ import pytest
 import ready_made
 import torch
 from grid import write_prompts
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_model import build_tiny_model
 from wrappers import write_wrapper
 
@@ -187,10 +187,20 @@ def test_what_cannot_be_read_is_an_error_of_the_input(
     hqq = Path(shutil.copytree(folder / "model", tmp_path / "hqq"))
     config = json.loads((hqq / "config.json").read_text()) | {"quantization_config": {"quant_method": "hqq"}}
     (hqq / "config.json").write_text(json.dumps(config))
+    old = Path(shutil.copytree(folder / "gptq", tmp_path / "old"))
+    config = read_json(old / "config.json")
+    write_json(old / "quantize_config.json", config.pop("quantization_config"))
+    write_json(old / "config.json", config)
+    lacking = Path(shutil.copytree(folder / "model", tmp_path / "lacking"))
+    tensors = load_file(lacking / "model.safetensors")
+    del tensors[f"{WRITER}.weight"]
+    save_file(tensors, lacking / "model.safetensors", {"format": "pt"})
     for name, message in (
         ("broken.gguf", "cannot be read as a GGUF model"),
+        ("old", "packed (gptq), but its config.json has no quantization_config; quantize_config.json, which older"),
+        ("lacking", f"lacks tensors of its model (1, {WRITER}.weight first)"),
         ("hqq", "is stored as HQQ, which is not read; convert the original"),
         ("none.gguf", "is no folder and no file"),
     ):
-        assert main(asked(tmp_path, name, tmp_path / "output")) == 2, name
+        assert main(asked(tmp_path, name, tmp_path / "output", "--transformers")) == 2, name
         assert message in capsys.readouterr().err

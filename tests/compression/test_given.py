@@ -127,6 +127,52 @@ def test_what_can_be_served_stays_as_it_is(original: Path, tmp_path: Path) -> No
         assert record["total"] == made["total"] and record["other_tensors"] == made["other_tensors"]
 
 
+def without(folder: Path, target: Path, *names: str) -> Path:
+    """Copy a checkpoint without some of its tensors."""
+    shutil.copytree(folder, target)
+    tensors = load_file(folder / "model.safetensors")
+    save_file({n: t for n, t in tensors.items() if n not in names}, target / "model.safetensors", {"format": "pt"})
+    return target
+
+
+def test_packed_matrices_that_config_json_says_nothing_of(original: Path, tmp_path: Path) -> None:
+    """As AutoGPTQ and AutoAWQ once wrote them: Transformers would give all of them random values."""
+    for maker, name in ((ready_made.gptq, "quantize_config.json"), (ready_made.awq, "quant_config.json")):
+        folder = tmp_path / name
+        maker(original, folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / name).write_text(json.dumps(config.pop("quantization_config")))
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ValueError, match=f"no quantization_config; {name}, which older tools wrote, is not read"):
+            import_given(folder, original, tmp_path / "imported")
+        with pytest.raises(
+            ValueError, match="lacks tensors of its model .28, model.layers.0.mlp.down_proj.weight first"
+        ):
+            load_model(folder)
+
+
+def test_checkpoints_that_lack_tensors(original: Path, tmp_path: Path) -> None:
+    from aird.compression.registry import compress
+    from aird.settings.compressions import BitsAndBytes, RoundToNearest
+
+    for recipe in (RoundToNearest(weight_bits=4, group_size=32), BitsAndBytes(variant="nf4")):
+        folder = tmp_path / recipe.model_dump()["recipe"]
+        compress(original, folder, recipe, None)
+        load_model(folder)
+        broken = without(folder, tmp_path / f"{folder.name}-broken", NORM)
+        with pytest.raises(ValueError, match=f"lacks the tensor {NORM}; fetch it again"):
+            import_given(broken, original, tmp_path / "imported")
+        with pytest.raises(ValueError, match=f"lacks tensors of its model .1, {NORM} first"):
+            load_model(broken)
+    other = Path(shutil.copytree(original, tmp_path / "other"))
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"intermediate_size": 512}))
+    with pytest.raises(
+        ValueError, match=r"stores model.layers.0.mlp.down_proj.weight as \[128, 256\], but .* \[128, 512"
+    ):
+        load_model(other)
+
+
 @pytest.mark.parametrize("types", [["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"], ["F16"]])
 def test_a_gguf_file_is_dequantised(types: list[str], original: Path, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
