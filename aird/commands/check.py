@@ -38,6 +38,7 @@ from aird.prompts.sets import CLASSES, Record
 DEMO = Path(__file__).with_name("demo_labels.csv")
 EXIT_CODES = {WITHIN_MARGIN: 0, REGRESSION: 3, NOT_MEASURED: 4, UNRESOLVED: 5}
 COUNT, TOKENS = 100, 64  # prompts of each kind, and tokens of an answer, where nothing else is said
+NEEDED = ("completion", "id", "instruction", "kind")  # texts of a stored completion
 LEARNT_SPLITS = {"train": 128, "validation": 64}  # of the harmful prompts that a repair learns from
 UNNAMED = "an engine without a name"  # of stored completions that do not say who answered
 FAILURE = 2  # anything that went wrong, so that 1 never says that something was measured
@@ -292,10 +293,20 @@ def _side(text: str, trust_remote_code: bool) -> Side:
     if stored is None:
         return Side(text, open_model_folder(text, trust_remote_code), None)
     completions = read_json_lines(stored)
-    needed = {"id", "kind", "instruction", "completion"}
-    if not completions or any(not needed <= record.keys() for record in completions):
-        raise ValueError(f"{stored} holds no completions of `aird evaluate` ({', '.join(sorted(needed))})")
+    if not completions or not all(map(_is_completion, completions)):
+        raise ValueError(f"{stored} holds no completions of `aird evaluate` ({', '.join(NEEDED)})")
     return Side(text, None, completions)
+
+
+def _is_completion(record: Record) -> bool:
+    """Tell whether a record has what is needed of a completion, and what else it says about how it was made."""
+    limit = record.get("sampling", {"max_tokens": TOKENS})
+    return (
+        all(isinstance(record.get(name), str) for name in NEEDED)
+        and isinstance(limit, dict)
+        and isinstance(limit.get("max_tokens"), int)
+        and isinstance(record.get("engine") or {}, dict)
+    )
 
 
 def _prompts(arguments: argparse.Namespace, original: Side, compressed: Side) -> tuple[dict[str, list[Record]], int]:
@@ -366,7 +377,13 @@ def _suite(text: str) -> tuple[dict[str, Any], dict[str, Any], int]:
     path, _, name = text.rpartition(":")
     if not path or not Path(path).is_file():
         raise ValueError(f"--suite: {text} names no file; write CONFIG.yaml:NAME")
-    configuration = load_configuration(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"--suite: {path} is no YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"--suite: {path} is no configuration; write a file such as config.yaml")
+    configuration = load_configuration(values)
     if name not in configuration.suites:
         raise ValueError(f"--suite: {path} has no suite {name}; it has {', '.join(configuration.suites)}")
     suite = configuration.suites[name]

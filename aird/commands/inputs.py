@@ -144,8 +144,9 @@ def _readable(source: Path, trust_remote_code: bool) -> tuple[Path, str]:
 
     wrapper = source.is_dir() and holds_wrapper(source, trust_remote_code)
     form = TEXT_MODEL if wrapper else readable_form(source)
-    if form == AS_GIVEN:
+    if source.is_dir():
         check_weights(source, source)
+    if form == AS_GIVEN:
         return source, form
     print(f"Reading {source.name} as {form} ...", flush=True)
     _scratch.append(tempfile.TemporaryDirectory(prefix="aird-decoded-"))

@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from aird.commands import check, compare, direction, evaluate, export, patch, push
@@ -95,6 +96,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = str(error) if not expected else " ".join(str(error).split())
         print(f"aird {options.command}: error: {text or type(error).__name__}", file=sys.stderr)
         return BAD_INPUT if expected else options.failure
+    except Exception:  # a fault of this project, and no verdict
+        if options.debug:
+            raise
+        traceback.print_exc()
+        print(f"aird {options.command}: error: failed in a way that it should not; please report it", file=sys.stderr)
+        return int(options.failure)
     except KeyboardInterrupt:
         print(f"aird {options.command}: interrupted", file=sys.stderr)
         return 130

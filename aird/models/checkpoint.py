@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 # Bits of one value, by the names that safetensors gives to dtypes.
 FLOAT_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16}
@@ -48,9 +48,12 @@ class StoredTensor:
     size: int
 
     def load(self) -> torch.Tensor:
-        """Return the tensor, on the CPU."""
-        with safe_open(self.file, framework="pt", device="cpu") as stream:
-            return stream.get_tensor(self.name)
+        """Return the tensor, on the CPU; ValueError if the file is truncated."""
+        try:
+            with safe_open(self.file, framework="pt", device="cpu") as stream:
+                return stream.get_tensor(self.name)
+        except SafetensorError as error:
+            raise ValueError(f"{self.file} is truncated or altered ({error}); fetch it again") from error
 
     def sha256(self) -> str:
         """Return the SHA-256 of dtype, shape and stored bytes."""
@@ -223,7 +226,10 @@ def _read_header(file: Path) -> dict[str, StoredTensor]:
         raise ValueError(f"{file} is missing: the checkpoint needs its weights as safetensors")
     with open(file, "rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(length))
+        try:
+            header = json.loads(stream.read(min(length, file.stat().st_size)))
+        except ValueError as error:
+            raise ValueError(f"{file} is truncated or altered ({error}); fetch it again") from error
     tensors = {}
     for name, entry in header.items():
         if name != "__metadata__":

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from aird.models.checkpoint import read_checkpoint
@@ -143,7 +143,10 @@ def load_adapter(folder: Path) -> list[Update]:
     if not plain or any(configuration.get(key) for key in special):
         raise ValueError(f"{folder} is no plain LoRA adapter, so it cannot be merged here; merge it with PEFT")
     scale = configuration["lora_alpha"] / configuration["r"]
-    tensors = load_file(folder / "adapter_model.safetensors")
+    try:
+        tensors = load_file(folder / "adapter_model.safetensors")
+    except SafetensorError as error:
+        raise ValueError(f"{folder}: adapter_model.safetensors is truncated or altered ({error})") from error
     modules = sorted(name.removeprefix(_PREFIX).removesuffix(".lora_A.weight") for name in tensors if "lora_A" in name)
     parameters = [name.rpartition(".") for name in configuration.get("target_parameters") or ()]
     experts = {module: f"{module}.{local}" for module, _, local in parameters if local != "weight"}

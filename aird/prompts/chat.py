@@ -263,9 +263,19 @@ def render(tokenizer: Any, messages: Sequence[dict[str, Any]], generation: bool,
         messages: each with `role` and `content`.
         generation: whether the model is to go on.
         more: arguments of the template, before those of the chat settings.
+
+    Raises:
+        ValueError: the template fails.
     """
     arguments = {"strftime_now": TODAY.strftime, **chat_settings(tokenizer).template_arguments, **more}
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation, **arguments))
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation, **arguments)
+    except Exception as error:  # a template raises what it likes
+        raise ValueError(
+            f"the model's chat template fails ({type(error).__name__}: {error}); mend its chat_template.jinja, or give "
+            "it what it asks for by chat settings"
+        ) from error
+    return str(text)
 
 
 def _with_system_prompt(tokenizer: Any, system_prompt: str, instruction: str) -> list[dict[str, str]]:

@@ -97,9 +97,24 @@ def write_json_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a file of one JSON object a line; empty lines are skipped."""
+    """Read a file of one JSON object a line; empty lines are skipped.
+
+    Raises:
+        ValueError: a line is something else; the message names it.
+    """
+    records = []
     with open(path, encoding="utf-8") as stream:
-        return [json.loads(line) for line in stream if line.strip()]
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path}: line {number} is no JSON ({error})") from error
+            if not isinstance(record, dict):
+                raise ValueError(f"{path}: line {number} is no JSON object, but {type(record).__name__}")
+            records.append(record)
+    return records
 
 
 def hash_folder(folder: Path) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
@@ -192,6 +193,15 @@ def test_a_regression_is_repaired_and_the_repaired_model_checked(
     assert statistics["settings"]["method"] == "calibrate" and statistics["edits"]
 
 
+BROKEN = {
+    "list": "[1]\n",
+    "torn": '{"id": \n',
+    "null": '{"id": "a", "kind": "harmful", "instruction": "b", "completion": "c", "sampling": null}\n',
+    "yaml_torn": "a: [1",
+    "yaml_list": "[1]",
+}
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -204,6 +214,9 @@ def test_a_regression_is_repaired_and_the_repaired_model_checked(
         (["{stored}", "{stored}", "--tokens", "9"], "the stored answers have up to 4 tokens"),
         (["{stored}", "{other}"], "different prompts"),
         (["{stored}", "{longer}"], "other limits, 4 tokens in {stored} and 8 tokens in {longer}"),
+        (["{list}", "{stored}"], "line 1 is no JSON object, but list"),
+        (["{torn}", "{stored}"], "line 1 is no JSON ("),
+        (["{null}", "{stored}"], "holds no completions of `aird evaluate`"),
         (["no/model", "no/other", "--url", "http://127.0.0.1:9"], "run `aird evaluate no/model` first"),
         (
             ["{gguf}", "no/other", "--llama-cpp", "{gguf}", "--url", "http://127.0.0.1:9", "--repair", "adapter"],
@@ -223,6 +236,9 @@ def test_bad_input_is_an_operational_error(
         "gguf": tmp_path / "model.gguf",
     }
     names["gguf"].write_bytes(b"GGUF damaged")
+    for name, text in BROKEN.items():
+        names[name] = tmp_path / f"{name}.{'yaml' if name.startswith('yaml') else 'jsonl'}"
+        names[name].write_text(text, encoding="utf-8")
     assert check(*(text.format(**names) for text in arguments)) == 2
     assert message.format(**names) in capsys.readouterr().err
 
@@ -234,3 +250,37 @@ def test_a_failure_on_the_way_has_the_code_of_an_operational_error(
     url = "http://127.0.0.1:9"
     assert check(stored(tmp_path, 9), tiny_folder("llama"), "--url", url) == 2
     assert "error" in capsys.readouterr().err
+
+
+def test_files_that_cannot_be_read_are_an_operational_error(
+    tiny_folder: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny_folder("llama")
+    cases: dict[str, tuple[list[object], str]] = {}
+    for name in ("yaml_torn", "yaml_list"):
+        (tmp_path / f"{name}.yaml").write_text(BROKEN[name], encoding="utf-8")
+        message = "is no YAML" if name == "yaml_torn" else "is no configuration"
+        cases[name] = ([model, model, "--suite", f"{tmp_path / name}.yaml:safety"], message)
+    truncated = Path(shutil.copytree(model, tmp_path / "truncated"))
+    weights = (truncated / "model.safetensors").read_bytes()
+    (truncated / "model.safetensors").write_bytes(weights[:-1000])
+    cases["truncated"] = ([stored(tmp_path, 9), truncated], "model.safetensors is truncated or altered")
+    cut = Path(shutil.copytree(model, tmp_path / "cut"))
+    (cut / "model.safetensors").write_bytes(weights[:1000])
+    cases["cut"] = ([stored(tmp_path, 9), cut], "model.safetensors is truncated or altered")
+    for name, template in (("syntax", "{% for %}"), ("refuses", "{{ raise_exception('no') }}")):
+        folder = Path(shutil.copytree(model, tmp_path / name))
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+        cases[name] = ([stored(tmp_path, 9), folder], "the model's chat template fails (Template")
+    for name, (arguments, message) in cases.items():
+        assert check(*arguments, "--transformers") == 2, name
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("aird ")]
+        assert message in line, name
+
+
+def test_a_fault_of_the_program_is_no_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("aird.commands.check.judge_change", lambda *_: {}["nothing"])
+    assert check(stored(tmp_path, 9), stored(tmp_path, 9)) == 2
+    assert "KeyError: 'nothing'" in capsys.readouterr().err
