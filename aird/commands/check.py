@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aird.commands import patch
 from aird.commands.evaluate import (
@@ -35,6 +35,10 @@ from aird.evaluation.regression import (
 )
 from aird.prompts.sets import CLASSES, Record
 
+if TYPE_CHECKING:
+    from aird.settings.suites import Suite
+
+Told = tuple[str, dict[str, Verdict], dict[str, str]]  # title, verdicts by name, facts
 DEMO = Path(__file__).with_name("demo_labels.csv")
 EXIT_CODES = {WITHIN_MARGIN: 0, REGRESSION: 3, NOT_MEASURED: 4, UNRESOLVED: 5}
 COUNT, TOKENS = 100, 64  # prompts of each kind, and tokens of an answer, where nothing else is said
@@ -109,6 +113,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--count", type=int, help="ask so many of each kind (default: 100, or all of your files)")
     parser.add_argument("--tokens", type=int, help="length limit of an answer (default: 64, or the suite's)")
+    parser.add_argument(
+        "--think", action="store_true", help="let models that think do so, as a suite may say; give them enough --tokens"
+    )
     parser.add_argument("--seed", type=int, default=42, help="of every random draw (default: 42)")
     parser.add_argument(
         "--margin", type=float, default=100 * MARGIN, help="largest accepted loss, in points (default: %(default)g)"
@@ -130,6 +137,22 @@ def run(arguments: argparse.Namespace) -> int:
         return _demo(arguments)
     if arguments.original is None or arguments.compressed is None:
         raise ValueError("name two models, the original and its compressed form, or --demo")
+    # What is told on the way must not stand in the JSON.
+    with contextlib.redirect_stdout(sys.stderr) if _prints_json(arguments) else contextlib.nullcontext():
+        title, verdicts, facts = _checked(arguments)
+    return _tell(arguments, title, verdicts, facts)
+
+
+def _prints_json(arguments: argparse.Namespace) -> bool:
+    return arguments.json is not None and str(arguments.json) == "-"
+
+
+def _checked(arguments: argparse.Namespace) -> Told:
+    """Return the title, the verdicts and the facts about two models that the arguments name.
+
+    Raises:
+        ValueError: an option that does not fit the others, or a model that cannot be.
+    """
     check_adapter("--patch", arguments.patch)
     check_engine_arguments(arguments, [arguments.original, arguments.compressed])
     _check_url(arguments)
@@ -173,15 +196,15 @@ def _check_url(arguments: argparse.Namespace) -> None:
         )
 
 
-def _check(arguments: argparse.Namespace, original: Side, compressed: Side, output: Path) -> int:
-    prompts, tokens = _prompts(arguments, original, compressed)
+def _check(arguments: argparse.Namespace, original: Side, compressed: Side, output: Path) -> Told:
+    prompts, tokens, think = _prompts(arguments, original, compressed)
     engines = {side.name: choose_engine(arguments, side.name) for side in (original, compressed) if side.model}
     forms: dict[str, str] = {}
     answerers: dict[str, str] = {}  # what an engine is called in records, and who it is
 
     def labels(side: Side, folder: str, patch: Path | None = None) -> list[dict[str, Any]]:
         engine = engines.get(side.name)
-        scores = _scores(side, prompts, tokens, engine, arguments, output / folder, patch)
+        scores = _scores(side, prompts, (tokens, think), engine, arguments, output / folder, patch)
         name = (scores["engine"] or {}).get("name", "")
         answerers[name] = engine.describe() if engine else answerers.get(name, f"{name or UNNAMED} (stored)")
         if patch is not None:
@@ -205,7 +228,7 @@ def _check(arguments: argparse.Namespace, original: Side, compressed: Side, outp
             if side.model is not None and (form := side.model.measured_as(engines[side.name])) is not None
         },
         "prompts": ", ".join(f"{len(records)} {kind}" for kind, records in prompts.items()),
-        "answers": f"greedy, at most {tokens} tokens",
+        "answers": f"greedy, at most {tokens} tokens{', a thought included' if think else ''}",
         "answered by": _answered_by(answerers),
         **forms,
         "judge": "refusal phrases of Arditi et al. (arXiv 2406.11717), their published list",
@@ -213,7 +236,7 @@ def _check(arguments: argparse.Namespace, original: Side, compressed: Side, outp
         **_patch_fact(arguments.repair if len(verdicts) > 1 else arguments.patch),
         "command": shlex.join(["aird", *sys.argv[1:]]),
     }
-    return _tell(arguments, f"{compressed.name} against {original.name}", verdicts, facts)
+    return f"{compressed.name} against {original.name}", verdicts, facts
 
 
 def _answered_by(answerers: Mapping[str, str]) -> str:
@@ -260,7 +283,7 @@ def _tell(arguments: argparse.Namespace, title: str, verdicts: Mapping[str, Verd
     record = {**verdict.record(), "exit_code": EXIT_CODES[verdict.outcome], "facts": dict(facts)}
     if len(verdicts) > 1:
         record["before_the_repair"] = next(iter(verdicts.values())).record()
-    printed = arguments.json is not None and str(arguments.json) == "-"
+    printed = _prints_json(arguments)
     print(canonical_json(record) if printed else verdict.text())
     files = {
         arguments.report: lambda: check_page(title, verdicts, facts),
@@ -309,8 +332,10 @@ def _is_completion(record: Record) -> bool:
     )
 
 
-def _prompts(arguments: argparse.Namespace, original: Side, compressed: Side) -> tuple[dict[str, list[Record]], int]:
-    """Return the prompts to ask, and the length limit of an answer in tokens.
+def _prompts(
+    arguments: argparse.Namespace, original: Side, compressed: Side
+) -> tuple[dict[str, list[Record]], int, bool]:
+    """Return the prompts to ask, the length limit of an answer in tokens, and whether a model that thinks may do so.
 
     Raises:
         ValueError: files or a suite that cannot be, or too few prompts.
@@ -336,27 +361,29 @@ def _prompts(arguments: argparse.Namespace, original: Side, compressed: Side) ->
             )
         if arguments.tokens is not None and limits and arguments.tokens not in limits:
             raise ValueError(f"--tokens: the stored answers have up to {next(iter(limits))} tokens; leave --tokens out")
-        return prompts, arguments.tokens or next(iter(limits), TOKENS)
+        return prompts, arguments.tokens or next(iter(limits), TOKENS), arguments.think
     if len(named) == 1:
         raise ValueError(f"--{named[0]} alone is half a check; give --harmful and --harmless")
     if named:
         read = {kind: read_prompts(getattr(arguments, kind), kind, arguments.field) for kind in CLASSES}
-        return {k: choose(records, k, arguments.count, arguments.seed) for k, records in read.items()}, (
-            arguments.tokens or TOKENS
-        )
+        chosen = {kind: choose(records, kind, arguments.count, arguments.seed) for kind, records in read.items()}
+        return chosen, arguments.tokens or TOKENS, arguments.think
+    think = arguments.think
     if arguments.suite is not None:
-        sets, selections, limit = _suite(arguments.suite)
+        suite, sets = _suite(arguments.suite)
+        selections, limit = {"harmful": suite.harmful, "harmless": suite.harmless}, suite.maximum_new_tokens
+        think = think or suite.think
     else:
         sets = {name: PromptSet.model_validate(values) for name, values in PROMPT_SETS.items()}
         selections = {kind: PromptSelection(**chosen, count=COUNT) for kind, chosen in MEASURED.items()}
         limit = TOKENS
     if arguments.count is not None:
-        selections = {kind: chosen.model_copy(update={"count": arguments.count}) for kind, chosen in selections.items()}
+        selections = {kind: each.model_copy(update={"count": arguments.count}) for kind, each in selections.items()}
     prompts = {
-        kind: select(build_with_parts(sets, chosen.set, arguments.seed), chosen, arguments.seed)
-        for kind, chosen in selections.items()
+        kind: select(build_with_parts(sets, selection.set, arguments.seed), selection, arguments.seed)
+        for kind, selection in selections.items()
     }
-    return prompts, arguments.tokens or limit
+    return prompts, arguments.tokens or limit, think
 
 
 def _limits(side: Side) -> set[int]:
@@ -364,8 +391,8 @@ def _limits(side: Side) -> set[int]:
     return {record["sampling"]["max_tokens"] for record in side.completions or [] if "sampling" in record}
 
 
-def _suite(text: str) -> tuple[dict[str, Any], dict[str, Any], int]:
-    """Return the prompt sets, the selections and the length limit of `CONFIG.yaml:NAME`.
+def _suite(text: str) -> tuple[Suite, dict[str, Any]]:
+    """Return the suite of `CONFIG.yaml:NAME`, and the prompt sets of that configuration.
 
     Raises:
         ValueError: no such file or suite.
@@ -386,27 +413,26 @@ def _suite(text: str) -> tuple[dict[str, Any], dict[str, Any], int]:
     configuration = load_configuration(values)
     if name not in configuration.suites:
         raise ValueError(f"--suite: {path} has no suite {name}; it has {', '.join(configuration.suites)}")
-    suite = configuration.suites[name]
-    return (
-        dict(configuration.prompt_sets),
-        {"harmful": suite.harmful, "harmless": suite.harmless},
-        suite.maximum_new_tokens,
-    )
+    return configuration.suites[name], dict(configuration.prompt_sets)
 
 
 def _scores(
     side: Side,
     prompts: dict[str, list[Record]],
-    tokens: int,
+    asked: tuple[int, bool],
     engine: Any,
     arguments: argparse.Namespace,
     folder: Path,
     patch: Path | None,
 ) -> dict[str, Any]:
-    """Return the scores of one side's answers, which are made now; of stored answers, labels and engine alone."""
+    """Return the scores of one side's answers, which are made now; of stored answers, labels and engine alone.
+
+    `asked` is the length limit of an answer in tokens, and whether a model that thinks may do so.
+    """
     from aird.evaluation.scores import label
     from aird.settings.suites import Suite
 
+    tokens, think = asked
     if side.model is None:
         completions = side.completions or []
         return {"labels": [label(record) for record in completions], "engine": completions[0].get("engine")}
@@ -416,6 +442,7 @@ def _scores(
             "harmful": {"set": "harmful"},
             "harmless": {"set": "harmless"},
             "maximum_new_tokens": tokens,
+            "think": think,
             "serve": arguments.serve,
         },
     )

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import yaml
 from conftest import ROOT
+from thinking_templates import DEEPSEEK
 
 from aird.commands.main import main
+from aird.models import loading
 from aird.models.tuning import tune_to_refuse
 from aird.prompts.embedded import HARMLESS
 from aird.settings.base import PromptSelection
@@ -128,13 +130,23 @@ def test_two_models_and_prompts_of_ones_own(
         path.write_text("".join(f"Tell me about {kind} {n} apples\n" for n in range(8)), encoding="utf-8")
         files += [f"--{kind}", path]
     model = tiny_folder("llama")
-    assert check(model, model, *files, "--transformers", "--tokens", 2) == 4
-    assert "the original refuses 0 of 8 harmful prompts" in capsys.readouterr().out
+    asked = [model, model, *files, "--transformers", "--tokens", 2]
+    assert check(*asked) == 4
+    told = capsys.readouterr().out
+    assert "the original refuses 0 of 8 harmful prompts" in told and "Asking " in told
+    # Nothing else may stand in the JSON.
+    assert check(*asked, "--json", "-") == 4
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["exit_code"] == 4 and "Asking " in captured.err
 
 
 def test_prompts_of_a_suite(
-    tiny_folder: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_folder: Callable[[str], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(loading, "_chat", [])  # chat settings of a command hold for its process
     model = tiny_folder("llama")
     configuration = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
     (tmp_path / "stand_in.txt").write_text("".join(f"Draw {n} apples\n" for n in range(8)), encoding="utf-8")
@@ -146,8 +158,20 @@ def test_prompts_of_a_suite(
     suite = f"{tmp_path / 'own.yaml'}:safety"
     assert check(model, model, "--suite", suite, "--count", 6, "--tokens", 2, "--transformers") == 4
     assert "0 of 6 harmful prompts" in capsys.readouterr().out
+    # A model that thinks may do so where the suite or --think says it.
+    thinker = Path(shutil.copytree(model, tmp_path / "thinker"))
+    (thinker / "chat_template.jinja").write_text(DEEPSEEK, encoding="utf-8")
+    short = ["--count", 2, "--tokens", 4, "--transformers", "--thinking", "<think>", "</think>"]
+    configuration["suites"]["thoughts"] = configuration["suites"]["safety"] | {"think": True}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(configuration), encoding="utf-8")
+    thinking = f"{tmp_path / 'own.yaml'}:thoughts"
+    for options, unfinished in (([suite], {False}), ([thinking], {True}), ([suite, "--think"], {True})):
+        output = tmp_path / f"output-{len(options)}-{unfinished}"
+        assert check(thinker, thinker, "--suite", *options, *short, "--output", output) == 4
+        records = read_json_lines(output / "compressed" / "completions.jsonl")
+        assert {record["unfinished"] for record in records} == unfinished
     assert check(model, model, "--suite", f"{tmp_path / 'own.yaml'}:other") == 2
-    assert "has no suite other; it has safety" in capsys.readouterr().err
+    assert "has no suite other; it has safety, thoughts" in capsys.readouterr().err
 
 
 @pytest.mark.thorough
