@@ -81,13 +81,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # Bars of every shard and tensor would bury the result.
     os.environ.setdefault("TQDM_DISABLE", "1")
-    try:
-        chat = None if options.command == "push" else read_chat_arguments(options)
-        if chat is not None:
-            from aird.models.loading import use_chat
+    from aird.evaluation.server_process import signals_as_exit
 
-            use_chat(chat)
-        code = options.run(options)
+    try:
+        with signals_as_exit():  # what was decoded into temporary folders is removed
+            return _run(options)
     except (ValueError, OSError, RuntimeError) as error:
         if options.debug:
             raise
@@ -102,7 +100,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         print(f"aird {options.command}: error: failed in a way that it should not; please report it", file=sys.stderr)
         return int(options.failure)
-    except KeyboardInterrupt:
-        print(f"aird {options.command}: interrupted", file=sys.stderr)
-        return 130
-    return code or 0
+    except SystemExit as ended:
+        print(f"aird {options.command}: ended by a signal", file=sys.stderr)
+        return int(ended.code or 0)
+
+
+def _run(options: argparse.Namespace) -> int:
+    chat = None if options.command == "push" else read_chat_arguments(options)
+    if chat is not None:
+        from aird.models.loading import use_chat
+
+        use_chat(chat)
+    return int(options.run(options) or 0)

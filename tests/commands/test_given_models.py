@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +16,7 @@ import gguf
 import pytest
 import ready_made
 import torch
+from conftest import ROOT
 from grid import write_prompts
 from safetensors.torch import load_file, save_file
 from tiny_model import build_tiny_model
@@ -62,6 +68,20 @@ def test_evaluate_says_in_which_form_it_was_measured(name: str, form: str, folde
     assert record["name"] == str(folder / name) and form in record["measured_as"]
     assert read_json(tmp_path / "scores.json")["rates"]["refusal"]["n"] == 4
     assert before is None or hash_folder(folder / name) == before
+
+
+def test_a_command_that_is_ended_leaves_nothing_decoded(folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "aird", *asked(folder, "q8.gguf", tmp_path / "scores", "--transformers")]
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        while not list(temporary.glob("aird-decoded-*")) and process.poll() is None:
+            time.sleep(0.01)
+        process.terminate()
+        _, told = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM and "ended by a signal" in told
+    assert list(temporary.iterdir()) == []
 
 
 def test_the_decoded_numbers_are_the_packed_ones(folder: Path) -> None:
