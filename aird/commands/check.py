@@ -114,7 +114,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, help="ask so many of each kind (default: 100, or all of your files)")
     parser.add_argument("--tokens", type=int, help="length limit of an answer (default: 64, or the suite's)")
     parser.add_argument(
-        "--think", action="store_true", help="let models that think do so, as a suite may say; give them enough --tokens"
+        "--think", action="store_true", help="let models that think do so (also: the suite); give them enough --tokens"
     )
     parser.add_argument("--seed", type=int, default=42, help="of every random draw (default: 42)")
     parser.add_argument(
