@@ -23,7 +23,7 @@ from aird.commands.evaluate import (
     served_as,
     served_by_llama_cpp,
 )
-from aird.commands.inputs import ModelFolder, choose, open_model_folder, read_prompts, validated
+from aird.commands.inputs import MODEL_HELP, ModelFolder, choose, open_model_folder, read_prompts, validated
 from aird.evaluation.regression import (
     MARGIN,
     NOT_MEASURED,
@@ -98,7 +98,7 @@ class Side:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("original", nargs="?", help="the model before compression: folder, hub id, or stored results")
+    parser.add_argument("original", nargs="?", help=f"the model before compression: {MODEL_HELP}; or stored results")
     parser.add_argument("compressed", nargs="?", help="its compressed form: the same")
     parser.add_argument("--demo", action="store_true", help="a stored example, in seconds and without a model")
     parser.add_argument("--patch", type=Path, metavar="FOLDER", help="put this patch on the compressed model")

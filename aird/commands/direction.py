@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from aird.commands.inputs import open_model_folder
+from aird.commands.inputs import MODEL_HELP, open_model_folder
 from aird.commands.search import (
     add_search_arguments,
     describe,
@@ -48,7 +48,7 @@ common errors:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("model", help="folder in Hugging Face format, or hub id, with @revision if wanted")
+    parser.add_argument("model", help=MODEL_HELP)
     add_search_arguments(parser)
     parser.add_argument(
         "--refusal-tokens", type=Path, metavar="FILE", help="refusal_tokens.json of the original of this model"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aird.commands.inputs import (
+    MODEL_HELP,
     ModelFolder,
     add_prompt_arguments,
     choose,
@@ -19,6 +20,7 @@ from aird.commands.inputs import (
 )
 from aird.commands.search import PROVENANCE
 from aird.prompts.sets import CLASSES, Record
+from aird.settings.sources import read_hub_name
 
 if TYPE_CHECKING:
     from aird.evaluation.engines.engine import Engine
@@ -60,7 +62,7 @@ common errors:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("model", help="folder in Hugging Face format, or hub id, with @revision if wanted")
+    parser.add_argument("model", help=MODEL_HELP)
     parser.add_argument("--adapter", type=Path, metavar="FOLDER", help="an adapter that `aird patch` wrote")
     add_prompt_arguments(parser, True, " to ask")
     parser.add_argument("--count", type=int, help="ask only that many of each file (default: all)")
@@ -210,9 +212,12 @@ def check_engine_arguments(arguments: argparse.Namespace, models: Sequence[str])
 
 
 def _is_gguf(model: str) -> bool:
-    """Tell whether a model was given as a file, which is a GGUF file; stored completions are no model."""
+    """Tell whether a model was given as a file, here or on the hub, which is a GGUF file; completions are no model."""
     path = Path(model).expanduser()
-    return path.is_file() and path.suffix != ".jsonl"
+    if path.exists():
+        return path.is_file() and path.suffix != ".jsonl"
+    hub = read_hub_name(model)
+    return hub is not None and hub.file is not None
 
 
 def served_by_llama_cpp(arguments: argparse.Namespace, model: str) -> bool:

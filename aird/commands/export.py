@@ -54,4 +54,5 @@ def run(arguments: argparse.Namespace) -> None:
     modules = write_gguf_adapter(arguments.patch, model.folder, read_gguf(file), arguments.output)
     print(f"  edits           {', '.join(modules[:4])}{' ...' if len(modules) > 4 else ''}")
     print(f"  written to      {arguments.output}")
-    print(f"  use it          llama-server -m {base if model.source.is_file() else file} --lora {arguments.output}")
+    served = model.source if model.source.is_file() else file
+    print(f"  use it          llama-server -m {served} --lora {arguments.output}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +18,11 @@ from pydantic import ValidationError
 from aird.prompts.building import build_set
 from aird.prompts.sets import CLASSES, Record, select
 from aird.settings.base import PromptSelection, Settings
-from aird.settings.checkpoint_formats import AS_GIVEN, DEQUANTISED, REPACKED
+from aird.settings.checkpoint_formats import AS_GIVEN, DEQUANTISED, REPACKED, refusal
 from aird.settings.models import Chat
 from aird.settings.prompt_files import read_instructions
 from aird.settings.prompts import PromptSet
-from aird.settings.sources import REPOSITORY_PATTERN, FileSource
+from aird.settings.sources import FileSource, HubName, read_hub_name
 from aird.support.files import read_json_lines, sha256_of
 
 if TYPE_CHECKING:
@@ -40,6 +39,10 @@ FORMATS = {
 }
 # Looked for in this order where --field does not say it; names that published prompt lists use.
 FIELDS = ("instruction", "prompt", "goal", "question", "text")
+MODEL_HELP = (
+    "folder in Hugging Face format, GGUF file, or hub id, with @revision if wanted, and :file.gguf of a repository of "
+    "GGUF files"
+)
 SomeSettings = TypeVar("SomeSettings", bound=Settings)
 WORKFLOW_KEYS = {"id", "instruction", "split"}  # of a record in results/prompts/
 TEXT_MODEL = "the text model"
@@ -59,7 +62,7 @@ class ModelFolder:
 
     Attributes:
         folder: its files, in Hugging Face format, as Transformers, PEFT and vLLM read them.
-        name: what the user calls it; a hub id without its revision.
+        name: what the user calls it; a hub id without its revision, with the GGUF file where it names one.
         commit: the hub's commit; None for a local folder or file.
         source: what was given: the same folder, or one or a GGUF file that was repacked or dequantised into it.
         form: in which form it is measured: AS_GIVEN, REPACKED, DEQUANTISED or TEXT_MODEL.
@@ -95,6 +98,8 @@ class ModelFolder:
 def open_model_folder(text: str, trust_remote_code: bool) -> ModelFolder:
     """Return the model that `text` names: a folder, a GGUF file, or `organisation/name`, or that with `@revision`.
 
+    Of a repository of GGUF files, `:file.gguf` at its end says which one. A hub model of a format that is not read is
+    refused by its config.json, before the rest is fetched.
     What Transformers, PEFT or vLLM do not read as it is (GGUF, GPTQ, AWQ, DeepSeek's FP8) is repacked or dequantised
     into a temporary folder first. Of a wrapper of vision and language the text model is written there.
 
@@ -105,7 +110,7 @@ def open_model_folder(text: str, trust_remote_code: bool) -> ModelFolder:
     """
     from aird.models.loading import check_folder_format, load_tokenizer, read_chat, trust_code
     from aird.prompts.chat import check_chat
-    from aird.prompts.sources import SourceError, model_from_hub
+    from aird.prompts.sources import SourceError
 
     if trust_remote_code:
         trust_code()
@@ -114,25 +119,43 @@ def open_model_folder(text: str, trust_remote_code: bool) -> ModelFolder:
     if path.exists():
         source, name = path, text
     else:
-        name, _, revision = text.partition("@")
-        if not re.match(REPOSITORY_PATTERN, name) or text.startswith((".", "/", "~")):
+        hub = read_hub_name(text)
+        if hub is None:
             raise ValueError(
                 f"{text} is no folder and no file; name a model folder in Hugging Face format (config.json, "
                 "*.safetensors, tokenizer), a GGUF file, or a hub id such as Qwen/Qwen2.5-7B-Instruct"
             )
+        name = hub.repository if hub.file is None else f"{hub.repository}:{hub.file}"
         try:
-            source = model_from_hub(name, revision or None, trust_remote_code)
+            source, commit = _fetched(hub, trust_remote_code)
         except SourceError as error:
             raise SourceError(f"there is no folder {text} here, and as a hub id: {error}") from error
-        commit = source.name
     if source.is_dir():
         check_folder_format(source)
-    folder, form = _readable(source.resolve(), trust_remote_code)
+    # A GGUF file of the hub's cache is a link to a file without an ending.
+    folder, form = _readable(source.resolve() if source.is_dir() else source.absolute(), trust_remote_code)
     try:
         check_chat(load_tokenizer(folder))
     except OSError as error:
         raise ValueError(f"{text} holds no tokenizer that can be read: {error}") from error
     return ModelFolder(source if form == AS_GIVEN else folder, name, commit, source, form, read_chat(folder))
+
+
+def _fetched(hub: HubName, trust_remote_code: bool) -> tuple[Path, str]:
+    """Return the local folder or GGUF file of a hub model, and its commit.
+
+    Raises:
+        ValueError: it is of a format that is not read.
+        SourceError: the hub does not have it, or cannot be reached.
+    """
+    from aird.prompts.sources import config_from_hub, model_file_from_hub, model_from_hub
+
+    if hub.file is not None:
+        return model_file_from_hub(hub.repository, hub.revision, hub.file)
+    config, commit = config_from_hub(hub.repository, hub.revision)  # before gigabytes are fetched
+    if reason := refusal(config.get("quantization_config")):
+        raise ValueError(f"{hub.repository} {reason}")
+    return model_from_hub(hub.repository, commit, trust_remote_code), commit
 
 
 @functools.cache

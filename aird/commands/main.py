@@ -28,8 +28,9 @@ What did compression do to the refusal of a chat model, and can it be repaired?
   aird push        publish an adapter on a model hub, with its numbers and its verdict
 
 Each works on a folder in Hugging Face format, GPTQ and AWQ included, on a GGUF file or on a hub id
-(organisation/name, with a commit or a branch after an @), and writes the files that the workflow writes. The
-workflow itself, with every step cached and all tables and figures, is `snakemake --cores all` in a checkout."""
+(organisation/name, with a commit or a branch after an @; organisation/name:file.gguf for one GGUF file), and writes
+the files that the workflow writes. The workflow itself, with every step cached and all tables and figures, is
+`snakemake --cores all` in a checkout."""
 
 EPILOG = """\
 First steps:

@@ -9,7 +9,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from aird.commands.inputs import TEXT_MODEL, ModelFolder, open_model_folder, read_prompts, validated, with_splits
+from aird.commands.inputs import (
+    MODEL_HELP,
+    TEXT_MODEL,
+    ModelFolder,
+    open_model_folder,
+    read_prompts,
+    validated,
+    with_splits,
+)
 from aird.commands.search import add_search_arguments, describe, read_search_prompts, run_search, search_settings
 from aird.patching.methods import NAMES, method
 from aird.settings.directions import Directions
@@ -67,8 +75,8 @@ common errors:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("original", help="the model before compression: folder or hub id")
-    parser.add_argument("compressed", help="its compressed form: folder or hub id")
+    parser.add_argument("original", help=f"the model before compression: {MODEL_HELP}")
+    parser.add_argument("compressed", help="its compressed form: the same")
     parser.add_argument(
         "--direction",
         type=Path,

@@ -14,6 +14,7 @@ import yaml
 
 from aird.patching.method import Method
 from aird.patching.methods import method
+from aird.settings.sources import read_hub_name
 
 TAGS = ("aird", "refusal", "safety", "model-compression")
 LIMITS = (
@@ -42,7 +43,7 @@ SERVING = (
 )
 # A GGUF file stays as it is: llama.cpp adds the patch while it runs, and Transformers reads its decoded weights.
 LOADING_GGUF = (
-    "```bash\naird export --gguf path/to/this/folder adapter.gguf\nllama-server -m {base} --lora adapter.gguf\n```\n\n"
+    "```bash\naird export --gguf path/to/this/folder adapter.gguf\nllama-server {served} --lora adapter.gguf\n```\n\n"
     "or with Transformers, on the file's decoded weights:\n\n"
     "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
     'base = AutoModelForCausalLM.from_pretrained("{folder}", gguf_file="{file}")\n'
@@ -74,7 +75,7 @@ def patch_card(record: Mapping[str, Any], base: str, licence: str | None, merged
         tags, title, introduction, facts = _baseline(record, made_by, base)
         limits, heading, use = LIMITS_OF_A_BASELINE, "How to use it", made_by.usage.format(base=base, **settings)
     metadata: dict[str, Any] = {
-        "base_model": base,
+        "base_model": _repository(base),
         "base_model_relation": "finetune" if merged else "adapter",
         "library_name": "peft" if made_by.adapter and not merged else "transformers",
         "pipeline_tag": "text-generation",
@@ -92,8 +93,18 @@ def patch_card(record: Mapping[str, Any], base: str, licence: str | None, merged
 def _loading(record: Mapping[str, Any], base: str) -> str:
     path = Path(base)
     if path.suffix.lower() == ".gguf":
-        return LOADING_GGUF.format(base=base, folder=path.parent, file=path.name)
+        hub = read_hub_name(base)
+        if hub is not None and hub.file is not None:
+            served = f"-hf {hub.repository} -hff {hub.file}"
+            return LOADING_GGUF.format(served=served, folder=hub.repository, file=hub.file)
+        return LOADING_GGUF.format(served=f"-m {base}", folder=path.parent, file=path.name)
     return (LOADING + (SERVING_EXPERTS if "experts" in record else SERVING)).format(base=base)
+
+
+def _repository(base: str) -> str:
+    """Return what the hub's metadata call a base: the repository of a GGUF file on the hub, or the base's own name."""
+    hub = read_hub_name(base) if ":" in base else None
+    return base if hub is None else hub.repository
 
 
 Parts = tuple[Sequence[str], str, str, Mapping[str, str]]  # further tags, title, introduction, facts
@@ -131,7 +142,7 @@ def _rank_one(record: Mapping[str, Any], made_by: Method, base: str, merged: boo
         f"arXiv 2504.04215). {untouched}"
     )
     title = "A compressed model with repaired refusal" if merged else "AIRD adapter: repaired refusal"
-    return [] if merged else ["lora", f"base_model:adapter:{base}"], title, introduction, facts
+    return [] if merged else ["lora", f"base_model:adapter:{_repository(base)}"], title, introduction, facts
 
 
 def _baseline(record: Mapping[str, Any], made_by: Method, base: str) -> Parts:

@@ -81,9 +81,26 @@ def model_config(source: ModelSource) -> dict[str, Any] | None:
     """
     if source.hub is None or source.file is not None:
         return None
-    path = _file_from_hub(source.hub, str(source.revision), "config.json", "model")
+    return config_from_hub(source.hub, source.revision)[0]
+
+
+def config_from_hub(repository: str, revision: str | None) -> tuple[dict[str, Any], str]:
+    """Return config.json of a hub model, fetched alone, and the commit that it is of.
+
+    Arguments and errors are those of `model_from_hub`.
+    """
+    path, commit = model_file_from_hub(repository, revision, "config.json")
     config: dict[str, Any] = read_json(path)
-    return config
+    return config, commit
+
+
+def model_file_from_hub(repository: str, revision: str | None, file: str) -> tuple[Path, str]:
+    """Return the local path of one file of a hub model, and the commit that it is of.
+
+    Arguments and errors are those of `model_from_hub`.
+    """
+    path = _file_from_hub(repository, revision, file, "model")
+    return path, path.parents[len(Path(file).parts) - 1].name
 
 
 def model_from_hub(repository: str, revision: str | None, trust_remote_code: bool) -> Path:
@@ -138,10 +155,10 @@ def _downloaded(requirement: str) -> tempfile.TemporaryDirectory[str]:
     return folder
 
 
-def _file_from_hub(repository: str, revision: str, file: str, kind: str) -> Path:
+def _file_from_hub(repository: str, revision: str | None, file: str, kind: str) -> Path:
     from huggingface_hub import hf_hub_download
 
-    with hub_errors(f"{file} of {kind} {repository} at {revision}"):
+    with hub_errors(f"{file} of {kind} {repository} at {revision or 'its default branch'}"):
         return Path(hf_hub_download(repository, file, repo_type=kind, revision=revision))
 
 
@@ -154,6 +171,7 @@ def hub_errors(what: str, done: str = "fetched") -> Iterator[None]:
         HfHubHTTPError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
+        RemoteEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -166,5 +184,9 @@ def hub_errors(what: str, done: str = "fetched") -> Iterator[None]:
         raise SourceError(f"{what}: there is no such commit; copy it from the repository's history") from error
     except RepositoryNotFoundError as error:
         raise SourceError(f"{what} does not exist, or is private: check the name, export HF_TOKEN") from error
+    except RemoteEntryNotFoundError as error:
+        raise SourceError(
+            f"{what}: there is no such file; of a repository of GGUF files, name the file that is meant"
+        ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, httpx.HTTPError, OSError) as error:
         raise SourceError(f"{what} could not be {done} ({type(error).__name__}): {ADVICE[done]}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
@@ -47,6 +47,39 @@ def refuse(settings: Settings, names: tuple[str, ...], kind: str) -> None:
     given = [name for name in names if getattr(settings, name) is not None]
     if given:
         raise ValueError(f"{' and '.join(given)} cannot stand beside `{kind}`; leave out one or the other")
+
+
+class HubName(NamedTuple):
+    """What a text says about a model on the hub.
+
+    Attributes:
+        repository: owner/name.
+        revision: a commit, branch or tag; None is the default branch.
+        file: one GGUF file of the repository; None is the model that fills it.
+    """
+
+    repository: str
+    revision: str | None
+    file: str | None
+
+
+def read_hub_name(text: str) -> HubName | None:
+    """Return what `owner/name`, `owner/name@revision` or one of them with `:file.gguf` says; None for any other text.
+
+    Raises:
+        ValueError: the file leads out of the repository, or is no GGUF file.
+    """
+    located, colon, file = text.partition(":")
+    repository, _, revision = located.partition("@")
+    if not re.match(REPOSITORY_PATTERN, repository) or text.startswith((".", "/", "~")):
+        return None
+    if colon and not file.lower().endswith(".gguf"):
+        raise ValueError(f"{text}: what follows the colon is no GGUF file; write {located}:file.gguf, or {located}")
+    try:
+        _check_member(file)
+    except ValueError as error:
+        raise ValueError(f"{text} {error}") from None
+    return HubName(repository, revision or None, file or None)
 
 
 def _check_member(file: str | None) -> str | None:

@@ -274,11 +274,23 @@ def bad_inputs(folder: Path, tmp_path: Path) -> dict[str, tuple[list[str], str]]
         "a path that does not exist": (["direction", "./models/none", *asked, *SIZES, *out], "is no folder"),
         "a hub id without a network": (
             ["direction", "organisation/none", *asked, *SIZES, *out],
-            "there is no folder organisation/none here, and as a hub id: model organisation/none",
+            "there is no folder organisation/none here, and as a hub id: config.json of model organisation/none",
         ),
         "a revision without a network": (
             ["direction", "organisation/none@v1", *asked, *SIZES, *out],
             "organisation/none at v1 could not be fetched",
+        ),
+        "a GGUF file without a network": (
+            ["direction", "organisation/none@v1:Q4.gguf", *asked, *SIZES, *out],
+            "Q4.gguf of model organisation/none at v1 could not be fetched",
+        ),
+        "a file of a hub model that is no GGUF file": (
+            ["direction", "organisation/none:model.safetensors", *asked, *SIZES, *out],
+            "is no GGUF file; write organisation/none:file.gguf",
+        ),
+        "a file outside of its repository": (
+            ["direction", "organisation/none:../Q4.gguf", *asked, *SIZES, *out],
+            "leads out of the wheel or repository",
         ),
         "no refusal tokens": (
             ["direction", model, *asked, *SIZES, "--refusal-tokens", "none.json", *out],

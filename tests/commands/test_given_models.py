@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from tiny_model import build_tiny_model
 from wrappers import write_wrapper
 
+from aird.commands.evaluate import served_by_llama_cpp
 from aird.commands.inputs import open_model_folder
 from aird.commands.main import main
 from aird.compression.registry import compress
@@ -106,6 +108,54 @@ def test_a_check_of_a_gguf_file_says_what_it_measures(folder: Path, tmp_path: Pa
     facts = read_json(tmp_path / "check.json")["facts"]
     assert "nothing about llama.cpp" in facts["compressed measured as"] and "original measured as" not in facts
     assert "nothing about llama.cpp" in (tmp_path / "check.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Return the folder of a repository, someone/model, in a cache of the hub's client, which is offline."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    repository = tmp_path / "cache/models--someone--model"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs/main").write_text("c0ffee", encoding="utf-8")
+    (repository / "blobs").mkdir()
+    (repository / "snapshots/c0ffee").mkdir(parents=True)
+    return repository
+
+
+def test_a_gguf_file_of_a_repository(folder: Path, tmp_path: Path, cache: Path) -> None:
+    shutil.copyfile(folder / "q8.gguf", cache / "blobs/0123")
+    (cache / "snapshots/c0ffee/Q8.gguf").symlink_to(cache / "blobs/0123")  # as the hub's client stores files
+    for name in ("someone/model:Q8.gguf", "someone/model@main:Q8.gguf"):
+        command = asked(folder, "none", tmp_path / "scores", "--transformers")
+        assert main([command[0], name, *command[2:]]) == 0
+        record = read_json(tmp_path / "scores/provenance.json")["model"]
+        assert (record["name"], record["commit"]) == ("someone/model:Q8.gguf", "c0ffee")
+        assert "dense bfloat16 copy of its decoded weights" in record["measured_as"]
+    # llama.cpp would serve it, but not a model in safetensors.
+    arguments = argparse.Namespace(llama_cpp=Path(sys.executable))
+    assert served_by_llama_cpp(arguments, "someone/model@main:Q8.gguf")
+    assert not served_by_llama_cpp(arguments, "someone/model")
+    prompts = ["--harmful", str(folder / "harmful.txt"), "--harmless", str(folder / "harmless.txt")]
+    sizes = ["--train", "16", "--validation", "8", "--minimum-induce=-1000", "--method", "scale"]
+    models = [str(folder / "model"), "someone/model:Q8.gguf"]
+    assert main(["patch", *models, *prompts, *sizes, "--output", str(tmp_path / "adapter")]) == 0
+    card = (tmp_path / "adapter/README.md").read_text(encoding="utf-8")
+    assert "base_model: someone/model\n" in card and 'from_pretrained("someone/model", gguf_file="Q8.gguf")' in card
+    assert "llama-server -hf someone/model -hff Q8.gguf --lora" in card
+    assert main(["export", "--gguf", str(tmp_path / "adapter"), str(tmp_path / "adapter.gguf")]) == 0
+
+
+def test_a_hub_model_is_refused_before_its_weights_are_fetched(
+    folder: Path, tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing but config.json is there, and the client is offline."""
+    write_json(cache / "snapshots/c0ffee/config.json", {"quantization_config": {"quant_method": "hqq"}})
+    command = asked(folder, "none", tmp_path / "scores", "--transformers")
+    assert main([command[0], "someone/model", *command[2:]]) == 2
+    assert "someone/model is stored as HQQ, which is not read" in capsys.readouterr().err
 
 
 def test_llama_cpp_answers_for_gguf_files(
