@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import tempfile
 from collections.abc import Mapping
@@ -22,7 +23,8 @@ examples:
   aird check original compressed --patch adapter --json verdict.json
   aird push adapter organisation/my-model-aird --verdict verdict.json
   aird push adapter organisation/my-model-aird --verdict verdict.json --base organisation/my-4bit-model
-      (the adapter was made for a folder; on the hub it needs the name of the model there)
+      (the adapter was made for a folder; on the hub it needs the name of the model there, and if that is a GGUF file
+      of another name, organisation/name:file.gguf)
   aird push results/patches/M/C/aird/adapter organisation/M-C-aird --card results/cards/M/C/aird/README.md --base ...
 
 files that go out: adapter_config.json, adapter_model.safetensors, README.md (the card with the numbers)
@@ -31,12 +33,16 @@ The token is the one of `hf auth login` or HF_TOKEN; it needs leave to write.
 
 common errors:
   "is the name of a folder": say with --base which hub model the adapter belongs on
+  "a path of this machine": the card or the adapter's configuration names a folder that nobody else has
   "is about another patch": the verdict was made with other weights; run `aird check` again"""
 
 CARD = "README.md"
 WEIGHTS = "adapter_model.safetensors"
 CONFIGURATION = "adapter_config.json"
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+BASE = re.compile(rf"{REPOSITORY.pattern}(:[\w./-]+\.gguf)?", re.IGNORECASE)
+# An absolute path of two names or more; a URL and a closing tag are none.
+LOCAL_PATH = re.compile(r"(?<![\w/:.<])~?/[\w.-]+/[\w./-]+")
 NUMBERS, LIMITS = "## Numbers\n", "## Limits\n"  # headings of a card, of aird/patching and aird/reporting
 
 
@@ -61,9 +67,12 @@ def run(arguments: argparse.Namespace) -> None:
     for name in (WEIGHTS, CARD):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} holds no {name}: name the folder that `aird patch` wrote")
-    for option, text in (("REPOSITORY", arguments.repository), ("--base", arguments.base)):
-        if text is not None and not REPOSITORY.fullmatch(text):
-            raise ValueError(f"{option}: {text} is no hub id; write organisation/name")
+    if not REPOSITORY.fullmatch(arguments.repository):
+        raise ValueError(f"REPOSITORY: {arguments.repository} is no hub id; write organisation/name")
+    if arguments.base is not None and not BASE.fullmatch(arguments.base):
+        raise ValueError(
+            f"--base: {arguments.base} is no hub id; write organisation/name (and :file.gguf if it is one)"
+        )
     for option in ("verdict", "card"):
         path = getattr(arguments, option)
         if path is not None and not path.is_file():
@@ -74,14 +83,22 @@ def run(arguments: argparse.Namespace) -> None:
     configuration = read_json(folder / CONFIGURATION)
     made_for = str(configuration["base_model_name_or_path"])
     base = arguments.base or made_for
-    if not REPOSITORY.fullmatch(base) or Path(base).exists():
+    if not BASE.fullmatch(base) or Path(base).exists():
         raise ValueError(
             f"the adapter was made for {base}, which is the name of a folder; nobody else has it, so say with --base "
             "which hub model it belongs on"
         )
-    text = (arguments.card or folder / CARD).read_text(encoding="utf-8")
-    card = published_card(text, verdict, made_for, base)
+    file = Path(made_for).name
+    if file.lower().endswith(".gguf") and ":" not in base:
+        base = f"{base}:{file}"
+    source: Path = arguments.card or folder / CARD
+    card = published_card(source.read_text(encoding="utf-8"), verdict, made_for, base)
     configuration["base_model_name_or_path"] = base
+    for place, text in ((source, card), (folder / CONFIGURATION, json.dumps(configuration))):
+        if found := LOCAL_PATH.search(text):
+            raise ValueError(
+                f"{place} would publish a path of this machine, {found[0]}; write a name in its place, and push again"
+            )
     print(f"  uploaded to     {upload(folder, arguments.repository, card, configuration, arguments.private)}")
 
 
@@ -91,8 +108,8 @@ def published_card(card: str, verdict: Mapping[str, Any] | None, made_for: str, 
     Args:
         card: the adapter's own, with or without a section of numbers.
         verdict: what `aird check` wrote; None where the card has numbers.
-        made_for: how the card calls the base: a folder, or a hub id.
-        base: the hub id that is put there instead.
+        made_for: how the card calls the base: a folder, a GGUF file, a compression of the workflow, or a hub id.
+        base: the hub id that is put there instead, with `:file.gguf` for a GGUF file.
 
     Raises:
         ValueError: neither numbers nor a verdict.
@@ -102,19 +119,56 @@ def published_card(card: str, verdict: Mapping[str, Any] | None, made_for: str, 
             "nothing was measured about this adapter, so it is not published: give --verdict with what "
             "`aird check ORIGINAL COMPRESSED --patch ADAPTER --json FILE` wrote, or --card with one of results/cards/"
         )
-    card = card.replace(made_for, base)
+    card = _renamed(card, made_for, base)
     if verdict is None:
         return card
-    facts = "".join(
-        f"| {name} | {value} |\n" for name, value in verdict["facts"].items() if name not in ("command", "patch")
-    )
+    facts = "".join(f"| {name} | {value} |\n" for name, value in _published(verdict["facts"], base).items())
     section = (
         f"## Verdict of `aird check`\n\n**{verdict['outcome'].capitalize()}.** {verdict['text']}\n\n"
         f"| | |\n|---|---|\n{facts}\n"
-    ).replace(made_for, base)
+    )
     if LIMITS not in card:
         return f"{card}\n{section}"
     return card.replace(LIMITS, section + LIMITS, 1)
+
+
+def _renamed(card: str, made_for: str, base: str) -> str:
+    """Return a card with another name of its base, where a card (aird/patching/model_card.py) names it, and only there.
+
+    The name of a compression, such as fp8, may stand elsewhere for something else.
+    """
+    repository, _, file = base.partition(":")
+    local = Path(made_for)
+    changes = {
+        rf"^(base_model: )['\"]?{re.escape(made_for)}['\"]?$": rf"\g<1>{repository}",
+        rf"^(- base_model:adapter:){re.escape(made_for)}$": rf"\g<1>{repository}",
+        rf"`{re.escape(made_for)}`": f"`{base}`",
+        rf'"{re.escape(made_for)}"': f'"{base}"',
+        rf"^vllm serve {re.escape(made_for)} ": f"vllm serve {base} ",
+    }
+    if file:
+        loaded = f'from_pretrained("{local.parent}", gguf_file="{local.name}")'
+        changes |= {
+            rf"^llama-server -m {re.escape(made_for)} ": f"llama-server -hf {repository} -hff {file} ",
+            re.escape(loaded): f'from_pretrained("{repository}", gguf_file="{file}")',
+        }
+    for pattern, name in changes.items():
+        card = re.sub(pattern, name, card, flags=re.MULTILINE)
+    return card
+
+
+def _published(facts: Mapping[str, str], base: str) -> dict[str, str]:
+    """Return a verdict's facts without what names folders, programs and servers of this machine."""
+    known = {name: value for name, value in facts.items() if name not in ("command", "patch")}
+    if "compressed" in known:
+        known["compressed"] = f"{base} with this adapter"
+    original = known.get("original")
+    if original is not None and (Path(original).exists() or not BASE.fullmatch(re.sub(r"@[^:]*", "", original))):
+        known["original"] = f"{Path(original).name}, not on the hub"
+    if "answered by" in known:
+        answered = re.sub(r" \([^()]*/[^()]*\)", "", known["answered by"])  # whose Python
+        known["answered by"] = re.sub(r"the server at \S*[^\s:]", "a running server", answered)
+    return known
 
 
 def upload(folder: Path, repository: str, card: str, configuration: Mapping[str, Any], private: bool) -> str:

@@ -17,6 +17,8 @@ import pytest
 from conftest import ROOT
 
 from aird.commands.main import main
+from aird.commands.push import LOCAL_PATH, published_card
+from aird.patching.model_card import patch_card
 from aird.support.files import sha256_of, write_json
 
 CARD = "---\nbase_model: /models/four-bits\n---\n\n# AIRD adapter\n\nMade for `/models/four-bits`.\n\n## Limits\n\nMeasure.\n"
@@ -180,6 +182,53 @@ def test_a_verdict_on_other_weights_is_refused(
     options = ["--verdict", str(verdict), "--base", "someone/four-bits"]
     assert main(["push", str(adapter), "someone/repaired", *options]) == 2
     assert "is about another patch" in capsys.readouterr().err
+
+
+def test_only_the_names_of_the_base_change_and_no_path_is_published() -> None:
+    """The card of an adapter that the workflow made for its compression fp8, with a verdict."""
+    record = {
+        "settings": {"method": "scale", "direction": "original", "alpha": 1.0},
+        "direction": {"layer": 1, "position": -1, "sha256": "0"},
+        "blocks": [0],
+        "edits": [{"module": "fp8_projection"}],
+    }
+    card = patch_card(record, "fp8", None).replace("## Limits", "## Numbers\n\nfp8 activations, `not fp8`\n\n## Limits")
+    facts = {
+        "original": "/home/me/original",
+        "compressed": "/home/me/fp8 with /home/me/adapter",
+        "answered by": "vLLM (/home/me/bin/python) and the server at http://inside:8000: the change is both",
+    }
+    published = published_card(card, {"outcome": "x", "text": "y", "facts": facts}, "fp8", "someone/eight")
+    assert "fp8 activations, `not fp8`" in published and "fp8_projection" in published
+    assert published.count("fp8") == 3 and published.count("someone/eight") == 6
+    for text in ("| original | original, not on the hub |", "| compressed | someone/eight with this adapter |"):
+        assert text in published
+    assert "| answered by | vLLM and a running server: the change is both |" in published
+    assert LOCAL_PATH.search(published) is None
+    verdict = {"outcome": "x", "text": "y", "facts": {"original": "someone/sixteen@main"}}
+    assert "| original | someone/sixteen@main |" in published_card(card, verdict, "fp8", "someone/eight")
+
+
+def test_the_card_of_a_gguf_file_names_its_repository() -> None:
+    record = {
+        "settings": {"method": "scale", "direction": "original", "alpha": 1.0},
+        "direction": {"layer": 1, "position": -1, "sha256": "0"},
+        "blocks": [0],
+        "edits": [{"module": "writer"}],
+    }
+    made_for = "/home/me/dir/q8.gguf"
+    card = patch_card(record, made_for, None).replace("## Limits", "## Numbers\n\n1\n\n## Limits")
+    published = published_card(card, None, made_for, "someone/models:Q8.gguf")
+    assert published == patch_card(record, "someone/models:Q8.gguf", None).replace(
+        "## Limits", "## Numbers\n\n1\n\n## Limits"
+    )
+
+
+def test_a_path_that_is_left_is_refused(adapter: Path, verdict: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (adapter / "README.md").write_text(CARD + "Made in /home/me/models.\n", encoding="utf-8")
+    options = ["--verdict", str(verdict), "--base", "someone/four-bits"]
+    assert main(["push", str(adapter), "someone/repaired", *options]) == 2
+    assert "would publish a path of this machine, /home/me/models" in capsys.readouterr().err
 
 
 def test_a_card_of_the_workflow_has_its_numbers(hub: ThreadingHTTPServer, adapter: Path, tmp_path: Path) -> None:
