@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, StableLmConfig
 
 from aird.compression.measure import check_stored_formats, measure
 from aird.compression.registry import compress
+from aird.evaluation.engines.address import Address
 from aird.evaluation.engines.engine import ServerSettings
 from aird.evaluation.engines.transformers import TransformersClient
 from aird.evaluation.engines.vllm import Vllm, detect_accelerator
@@ -196,6 +197,29 @@ def test_a_model_that_vllm_has_no_lora_for_is_served_merged(vllm_python: Path, t
         base, adapter, records, suite, serving, Vllm(vllm_python), [], 0, tmp_path / "scratch", tmp_path / "log"
     )
     assert utility["served_as"] == "merged" and utility["parity"]["upper_quartile_difference"] < TOLERANCE
+
+
+def test_a_patched_checkpoint_at_a_vllm_server_of_the_users(original: Path, vllm_python: Path, tmp_path: Path) -> None:
+    """The address serves the merged checkpoint, and Transformers checks that it does."""
+    merged, adapter = tmp_path / "merged", tmp_path / "adapter"
+    for folder in (merged, adapter):
+        folder.mkdir()
+    merge(original, edits(), merged)
+    save_adapter(edits(), adapter, "base")
+    suite = Suite.model_validate({"harmful": {"set": "a"}, "harmless": {"set": "b"}, "maximum_new_tokens": 2})
+    records = {kind: [{"id": f"{kind}-{n}", "instruction": f"Draw {n} hats."} for n in range(4)] for kind in KINDS}
+    serving, scratch, log = Serving(maximum_model_length=256), tmp_path / "scratch", tmp_path / "log"
+
+    def evaluate(patch: Path | None) -> dict[str, Any]:
+        address = Address(client.server.address)
+        return evaluate_suite(original, patch, records, suite, serving, address, [], 0, scratch, log)[1]
+
+    with Vllm(vllm_python).serve(merged, SETTINGS, tmp_path / "server.log") as client:
+        utility = evaluate(adapter)
+        with pytest.raises(ParityError):
+            evaluate(None)
+    assert utility["served_as"] == "merged" and utility["engine"]["name"] == "vLLM"
+    assert utility["parity"]["distance_to_patched"] < TOLERANCE < utility["parity"]["distance_to_unpatched"]
 
 
 def test_trap_vllm_serves_a_broken_checkpoint_without_an_error(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urldefrag
@@ -45,21 +45,15 @@ class Address(Engine):
         return f"the server at {self.url}"
 
     def able(self, checkpoint: Path) -> Abilities:
-        """Return what the server can be asked for: all that vLLM can, or what works of the standard.
+        """Return what the server can be asked for: what vLLM can, or what works of the standard, and no adapter.
 
         Raises:
             RuntimeError: no server answers there, or its answers cannot be used.
         """
         server, model, _ = self._opened()
         if _speaks_vllm(server, model):
-            return Vllm.abilities
+            return replace(Vllm.abilities, adapters=False)  # it serves already what it does
         return try_server(server, model, load_tokenizer(checkpoint)).abilities
-
-    def needs_dense_copy(self, checkpoint: Path) -> bool:
-        """Return whether vLLM cannot read a checkpoint's quantised weights anywhere."""
-        from aird.models.dense import needs_dense_copy
-
-        return needs_dense_copy(checkpoint, on_cpu=False)
 
     @contextlib.contextmanager
     def serve(
