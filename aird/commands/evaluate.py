@@ -200,8 +200,12 @@ def ask(
 def check_engine_arguments(arguments: argparse.Namespace, models: Sequence[str]) -> None:
     """Check that llama.cpp, if it is named, is there and has one of the models to serve.
 
+    Args:
+        arguments: of the command.
+        models: those that it is about; a patch is put on the last one.
+
     Raises:
-        ValueError: it is not, or has none.
+        ValueError: it is not, or has none, or is to serve one with the patch merged.
     """
     if arguments.llama_cpp is None:
         return
@@ -209,6 +213,11 @@ def check_engine_arguments(arguments: argparse.Namespace, models: Sequence[str])
         raise ValueError(f"--llama-cpp: there is no file {arguments.llama_cpp}")
     if not any(map(_is_gguf, models)):
         raise ValueError(f"--llama-cpp: llama.cpp serves GGUF files alone, and {' and '.join(models)} is none")
+    if arguments.serve != "adapter" and _is_gguf(models[-1]):
+        raise ValueError(
+            f"--serve: llama.cpp serves the GGUF file {models[-1]}, and a patch can only be put beside that; leave out "
+            f"--serve, or --llama-cpp, so that its decoded weights are measured (found: {arguments.serve})"
+        )
 
 
 def _is_gguf(model: str) -> bool:

@@ -11,9 +11,9 @@ from aird.patching.methods import method_of
 from aird.prompts.sets import CLASSES
 from aird.settings.attacks import optimised, text_sources
 from aird.settings.base import ORIGINAL, PLAIN, SOURCE, PromptSelection
-from aird.settings.compressions import CACHE_DTYPES, Given, KeyValueCache
+from aird.settings.compressions import CACHE_DTYPES, Given, KeyValueCache, ServedSettings
 from aird.settings.sources import PLACEHOLDER_COMMIT, FileSource, ModelSource
-from aird.settings.suites import BOTH
+from aird.settings.suites import ADAPTER, BOTH
 
 
 class Use(NamedTuple):
@@ -160,13 +160,27 @@ def _given(configuration: Configuration) -> Iterator[str]:
 
 
 def _forms(configuration: Configuration) -> Iterator[str]:
-    """Yield suites that ask for two servers of a patch, where a running one is named."""
+    """Yield suites that ask for a patch in a form in which its server cannot serve it."""
+    serving = configuration.serving
+    running = next((key for key in ("url", "urls") if getattr(serving, key) is not None), None)
     for name, suite in configuration.suites.items():
-        if suite.serve == BOTH and configuration.serving.url is not None:
+        if suite.serve == BOTH and running is not None:
             yield (
-                f"suites.{name}.serve: both forms need a server each, and serving.url names a running one; "
-                "leave serve out, or serving.url"
+                f"suites.{name}.serve: both forms need a server each, and serving.{running} names a running one; "
+                f"leave serve out, or serving.{running}"
             )
+        if suite.serve == ADAPTER or running is not None:
+            continue
+        for model, compression, patch in configuration.cells():
+            changes_weights = patch != PLAIN and method_of(configuration.patches[patch]).adapter
+            if changes_weights and configuration.engine_of(model, compression) == "llama.cpp":
+                decoded = isinstance(configuration.compressions[compression], ServedSettings)
+                other = f", or compressions.{compression}.engine: vllm" if decoded else ""
+                yield (
+                    f"suites.{name}.serve: llama.cpp serves {compression} of {model} as its GGUF file, and {patch} "
+                    f"can only be put beside that; write serve: adapter{other} (found: {suite.serve})"
+                )
+                break
 
 
 def model_sources(configuration: Configuration) -> Iterator[tuple[str, ModelSource]]:

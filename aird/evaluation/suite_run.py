@@ -108,8 +108,8 @@ def evaluate_suite(
         ParityError: the engine and Transformers disagree about this checkpoint.
         RuntimeError: the engine did not start, failed or ended; or it does not take the adapter, and both forms are
             asked for.
-        ValueError: the suite asks for both forms, and the engine cannot be asked so; an attacked prompt is too long; or
-            the engine cannot be started so.
+        ValueError: the suite asks for both forms or the merged one, and the engine cannot serve them; an attacked
+            prompt is too long; or the engine cannot be started so.
     """
     longest = suite.maximum_model_length or serving.maximum_model_length
     settings = ServerSettings(
@@ -123,6 +123,12 @@ def evaluate_suite(
         extra_arguments=serving.server_arguments(),
     )
     engine.check(checkpoint, settings)
+    adapter, system_prompt = read_patch(patch)
+    if adapter is not None and suite.serve != ADAPTER and engine.serves_gguf:
+        raise ValueError(
+            f"{engine.describe()} serves the GGUF file, and a patch can only be put beside that; write serve: adapter, "
+            f"or engine: vllm, which serves the decoded weights (found: serve: {suite.serve})"
+        )
     can = engine.able(checkpoint)
     measured = {"perplexity": can.prompt_logprobs, "tasks": can.tasks or not suite.tasks}
     not_measured = [what for what, able in measured.items() if not able]
@@ -130,7 +136,6 @@ def evaluate_suite(
         logger.warning(
             "%s cannot be asked for %s, which is not measured", engine.describe(), " and ".join(not_measured)
         )
-    adapter, system_prompt = read_patch(patch)
     both = adapter is not None and suite.serve == BOTH
     if both and not can.adapters:
         raise ValueError(

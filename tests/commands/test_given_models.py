@@ -182,6 +182,16 @@ def test_llama_cpp_answers_for_gguf_files(
     assert "there is no file nowhere" in capsys.readouterr().err
 
 
+def test_a_patch_is_not_merged_into_a_gguf_file(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = ["--llama-cpp", sys.executable, "--serve", "merged"]
+    assert main(asked(folder, "q8.gguf", tmp_path / "scores", *server)) == 2
+    assert "leave out --serve, or --llama-cpp" in capsys.readouterr().err
+    assert main(checked(folder, "model", "q8.gguf", tmp_path / "check.json", *server)) == 2
+    assert "leave out --serve, or --llama-cpp" in capsys.readouterr().err
+
+
 def test_of_a_wrapper_the_text_model_is_asked_and_no_patch_is_made(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

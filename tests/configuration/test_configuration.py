@@ -156,6 +156,29 @@ def test_both_forms_of_a_patch_need_servers_of_ones_own() -> None:
     ]
 
 
+    values["serving"] = {"urls": {}}
+    assert "suites.safety.serve: both forms need a server each, and serving.urls names a running one" in "\n".join(
+        mistakes(values)
+    )
+
+
+@pytest.mark.parametrize("form", ["merged", "both"])
+def test_a_patch_can_only_be_put_beside_a_gguf_file(form: str) -> None:
+    values = changed("compressions.q8", {"recipe": "gguf", "type": "Q8_0"})
+    values["suites"]["safety"]["serve"] = form
+    assert mistakes(values) == [
+        "suites.safety.serve: llama.cpp serves q8 of tuned as its GGUF file, and aird can only be put beside that; write "
+        f"serve: adapter, or compressions.q8.engine: vllm (found: {form})"
+    ]
+    values["compressions"]["q8"]["engine"] = "vllm"
+    load_configuration(values)
+    values["compressions"]["q8"] = {"recipe": "kv_cache", "dtype": "q8_0"}
+    (line,) = mistakes(values)
+    assert line.endswith(f"write serve: adapter (found: {form})")
+    values["suites"]["safety"]["serve"] = "adapter"
+    load_configuration(values)
+
+
 def test_set_both_combined_and_kept_apart() -> None:
     values = changed("prompt_sets.harmful.disjoint_from", ["attack", "raw"])
     assert mistakes(values) == [

@@ -258,6 +258,15 @@ def test_an_adapter_that_an_engine_refuses_is_merged(
         evaluate(refusing, tiny_folder("llama"), tmp_path, adapter, served("both"))
 
 
+@pytest.mark.parametrize("form", ["merged", "both"])
+def test_a_merged_patch_is_refused_before_a_gguf_file_is_served(
+    tiny_folder: Callable[[str], Path], tmp_path: Path, adapter: Path, form: str
+) -> None:
+    with pytest.raises(ValueError, match=f"write serve: adapter, or engine: vllm.*found: serve: {form}"):
+        evaluate(LlamaCpp(Path("nowhere")), tiny_folder("llama"), tmp_path, adapter, served(form))
+    assert not (tmp_path / "scratch").exists()
+
+
 def test_a_system_prompt_is_served_as_such(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
     (tmp_path / "prompt").mkdir()
     (tmp_path / "prompt/system_prompt.txt").write_text("Be kind.", encoding="utf-8")
