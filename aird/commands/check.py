@@ -201,12 +201,14 @@ def _check(arguments: argparse.Namespace, original: Side, compressed: Side, outp
     engines = {side.name: choose_engine(arguments, side.name) for side in (original, compressed) if side.model}
     forms: dict[str, str] = {}
     answerers: dict[str, str] = {}  # what an engine is called in records, and who it is
+    weights: dict[str, str | None] = {}
 
     def labels(side: Side, folder: str, patch: Path | None = None) -> list[dict[str, Any]]:
         engine = engines.get(side.name)
         scores = _scores(side, prompts, (tokens, think), engine, arguments, output / folder, patch)
         name = (scores["engine"] or {}).get("name", "")
         answerers[name] = engine.describe() if engine else answerers.get(name, f"{name or UNNAMED} (stored)")
+        weights[folder] = scores["weights"]
         if patch is not None:
             forms["patch served as"] = served_as(scores)
         return list(scores["labels"])
@@ -225,7 +227,7 @@ def _check(arguments: argparse.Namespace, original: Side, compressed: Side, outp
         **{
             f"{word} measured as": form
             for word, side in (("original", original), ("compressed", compressed))
-            if side.model is not None and (form := side.model.measured_as(engines[side.name])) is not None
+            if side.model is not None and (form := side.model.measured_as(weights[word])) is not None
         },
         "prompts": ", ".join(f"{len(records)} {kind}" for kind, records in prompts.items()),
         "answers": f"greedy, at most {tokens} tokens{', a thought included' if think else ''}",
@@ -435,7 +437,8 @@ def _scores(
     tokens, think = asked
     if side.model is None:
         completions = side.completions or []
-        return {"labels": [label(record) for record in completions], "engine": completions[0].get("engine")}
+        labels = [label(record) for record in completions]
+        return {"labels": labels, "engine": completions[0].get("engine"), "weights": None}
     suite = validated(
         Suite,
         {

@@ -11,7 +11,7 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -23,10 +23,8 @@ from aird.settings.models import Chat
 from aird.settings.prompt_files import read_instructions
 from aird.settings.prompts import PromptSet
 from aird.settings.sources import FileSource, HubName, read_hub_name
+from aird.settings.suites import DENSE_COPY, GGUF_FILE
 from aird.support.files import read_json_lines, sha256_of
-
-if TYPE_CHECKING:
-    from aird.evaluation.engines.engine import Engine
 
 FORMATS = {
     ".txt": "lines",
@@ -52,6 +50,10 @@ FORM_IN_WORDS = {
     REPACKED: "the same integers and scales, repacked for Transformers and vLLM",
     DEQUANTISED: "a dense copy of its decoded weights; activations are not rounded",
 }
+COPY_IN_WORDS = (
+    "a dense copy of its quantised weights, which the engine cannot read here; activations that the format rounds, as "
+    "LLM.int8 does, are not rounded"
+)
 GGUF_IN_WORDS = "a dense bfloat16 copy of its decoded weights; this says nothing about llama.cpp's own arithmetic"
 _scratch: list[tempfile.TemporaryDirectory[str]] = []  # what is decoded lives as long as the process
 
@@ -81,16 +83,23 @@ class ModelFolder:
         """What an adapter names as the model that it is for."""
         return self.name if self.commit else str(self.source.absolute())
 
-    def measured_as(self, engine: Engine | None = None) -> str | None:
-        """Return the form in which an engine gets it, in words; None where that is what was given."""
-        if self.source.is_file():
-            return None if engine is not None and engine.serves_gguf else GGUF_IN_WORDS
-        return FORM_IN_WORDS.get(self.form)
+    def measured_as(self, weights: str | None = None) -> str | None:
+        """Return the form in which an engine got it, in words; None where that is what was given.
 
-    def record(self, engine: Engine | None = None) -> dict[str, Any]:
+        Args:
+            weights: what the engine computed with, as `evaluate_suite` records it; None without an engine.
+        """
+        if self.source.is_file():
+            return None if weights == GGUF_FILE else GGUF_IN_WORDS
+        form = FORM_IN_WORDS.get(self.form)
+        if weights != DENSE_COPY:
+            return form
+        return COPY_IN_WORDS if form is None else f"{form}; then {COPY_IN_WORDS}"
+
+    def record(self, weights: str | None = None) -> dict[str, Any]:
         """Return what a result says about its model, and about what an engine, if one answered, measured of it."""
         chat = {} if self.chat is None else {"chat": self.chat.model_dump()}
-        measured_as = self.measured_as(engine)
+        measured_as = self.measured_as(weights)
         form = {} if measured_as is None else {"measured_as": measured_as}
         return {"name": self.name, "commit": self.commit, **form, **chat}
 

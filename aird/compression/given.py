@@ -75,7 +75,8 @@ def import_given(source: Path, original: Path, output: Path) -> dict[str, Any]:
 
     Returns:
         What `aird.compression.measure.measure` says, with the bits and bytes of the given files, and:
-        `format` (the formats of the given matrices), `served_as` ("given", "repacked" or "dequantised"),
+        `format` (the formats of the given matrices), `served_as` ("given", "repacked" or "dequantised": the form of
+        the checkpoint's weights, which Transformers and vLLM read),
         `given_files` {name: SHA-256}, `given_bytes`, `tokenizer` (equal to the original's, or how it differs),
         `changed_norms` and `rescaled` (names), `patchable`, and where that is false `not_patchable_because`.
 

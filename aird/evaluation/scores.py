@@ -24,7 +24,8 @@ def score(
 
     Args:
         completions: completion records.
-        utility: what the evaluation measured besides: answers, tasks, questions, parity, served_as, engine.
+        utility: what the evaluation measured besides: answers, tasks, questions, parity, served_as, weights,
+            engine.
         seed: of the bootstrap.
         judgement: a served judge's {"id", "harmful"} or {"id", "grade"} of each completion of a harmful prompt, plain
             and attacked.
@@ -47,6 +48,7 @@ def score(
         "questions": utility["questions"],
         "parity": utility["parity"],
         "served_as": utility["served_as"],
+        "weights": utility.get("weights"),
         "engine": utility.get("engine"),
         **({"merged": _merged(completions, labels, utility)} if "merged" in utility else {}),
         "labels": labels,

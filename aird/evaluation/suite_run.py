@@ -37,7 +37,7 @@ from aird.patching.system_prompt import read_patch
 from aird.prompts.chat import chat_tokens
 from aird.prompts.sets import CLASSES
 from aird.settings.base import PLAIN
-from aird.settings.suites import ADAPTER, BOTH, MERGED, Serving, Suite
+from aird.settings.suites import ADAPTER, BOTH, DENSE_COPY, GGUF_FILE, MERGED, Serving, Suite
 from aird.support.files import scratch_folder
 from aird.support.gpus import own_gpus
 
@@ -56,12 +56,14 @@ class Served:
         client: asks it.
         folder: the checkpoint that the engine runs, with its tokenizer.
         served_as: the form of the patch: `adapter`, beside the base; `merged`; `system_prompt`; `plain`, none.
+        weights: what the engine computes with: AS_STORED, DENSE_COPY or GGUF_FILE; None of a running server.
         parity: the record of the check; None where the engine cannot be checked.
     """
 
     client: Client
     folder: Path
     served_as: str
+    weights: str | None
     parity: dict[str, Any] | None
 
 
@@ -124,7 +126,7 @@ def evaluate_suite(
     )
     engine.check(checkpoint, settings)
     adapter, system_prompt = read_patch(patch)
-    if adapter is not None and suite.serve != ADAPTER and engine.serves_gguf:
+    if adapter is not None and suite.serve != ADAPTER and engine.weights == GGUF_FILE:
         raise ValueError(
             f"{engine.describe()} serves the GGUF file, and a patch can only be put beside that; write serve: adapter, "
             f"or engine: vllm, which serves the decoded weights (found: serve: {suite.serve})"
@@ -193,6 +195,7 @@ def evaluate_suite(
         "sampling": {"temperature": 0.0, "max_tokens": suite.maximum_new_tokens, "seed": seed},
         "versions": {**versions, "transformers": version("transformers"), "lm_eval": version("lm_eval")},
         "served_as": SYSTEM_PROMPT if system_prompt is not None else served.served_as,
+        "weights": served.weights,
         "parity": served.parity,
         "engine": {
             "name": name,
@@ -219,7 +222,7 @@ def _serve(
 ) -> Iterator[Served]:
     """Have an engine run a checkpoint, its adapter beside it or merged; if `checked`, compare it with Transformers."""
     with scratch_folder(scratch) as folder:
-        served, left = prepare_checkpoint(checkpoint, adapter, engine, folder, merged)
+        served, left, dense = prepare_checkpoint(checkpoint, adapter, engine, folder, merged)
         expected, unpatched = None, None
         if checked:
             # Before the start: the reference's memory is then the server's.
@@ -228,16 +231,16 @@ def _serve(
             dtype = settings.key_value_cache_dtype
             parity = None if expected is None else _parity(client, probes, expected, unpatched, tolerance, dtype)
             form = PLAIN if adapter is None else MERGED if left is None else ADAPTER
-            yield Served(client, served, form, parity)
+            yield Served(client, served, form, DENSE_COPY if dense else engine.weights, parity)
 
 
 def prepare_checkpoint(
     checkpoint: Path, adapter: Path | None, engine: Engine, scratch: Path, merged: bool = False
-) -> tuple[Path, Path | None]:
-    """Return the folder for an engine to run, and the adapter that it is to put on it itself.
+) -> tuple[Path, Path | None, bool]:
+    """Return the folder for an engine to run, the adapter that it puts on it itself, and whether it is a dense copy.
 
-    The folder is the checkpoint's own, or a copy in `scratch` that computes the same: with the adapter merged, or
-    with dense weights.
+    The folder is the checkpoint's own, or a copy in `scratch`: with the adapter merged, or with dense weights. A dense
+    copy computes the same, but where the format rounds activations (LLM.int8): there they keep their full precision.
 
     Args:
         checkpoint: a checkpoint folder.
@@ -246,20 +249,20 @@ def prepare_checkpoint(
         scratch: an existing, empty folder.
         merged: merge the adapter, even if the engine would take it.
     """
-    served = checkpoint
+    served, dense = checkpoint, False
     updates = [] if adapter is None else load_adapter(adapter)
     experts = any(update.up.ndim == 3 for update in updates)
     if adapter is not None and (merged or not _takes(engine, checkpoint, experts)):
         if experts and is_weight_only(checkpoint):  # a checkpoint holds no experts of both kinds
-            served = _dense_copy(checkpoint, scratch)
+            served, dense = _dense_copy(checkpoint, scratch), True
         base, served = served, scratch / "merged"
         served.mkdir()
         merge(base, updates, served)
         adapter = None
     if engine.needs_dense_copy(served):
-        served = _dense_copy(served, scratch)
+        served, dense = _dense_copy(served, scratch), True
         logger.info("serving a dense copy of the quantised weights: the engine cannot read them here")
-    return served, adapter
+    return served, adapter, dense
 
 
 def _dense_copy(checkpoint: Path, scratch: Path) -> Path:

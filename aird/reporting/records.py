@@ -83,7 +83,7 @@ def record_tables(records: Records) -> dict[str, pandas.DataFrame]:
         "sites": tables.sites_table(comparisons),
         "candidates": tables.candidates_table(present["candidates"]),
         "patches": tables.patches_table(present["patches"]),
-        "compressions": tables.compressions_table(present["manifests"]),
+        "compressions": tables.compressions_table(present["manifests"], scores),
     }
     # Whether a direction came back is asked of the patches alone that a configuration names.
     if present["restorations"] or records.absent["restorations"]:

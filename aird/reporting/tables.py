@@ -19,6 +19,8 @@ from aird.prompts.sets import CLASSES
 from aird.reporting.verdicts import ALL, margin_p_value, margin_verdict
 from aird.settings.attacks import NO_ATTACK
 from aird.settings.base import ORIGINAL, PLAIN
+from aird.settings.checkpoint_formats import AS_GIVEN, DEQUANTISED
+from aird.settings.suites import AS_STORED, DENSE_COPY, GGUF_FILE
 from aird.support.statistics import mcnemar, mean_change, paired_difference, wilson_interval
 
 Pair = tuple[str, str]  # model, compression
@@ -36,7 +38,8 @@ SUMMARY_COLUMNS = (
     + [f"asr_{judge.name}" for judge in JUDGES if judge.jailbroken is None]
     + (
         "degenerate over_refusal over_refusal_low over_refusal_high perplexity perplexity_low perplexity_high utility "
-        "utility_stderr cosine_same_site cosine_own_source norm_ratio layer position sparsity bits_per_weight engine"
+        "utility_stderr cosine_same_site cosine_own_source norm_ratio layer position sparsity bits_per_weight engine "
+        "weights"
     ).split()
 )
 
@@ -125,7 +128,7 @@ def summary(
         row |= {name: total.get(name) for name in ("sparsity", "bits_per_weight")}
         if merged := score.get("merged"):
             row |= _merged_columns(merged)
-        row["engine"] = (score.get("engine") or {}).get("name")
+        row |= {"engine": (score.get("engine") or {}).get("name"), "weights": score.get("weights")}
         rows.append(row)
     columns = list(SUMMARY_COLUMNS)
     if any(UNFINISHED in row for row in rows):
@@ -465,17 +468,20 @@ def patches_table(statistics: Mapping[Cell, Record]) -> pandas.DataFrame:
     return _rows(statistics, edits, CELL, columns)
 
 
-def compressions_table(manifests: Mapping[Pair, Record]) -> pandas.DataFrame:
-    """Return measured sparsity, bits per weight, error and formats of every checkpoint; empty for the original."""
+def compressions_table(manifests: Mapping[Pair, Record], scores: Scores) -> pandas.DataFrame:
+    """Return measured sparsity, bits per weight, error and formats of every checkpoint; empty for the original.
 
-    def total(manifest: Record) -> list[Record]:
+    `served_as` is of ready-made checkpoints, by who served them; empty where that was nobody, or a running server.
+    """
+    computed_with = {cell[:2]: score.get("weights") for (_, cell), score in scores.items()}
+    rows = {}
+    for pair, manifest in manifests.items():
         measured = manifest.get("total", {})
-        # `served_as` is of ready-made checkpoints.
-        formats = ", ".join(measured.get("formats", []))
-        return [{**measured, "formats": formats, "served_as": manifest.get("served_as")}]
-
+        forms = {AS_STORED: manifest.get("served_as"), DENSE_COPY: DEQUANTISED, GGUF_FILE: AS_GIVEN}
+        served_as = forms.get(computed_with.get(pair)) if "served_as" in manifest else None
+        rows[pair] = [{**measured, "formats": ", ".join(measured.get("formats", [])), "served_as": served_as}]
     columns = "sparsity bits_per_weight sparse_bits_per_weight relative_error weights stored_bytes formats served_as"
-    return _rows(manifests, total, PAIR, columns)
+    return _rows(rows, list, PAIR, columns)
 
 
 def merged_table(records: Mapping[Cell, tuple[Record, Record, Record]]) -> pandas.DataFrame:

@@ -10,10 +10,13 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from aird.settings.attacks import RESERVED, Attack, Prefill
 from aird.settings.base import Billions, EngineName, Name, PromptSelection, Settings, Text
+from aird.settings.models import Chat
 from aird.settings.sources import ModelSource
 
 # How a patched checkpoint is served.
 ADAPTER, MERGED, BOTH = "adapter", "merged", "both"
+# What an engine computes with: the stored matrices, a dense copy where it cannot read them, or the GGUF file.
+AS_STORED, DENSE_COPY, GGUF_FILE = "as stored", "dense copy", "GGUF file"
 
 
 class Classifier(Settings):
@@ -27,6 +30,11 @@ class Classifier(Settings):
         None,
         description="Ask a chat model for grades by StrongREJECT's rubric (arXiv 2402.10260); default: the model is a "
         "classifier that says one of two words.",
+    )
+    chat: Chat | None = Field(
+        None,
+        description="How the judge is addressed, as `models.NAME.chat`; a judge that thinks answers behind an empty "
+        "thought; default: as its chat template says.",
     )
     template: Text | None = Field(
         None,
@@ -51,13 +59,22 @@ class Classifier(Settings):
             instruction, completion = (self.template.find(f"{{{name}}}") for name in ("instruction", "completion"))
             if not 0 <= instruction < completion:
                 raise ValueError("`template` must hold {instruction} and, after it, {completion}")
+        if self.template is not None and self.chat is not None:
+            raise ValueError("`template` is all that the judge sees, so `chat` says nothing; leave out one of the two")
         if self.harmful.lower() == self.harmless.lower():
             raise ValueError("`harmful` and `harmless` are the same word, so the answers would say nothing")
         return self
 
+    def imported(self) -> dict[str, Any]:
+        """Return what its import depends on: source and chat settings, and whether it is asked by `template`."""
+        return {**self.model_dump(include={"source", "chat"}), "templated": self.template is not None}
+
     def asked(self) -> dict[str, Any]:
-        """Return the settings that its answers depend on: not its size, and what came later only where it is set."""
-        return self.model_dump(exclude={"gpus", "parameters"} | ({"rubric"} if self.rubric is None else set()))
+        """Return the settings that its answers depend on: not its size, nor the chat settings, which it is stored with.
+
+        What came later stands there only where it is set.
+        """
+        return self.model_dump(exclude={"gpus", "parameters", "chat"} | ({"rubric"} if self.rubric is None else set()))
 
 
 class Suite(Settings):

@@ -24,7 +24,7 @@ from tiny_model import build_tiny_model
 from wrappers import write_wrapper
 
 from aird.commands.evaluate import served_by_llama_cpp
-from aird.commands.inputs import open_model_folder
+from aird.commands.inputs import COPY_IN_WORDS, open_model_folder
 from aird.commands.main import main
 from aird.compression.registry import compress
 from aird.models.gguf_file import served_gguf
@@ -100,6 +100,14 @@ def test_the_decoded_numbers_are_the_packed_ones(folder: Path) -> None:
     # Once a process.
     assert open_model_folder(str(folder / "q8.gguf"), False).folder == model.folder
     assert open_model_folder(str(folder / "model"), False).folder == folder / "model"
+
+
+def test_a_dense_copy_for_the_engine_is_said(folder: Path) -> None:
+    plain, repacked = (open_model_folder(str(folder / name), False) for name in ("model", "gptq"))
+    assert plain.record("as stored").keys() == {"name", "commit"}
+    assert plain.measured_as("dense copy") == COPY_IN_WORDS and "LLM.int8 does, are not rounded" in COPY_IN_WORDS
+    said = repacked.record("dense copy")["measured_as"]
+    assert said.startswith("the same integers and scales, repacked") and said.endswith(f"; then {COPY_IN_WORDS}")
 
 
 def test_a_check_of_a_gguf_file_says_what_it_measures(folder: Path, tmp_path: Path) -> None:

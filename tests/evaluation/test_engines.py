@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
+from aird.compression.registry import compress
 from aird.evaluation.engines import registry, vllm
 from aird.evaluation.engines.address import Address
 from aird.evaluation.engines.engine import Abilities, AdapterRefused, Completion, Engine, ServerSettings
@@ -23,9 +24,11 @@ from aird.evaluation.engines.vllm import Vllm
 from aird.evaluation.measurements import ParityError
 from aird.evaluation.scores import score
 from aird.evaluation.suite_run import evaluate_suite
+from aird.models.dense import needs_dense_copy
 from aird.models.loading import load_model, load_tokenizer
 from aird.patching.adapters import save_adapter
 from aird.patching.edits import Edit
+from aird.settings.compressions import BitsAndBytes
 from aird.settings.suites import Serving, Suite
 
 SUITE = Suite.model_validate({"harmful": {"set": "a"}, "harmless": {"set": "b"}, "maximum_new_tokens": 4})
@@ -172,6 +175,27 @@ def test_tasks_are_not_measured_where_the_engine_cannot_be_asked(
     _, measured = evaluate(Transformers(), tiny_folder("llama"), tmp_path, suite=suite)
     assert measured["tasks"] == {} and measured["questions"] == {}
     assert measured["engine"] == {"name": "Transformers", "prompts": "token ids", "not_measured": ["tasks"]}
+
+
+@dataclass(frozen=True)
+class DenseOnly(Starter):
+    """An engine that reads no quantised weights."""
+
+    def needs_dense_copy(self, checkpoint: Path) -> bool:
+        return needs_dense_copy(checkpoint, on_cpu=True)
+
+
+def test_the_record_says_what_the_engine_computed_with(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    checkpoint = tiny_folder("llama")
+    compress(checkpoint, tmp_path / "int8", BitsAndBytes(variant="int8"), None)
+    for engine, folder, weights in (
+        (DenseOnly(), tmp_path / "int8", "dense copy"),
+        (DenseOnly(), checkpoint, "as stored"),
+        (Transformers(), tmp_path / "int8", "as stored"),
+    ):
+        completions, utility = evaluate(engine, folder, tmp_path)
+        assert completions[0]["weights"] == utility["weights"] == score(completions, utility, 0)["weights"] == weights
+    assert (LlamaCpp.weights, Address.weights) == ("GGUF file", None)
 
 
 def test_an_adapter_is_merged_where_the_engine_takes_none(

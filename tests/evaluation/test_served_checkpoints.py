@@ -104,7 +104,7 @@ def test_merged_checkpoint_gives_the_same_first_tokens(
     assert rounding < (moved if rounds_activations(base) else TOLERANCE)
 
     engine = Vllm(vllm_python)
-    served, _ = prepare_checkpoint(merged, None, engine, scratch)
+    served, _, _ = prepare_checkpoint(merged, None, engine, scratch)
     with engine.serve(served, SETTINGS, tmp_path / "log") as client:
         # LLM.int8's activations are not rounded in the dense copy that vLLM serves.
         check_parity(client, PROMPTS, expected, 2 * TOLERANCE if name == "int8" else TOLERANCE)
@@ -172,7 +172,7 @@ def test_beside_eight_bit_activations_a_processor_gets_the_adapter_merged(origin
     save_adapter(edits(), adapter, "base")
     on_cpu = detect_accelerator() == "cpu"
     assert Vllm(None).able(base).adapters == (not on_cpu) and Vllm(None).able(original).adapters
-    served, left = prepare_checkpoint(base, adapter, Vllm(None), scratch)
+    served, left, _ = prepare_checkpoint(base, adapter, Vllm(None), scratch)
     assert (served == scratch / "merged", left is None) == (on_cpu, on_cpu)
 
 

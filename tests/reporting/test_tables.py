@@ -308,9 +308,28 @@ def test_patches_table() -> None:
 
 
 def test_compressions_table() -> None:
-    frame = tables.compressions_table(MANIFESTS)
+    frame = tables.compressions_table(MANIFESTS, {})
     assert row(frame, compression="pruned")["sparsity"] == 0.5
     assert math.isnan(row(frame, compression="original")["sparsity"])
+
+
+@pytest.mark.parametrize(
+    ("imported", "weights", "form"),
+    [
+        ("dequantised", "GGUF file", "given"),
+        ("dequantised", "as stored", "dequantised"),
+        ("given", "dense copy", "dequantised"),
+        ("repacked", "as stored", "repacked"),
+        ("given", None, None),  # a running server's own
+        (None, "dense copy", None),  # made by a recipe
+    ],
+)
+def test_a_ready_made_checkpoint_is_served_in_the_form_that_its_engine_got(
+    imported: str | None, weights: str | None, form: str | None
+) -> None:
+    manifest = {"total": {}} if imported is None else {"total": {}, "served_as": imported}
+    frame = tables.compressions_table({PRUNED[:2]: manifest}, {("main", PRUNED): score([1], [0], weights=weights)})
+    assert row(frame, compression="pruned")["served_as"] == form
 
 
 def checkpoint(cosine: float, harmful: float, harmless: float) -> dict[str, Any]:

@@ -34,6 +34,7 @@ class Address(Engine):
     url: str
 
     abilities: ClassVar = Abilities(first_token_logprobs=True, prompt_logprobs=True, tasks=True, adapters=False)
+    weights: ClassVar = None
 
     @classmethod
     def recorded(cls, record: Mapping[str, Any], folder: Path) -> Address | None:

@@ -14,6 +14,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from aird.settings.suites import AS_STORED
+
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
@@ -173,11 +175,12 @@ class Engine(ABC):
     Attributes:
         abilities: what it can be asked for, at best.
         key_value_cache_dtypes: types of a quantised key/value cache that it can be started with.
-        serves_gguf: it serves the GGUF file that a checkpoint was decoded from, and not the decoded weights.
+        weights: what it computes with, as records say it: AS_STORED or, of the file that a checkpoint was decoded from,
+            GGUF_FILE; None of a running server, which has what it was given.
     """
 
     abilities: ClassVar[Abilities]
-    serves_gguf: ClassVar[bool] = False
+    weights: ClassVar[str | None] = AS_STORED
     key_value_cache_dtypes: ClassVar[tuple[str, ...]] = ()
 
     @classmethod

@@ -23,6 +23,7 @@ from aird.evaluation.server_process import clean_environment
 from aird.models.gguf_file import served_gguf
 from aird.settings.base import EngineName
 from aird.settings.compressions import CACHE_DTYPES
+from aird.settings.suites import GGUF_FILE
 from aird.support.files import read_json
 
 NAME: EngineName = "llama.cpp"
@@ -40,7 +41,7 @@ class LlamaCpp(Engine):
     python: Path | None
 
     abilities: ClassVar = Abilities(first_token_logprobs=True, prompt_logprobs=False, tasks=False, adapters=True)
-    serves_gguf: ClassVar = True
+    weights: ClassVar = GGUF_FILE
     key_value_cache_dtypes: ClassVar = CACHE_DTYPES[NAME]
 
     @classmethod
