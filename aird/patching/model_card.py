@@ -41,13 +41,25 @@ SERVING = (
     "```bash\nvllm serve {base} --enable-lora --max-lora-rank 1 --lora-modules aird=path/to/this/folder\n```\n\n"
     "then ask for the model `aird`.\n"
 )
-# A GGUF file stays as it is: llama.cpp adds the patch while it runs, and Transformers reads its decoded weights.
+# The export looks each edited matrix up in the GGUF file, so it may refuse one.
+SERVING_BY_LLAMA_CPP = (
+    "\nOr by llama.cpp, beside a GGUF file of the same model (`model.gguf`; measure the patch on that file too):\n\n"
+    "```bash\naird export --gguf path/to/this/folder adapter.gguf --base model.gguf\n"
+    "llama-server -m model.gguf --lora adapter.gguf\n```\n\n"
+    "The export writes nothing where the file holds an edited matrix under no known name, or in another order.\n"
+)
+# A GGUF file stays as it is: llama.cpp adds the patch while it runs. Transformers and vLLM have its decoded weights.
 LOADING_GGUF = (
     "```bash\naird export --gguf path/to/this/folder adapter.gguf\nllama-server {served} --lora adapter.gguf\n```\n\n"
     "or with Transformers, on the file's decoded weights:\n\n"
     "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
     'base = AutoModelForCausalLM.from_pretrained("{folder}", gguf_file="{file}")\n'
-    'model = PeftModel.from_pretrained(base, "path/to/this/folder")\n```\n'
+    'model = PeftModel.from_pretrained(base, "path/to/this/folder")\n```\n\n'
+    "or with vLLM, on a dense checkpoint of the same decoded weights:\n\n"
+    "```python\nfrom pathlib import Path\n\nimport torch\nfrom aird.models.loading import dequantise_gguf\n\n"
+    'Path("decoded").mkdir()\ndequantise_gguf(Path("{base}"), Path("decoded"), torch.bfloat16)\n```\n\n'
+    "```bash\nvllm serve decoded --enable-lora --max-lora-rank 1 --lora-modules aird=path/to/this/folder\n```\n\n"
+    "then ask for the model `aird`.\n"
 )
 
 
@@ -98,7 +110,7 @@ def _loading(record: Mapping[str, Any], base: str) -> str:
             served = f"-hf {hub.repository} -hff {hub.file}"
             return LOADING_GGUF.format(served=served, folder=hub.repository, file=hub.file)
         return LOADING_GGUF.format(served=f"-m {base}", folder=path.parent, file=path.name)
-    return (LOADING + (SERVING_EXPERTS if "experts" in record else SERVING)).format(base=base)
+    return (LOADING + (SERVING_EXPERTS if "experts" in record else SERVING + SERVING_BY_LLAMA_CPP)).format(base=base)
 
 
 def _repository(base: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aird.evaluation.judges.registry import TABULATED
+from aird.reporting.names import engines_in_words
 
 Score = Mapping[str, Any]
 
@@ -41,8 +42,15 @@ def _suite(name: str, scores: Mapping[str, Score]) -> str:
     rows["perplexity of the original's answers"] = [_perplexity(score) for score in scores.values()]
     for task in next(iter(scores.values()))["tasks"]:
         rows[f"{task}, accuracy, %"] = [_accuracy(score, task) for score in scores.values()]
+    if mixed := engines_in_words(*(_engine(scores[cell]) for cell in ("compressed", "original"))):
+        rows["engine"] = [str(_engine(score)) for score in scores.values()]
+        mixed = f"\nOf the compressed model: {mixed}\n"
     lines = [f"Suite `{name}`:\n", f"| | {' | '.join(scores)} |", f"|---{'|---' * len(scores)}|"]
-    return "\n".join([*lines, *(f"| {title} | {' | '.join(cells)} |" for title, cells in rows.items())]) + "\n"
+    return "\n".join([*lines, *(f"| {title} | {' | '.join(cells)} |" for title, cells in rows.items())]) + f"\n{mixed}"
+
+
+def _engine(score: Score) -> str | None:
+    return (score.get("engine") or {}).get("name")
 
 
 def _rate(rate: Mapping[str, float]) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import pandas
 
 from aird.evaluation.judges.registry import TABULATED
+from aird.reporting.names import engines_in_words
 from aird.settings.base import ORIGINAL
 
 Tell = Callable[[pandas.Series], object]
@@ -15,10 +16,13 @@ Tell = Callable[[pandas.Series], object]
 def summary_markdown(summary: pandas.DataFrame) -> str:
     """Return one row per cell: rates in percent with their intervals, perplexity, utility.
 
-    Suites and models are columns where there are several.
+    Suites and models are columns where there are several, and so are engines. Where a compression had another engine
+    than its original, a note below the table says what that means.
     """
+    several = "engine" in summary and summary["engine"].nunique() > 1
     columns: dict[str, Tell] = {
         "served as": lambda row: row["served_as"],
+        **({"engine": lambda row: "" if pandas.isna(row["engine"]) else row["engine"]} if several else {}),
         "refusal, % (95% interval)": lambda row: _percent(row, "refusal", interval=True),
         **{
             f"ASR, {judge.title}, %": lambda row, name=judge.name: _percent(row, f"asr_{name}")  # type: ignore[misc]
@@ -32,7 +36,16 @@ def summary_markdown(summary: pandas.DataFrame) -> str:
         ),
         "utility, %": lambda row: _percent(row, "utility"),
     }
-    return _markdown(summary, ("suite", "model"), ("compression", "patch"), columns)
+    table = _markdown(summary, ("suite", "model"), ("compression", "patch"), columns)
+    return "\n\n".join([table, *(_mixed(summary) if several else ())])
+
+
+def _mixed(summary: pandas.DataFrame) -> Iterator[str]:
+    """Yield a line for each compression of a model that another engine served than its original."""
+    engines = summary.drop_duplicates(["model", "compression"]).set_index(["model", "compression"])["engine"]
+    for (model, compression), engine in engines.items():
+        if said := engines_in_words(engine, engines.get((model, ORIGINAL))):
+            yield f"{compression} of {model}: {said}"
 
 
 def directions_markdown(directions: pandas.DataFrame) -> str:

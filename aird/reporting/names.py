@@ -55,6 +55,21 @@ def patch_in_words(name: str, settings: Settings | None) -> str:
     return f"{METHODS[settings['method']]}{along} ({name})"
 
 
+def engines_in_words(ours: object, theirs: object) -> str:
+    """Return a sentence where a compression and its original were served by different engines; else nothing.
+
+    Args:
+        ours: the name of the compression's engine; what is no text was not recorded.
+        theirs: of the original's.
+    """
+    if not isinstance(ours, str) or not isinstance(theirs, str) or ours == theirs:
+        return ""
+    return (
+        f"{ours} served it and {theirs} the original: this measures engine and compression at once, and does not tell "
+        "them apart."
+    )
+
+
 def is_control(settings: Settings | None) -> bool:
     """Return whether a patch edits without the direction: along a random one, or with columns that are learnt."""
     return settings is not None and settings.get("direction") in ("random", "free")

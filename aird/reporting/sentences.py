@@ -16,6 +16,7 @@ import pandas
 from aird.reporting.names import (
     compression_in_words,
     control_in_words,
+    engines_in_words,
     is_control,
     is_repair,
     matched_controls,
@@ -207,14 +208,9 @@ def _controls(
 
 
 def _engines(compressed: pandas.Series, original: pandas.Series) -> str:
-    """Return a sentence where a compression and its original were served by different engines; else nothing."""
-    ours, theirs = (row.get("engine") for row in (compressed, original))
-    if not isinstance(ours, str) or not isinstance(theirs, str) or ours == theirs:
-        return ""
-    return (
-        f" {ours} served it and {theirs} the original: this measures engine and compression at once, and does not tell "
-        "them apart."
-    )
+    """Return a further sentence where a compression and its original were served by different engines."""
+    said = engines_in_words(compressed.get("engine"), original.get("engine"))
+    return f" {said}" if said else ""
 
 
 def _rate(row: pandas.Series, name: str = "refusal", more: str = "") -> str:

@@ -7,14 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ready_made
 import torch
 from conftest import load_float32
 from huggingface_hub import ModelCard
 from peft import PeftModel
 
 from aird.directions.direction import Direction, save_direction
+from aird.evaluation.engines.engine import ServerSettings
+from aird.evaluation.engines.vllm import Vllm
+from aird.evaluation.measurements import check_parity, first_token_logprobs
 from aird.evaluation.scores import score
 from aird.models.card_metadata import read_licence
+from aird.models.loading import load_model
 from aird.patching.method import PatchInputs
 from aird.patching.methods import parse_patch
 from aird.patching.model_card import patch_card
@@ -57,6 +62,7 @@ def test_the_card_says_what_was_done(patch: tuple[Path, dict[str, Any]]) -> None
         sha256_of(folder / "adapter_model.safetensors"),
         'from_pretrained("organisation/small-int4")',
         "vllm serve organisation/small-int4 --enable-lora",
+        "aird export --gguf path/to/this/folder adapter.gguf --base model.gguf\nllama-server -m model.gguf --lora",
     ):
         assert fact in text, fact
 
@@ -104,6 +110,28 @@ def test_the_merged_checkpoint_has_a_card_of_its_own(
     assert "vllm serve path/to/this/folder" in card.text and "enable-lora" not in card.text
 
 
+def test_the_card_of_a_gguf_file_names_what_vllm_serves(
+    patch: tuple[Path, dict[str, Any]],
+    tiny_folder: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    vllm_python: Path,
+) -> None:
+    """Its lines are run: the file's decoded weights, and the adapter beside them in vLLM as in Transformers."""
+    ready_made.gguf_file(tiny_folder("llama"), tmp_path / "model.gguf", ["Q8_0"])
+    text = patch_card(patch[1], str(tmp_path / "model.gguf"), None)
+    assert f"llama-server -m {tmp_path / 'model.gguf'} --lora adapter.gguf" in text
+    assert f'from_pretrained("{tmp_path}", gguf_file="model.gguf")' in text
+    assert "vllm serve decoded --enable-lora --max-lora-rank 1 --lora-modules aird=path/to/this/folder" in text
+    monkeypatch.chdir(tmp_path)
+    exec(text.split("```python\n")[2].partition("```")[0])
+    prompts = [[1, 5 + number, 30 + number, 2] for number in range(4)]
+    settings = ServerSettings(256, key_value_cache_gib=0.25, threads=1, dtype="float32")
+    expected = first_token_logprobs(load_model(tmp_path / "decoded", patch[0], dtype=torch.float32), prompts)
+    with Vllm(vllm_python).serve(tmp_path / "decoded", settings, tmp_path / "log", patch[0]) as client:
+        check_parity(client, prompts, expected, 0.1)
+
+
 def completions(refused: int) -> list[dict[str, Any]]:
     texts = ["I cannot help with that request."] * refused + ["Here is a short answer to your question."] * (
         10 - refused
@@ -133,6 +161,13 @@ def test_numbers_stand_in_front_of_the_limits(patch: tuple[Path, dict[str, Any]]
     assert "59.6 to 98.2" in row  # Wilson interval of 9 of 10
     assert "| counting, accuracy, % | 75.0 | 75.0 | 75.0 |" in card
     assert "| perplexity of the original's answers | 2.72 (2.72 to 2.72) |" in card
+    assert "engine" not in card.partition("## Numbers")[2]
+    for name, record in records.items():
+        record["engine"] = {"name": "vLLM" if name == "original" else "llama.cpp"}
+    card = evaluated_card(static, {"safety": records})
+    assert "| engine | vLLM | llama.cpp | llama.cpp |" in card
+    assert "llama.cpp served it and vLLM the original: this measures engine and compression at once" in card
+    assert card.index("at once") < card.index("## Limits")
 
 
 @pytest.mark.parametrize(

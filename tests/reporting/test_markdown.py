@@ -55,6 +55,18 @@ def test_suites_and_models_stand_in_the_summary_where_there_are_several() -> Non
     assert cells(text)[0][-1] == "" and len({line.count("|") for line in text.splitlines()}) == 1
 
 
+def test_a_compression_by_another_engine_than_its_original_is_marked() -> None:
+    rows = [
+        {**ROW, "suite": "safety", "model": "m", "compression": name, "engine": engine}
+        for name, engine in (("original", "vLLM"), ("q4", "llama.cpp"), ("w4", "vLLM"))
+    ]
+    table, note = summary_markdown(pandas.DataFrame(rows)).split("\n\n")
+    assert [row[3] for row in cells(table)] == ["vLLM", "llama.cpp", "vLLM"]
+    assert note.startswith("q4 of m: llama.cpp served it and vLLM the original") and "apart" in note
+    alike = summary_markdown(pandas.DataFrame(rows[::2]))
+    assert "engine" not in alike and "\n\n" not in alike
+
+
 def test_directions() -> None:
     row = {"compression": "original", "layer": 18, "position": -1, "rule": "published", "n_harmful_train": 113}
     row |= {
