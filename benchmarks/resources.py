@@ -120,8 +120,8 @@ def nodes(shape: Shape, configuration: Configuration) -> dict[str, Node]:
     judging += 520 * JUDGE_TOKENS * 2.0 * JUDGE.parameters / OPERATIONS_PER_SECOND
     run = weights + RUNTIME_BYTES + 32 * prompts * shape.vocabulary * 4.0
     return {
-        # The proof of the structure loads all weights.
-        "import_model": Node(0, weights + 2 * GB, weights, weights / NETWORK_PER_SECOND + 2 * load),
+        # The proof of the structure loads all weights, in float32.
+        "import_model": Node(0, 2 * weights + 2 * GB, weights, weights / NETWORK_PER_SECOND + 2 * load),
         "compress_model, pruning by magnitude": Node(0, 0.3 * weights, weights, 3 * load + shape.parameters / 50e6),
         "compress_model, Wanda, AWQ": Node(
             RUNTIME_BYTES + hessians, weights, weights, 3 * load + 25 * calibrated + 120
@@ -202,9 +202,11 @@ def document(configuration: Configuration) -> str:
         "  wants, planning fails and says so.",
         "- **GPU memory** of a server: vLLM's own share, or `serving.gpu_memory_utilization`.",
         "- **Main memory** (`mem_mb`): 4 to 8 GB and the model's weights once; 1.5 times for a compression and a",
-        "  refusal tuning, 3 times for the import of a GGUF file, which is dequantised in float32. Without a GPU",
-        "  the weights count as float32, which jobs compute in where a processor is faster so, unless",
-        "  `compute_dtype: checkpoint`: an 8B model asks for 32 GB and the base.",
+        "  refusal tuning. The import takes the stored weights twice, as its proof computes in float32 on every",
+        "  machine (and a wrapper is there beside its text model), of a GGUF file three times, as that is",
+        "  dequantised in float32. Without a GPU the weights of all other jobs count as float32 too, which jobs",
+        "  compute in where a processor is faster so, unless `compute_dtype: checkpoint`: an 8B model in 16 bits",
+        "  asks for 32 GB and the base.",
         "- **How large the weights are** is read from the imported checkpoint or the local source. Before a hub",
         "  model is imported it counts as 8 billion parameters in 16 bits, a wheel as 0.5.",
         "  `models.NAME.parameters` replaces all this, as `suites.NAME.judge.parameters` does for a judge. Neither",

@@ -40,11 +40,12 @@ def import_settings(wildcards):
 
 
 def import_memory(wildcards):
-    """Return the memory of an import, MB: the weights once for the proof of the structure.
+    """Return the memory of an import, MB: the proof of the structure widens 16-bit weights to float32.
 
-    GGUF takes three times as much: Transformers dequantises all matrices in float32 and then fills the model.
+    A wrapper and its text model are in memory together in the stored type, which is as much. Of GGUF, Transformers
+    dequantises all matrices in float32 and then fills the model.
     """
-    times = 3 if is_gguf(CONFIGURATION.models[wildcards.model].source) else 1
+    times = 3 if is_gguf(CONFIGURATION.models[wildcards.model].source) else 2
     return 4000 + times * weights_mb(wildcards.model)
 
 

@@ -42,7 +42,7 @@ class Configuration(Settings):
         "measured",
         description="Type of the arithmetic on a processor: `measured` takes the faster of the checkpoint's own type "
         "and float32, by a measurement at the start; `checkpoint` takes the checkpoint's type, and `float32` that "
-        "one. A GPU computes in the checkpoint's type.",
+        "one. A GPU computes in the checkpoint's type. An import's proof and a refusal tuning always take float32.",
     )
 
     def compressions_of(self, model: str) -> list[str]:
