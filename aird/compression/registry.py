@@ -57,21 +57,18 @@ class Recipe:
             `quantization_config`) to an existing folder, given the source checkpoint, the folder,
             the settings and the calibration prompts' token ids; where the settings need an
             environment of their own, also its Python.
-        experts: whether it compresses the experts of a mixture that are stored matrix by matrix; None where
-            llm-compressor has to make the very same matrices (`aird.models.experts.separate_modules`).
     """
 
     settings: type[RecipeSettings]
     write: Callable[..., None]
-    experts: bool | None = False
 
 
 RECIPES: dict[str, Recipe] = {
-    "magnitude": Recipe(Magnitude, pruning.prune_by_magnitude, experts=True),
-    "wanda": Recipe(Wanda, oneshot.prune_by_wanda, experts=None),
-    "sparsegpt": Recipe(SparseGPT, oneshot.prune_by_sparsegpt, experts=None),
-    "round_to_nearest": Recipe(RoundToNearest, oneshot.round_to_nearest, experts=None),
-    "gptq": Recipe(GPTQ, oneshot.quantise_by_gptq, experts=None),
+    "magnitude": Recipe(Magnitude, pruning.prune_by_magnitude),
+    "wanda": Recipe(Wanda, oneshot.prune_by_wanda),
+    "sparsegpt": Recipe(SparseGPT, oneshot.prune_by_sparsegpt),
+    "round_to_nearest": Recipe(RoundToNearest, oneshot.round_to_nearest),
+    "gptq": Recipe(GPTQ, oneshot.quantise_by_gptq),
     "optimum_gptq": Recipe(OptimumGPTQ, quantise_by_optimum),
     "awq": Recipe(AWQ, oneshot.quantise_by_awq),
     "fp8": Recipe(FP8, oneshot.round_to_fp8),
@@ -119,7 +116,7 @@ def compress(
     environment = [python] if settings.environment is not None else []
     recipe = RECIPES[settings.model_dump()["recipe"]]
     if settings.changes_weights:
-        _check_experts(original, settings, recipe.experts)
+        _check_experts(original, settings)
     reference = measure(source)
     with atomic_folder(output) as folder:
         copy_description(original.folder, folder)
@@ -172,7 +169,7 @@ def _check_request(original: Checkpoint, settings: RecipeSettings, calibration: 
         _check_divides(original, group_size, f"group_size {group_size}")
 
 
-def _check_experts(original: Checkpoint, settings: RecipeSettings, experts: bool | None) -> None:
+def _check_experts(original: Checkpoint, settings: RecipeSettings) -> None:
     """Check that a recipe compresses a mixture's experts, as it would leave them as they are without a word.
 
     They have to be stored matrix by matrix, as only these are seen and measured. And they are served with inputs
@@ -185,14 +182,15 @@ def _check_experts(original: Checkpoint, settings: RecipeSettings, experts: bool
     stored = stored_matrices(structure, original)
     whole = [name for name in fused if name not in stored]
     name, family = settings.model_dump()["recipe"], structure.config.model_type
+    compressed = settings.compresses_experts
     if whole:
         reason = f"it stores {whole[0]} as one tensor for all experts, which no recipe compresses"
     elif None in original.routers().values():
         reason = "what chooses its experts is stored in no way that is known, and would be compressed as well"
     elif getattr(settings, "activation_bits", None) is not None:
         reason = "Transformers does not round its experts' inputs, as a server would; leave activation_bits out"
-    elif not (separate_modules(structure, original) if experts is None else experts):
-        works = ", ".join(each for each, recipe in RECIPES.items() if recipe.experts is not False)
+    elif not (separate_modules(structure, original) if compressed is None else compressed):
+        works = ", ".join(each for each, recipe in RECIPES.items() if recipe.settings.compresses_experts is not False)
         reason = f"{name} does not compress the experts of {family}; recipes that compress some: {works}"
     else:
         return

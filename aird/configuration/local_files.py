@@ -18,7 +18,7 @@ from aird.configuration.configuration import Configuration
 from aird.configuration.messages import ConfigurationError, show
 from aird.patching.methods import method_of
 from aird.settings.base import PLAIN
-from aird.settings.checkpoint_formats import GGUF_MODELS, patch_refusal, refusal
+from aird.settings.checkpoint_formats import GGUF_MODELS, patch_refusal, quantised_original, refusal
 from aird.settings.compressions import Given
 from aird.settings.models import Model
 from aird.settings.prompt_files import read_instructions
@@ -29,6 +29,8 @@ from aird.support.gpus import spreading_obstacle
 
 # Local prompt files beyond this size are left to the job that reads them anyway.
 LARGEST_PROMPT_FILE = 10_000_000
+# How many experts a mixture has, by the names that config.json files have for it.
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
 def check_files(configuration: Configuration, configuration_files: Iterable[str | Path] = ()) -> None:
@@ -60,6 +62,7 @@ def check_files(configuration: Configuration, configuration_files: Iterable[str 
         mistakes += _heads(f"models.{name}", model)
     mistakes += _patched_rotations(configuration)
     mistakes += _unconvertible(configuration)
+    mistakes += _uncompressed_experts(configuration)
     for name, suite in configuration.suites.items():
         mistakes += _task_files(f"suites.{name}", suite)
         mistakes += _judge_files(f"suites.{name}", suite)
@@ -166,6 +169,8 @@ def _model_files(key: str, source: ModelSource, given: bool) -> Iterator[str]:
     elif given:
         if reason := refusal(_quantisation(path)):
             yield f"{key}.path: {reason} {where}"
+    elif quantised := quantised_original(_config(path)):
+        yield f"{key}.path: {quantised} {where}"
     elif not _has_chat_template(path):
         yield (
             f"{key}.path: the folder holds no chat template; use the chat (instruct) version of the model, or put "
@@ -213,6 +218,31 @@ def _unconvertible(configuration: Configuration) -> Iterator[str]:
             yield (
                 f"models.{name}.compressions: {recipes[0]} cannot be made of {name}: a model of the type {kind} does "
                 f"not come back from GGUF (those that do: {', '.join(GGUF_MODELS)}); name the other compressions here"
+            )
+
+
+def _uncompressed_experts(configuration: Configuration) -> Iterator[str]:
+    """Yield local mixtures of experts that a recipe would leave as they are; the job looks at their matrices too."""
+    for name, model in configuration.models.items():
+        if model.source.path is None:
+            continue
+        config = _config(Path(model.source.path))
+        text = config.get("text_config", config)
+        counts = {key: text[key] for key in EXPERTS if isinstance(text.get(key), int) and text[key] > 1}
+        for each in configuration.compressions_of(name) if counts else ():
+            made = configuration.compressions[each]
+            if isinstance(made, Given) or not made.changes_weights or made.environment == "gguf":
+                continue  # of GGUF, `_unconvertible` knows the models
+            if getattr(made, "activation_bits", None) is not None:
+                reason = "Transformers does not round its experts' inputs, as a server would"
+            elif made.compresses_experts is False:
+                reason = f"{made.model_dump()['recipe']} does not compress experts"
+            else:
+                continue
+            key, count = next(iter(counts.items()))
+            yield (
+                f"models.{name}.compressions: {each} cannot be made of {name}, a mixture of experts ({key}: {count}): "
+                f"{reason}; name the other compressions here, or one with recipe: given"
             )
 
 

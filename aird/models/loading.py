@@ -21,6 +21,7 @@ from aird.models.placement import spread
 from aird.models.structure import ArchitectureError, norm_gain, residual_writers, writer_contributions
 from aird.models.text_model import extract_text_model, is_wrapper
 from aird.prompts.chat import chat_tokens, check_chat, with_chat
+from aird.settings.checkpoint_formats import quantised_original
 from aird.settings.models import Chat
 from aird.support.checkpoint_patterns import CODE, DESCRIPTION
 from aird.support.files import check_folder, read_json, write_json
@@ -191,7 +192,7 @@ def import_model(
         What the wrapper was (`aird.models.text_model.extract_text_model`); None for a plain model.
 
     Raises:
-        ValueError: the source has no safetensors weights, no config or no chat template, a weight is
+        ValueError: the source has no safetensors weights, no config or no chat template, is quantised, a weight is
             truncated, missing, NaN or infinite, it needs code that is not trusted, or its blocks lack
             the structure that directions and AIRD need, which is proven on its weights; the chat settings
             do not fit its template, or the template knows of thoughts that none of them is about.
@@ -199,6 +200,8 @@ def import_model(
     wrapper = None
     if source.is_dir():
         check_folder_format(source)
+        if quantised := quantised_original(read_json(source / "config.json")):
+            raise ValueError(f"{source}: {quantised}")
         if holds_wrapper(source, trust_remote_code):
             wrapper = write_text_model(source, target, trust_remote_code)
         else:
@@ -257,6 +260,8 @@ def _unfold_template(checkpoint: Path) -> None:
 def prove_structure(checkpoint: Path) -> None:
     """Prove on a checkpoint's own weights what its blocks write to the residual stream, by passes of a few tokens.
 
+    It computes in float32 on every machine, where the bound of the proof is tightest.
+
     Raises:
         ValueError: a block writes something else (`aird.models.structure.residual_writers`), no matrix can be
             edited, a norm behind one has no gain to edit before, or the matrices are stored under other names than
@@ -266,7 +271,7 @@ def prove_structure(checkpoint: Path) -> None:
     if not writer_contributions(structure):  # what can be refused for free
         obstacles = [text for block in residual_writers(structure) for text in block.obstacles]
         raise ArchitectureError(f"{checkpoint}: no matrix of this model can be edited: {'; '.join(obstacles[:2])}, ...")
-    model = load_model(checkpoint)
+    model = load_model(checkpoint, dtype=torch.float32)
     for read, known in zip(residual_writers(model), residual_writers(structure), strict=True):
         for text in (each for each in read.obstacles if each not in known.obstacles):  # what weights alone show
             raise ArchitectureError(f"{checkpoint}: {text}; no patch of this model is made (`aird direction` works)")

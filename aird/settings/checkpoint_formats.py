@@ -116,6 +116,20 @@ def refusal(quantisation: Mapping[str, Any] | None) -> str | None:
     return f"is quantised by {method or 'an unnamed method'}, which is not known; {_CONVERT}"
 
 
+def quantised_original(config: Mapping[str, Any]) -> str | None:
+    """Return why a model cannot be the original of a grid, and what would help; None for one that is not quantised.
+
+    Args:
+        config: its config.json.
+    """
+    quantisation = config.get("quantization_config")
+    if quantisation is None:
+        return None
+    given = "" if refusal(quantisation) else "; a quantised checkpoint is a compression of it, by recipe: given"
+    method = quantisation.get("quant_method") or "an unnamed method"
+    return f"the model is quantised already, by {method}; name the unquantised original{given}"
+
+
 def patch_refusal(quantisation: Mapping[str, Any] | None) -> str | None:
     """Return why a checkpoint that can be served cannot be patched; None for one that can."""
     if quantisation is not None and quantisation.get("transform_config"):

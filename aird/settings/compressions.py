@@ -41,11 +41,14 @@ class RecipeSettings(Settings):
         rescales_norms: the norms inside the decoder blocks change with the matrices that read them.
         rounds_embeddings: embeddings and the output head are rounded too.
         changes_weights: the checkpoint has other weights than the original, and so a direction of its own.
+        compresses_experts: whether the recipe compresses the experts of a mixture that are stored matrix by matrix;
+            None where llm-compressor has to make the very same matrices (`aird.models.experts.separate_modules`).
     """
 
     rescales_norms: ClassVar[bool] = False
     rounds_embeddings: ClassVar[bool] = False
     changes_weights: ClassVar[bool] = True
+    compresses_experts: ClassVar[bool | None] = False
 
     @property
     def needs_calibration(self) -> bool:
@@ -129,12 +132,14 @@ class PruningSettings(RecipeSettings):
 class Magnitude(PruningSettings):
     """Zero the weights of smallest absolute value in each matrix."""
 
+    compresses_experts: ClassVar[bool | None] = True
     recipe: Literal["magnitude"] = "magnitude"
 
 
 class Wanda(PruningSettings):
     """Zero the weights of smallest |weight| x input norm in each output row (arXiv:2306.11695)."""
 
+    compresses_experts: ClassVar[bool | None] = None
     recipe: Literal["wanda"] = "wanda"
     calibration: CalibrationSettings = Field(description="The prompts that give the input norms.")
 
@@ -142,6 +147,7 @@ class Wanda(PruningSettings):
 class SparseGPT(PruningSettings):
     """Zero weights and update the others to keep each layer's output (arXiv:2301.00774)."""
 
+    compresses_experts: ClassVar[bool | None] = None
     recipe: Literal["sparsegpt"] = "sparsegpt"
     calibration: CalibrationSettings = Field(description="The prompts that give the layers' Hessians.")
 
@@ -149,6 +155,7 @@ class SparseGPT(PruningSettings):
 class RoundToNearest(RecipeSettings):
     """Round weights to the nearest of 2^bits equidistant values, symmetric around zero."""
 
+    compresses_experts: ClassVar[bool | None] = None
     recipe: Literal["round_to_nearest"] = "round_to_nearest"
     weight_bits: Literal[4, 8] = Field(description="Bits of one weight.")
     group_size: int | None = Field(
@@ -197,6 +204,7 @@ class FourBitSettings(RecipeSettings):
 class GPTQ(FourBitSettings):
     """Round weights one column at a time, correcting the columns to come (arXiv:2210.17323)."""
 
+    compresses_experts: ClassVar[bool | None] = None
     recipe: Literal["gptq"] = "gptq"
     calibration: CalibrationSettings = Field(description="The prompts that give the layers' Hessians.")
 
@@ -204,6 +212,7 @@ class GPTQ(FourBitSettings):
 class OptimumGPTQ(GPTQ):
     """GPTQ as optimum and GPTQModel do it, in an environment of their own (`envs/gptq.lock.txt`)."""
 
+    compresses_experts: ClassVar[bool | None] = False
     recipe: Literal["optimum_gptq"] = "optimum_gptq"  # type: ignore[assignment]  # another value of the same key
 
     @property

@@ -155,7 +155,6 @@ def test_both_forms_of_a_patch_need_servers_of_ones_own() -> None:
         "serving.url"
     ]
 
-
     values["serving"] = {"urls": {}}
     assert "suites.safety.serve: both forms need a server each, and serving.urls names a running one" in "\n".join(
         mistakes(values)
@@ -267,6 +266,41 @@ def test_heads_of_a_local_model_that_no_number_of_gpus_can_share(folder: Path) -
     values["models"]["hub"]["gpus"] = 4
     with pytest.raises(ConfigurationError, match="models.hub.gpus: its 14 attention heads.*write another number"):
         check_files(load_configuration(values))
+
+
+def test_a_local_mixture_is_refused_for_a_recipe_that_leaves_its_experts_alone(folder: Path) -> None:
+    values = changed("models.hub.source", {"path": "model"})
+    values["compressions"] |= {
+        "fp8": {"recipe": "fp8"},
+        "w8a8": {"recipe": "round_to_nearest", "weight_bits": 8, "activation_bits": 8},
+    }
+    check_files(load_configuration(values))
+    for config in ({"num_experts": 1}, {"text_config": {"num_local_experts": 0}}):
+        (folder / "model/config.json").write_text(json.dumps(config), encoding="utf-8")
+        check_files(load_configuration(values))
+    for config in ({"n_routed_experts": 8}, {"text_config": {"n_routed_experts": 8}}):
+        (folder / "model/config.json").write_text(json.dumps(config), encoding="utf-8")
+        with pytest.raises(ConfigurationError) as caught:
+            check_files(load_configuration(values))
+        start = "models.hub.compressions: {} cannot be made of hub, a mixture of experts (n_routed_experts: 8): {}"
+        advice = "; name the other compressions here, or one with recipe: given"
+        assert str(caught.value).split("\n") == [
+            start.format("fp8", "fp8 does not compress experts") + advice,
+            start.format("w8a8", "Transformers does not round its experts' inputs, as a server would") + advice,
+        ]
+    values["models"]["hub"]["compressions"] = ["magnitude", "wanda", "w4", "ready"]
+    check_files(load_configuration(values))
+
+
+@pytest.mark.parametrize(("method", "given"), [("gptq", True), ("mxfp4", False)])
+def test_a_local_model_that_is_quantised_is_no_original(folder: Path, method: str, given: bool) -> None:
+    quantisation = {"quant_method": method, "bits": 4}
+    (folder / "model/config.json").write_text(json.dumps({"quantization_config": quantisation}), encoding="utf-8")
+    with pytest.raises(ConfigurationError) as caught:
+        check_files(load_configuration(changed("models.hub.source", {"path": "model"})))
+    (line,) = str(caught.value).split("\n")
+    start = f"models.hub.source.path: the model is quantised already, by {method}; name the unquantised original"
+    assert line.startswith(start) and ("by recipe: given" in line) == given
 
 
 def test_a_server_of_the_user_s_has_its_own_cache() -> None:

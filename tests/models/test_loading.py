@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy
@@ -36,6 +37,7 @@ from aird.models.loading import (
     open_checkpoint,
     read_chat,
 )
+from aird.models.structure import residual_writers
 from aird.models.tuning import tune_to_refuse
 from aird.prompts.chat import chat_settings, chat_tokens
 from aird.settings.base import PromptSelection
@@ -59,6 +61,28 @@ def imported(source: Path, tmp_path: Path) -> Path:
 def test_a_folder_is_copied_bit_by_bit(source: Path, tmp_path: Path) -> None:
     target = imported(source, tmp_path)
     assert (target / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
+
+
+def test_the_structure_is_proven_in_float32_whatever_a_processor_computes_in(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "compute_dtype", lambda checkpoint: torch.bfloat16)
+    proven = []
+
+    def seen(model: Any) -> Any:
+        proven.append(next(model.parameters()))
+        return residual_writers(model)
+
+    monkeypatch.setattr(loading, "residual_writers", seen)
+    imported(source, tmp_path)
+    assert {parameter.dtype for parameter in proven if not parameter.is_meta} == {torch.float32}
+
+
+def test_a_quantised_model_is_no_original(source: Path, tmp_path: Path) -> None:
+    compress(source, tmp_path / "int4", RoundToNearest(weight_bits=4, group_size=64), None)
+    with pytest.raises(ValueError, match="quantised already, by compressed-tensors.*recipe: given"):
+        imported(tmp_path / "int4", tmp_path)
+    assert not list((tmp_path / "target").iterdir())
 
 
 def test_truncated_weights(source: Path, tmp_path: Path) -> None:
