@@ -178,13 +178,15 @@ def judge_files(wildcards):
 
 
 def judge_source(wildcards):
-    """Return where a suite's judge comes from."""
-    return settings_json(CONFIGURATION.suites[wildcards.suite].judge.source)
+    """Return where a suite's judge comes from, and how it is addressed."""
+    return canonical_json(CONFIGURATION.suites[wildcards.suite].judge.imported())
 
 
 def judge_settings(wildcards):
-    """Return how a suite's judge is asked."""
-    return canonical_json(CONFIGURATION.suites[wildcards.suite].judge.asked())
+    """Return how a suite's judge is asked, and what its server is started with."""
+    judge = CONFIGURATION.suites[wildcards.suite].judge.asked()
+    serving = {key: SERVING_SETTINGS[key] for key in LATER & SERVING_SETTINGS.keys()}
+    return canonical_json({"judge": judge, "serving": serving})
 
 
 def judge_code(wildcards):

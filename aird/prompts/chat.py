@@ -127,6 +127,18 @@ def chat_text(
     return text
 
 
+def conversation_tokens(tokenizer: Any, instruction: str, reply: str) -> list[int]:
+    """Return the token ids that ask for what follows an instruction and its reply: so a judge of both is asked.
+
+    One that thinks answers behind a closed empty thought. The tokenizer and the errors are those of `chat_tokens`.
+    """
+    messages = [*_messages(tokenizer, instruction), {"role": "assistant", "content": reply}]
+    text = _render(tokenizer, messages, True)
+    if thinking := chat_settings(tokenizer).thinking:
+        text = _thoughtful(tokenizer, text, thinking, False)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
 def opens_thought(tokenizer: Any) -> bool:
     """Return whether the generation prompt of a model that thinks ends inside a thought, where a reply then begins."""
     thinking = chat_settings(tokenizer).thinking

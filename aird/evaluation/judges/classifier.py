@@ -11,7 +11,7 @@ from typing import Any
 
 from aird.evaluation.engines.engine import Client
 from aird.evaluation.judges.judge import filled, judged
-from aird.prompts.chat import render
+from aird.prompts.chat import conversation_tokens
 from aird.settings.suites import Classifier
 
 ANSWER_TOKENS = 8  # the verdict is a word, perhaps after a line break
@@ -21,7 +21,7 @@ def judge_prompt(tokenizer: Any, judge: Classifier, instruction: str, completion
     """Return the token ids that ask the judge about one completion.
 
     With a template, the text with both put in, as the tokenizer starts a text; without one, the
-    judge's own chat template of the conversation, which is how Llama Guard is asked.
+    judge's own chat template of the conversation, which is how Llama Guard is asked, by its chat settings.
 
     Raises:
         ValueError: there is neither.
@@ -30,8 +30,7 @@ def judge_prompt(tokenizer: Any, judge: Classifier, instruction: str, completion
         return list(tokenizer(filled(judge.template, instruction, completion))["input_ids"])
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError("this judge has no chat template; write `template` with {instruction} and {completion}")
-    turns = [{"role": "user", "content": instruction}, {"role": "assistant", "content": completion}]
-    return list(tokenizer(render(tokenizer, turns, True), add_special_tokens=False)["input_ids"])
+    return conversation_tokens(tokenizer, instruction, completion)
 
 
 def verdict(answer: str, judge: Classifier) -> bool | None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from aird.evaluation.engines.engine import Engine, ServerSettings
-from aird.settings.suites import Classifier
+from aird.prompts.chat import with_chat
+from aird.settings.suites import Classifier, Serving
 from aird.support.gpus import own_gpus
 
 
@@ -18,15 +19,22 @@ def judge_module(judge: Classifier) -> str:
 
 
 def judge_completions(
-    checkpoint: Path, engine: Engine, completions: Sequence[dict[str, Any]], judge: Classifier, seed: int, log: Path
+    checkpoint: Path,
+    engine: Engine,
+    completions: Sequence[dict[str, Any]],
+    judge: Classifier,
+    serving: Serving,
+    seed: int,
+    log: Path,
 ) -> list[dict[str, Any]]:
     """Have an engine run a judge, and ask it about the completions of harmful instructions, plain and attacked.
 
     Args:
-        checkpoint: the judge's checkpoint folder.
+        checkpoint: the judge's checkpoint folder, with its chat settings.
         engine: who runs it.
         completions: completion records with id, kind, instruction and completion.
         judge: how to ask it.
+        serving: the share of a GPU's memory, and the server's further arguments.
         seed: the engine's own.
         log: receives what a server prints.
 
@@ -39,11 +47,18 @@ def judge_completions(
     """
     from transformers import AutoTokenizer
 
+    from aird.models.loading import read_chat  # with torch, which the workflow's plan does without
+
     ask_judge = importlib.import_module(judge_module(judge)).ask_judge
-    settings = ServerSettings(maximum_model_length=judge.maximum_model_length, seed=seed, gpus=own_gpus())
+    settings = ServerSettings(
+        maximum_model_length=judge.maximum_model_length,
+        seed=seed,
+        gpus=own_gpus(),
+        gpu_memory_utilization=serving.gpu_memory_utilization,
+        extra_arguments=serving.server_arguments(),
+    )
     engine.check(checkpoint, settings)
+    tokenizer = with_chat(AutoTokenizer.from_pretrained(str(checkpoint)), read_chat(checkpoint))
     with engine.serve(checkpoint, settings, log) as client:
-        answers: list[dict[str, Any]] = ask_judge(
-            client, AutoTokenizer.from_pretrained(str(checkpoint)), completions, judge
-        )
+        answers: list[dict[str, Any]] = ask_judge(client, tokenizer, completions, judge)
         return answers

@@ -96,7 +96,7 @@ def ask_judge(
     if grades and all(row["grade"] is None for row in grades):
         raise ValueError(
             f"none of the judge's answers ends with the three lines of the rubric (the first: {answers[0]!r}); take a "
-            "larger chat model, and one that does not think before it answers"
+            "larger chat model, or say in `chat` of the suite's judge how its thoughts are marked or turned off"
         )
     return [
         {"id": record["id"], **given, "answer": answer}
