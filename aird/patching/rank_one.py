@@ -83,7 +83,7 @@ def save_edits(
     """Write the edits as an adapter into `folder`, and return what there is to say about them.
 
     `not_edited` names what the blocks write besides, each with the reason. An adapter of experts has `experts`: PEFT's
-    names of their parameters, and that engines get such a patch merged.
+    names of their parameters. In which form it was measured, the measurement says (`served_as`).
 
     Args:
         edits: at least one edit.
@@ -106,7 +106,7 @@ def save_edits(
         "blocks": blocks,
         "edits": statistics,
         "not_edited": not_edited,
-        **({"experts": {"target_parameters": experts, "served": "merged"}} if experts else {}),
+        **({"experts": {"target_parameters": experts}} if experts else {}),
         "direction": {"layer": direction.layer, "position": direction.position, "sha256": sha256},
     }
     if inputs.own:

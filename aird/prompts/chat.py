@@ -133,7 +133,7 @@ def conversation_tokens(tokenizer: Any, instruction: str, reply: str) -> list[in
     One that thinks answers behind a closed empty thought. The tokenizer and the errors are those of `chat_tokens`.
     """
     messages = [*_messages(tokenizer, instruction), {"role": "assistant", "content": reply}]
-    text = _render(tokenizer, messages, True)
+    text = render(tokenizer, messages, True)
     if thinking := chat_settings(tokenizer).thinking:
         text = _thoughtful(tokenizer, text, thinking, False)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])

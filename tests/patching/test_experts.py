@@ -144,14 +144,14 @@ def inputs(tiny_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPath
     return PatchInputs("small-w4a16", original, folder / "w4a16", files)
 
 
-def test_the_record_and_the_card_say_what_was_edited_and_how_it_is_served(inputs: PatchInputs, tmp_path: Path) -> None:
+def test_the_record_and_the_card_say_what_was_edited(inputs: PatchInputs, tmp_path: Path) -> None:
     settings = parse_patch({"method": "project"})
     record = make_patch(settings, inputs, tmp_path / "adapter", tmp_path / "record.json")
     names = ["model.layers.1.self_attn.o_proj", "model.layers.1.mlp.experts.down_proj"]
     assert [edit["module"] for edit in record["edits"]] == names
     assert all(edit["row_norm_after"] == pytest.approx(1, abs=1e-4) for edit in record["edits"])
     assert record["not_edited"] == []
-    assert record["experts"] == {"target_parameters": names[1:], "served": "merged"}
+    assert record["experts"] == {"target_parameters": names[1:]}
     configuration = json.loads((tmp_path / "adapter/adapter_config.json").read_text(encoding="utf-8"))
     assert configuration["target_modules"] == names[:1] and configuration["target_parameters"] == names[1:]
     card = (tmp_path / "adapter/README.md").read_text(encoding="utf-8")
@@ -163,11 +163,12 @@ def test_an_engine_gets_quantised_experts_merged_into_a_dense_copy(inputs: Patch
     make_patch(settings, inputs, tmp_path / "adapter", tmp_path / "record.json")
     with pytest.raises(ValueError, match="quantised, and cannot hold some of them dense"):
         merge(inputs.compressed, load_adapter(tmp_path / "adapter"), tmp_path)
-    served, left = prepare_checkpoint(inputs.compressed, tmp_path / "adapter", Vllm(None), tmp_path)
-    assert left is None
+    served, left, dense = prepare_checkpoint(inputs.compressed, tmp_path / "adapter", Vllm(None), tmp_path)
+    assert left is None and dense
     assert prepare_checkpoint(inputs.compressed, tmp_path / "adapter", Transformers(), tmp_path) == (
         inputs.compressed,
         tmp_path / "adapter",
+        False,
     )
     plain, adapted, of_served = (
         logits_of(load_model(*arguments, dtype=torch.float32))
