@@ -14,16 +14,16 @@ import pytest
 import torch
 from configuration.configuration_cases import BASE
 from tiny_model import build_tiny_model
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from aird.compression.gguf_recipe import PRE_TOKENIZERS, describe_gguf_environment
+from aird.compression.gguf_recipe import PRE_TOKENIZERS, _quantiser, describe_gguf_environment, write_gguf
 from aird.compression.programs import gguf_quantiser
 from aird.compression.registry import compress
 from aird.configuration.loading import load_configuration
 from aird.configuration.local_files import check_files
 from aird.configuration.messages import ConfigurationError
 from aird.models.checkpoint import read_checkpoint
-from aird.models.gguf_file import served_gguf
+from aird.models.gguf_file import read_gguf, served_gguf
 from aird.models.matrices import dense_matrix
 from aird.settings.checkpoint_formats import GGUF_MODELS
 from aird.settings.compressions import GGUF, KeyValueCache
@@ -73,6 +73,35 @@ def test_what_is_written(
     tokenizer = PreTrainedTokenizerFast.from_pretrained(original)
     assert fields["tokenizer.ggml.eos_token_id"] == tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert fields["tokenizer.chat_template"] == tokenizer.chat_template
+
+
+# The largest relative error of a matrix of normally distributed values.
+ROUNDING = {"Q2_K": 0.33, "Q3_K": 0.17, "Q4_K": 0.085, "IQ4_XS": 0.09, "Q5_K": 0.042, "Q6_K": 0.021}
+
+
+def test_what_llama_cpp_packed_is_decoded(gguf_python: Path, tmp_path: Path) -> None:
+    """K-quants and IQ4_XS by their own packer; a scale or a bit that is read wrongly costs more than rounding does."""
+    original = build_tiny_model(tmp_path / "original")
+    config = LlamaConfig.from_pretrained(original, hidden_size=256, num_attention_heads=4)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(original)
+    (tmp_path / "whole").mkdir()
+    source = read_checkpoint(original)
+    write_gguf(source, tmp_path / "whole", None, gguf_python)
+    # llama.cpp holds the rows of queries and keys in another order.
+    modules = [name for name in source.block_matrices() if not name.endswith(("q_proj", "k_proj"))]
+    errors: dict[str, list[float]] = {}
+    for type_ in ("Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_S", "IQ4_XS"):
+        path = tmp_path / f"{type_}.gguf"
+        _quantiser(gguf_python, "quantise", tmp_path / "whole/model.gguf", path, type_, 1)
+        file = read_gguf(path)
+        for module, decoded in file.matrices(modules):
+            wanted = dense_matrix(original, module)
+            error = float((decoded - wanted).norm() / wanted.norm())
+            errors.setdefault(file.tensor_of(module).type, []).append(error)
+    assert errors.keys() == ROUNDING.keys()
+    for kind, largest in ROUNDING.items():
+        assert 0.5 * largest < min(errors[kind]) and max(errors[kind]) < largest, (kind, errors[kind])
 
 
 @pytest.mark.parametrize("settings", [GGUF(type="BF16"), KeyValueCache(dtype="q4_0")])

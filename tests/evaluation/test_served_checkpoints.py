@@ -207,7 +207,7 @@ def test_a_patched_checkpoint_at_a_vllm_server_of_the_users(original: Path, vllm
     merge(original, edits(), merged)
     save_adapter(edits(), adapter, "base")
     suite = Suite.model_validate({"harmful": {"set": "a"}, "harmless": {"set": "b"}, "maximum_new_tokens": 2})
-    records = {kind: [{"id": f"{kind}-{n}", "instruction": f"Draw {n} hats."} for n in range(4)] for kind in KINDS}
+    records = {kind: [{"id": f"{kind}-{n}", "instruction": f"Draw {n} hats."} for n in range(4)] for kind in CLASSES}
     serving, scratch, log = Serving(maximum_model_length=256), tmp_path / "scratch", tmp_path / "log"
 
     def evaluate(patch: Path | None) -> dict[str, Any]:
