@@ -477,7 +477,11 @@ def compressions_table(manifests: Mapping[Pair, Record], scores: Scores) -> pand
     rows = {}
     for pair, manifest in manifests.items():
         measured = manifest.get("total", {})
-        forms = {AS_STORED: manifest.get("served_as"), DENSE_COPY: DEQUANTISED, GGUF_FILE: AS_GIVEN}
+        forms: dict[str | None, Any] = {
+            AS_STORED: manifest.get("served_as"),
+            DENSE_COPY: DEQUANTISED,
+            GGUF_FILE: AS_GIVEN,
+        }
         served_as = forms.get(computed_with.get(pair)) if "served_as" in manifest else None
         rows[pair] = [{**measured, "formats": ", ".join(measured.get("formats", [])), "served_as": served_as}]
     columns = "sparsity bits_per_weight sparse_bits_per_weight relative_error weights stored_bytes formats served_as"
