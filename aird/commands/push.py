@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
             f"the adapter was made for {base}, which is the name of a folder; nobody else has it, so say with --base "
             "which hub model it belongs on"
         )
-    file = Path(made_for).name
+    file = Path(made_for.rpartition(":")[2]).name
     if file.lower().endswith(".gguf") and ":" not in base:
         base = f"{base}:{file}"
     source: Path = arguments.card or folder / CARD

@@ -73,12 +73,13 @@ def test_evaluate_says_in_which_form_it_was_measured(name: str, form: str, folde
 
 
 def test_a_command_that_is_ended_leaves_nothing_decoded(folder: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "aird", *asked(folder, "q8.gguf", tmp_path / "scores", "--transformers")]
+    long = ["--transformers", "--tokens", "256"]
+    command = [sys.executable, "-m", "aird", *asked(folder, "q8.gguf", tmp_path / "scores", *long)]
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        while not list(temporary.glob("aird-decoded-*")) and process.poll() is None:
+        while not list(temporary.glob("aird-decoded-*/*")) and process.poll() is None:
             time.sleep(0.01)
         process.terminate()
         _, told = process.communicate()
