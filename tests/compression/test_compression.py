@@ -22,7 +22,6 @@ from tiny_model import build_tiny_model
 from transformers import AutoModelForCausalLM
 
 from aird.compression import oneshot
-from aird.compression.cache_recipe import cache_dtype
 from aird.compression.measure import check, check_stored_formats, fulfils_pattern, measure
 from aird.compression.pruning import prune_by_magnitude, zero_smallest, zero_smallest_in_groups
 from aird.compression.registry import RECIPES, Recipe, compress
@@ -124,10 +123,6 @@ def test_the_cache_recipe_keeps_every_weight(original: Path, tmp_path: Path) -> 
     assert (tmp_path / "cache/model.safetensors").samefile(original / "model.safetensors")
     assert {matrix["relative_error"] for matrix in measurements["matrices"].values()} == {0.0}
     assert measurements["total"]["bits_per_weight"] == 16
-    manifest = {"settings": KeyValueCache(dtype="fp8").model_dump(), **measurements}
-    assert cache_dtype(manifest) == "fp8"
-    assert cache_dtype({"settings": FP8().model_dump()}) is None
-    assert cache_dtype({"source": {"path": "a"}}) is None
 
 
 def test_a_cache_recipe_that_changed_a_weight_is_an_error(
