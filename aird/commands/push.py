@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from aird.commands.evaluate import check_adapter
+from aird.patching.model_card import FETCHED_GGUF
 
 SUMMARY = "publish an adapter on a model hub, with its numbers and its verdict"
 DESCRIPTION = """\
@@ -139,19 +140,23 @@ def _renamed(card: str, made_for: str, base: str) -> str:
     """
     repository, _, file = base.partition(":")
     local = Path(made_for)
-    changes = {
+    changes = {}
+    if file:
+        loaded = f'from_pretrained("{local.parent}", gguf_file="{local.name}")'
+        fetched = FETCHED_GGUF.format(repository=repository, file=file)
+        changes |= {
+            rf"^llama-server -m {re.escape(made_for)} ": f"llama-server -hf {repository} -hff {file} ",
+            re.escape(loaded): f'from_pretrained("{repository}", gguf_file="{file}")',
+            rf'Path\("{re.escape(made_for)}"\)': f'Path("{file}")',
+            r"(of the same decoded weights):": rf"\g<1>{fetched}:",
+        }
+    changes |= {
         rf"^(base_model: )['\"]?{re.escape(made_for)}['\"]?$": rf"\g<1>{repository}",
         rf"^(- base_model:adapter:){re.escape(made_for)}$": rf"\g<1>{repository}",
         rf"`{re.escape(made_for)}`": f"`{base}`",
         rf'"{re.escape(made_for)}"': f'"{base}"',
         rf"^vllm serve {re.escape(made_for)} ": f"vllm serve {base} ",
     }
-    if file:
-        loaded = f'from_pretrained("{local.parent}", gguf_file="{local.name}")'
-        changes |= {
-            rf"^llama-server -m {re.escape(made_for)} ": f"llama-server -hf {repository} -hff {file} ",
-            re.escape(loaded): f'from_pretrained("{repository}", gguf_file="{file}")',
-        }
     for pattern, name in changes.items():
         card = re.sub(pattern, name, card, flags=re.MULTILINE)
     return card

@@ -55,14 +55,13 @@ LOADING_GGUF = (
     "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
     'base = AutoModelForCausalLM.from_pretrained("{folder}", gguf_file="{file}")\n'
     'model = PeftModel.from_pretrained(base, "path/to/this/folder")\n```\n\n'
-    "or with vLLM, on a dense checkpoint of the same decoded weights:\n\n"
+    "or with vLLM, on a dense checkpoint of the same decoded weights{fetched}:\n\n"
     "```python\nfrom pathlib import Path\n\nimport torch\nfrom aird.models.loading import dequantise_gguf\n\n"
-    'Path("decoded").mkdir()\ndequantise_gguf(Path("{base}"), Path("decoded"), torch.bfloat16)\n```\n\n'
+    'Path("decoded").mkdir()\ndequantise_gguf(Path("{path}"), Path("decoded"), torch.bfloat16)\n```\n\n'
     "```bash\nvllm serve decoded --enable-lora --max-lora-rank 1 --lora-modules aird=path/to/this/folder\n```\n\n"
     "then ask for the model `aird`.\n"
 )
-
-
+FETCHED_GGUF = " (`hf download {repository} {file} --local-dir .` fetches the file)"
 SERVING_EXPERTS = (
     "Servers take no adapter of experts in PEFT's form (`target_parameters`): merge it first "
     "(`PeftModel.merge_and_unload`, or the workflow's `merged_checkpoints`).\n"
@@ -108,8 +107,11 @@ def _loading(record: Mapping[str, Any], base: str) -> str:
         hub = read_hub_name(base)
         if hub is not None and hub.file is not None:
             served = f"-hf {hub.repository} -hff {hub.file}"
-            return LOADING_GGUF.format(served=served, folder=hub.repository, file=hub.file)
-        return LOADING_GGUF.format(served=f"-m {base}", folder=path.parent, file=path.name)
+            fetched = FETCHED_GGUF.format(repository=hub.repository, file=hub.file)
+            return LOADING_GGUF.format(
+                served=served, folder=hub.repository, file=hub.file, path=hub.file, fetched=fetched
+            )
+        return LOADING_GGUF.format(served=f"-m {base}", folder=path.parent, file=path.name, path=base, fetched="")
     return (LOADING + (SERVING_EXPERTS if "experts" in record else SERVING + SERVING_BY_LLAMA_CPP)).format(base=base)
 
 

@@ -11,7 +11,7 @@ from tiny_model import build_tiny_model
 from wrappers import WRAPPERS, write_wrapper
 
 from aird.models.checkpoint import read_checkpoint
-from aird.models.loading import import_model, load_model, load_tokenizer
+from aird.models.loading import import_model, load_model, load_tokenizer, write_text_model
 from aird.models.structure import ArchitectureError, writer_contributions
 from aird.support.files import read_json, write_json
 
@@ -69,6 +69,8 @@ def test_a_quantised_wrapper_is_refused(plain: Path, tmp_path: Path) -> None:
     write_json(source / "config.json", {**config, "quantization_config": {"quant_method": "compressed-tensors"}})
     (tmp_path / "target").mkdir()
     with pytest.raises(ArchitectureError, match="wraps a quantised text model"):
+        write_text_model(source, tmp_path / "target", False)
+    with pytest.raises(ValueError, match="the model is quantised already, by compressed-tensors"):
         import_model(source, tmp_path / "target", "float32")
 
 
