@@ -140,7 +140,7 @@ def _renamed(card: str, made_for: str, base: str) -> str:
     """
     repository, _, file = base.partition(":")
     local = Path(made_for)
-    changes = {}
+    changes: dict[str, str] = {}
     if file:
         loaded = f'from_pretrained("{local.parent}", gguf_file="{local.name}")'
         fetched = FETCHED_GGUF.format(repository=repository, file=file)
