@@ -149,8 +149,8 @@ def _compressed_tensors(quantisation: Mapping[str, Any]) -> str | None:
         return f"is packed as {', '.join(unread)}, which is not read; save it uncompressed, or as {PACKINGS[0]}"
     if quantisation.get("kv_cache_scheme"):  # vLLM would follow it, and Transformers not
         return (
-            "comes with scales of a quantised key/value cache (`kv_cache_scheme`), which are not read; quantise without "
-            "them, and give the compression a key_value_cache_dtype"
+            "comes with scales of a quantised key/value cache (`kv_cache_scheme`), which are not read; quantise "
+            "without them, and give the compression a key_value_cache_dtype"
         )
     return None
 
