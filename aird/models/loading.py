@@ -6,8 +6,11 @@ weights, tokenizer, chat template and generation configuration.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -375,11 +378,20 @@ def dequantise_gguf(source: Path, target: Path, dtype: torch.dtype) -> None:
     import transformers
 
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name)
+        with _alone(source) as folder:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=source.name)
     except Exception as error:  # the reader raises whatever its damaged numbers lead to
         raise ValueError(f"{source} cannot be read as a GGUF model ({error}); fetch it again") from error
     dequantise_gguf_weights(source, target, dtype)
     tokenizer.save_pretrained(target)
+
+
+@contextlib.contextmanager
+def _alone(file: Path) -> Iterator[str]:
+    """Yield a folder that holds a file alone: Transformers would read a checkpoint's other files beside a GGUF file."""
+    with tempfile.TemporaryDirectory(prefix="aird-gguf-") as folder:
+        (Path(folder) / file.name).symlink_to(file.absolute())
+        yield folder
 
 
 def dequantise_gguf_weights(source: Path, target: Path, dtype: torch.dtype) -> None:
@@ -396,13 +408,14 @@ def dequantise_gguf_weights(source: Path, target: Path, dtype: torch.dtype) -> N
     import transformers
 
     try:
-        loading: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            str(source.parent),
-            gguf_file=source.name,
-            dtype=dtype,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
+        with _alone(source) as folder:
+            loading: Any = transformers.AutoModelForCausalLM.from_pretrained(
+                folder,
+                gguf_file=source.name,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
         model, loaded = loading
         check_complete(loaded, source)
     except Exception as error:  # as above

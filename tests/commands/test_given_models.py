@@ -28,6 +28,7 @@ from aird.commands.inputs import COPY_IN_WORDS, open_model_folder
 from aird.commands.main import main
 from aird.compression.registry import compress
 from aird.models.gguf_file import served_gguf
+from aird.models.loading import load_tokenizer
 from aird.models.matrices import dense_matrix
 from aird.settings.compressions import RoundToNearest
 from aird.support.files import hash_folder, read_json, write_json
@@ -293,3 +294,11 @@ def test_what_cannot_be_read_is_an_error_of_the_input(
     ):
         assert main(asked(tmp_path, name, tmp_path / "output", "--transformers")) == 2, name
         assert message in capsys.readouterr().err
+
+
+def test_a_gguf_file_beside_a_checkpoint_is_read_by_itself(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    """As `recipe: gguf` leaves it; Transformers would take the tokenizer's settings from the folder."""
+    folder = Path(shutil.copytree(tiny_folder("llama"), tmp_path / "checkpoint"))
+    ready_made.gguf_file(tiny_folder("llama"), folder / "model.gguf", ["Q8_0"])
+    opened = open_model_folder(str(folder / "model.gguf"), False)
+    assert load_tokenizer(opened.folder).chat_template == load_tokenizer(tiny_folder("llama")).chat_template
