@@ -253,8 +253,7 @@ def test_the_walk_through_of_ones_own_model(finished: Path, tmp_path: Path) -> N
     jobs = planned(project)
     assert all("my-model" in job or job in REPORT | {"make_cards"} for job in jobs), jobs
     assert {f"evaluate_suite my-model/{name}/aird/quick" for name in settings["compressions"]} <= jobs
-    snakemake(project, "results/comparisons/my-model/w4a16.json")
-    assert (project / "results/directions/my-model/original/direction.json").is_file()
+    snakemake(project, "results/models/my-model/w4a16/manifest.json")
 
 
 def documented_columns() -> dict[str, list[str]]:

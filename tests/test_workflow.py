@@ -106,38 +106,92 @@ def test_snakemakes_own_report_is_one_file_without_requests(finished: Path, tmp_
 
 @pytest.mark.thorough
 def test_second_model_of_another_family_runs_only_its_nodes(finished: Path, tmp_path: Path) -> None:
+    """A model that was tuned to refuse everything, with the learnt patches and the baselines."""
+    from aird.patching.adapters import load_adapter
+
     project = tmp_path / "project"
     shutil.copytree(finished, project, symlinks=True)
     configuration = read_configuration(project)
     model = build_tiny_model(project / "inputs/models/second", family="qwen2", seed=1)
+    patches = {
+        "calibrated": {"method": "calibrate", "epochs": 2, "strengths": [1.0], "significance": 1},
+        "fitted": {"method": "fit", "depth": 2},
+        "lora": {"method": "lora", "rank": 2, "epochs": 1, "maximum_answer_tokens": 4},
+        "prompt": {"method": "system_prompt"},
+    }
     configuration["models"]["second"] = {
         "source": {"path": str(model.relative_to(project))},
+        "refusal_tuning": {
+            "harmful": {"set": "harmful", "split": "train"},
+            "harmless": {"set": "harmless", "split": "train", "count": 2},
+            "epochs": 40,
+            "learning_rate": 0.01,
+            "maximum_answer_tokens": 4,
+        },
         "compressions": ["w4a16"],
-        "patches": ["aird"],
+        "patches": list(patches),
     }
+    configuration["models"]["tiny"]["patches"] = ["aird", "random-control"]
+    configuration["patches"] |= patches
+    configuration["replies"] = {"train_harmful": 16, "train_harmless": 16, "validation": 8}
     before = {path: path.stat().st_mtime_ns for path in (project / "results").rglob("*/tiny/**/*.json")}
     write_configuration(project, configuration, "both.yaml")
+    pair = "second/w4a16"
     of_second = {
-        "import_model second",
-        "compress_model second/w4a16",
+        "import_source_model second",
+        "tune_refusal second",
+        f"compress_model {pair}",
         "refusal_tokens second",
         *(f"{rule} second/{compression}" for rule in PAIR_RULES for compression in ("original", "w4a16")),
-        "compare_directions second/w4a16",
-        "make_patch second/w4a16/aird",
+        f"compare_directions {pair}",
+        "record_replies second",
+        *(f"learn_patch {pair}/{name}" for name in ("calibrated", "fitted", "lora")),
+        f"make_patch {pair}/prompt",
         *(
             f"{rule} second/{cell}/quick"
             for rule in ("evaluate_suite", "score_completions")
-            for cell in ("original/plain", "w4a16/plain", "w4a16/aird")
+            for cell in ("original/plain", *(f"w4a16/{patch}" for patch in ("plain", *patches)))
         ),
     }
     assert planned(project, configuration="both.yaml") == of_second | REPORT | {"make_cards"}
     snakemake(project, configuration="both.yaml")
     assert before == {path: path.stat().st_mtime_ns for path in before}
-    summary = pandas.read_csv(project / "results/tables/summary.csv")
-    assert len(summary[summary.model == "second"]) == 3
     assert planned(project, configuration="both.yaml") == set()
     # Taken out again, its results stay, and only what shows it is made anew.
     assert planned(project) == REPORT | {"make_cards"}
+
+    summary = pandas.read_csv(project / "results/tables/summary.csv")
+    assert set(summary[summary.model == "second"].patch) == {"plain", *patches}
+    folder = project / "results/patches" / pair
+    records = {name: json.loads((folder / name / "statistics.json").read_text()) for name in ("calibrated", "fitted")}
+    assert records["calibrated"]["calibration"]["original"]["refusal"] > 0.5
+    assert [row["strength"] for row in records["calibrated"]["calibration"]["tried"]] == [1.0]
+    updates = {name: load_adapter(folder / name / "adapter") for name in ("calibrated", "fitted", "lora")}
+    assert records["calibrated"]["blocks"] == [2, 3] and len(updates["calibrated"]) == 4
+    assert {update.up.shape[1] for update in updates["calibrated"]} == {1}
+    assert {update.up.shape[1] for update in updates["lora"]} == {2}
+    layer = json.loads((project / "results/directions/second/original/direction.json").read_text())["layer"]
+    assert records["fitted"]["blocks"] == list(range(max(0, layer - 2), max(1, layer)))
+    assert len(updates["fitted"]) == 2 * len(records["fitted"]["blocks"])
+    assert all(edit.down.isfinite().all() and edit.down.abs().max() > 0 for edit in updates["fitted"])
+
+    # An edit of one method makes its own patches again; the learner has no part in what the original replied.
+    for path, name in (("methods/lora.py", "lora"), ("calibration.py", "calibrated")):
+        source = project / "aird/patching" / path
+        content = source.read_text()
+        source.write_text(content + "\n# edited\n")
+        cell = f"{pair}/{name}"
+        again = {f"learn_patch {cell}", f"evaluate_suite {cell}/quick", f"score_completions {cell}/quick"}
+        assert planned(project, configuration="both.yaml") == again | REPORT | {"make_cards"}
+        source.write_text(content)
+    # Other prompts are learnt from: the original is asked anew, and the LoRA has nothing to do with it.
+    configuration["replies"]["train_harmless"] = 12
+    write_configuration(project, configuration, "both.yaml")
+    learning = {"record_replies", "learn_patch"}
+    assert {job for job in planned(project, configuration="both.yaml") if job.split()[0] in learning} == {
+        "record_replies second",
+        f"learn_patch {pair}/calibrated",
+    }
 
 
 @pytest.mark.thorough
@@ -181,96 +235,6 @@ def test_the_direction_is_looked_for_in_patched_checkpoints_and_written_at_the_o
     fifth = claims[claims.claim == "C5"]
     assert set(fifth.patch) == {"aird", "at-source"} and fifth.verdict.ne("").all()
     assert "Does the original's direction come back?" in html.unescape((project / "results/report.html").read_text())
-
-
-@pytest.mark.thorough
-def test_a_fitted_patch_is_fitted_and_evaluated(finished: Path, tmp_path: Path) -> None:
-    from aird.patching.adapters import load_adapter
-
-    project = tmp_path / "project"
-    shutil.copytree(finished, project, symlinks=True)
-    configuration = read_configuration(project)
-    configuration["patches"]["fitted"] = {"method": "fit", "depth": 2, "compressions": ["w4a16"]}
-    write_configuration(project, configuration)
-    cell = "tiny/w4a16/fitted"
-    jobs = {f"learn_patch {cell}", f"evaluate_suite {cell}/quick", f"score_completions {cell}/quick"}
-    assert planned(project) == jobs | REPORT | {"make_cards"}
-    snakemake(project, f"results/patches/{cell}/statistics.json")
-    statistics = json.loads((project / f"results/patches/{cell}/statistics.json").read_text())
-    layer = json.loads((project / "results/directions/tiny/original/direction.json").read_text())["layer"]
-    assert statistics["blocks"] == list(range(max(0, layer - 2), max(1, layer)))
-    edits = load_adapter(project / f"results/patches/{cell}/adapter")
-    assert len(edits) == 2 * len(statistics["blocks"])
-    assert all(edit.down.isfinite().all() and edit.down.abs().max() > 0 for edit in edits)
-
-
-@pytest.mark.thorough
-def test_learnt_patches_and_baselines_are_made_and_evaluated(finished: Path, tmp_path: Path) -> None:
-    """A model that was tuned to refuse everything: a calibrated patch, a LoRA, a system prompt."""
-    from aird.patching.adapters import load_adapter
-
-    project = tmp_path / "project"
-    shutil.copytree(finished, project, symlinks=True)
-    configuration = read_configuration(project)
-    configuration["models"]["refusing"] = {
-        **configuration["models"]["tiny"],
-        "refusal_tuning": {
-            "harmful": {"set": "harmful", "split": "train"},
-            "harmless": {"set": "harmless", "split": "train", "count": 2},
-            "epochs": 40,
-            "learning_rate": 0.01,
-            "maximum_answer_tokens": 4,
-        },
-        "compressions": ["w4a16"],
-        "patches": ["calibrated", "lora", "prompt"],
-    }
-    configuration["models"]["tiny"]["patches"] = ["aird", "random-control"]
-    configuration["patches"] |= {
-        "calibrated": {"method": "calibrate", "epochs": 2, "strengths": [1.0], "significance": 1},
-        "lora": {"method": "lora", "rank": 2, "epochs": 1, "maximum_answer_tokens": 4},
-        "prompt": {"method": "system_prompt"},
-    }
-    configuration["replies"] = {"train_harmful": 16, "train_harmless": 16, "validation": 8}
-    write_configuration(project, configuration)
-    pair = "refusing/w4a16"
-    of_patches = {
-        "record_replies refusing",
-        f"learn_patch {pair}/calibrated",
-        f"learn_patch {pair}/lora",
-        f"make_patch {pair}/prompt",
-    }
-    jobs = planned(project)
-    assert of_patches < jobs
-    assert not [job for job in jobs if " tiny/" in job]
-    snakemake(project)
-    folder = project / "results/patches" / pair
-    records = {name: json.loads((folder / name / "statistics.json").read_text()) for name in ("calibrated", "lora")}
-    assert records["calibrated"]["calibration"]["original"]["refusal"] > 0.5
-    assert [row["strength"] for row in records["calibrated"]["calibration"]["tried"]] == [1.0]
-    updates = load_adapter(folder / "calibrated/adapter")
-    assert records["calibrated"]["blocks"] == [2, 3] and len(updates) == 4
-    assert {update.up.shape[1] for update in updates} == {1}
-    assert {update.up.shape[1] for update in load_adapter(folder / "lora/adapter")} == {2}
-    summary = pandas.read_csv(project / "results/tables/summary.csv")
-    assert set(summary[summary.model == "refusing"].patch) == {"plain", "calibrated", "lora", "prompt"}
-    assert planned(project) == set()
-    # An edit of one method makes its own patches again; the learner has no part in what the original replied.
-    for path, name in (("methods/lora.py", "lora"), ("calibration.py", "calibrated")):
-        source = project / "aird/patching" / path
-        content = source.read_text()
-        source.write_text(content + "\n# edited\n")
-        cell = f"{pair}/{name}"
-        again = {f"learn_patch {cell}", f"evaluate_suite {cell}/quick", f"score_completions {cell}/quick"}
-        assert planned(project) == again | REPORT | {"make_cards"}
-        source.write_text(content)
-    # Other prompts are learnt from: the original is asked anew, and the LoRA has nothing to do with it.
-    configuration["replies"]["train_harmless"] = 12
-    write_configuration(project, configuration)
-    learning = {"record_replies", "learn_patch"}
-    assert {job for job in planned(project) if job.split()[0] in learning} == {
-        "record_replies refusing",
-        f"learn_patch {pair}/calibrated",
-    }
 
 
 @pytest.mark.thorough

@@ -1,12 +1,10 @@
-"""Which engine the workflow plans for a checkpoint, and a small grid that mixes two of them."""
+"""Which engine the workflow plans for a checkpoint."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import pandas
 import pytest
 import ready_made
 from grid import tiny_configuration
@@ -61,25 +59,3 @@ def test_running_servers_need_no_environment(project: Path) -> None:
     write_configuration(project, configuration)
     refused = snakemake(project, "--dry-run", check=False)
     assert refused.returncode != 0 and "would be asked at the same address" in refused.stdout + refused.stderr
-
-
-@pytest.mark.thorough
-def test_a_grid_of_two_engines(project: Path, vllm_python: Path, llama_cpp_python: Path) -> None:
-    configuration = read_configuration(project)
-    programs = {"executable": str(vllm_python), "llama_cpp_executable": str(llama_cpp_python)}
-    configuration["serving"] |= {**programs, "parity_tolerance": 0.25}
-    del configuration["compressions"]["weights"]
-    write_configuration(project, configuration)
-    snakemake(project, "results/report.html")
-    summary = pandas.read_csv(project / "results/tables/summary.csv").set_index("compression")
-    assert dict(summary["engine"]) == {"original": "vLLM", "q8": "llama.cpp"}
-    # The same prompts, and next to the same weights.
-    rates = summary[["refusal", "over_refusal", "degenerate"]]
-    assert (rates.loc["q8"] - rates.loc["original"]).abs().max() < 0.3
-    assert summary["perplexity"].notna().to_dict() == {"original": True, "q8": False}
-    assert summary["utility"].notna().to_dict() == {"original": True, "q8": False}
-    utility = json.loads((project / "results/utility/tiny/q8/plain/quick.json").read_text(encoding="utf-8"))
-    assert utility["engine"]["not_measured"] == ["perplexity", "tasks"]
-    assert utility["versions"]["xllamacpp"]
-    report = (project / "results/report.html").read_text(encoding="utf-8")
-    assert "llama.cpp served it and vLLM the original: this measures engine and compression at once" in report
