@@ -1,7 +1,8 @@
 """AIRD patches: W' = W_c + r r^T (a W_c + b W_o), a rank-1 edit (aird/patching/edits.py).
 
 input   what the method of a patch asks for (aird/patching/methods/): the original's refusal
-        direction, both checkpoints, the direction prompts, the original's replies to them
+        direction, both checkpoints, the direction prompts, the original's replies to them,
+        the texts of a suite's attacks
 output  results/patches/{model}/{compression}/{patch}/: adapter/ (PEFT, rank 1) and
         statistics.json; merged/ on request
 steps   make_patch: read the edited matrices, compute the row r^T (a W_c + b W_o), write the adapter;
@@ -48,6 +49,17 @@ def needed(need, path):
     return files
 
 
+def attacks_learnt(wildcards):
+    """Return the attacks that a patch learns from: their suite and names; None of any other patch."""
+    return getattr(CONFIGURATION.patches[wildcards.patch], "attacks", None)
+
+
+def learnt_texts(wildcards):
+    """Return the texts of the suite whose attacks a patch learns from; any other patch does not wait for them."""
+    learnt = attacks_learnt(wildcards)
+    return [] if learnt is None else [f"{RESULTS}/attacks/{learnt.suite}.json"]
+
+
 def needed_flags(wildcards, input):
     """Return a flag for each input that the method needs."""
     given = {name: path for name, paths in input.items() for path in paths}
@@ -60,12 +72,18 @@ def needed_flags(wildcards, input):
 
 
 def patch_settings(wildcards):
-    """Return what a patch depends on: its own settings, and which prompts it sees."""
+    """Return what a patch depends on: its own settings, and which prompts and attacks it sees."""
     patch = CONFIGURATION.patches[wildcards.patch]
     values = {"patch": patch.model_dump(exclude={"compressions"})}
     if wildcards.patch in LEARNT:
         sizes = sizes_of(patch, DIRECTIONS, CONFIGURATION.replies)
         values |= {"sizes": sizes, "seed": SEED}
+    learnt = attacks_learnt(wildcards)
+    if learnt is not None:
+        attacks = CONFIGURATION.suites[learnt.suite].attacks
+        values["attacks"] = {
+            name: attacks[name].model_dump(exclude={"count"}) for name in learnt.names
+        }
     return canonical_json(values)
 
 
@@ -131,6 +149,7 @@ rule make_patch:
         replies=needed("replies", REPLIES),
         harmful=needed("prompts", prompts(DIRECTIONS.harmful)),
         harmless=needed("prompts", prompts(DIRECTIONS.harmless)),
+        attacks=learnt_texts,
     output:
         adapter=directory(ADAPTER),
         statistics=ADAPTER_STATISTICS,

@@ -9,7 +9,7 @@ from aird.configuration.configuration import Configuration
 from aird.configuration.messages import hint
 from aird.patching.methods import method_of
 from aird.prompts.sets import CLASSES
-from aird.settings.attacks import optimised, text_sources
+from aird.settings.attacks import FollowUp, OptimisedSuffix, optimised, text_sources
 from aird.settings.base import ORIGINAL, PLAIN, SOURCE, PromptSelection
 from aird.settings.compressions import CACHE_DTYPES, Given, KeyValueCache, ServedSettings
 from aird.settings.sources import PLACEHOLDER_COMMIT, FileSource, ModelSource
@@ -34,6 +34,7 @@ def mistakes(configuration: Configuration) -> list[str]:
     lines = [
         *_names(configuration),
         *_references(configuration),
+        *_learnt_attacks(configuration),
         *_given(configuration),
         *_sources(configuration),
         *_prompt_sets(configuration),
@@ -124,6 +125,36 @@ def _references(configuration: Configuration) -> Iterator[str]:
     for use in uses(configuration):
         if use.selection.set not in sets:
             yield f"{use.set_key}: there is no prompt set {use.selection.set}; {hint(use.selection.set, sets)}"
+
+
+def _learnt_attacks(configuration: Configuration) -> Iterator[str]:
+    """Yield attacks that no patch can learn from: unknown ones, and those that are no change of a training prompt."""
+    for patch, edit in configuration.patches.items():
+        learnt = getattr(edit, "attacks", None)
+        if learnt is None:
+            continue
+        key = f"patches.{patch}.attacks"
+        drawn = configuration.replies.train_harmful
+        if learnt.count > drawn:
+            yield (
+                f"{key}.count: attacks are put on the prompts of replies.train_harmful; write at most {drawn}, or "
+                f"raise that (found: {learnt.count})"
+            )
+        if learnt.suite not in configuration.suites:
+            yield f"{key}.suite: there is no suite {learnt.suite}; {hint(learnt.suite, configuration.suites)}"
+            continue
+        attacks = configuration.suites[learnt.suite].attacks
+        refused = {FollowUp: "a second turn", OptimisedSuffix: "made for each checkpoint, its patch included"}
+        known = [name for name, attack in attacks.items() if type(attack) not in refused]
+        for name in learnt.names:
+            if name not in attacks:
+                yield f"{key}.names: suite {learnt.suite} has no attack {name}; {hint(name, known)}"
+            elif name not in known:
+                yield (
+                    f"{key}.names: {name} is {refused[type(attacks[name])]}, and no text for training prompts; name "
+                    f"attacks of other kinds ({', '.join(known) or 'the suite has none, so add one there'})"
+                )
+        yield from _listed(f"{key}.names", learnt.names, "attack", None)
 
 
 def _listed(key: str, names: list[str] | None, kind: str, known: Mapping[str, Any] | None) -> Iterator[str]:

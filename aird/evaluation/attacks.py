@@ -14,25 +14,14 @@ from aird.evaluation.engines.engine import Client
 from aird.evaluation.judges.judge import ATTACKED
 from aird.evaluation.measurements import completion_record
 from aird.inference.refusals import jailbroken_arditi
-from aird.prompts.attack_texts import PLACE
+from aird.prompts.attacked import attacked_prompt
 from aird.prompts.chat import chat_tokens, opens_thought
 from aird.prompts.sets import Record, select
-from aird.settings.attacks import AttackSettings, FollowUp, OptimisedSuffix, Prefill, Suffix, Template
+from aird.settings.attacks import AttackSettings, FollowUp
 from aird.settings.base import PromptSelection
 from aird.settings.suites import Suite
 
 REPLY = "No."  # stands for a first reply where only lengths count
-
-
-def attacked_prompt(attack: AttackSettings, text: str, instruction: str) -> dict[str, Any]:
-    """Return the arguments of `aird.prompts.chat.chat_tokens` that ask an instruction under an attack of one turn."""
-    if isinstance(attack, Prefill):
-        return {"instruction": instruction, "prefill": text}
-    if isinstance(attack, Template):
-        # As a function: a prompt may hold what `re` would read as a reference to a group.
-        return {"instruction": PLACE.sub(lambda _: instruction, text)}
-    behind = " " if isinstance(attack, Suffix | OptimisedSuffix) else "\n\n"
-    return {"instruction": f"{instruction}{behind}{text}"}
 
 
 def check_attack_lengths(

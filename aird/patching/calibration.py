@@ -3,8 +3,9 @@
 Every edit adds r (A x) to the output of a module that writes to the residual stream
 (aird/patching/edits.py). Here the rows A minimise, over the training prompts,
 
-    KL(original || patched)            for harmful prompts that the original refuses, and, where answers were lost,
-                                       for harmless ones that it answers and the compressed checkpoint refuses;
+    KL(original || patched)            for harmful prompts that the original refuses, plain ones and, where a patch is
+                                       calibrated on attacks, attacked ones; and, where answers were lost, for
+                                       harmless ones that it answers and the compressed checkpoint refuses;
     KL(compressed || patched)          for all other harmless prompts,
 
 of the next token, after the prompt and after each of the first tokens of the reply that the
@@ -18,7 +19,7 @@ learnt as well, as a control; nothing else of the model changes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,11 +29,44 @@ from aird.models.structure import writer_gains
 from aird.patching.divergence import divergence, make_batches
 from aird.patching.edits import Edit, along, edit_along, no_row, reader
 from aird.patching.replies import ReplySet
+from aird.prompts.attacked import attacked_prompt
+from aird.prompts.chat import chat_tokens
+from aird.prompts.sets import Record, select, select_instructions
+from aird.settings.attacks import AttackSettings
+from aird.settings.base import PromptSelection
 
 logger = logging.getLogger(__name__)
 
 
-def training_replies(harmful: ReplySet, own: ReplySet, asked: ReplySet | None = None) -> list[ReplySet]:
+def attacked_prompts(
+    tokenizer: Any,
+    attacks: Mapping[str, tuple[AttackSettings, str]],
+    records: Sequence[Record],
+    drawn: int,
+    count: int,
+    seed: int,
+) -> dict[str, list[list[int]]]:
+    """Return the token ids of harmful training prompts under each attack, by the attacks' names.
+
+    Args:
+        tokenizer: with the chat template.
+        attacks: names to settings and text, of attacks of one turn.
+        records: the harmful prompts, with `split` and `instruction`.
+        drawn: how many training prompts the plain calibration draws.
+        count: how many of these each attack is put on; all attacks get the same ones.
+        seed: of both draws.
+    """
+    train = select(records, PromptSelection(set="harmful", split="train", count=drawn), seed)
+    texts = select_instructions(train, PromptSelection(set="harmful", count=count), seed)
+    return {
+        name: [chat_tokens(tokenizer, **attacked_prompt(attack, text, instruction)) for instruction in texts]
+        for name, (attack, text) in attacks.items()
+    }
+
+
+def training_replies(
+    harmful: ReplySet, own: ReplySet, asked: ReplySet | None = None, attacked: Sequence[ReplySet] = ()
+) -> list[ReplySet]:
     """Return what a calibration learns from.
 
     Args:
@@ -40,12 +74,14 @@ def training_replies(harmful: ReplySet, own: ReplySet, asked: ReplySet | None = 
         own: the compressed checkpoint's replies to the harmless ones.
         asked: the original's replies to those harmless ones that the checkpoint refuses, in their order; None where
             answers are not to come back.
+        attacked: the original's replies to harmful training prompts under each attack.
 
     Returns:
-        the original's refusals, its answers to harmless prompts that the compressed checkpoint refuses, and the
-        checkpoint's own replies to the other harmless prompts; parts without a prompt are left out.
+        the original's refusals, its answers to harmless prompts that the compressed checkpoint refuses, the
+        checkpoint's own replies to the other harmless prompts, and the original's refusals under each attack; parts
+        without a prompt are left out.
     """
-    parts = [harmful.chosen([index for index, refused in enumerate(harmful.refused) if refused])]
+    parts = [_refusals(harmful)]
     lost: list[int] = []
     if asked is not None:
         answered = [place for place, refused in enumerate(asked.refused) if not refused]
@@ -53,7 +89,12 @@ def training_replies(harmful: ReplySet, own: ReplySet, asked: ReplySet | None = 
         lost = [refused_now[place] for place in answered]
         parts.append(asked.chosen(answered))
     parts.append(own.chosen([index for index in range(len(own.prompts)) if index not in lost]))
+    parts += map(_refusals, attacked)
     return [part for part in parts if part.prompts]
+
+
+def _refusals(replies: ReplySet) -> ReplySet:
+    return replies.chosen([index for index, refused in enumerate(replies.refused) if refused])
 
 
 def learn_edits(
@@ -68,6 +109,7 @@ def learn_edits(
     seed: int,
     start: Sequence[Edit] = (),
     learn_columns: bool = False,
+    by_token: bool = False,
 ) -> list[Edit]:
     """Return one edit per module, learnt together.
 
@@ -85,6 +127,8 @@ def learn_edits(
         seed: of the order of the prompts.
         start: edits of these modules whose rows the learning begins with; without them it begins with zeros.
         learn_columns: learn each edit's column too; it comes back as a unit vector, its length in the row.
+        by_token: let a pack of prompts count by its compared tokens, as where some prompts are so long that one fills
+            a pack; default: all packs count alike.
 
     Raises:
         ValueError: the loss is not finite.
@@ -100,6 +144,8 @@ def learn_edits(
         groups.append({"params": columns, "lr": learning_rate / len(unit) ** 0.5})
     optimiser = torch.optim.Adam(groups, betas=(0.9, 0.98))
     batches = make_batches(model, replies, first_block, seed)
+    places = sum(len(batch.places) for batch in batches) / len(batches)
+    weights = [len(batch.places) / places if by_token else 1.0 for batch in batches]
     steps = epochs * len(batches)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: max(0.05, 1 - step / steps))
 
@@ -109,8 +155,8 @@ def learn_edits(
 
     for epoch in range(epochs):
         total = 0.0
-        for batch in batches:
-            loss = divergence(model, batch, first_block, edits())
+        for batch, weight in zip(batches, weights, strict=True):
+            loss = weight * divergence(model, batch, first_block, edits())
             loss.backward()
             optimiser.step()
             schedule.step()

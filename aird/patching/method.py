@@ -12,7 +12,7 @@ from aird.settings.base import PromptSelection
 from aird.settings.directions import Directions
 from aird.settings.patches import PatchSettings, Replies
 
-Need = Literal["original", "compressed", "direction", "own", "prompts", "replies", "arithmetic"]
+Need = Literal["original", "compressed", "direction", "own", "prompts", "replies", "arithmetic", "attacks"]
 # Of a strength that is chosen: the checkpoint runs, and the original's replies are what it is compared with.
 TO_CHOOSE: frozenset[Need] = frozenset({"original", "compressed", "prompts", "replies", "arithmetic"})
 DirectionFiles = tuple[Path, Path]  # direction.safetensors, direction.json
@@ -32,6 +32,7 @@ class PatchInputs:
         sizes: how many prompts and tokens, as `Method.sizes` says.
         seed: of the draw and of the order of prompts.
         replies: the file with the original's replies; without it, the original is asked.
+        attacks: names of the attacks that are learnt from to their settings, as a configuration has them, and texts.
     """
 
     base: str
@@ -43,6 +44,7 @@ class PatchInputs:
     sizes: Mapping[str, int] = field(default_factory=dict)
     seed: int = 0
     replies: Path | None = None
+    attacks: Mapping[str, tuple[Mapping[str, Any], str]] = ABSENT
 
     def instructions(self, kind: str) -> list[str]:
         """Return as many training instructions of a kind as `sizes["train"]` says, drawn with the seed."""

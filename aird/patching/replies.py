@@ -144,14 +144,28 @@ def record_replies(model: Any, tokenizer: Any, instructions: Instructions, setti
     sets = {}
     for (split, kind), texts in instructions.items():
         prompts = [chat_tokens(tokenizer, text) for text in texts]
-        length = settings.judged_tokens if split == "validation" else settings.tokens
-        seen = _NextTokens(len(prompts), settings.tokens, model.config.get_text_config().vocab_size)
-        # One token more than a reply has: what comes after its last token counts too.
-        generated = generate(model, tokenizer, prompts, max(length, settings.tokens + 1), observe=seen)
-        replies = [reply[: settings.tokens] for reply in generated]
-        refused = [not jailbroken_arditi(tokenizer.decode(reply[:length])) for reply in generated]
-        sets[f"{split}_{kind}"] = ReplySet(prompts, replies, *seen.up_to(replies), refused)
+        judged = settings.judged_tokens if split == "validation" else settings.tokens
+        sets[f"{split}_{kind}"] = record_set(model, tokenizer, prompts, settings.tokens, judged)
     return sets
+
+
+def record_set(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], tokens: int, judged_tokens: int
+) -> ReplySet:
+    """Return the model's replies to some prompts.
+
+    Args:
+        model, tokenizer: the checkpoint.
+        prompts: token ids of the templated prompts.
+        tokens: first tokens of a reply that are kept.
+        judged_tokens: first tokens of a reply that the judge sees.
+    """
+    seen = _NextTokens(len(prompts), tokens, model.config.get_text_config().vocab_size)
+    # One token more than a reply has: what comes after its last token counts too.
+    generated = generate(model, tokenizer, prompts, max(judged_tokens, tokens + 1), observe=seen)
+    replies = [reply[:tokens] for reply in generated]
+    refused = [not jailbroken_arditi(tokenizer.decode(reply[:judged_tokens])) for reply in generated]
+    return ReplySet([list(prompt) for prompt in prompts], replies, *seen.up_to(replies), refused)
 
 
 class _NextTokens:

@@ -1,18 +1,16 @@
 """Texts of attacks: written in the configuration, or read from pinned files. `read_attack_texts` is the node.
 
-aird/evaluation/attacks.py puts them together with the prompts.
+aird/prompts/attacked.py puts them together with the prompts.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
+from aird.prompts.attacked import PLACE
 from aird.prompts.sources import open_file
 from aird.settings.attacks import Suffix, Template
-
-PLACE = re.compile(r"\{\{\s*prompt\s*\}\}")  # where a template takes the prompt
 
 
 def read_attack_texts(attacks: Mapping[str, Any]) -> dict[str, str]:

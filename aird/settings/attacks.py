@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, TypeAdapter, field_validator, model_validator
 
 from aird.settings.base import PromptSelection, Settings, Text
 from aird.settings.sources import FileSource, require_one
@@ -107,6 +108,17 @@ Attack = Annotated[
     Prefill | Template | RefusalSuppression | Suffix | OptimisedSuffix | FollowUp,
     Field(discriminator="kind"),
 ]
+
+
+def parse_attack(values: Mapping[str, Any]) -> AttackSettings:
+    """Return the settings of one attack from what a configuration says.
+
+    Raises:
+        pydantic.ValidationError: wrong keys or values.
+    """
+    one: TypeAdapter[Any] = TypeAdapter(Attack)
+    attack: AttackSettings = one.validate_python(values)
+    return attack
 
 
 def optimised(attacks: dict[str, Any]) -> dict[str, OptimisedSuffix]:

@@ -133,6 +133,28 @@ def test_empty_configuration_says_every_missing_table() -> None:
     ]
 
 
+def test_a_patch_learns_only_from_attacks_that_change_a_training_prompt() -> None:
+    values = changed("suites.safety.attacks", {"begun": {"kind": "prefill"}, "again": {"kind": "follow_up"}})
+    found = {"kind": "optimised_suffix", "prompts": {"set": "harmful", "split": "train"}}
+    values["suites"]["safety"]["attacks"]["found"] = found
+
+    def learning(**attacks: Any) -> dict[str, Any]:
+        patch = {"method": "calibrate", "attacks": {"suite": "safety", "names": ["begun"], **attacks}}
+        return {**values, "patches": {"aird": patch}}
+
+    assert load_configuration(learning()).patches["aird"].model_dump()["attacks"]["count"] == 64
+    key = "patches.aird.attacks"
+    others = "and no text for training prompts; name attacks of other kinds (begun)"
+    assert mistakes(learning(names=["again", "found", "bgun"])) == [
+        f"{key}.names: again is a second turn, {others}",
+        f"{key}.names: found is made for each checkpoint, its patch included, {others}",
+        f"{key}.names: suite safety has no attack bgun; did you mean begun?",
+    ]
+    assert mistakes(learning(names=["begun", "begun"])) == [f"{key}.names: begun stands here twice; write it once"]
+    (line,) = mistakes(learning(count=129))
+    assert line.startswith(f"{key}.count:") and "write at most 128, or raise that (found: 129)" in line
+
+
 def test_a_patch_that_is_no_adapter_has_no_direction_of_its_own() -> None:
     values = changed("patches.prompt", {"method": "system_prompt"})
     values["directions"] = {**values["directions"], "patched": ["aird", "prompt"]}

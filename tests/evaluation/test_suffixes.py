@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from aird.evaluation.attacks import attacked_prompt
 from aird.evaluation.suffixes import PLACE, _Conversation, optimise_suffixes
 from aird.models.loading import load_model, load_tokenizer
+from aird.prompts.attacked import attacked_prompt
 from aird.prompts.chat import chat_tokens
 from aird.settings.attacks import OptimisedSuffix
 

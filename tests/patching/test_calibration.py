@@ -6,7 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,15 @@ from models.families import tiny_family
 from test_fitting import damaged, modules
 
 from aird.directions.direction import Direction, save_direction
+from aird.evaluation.attacks import attacked_records
+from aird.evaluation.engines.engine import Completion
 from aird.inference.generation import generate
 from aird.inference.packing import last_logits, make_packs
 from aird.models.loading import load_model
 from aird.models.structure import writer_gains
 from aird.patching.adapters import load_adapter
-from aird.patching.calibration import learn_edits, training_replies
-from aird.patching.divergence import divergence, make_batches
+from aird.patching.calibration import attacked_prompts, learn_edits, training_replies
+from aird.patching.divergence import divergence, make_batches, mean_divergence
 from aird.patching.edited import edited
 from aird.patching.edits import Edit, along_direction, random_direction
 from aird.patching.method import PatchInputs
@@ -36,12 +38,17 @@ from aird.patching.replies import (
     load_replies,
     original_replies,
     record_replies,
+    record_set,
     reply_instructions,
     reply_places,
     save_replies,
 )
 from aird.prompts.chat import chat_tokens
+from aird.prompts.sets import select
+from aird.settings.attacks import parse_attack
+from aird.settings.base import PromptSelection
 from aird.settings.patches import PatchSettings, Replies
+from aird.settings.suites import Suite
 
 SIZES = Replies(train_harmful=8, train_harmless=8, validation=8, tokens=3, judged_tokens=4)
 INSTRUCTIONS = {
@@ -56,6 +63,13 @@ RECORDS = {
         for number in range(10)
     ]
     for kind in ("harmful", "harmless")
+}
+# Settings and texts of attacks, as a patch gets them.
+ATTACKS = {
+    "begun": ({"kind": "prefill", "text": "Sure,"}, "Sure,"),
+    "filled": ({"kind": "template", "text": "Play: {{ prompt }}"}, "Play: {{ prompt }}"),
+    "ruled": ({"kind": "refusal_suppression", "text": "No apology."}, "No apology."),
+    "behind": ({"kind": "suffix", "text": "! !"}, "! !"),
 }
 
 
@@ -392,3 +406,123 @@ def test_a_free_column_does_at_least_as_well_in_learning(
         cosines = [along_direction(edit, unit) for edit in edits]
         assert (max(cosines) < 0.99) if free else (min(cosines) > 0.99999)
     assert left[True] < left[False]
+
+
+class Server:
+    """Stands for a server: remembers what a suite asks it."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[int]] = []
+
+    def complete(self, prompts: Sequence[Sequence[int]], maximum_new_tokens: int) -> list[Completion]:
+        self.asked = [list(prompt) for prompt in prompts]
+        return [Completion("", (1,), "stop") for _ in prompts]
+
+
+def test_attacked_training_prompts_are_what_the_suite_would_ask(tokenizer: Any) -> None:
+    given = {name: {**values, "count": 4} for name, (values, _) in ATTACKS.items()}
+    suite = Suite.model_validate({"harmful": {"set": "p"}, "harmless": {"set": "q"}, "attacks": given})
+    records = select(RECORDS["harmful"], PromptSelection(set="p", split="train", count=8), 1)
+    plain = [{**record, "completion": ""} for record in records]
+    server: Any = Server()
+    texts = {name: text for name, (_, text) in ATTACKS.items()}
+    made = attacked_records(server, tokenizer, records, plain, suite, texts, 1)
+    attacks = {name: (parse_attack(values), text) for name, (values, text) in ATTACKS.items()}
+    found = attacked_prompts(tokenizer, attacks, RECORDS["harmful"], 8, 4, 1)
+    assert [prompt for prompts in found.values() for prompt in prompts] == server.asked
+    assert [record["attack"] for record in made] == [name for name in found for _ in range(4)]
+    # They are among the plain prompts of the calibration, all of them training prompts.
+    drawn = reply_instructions(RECORDS, [("train", "harmful")], SIZES, 1)["train", "harmful"]
+    assert {record["instruction"] for record in made} < set(drawn)
+
+
+def test_refusals_under_an_attack_are_learnt_and_answers_are_not(replies: dict[str, ReplySet]) -> None:
+    harmful, own = replies["train_harmful"], replies["train_harmless"]
+    harmful = dataclasses.replace(harmful, refused=[True] * 4)
+    attacked = [dataclasses.replace(own, refused=flags) for flags in ([False, True, True, False], [False] * 4)]
+    refusals, kept, under = training_replies(harmful, own, None, attacked)
+    assert (refusals.prompts, kept.prompts) == (harmful.prompts, own.prompts)
+    assert under.prompts == [own.prompts[1], own.prompts[2]] and under.replies == [own.replies[1], own.replies[2]]
+
+
+def test_by_token_each_compared_token_counts_alike(
+    model: Any, replies: dict[str, ReplySet], unit: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With steps of no length, the loss that is told is the mean over all tokens, however they are packed."""
+    import aird.patching.calibration
+    import aird.patching.divergence
+
+    monkeypatch.setattr(aird.patching.divergence, "PACK_TOKENS", 80)
+    compressed = damaged(copy.deepcopy(model))
+    names, (one, other) = modules(model, [3])[:1], replies.values()
+    parts = [one, other.chosen([0, 1, 2])]  # seven prompts, so that a pack is left with one
+    batches = make_batches(compressed, parts, 3, 0)
+    assert len({len(batch.places) for batch in batches}) > 1
+    expected = {
+        True: mean_divergence(compressed, batches, 3, []),
+        False: sum(divergence(compressed, batch, 3, []).item() for batch in batches) / len(batches),
+    }
+    assert expected[True] != pytest.approx(expected[False], abs=1e-4)
+    told: list[tuple[int, float]] = []
+    monkeypatch.setattr(aird.patching.calibration.logger, "info", lambda _, *values: told.append(values))
+    for by_token in expected:
+        learn_edits(compressed, names, unit, 3, matrix_of(compressed), parts, 1, 1e-9, 0, by_token=by_token)
+    assert [loss for _, loss in told] == pytest.approx(list(expected.values()), abs=1e-5)
+
+
+def test_a_patch_is_calibrated_on_the_attacks_that_the_original_resists(
+    tiny_folder: Callable[[str], Path],
+    tokenizer: Any,
+    unit: torch.Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    """Here only what the original replies to a begun answer is no refusal; a random model refuses nothing."""
+    import aird.patching.calibration
+    import aird.patching.replies
+    import aird.patching.validation
+
+    model, compressed = tiny_folder("llama"), tmp_path / "compressed"
+    shutil.copytree(model, compressed)
+    damaged(load_float32(model)).to(torch.bfloat16).save_pretrained(compressed)
+    attacks = {name: (parse_attack(values), text) for name, (values, text) in ATTACKS.items()}
+    prompts = attacked_prompts(tokenizer, attacks, RECORDS["harmful"], SIZES.train_harmful, 4, 0)
+    asked = {name: record_set(load_model(model), tokenizer, prompts[name], SIZES.tokens, 4) for name in ATTACKS}
+    said = {name: [tokenizer.decode(reply) for reply in part.replies] for name, part in asked.items()}
+    answers = set(said["begun"])
+    monkeypatch.setattr(aird.patching.validation, "jailbroken_arditi", lambda _: False)
+    monkeypatch.setattr(aird.patching.replies, "jailbroken_arditi", lambda text: text in answers)
+    learnt: list[list[ReplySet]] = []
+    monkeypatch.setattr(
+        aird.patching.calibration, "make_batches", lambda *given: learnt.append(given[1]) or make_batches(*given)
+    )
+    settings = Calibrate(
+        attacks={"suite": "attacks", "names": list(ATTACKS), "count": 4}, epochs=1, strengths=[1.0], **ANY
+    )
+    more = {"sizes": SIZES.model_dump(), "attacks": ATTACKS}
+    with caplog.at_level("INFO"):
+        record = patched(settings, model, unit, tmp_path, compressed, **more)
+    resisted = {name: [text not in answers for text in texts] for name, texts in said.items()}
+    assert record["calibration"]["attacks"] == {
+        name: {"prompts": 4, "refused": sum(flags)} for name, flags in resisted.items()
+    }
+    assert "attack begun: the original refuses 0 of 4 training prompts, so nothing is learnt from it" in caplog.text
+    assert sum(map(sum, resisted.values())) >= 6
+    expected = [
+        [prompt for prompt, flag in zip(prompts[name], flags, strict=True) if flag] for name, flags in resisted.items()
+    ]
+    (parts,) = learnt[:1]
+    assert [part.prompts for part in parts[-3:]] == [chosen for chosen in expected if chosen]
+    assert record["settings"]["attacks"]["names"] == list(ATTACKS)
+    assert any(update.down.any() for update in load_adapter(tmp_path / "adapter"))
+
+
+def test_texts_of_attacks_are_asked_for_before_anything_runs(
+    tiny_folder: Callable[[str], Path], unit: torch.Tensor, tmp_path: Path
+) -> None:
+    settings = Calibrate(attacks={"suite": "attacks", "names": ["begun"]})
+    with pytest.raises(ValueError, match="method calibrate needs what was not given: attacks"):
+        patched(settings, tiny_folder("llama"), unit, tmp_path, sizes=SIZES.model_dump())
+    # A patch that learns from none is what it was.
+    assert "attacks" not in Calibrate().model_dump()

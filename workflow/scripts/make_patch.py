@@ -17,10 +17,12 @@ def main() -> None:
         paths="adapter statistics",
         # What its method needs: the rule gives no more.
         optional="arithmetic original original_manifest compressed compressed_manifest direction direction_record "
-        "own own_record replies harmful harmless",
+        "own own_record replies harmful harmless attacks",
         texts="settings base",
     )
     settings = parse_patch(arguments.settings.pop("patch"))
+    attacks = arguments.settings.pop("attacks", {})
+    texts = read_json(arguments.attacks) if arguments.attacks else {}
     arguments.gpu = "prompts" in needs_of(settings)
     begin_job(arguments)
     if arguments.original:
@@ -36,6 +38,7 @@ def main() -> None:
         prompts=arguments.harmful
         and {kind: read_json_lines(getattr(arguments, kind)) for kind in ("harmful", "harmless")},
         replies=arguments.replies,
+        attacks={name: (attack, texts[name]) for name, attack in attacks.items()} or None,
         **arguments.settings,
     )
     manifest = read_json(arguments.original_manifest) if arguments.original_manifest else {}

@@ -1,11 +1,7 @@
 """Read the texts of a suite's attacks from their pinned sources."""
 
-from typing import Any
-
-from pydantic import TypeAdapter
-
 from aird.prompts.attack_texts import read_attack_texts
-from aird.settings.attacks import Attack
+from aird.settings.attacks import parse_attack
 from aird.support.files import write_json
 
 from arguments import begin_job, parse
@@ -15,8 +11,7 @@ def main() -> None:
     """Run the script."""
     arguments = parse(__doc__, paths="output", texts="settings")
     begin_job(arguments)
-    one: TypeAdapter[Any] = TypeAdapter(Attack)
-    attacks = {name: one.validate_python(settings) for name, settings in arguments.settings.items()}
+    attacks = {name: parse_attack(settings) for name, settings in arguments.settings.items()}
     write_json(arguments.output, read_attack_texts(attacks))
 
 

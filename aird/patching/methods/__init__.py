@@ -40,12 +40,13 @@ def method_of(settings: PatchSettings) -> Method:
 def needs_of(settings: PatchSettings) -> frozenset[Need]:
     """Return what a patch is made from: what its method needs, and what its settings ask for besides.
 
-    That is the own direction, and for a strength that is chosen the replies to compare.
+    That is the own direction, for a strength that is chosen the replies to compare, and the texts of attacks.
     """
     own: frozenset[Need] = frozenset()
     if isinstance(settings, RankOneSettings) and (settings.direction == "own" or settings.blocks == "own_source"):
         own = frozenset({"own"})
-    return method_of(settings).needs | own | (TO_CHOOSE if _is_chosen(settings) else frozenset())
+    attacks: frozenset[Need] = frozenset({"attacks"} if getattr(settings, "attacks", None) is not None else ())
+    return method_of(settings).needs | own | attacks | (TO_CHOOSE if _is_chosen(settings) else frozenset())
 
 
 def sizes_of(settings: PatchSettings, directions: Directions, replies: Replies) -> dict[str, int]:

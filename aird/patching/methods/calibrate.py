@@ -9,11 +9,26 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from aird.patching.method import TO_CHOOSE, Method, PatchInputs
+from aird.settings.base import Name, Settings
 from aird.settings.patches import Blocks, ChoiceSettings, RankOneSettings
 
 logger = logging.getLogger(__name__)
 
 WARM_PROMPTS = 64  # of each kind, for the closed form that learning may begin with: more change little
+
+
+class LearntAttacks(Settings):
+    """Attacks that a calibration learns from as well: what the original refuses under them is to be refused again."""
+
+    suite: Name = Field(description="The suite whose attacks they are.")
+    names: list[Name] = Field(
+        min_length=1,
+        description="Which of its attacks, of the kinds `prefill`, `template`, `refusal_suppression` and `suffix`; "
+        "those that are not named stay held out.",
+    )
+    count: int = Field(
+        64, ge=1, description="How many of the harmful training prompts (`replies.train_harmful`) each is put on."
+    )
 
 
 class Calibrate(RankOneSettings, ChoiceSettings):
@@ -42,6 +57,13 @@ class Calibrate(RankOneSettings, ChoiceSettings):
         description="Multiples of the learnt rows of which the weakest is taken that is as good as the original on "
         "validation prompts, by bisection.",
     )
+    attacks: LearntAttacks | None = Field(
+        None,
+        # A patch without them stays what it was.
+        exclude_if=lambda value: value is None,
+        description="Learn from attacked training prompts as well, where the original refuses them; default: from "
+        "plain ones only.",
+    )
 
 
 def make(settings: Calibrate, inputs: PatchInputs, folder: Path) -> dict[str, Any]:
@@ -49,7 +71,8 @@ def make(settings: Calibrate, inputs: PatchInputs, folder: Path) -> dict[str, An
 
     A checkpoint that has lost neither refusals nor answers on the validation prompts gets rows of zeros, which change
     nothing. Of the original only the edited matrices are read, unless the settings ask for a warm start, or answers
-    were lost: then it is asked the harmless training prompts that the checkpoint refuses.
+    were lost or attacks are learnt from: then it is asked the harmless training prompts that the checkpoint refuses,
+    and the attacked ones. Of each attack the record says how many prompts were asked and refused.
 
     Raises:
         ValueError: the original refuses no training prompt, a block does not exist, or the loss is not finite.
@@ -98,25 +121,33 @@ def make(settings: Calibrate, inputs: PatchInputs, folder: Path) -> dict[str, An
     matrix, of_original = cache(matrix_reader(inputs.compressed, model)), matrix_reader(inputs.original, model)
     answers = record_replies(model, tokenizer, harmless["validation"], counts)["validation_harmless"]
     validation = validate(model, tokenizer, original, answers, counts.judged_tokens)
+    attacked: dict[str, Any] = {}
     if validation.needs_repair(settings.significance):
         own = record_replies(model, tokenizer, harmless["train"], counts)["train_harmless"]
         asked = None
-        if "answers" in validation.lost(settings.significance) and any(own.refused):
-            texts = harmless["train"]["train", "harmless"]
-            refused_now = {("train", "harmless"): [text for text, no in zip(texts, own.refused, strict=True) if no]}
+        answers_lost = "answers" in validation.lost(settings.significance) and any(own.refused)
+        if answers_lost or settings.attacks:
             del model  # one is in memory at a time
             reference = load_model(inputs.original)
-            asked = record_replies(reference, tokenizer, refused_now, counts)["train_harmless"]
+            if answers_lost:
+                texts = harmless["train"]["train", "harmless"]
+                refused_now = {("train", "harmless"): [text for text, no in zip(texts, own.refused, strict=True) if no]}
+                asked = record_replies(reference, tokenizer, refused_now, counts)["train_harmless"]
+            if settings.attacks:
+                attacked = _attacked_replies(reference, tokenizer, settings.attacks.count, inputs)
             del reference
             model = load_model(inputs.compressed)
-        train = training_replies(original["train_harmful"], own, asked)
+        train = training_replies(original["train_harmful"], own, asked, list(attacked.values()))
         start = fit_edits(model, [*warm[0], *warm[1]], wanted, unit, blocks, Fit().ridge) if warm else []
         learning = settings.epochs, settings.learning_rate, inputs.seed, start, settings.direction == "free"
-        learnt = learn_edits(model, modules, unit, min(blocks), matrix, train, *learning)
+        learnt = learn_edits(model, modules, unit, min(blocks), matrix, train, *learning, by_token=bool(attacked))
     else:
         gains = writer_gains(model)
         learnt = [edit_along(each, unit, no_row(matrix(each)), gains.get(each)) for each in modules]
     choice = choose_on_validation(model, tokenizer, learnt, min(blocks), validation, settings)
+    if attacked:
+        flags = {name: replies.refused for name, replies in attacked.items()}
+        choice["attacks"] = {name: {"prompts": len(each), "refused": sum(each)} for name, each in flags.items()}
     edits = [scaled(edit, choice["strength"]) for edit in learnt]
     statistics = [edit_statistics(edit, matrix(edit.module), of_original(edit.module)) for edit in edits]
     if settings.direction == "free":
@@ -124,6 +155,24 @@ def make(settings: Calibrate, inputs: PatchInputs, folder: Path) -> dict[str, An
             row["cosine_with_direction"] = along_direction(edit, direction.unit)
     record = save_edits(edits, statistics, blocks, direction, unit, inputs, folder)
     return {**record, "calibration": choice}
+
+
+def _attacked_replies(reference: Any, tokenizer: Any, count: int, inputs: PatchInputs) -> dict[str, Any]:
+    """Return the original's replies to `count` harmful training prompts under each attack, by the attacks' names."""
+    from aird.patching.calibration import attacked_prompts
+    from aird.patching.replies import record_set
+    from aird.settings.attacks import parse_attack
+
+    counts = inputs.replies_sizes()
+    attacks = {name: (parse_attack(values), text) for name, (values, text) in inputs.attacks.items()}
+    asked = attacked_prompts(tokenizer, attacks, inputs.prompts["harmful"], counts.train_harmful, count, inputs.seed)
+    replies = {}
+    for name, prompts in asked.items():
+        replies[name] = record_set(reference, tokenizer, prompts, counts.tokens, counts.tokens)
+        refused = sum(replies[name].refused)
+        nothing = "" if refused else ", so nothing is learnt from it"
+        logger.info("attack %s: the original refuses %d of %d training prompts%s", name, refused, len(prompts), nothing)
+    return replies
 
 
 METHOD = Method(
