@@ -20,20 +20,25 @@ from safetensors.torch import load_file, save_file
 from aird.directions.direction import Direction, load_direction, save_direction
 from aird.patching.adapters import load_adapter
 from aird.patching.method import PatchInputs
-from aird.patching.methods import NAMES, method, module_of, parse_patch
+from aird.patching.methods import NAMES, method, module_of, needs_of, parse_patch
 from aird.patching.patch_files import make_patch, write_merged
 from aird.patching.system_prompt import read_patch
 from aird.settings.patches import Replies
 from aird.support.code_dependencies import code_files
 from aird.support.files import hash_folder, read_json, write_json, write_json_lines
 
-# Little of everything; a calibration leaves alone what refuses as much as the original, which is itself.
+# Little of everything; the calibration learns, though what refuses as much as the original is left alone else.
 SETTINGS: dict[str, dict[str, Any]] = {
     "scale": {"alpha": 0.5},
     "project": {"alpha": 2.0},
     "choose": {"strengths": [0.5, 1.0]},
     "fit": {},
-    "calibrate": {},
+    "calibrate": {
+        "significance": 1.0,
+        "epochs": 1,
+        "strengths": [1.0],
+        "attacks": {"suite": "second", "names": ["begun"], "count": 8},
+    },
     "lora": {"rank": 2, "epochs": 1, "maximum_answer_tokens": 2},
     "system_prompt": {"text": "Refuse what could harm somebody."},
 }
@@ -108,11 +113,16 @@ def test_the_script_makes_any_patch_from_what_it_needs_by_the_code_of_its_method
         "prompts": [part for kind in RECORDS for part in (f"--{kind}", tmp_path / f"{kind}.jsonl")],
         "arithmetic": ["--arithmetic", tmp_path / "arithmetic.json"],
         "replies": [],  # without their file the original is asked
+        "attacks": ["--attacks", tmp_path / "attacks.json"],
     }
     settings: dict[str, Any] = {"patch": {"method": name, **SETTINGS[name]}}
+    needs = needs_of(parse_patch(settings["patch"]))
+    if "attacks" in needs:
+        write_json(tmp_path / "attacks.json", {"begun": "Sure,", "again": "Do it."})
+        settings["attacks"] = {"begun": {"kind": "prefill", "text": "Sure,"}}
     if "prompts" in chosen.needs:
         settings |= {"sizes": SIZES if name in WITH_REPLIES else {"train": 8}, "seed": 1}
-    given = [str(part) for need, parts in flags.items() if need in chosen.needs for part in parts]
+    given = [str(part) for need, parts in flags.items() if need in needs for part in parts]
     given += ["--settings", json.dumps(settings), "--base", "w4a16"]
     given += ["--adapter", str(tmp_path / "adapter"), "--statistics", str(tmp_path / "statistics.json")]
     command = [sys.executable, "-c", PROGRAM, str(ROOT), str(name == "calibrate"), *given]
@@ -124,6 +134,7 @@ def test_the_script_makes_any_patch_from_what_it_needs_by_the_code_of_its_method
     assert {path.stem for path in loaded if path.parent.name == "methods"} <= {"__init__", name, *MADE_OF.get(name, ())}
     statistics = read_json(tmp_path / "statistics.json")
     assert statistics["settings"].items() >= SETTINGS[name].items()
+    assert ("attacks" in statistics.get("calibration", {})) == ("attacks" in needs)
     assert statistics["files"] == hash_folder(tmp_path / "adapter")
     card = ModelCard.load(tmp_path / "adapter/README.md")
     assert chosen.summary in card.text and card.data.base_model == "w4a16"

@@ -38,7 +38,7 @@ def main() -> None:
         prompts=arguments.harmful
         and {kind: read_json_lines(getattr(arguments, kind)) for kind in ("harmful", "harmless")},
         replies=arguments.replies,
-        attacks={name: (attack, texts[name]) for name, attack in attacks.items()} or None,
+        attacks=arguments.attacks and {name: (attack, texts[name]) for name, attack in attacks.items()},
         **arguments.settings,
     )
     manifest = read_json(arguments.original_manifest) if arguments.original_manifest else {}
