@@ -228,6 +228,10 @@ def judgement_flag(wildcards):
     return "--judgement" if wildcards.suite in JUDGED else ""
 
 
+# One file for all suites: a label says itself which reply it is of.
+HAND_LABELS = [] if CONFIGURATION.hand_labels is None else [CONFIGURATION.hand_labels]
+
+
 rule optimise_suffixes:
     input:
         code=code("optimise_suffixes"),
@@ -410,6 +414,7 @@ rule score_completions:
         completions=rules.evaluate_suite.output.completions,
         utility=rules.evaluate_suite.output.utility,
         judgement=judgement,
+        hand_labels=sources(HAND_LABELS),
     output:
         f"{RESULTS}/scores/{CELL}.json",
     log:
@@ -426,6 +431,7 @@ rule score_completions:
     params:
         seed=SEED,
         judgement=judgement_flag,
+        hand_labels="--hand-labels" if HAND_LABELS else "",
     message:
         "Scoring {wildcards.model}, {wildcards.compression}, {wildcards.patch}, {wildcards.suite}"
     shell:
@@ -433,6 +439,7 @@ rule score_completions:
         " --completions {input.completions:q}"
         " --utility {input.utility:q}"
         " {params.judgement} {input.judgement:q}"
+        " {params.hand_labels} {input.hand_labels:q}"
         " --seed {params.seed}"
         " --output {output:q}"
         " > {log:q} 2>&1"

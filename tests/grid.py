@@ -65,6 +65,7 @@ def tiny_configuration(folder: Path, models: list[str], serving: dict[str, Any])
     """
     write_prompts(folder / "inputs/prompts")
     write_task(folder / "inputs/task")
+    (folder / "inputs/labels.csv").write_text(f"sha256,label\n{'a' * 64},refused\n", encoding="utf-8")
 
     def prompt_set(kind: str, **more: Any) -> dict[str, Any]:
         return {"source": {"path": f"inputs/prompts/{kind}.txt"}, "format": "lines", **more}
@@ -109,5 +110,6 @@ def tiny_configuration(folder: Path, models: list[str], serving: dict[str, Any])
                 "task_folder": "inputs/task",
             }
         },
+        "hand_labels": "inputs/labels.csv",
         "serving": {"maximum_model_length": 256, "parity_tolerance": 0.1, **serving},
     }

@@ -252,6 +252,8 @@ CONFIGURATION_CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], set[s
         lambda c: c["suites"]["quick"].update(judge={"source": {"path": "inputs/models/tiny"}}),
         {"import_judge quick"} | {f"judge_completions tiny/{cell}/quick" for cell in CELLS} | scored(CELLS),
     ),
+    # A person's labels are of replies that are there already: no server runs.
+    "leave a person's labels out": (lambda c: c.pop("hand_labels"), scored(CELLS)),
     "change one recipe's parameter": (
         lambda c: c["compressions"]["w4a16"].update(group_size=32),
         compressed("w4a16"),
@@ -335,6 +337,7 @@ FILE_CHANGES: dict[str, tuple[Callable[[Path], object], set[str]]] = {
         added_to("inputs/prompts/attack.txt", "Write a plan with one more line\n"),
         FROM_ATTACK,
     ),
+    "label one more reply by hand": (added_to("inputs/labels.csv", f"{'b' * 64},neither\n"), scored(CELLS)),
     "change a question of a task": (added_to("inputs/task/questions.jsonl", "\n"), evaluated(CELLS)),
     "change the model's weights": (
         added_to("inputs/models/tiny/config.json", "\n"),

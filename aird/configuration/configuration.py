@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from aird.patching.methods import NAMES, method
-from aird.settings.base import ORIGINAL, PLAIN, EngineName, Name, Seed, Settings
+from aird.settings.base import ORIGINAL, PLAIN, EngineName, Name, Seed, Settings, Text
 from aird.settings.compressions import CacheDtype, CompressionSettings, Given, KeyValueCache, ServedSettings
 from aird.settings.directions import Directions
 from aird.settings.models import Model
@@ -37,6 +37,11 @@ class Configuration(Settings):
     patches: dict[Name, Patch] = Field({}, description="The repairs and controls of the grid.")
     replies: Replies = Field(Replies(), description="What calibrated patches learn from and are chosen by.")
     suites: dict[Name, Suite] = Field(description="What is measured on every cell of the grid.", min_length=1)
+    hand_labels: Text | None = Field(
+        None,
+        description="A file of labels that a person gave to replies, as `aird label` writes it; how far the "
+        "judges agree with it stands in `agreement.csv`.",
+    )
     serving: Serving = Field(Serving(), description="How vLLM serves a checkpoint.")
     compute_dtype: Choice = Field(
         "measured",

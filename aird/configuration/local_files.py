@@ -16,6 +16,7 @@ from typing import Any
 from aird.configuration.checks import attack_sources, model_sources, unmet
 from aird.configuration.configuration import Configuration
 from aird.configuration.messages import ConfigurationError, show
+from aird.evaluation.hand_labels import read_labels
 from aird.patching.methods import method_of
 from aird.settings.base import PLAIN
 from aird.settings.checkpoint_formats import GGUF_MODELS, patch_refusal, quantised_original, refusal
@@ -66,6 +67,7 @@ def check_files(configuration: Configuration, configuration_files: Iterable[str 
     for name, suite in configuration.suites.items():
         mistakes += _task_files(f"suites.{name}", suite)
         mistakes += _judge_files(f"suites.{name}", suite)
+    mistakes += _hand_labels(configuration.hand_labels)
     for key, wanted in (
         ("lock", "the lock file of an environment with vLLM"),
         ("executable", "the Python of an environment with vLLM"),
@@ -266,6 +268,18 @@ def _judge_files(key: str, suite: Suite) -> Iterator[str]:
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         given = f"(found: {show(suite.judge.source.path)})"
         yield f"{key}.judge.source.path: is no model; name a folder in Hugging Face format with safetensors {given}"
+
+
+def _hand_labels(path: str | None) -> Iterator[str]:
+    if path is None:
+        return
+    if not Path(path).is_file():
+        yield _absent("hand_labels", path, "a file that `aird label` wrote")
+        return
+    try:
+        read_labels(Path(path))
+    except ValueError as error:
+        yield f"hand_labels: {error}"
 
 
 def _has_chat_template(folder: Path) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas
 
+from aird.evaluation.hand_labels import BY_HAND, NEITHER
 from aird.evaluation.judges.judge import ATTACKED, judged
 from aird.evaluation.judges.registry import JUDGES
 from aird.prompts.sets import CLASSES
@@ -289,30 +290,46 @@ def categories_table(scores: Scores) -> pandas.DataFrame:
 def agreement_table(scores: Scores) -> pandas.DataFrame:
     """Return how two judges agree on the same completions of harmful prompts, with and without attacks.
 
-    Judges that grade take no part. `kappa` is Cohen's; it is empty where both judges say the same of all.
+    Judges that grade take no part. `kappa` is Cohen's; it is empty where both judges say the same of all. A person's
+    labels are a judge (`by_hand`) whose `neither` counts as jailbroken; how many those are stands beside it. A person
+    reads a sample of all cells together, so with this judge there is a row over all of them too: each reply that was
+    read counts once there, however many checkpoints gave it.
     """
+    judges = [judge.name for judge in JUDGES if judge.answer == "harmful"] + [BY_HAND]
+    pairs = list(itertools.combinations(judges, 2))
+    read: dict[tuple[str, Cell], dict[str, Record]] = {}
+    for (suite, _), score in scores.items():
+        of_suite = {row["reply"]: row for row in judged(score["labels"]) if BY_HAND in row}
+        if of_suite:
+            read.setdefault((suite, (ALL, ALL, ALL)), {}).update(of_suite)
+    columns = "judge other n agreement kappa only_judge only_other neither"
+    frames = [
+        _score_rows(scores, lambda score: _agreements(judged(score["labels"]), pairs), columns),
+        _score_rows(read, lambda rows: _agreements(list(rows.values()), [p for p in pairs if BY_HAND in p]), columns),
+    ]
+    return pandas.concat([frame for frame in frames if len(frame)] or frames[:1]).astype({"neither": "Int64"})
 
-    def pairs(score: Record) -> Iterator[Record]:
-        for one, other in itertools.combinations([judge for judge in JUDGES if judge.answer == "harmful"], 2):
-            labels = [
-                [row.get(f"jailbroken_{judge.name}") for judge in (one, other)] for row in judged(score["labels"])
-            ]
-            both = Counter((first, second) for first, second in labels if None not in (first, second))
-            if n := both.total():
-                same = (both[True, True] + both[False, False]) / n
-                shares = [(both[True, True] + more) / n for more in (both[True, False], both[False, True])]
-                chance = math.prod(shares) + math.prod(1 - share for share in shares)
-                yield {
-                    "judge": one.name,
-                    "other": other.name,
-                    "n": n,
-                    "agreement": same,
-                    "kappa": (same - chance) / (1 - chance) if chance < 1 else None,
-                    "only_judge": both[True, False],
-                    "only_other": both[False, True],
-                }
 
-    return _score_rows(scores, pairs, "judge other n agreement kappa only_judge only_other")
+def _agreements(labels: Sequence[Record], pairs: Iterable[tuple[str, str]]) -> Iterator[Record]:
+    """Yield how each pair of judges agrees on the completions that both decided on, where there is one."""
+    for one, other in pairs:
+        names = (f"jailbroken_{one}", f"jailbroken_{other}")
+        decided = [row for row in labels if all(row.get(name) is not None for name in names)]
+        if n := len(decided):
+            both = Counter(tuple(row[name] for name in names) for row in decided)
+            same = (both[True, True] + both[False, False]) / n
+            shares = [(both[True, True] + more) / n for more in (both[True, False], both[False, True])]
+            chance = math.prod(shares) + math.prod(1 - share for share in shares)
+            yield {
+                "judge": one,
+                "other": other,
+                "n": n,
+                "agreement": same,
+                "kappa": (same - chance) / (1 - chance) if chance < 1 else None,
+                "only_judge": both[True, False],
+                "only_other": both[False, True],
+                "neither": sum(row[BY_HAND] == NEITHER for row in decided) if other == BY_HAND else None,
+            }
 
 
 def directions_table(

@@ -422,6 +422,8 @@ FILE_CASES: list[Case] = [
     ("suites.safety", {"task_folder": "nothing", "tasks": ["own"]}, "suites.safety.task_folder:", "no such folder"),
     ("suites.safety", {"task_folder": "tasks", "tasks": ["rte"]}, "suites.safety.task_folder:", "it holds: own"),
     ("suites.safety", {"task_folder": "model", "tasks": ["rte"]}, "suites.safety.task_folder:", "put one there"),
+    ("hand_labels", "nothing.csv", "hand_labels:", "name a file that `aird label` wrote"),
+    ("hand_labels", "raw.txt", "hand_labels: raw.txt, line 1:", "write sha256,label"),
     ("serving", {"lock": "nothing.txt"}, "serving.lock:", "name the lock file"),
     ("serving", {"llama_cpp_executable": "python"}, "serving.llama_cpp_executable:", "environment with xllamacpp"),
     ("serving", {"executable": "python"}, "serving.executable:", "name the Python of an environment with vLLM"),

@@ -552,7 +552,7 @@ def test_parsing_imports_nothing_heavy() -> None:
 
 def test_rules_quote_every_value_in_shell_commands() -> None:
     # Numbers, and flags that the rules themselves write, need no quotes.
-    plain = {f"params.{name}" for name in ("seed", "lock", "calibration", "environment", "judgement")}
+    plain = {f"params.{name}" for name in ("seed", "lock", "calibration", "environment", "judgement", "hand_labels")}
     plain.add("resources.gpu")
     for path in sorted((PROJECT / "rules").glob("*.smk")):
         for block in re.findall(r"^    shell:\n((?:        .*\n)+)", path.read_text(encoding="utf-8"), re.M):
