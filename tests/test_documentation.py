@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shlex
@@ -40,6 +41,7 @@ TINY_ARGUMENTS = {
     "aird compare": TINY_SIZES,
     "aird patch": "--train 16",
     "aird evaluate": "--count 4 --tokens 4 --transformers",
+    "aird label": "",
     "aird export": "",
     "aird check": "--count 4 --tokens 4 --transformers --harmful attack.txt --harmless everyday.txt",
     "aird push": "",
@@ -173,6 +175,7 @@ def test_commands_of_aird_run_in_their_order(name: str, workshop: Path, monkeypa
     run = [command for command in commands(ROOT / name) if command.startswith("aird ")]
     assert len(run) >= 4
     for command in run:
+        monkeypatch.setattr(sys, "stdin", io.StringIO("r\nn\n"))  # `aird label` asks
         arguments = shlex.split(command)[1:]
         more = TINY_ARGUMENTS[f"aird {arguments[0]}"]
         if arguments[0] == "compare" and "--harmful" not in arguments:

@@ -9,10 +9,11 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from aird.commands import check, compare, direction, evaluate, export, patch, push
+from aird.commands import check, compare, direction, evaluate, export, label, patch, push
 from aird.commands.inputs import add_chat_arguments, read_chat_arguments
 
-COMMANDS = (check, direction, compare, patch, evaluate, export, push)
+COMMANDS = (check, direction, compare, patch, evaluate, label, export, push)
+WITHOUT_MODEL = ("label", "push")  # no model runs
 BAD_INPUT = 2  # exit code, as argparse's own
 FAILURE = 1
 
@@ -24,12 +25,13 @@ What did compression do to the refusal of a chat model, and can it be repaired?
   aird compare     compare the directions of a model and of its compressed form
   aird patch       repair a compressed model: a rank-1 adapter that PEFT and vLLM load
   aird evaluate    measure refusal, over-refusal and perplexity
+  aird label       read replies by hand, and write labels without their text
   aird export      write a patch for llama.cpp: a GGUF LoRA
   aird push        publish an adapter on a model hub, with its numbers and its verdict
 
-Each works on a folder in Hugging Face format, GPTQ and AWQ included, on a GGUF file or on a hub id
-(organisation/name, with a commit or a branch after an @; organisation/name:file.gguf for one GGUF file), and writes
-the files that the workflow writes. The workflow itself, with every step cached and all tables and figures, is
+A model is a folder in Hugging Face format, GPTQ and AWQ included, a GGUF file or a hub id
+(organisation/name, with a commit or a branch after an @; organisation/name:file.gguf for one GGUF file). Each command
+writes the files that the workflow writes. The workflow itself, with every step cached and all tables and figures, is
 `snakemake --cores all` in a checkout."""
 
 EPILOG = """\
@@ -59,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.add_arguments(subparser)
-        if command is not push:  # no model runs
+        if name not in WITHOUT_MODEL:
             add_chat_arguments(subparser)
             subparser.add_argument(
                 "--trust-remote-code",
@@ -107,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    chat = None if options.command == "push" else read_chat_arguments(options)
+    chat = None if options.command in WITHOUT_MODEL else read_chat_arguments(options)
     if chat is not None:
         from aird.models.loading import use_chat
 
