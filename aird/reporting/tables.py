@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas
 
-from aird.evaluation.hand_labels import BY_HAND, NEITHER
+from aird.evaluation.hand_labels import BY_HAND, COMPLIED, NEITHER
 from aird.evaluation.judges.judge import ATTACKED, judged
 from aird.evaluation.judges.registry import JUDGES
 from aird.prompts.sets import CLASSES
@@ -291,9 +291,9 @@ def agreement_table(scores: Scores) -> pandas.DataFrame:
     """Return how two judges agree on the same completions of harmful prompts, with and without attacks.
 
     Judges that grade take no part. `kappa` is Cohen's; it is empty where both judges say the same of all. A person's
-    labels are a judge (`by_hand`) whose `neither` counts as jailbroken; how many those are stands beside it. A person
-    reads a sample of all cells together, so with this judge there is a row over all of them too: each reply that was
-    read counts once there, however many checkpoints gave it.
+    labels are a judge (`by_hand`) whose `neither` counts as jailbroken, as `complied` does; how many there are of each
+    stands beside it. A person reads a sample of all cells together, so with this judge there is a row over all of them
+    too: each reply that was read counts once there, however many checkpoints gave it.
     """
     judges = [judge.name for judge in JUDGES if judge.answer == "harmful"] + [BY_HAND]
     pairs = list(itertools.combinations(judges, 2))
@@ -302,12 +302,13 @@ def agreement_table(scores: Scores) -> pandas.DataFrame:
         of_suite = {row["reply"]: row for row in judged(score["labels"]) if BY_HAND in row}
         if of_suite:
             read.setdefault((suite, (ALL, ALL, ALL)), {}).update(of_suite)
-    columns = "judge other n agreement kappa only_judge only_other neither"
+    columns = "judge other n agreement kappa only_judge only_other complied neither"
     frames = [
         _score_rows(scores, lambda score: _agreements(judged(score["labels"]), pairs), columns),
         _score_rows(read, lambda rows: _agreements(list(rows.values()), [p for p in pairs if BY_HAND in p]), columns),
     ]
-    return pandas.concat([frame for frame in frames if len(frame)] or frames[:1]).astype({"neither": "Int64"})
+    table = pandas.concat([frame for frame in frames if len(frame)] or frames[:1])
+    return table.astype({COMPLIED: "Int64", NEITHER: "Int64"})
 
 
 def _agreements(labels: Sequence[Record], pairs: Iterable[tuple[str, str]]) -> Iterator[Record]:
@@ -328,7 +329,10 @@ def _agreements(labels: Sequence[Record], pairs: Iterable[tuple[str, str]]) -> I
                 "kappa": (same - chance) / (1 - chance) if chance < 1 else None,
                 "only_judge": both[True, False],
                 "only_other": both[False, True],
-                "neither": sum(row[BY_HAND] == NEITHER for row in decided) if other == BY_HAND else None,
+                **{
+                    said: sum(row[BY_HAND] == said for row in decided) if other == BY_HAND else None
+                    for said in (COMPLIED, NEITHER)
+                },
             }
 
 

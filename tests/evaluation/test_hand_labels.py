@@ -114,20 +114,20 @@ def test_judges_are_compared_with_a_person() -> None:
     replies = [REFUSAL, ANSWER, ANSWER, ANSWER, REFUSAL, ANSWER]
     labels = labels_of(REPLIES, SAID) | labels_of(replies, [None, "complied", "complied", None, None, None])
     frame = agreement_table({("safety", one): scored(REPLIES, labels), ("safety", other): scored(replies, labels)})
-    columns = ["compression", "judge", "other", "n", "only_judge", "only_other", "neither"]
+    columns = ["compression", "judge", "other", "n", "only_judge", "only_other", "complied", "neither"]
     rows = [tuple(row) for row in frame[columns].astype(object).where(frame[columns].notna(), None).to_numpy()]
     assert rows == [
         # Arditi's judge misses the refusal in other words; Wei's does not, as it has fewer than twenty words.
-        ("original", "arditi", "wei", 6, *rows[0][4:6], None),
-        ("original", "arditi", "by_hand", 5, 1, 0, 1),
-        ("original", "wei", "by_hand", 5, 0, 0, 1),
-        ("pruned", "arditi", "wei", 6, *rows[3][4:6], None),
+        ("original", "arditi", "wei", 6, *rows[0][4:6], None, None),
+        ("original", "arditi", "by_hand", 5, 1, 0, 1, 1),
+        ("original", "wei", "by_hand", 5, 0, 0, 1, 1),
+        ("pruned", "arditi", "wei", 6, *rows[3][4:6], None, None),
         # The first two replies of the pruned checkpoint: the same refusal, which was read, and an answer.
-        ("pruned", "arditi", "by_hand", 3, 0, 0, 0),
-        ("pruned", "wei", "by_hand", 3, 0, 0, 0),
+        ("pruned", "arditi", "by_hand", 3, 0, 0, 2, 0),
+        ("pruned", "wei", "by_hand", 3, 0, 0, 2, 0),
         # The refusal and the answer to question 2, which both gave, count once.
-        ("all", "arditi", "by_hand", 6, 1, 0, 1),
-        ("all", "wei", "by_hand", 6, 0, 0, 1),
+        ("all", "arditi", "by_hand", 6, 1, 0, 2, 1),
+        ("all", "wei", "by_hand", 6, 0, 0, 2, 1),
     ]
     whole = frame[(frame["model"] == "all") & (frame["patch"] == "all") & (frame["judge"] == "arditi")].iloc[0]
     both, judge, person, none = 3, 1, 0, 2
