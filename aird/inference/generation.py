@@ -8,16 +8,31 @@ the tokens that end a text: a reply is the same here and by a server, which is a
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Sequence
+from itertools import cycle, islice
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
 from aird.inference.cpu_attention import decoding_attention
-from aird.inference.packing import PACK_TOKENS, Pack, honours_packs, make_packs, pack_output
+from aird.inference.packing import (
+    PACK_TOKENS,
+    Pack,
+    honours_packs,
+    logits_agree,
+    make_packs,
+    pack_output,
+    run_pack,
+)
+
+logger = logging.getLogger(__name__)
 
 # Called for every new token of a batch: which prompts its rows are, the token's number, logits [rows, vocabulary].
 Observer = Callable[[Sequence[int], int, torch.Tensor], None]
+# For as long as a model lives: (longest prompt, most padding, new tokens), and whether a batch of such was right.
+_PADDING: WeakKeyDictionary[Any, list[tuple[tuple[int, int, int], bool]]] = WeakKeyDictionary()
 
 
 @torch.no_grad()
@@ -33,7 +48,9 @@ def generate(
     """Return the greedy continuation of each prompt, without its end-of-text token.
 
     The prompts run in packs (aird/inference/packing.py), without padding and the template's shared start once; their
-    keys and values are put into one left-padded cache, with which new tokens are made, one a prompt and pass.
+    keys and values are put into one left-padded cache, with which new tokens are made, one a prompt and pass. Where
+    packs or a plain cache do not hold, the prompts run padded, and where the model has not proven that padding changes
+    nothing (`honours_padding`), one by one.
 
     Args:
         prompts: token ids, unpadded.
@@ -42,7 +59,6 @@ def generate(
         begin_suppress_tokens: tokens that a continuation must not begin with.
         observe: gets the logits of every new token, float32; also of rows whose continuation has ended.
     """
-    device = next(model.parameters()).device
     stops = stop_tokens(model, tokenizer)
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(stops, default=0)
     greedy = _with_settings(
@@ -56,30 +72,108 @@ def generate(
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     results: list[list[int]] = [[] for _ in prompts]
     cached = honours_packs(model, prompts)  # asked for the longest first, and so once
+    if not honours_padding(model, prompts, maximum_new_tokens, padding):
+        batch_size, cached = 1, False
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        batch = [list(prompts[index]) for index in chosen]
-        width = len(batch[-1])
-        gaps = [width - len(prompt) for prompt in batch]
-        rows = [[padding] * gap + prompt for gap, prompt in zip(gaps, batch, strict=True)]
-        options = _only_last_logits(model)
-        if observe is not None:
-            options["logits_processor"] = [_Observed(observe, chosen, width)]
+        batch = [prompts[index] for index in chosen]
         cache = _prompt_cache(model, batch) if cached else None
         cached = cache is not None  # a model that gives none of one batch gives none of the next
-        if cached:
-            options["past_key_values"] = cache
-        with decoding_attention(model):
-            output = greedy.generate(
-                input_ids=torch.tensor(rows, device=device),
-                attention_mask=torch.tensor([[0] * gap + [1] * (width - gap) for gap in gaps], device=device),
-                generation_config=greedy.generation_config,
-                **options,
-            )
-        for index, row in zip(chosen, output[:, width:].tolist(), strict=True):
+        processor = [] if observe is None else [_Observed(observe, chosen, len(batch[-1]))]
+        for index, row in zip(chosen, _continue(greedy, batch, cache, processor).tolist(), strict=True):
             end = next((position for position, token in enumerate(row) if token in stops), len(row))
             results[index] = row[:end]
     return results
+
+
+def _continue(greedy: Any, batch: Sequence[Sequence[int]], cache: Any, processors: list[Any]) -> torch.Tensor:
+    """Return the new tokens of prompts that run side by side, left-padded, [prompts, new tokens] int64.
+
+    Args:
+        greedy: the model with the settings of the generation.
+        batch: token ids, the longest last.
+        cache: of `_prompt_cache`; None runs the padded prompts.
+        processors: of the logits.
+    """
+    device = next(greedy.parameters()).device
+    width, padding = len(batch[-1]), greedy.generation_config.pad_token_id
+    gaps = [width - len(prompt) for prompt in batch]
+    rows = [[padding] * gap + list(prompt) for gap, prompt in zip(gaps, batch, strict=True)]
+    options = _only_last_logits(greedy)
+    if processors:
+        options["logits_processor"] = processors
+    if cache is not None:
+        options["past_key_values"] = cache
+    with decoding_attention(greedy):
+        output = greedy.generate(
+            input_ids=torch.tensor(rows, device=device),
+            attention_mask=torch.tensor([[0] * gap + [1] * (width - gap) for gap in gaps], device=device),
+            generation_config=greedy.generation_config,
+            **options,
+        )
+    new: torch.Tensor = output[:, width:]
+    return new
+
+
+@torch.no_grad()
+def honours_padding(model: Any, prompts: Sequence[Sequence[int]], maximum_new_tokens: int, padding: int) -> bool:
+    """Return whether this model continues these prompts side by side as it does one by one.
+
+    It is proven on the longest and the shortest prompt, which get the most padding: the logits of two new tokens, one
+    of them with the cache, are compared with those of the prompts alone, where the prompts end and where the
+    continuations will. What is proven once holds for less. A state that passes over padding fails it.
+
+    Args:
+        model: a Transformers causal language model.
+        prompts: token ids.
+        maximum_new_tokens: as of `generate`.
+        padding: the token that pads.
+
+    Raises:
+        ValueError: one by one it fails as well: with its cache the model computes something else than without.
+    """
+    if len(prompts) < 2:
+        return True
+    by_length = sorted(prompts, key=len)
+    pair = by_length[0], by_length[-1]
+    asked = len(pair[1]), len(pair[1]) - len(pair[0]), maximum_new_tokens
+    known = _PADDING.setdefault(model, [])
+    for proven, right in known:
+        if all(ours <= theirs if right else ours >= theirs for ours, theirs in zip(asked, proven, strict=True)):
+            return right
+    longer = [list(islice(cycle(prompt), len(prompt) + maximum_new_tokens)) for prompt in pair]
+    right = all(_cache_agrees(model, rows, padding) for rows in (pair, longer))
+    if not right and not all(_cache_agrees(model, rows[1:], padding) for rows in (pair, longer)):
+        raise ValueError(
+            f"Transformers does not generate rightly with this {type(model).__name__}: with its cache, a prompt of "
+            f"{len(pair[1])} tokens goes on otherwise than without, or not at all"
+        )
+    known.append((asked, right))
+    if not right:
+        logger.warning(
+            "prompts of %d to %d tokens, padded to one length, do not give this model the logits of the prompts alone; "
+            "they are continued one by one, which is slower",
+            *map(len, pair),
+        )
+    return right
+
+
+def _cache_agrees(model: Any, batch: Sequence[Sequence[int]], padding: int) -> bool:
+    """Compare two new tokens of prompts side by side, the longest last, with a plain pass over each prompt alone."""
+    greedy = _with_settings(model, max_new_tokens=2, do_sample=False, pad_token_id=padding)
+    seen: list[torch.Tensor] = []
+    observed = _Observed(lambda _, __, logits: seen.append(logits.clone()), range(len(batch)), len(batch[-1]))
+    try:
+        new = _continue(greedy, batch, _prompt_cache(model, batch), [observed])
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        logger.warning("a batch of %d prompts failed: %s", len(batch), error)
+        return False
+    for row, (prompt, tokens) in enumerate(zip(batch, new.tolist(), strict=True)):
+        (pack,) = make_packs([[*prompt, tokens[0]]], 1)
+        alone = run_pack(model, pack, logits_to_keep=2)[0, -2:].float()
+        if not logits_agree(model, torch.stack([each[row] for each in seen]), alone):
+            return False
+    return True
 
 
 def stop_tokens(model: Any, tokenizer: Any) -> set[int]:

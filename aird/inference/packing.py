@@ -264,13 +264,25 @@ def _window(model: Any) -> int:
 def _packing_agrees(model: Any, packer: Packer, group: Sequence[int]) -> bool:
     """Compare the last two prompts of a pack with the same prompts alone."""
     try:
-        together = last_logits(model, packer.pack(group))[0, -2:].double()
+        together = last_logits(model, packer.pack(group))[0, -2:]
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
         logger.warning("a packed forward pass failed: %s", error)
         return False
-    alone = torch.cat([last_logits(model, packer.pack([index]))[0] for index in group[-2:]]).double()
+    alone = torch.cat([last_logits(model, packer.pack([index]))[0] for index in group[-2:]])
+    return logits_agree(model, together, alone)
+
+
+def logits_agree(model: Any, together: torch.Tensor, alone: torch.Tensor) -> bool:
+    """Return whether logits of prompts that ran together are those of the prompts alone, up to the model's rounding.
+
+    Args:
+        model: what computed both.
+        together, alone: [..., vocabulary].
+    """
     # A shift of all logits changes no probability.
-    spread, difference = (each - each.mean(-1, keepdim=True) for each in (alone, together - alone))
+    spread, difference = (
+        each - each.mean(-1, keepdim=True) for each in (alone.double(), together.double() - alone.double())
+    )
     exact = model.dtype == torch.float32 and getattr(model.config, "quantization_config", None) is None
     return bool((difference.norm(dim=-1) <= (EXACT if exact else ROUNDED) * spread.norm(dim=-1)).all())
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from models.families import tiny_family
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import aird.inference.generation
-from aird.inference.generation import _prompt_cache, generate
+from aird.inference.generation import _prompt_cache, generate, honours_padding
 from aird.inference.hooks import addition
 from aird.models.generation_settings import own_generation_settings
 from aird.models.loading import load_model, load_tokenizer
@@ -154,7 +155,7 @@ SHAPE = {
     "num_key_value_heads": 2,
 }
 # What is special: a sliding window, windows in every other block, other names and biases, keys wider than values,
-# no attention at all. The second value says whether packs and a plain cache give the prompts' keys and values.
+# no attention at all, a state that takes up padding too, so that prompts run one by one. The second value says whether packs and a plain cache give the prompts' keys and values.
 ARCHITECTURES = {
     "mistral": ({"sliding_window": 8, "head_dim": 8}, False),
     "gemma2": ({"sliding_window": 8, "head_dim": 8}, False),
@@ -165,6 +166,7 @@ ARCHITECTURES = {
         True,
     ),
     "mamba": ({}, False),
+    "recurrent_gemma": ({"attention_window_size": 16, "lru_width": 32, "num_key_value_heads": 1}, False),
 }
 
 
@@ -184,3 +186,27 @@ def test_other_architectures(name: str, tokenizer: Any) -> None:
     expected = [one_by_one(model, prompt, 8, {2}) for prompt in prompts]
     assert generate(model, tokenizer, prompts, 8, batch_size=3) == expected
     assert len({tuple(ids) for ids in expected}) > 1
+
+
+def test_what_is_proven_of_padding_is_not_asked_again(loaded: tuple[Any, Any, list[list[int]]]) -> None:
+    """Shorter prompts, less padding and fewer tokens cost nothing; a longer continuation does."""
+    model, _, prompts = loaded
+    lengths: list[int] = []
+    model.register_forward_pre_hook(
+        lambda _, __, inputs: lengths.append(inputs["input_ids"].shape[1]), with_kwargs=True
+    )
+    assert honours_padding(model, prompts, 8, 0)
+    assert max(lengths) > max(map(len, prompts)) + 7  # where the continuation of the longest ends
+    lengths.clear()
+    assert honours_padding(model, sorted(prompts, key=len)[1:], 8, 0) and honours_padding(model, prompts, 7, 0)
+    assert not lengths
+    assert honours_padding(model, prompts, 9, 0) and lengths
+
+
+def test_a_model_whose_cache_is_wrong_is_refused() -> None:
+    """Moshi's of Transformers, behind its window: one by one is no way out."""
+    model = tiny_family("moshi")
+    short, long = ([list(range(3, 3 + count)) for count in counts] for counts in ((3, 6), (20, 25)))
+    assert honours_padding(model, short, 4, 0)
+    with pytest.raises(ValueError, match=r"does not generate rightly with this MoshiForCausalLM.*of 25 tokens"):
+        honours_padding(model, long, 4, 0)
