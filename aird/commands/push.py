@@ -142,11 +142,11 @@ def _renamed(card: str, made_for: str, base: str) -> str:
     local = Path(made_for)
     changes: dict[str, str] = {}
     if file:
-        loaded = f'from_pretrained("{local.parent}", gguf_file="{local.name}")'
+        loaded = f'from_pretrained("{local.parent}", gguf_file="{local.name}"'
         fetched = FETCHED_GGUF.format(repository=repository, file=file)
         changes |= {
             rf"^llama-server -m {re.escape(made_for)} ": f"llama-server -hf {repository} -hff {file} ",
-            re.escape(loaded): f'from_pretrained("{repository}", gguf_file="{file}")',
+            re.escape(loaded): f'from_pretrained("{repository}", gguf_file="{file}"',
             rf'Path\("{re.escape(made_for)}"\)': f'Path("{file}")',
             r"(of the same decoded weights):": rf"\g<1>{fetched}:",
         }

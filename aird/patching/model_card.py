@@ -27,13 +27,13 @@ LIMITS_OF_A_BASELINE = (
 )
 LOADING_MERGED = (
     "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-    'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")\n'
+    'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder"{attention})\n'
     'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")\n```\n\n'
     "```bash\nvllm serve path/to/this/folder\n```\n"
 )
 LOADING = (
     "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-    'base = AutoModelForCausalLM.from_pretrained("{base}")\n'
+    'base = AutoModelForCausalLM.from_pretrained("{base}"{attention})\n'
     "base(**base.dummy_inputs)  # only where compressed-tensors packed the base: this unpacks it\n"
     'model = PeftModel.from_pretrained(base, "path/to/this/folder")\n```\n\n'
 )
@@ -53,7 +53,7 @@ LOADING_GGUF = (
     "```bash\naird export --gguf path/to/this/folder adapter.gguf\nllama-server {served} --lora adapter.gguf\n```\n\n"
     "or with Transformers, on the file's decoded weights:\n\n"
     "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-    'base = AutoModelForCausalLM.from_pretrained("{folder}", gguf_file="{file}")\n'
+    'base = AutoModelForCausalLM.from_pretrained("{folder}", gguf_file="{file}"{attention})\n'
     'model = PeftModel.from_pretrained(base, "path/to/this/folder")\n```\n\n'
     "or with vLLM, on a dense checkpoint of the same decoded weights{fetched}:\n\n"
     "```python\nfrom pathlib import Path\n\nimport torch\nfrom aird.models.loading import dequantise_gguf\n\n"
@@ -97,22 +97,30 @@ def patch_card(record: Mapping[str, Any], base: str, licence: str | None, merged
         f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---\n\n# {title}\n\n{introduction}\n\n"
         "## What was done\n\n| | |\n|---|---|\n"
         + "".join(f"| {name} | {value} |\n" for name, value in facts.items())
-        + f"\n## {heading}\n\n{LOADING_MERGED if merged else use}\n## Limits\n\n{limits}"
+        + f"\n## {heading}\n\n{LOADING_MERGED.format(attention=_attention(record)) if merged else use}"
+        f"\n## Limits\n\n{limits}"
     )
 
 
+def _attention(record: Mapping[str, Any]) -> str:
+    """Return the argument that loads the base with the attention that it needs; empty where any will do."""
+    return f', attn_implementation="{record["attention"]}"' if "attention" in record else ""
+
+
 def _loading(record: Mapping[str, Any], base: str) -> str:
-    path = Path(base)
+    path, attention = Path(base), _attention(record)
     if path.suffix.lower() == ".gguf":
         hub = read_hub_name(base)
         if hub is not None and hub.file is not None:
             served = f"-hf {hub.repository} -hff {hub.file}"
             fetched = FETCHED_GGUF.format(repository=hub.repository, file=hub.file)
-            return LOADING_GGUF.format(
-                served=served, folder=hub.repository, file=hub.file, path=hub.file, fetched=fetched
-            )
-        return LOADING_GGUF.format(served=f"-m {base}", folder=path.parent, file=path.name, path=base, fetched="")
-    return (LOADING + (SERVING_EXPERTS if "experts" in record else SERVING + SERVING_BY_LLAMA_CPP)).format(base=base)
+            names = {"served": served, "folder": hub.repository, "file": hub.file, "path": hub.file}
+        else:
+            names = {"served": f"-m {base}", "folder": str(path.parent), "file": path.name, "path": base}
+            fetched = ""
+        return LOADING_GGUF.format(**names, fetched=fetched, attention=attention)
+    serving = SERVING_EXPERTS if "experts" in record else SERVING + SERVING_BY_LLAMA_CPP
+    return (LOADING + serving).format(base=base, attention=attention)
 
 
 def _repository(base: str) -> str:

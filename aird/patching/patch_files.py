@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from aird.models.card_metadata import CARD
+from aird.models.loading import attention
 from aird.patching.adapters import load_adapter, merge
 from aird.patching.method import PatchInputs
 from aird.patching.methods import method_of, needs_of
@@ -47,6 +48,8 @@ def make_patch(
     with atomic_folder(folder) as temporary:
         record |= method_of(settings).make(settings, inputs, temporary)
         record["weights"] = hash_folder(temporary)
+        if inputs.compressed is not None and (needed := attention(inputs.compressed)) is not None:
+            record["attention"] = needed
         record["adapter_bytes"] = sum((temporary / name).stat().st_size for name in record["weights"])
         (temporary / CARD).write_text(patch_card(record, inputs.base, licence), encoding="utf-8")
     record["files"] = hash_folder(folder)

@@ -215,6 +215,7 @@ def test_the_card_of_a_gguf_file_names_its_repository() -> None:
         "direction": {"layer": 1, "position": -1, "sha256": "0"},
         "blocks": [0],
         "edits": [{"module": "writer"}],
+        "attention": "eager",
     }
     made_for = "/home/me/dir/q8.gguf"
     card = patch_card(record, made_for, None).replace("## Limits", "## Numbers\n\n1\n\n## Limits")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from aird.patching.methods import parse_patch
 from aird.patching.model_card import patch_card
 from aird.patching.patch_files import make_patch, write_merged
 from aird.reporting.evaluated_card import evaluated_card
-from aird.support.files import hash_folder, sha256_of
+from aird.support.files import hash_folder, read_json, sha256_of, write_json
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +109,41 @@ def test_the_merged_checkpoint_has_a_card_of_its_own(
     card = ModelCard.load(tmp_path / "merged/README.md")
     assert card.data.library_name == "transformers" and "lora" not in card.data.tags
     assert "vllm serve path/to/this/folder" in card.text and "enable-lora" not in card.text
+
+
+def test_the_card_of_a_model_with_capped_scores_loads_it_so_that_they_are_capped(
+    tiny_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transformers' own choice of an attention would leave the cap of Gemma 2 out, without a word."""
+    base, files = tmp_path / "base", (tmp_path / "direction.safetensors", tmp_path / "direction.json")
+    shutil.copytree(tiny_folder("gemma2"), base)
+    write_json(base / "config.json", read_json(base / "config.json") | {"attn_logit_softcapping": 0.05})
+    unit = torch.nn.functional.normalize(torch.arange(128, dtype=torch.float64), dim=0)
+    save_direction(Direction(unit, 3.0, {"layer": 2, "position": -4}), *files)
+    adapter, settings = tmp_path / "path/to/this/folder", parse_patch({"method": "scale", "alpha": 0.5})
+    inputs = PatchInputs(str(base), base, base, files)
+    record = make_patch(settings, inputs, adapter, tmp_path / "statistics.json")
+    assert record["attention"] == "eager"
+    monkeypatch.chdir(tmp_path)
+    texts = {"adapter": (adapter / "README.md").read_text(encoding="utf-8")}
+    write_merged(base, adapter, record, tmp_path / "merged")
+    texts["merged"] = (tmp_path / "merged/README.md").read_text(encoding="utf-8")
+    ids = torch.arange(3, 40).unsqueeze(0)
+    for name, text in texts.items():
+        code = text.split("```python\n")[1].partition("```")[0]
+        expected = load_model(base, adapter)
+        if name == "merged":
+            code = code.replace("path/to/this/folder", "merged")
+            expected = load_model(tmp_path / "merged")
+        logits = []
+        for each in (code, code.replace(', attn_implementation="eager"', "")):
+            names: dict[str, Any] = {}
+            exec(each, names)
+            with torch.no_grad():
+                logits.append(names["model"](input_ids=ids).logits.float())
+        with torch.no_grad():
+            wanted = expected(input_ids=ids).logits.float()
+        assert (logits[0] - wanted).abs().max() < 0.1 < (logits[1] - wanted).abs().max()
 
 
 def test_the_card_of_a_gguf_file_names_what_vllm_serves(
