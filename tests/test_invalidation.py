@@ -258,6 +258,10 @@ CONFIGURATION_CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], set[s
         lambda c: c["compressions"]["w4a16"].update(group_size=32),
         compressed("w4a16"),
     ),
+    "quantise the cache of a compression as well": (
+        lambda c: c["compressions"]["w4a16"].update(key_value_cache_dtype="fp8"),
+        evaluated(cells_of("w4a16")),
+    ),
     "change the seed of one compression": (
         lambda c: c["compressions"]["wanda-50"]["calibration"].update(seed=7),
         compressed("wanda-50"),

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from aird.patching.methods import NAMES, method
 from aird.settings.base import ORIGINAL, PLAIN, EngineName, Name, Seed, Settings, Text
-from aird.settings.compressions import CacheDtype, CompressionSettings, Given, KeyValueCache, ServedSettings
+from aird.settings.compressions import CacheDtype, CompressionSettings, Given, KeyValueCache, WeightSettings
 from aird.settings.directions import Directions
 from aird.settings.models import Model
 from aird.settings.patches import PatchSettings, Replies
@@ -71,7 +71,7 @@ class Configuration(Settings):
         settings = self.compressions.get(compression)
         if isinstance(settings, KeyValueCache):
             return settings.dtype
-        return settings.key_value_cache_dtype if isinstance(settings, ServedSettings) else None
+        return settings.key_value_cache_dtype if isinstance(settings, WeightSettings) else None
 
     def holds_gguf(self, model: str, compression: str) -> bool:
         """Return whether a checkpoint holds a GGUF file, which llama.cpp serves."""

@@ -38,11 +38,12 @@ def compression_in_words(name: str, settings: Settings | None) -> str:
         return name
     recipe = settings["recipe"]
     if recipe in ROUNDING:
-        cache = settings.get("key_value_cache_dtype")
-        served = f" with a key/value cache in {cache}" if cache else ""
-        return f"{ROUNDING[recipe].format_map(settings)}{served} ({name})"
-    pattern = f" in the pattern {settings['pattern']}" if settings.get("pattern") else ""
-    return f"{PRUNING[recipe]} of {100 * settings['sparsity']:.0f}%{pattern} ({name})"
+        words = ROUNDING[recipe].format_map(settings)
+    else:
+        pattern = f" in the pattern {settings['pattern']}" if settings.get("pattern") else ""
+        words = f"{PRUNING[recipe]} of {100 * settings['sparsity']:.0f}%{pattern}"
+    cache = settings.get("key_value_cache_dtype")
+    return f"{words} with a key/value cache in {cache} ({name})" if cache else f"{words} ({name})"
 
 
 def patch_in_words(name: str, settings: Settings | None) -> str:

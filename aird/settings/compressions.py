@@ -14,6 +14,10 @@ from aird.settings.base import EngineName, Name, Settings
 from aird.settings.sources import ModelSource
 
 Pattern = Literal["2:4", "4:8"]
+CacheDtype = Literal["fp8", "fp8_e5m2", "q8_0", "q4_0"]
+
+# Types of a quantised key/value cache that each engine has.
+CACHE_DTYPES: dict[EngineName, tuple[CacheDtype, ...]] = {"vllm": ("fp8", "fp8_e5m2"), "llama.cpp": ("q8_0", "q4_0")}
 
 # Unquoted, YAML 1.1 reads N:M as a number in base 60.
 _BASE_60 = {124: "2:4", 248: "4:8"}
@@ -80,7 +84,17 @@ class RecipeSettings(Settings):
         return "dense"
 
 
-class PruningSettings(RecipeSettings):
+class WeightSettings(RecipeSettings):
+    """Base of the recipes that change weights; the server's cache may be quantised as well."""
+
+    key_value_cache_dtype: CacheDtype | None = Field(
+        None,
+        description="Type of the server's cached keys and values: fp8 (E4M3) or fp8_e5m2 by vLLM, q8_0 or q4_0 by "
+        "llama.cpp; default: the engine's own.",
+    )
+
+
+class PruningSettings(WeightSettings):
     """Base of the pruning recipes: matrices stay dense and hold zeros."""
 
     sparsity: float | None = Field(
@@ -152,7 +166,7 @@ class SparseGPT(PruningSettings):
     calibration: CalibrationSettings = Field(description="The prompts that give the layers' Hessians.")
 
 
-class RoundToNearest(RecipeSettings):
+class RoundToNearest(WeightSettings):
     """Round weights to the nearest of 2^bits equidistant values, symmetric around zero."""
 
     compresses_experts: ClassVar[bool | None] = None
@@ -184,7 +198,7 @@ class RoundToNearest(RecipeSettings):
         return "pack-quantized" if self.activation_bits is None else "int-quantized"
 
 
-class FourBitSettings(RecipeSettings):
+class FourBitSettings(WeightSettings):
     """Base of the calibrated 4-bit recipes: groups of weights share a scale and are packed into 32-bit integers."""
 
     weight_bits: Literal[4] = Field(4, description="Bits of one weight.")
@@ -234,7 +248,7 @@ class AWQ(FourBitSettings):
     calibration: CalibrationSettings = Field(description="The prompts that show which input channels matter.")
 
 
-class FP8(RecipeSettings):
+class FP8(WeightSettings):
     """Round weights to 8-bit floats (E4M3), one scale per output row; activations per token at run time."""
 
     recipe: Literal["fp8"] = "fp8"
@@ -250,7 +264,7 @@ class FP8(RecipeSettings):
         return "float-quantized"
 
 
-class BitsAndBytes(RecipeSettings):
+class BitsAndBytes(WeightSettings):
     """Quantise as bitsandbytes does: LLM.int8 (arXiv:2208.07339) or NF4 (arXiv:2305.14314)."""
 
     recipe: Literal["bitsandbytes"] = "bitsandbytes"
@@ -267,23 +281,13 @@ class BitsAndBytes(RecipeSettings):
         return f"bitsandbytes-{self.variant}"
 
 
-CacheDtype = Literal["fp8", "fp8_e5m2", "q8_0", "q4_0"]
-# Types of a quantised key/value cache that each engine has.
-CACHE_DTYPES: dict[EngineName, tuple[CacheDtype, ...]] = {"vllm": ("fp8", "fp8_e5m2"), "llama.cpp": ("q8_0", "q4_0")}
-
-
-class ServedSettings(RecipeSettings):
+class ServedSettings(WeightSettings):
     """Base of the recipes whose checkpoints may hold a GGUF file, so that more than one engine can serve them."""
 
     engine: EngineName | None = Field(
         None,
         description="Who serves it; default: `serving.engine`, else llama.cpp a GGUF file, vLLM all others. vLLM "
         "serves the decoded weights of a GGUF file.",
-    )
-    key_value_cache_dtype: CacheDtype | None = Field(
-        None,
-        description="Type of the server's cached keys and values: fp8 (E4M3) or fp8_e5m2 by vLLM, q8_0 or q4_0 by "
-        "llama.cpp; default: the engine's own.",
     )
 
 

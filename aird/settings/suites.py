@@ -161,7 +161,7 @@ RESERVED_SERVER_ARGUMENTS = {
     "max-model-len": "`serving.maximum_model_length`",
     "gpu-memory-utilization": "`serving.gpu_memory_utilization`",
     "kv-cache-memory-bytes": "`serving.key_value_cache_gib`",
-    "kv-cache-dtype": "a compression with `recipe: kv_cache`",
+    "kv-cache-dtype": "`compressions.NAME.key_value_cache_dtype`, or `recipe: kv_cache`",
 }
 
 

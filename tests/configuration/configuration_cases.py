@@ -177,6 +177,13 @@ CASES: dict[str, list[Case]] = {
             "compressions.k.key_value_cache_dtype:",
             "llama.cpp serves k of tuned",
         ),
+        (
+            "compressions.wanda.key_value_cache_dtype",
+            "q8_0",
+            "compressions.wanda.key_value_cache_dtype:",
+            "vllm serves wanda of tuned and has no key/value cache of this type; write one of fp8, fp8_e5m2",
+        ),
+        ("compressions.w4.key_value_cache_dtype", "int8", "compressions.w4.key_value_cache_dtype:", "fp8"),
         ("compressions.k", {"recipe": "kv_cache", "dtype": "fp4"}, "compressions.k.dtype:", "fp8"),
         ("compressions.k", {"recipe": "kv_cache"}, "compressions.k.dtype:", "missing; add it"),
         ("models.hub.gpus", 0, "models.hub.gpus:", "at least 1"),

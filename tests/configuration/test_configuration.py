@@ -332,7 +332,9 @@ def test_a_server_of_the_user_s_has_its_own_cache() -> None:
     with pytest.raises(ConfigurationError, match="compressions.k.dtype: vllm serves k of tuned"):
         load_configuration(values)
     values = changed("compressions.k", {"recipe": "kv_cache", "dtype": "fp8"})
-    assert load_configuration(values).cache_dtype_of("k") == "fp8"
+    values["compressions"]["w4"]["key_value_cache_dtype"] = "fp8_e5m2"
+    loaded = load_configuration(values)
+    assert [loaded.cache_dtype_of(name) for name in ("k", "w4", "wanda")] == ["fp8", "fp8_e5m2", None]
     values["serving"] = {"url": "http://host:8000#{model}-{compression}-{patch}"}
     with pytest.raises(ConfigurationError, match="compressions.k.dtype: a running server has one cache"):
         load_configuration(values)

@@ -308,6 +308,10 @@ def test_whole_per_cent(rate: float, text: str) -> None:
         ({"recipe": "round_to_nearest", "weight_bits": 4}, "4-bit rounding (x)"),
         ({"recipe": "bitsandbytes", "variant": "nf4"}, "bitsandbytes nf4 (x)"),
         ({"recipe": "fp8"}, "rounding to FP8 (x)"),
+        (
+            {"recipe": "wanda", "sparsity": 0.5, "key_value_cache_dtype": "fp8"},
+            "Wanda pruning of 50% with a key/value cache in fp8 (x)",
+        ),
         (None, "x"),
     ],
 )
