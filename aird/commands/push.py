@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from aird.commands.evaluate import check_adapter
-from aird.patching.model_card import FETCHED_GGUF
+from aird.patching.model_card import renamed_card
 
 SUMMARY = "publish an adapter on a model hub, with its numbers and its verdict"
 DESCRIPTION = """\
@@ -120,7 +120,7 @@ def published_card(card: str, verdict: Mapping[str, Any] | None, made_for: str, 
             "nothing was measured about this adapter, so it is not published: give --verdict with what "
             "`aird check ORIGINAL COMPRESSED --patch ADAPTER --json FILE` wrote, or --card with one of results/cards/"
         )
-    card = _renamed(card, made_for, base)
+    card = renamed_card(card, made_for, base)
     if verdict is None:
         return card
     facts = "".join(f"| {name} | {value} |\n" for name, value in _published(verdict["facts"], base).items())
@@ -131,35 +131,6 @@ def published_card(card: str, verdict: Mapping[str, Any] | None, made_for: str, 
     if LIMITS not in card:
         return f"{card}\n{section}"
     return card.replace(LIMITS, section + LIMITS, 1)
-
-
-def _renamed(card: str, made_for: str, base: str) -> str:
-    """Return a card with another name of its base, where a card (aird/patching/model_card.py) names it, and only there.
-
-    The name of a compression, such as fp8, may stand elsewhere for something else.
-    """
-    repository, _, file = base.partition(":")
-    local = Path(made_for)
-    changes: dict[str, str] = {}
-    if file:
-        loaded = f'from_pretrained("{local.parent}", gguf_file="{local.name}"'
-        fetched = FETCHED_GGUF.format(repository=repository, file=file)
-        changes |= {
-            rf"^llama-server -m {re.escape(made_for)} ": f"llama-server -hf {repository} -hff {file} ",
-            re.escape(loaded): f'from_pretrained("{repository}", gguf_file="{file}"',
-            rf'Path\("{re.escape(made_for)}"\)': f'Path("{file}")',
-            r"(of the same decoded weights):": rf"\g<1>{fetched}:",
-        }
-    changes |= {
-        rf"^(base_model: )['\"]?{re.escape(made_for)}['\"]?$": rf"\g<1>{repository}",
-        rf"^(- base_model:adapter:){re.escape(made_for)}$": rf"\g<1>{repository}",
-        rf"`{re.escape(made_for)}`": f"`{base}`",
-        rf'"{re.escape(made_for)}"': f'"{base}"',
-        rf"^vllm serve {re.escape(made_for)} ": f"vllm serve {base} ",
-    }
-    for pattern, name in changes.items():
-        card = re.sub(pattern, name, card, flags=re.MULTILINE)
-    return card
 
 
 def _published(facts: Mapping[str, str], base: str) -> dict[str, str]:

@@ -68,8 +68,8 @@ class Method:
         needs: what it is made from, besides what single settings ask for (`needs_of`). With `prompts` it runs models;
             with `arithmetic` they compute in the types that were measured on this machine.
         sizes: returns how many prompts and tokens it sees. The patch depends on these numbers of the configuration.
-        usage: of a baseline, the text of its card that says how to use it, with {base} and its settings to be filled
-            in; None for AIRD's own patches, which are all used alike.
+        usage: of a baseline, the text of its card that says how to use it, where {loading} stands for how adapters are
+            loaded; None for AIRD's own patches.
         adapter: whether the files are a LoRA adapter, which can be merged.
         memory_mb, minutes: what a job asks for.
     """

@@ -6,6 +6,7 @@ evaluation; aird/reporting/evaluated_card.py adds them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ LOADING = (
     'model = PeftModel.from_pretrained(base, "path/to/this/folder")\n```\n\n'
 )
 SERVING = (
-    "```bash\nvllm serve {base} --enable-lora --max-lora-rank 1 --lora-modules aird=path/to/this/folder\n```\n\n"
+    "```bash\nvllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules aird=path/to/this/folder\n```\n\n"
     "then ask for the model `aird`.\n"
 )
 # The export looks each edited matrix up in the GGUF file, so it may refuse one.
@@ -58,7 +59,7 @@ LOADING_GGUF = (
     "or with vLLM, on a dense checkpoint of the same decoded weights{fetched}:\n\n"
     "```python\nfrom pathlib import Path\n\nimport torch\nfrom aird.models.loading import dequantise_gguf\n\n"
     'Path("decoded").mkdir()\ndequantise_gguf(Path("{path}"), Path("decoded"), torch.bfloat16)\n```\n\n'
-    "```bash\nvllm serve decoded --enable-lora --max-lora-rank 1 --lora-modules aird=path/to/this/folder\n```\n\n"
+    "```bash\nvllm serve decoded --enable-lora --max-lora-rank {rank} --lora-modules aird=path/to/this/folder\n```\n\n"
     "then ask for the model `aird`.\n"
 )
 FETCHED_GGUF = " (`hf download {repository} {file} --local-dir .` fetches the file)"
@@ -79,12 +80,14 @@ def patch_card(record: Mapping[str, Any], base: str, licence: str | None, merged
     """
     settings = record["settings"]
     made_by = method(settings["method"])
+    attention = record.get("attention")
+    loading = _loading(base, settings.get("rank", 1), "experts" in record, attention)
     if made_by.usage is None:
         tags, title, introduction, facts = _rank_one(record, made_by, base, merged)
-        limits, heading, use = LIMITS, "How to load it", _loading(record, base)
+        limits, heading, use = LIMITS, "How to load it", loading
     else:
         tags, title, introduction, facts = _baseline(record, made_by, base)
-        limits, heading, use = LIMITS_OF_A_BASELINE, "How to use it", made_by.usage.format(base=base, **settings)
+        limits, heading, use = LIMITS_OF_A_BASELINE, "How to use it", made_by.usage.format(loading=loading)
     metadata: dict[str, Any] = {
         "base_model": _repository(base),
         "base_model_relation": "finetune" if merged else "adapter",
@@ -97,18 +100,38 @@ def patch_card(record: Mapping[str, Any], base: str, licence: str | None, merged
         f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---\n\n# {title}\n\n{introduction}\n\n"
         "## What was done\n\n| | |\n|---|---|\n"
         + "".join(f"| {name} | {value} |\n" for name, value in facts.items())
-        + f"\n## {heading}\n\n{LOADING_MERGED.format(attention=_attention(record)) if merged else use}"
+        + f"\n## {heading}\n\n{LOADING_MERGED.format(attention=_argument(attention)) if merged else use}"
         f"\n## Limits\n\n{limits}"
     )
 
 
-def _attention(record: Mapping[str, Any]) -> str:
-    """Return the argument that loads the base with the attention that it needs; empty where any will do."""
-    return f', attn_implementation="{record["attention"]}"' if "attention" in record else ""
+def renamed_card(card: str, made_for: str, base: str) -> str:
+    """Return a card with another name of its base, where a card names it, and only there.
+
+    The name of a compression, such as fp8, may stand elsewhere for something else.
+
+    Args:
+        card: what `patch_card` wrote, with or without further sections.
+        made_for: how it calls the base.
+        base: the hub id that is put there instead, with `:file.gguf` for a GGUF file.
+    """
+    rank, attention = (re.search(what, card) for what in (r"--max-lora-rank (\d+)", r'attn_implementation="(\w+)"'))
+    for experts in (False, True):
+        settings = int(rank[1]) if rank else 1, experts, attention[1] if attention else None
+        ours, theirs = (_loading(name, *settings) for name in (made_for, base))
+        card = card.replace(ours, theirs)
+    old, old_repository = re.escape(made_for), re.escape(_repository(made_for))
+    changes = {
+        rf"^(base_model: |- base_model:adapter:)['\"]?{old_repository}['\"]?$": rf"\g<1>{_repository(base)}",
+        rf"`{old}`": f"`{base}`",
+    }
+    for pattern, name in changes.items():
+        card = re.sub(pattern, name, card, flags=re.MULTILINE)
+    return card
 
 
-def _loading(record: Mapping[str, Any], base: str) -> str:
-    path, attention = Path(base), _attention(record)
+def _loading(base: str, rank: int, experts: bool, attention: str | None) -> str:
+    path, chosen = Path(base), _argument(attention)
     if path.suffix.lower() == ".gguf":
         hub = read_hub_name(base)
         if hub is not None and hub.file is not None:
@@ -118,9 +141,14 @@ def _loading(record: Mapping[str, Any], base: str) -> str:
         else:
             names = {"served": f"-m {base}", "folder": str(path.parent), "file": path.name, "path": base}
             fetched = ""
-        return LOADING_GGUF.format(**names, fetched=fetched, attention=attention)
-    serving = SERVING_EXPERTS if "experts" in record else SERVING + SERVING_BY_LLAMA_CPP
-    return (LOADING + serving).format(base=base, attention=attention)
+        return LOADING_GGUF.format(**names, fetched=fetched, attention=chosen, rank=rank)
+    serving = SERVING_EXPERTS if experts else SERVING + SERVING_BY_LLAMA_CPP
+    return (LOADING + serving).format(base=base, attention=chosen, rank=rank)
+
+
+def _argument(attention: str | None) -> str:
+    """Return the argument that loads a base with the attention that it needs; empty where any will do."""
+    return "" if attention is None else f', attn_implementation="{attention}"'
 
 
 def _repository(base: str) -> str:

@@ -209,20 +209,35 @@ def test_only_the_names_of_the_base_change_and_no_path_is_published() -> None:
     assert "| original | someone/sixteen@main |" in published_card(card, verdict, "fp8", "someone/eight")
 
 
-def test_the_card_of_a_gguf_file_names_its_repository() -> None:
+@pytest.mark.parametrize("kind", ["scale", "experts", "lora"])
+@pytest.mark.parametrize(
+    ("made_for", "base"),
+    [
+        ("/home/me/eight", "someone/models"),
+        ("/home/me/dir/q8.gguf", "someone/models:Q8.gguf"),
+        ("someone/else:q8.gguf", "someone/models:Q8.gguf"),
+        ("q8", "someone/models"),
+        ("q8", "someone/models:Q8.gguf"),
+    ],
+)
+def test_a_published_card_is_the_one_that_the_hub_name_would_have_got(made_for: str, base: str, kind: str) -> None:
+    """Also where the workflow calls a GGUF file by the name of its compression."""
+    settings = {"method": "lora", "rank": 16} if kind == "lora" else {"method": "scale", "direction": "original"}
     record = {
-        "settings": {"method": "scale", "direction": "original", "alpha": 1.0},
+        "settings": settings,
         "direction": {"layer": 1, "position": -1, "sha256": "0"},
         "blocks": [0],
         "edits": [{"module": "writer"}],
         "attention": "eager",
+        **({"experts": []} if kind == "experts" else {}),
     }
-    made_for = "/home/me/dir/q8.gguf"
-    card = patch_card(record, made_for, None).replace("## Limits", "## Numbers\n\n1\n\n## Limits")
-    published = published_card(card, None, made_for, "someone/models:Q8.gguf")
-    assert published == patch_card(record, "someone/models:Q8.gguf", None).replace(
-        "## Limits", "## Numbers\n\n1\n\n## Limits"
-    )
+
+    def card(name: str) -> str:
+        return patch_card(record, name, None).replace("## Limits", "## Numbers\n\n1\n\n## Limits")
+
+    published = published_card(card(made_for), None, made_for, base)
+    assert published == card(base)
+    assert kind != "lora" or "--max-lora-rank 16 " in published
 
 
 def test_a_path_that_is_left_is_refused(adapter: Path, verdict: Path, capsys: pytest.CaptureFixture[str]) -> None:

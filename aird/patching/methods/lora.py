@@ -73,8 +73,7 @@ METHOD = Method(
     needs=frozenset({"compressed", "prompts"}),
     # As many harmful ones as a calibration sees.
     sizes=lambda directions, replies: {"train": replies.train_harmful},
-    usage="```bash\nvllm serve {base} --enable-lora --max-lora-rank {rank} "
-    "--lora-modules lora=path/to/this/folder\n```\n",
+    usage="{loading}",
     memory_mb=8000,
     minutes=120,
 )
