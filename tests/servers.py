@@ -106,10 +106,10 @@ class Job:
 
 @contextlib.contextmanager
 def answering(answer: Callable[[str, dict[str, Any] | None], tuple[int, Any]]) -> Iterator[str]:
-    """Run an HTTP server of JSON; yield its address.
+    """Run an HTTP server, of JSON mostly; yield its address.
 
     Args:
-        answer: status and answer from a path and, of a POST, its body.
+        answer: status and answer from a path and, of a POST, its body; bytes go out as they are.
     """
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -119,7 +119,7 @@ def answering(answer: Callable[[str, dict[str, Any] | None], tuple[int, Any]]) -
         def send(self, status: int, value: Any) -> None:
             self.send_response(status)
             self.end_headers()
-            self.wfile.write(json.dumps(value).encode())
+            self.wfile.write(value if isinstance(value, bytes) else json.dumps(value).encode())
 
         def do_GET(self) -> None:
             self.send(*answer(self.path, None))

@@ -110,7 +110,10 @@ class HttpServer:
         except httpx.TransportError as error:
             await self._raise_lost(repr(error))
         if response.status_code == 200:
-            return response.json()
+            try:
+                return response.json()
+            except ValueError as error:
+                raise RuntimeError(f"the {self.name} server answered no JSON: {response.text[:80]!r}") from error
         message = response.text
         with contextlib.suppress(ValueError, TypeError, KeyError):
             message = str(response.json()["error"]["message"])

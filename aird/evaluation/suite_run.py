@@ -138,6 +138,12 @@ def evaluate_suite(
         logger.warning(
             "%s cannot be asked for %s, which is not measured", engine.describe(), " and ".join(not_measured)
         )
+    if not can.first_token_logprobs:
+        logger.warning(
+            "%s tells no log-probabilities of first tokens, so nothing shows that it serves %s",
+            engine.describe(),
+            checkpoint,
+        )
     both = adapter is not None and suite.serve == BOTH
     if both and not can.adapters:
         raise ValueError(

@@ -134,11 +134,12 @@ def opened(url: str, checkpoint: Path, folder: Path) -> Iterator[Any]:
         yield client
 
 
-def test_text_only(checkpoint: Path, tmp_path: Path) -> None:
+def test_text_only(checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Completions are Transformers'; what the server cannot do is not measured, and the results say so."""
     server = StandardServer(checkpoint)
     with answering(server) as url:
         asked, measured = evaluate(Address(url), checkpoint, tmp_path)
+    assert "cannot be asked for perplexity" in caplog.text and "nothing shows that it serves" in caplog.text
     assert texts(asked) == expected(server) and len(set(texts(asked))) > 3
     assert {record["finish_reason"] for record in asked} <= {"stop", "length"}
     assert all(isinstance(prompt, str) for prompt in server.asked)
@@ -222,11 +223,29 @@ def test_the_model_behind_the_hash_is_asked(checkpoint: Path, tmp_path: Path) ->
             Address(f"{url}#third").able(checkpoint)
 
 
-def test_a_server_of_chats_alone(checkpoint: Path) -> None:
-    def answer(path: str, body: dict[str, Any] | None) -> tuple[int, Any]:
-        return (200, {"data": [{"id": "a"}]}) if path == "/v1/models" else (404, {"error": {"message": "no such path"}})
+CHAT = {"choices": [{"message": {"content": "Blue."}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 9}}
 
-    with answering(answer) as url, pytest.raises(RuntimeError, match="completes no text by /v1/completions.*no such"):
+
+@pytest.mark.parametrize(
+    ("answered", "message"),
+    [
+        ((404, {"error": {"message": "no such path"}}), "no such path"),
+        ((500, "out of memory"), "HTTP 500.*out of memory"),
+        ((200, CHAT), r"no choices\[0\].text"),
+        ((200, {"choices": []}), r"no choices\[0\].text"),
+        ((200, b'data: {"choices": [{"text": "Blue."}]}\n\ndata: [DONE]\n\n'), "answered no JSON: 'data: "),
+    ],
+)
+def test_a_server_that_completes_no_text(checkpoint: Path, answered: tuple[int, Any], message: str) -> None:
+    """It knows chats alone, fails, answers in a form of its own, or streams whatever it is asked."""
+
+    def answer(path: str, body: dict[str, Any] | None) -> tuple[int, Any]:
+        return (200, {"data": [{"id": "a"}]}) if path == "/v1/models" else answered
+
+    with (
+        answering(answer) as url,
+        pytest.raises(RuntimeError, match=f"completes no text by /v1/completions.*{message}"),
+    ):
         Address(url).able(checkpoint)
 
 

@@ -70,6 +70,8 @@ def try_server(server: HttpServer, model: str, tokenizer: Any) -> Ways:
     for way, prompt in prompts.items():
         try:
             (answer,) = server.post_all(PATH, [{**common, "prompt": prompt}])
+            if not _has_text(answer):
+                raise RuntimeError(f"an answer of it has no choices[0].text: {str(answer)[:80]}")
             counts[way] = _prompt_count(answer)
         except RuntimeError as error:
             problems.append(str(error))
@@ -187,6 +189,15 @@ def _answer(server: HttpServer, body: Mapping[str, Any]) -> Any:
         return server.post_all(PATH, [body])[0]
     except RuntimeError:
         return None
+
+
+def _has_text(answer: Any) -> bool:
+    """Return whether an answer holds one completion and why it ended; it may be empty."""
+    try:
+        (choice,) = answer["choices"]
+        return isinstance(choice["text"], str) and isinstance(choice["finish_reason"], str)
+    except (KeyError, ValueError, TypeError):
+        return False
 
 
 def _prompt_count(answer: Any) -> int | None:
