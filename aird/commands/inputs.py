@@ -176,7 +176,7 @@ def _readable(source: Path, trust_remote_code: bool) -> tuple[Path, str]:
 
     wrapper = source.is_dir() and holds_wrapper(source, trust_remote_code)
     form = TEXT_MODEL if wrapper else readable_form(source)
-    if source.is_dir():
+    if form in (AS_GIVEN, TEXT_MODEL):  # in other forms each weight is read where it is written
         check_weights(source, source)
     if form == AS_GIVEN:
         return source, form

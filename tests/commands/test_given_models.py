@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import signal
@@ -285,8 +286,17 @@ def test_what_cannot_be_read_is_an_error_of_the_input(
     tensors = load_file(lacking / "model.safetensors")
     del tensors[f"{WRITER}.weight"]
     save_file(tensors, lacking / "model.safetensors", {"format": "pt"})
+    truncated = Path(shutil.copytree(folder / "awq", tmp_path / "truncated"))
+    weights = (truncated / "model.safetensors").read_bytes()
+    (truncated / "model.safetensors").write_bytes(weights[:-1000])
+    infinite = Path(shutil.copytree(folder / "awq", tmp_path / "infinite"))
+    tensors = load_file(infinite / "model.safetensors")
+    tensors[f"{WRITER}.scales"][0, 0] = math.inf
+    save_file(tensors, infinite / "model.safetensors", {"format": "pt"})
     for name, message in (
         ("broken.gguf", "cannot be read as a GGUF model"),
+        ("truncated", "model.safetensors is truncated or altered"),
+        ("infinite", "holds NaN or infinite values"),
         ("old", "packed (gptq), but its config.json has no quantization_config; quantize_config.json, which older"),
         ("lacking", f"lacks tensors of its model (1, {WRITER}.weight first)"),
         ("hqq", "is stored as HQQ, which is not read; convert the original"),
