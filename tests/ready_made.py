@@ -101,22 +101,27 @@ def gptq(
     return wanted
 
 
+def _scattered(weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return the group of each column, scales, zero points, integers, and the matrix: 4 bits, columns in any order."""
+    columns = weight.shape[1]
+    order = torch.randperm(columns, generator=torch.Generator().manual_seed(columns))
+    scales, zeros = quantities(weight[:, order], 4, 32, symmetric=False)
+    groups = torch.empty(columns, dtype=torch.int32)
+    groups[order] = torch.arange(columns, dtype=torch.int32) // 32
+    wide, middle = scales[:, groups], zeros[:, groups]
+    integers = (weight.float() / wide + middle).round().clamp(0, 15).int()
+    return groups, scales, zeros, integers, ((integers - middle) * wide).half()
+
+
 def reordered(original: Path, folder: Path) -> Tensors:
     """Write GPTQ with `desc_act`: columns of a group lie apart, as `g_idx` says."""
     wanted = gptq(original, folder, symmetric=False)
     tensors = load_file(folder / "model.safetensors")
     for module, weight in block_matrices(original).items():
-        columns = weight.shape[1]
-        order = torch.randperm(columns, generator=torch.Generator().manual_seed(columns))
-        scales, zeros = quantities(weight[:, order], 4, 32, symmetric=False)
-        groups = torch.empty(columns, dtype=torch.int32)
-        groups[order] = torch.arange(columns, dtype=torch.int32) // 32
-        wide, middle = scales[:, groups], zeros[:, groups]
-        integers = (weight.float() / wide + middle).round().clamp(0, 15).int()
-        wanted[module] = ((integers - middle) * wide).half()
+        groups, scales, zeros, integers, wanted[module] = _scattered(weight)
         # Eight values a word, the first in the lowest bits.
         shifts = 4 * torch.arange(8, dtype=torch.int32)
-        words = (integers.T.reshape(columns // 8, 8, -1) << shifts[None, :, None]).sum(1).to(torch.int32)
+        words = (integers.T.reshape(len(groups) // 8, 8, -1) << shifts[None, :, None]).sum(1).to(torch.int32)
         below = (zeros.T.int() - 1).reshape(scales.shape[1], -1, 8)
         tensors |= {
             f"{module}.qweight": words,
@@ -128,6 +133,28 @@ def reordered(original: Path, folder: Path) -> Tensors:
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"]["desc_act"] = True
     (folder / "config.json").write_text(json.dumps(config))
+    return wanted
+
+
+def reordered_compressed_tensors(original: Path, folder: Path) -> Tensors:
+    """Write what llm-compressor's GPTQ wrote with `actorder: group`, which newer versions gave up."""
+    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+
+    packed, wanted = {}, {}
+    for module, weight in block_matrices(original).items():
+        groups, scales, zeros, integers, wanted[module] = _scattered(weight)
+        packed[module] = {
+            "weight_packed": pack_to_int32((integers - 8).to(torch.int8), 4),
+            "weight_scale": scales.half(),
+            "weight_zero_point": pack_to_int32((zeros - 8).to(torch.int8), 4, packed_dim=0),
+            "weight_shape": torch.tensor(weight.shape),
+            "weight_g_idx": groups,
+        }
+    weights = {"num_bits": 4, "type": "int", "symmetric": False, "strategy": "group", "group_size": 32}
+    group = {"targets": ["Linear"], "weights": {**weights, "actorder": "group"}}
+    quantisation = {"quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": ["lm_head"]}
+    quantisation |= {"quantization_status": "compressed", "config_groups": {"group_0": group}}
+    write(original, folder, packed, quantisation, torch_dtype="float16", dtype="float16")
     return wanted
 
 

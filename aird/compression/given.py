@@ -41,7 +41,7 @@ from aird.models.repacking import FOREIGN, foreign_config, repack
 from aird.models.rescaling import relation
 from aird.models.structure import outside_blocks
 from aird.prompts.chat import chat_tokens, check_chat, with_chat
-from aird.settings.checkpoint_formats import AS_GIVEN, DEQUANTISED, REPACKED, patch_refusal, refusal
+from aird.settings.checkpoint_formats import AS_GIVEN, DEQUANTISED, REPACKED, orders_columns, patch_refusal, refusal
 from aird.support.files import atomic_folder, read_json, sha256_of, write_json
 
 logger = logging.getLogger(__name__)
@@ -309,7 +309,8 @@ def _served_as(given: Checkpoint, forms: dict[str, str]) -> str:
     ragged = [module for module, form in forms.items() if form == "fp8-block" and not _fills_blocks(given, module)]
     packed = [module for module, form in forms.items() if form in ("gptq", "pack-quantized")]
     bits = {quantization_scheme(given, module).weights.num_bits for module in packed}
-    reordered = any(column_order(given, module) is not None for module in packed)
+    groups = ((given.quantization_config or {}).get("config_groups") or {}).values()
+    reordered = any(map(orders_columns, groups)) or any(column_order(given, module) is not None for module in packed)
     if ragged or reordered or not bits <= set(SERVED_BITS):
         return DEQUANTISED
     return REPACKED if set(forms.values()) & set(FOREIGN.values()) else AS_GIVEN

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from aird.models.checkpoint import FLOAT_BITS, Checkpoint, StoredTensor, read_checkpoint
 from aird.models.repacking import FOREIGN, foreign_scheme, repack, scattered, ungrouped
-from aird.settings.checkpoint_formats import refusal
+from aird.settings.checkpoint_formats import orders_columns, refusal
 
 UNKNOWN_FORMAT = "unknown"
 _BITSANDBYTES_4BIT = "weight.quant_state.bitsandbytes__"
@@ -236,7 +237,14 @@ def quantization_scheme(checkpoint: Checkpoint, module: str) -> Any:
     from compressed_tensors.quantization import QuantizationConfig
     from compressed_tensors.utils import match_targets
 
-    parsed = QuantizationConfig.model_validate(config)
+    try:
+        parsed = QuantizationConfig.model_validate(_without_order(config))
+    except ValidationError as error:
+        places = ".".join(map(str, error.errors()[0]["loc"]))
+        raise ValueError(
+            f"{checkpoint.folder}: the installed compressed-tensors does not read the quantization_config of its "
+            f"config.json ({places}: {error.errors()[0]['msg']}); save it with another version of compressed-tensors"
+        ) from error
     # Schemes name modules or classes; only the class of this stand-in is looked at.
     linear = torch.nn.Linear(1, 1, device="meta")
     if match_targets(module, linear, parsed.ignore):
@@ -244,6 +252,15 @@ def quantization_scheme(checkpoint: Checkpoint, module: str) -> Any:
     schemes = {target: scheme for scheme in parsed.config_groups.values() for target in scheme.targets}
     matched = match_targets(module, linear, schemes)
     return schemes[matched[0]] if matched else None
+
+
+def _without_order(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a `quantization_config` without the order of columns, by which `matrix_of` goes itself."""
+    groups = {
+        name: {**group, "weights": {**group["weights"], "actorder": None}} if orders_columns(group) else group
+        for name, group in (config.get("config_groups") or {}).items()
+    }
+    return {**config, "config_groups": groups}
 
 
 def _tensors_of(checkpoint: Checkpoint, module: str) -> dict[str, StoredTensor]:

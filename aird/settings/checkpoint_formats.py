@@ -34,7 +34,7 @@ _COMPRESSORS = "compressed-tensors' compressor of that format"
 READ = (
     Format("dense, pruned or not", "no `quantization_config`", "nothing to decode", AS_GIVEN),
     Format("W4A16, W8A16, symmetric or with zero points", "`pack-quantized`", _COMPRESSORS, AS_GIVEN),
-    Format("the same with reordered columns (`weight_g_idx`)", "`pack-quantized`", "aird, group by group", DEQUANTISED),
+    Format("the same with reordered columns (`actorder: group`, `weight_g_idx`)", "`pack-quantized`", "aird, group by group", DEQUANTISED),
     Format("W8A8 integers", "`int-quantized`", _COMPRESSORS, AS_GIVEN),
     Format("FP8 by matrix, row or block", "`float-quantized`", _COMPRESSORS, AS_GIVEN),
     Format("NVFP4", "`nvfp4-pack-quantized`", _COMPRESSORS, AS_GIVEN),
@@ -138,6 +138,15 @@ def patch_refusal(quantisation: Mapping[str, Any] | None) -> str | None:
             "direction would mean another one in them"
         )
     return None
+
+
+def orders_columns(group: Any) -> bool:
+    """Return whether one of compressed-tensors' `config_groups` has columns in the order of `weight_g_idx`.
+
+    Newer versions of compressed-tensors, and so Transformers, no longer read what older ones wrote so.
+    """
+    weights = group.get("weights") if isinstance(group, Mapping) else None
+    return (weights or {}).get("actorder") in ("group", "dynamic", True)
 
 
 def _compressed_tensors(quantisation: Mapping[str, Any]) -> str | None:

@@ -71,6 +71,7 @@ CASES: dict[str, tuple[Maker, str, str, float, torch.dtype]] = {
     "gptq-8": (lambda o, f: ready_made.gptq(o, f, 8, 64, False), "gptq", "repacked", 8.6, torch.float16),
     "gptq-3": (lambda o, f: ready_made.gptq(o, f, 3, 64), "gptq", "dequantised", 3.5, torch.float16),
     "reordered": (ready_made.reordered, "gptq", "dequantised", 4.8, torch.float16),
+    "g_idx": (ready_made.reordered_compressed_tensors, "pack-quantized", "dequantised", 4.8, torch.float16),
     "awq": (ready_made.awq, "awq", "repacked", 4 + 20 / 32, torch.float16),
     "fp8": (lambda o, f: ready_made.fp8_block(o, f, 32, 64), "fp8-block", "repacked", 8.03, torch.bfloat16),
     "fp8-ragged": (ready_made.fp8_block, "fp8-block", "dequantised", 8.03, torch.bfloat16),

@@ -55,19 +55,19 @@ def test_gptq_with_reordered_columns(original: Path, tmp_path: Path) -> None:
 
 
 def test_compressed_tensors_with_reordered_columns(original: Path, tmp_path: Path) -> None:
-    """The installed compressed-tensors ignores `weight_g_idx` and would return another matrix."""
-    wanted = ready_made.reordered(original, tmp_path / "gptq")
-    given = read_checkpoint(tmp_path / "gptq")
-    config: Any = given.quantization_config
-    packed = {}
-    for module in wanted:
-        stored = {local: tensor.load() for local, tensor in given.module_tensors(module).items()}
-        made = repack(stored, "gptq", config)
-        packed[module] = {**made.tensors, "weight_g_idx": stored["g_idx"]}
-    from aird.models.repacking import foreign_config
-
-    ready_made.write(original, tmp_path / "packed", packed, foreign_config(config, ["lm_head"]))
+    """The installed compressed-tensors refuses `actorder: group`, and without it ignores `weight_g_idx`."""
+    wanted = ready_made.reordered_compressed_tensors(original, tmp_path / "packed")
     check_matrices(tmp_path / "packed", wanted, "pack-quantized")
+    config = json.loads((tmp_path / "packed/config.json").read_text())
+    weights = config["quantization_config"]["config_groups"]["group_0"]["weights"]
+    for order, message in ((None, None), ("sideways", "does not read the quantization_config")):
+        weights["actorder"] = order
+        (tmp_path / "packed/config.json").write_text(json.dumps(config))
+        if message is None:
+            check_matrices(tmp_path / "packed", wanted, "pack-quantized")
+        else:
+            with pytest.raises(ValueError, match=message):
+                dense_matrix(tmp_path / "packed", WRITER)
 
 
 def test_awq_as_autoround_packs_it(original: Path, tmp_path: Path) -> None:
