@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -234,7 +234,13 @@ def random_blocks(kind: str, rows: int, columns: int) -> Any:
     return blocks.reshape(rows, -1)
 
 
-def gguf_file(original: Path, path: Path, types: Iterable[str], widest: str | None = None) -> Tensors:
+def gguf_file(
+    original: Path,
+    path: Path,
+    types: Iterable[str],
+    widest: str | None = None,
+    sampling: Mapping[str, int | float] | None = None,
+) -> Tensors:
     """Write a llama checkpoint as GGUF, the types of the blocks' matrices in turn.
 
     Args:
@@ -242,6 +248,7 @@ def gguf_file(original: Path, path: Path, types: Iterable[str], widest: str | No
         path: the file to write.
         types: types that the `gguf` package can write.
         widest: type of the matrices with 256 columns, of random bytes.
+        sampling: how the file asks to be sampled, by names of llama.cpp.
 
     Returns:
         {module: float32 matrix that the file holds}, in the order of rows of the original.
@@ -251,6 +258,8 @@ def gguf_file(original: Path, path: Path, types: Iterable[str], widest: str | No
     config = AutoConfig.from_pretrained(original)
     tokenizer = AutoTokenizer.from_pretrained(original)
     writer = gguf.GGUFWriter(path, "llama")
+    for name, value in (sampling or {}).items():
+        (writer.add_int32 if isinstance(value, int) else writer.add_float32)(f"general.sampling.{name}", value)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from aird.evaluation.engines.engine import Client, Completion
+from aird.evaluation.engines.vllm import NO_PENALTIES
 from aird.inference.refusals import degenerate, jailbroken_arditi
 from aird.prompts.chat import chat_settings, chat_tokens, check_no_thoughts, opens_thought, split_thought
 from aird.settings.suites import Suite
@@ -287,6 +288,7 @@ def run_tasks(
         tasks=list(suite.tasks),
         task_manager=manager,
         limit=suite.task_limit,
+        gen_kwargs=dict(NO_PENALTIES),  # of a server that was not started here, too
         batch_size=32,
         bootstrap_iters=0,
         log_samples=True,

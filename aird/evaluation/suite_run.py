@@ -207,6 +207,7 @@ def evaluate_suite(
             "name": name,
             "prompts": "token ids" if can.token_ids else "text, read by the server's tokenizer",
             "not_measured": not_measured,
+            **({} if can.unpenalised else {"repetition_penalty": "the server's own"}),
         },
     }
     return [{**completion, **provenance} for completion in [*completions, *attacked]], {**utility, **provenance}

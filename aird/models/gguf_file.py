@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 MODEL_FILE = "model.gguf"  # in the folder of a checkpoint that llama.cpp can serve
+SAMPLING = "general.sampling."  # what a file says about sampling, which llama.cpp follows unless a request says else
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,14 @@ class GGUFFile:
         architecture: llama.cpp's name of it, such as "llama".
         sizes: whole numbers of its metadata, without the architecture before them, such as "block_count".
         tensors: by llama.cpp's names.
+        sampling: how it asks to be sampled (`general.sampling.`), such as "penalty_repeat".
     """
 
     path: Path
     architecture: str
     sizes: dict[str, int]
     tensors: dict[str, GGUFTensor]
+    sampling: dict[str, Any]
 
     def tensor_of(self, module: str) -> GGUFTensor:
         """Return the tensor that holds the weight of a module, such as "model.layers.3.self_attn.o_proj".
@@ -126,4 +129,7 @@ def read_gguf(path: Path) -> GGUFFile:
         for name, value in metadata.items()
         if name.startswith(prefix) and isinstance(value, int)
     }
-    return GGUFFile(Path(path), architecture, sizes, tensors)
+    sampling = {
+        name.removeprefix(SAMPLING): value for name, value in sorted(metadata.items()) if name.startswith(SAMPLING)
+    }
+    return GGUFFile(Path(path), architecture, sizes, tensors, sampling)

@@ -24,6 +24,7 @@ from aird.evaluation.engines.engine import ServerSettings
 from aird.evaluation.engines.llama_cpp import SEQUENCES, LlamaCpp, LlamaCppClient
 from aird.evaluation.measurements import check_parity, first_token_logprobs
 from aird.evaluation.suite_run import evaluate_suite
+from aird.models.generation_settings import own_generation_settings
 from aird.models.gguf_file import MODEL_FILE
 from aird.models.loading import import_model, load_model, load_tokenizer
 from aird.patching.adapters import save_adapter
@@ -108,6 +109,22 @@ def test_completions_are_greedy_and_in_order(
         assert completion.text.strip("\ufffd ") == text.strip("\ufffd ")
     assert client.complete(prompts[:1], 8) == completions[:1]
     assert client.complete([], 8) == []
+
+
+def test_what_a_file_says_about_sampling_is_recorded_and_not_followed(
+    client: LlamaCppClient,
+    prompts: list[list[int]],
+    tiny_folder: Callable[[str], Path],
+    llama_cpp_python: Path,
+    tmp_path: Path,
+) -> None:
+    sampling = {"penalty_repeat": 1.75, "penalty_last_n": 64, "xtc_probability": 1.0, "xtc_threshold": 0.0, "temp": 1.5}
+    ready_made.gguf_file(tiny_folder("llama"), tmp_path / "model.gguf", ["Q8_0"], sampling=sampling)
+    assert own_generation_settings(tmp_path, tmp_path / "model.gguf") == sampling
+    with LlamaCpp(llama_cpp_python).serve(tmp_path, SETTINGS, tmp_path / "log") as served:
+        told = served.server.get("/props")["default_generation_settings"]["params"]
+        assert told["repeat_penalty"] == 1.75 and told["xtc_probability"] == 1.0
+        assert served.complete(prompts, 8) == client.complete(prompts, 8)
 
 
 @pytest.mark.parametrize(("dtype", "most"), [("q8_0", 0.3), ("q4_0", 1.0)])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from grid import EVERYDAY_CHOICES
 from tiny_model import build_tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM, StableLmConfig
 
@@ -17,8 +20,15 @@ from aird.evaluation.engines.address import Address
 from aird.evaluation.engines.engine import ServerSettings
 from aird.evaluation.engines.transformers import TransformersClient
 from aird.evaluation.engines.vllm import Vllm, detect_accelerator
-from aird.evaluation.measurements import ParityError, answer_likelihoods, check_parity, first_token_logprobs
+from aird.evaluation.measurements import (
+    ParityError,
+    answer_likelihoods,
+    check_parity,
+    first_token_logprobs,
+    run_tasks,
+)
 from aird.evaluation.suite_run import evaluate_suite, prepare_checkpoint
+from aird.inference.generation import generate
 from aird.models.dense import rounds_activations
 from aird.models.loading import load_model, load_tokenizer
 from aird.patching.adapters import merge, save_adapter
@@ -26,6 +36,7 @@ from aird.patching.edits import Edit
 from aird.prompts.sets import CLASSES
 from aird.settings.compressions import AWQ, FP8, BitsAndBytes, CalibrationSettings, KeyValueCache, RoundToNearest
 from aird.settings.suites import Serving, Suite
+from aird.support.files import read_json, write_json
 
 MODULES = {"model.layers.0.self_attn.o_proj": 128, "model.layers.2.mlp.down_proj": 256}
 TOLERANCE = 0.1  # nats; kernels round activations differently, a wrongly read checkpoint is nats away
@@ -197,6 +208,49 @@ def test_a_model_that_vllm_has_no_lora_for_is_served_merged(vllm_python: Path, t
         base, adapter, records, suite, serving, Vllm(vllm_python), [], 0, tmp_path / "scratch", tmp_path / "log"
     )
     assert utility["served_as"] == "merged" and utility["parity"]["upper_quartile_difference"] < TOLERANCE
+
+
+def test_a_checkpoints_own_generation_settings_are_not_followed(
+    original: Path, vllm_python: Path, tmp_path: Path
+) -> None:
+    """Neither by completions, nor by a task of lm-eval that generates, which says nothing about penalties."""
+    folder = Path(shutil.copytree(original, tmp_path / "own"))
+    own = {"do_sample": True, "temperature": 1.5, "top_k": 5, "min_p": 0.1, "repetition_penalty": 1.8}
+    path = folder / "generation_config.json"
+    write_json(path, read_json(path) | own)
+    tokenizer, model = load_tokenizer(folder), load_model(folder, dtype=torch.float32)
+    texts = [f"Explain how a bicycle pump works, step {number}" for number in range(4)]
+    asked = [tokenizer(text)["input_ids"] for text in texts]
+    expected = [generate(model, tokenizer, [prompt], 12)[0] for prompt in asked]
+    penalised = model.generate(torch.tensor(asked[:1]), max_new_tokens=12, do_sample=False, repetition_penalty=1.8)
+    assert penalised[0, len(asked[0]) :].tolist() != expected[0]
+    task = tmp_path / "task"
+    task.mkdir()
+    rows = [{"text": text, "answer": tokenizer.decode(ids)} for text, ids in zip(texts, expected, strict=True)]
+    (task / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    shutil.copy(EVERYDAY_CHOICES / "utils.py", task / "utils.py")
+    (task / "told.yaml").write_text(
+        """task: told
+dataset_path: json
+custom_dataset: !function utils.load_questions
+dataset_kwargs: {data_files: {test: rows.jsonl}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{text}}"
+doc_to_target: "{{answer}}"
+generation_kwargs: {until: [], max_gen_toks: 12}
+metric_list: [{metric: exact_match}]
+""",
+        encoding="utf-8",
+    )
+    suite = Suite.model_validate(
+        {"harmful": {"set": "a"}, "harmless": {"set": "b"}, "tasks": ["told"], "task_folder": str(task)}
+    )
+    with Vllm(vllm_python).serve(folder, SETTINGS, tmp_path / "log") as client:
+        for row, ids in zip(client.complete(asked, 12), expected, strict=True):
+            assert list(row.token_ids[: len(ids)]) == ids
+        tasks, _ = run_tasks(client, folder, suite, 256)
+    assert tasks["told"]["exact_match"] == 1
 
 
 def test_a_patched_checkpoint_at_a_vllm_server_of_the_users(original: Path, vllm_python: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ class StandardServer:
     """Answers /v1/completions as the standard says, and refuses every key that the standard does not have."""
 
     KEYS = frozenset("model prompt max_tokens temperature top_p n stream logprobs echo".split())
+    PENALTIES = ("presence_penalty", "frequency_penalty")  # of the standard
+    REPETITION = ("repetition_penalty", "repeat_penalty")
 
     def __init__(
         self,
@@ -52,23 +54,27 @@ class StandardServer:
         adds_start: bool = False,
         counts: bool = True,
         reads_special: bool = True,
+        penalties: Sequence[str] = PENALTIES,
     ) -> None:
         self.model, self.tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
         self.token_ids, self.logprobs, self.echo, self.counts = token_ids, logprobs, echo, counts
         self.adds_start, self.reads_special = adds_start, reads_special
+        self.penalties = penalties
         self.asked: list[Any] = []
+        self.bodies: list[dict[str, Any]] = []
 
     def __call__(self, path: str, body: dict[str, Any] | None) -> tuple[int, Any]:
         if path == "/v1/models":
             return 200, {"data": [{"id": "first", "owned_by": "a-server"}, {"id": "second", "owned_by": "a-server"}]}
         if body is None or path != "/v1/completions":
             return 404, {"error": {"message": "no such path"}}
-        if unknown := body.keys() - self.KEYS:
+        if unknown := body.keys() - self.KEYS - {*self.penalties}:
             return 400, {"error": {"message": f"unknown keys: {sorted(unknown)}"}}
         prompt = body["prompt"]
         if isinstance(prompt, list) and not self.token_ids:
             return 422, {"error": {"message": "prompt must be text"}}
         self.asked.append(prompt)
+        self.bodies.append(body)
         ids = prompt if isinstance(prompt, list) else self._read(prompt)
         (made,) = generate(self.model, self.tokenizer, [ids], body["max_tokens"])
         choice = {
@@ -147,6 +153,7 @@ def test_text_only(checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFi
         "name": "server (a-server)",
         "prompts": "text, read by the server's tokenizer",
         "not_measured": ["perplexity"],
+        "repetition_penalty": "the server's own",
     }
     assert measured["parity"] is None and measured["answers"] == []
     assert score(asked, measured, 0)["perplexity"] is None
@@ -164,6 +171,22 @@ def test_token_ids_logprobs_and_echo(checkpoint: Path, tmp_path: Path) -> None:
     (ours,), (theirs,) = measured["answers"], reference["answers"]
     assert ours["tokens"] == theirs["tokens"]
     assert ours["negative_log_likelihood"] == pytest.approx(theirs["negative_log_likelihood"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "penalties", [(), StandardServer.PENALTIES, StandardServer.PENALTIES + StandardServer.REPETITION]
+)
+def test_every_penalty_that_the_server_takes_is_turned_off(
+    checkpoint: Path, tmp_path: Path, penalties: tuple[str, ...]
+) -> None:
+    server = StandardServer(checkpoint, penalties=penalties)
+    with answering(server) as url:
+        _, measured = evaluate(Address(url), checkpoint, tmp_path)
+    assert measured["engine"].get("repetition_penalty") == (None if len(penalties) > 2 else "the server's own")
+    off = dict(zip((*server.PENALTIES, *server.REPETITION), (0.0, 0.0, 1.0, 1.0), strict=True))
+    for body in server.bodies[-len(RECORDS["harmful"]) :]:
+        assert {name: value for name, value in body.items() if name in off} == {name: off[name] for name in penalties}
+        assert body["temperature"] == 0
 
 
 def test_another_model_is_noticed(checkpoint: Path, tmp_path: Path) -> None:

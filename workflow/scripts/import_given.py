@@ -3,6 +3,7 @@
 from aird.compression.given import check_config, import_given
 from aird.models.card_metadata import read_licence
 from aird.models.generation_settings import own_generation_settings
+from aird.models.gguf_file import served_gguf
 from aird.models.loading import TRUST, code_is_trusted, open_checkpoint
 from aird.prompts.sources import model_config, open_model
 from aird.settings.sources import ModelSource
@@ -29,7 +30,7 @@ def main() -> None:
         "source": source_record,
         "licence": licence,
         TRUST: code_is_trusted(),
-        "generation_settings": own_generation_settings(arguments.checkpoint),
+        "generation_settings": own_generation_settings(arguments.checkpoint, served_gguf(arguments.checkpoint)),
         **imported,
         "files": hash_folder(arguments.checkpoint),
     }

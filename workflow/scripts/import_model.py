@@ -4,7 +4,8 @@ from aird.models.card_metadata import read_licence
 from aird.models.generation_settings import own_generation_settings
 from aird.models.loading import TRUST, import_model, load_tokenizer
 from aird.prompts.chat import chat_record
-from aird.prompts.sources import open_model
+from aird.prompts.sources import model_config, open_model
+from aird.settings.checkpoint_formats import quantised_original
 from aird.settings.models import Model
 from aird.support.files import atomic_folder, hash_folder, write_json
 
@@ -17,10 +18,13 @@ def main() -> None:
     begin_job(arguments)
     settings = Model.model_validate(arguments.settings)
     trust = settings.trust_remote_code
+    config = model_config(settings.source)
+    if config is not None and (reason := quantised_original(config)):  # before gigabytes are fetched
+        raise ValueError(f"{settings.source.hub}: {reason}")
     with open_model(settings.source, trust) as source, atomic_folder(arguments.checkpoint) as folder:
         wrapper = import_model(source, folder, settings.dtype, trust, settings.chat)
         licence = read_licence(source)
-        own = own_generation_settings(folder)
+        own = own_generation_settings(folder, source if source.is_file() else None)
         chat = chat_record(load_tokenizer(folder))
     source_record = settings.source.model_dump(exclude_none=True)
     files = hash_folder(arguments.checkpoint)

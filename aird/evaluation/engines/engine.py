@@ -122,6 +122,7 @@ class Abilities:
             the adapter is merged before.
         expert_adapters: of one on a mixture's experts too, as PEFT writes it (`target_parameters`).
         token_ids: it takes prompts as token ids; else they go out as text, which a tokenizer of its own reads.
+        unpenalised: it decodes without a repetition penalty; else with its own, if it has one.
     """
 
     first_token_logprobs: bool
@@ -130,6 +131,7 @@ class Abilities:
     adapters: bool
     expert_adapters: bool = False
     token_ids: bool = True
+    unpenalised: bool = True
 
 
 class AdapterRefused(RuntimeError):

@@ -17,6 +17,10 @@ from aird.prompts.chat import chat_tokens
 AT_ONCE = 16  # requests in flight: such servers are shared, and some refuse more
 CANDIDATES = 5  # first tokens whose log-probabilities the standard lets one ask for
 PATH = "/v1/completions"
+GREEDY = {"temperature": 0.0, "top_p": 1.0}
+NO_PENALTIES = {"presence_penalty": 0.0, "frequency_penalty": 0.0}
+# The standard has no repetition penalty, but servers do, under one of these names, and some follow the checkpoint's.
+NO_REPETITION_PENALTY = {"repetition_penalty": 1.0, "repeat_penalty": 1.0}
 
 
 @dataclass(frozen=True)
@@ -28,12 +32,14 @@ class Ways:
         logprobs: it tells the first token's log-probabilities.
         echo: it tells the log-probabilities of a prompt of token ids.
         without_start: text goes out without the token that every prompt begins with, which the server adds itself.
+        neutral: the penalties that it takes, with the values that turn them off.
     """
 
     token_ids: bool
     logprobs: bool
     echo: bool
     without_start: bool
+    neutral: Mapping[str, float]
 
     @property
     def abilities(self) -> Abilities:
@@ -44,6 +50,7 @@ class Ways:
             tasks=False,
             adapters=False,
             token_ids=self.token_ids,
+            unpenalised=self.neutral.keys() >= NO_REPETITION_PENALTY.keys(),
         )
 
 
@@ -60,7 +67,7 @@ def try_server(server: HttpServer, model: str, tokenizer: Any) -> Ways:
             another number of tokens than the checkpoint's tokenizer.
     """
     ids = chat_tokens(tokenizer, "Name a colour.")
-    common = {"model": model, "max_tokens": 1, "temperature": 0.0}
+    common = {"model": model, "max_tokens": 1, **GREEDY}
     text = _decoded(tokenizer, ids)
     prompts: dict[tuple[bool, bool], Any] = {(True, False): ids, (False, False): text}
     if _starts_with_bos(tokenizer, ids):
@@ -80,10 +87,14 @@ def try_server(server: HttpServer, model: str, tokenizer: Any) -> Ways:
             break
     else:
         raise RuntimeError(_unusable(server, len(ids), counts, problems))
-    asked = {**common, "prompt": prompts[token_ids, without_start], "logprobs": CANDIDATES}
+    common |= {"prompt": prompts[token_ids, without_start]}
+    all_penalties = NO_PENALTIES | NO_REPETITION_PENALTY
+    taken = (each for each in (all_penalties, NO_PENALTIES) if _answer(server, {**common, **each}) is not None)
+    neutral = next(taken, {})
+    asked = {**common, **neutral, "logprobs": CANDIDATES}
     logprobs = bool(_first_token(_answer(server, asked)))
     echoed = _answer(server, {**asked, "echo": True}) if token_ids and logprobs else None
-    return Ways(token_ids, logprobs, _echoes(echoed, len(ids)), without_start)
+    return Ways(token_ids, logprobs, _echoes(echoed, len(ids)), without_start, neutral)
 
 
 class StandardClient:
@@ -139,7 +150,7 @@ class StandardClient:
 
     def _answers(self, prompts: Sequence[Sequence[int]], more: Mapping[str, Any]) -> list[Any]:
         """Post each prompt by itself, since `usage` counts a whole request; return the answers in order."""
-        common = {"model": self.model, "temperature": 0.0, "top_p": 1.0, "n": 1, "stream": False}
+        common = {"model": self.model, **GREEDY, **self._ways.neutral, "n": 1, "stream": False}
         answers: list[Any] = []
         for start in range(0, len(prompts), AT_ONCE):
             batch = prompts[start : start + AT_ONCE]

@@ -40,6 +40,8 @@ from aird.support.processor import computes_in, processor_flags
 CHECKPOINT, ADAPTER = "checkpoint", "adapter"  # names under which the server knows them
 HEAD, EXPERTS = "lm_head", "experts"  # modules of vLLM's
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the ranks that vLLM's --max-lora-rank accepts
+# Set even where they are vLLM's defaults: a checkpoint's generation_config.json changes those.
+NO_PENALTIES = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 PROMPTS_PER_REQUEST = 32  # bounds the size of a body; vLLM batches across requests anyway
 
 
@@ -163,10 +165,8 @@ class VllmClient:
 
     def _choices(self, prompts: Sequence[Sequence[int]], parameters: dict[str, Any]) -> list[dict[str, Any]]:
         """Post all prompts to /v1/completions; return the choices in the order of `prompts`."""
-        # Set even where they are vLLM's defaults: a checkpoint's generation_config.json changes those.
         greedy = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "n": 1, "stream": False}
-        neutral = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
-        common = {"model": self.model, "return_token_ids": True, **greedy, **neutral}
+        common = {"model": self.model, "return_token_ids": True, **greedy, **NO_PENALTIES}
         bodies: list[dict[str, Any]] = []
         for start in range(0, len(prompts), PROMPTS_PER_REQUEST):
             batch = [list(prompt) for prompt in prompts[start : start + PROMPTS_PER_REQUEST]]
@@ -208,6 +208,7 @@ def _arguments(
     arguments += ["--served-model-name", CHECKPOINT, mark]
     # Prompts share a template's system prompt, and what is measured on one prompt shares all of it.
     arguments += ["--enable-prefix-caching", "--disable-uvicorn-access-log"]
+    arguments += ["--generation-config=vllm"]  # lm-eval's tasks leave out what the checkpoint would put in
     if settings.trust_remote_code:
         arguments += ["--trust-remote-code"]
     if on_cpu:
