@@ -9,6 +9,7 @@ import argparse
 import functools
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,13 +19,13 @@ from pydantic import ValidationError
 from aird.prompts.building import build_set
 from aird.prompts.sets import CLASSES, Record, select
 from aird.settings.base import PromptSelection, Settings
-from aird.settings.checkpoint_formats import AS_GIVEN, DEQUANTISED, REPACKED, refusal
+from aird.settings.checkpoint_formats import AS_GIVEN, DEQUANTISED, REPACKED, checkpoint_refusal
 from aird.settings.models import Chat
 from aird.settings.prompt_files import read_instructions
 from aird.settings.prompts import PromptSet
 from aird.settings.sources import FileSource, HubName, read_hub_name
 from aird.settings.suites import DENSE_COPY, GGUF_FILE
-from aird.support.files import read_json_lines, sha256_of
+from aird.support.files import read_json, read_json_lines, sha256_of
 
 FORMATS = {
     ".txt": "lines",
@@ -162,7 +163,7 @@ def _fetched(hub: HubName, trust_remote_code: bool) -> tuple[Path, str]:
     if hub.file is not None:
         return model_file_from_hub(hub.repository, hub.revision, hub.file)
     config, commit = config_from_hub(hub.repository, hub.revision)  # before gigabytes are fetched
-    if reason := refusal(config.get("quantization_config")):
+    if reason := checkpoint_refusal(config):
         raise ValueError(f"{hub.repository} {reason}")
     return model_from_hub(hub.repository, commit, trust_remote_code), commit
 
@@ -174,6 +175,8 @@ def _readable(source: Path, trust_remote_code: bool) -> tuple[Path, str]:
     from aird.models.gguf_file import MODEL_FILE
     from aird.models.loading import check_weights, holds_wrapper, write_text_model
 
+    if source.is_dir() and (reason := checkpoint_refusal(read_json(source / "config.json"))):
+        raise ValueError(f"{source} {reason}")
     wrapper = source.is_dir() and holds_wrapper(source, trust_remote_code)
     form = TEXT_MODEL if wrapper else readable_form(source)
     if form in (AS_GIVEN, TEXT_MODEL):  # in other forms each weight is read where it is written
@@ -242,6 +245,29 @@ def read_chat_arguments(arguments: argparse.Namespace) -> Chat | None:
         },
     )
     return None if chat == Chat() else chat
+
+
+def check_same_chat(*addressed: tuple[str, Chat | None]) -> None:
+    """Check that all that is compared is addressed in one way.
+
+    Args:
+        addressed: what a message calls each, and its chat settings.
+
+    Raises:
+        ValueError: two differ.
+    """
+    (first, chat), *others = ((name, chat or Chat()) for name, chat in addressed)
+    for name, other in others:
+        if other != chat:
+            raise ValueError(
+                f"{first} and {name} have different chat settings ({chat.in_words()} and {other.in_words()}), so their "
+                "answers differ by these too; give both the same, by options such as --system-prompt or --thinking"
+            )
+
+
+def recorded_chat(provenance: Mapping[str, Any]) -> Chat:
+    """Return the chat settings of the model that a result's record (`ModelFolder.record`) is about."""
+    return Chat.model_validate(provenance.get("model", {}).get("chat", {}))
 
 
 def add_prompt_arguments(parser: argparse.ArgumentParser, required: bool = True, what: str = "") -> None:

@@ -41,7 +41,15 @@ from aird.models.repacking import FOREIGN, foreign_config, repack
 from aird.models.rescaling import relation
 from aird.models.structure import outside_blocks
 from aird.prompts.chat import chat_tokens, check_chat, with_chat
-from aird.settings.checkpoint_formats import AS_GIVEN, DEQUANTISED, REPACKED, orders_columns, patch_refusal, refusal
+from aird.settings.checkpoint_formats import (
+    AS_GIVEN,
+    DEQUANTISED,
+    REPACKED,
+    checkpoint_refusal,
+    orders_columns,
+    patch_refusal,
+    refusal,
+)
 from aird.support.files import atomic_folder, read_json, sha256_of, write_json
 
 logger = logging.getLogger(__name__)
@@ -192,7 +200,7 @@ def check_config(config: dict[str, Any], original: Path, name: str) -> None:
     Raises:
         ValueError: names the format or the first difference.
     """
-    if reason := refusal(config.get("quantization_config")):
+    if reason := checkpoint_refusal(config):
         raise ValueError(f"{name} {reason}")
     theirs = read_json(original / "config.json")
     ours, theirs = (values.get("text_config", values) for values in (config, theirs))

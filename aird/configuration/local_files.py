@@ -19,7 +19,7 @@ from aird.configuration.messages import ConfigurationError, show
 from aird.evaluation.hand_labels import read_labels
 from aird.patching.methods import method_of
 from aird.settings.base import PLAIN
-from aird.settings.checkpoint_formats import GGUF_MODELS, patch_refusal, quantised_original, refusal
+from aird.settings.checkpoint_formats import GGUF_MODELS, checkpoint_refusal, patch_refusal, quantised_original
 from aird.settings.compressions import Given
 from aird.settings.models import Model
 from aird.settings.prompt_files import read_instructions
@@ -169,7 +169,7 @@ def _model_files(key: str, source: ModelSource, given: bool) -> Iterator[str]:
     elif not any(path.glob("*.safetensors")):
         yield f"{key}.path: the folder holds no *.safetensors; convert the model with save_pretrained first {where}"
     elif given:
-        if reason := refusal(_quantisation(path)):
+        if reason := checkpoint_refusal(_config(path)):
             yield f"{key}.path: {reason} {where}"
     elif quantised := quantised_original(_config(path)):
         yield f"{key}.path: {quantised} {where}"

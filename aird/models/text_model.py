@@ -15,7 +15,9 @@ import torch
 from aird.inference.cpu_attention import needed_attention
 from aird.models.checkpoint import check_complete
 from aird.models.structure import ArchitectureError
+from aird.settings.checkpoint_formats import checkpoint_refusal
 from aird.support.checkpoint_patterns import PROCESSOR
+from aird.support.files import read_json
 
 # Text models that are no causal language model of their own: their class differs from this one only in the positions
 # of images, which a text has none of.
@@ -56,11 +58,8 @@ def extract_text_model(source: Path, target: Path, trust_remote_code: bool) -> d
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(str(source), trust_remote_code=trust_remote_code)
-    if getattr(config, "quantization_config", None) is not None:
-        raise ArchitectureError(
-            f"{source} wraps a quantised text model ({config.model_type}), which cannot be taken out; quantise "
-            "the text model alone, as this project writes it for the original"
-        )
+    if reason := checkpoint_refusal(read_json(source / "config.json")):
+        raise ArchitectureError(f"{source} {reason}")
     attention = needed_attention(config)
     loading: Any = transformers.AutoModelForImageTextToText.from_pretrained(
         str(source),

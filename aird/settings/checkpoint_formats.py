@@ -116,16 +116,45 @@ def refusal(quantisation: Mapping[str, Any] | None) -> str | None:
     return f"is quantised by {method or 'an unnamed method'}, which is not known; {_CONVERT}"
 
 
+def checkpoint_refusal(config: Mapping[str, Any]) -> str | None:
+    """Return why a checkpoint cannot be read, as `refusal`, which knows no wrappers of vision and language.
+
+    Args:
+        config: its config.json.
+    """
+    quantisation = _quantisation(config)
+    if quantisation is not None and _wraps(config):
+        return (
+            f"wraps a quantised text model ({config.get('model_type')}), which cannot be taken out; take the "
+            "unquantised wrapper, or a quantised form of the text model alone, as this project's import writes it"
+        )
+    return refusal(quantisation)
+
+
+def _quantisation(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the `quantization_config` of a config.json, which a wrapper may keep with its text model's."""
+    inner = config.get("text_config")
+    return config.get("quantization_config") or (inner.get("quantization_config") if _is_table(inner) else None)
+
+
+def _wraps(config: Mapping[str, Any]) -> bool:
+    return any(_is_table(config.get(part)) for part in ("text_config", "vision_config"))
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
 def quantised_original(config: Mapping[str, Any]) -> str | None:
     """Return why a model cannot be the original of a grid, and what would help; None for one that is not quantised.
 
     Args:
         config: its config.json.
     """
-    quantisation = config.get("quantization_config")
+    quantisation = _quantisation(config)
     if quantisation is None:
         return None
-    given = "" if refusal(quantisation) else "; a quantised checkpoint is a compression of it, by recipe: given"
+    given = "" if checkpoint_refusal(config) else "; a quantised checkpoint is a compression of it, by recipe: given"
     method = quantisation.get("quant_method") or "an unnamed method"
     return f"the model is quantised already, by {method}; name the unquantised original{given}"
 

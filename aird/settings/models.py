@@ -59,6 +59,10 @@ class Chat(Settings):
     )
     thinks: bool = Field(True, description="`false`: it never thinks, though its template knows tags of thoughts.")
 
+    def in_words(self) -> str:
+        """Return what differs from the defaults, as JSON."""
+        return self.model_dump_json(exclude_defaults=True)
+
     @model_validator(mode="after")
     def _one_answer(self) -> Chat:
         if self.thinking is not None and not self.thinks:

@@ -163,10 +163,17 @@ def test_a_hub_model_is_refused_before_its_weights_are_fetched(
     folder: Path, tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Nothing but config.json is there, and the client is offline."""
-    write_json(cache / "snapshots/c0ffee/config.json", {"quantization_config": {"quant_method": "hqq"}})
     command = asked(folder, "none", tmp_path / "scores", "--transformers")
-    assert main([command[0], "someone/model", *command[2:]]) == 2
-    assert "someone/model is stored as HQQ, which is not read" in capsys.readouterr().err
+    for config, said in (
+        ({"quantization_config": {"quant_method": "hqq"}}, "is stored as HQQ, which is not read"),
+        (
+            {"model_type": "llava", "text_config": {}, "quantization_config": {"quant_method": "gptq", "bits": 4}},
+            "wraps a quantised text model (llava)",
+        ),
+    ):
+        write_json(cache / "snapshots/c0ffee/config.json", config)
+        assert main([command[0], "someone/model", *command[2:]]) == 2
+        assert f"someone/model {said}" in capsys.readouterr().err
 
 
 def test_llama_cpp_answers_for_gguf_files(
@@ -201,6 +208,18 @@ def test_a_patch_is_not_merged_into_a_gguf_file(
     assert "leave out --serve, or --llama-cpp" in capsys.readouterr().err
     assert main(checked(folder, "model", "q8.gguf", tmp_path / "check.json", *server)) == 2
     assert "leave out --serve, or --llama-cpp" in capsys.readouterr().err
+
+
+def test_a_quantised_wrapper_is_refused_before_its_weights_are_read(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_wrapper("llava", folder / "model", tmp_path / "wrapper")
+    config = read_json(tmp_path / "wrapper/config.json")
+    config["text_config"]["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    write_json(tmp_path / "wrapper/config.json", config)
+    (tmp_path / "wrapper/model.safetensors").write_bytes(b"")
+    assert main(asked(folder, str(tmp_path / "wrapper"), tmp_path / "scores", "--transformers")) == 2
+    assert "wraps a quantised text model (llava)" in capsys.readouterr().err
 
 
 def test_of_a_wrapper_the_text_model_is_asked_and_no_patch_is_made(

@@ -325,6 +325,19 @@ def test_a_local_model_that_is_quantised_is_no_original(folder: Path, method: st
     assert line.startswith(start) and ("by recipe: given" in line) == given
 
 
+def test_a_local_wrapper_that_is_quantised_is_neither_original_nor_compression(folder: Path) -> None:
+    config = {"model_type": "llava", "text_config": {"quantization_config": {"quant_method": "gptq", "bits": 4}}}
+    (folder / "hqq/config.json").write_text(json.dumps(config), encoding="utf-8")
+    for place, said in (
+        ("models.hub.source", "the model is quantised already, by gptq; name the unquantised original"),
+        ("compressions.ready.sources.hub", "wraps a quantised text model (llava)"),
+    ):
+        with pytest.raises(ConfigurationError) as caught:
+            check_files(load_configuration(changed(place, {"path": "hqq"})))
+        (line,) = str(caught.value).split("\n")
+        assert line.startswith(f"{place}.path: {said}")
+
+
 def test_a_server_of_the_user_s_has_its_own_cache() -> None:
     values = changed("compressions.k", {"recipe": "kv_cache", "dtype": "q8_0"})
     assert load_configuration(values).engine_of("hub", "k") == "llama.cpp"

@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from aird.settings.checkpoint_formats import PACKINGS, READ, REFUSED, patch_refusal, refusal
+from aird.settings.checkpoint_formats import (
+    PACKINGS,
+    READ,
+    REFUSED,
+    checkpoint_refusal,
+    patch_refusal,
+    quantised_original,
+    refusal,
+)
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/checkpoints.md"
 
@@ -78,6 +86,23 @@ def test_read(quantisation: dict[str, Any] | None) -> None:
 def test_refused(quantisation: dict[str, Any], said: str) -> None:
     reason = refusal(quantisation)
     assert reason is not None and said.replace(".AutoFP8.", "(AutoFP8)") in reason and ";" in reason
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"text_config": {"model_type": "llama"}, "quantization_config": GPTQ},
+        {"text_config": {"model_type": "llama", "quantization_config": GPTQ}},
+        {"vision_config": {"depth": 32}, "hidden_size": 64, "quantization_config": GPTQ},
+    ],
+)
+def test_a_quantised_wrapper_is_refused_by_its_configuration(config: dict[str, Any]) -> None:
+    reason = checkpoint_refusal({"model_type": "llava", **config})
+    assert reason is not None and "wraps a quantised text model (llava)" in reason and ";" in reason
+    original = quantised_original(config)
+    assert original is not None and "quantised already, by gptq" in original and "recipe: given" not in original
+    dense = {name: value for name, value in config.items() if name != "quantization_config"} | {"text_config": {}}
+    assert checkpoint_refusal(dense) is None and quantised_original(dense) is None
 
 
 def test_measured_but_not_patched() -> None:
