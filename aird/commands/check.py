@@ -23,7 +23,17 @@ from aird.commands.evaluate import (
     served_as,
     served_by_llama_cpp,
 )
-from aird.commands.inputs import MODEL_HELP, ModelFolder, choose, open_model_folder, read_prompts, validated
+from aird.commands.inputs import (
+    MODEL_HELP,
+    ModelFolder,
+    check_same_chat,
+    choose,
+    open_model_folder,
+    read_prompts,
+    recorded_chat,
+    validated,
+)
+from aird.commands.search import PROVENANCE
 from aird.evaluation.regression import (
     MARGIN,
     NOT_MEASURED,
@@ -89,11 +99,13 @@ class Side:
         name: what the user called it.
         model: the model; None where completions are stored.
         completions: the stored completion records; None where the model is asked.
+        provenance: what `aird evaluate` wrote beside stored completions; None without.
     """
 
     name: str
     model: ModelFolder | None
     completions: list[Record] | None
+    provenance: dict[str, Any] | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -165,11 +177,31 @@ def _checked(arguments: argparse.Namespace) -> Told:
         raise ValueError("--patch and --repair need the compressed model itself, not stored results of it")
     if original.model is None and arguments.repair is not None:
         raise ValueError("--repair needs the original model itself, not stored results of it")
+    _check_addressed(arguments, original, compressed)
     if original.model is not None and compressed.model is not None and arguments.repair is not None:
         patch.check_patchable(original.model, compressed.model)
     with contextlib.ExitStack() as stack:
         output = arguments.output or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         return _check(arguments, original, compressed, output)
+
+
+def _check_addressed(arguments: argparse.Namespace, *sides: Side) -> None:
+    """Check that both sides are asked in one way, as far as stored results say how they were.
+
+    Raises:
+        ValueError: other chat settings, or only one of them was let think.
+    """
+    addressed = [(side.name, side.model.chat) for side in sides if side.model is not None]
+    stored = [(side.name, side.provenance) for side in sides if side.provenance is not None]
+    addressed += [(name, recorded_chat(provenance)) for name, provenance in stored]
+    if addressed:
+        check_same_chat(*addressed)
+    thought = {name: provenance["think"] for name, provenance in stored if "think" in provenance}
+    if any(side.model is not None for side in sides):
+        thought["--think"] = arguments.think
+    if len(set(thought.values())) > 1:
+        said = " and ".join(f"{name} {'with' if think else 'without'}" for name, think in thought.items())
+        raise ValueError(f"one side is asked with thoughts and the other without ({said}); ask both in one way")
 
 
 def _check_url(arguments: argparse.Namespace) -> None:
@@ -312,7 +344,7 @@ def _side(text: str, trust_remote_code: bool) -> Side:
     Raises:
         ValueError: neither a model nor stored results.
     """
-    from aird.support.files import read_json_lines
+    from aird.support.files import read_json, read_json_lines
 
     stored = _stored(text)
     if stored is None:
@@ -320,7 +352,8 @@ def _side(text: str, trust_remote_code: bool) -> Side:
     completions = read_json_lines(stored)
     if not completions or not all(map(_is_completion, completions)):
         raise ValueError(f"{stored} holds no completions of `aird evaluate` ({', '.join(NEEDED)})")
-    return Side(text, None, completions)
+    beside = stored.with_name(PROVENANCE)
+    return Side(text, None, completions, read_json(beside) if beside.is_file() else None)
 
 
 def _is_completion(record: Record) -> bool:

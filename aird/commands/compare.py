@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from aird.commands.inputs import open_model_folder, prompt_files
+from aird.commands.inputs import check_same_chat, open_model_folder, prompt_files, recorded_chat
 from aird.commands.search import (
     add_search_arguments,
     describe,
@@ -64,6 +64,15 @@ def run(arguments: argparse.Namespace) -> None:
         for name in names
         if not ready[name]
     }
+    addressed = []
+    for name in names:
+        text = getattr(arguments, name)
+        if name in models:
+            addressed.append((text, models[name].chat))
+        elif provenance := read_provenance(Path(text)):  # a folder of the workflow's has none
+            addressed.append((text, recorded_chat(provenance)))
+    if addressed:
+        check_same_chat(*addressed)
     searches: dict[str, Any] = {}
     files = []
     for name in names:

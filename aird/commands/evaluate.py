@@ -135,7 +135,12 @@ def run(arguments: argparse.Namespace) -> None:
     output: Path = arguments.output
     scores = ask(model, arguments.adapter, records, suite, engine, reference, arguments, output)
     adapter = str(arguments.adapter) if arguments.adapter else None
-    provenance = {"model": model.record(scores["weights"]), "adapter": adapter, "prompts": prompt_files(arguments)}
+    provenance = {
+        "model": model.record(scores["weights"]),
+        "adapter": adapter,
+        "prompts": prompt_files(arguments),
+        "think": suite.think,
+    }
     write_json(output / PROVENANCE, provenance)
     print(_describe(scores))
     print(f"  {'written to':22} {output}")

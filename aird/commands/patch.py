@@ -13,12 +13,21 @@ from aird.commands.inputs import (
     MODEL_HELP,
     TEXT_MODEL,
     ModelFolder,
+    check_same_chat,
     open_model_folder,
     read_prompts,
+    recorded_chat,
     validated,
     with_splits,
 )
-from aird.commands.search import add_search_arguments, describe, read_search_prompts, run_search, search_settings
+from aird.commands.search import (
+    add_search_arguments,
+    describe,
+    read_provenance,
+    read_search_prompts,
+    run_search,
+    search_settings,
+)
 from aird.patching.methods import NAMES, method
 from aird.settings.directions import Directions
 from aird.settings.patches import RankOneSettings, Replies
@@ -106,6 +115,10 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--direction: {arguments.direction} holds no direction.json; make it with `aird direction`")
     original = open_model_folder(arguments.original, arguments.trust_remote_code)
     compressed = open_model_folder(arguments.compressed, arguments.trust_remote_code)
+    addressed = [(each.name, each.chat) for each in (original, compressed)]
+    if arguments.direction is not None and (provenance := read_provenance(arguments.direction)):
+        addressed.append((str(arguments.direction), recorded_chat(provenance)))
+    check_same_chat(*addressed)
     check_patchable(original, compressed)
     record = write_patch(
         original, compressed, settings, prompts, directions, arguments.seed, arguments.output, arguments.direction

@@ -64,7 +64,7 @@ def code_is_trusted() -> bool:
 
 
 def use_chat(chat: Chat) -> None:
-    """From now on, every checkpoint of this process has these chat settings, whatever its folder says."""
+    """From now on, every checkpoint of this process has these chat settings; no folder may say anything else."""
     _chat[:] = [chat]
 
 
@@ -72,12 +72,16 @@ def read_chat(checkpoint: Path) -> Chat | None:
     """Return the chat settings of a checkpoint; None where it has none.
 
     Raises:
-        ValueError: its file of them is altered.
+        ValueError: its file of them is altered, or says something else than `use_chat`.
     """
-    if _chat:
-        return _chat[0]
     path = checkpoint / CHAT_FILE
-    return Chat.model_validate(read_json(path)) if path.is_file() else None
+    stored = Chat.model_validate(read_json(path)) if path.is_file() else None
+    if _chat and stored not in (None, _chat[0]):
+        raise ValueError(
+            f"{checkpoint} has chat settings of its own ({stored.in_words()}), with which it was made, and options "
+            f"of the command say something else ({_chat[0].in_words()}); leave those out"
+        )
+    return _chat[0] if _chat else stored
 
 
 def write_chat(chat: Chat | None, checkpoint: Path) -> None:

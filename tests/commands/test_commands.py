@@ -28,6 +28,7 @@ from aird.compression.registry import compress
 from aird.models import loading
 from aird.prompts.chat import chat_tokens
 from aird.settings.compressions import RoundToNearest
+from aird.settings.models import Chat
 from aird.support.files import check_folder, hash_folder, read_json, read_json_lines, sha256_of
 
 SIZES = ["--train", "16", "--validation", "8", "--minimum-induce=-1000"]
@@ -173,6 +174,35 @@ def test_evaluate_a_model_that_thinks(folder: Path, tmp_path: Path, capsys: pyte
     }
     assert main([*asked, *chat, "--output", str(tmp_path / "closed")]) == 0
     assert read_json(tmp_path / "closed/scores.json")["rates"]["unfinished"]["rate"] == 0
+
+
+@pytest.mark.usefixtures("own_chat")
+def test_what_is_compared_is_addressed_in_one_way(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind = Path(shutil.copytree(folder / "model", tmp_path / "kind"))
+    loading.write_chat(Chat(system_prompt="Be kind."), kind)
+    model, direction, output = str(folder / "model"), str(folder / "direction"), ["--output", str(tmp_path / "output")]
+    asked = [*prompts(folder), *SIZES, *output]
+    scores, stored = tmp_path / "scores", ["--count", "2", "--tokens", "2", "--transformers"]
+    assert main(["evaluate", str(kind), *prompts(folder), *stored, "--output", str(scores)]) == 0
+    told = tmp_path / "told"
+    assert main(["evaluate", model, *prompts(folder), *stored, "--output", str(told)]) == 0
+    capsys.readouterr()
+    for command in (
+        ["patch", str(kind), model, *asked],
+        ["patch", str(kind), str(kind), "--direction", direction, *output],
+        ["compare", direction, str(kind), *asked],
+        ["check", model, str(kind), *prompts(folder), "--transformers"],
+        ["check", str(scores), model, "--transformers"],
+        ["check", str(told), str(scores)],
+    ):
+        assert main(command) == 2
+        assert "have different chat settings" in capsys.readouterr().err
+    # Nor is one side let think, and the other not.
+    assert main(["check", str(told), model, "--transformers", "--think"]) == 2
+    assert "one side is asked with thoughts and the other without" in capsys.readouterr().err
+    assert main(["check", str(scores), str(kind), "--transformers"]) == 4
 
 
 @pytest.mark.usefixtures("own_chat")

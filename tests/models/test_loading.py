@@ -36,6 +36,8 @@ from aird.models.loading import (
     load_tokenizer,
     open_checkpoint,
     read_chat,
+    use_chat,
+    write_chat,
 )
 from aird.models.structure import residual_writers
 from aird.models.tuning import tune_to_refuse
@@ -240,6 +242,18 @@ def test_altered_chat_settings(source: Path) -> None:
     (source / CHAT_FILE).write_text('{"sytem_prompt": "Be kind."}', encoding="utf-8")
     with pytest.raises(ValueError, match="sytem_prompt"):
         load_tokenizer(source)
+
+
+def test_options_say_nothing_else_than_the_folder(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the workflow and a command would ask one checkpoint in two ways."""
+    monkeypatch.setattr(loading, "_chat", [])
+    use_chat(Chat(system_prompt="Be kind."))
+    assert read_chat(source) == Chat(system_prompt="Be kind.")
+    write_chat(CHAT, source)
+    with pytest.raises(ValueError, match=r"chat settings of its own .*thinking.*Be kind.*leave those out"):
+        read_chat(source)
+    use_chat(CHAT)
+    assert read_chat(source) == CHAT
 
 
 def test_the_manifest_of_an_import_records_the_chat(source: Path, tmp_path: Path) -> None:
