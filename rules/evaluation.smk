@@ -206,8 +206,9 @@ def judge_memory(wildcards):
     """Return the memory of such a job, MB."""
     judge = CONFIGURATION.suites[wildcards.suite].judge
     imported = [Path(RESULTS) / "judges" / wildcards.suite / "checkpoint"]
+    widened = not has_gpus() and CONFIGURATION.compute_dtype != "checkpoint"
     return 8000 + weight_megabytes(
-        judge.source, judge.parameters, imported, float32=not has_gpus()
+        judge.source, judge.parameters, imported, float32=widened
     )
 
 
