@@ -34,7 +34,12 @@ _COMPRESSORS = "compressed-tensors' compressor of that format"
 READ = (
     Format("dense, pruned or not", "no `quantization_config`", "nothing to decode", AS_GIVEN),
     Format("W4A16, W8A16, symmetric or with zero points", "`pack-quantized`", _COMPRESSORS, AS_GIVEN),
-    Format("the same with reordered columns (`actorder: group`, `weight_g_idx`)", "`pack-quantized`", "aird, group by group", DEQUANTISED),
+    Format(
+        "the same with reordered columns (`actorder: group`, `weight_g_idx`)",
+        "`pack-quantized`",
+        "aird, group by group",
+        DEQUANTISED,
+    ),
     Format("W8A8 integers", "`int-quantized`", _COMPRESSORS, AS_GIVEN),
     Format("FP8 by matrix, row or block", "`float-quantized`", _COMPRESSORS, AS_GIVEN),
     Format("NVFP4", "`nvfp4-pack-quantized`", _COMPRESSORS, AS_GIVEN),
