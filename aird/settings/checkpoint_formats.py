@@ -139,15 +139,12 @@ def checkpoint_refusal(config: Mapping[str, Any]) -> str | None:
 def _quantisation(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Return the `quantization_config` of a config.json, which a wrapper may keep with its text model's."""
     inner = config.get("text_config")
-    return config.get("quantization_config") or (inner.get("quantization_config") if _is_table(inner) else None)
+    own: Mapping[str, Any] | None = config.get("quantization_config")
+    return own or (inner.get("quantization_config") if isinstance(inner, Mapping) else None)
 
 
 def _wraps(config: Mapping[str, Any]) -> bool:
-    return any(_is_table(config.get(part)) for part in ("text_config", "vision_config"))
-
-
-def _is_table(value: Any) -> bool:
-    return isinstance(value, Mapping)
+    return any(isinstance(config.get(part), Mapping) for part in ("text_config", "vision_config"))
 
 
 def quantised_original(config: Mapping[str, Any]) -> str | None:

@@ -133,7 +133,12 @@ class LlamaCppClient:
         # Set even where they are the server's defaults. What one prompt left in the cache must not reach another.
         greedy = {"temperature": 0.0, "n_predict": maximum_new_tokens, "cache_prompt": False, "stream": False}
         # The file itself may ask for others. Of what llama.cpp has for choosing a token, only the temperature is left.
-        neutral = {"repeat_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "dry_multiplier": 0.0}
+        neutral: dict[str, Any] = {
+            "repeat_penalty": 1.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "dry_multiplier": 0.0,
+        }
         neutral |= {"mirostat": 0, "samplers": ["temperature"]}
         common = {**greedy, **neutral, "n_probs": logprobs or 0, "return_tokens": True}
         batches = [
