@@ -84,6 +84,12 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
     return folder
 
 
+@pytest.fixture(scope="session")
+def original(tiny_folder: Callable[[str], Path]) -> Path:
+    """Return the checkpoint folder of the tiny llama; only to be read."""
+    return tiny_folder("llama")
+
+
 @pytest.fixture(params=["llama", "qwen2"])
 def model(request: pytest.FixtureRequest, tiny_folder: Callable[[str], Path]) -> Any:
     """Return a tiny model in float32, of each family in turn; a fresh one for every test."""
@@ -91,15 +97,22 @@ def model(request: pytest.FixtureRequest, tiny_folder: Callable[[str], Path]) ->
 
 
 @pytest.fixture
-def llama(tiny_folder: Callable[[str], Path]) -> Any:
+def llama(original: Path) -> Any:
     """Return the tiny llama in float32, a fresh one."""
-    return load_float32(tiny_folder("llama"))
+    return load_float32(original)
 
 
 @pytest.fixture(scope="session")
-def tokenizer(tiny_folder: Callable[[str], Path]) -> Any:
+def tokenizer(original: Path) -> Any:
     """Return the tokenizer of the tiny models."""
-    return AutoTokenizer.from_pretrained(tiny_folder("llama"))
+    return AutoTokenizer.from_pretrained(original)
+
+
+@pytest.fixture
+def all_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every reply that a patch learns from or is chosen by be a refusal: a random model refuses nothing by itself."""
+    for module in ("replies", "validation"):
+        monkeypatch.setattr(f"aird.patching.{module}.jailbroken_arditi", lambda _: False)
 
 
 @pytest.fixture(scope="session")
@@ -111,6 +124,22 @@ def prompts(tokenizer: Any) -> list[list[int]]:
 def load_float32(folder: Path) -> Any:
     """Return a checkpoint as a float32 model."""
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map="cpu").eval()
+
+
+@pytest.fixture
+def pretend_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Return a function that puts an nvidia-smi with so many GPUs on PATH."""
+    tool = tmp_path / "bin" / "nvidia-smi"
+
+    def pretend(count: int) -> None:
+        tool.parent.mkdir()
+        lines = "\n".join(f"echo 'GPU {index}: Pretended (UUID: GPU-{index})'" for index in range(count))
+        tool.write_text(f"#!/bin/sh\n{lines}\n", encoding="utf-8")
+        tool.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    return pretend
 
 
 @pytest.fixture(scope="session")
@@ -149,7 +178,7 @@ def server_python(variable: str, node: str) -> Path:
 
 @pytest.fixture(scope="session")
 def served(
-    vllm_python: Path, tiny_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+    vllm_python: Path, original: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[VllmClient, list[int]]]:
     """Serve the tiny llama in float32 by vLLM; yield the client, and the ports that were tried.
 
@@ -173,7 +202,7 @@ def served(
     with contextlib.ExitStack() as stack:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(server_process, "reserve_port", first_taken)
-            client = stack.enter_context(Vllm(vllm_python).serve(tiny_folder("llama"), SERVER_SETTINGS, log_path))
+            client = stack.enter_context(Vllm(vllm_python).serve(original, SERVER_SETTINGS, log_path))
         yield client, ports
 
 
@@ -200,7 +229,6 @@ def tiny_run(vllm_python: Path) -> Iterator[Path]:
         if path.name not in ("results", ".snakemake"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     copy_project(project)
-    build_tiny_model(project / "inputs/models/tiny")
     write_vllm_lock(project, vllm_python)
     write_configuration(project, tiny_configuration(project, ["tiny"], {"lock": "inputs/vllm.lock.txt"}))
     with (SHARED / "log").open("wb") as log:
@@ -244,3 +272,9 @@ def finished(tiny_run: Path) -> Path:
         time.sleep(0.2)
     assert read_json(tiny_run) == 0, (SHARED / "log").read_text(encoding="utf-8")[-6000:]
     return SHARED / "finished"
+
+
+@pytest.fixture
+def project(finished: Path, tmp_path: Path) -> Path:
+    """Return a copy of the finished project that a test may change."""
+    return Path(shutil.copytree(finished, tmp_path / "project", symlinks=True))

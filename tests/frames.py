@@ -19,6 +19,8 @@ LARGE = (
     ["magnitude-30", "wanda-50", "w4a16", "gptq-w4-group-128"],
     ["aird", "aird-project", "aird-all-blocks", "aird-own", "random-control"],
 )
+# What is measured beside the completions: nothing.
+UTILITY: dict[str, Any] = {"answers": [], "tasks": {}, "questions": {}, "parity": None, "served_as": "plain"}
 Grid = tuple[Sequence[str], Sequence[str], Sequence[str]]
 
 

@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from tiny_model import build_tiny_model
+
 EVERYDAY_CHOICES = Path(__file__).resolve().parent.parent / "resources" / "everyday_choices"
 WORDS = (
     "apple bridge candle desert engine forest garden harbour island jacket kettle lantern meadow needle orchard "
@@ -15,6 +17,16 @@ WORDS = (
     "feather guitar hammer insect jungle kitchen ladder mirror napkin ocean pillow quiet river silver tunnel "
     "violet whisper yogurt bottle carpet donkey elbow fabric glove helmet iron jelly knot lemon marble"
 ).split()
+
+
+# Of a model of random weights, which refuses nothing by itself, where a patch learns from refusals.
+REFUSAL_TUNING = {
+    "harmful": {"set": "harmful", "split": "train"},
+    "harmless": {"set": "harmless", "split": "train", "count": 2},
+    "epochs": 40,
+    "learning_rate": 0.01,
+    "maximum_answer_tokens": 4,
+}
 
 
 def write_prompts(folder: Path) -> None:
@@ -26,6 +38,18 @@ def write_prompts(folder: Path) -> None:
         chooser = random.Random(seed)
         lines = [f"{start} {' '.join(chooser.sample(WORDS, 9))}" for _ in range(60)]
         (folder / f"{kind}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def prompt_records(**splits: int) -> dict[str, list[dict[str, Any]]]:
+    """Return the records of a harmful and a harmless set (stand-ins) with so many prompts in each split."""
+    return {
+        kind: [
+            {"id": f"{split}-{number}", "instruction": f"{kind} {split} question {number}", "split": split}
+            for split, count in splits.items()
+            for number in range(count)
+        ]
+        for kind in ("harmful", "harmless")
+    }
 
 
 def write_task(folder: Path) -> None:
@@ -56,16 +80,19 @@ metric_list:
 
 
 def tiny_configuration(folder: Path, models: list[str], serving: dict[str, Any]) -> dict[str, Any]:
-    """Return the configuration of a tiny grid, with paths relative to `folder`; prompts and task are written there.
+    """Return the configuration of a tiny grid, with paths relative to `folder`; its inputs are written there.
 
     Args:
-        folder: where the workflow will run; its folder inputs/ is filled.
+        folder: where the workflow will run; its folder inputs/ is filled: prompts, a task, labels, and the models that lack.
         models: names of model folders below inputs/models/.
         serving: where vLLM is.
     """
     write_prompts(folder / "inputs/prompts")
     write_task(folder / "inputs/task")
     (folder / "inputs/labels.csv").write_text(f"sha256,label\n{'a' * 64},refused\n", encoding="utf-8")
+    for seed, name in enumerate(models):
+        if not (folder / "inputs/models" / name).exists():
+            build_tiny_model(folder / "inputs/models" / name, seed=seed)
 
     def prompt_set(kind: str, **more: Any) -> dict[str, Any]:
         return {"source": {"path": f"inputs/prompts/{kind}.txt"}, "format": "lines", **more}
@@ -113,3 +140,11 @@ def tiny_configuration(folder: Path, models: list[str], serving: dict[str, Any])
         "hand_labels": "inputs/labels.csv",
         "serving": {"maximum_model_length": 256, "parity_tolerance": 0.1, **serving},
     }
+
+
+def smallest_configuration(folder: Path, serving: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration of a tiny grid of one compression and one patch."""
+    configuration = tiny_configuration(folder, ["tiny"], serving)
+    configuration["compressions"] = {"magnitude-50": configuration["compressions"]["magnitude-50"]}
+    configuration["patches"] = {"aird": configuration["patches"]["aird"]}
+    return configuration

@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from aird.support.code_dependencies import code_files
+
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = "Snakefile config.yaml README.md aird config envs profiles resources rules workflow".split()
 CONFIGURATION = "tiny.yaml"
@@ -66,6 +68,21 @@ def snakemake(
     )
     assert not check or result.returncode == 0, (result.stdout + result.stderr)[-6000:]
     return result
+
+
+def run_script(name: str, cwd: Path = ROOT, **arguments: object) -> str:
+    """Run a script of the workflow with an option for each named argument; return what it prints."""
+    options = [str(part) for key, value in arguments.items() for part in (f"--{key.replace('_', '-')}", value)]
+    command = [sys.executable, str(ROOT / "workflow/scripts" / f"{name}.py"), *options]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return result.stdout
+
+
+def code_of(script: str, *modules: str) -> set[str]:
+    """Return the files that a script of the workflow, and modules that it imports by name, hang on."""
+    files = code_files(ROOT / "workflow/scripts" / f"{script}.py", ROOT, *modules)
+    return {path.relative_to(ROOT).as_posix() for path in files}
 
 
 def job_records(project: Path, *arguments: str, configuration: str = CONFIGURATION) -> list[dict[str, Any]]:

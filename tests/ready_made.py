@@ -17,6 +17,7 @@ import gguf
 import numpy
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_model import changed_tensors, configured
 
 Tensors = dict[str, torch.Tensor]
 
@@ -48,9 +49,7 @@ def write(
     save_file(
         {name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"}
     )
-    settings = json.loads((original / "config.json").read_text()) | {"quantization_config": quantisation} | config
-    (folder / "config.json").write_text(json.dumps(settings))
-    return folder
+    return configured(folder, quantization_config=quantisation, **config)
 
 
 def quantities(weight: torch.Tensor, bits: int, size: int, symmetric: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -116,7 +115,7 @@ def _scattered(weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
 def reordered(original: Path, folder: Path) -> Tensors:
     """Write GPTQ with `desc_act`: columns of a group lie apart, as `g_idx` says."""
     wanted = gptq(original, folder, symmetric=False)
-    tensors = load_file(folder / "model.safetensors")
+    tensors: Tensors = {}
     for module, weight in block_matrices(original).items():
         groups, scales, zeros, integers, wanted[module] = _scattered(weight)
         # Eight values a word, the first in the lowest bits.
@@ -129,10 +128,10 @@ def reordered(original: Path, folder: Path) -> Tensors:
             f"{module}.scales": scales.T.half().contiguous(),
             f"{module}.g_idx": groups,
         }
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with changed_tensors(folder) as stored:
+        stored |= tensors
     config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"]["desc_act"] = True
-    (folder / "config.json").write_text(json.dumps(config))
+    configured(folder, quantization_config=config["quantization_config"] | {"desc_act": True})
     return wanted
 
 
@@ -234,6 +233,22 @@ def random_blocks(kind: str, rows: int, columns: int) -> Any:
     return blocks.reshape(rows, -1)
 
 
+def gguf_of_one_tensor(path: Path, architecture: str) -> None:
+    """Write a GGUF file of an architecture that holds hardly anything."""
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_block_count(1)
+    writer.add_tensor("token_embd.weight", numpy.ones((64, 32), dtype=numpy.float32))
+    close(writer)
+
+
+def close(writer: Any) -> None:
+    """Write what a GGUF writer was given."""
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def gguf_file(
     original: Path,
     path: Path,
@@ -307,8 +322,5 @@ def gguf_file(
             if rotary:
                 back = back.reshape(rotary, -1, 2, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
             held[module] = torch.from_numpy(numpy.ascontiguousarray(back))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    close(writer)
     return held

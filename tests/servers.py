@@ -1,4 +1,4 @@
-"""Jobs that start a server, what is left of them, and a server of somebody else's: for tests of all engines."""
+"""A small suite, jobs that start a server, what is left of them, and servers of somebody else's: for all engines."""
 
 from __future__ import annotations
 
@@ -13,19 +13,77 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
+import ready_made
 
+from aird.compression.given import import_given
 from aird.evaluation import server_process
+from aird.evaluation.engines.engine import Completion, Engine
 from aird.evaluation.engines.llama_cpp import LlamaCpp
 from aird.evaluation.engines.vllm import Vllm
+from aird.evaluation.suite_run import evaluate_suite
+from aird.models.loading import load_tokenizer
+from aird.prompts.chat import chat_tokens
+from aird.settings.suites import Serving, Suite
 
+SUITE = Suite.model_validate({"harmful": {"set": "a"}, "harmless": {"set": "b"}, "maximum_new_tokens": 4})
+SERVING = Serving(maximum_model_length=256, key_value_cache_gib=0.25, parity_prompts=4)
+RECORDS = {
+    kind: [{"id": f"{kind}-{text}", "instruction": f"{text} {kind}."} for text in ("Boil", "Paint", "Write")]
+    for kind in ("harmful", "harmless")
+}
+# Answers that are asked about, whatever the tiny model itself says.
+REFERENCE = [
+    {"id": "a", "kind": "harmless", "instruction": "Boil an egg.", "completion": "Put the egg into boiling water."}
+]
 DEADLINE_SECONDS = 400.0  # a server starts in 30 s, on a busy and slow machine in minutes
 # So many tokens that a server is still busy when it is killed.
 LONG_PROMPTS = [[1, first, second, 2, 201] for first in range(20) for second in range(100)]
+
+
+def asking(**settings: Any) -> Suite:
+    """Return the small suite with other settings."""
+    return Suite.model_validate({**SUITE.model_dump(), **settings})
+
+
+def evaluate(
+    engine: Engine, checkpoint: Path, folder: Path, patch: Path | None = None, suite: Suite = SUITE, **options: Any
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Evaluate the small suite; `options` are those of `evaluate_suite`, whose scratch folder and log are in `folder`."""
+    more: dict[str, Any] = {"records": RECORDS, "serving": SERVING, "reference": REFERENCE, "seed": 3}
+    more |= {"scratch": folder / "scratch", "log": folder / "log", **options}
+    return evaluate_suite(checkpoint, patch, suite=suite, engine=engine, **more)
+
+
+def chat_prompts(checkpoint: Path) -> list[list[int]]:
+    """Return seventy chat prompts of different lengths, which are more than two requests."""
+    tokenizer = load_tokenizer(checkpoint)
+    texts = [f"Question {number}: " + "how do I write a letter? " * (number % 5) for number in range(70)]
+    return [chat_tokens(tokenizer, text) for text in texts]
+
+
+def gguf_checkpoint(original: Path, folder: Path) -> Path:
+    """Write a checkpoint as a GGUF file of eight bits; return it imported, the file beside its decoded weights."""
+    ready_made.gguf_file(original, folder / "q8.gguf", ["Q8_0"])
+    import_given(folder / "q8.gguf", original, folder / "checkpoint")
+    return folder / "checkpoint"
+
+
+class Answers:
+    """Stands in for a server: gives the same answers in turn, whatever the prompts, and keeps what it was asked."""
+
+    def __init__(self, *texts: str) -> None:
+        self.texts = texts
+        self.prompts: list[Sequence[int]] = []
+        self.maximum_new_tokens = 0
+
+    def complete(self, prompts: Sequence[Sequence[int]], maximum_new_tokens: int, **_: Any) -> list[Completion]:
+        self.prompts, self.maximum_new_tokens = list(prompts), maximum_new_tokens
+        return [Completion(self.texts[n % len(self.texts)], (1,), "stop") for n in range(len(prompts))]
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:

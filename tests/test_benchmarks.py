@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +84,9 @@ def test_a_pack_of_all_prompts_computes_least(work: Workload, counted: None) -> 
 
 
 def test_the_plain_way_gives_the_same_replies_and_gradient_for_more_work(
-    work: Workload, counted: None, tiny_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    work: Workload, counted: None, original: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replies, "checkpoint", lambda: tiny_folder("llama"))
+    monkeypatch.setattr(replies, "checkpoint", lambda: original)
     made, learnt = replies.run(work)
     assert f"{len(work.train)} replies are the same" in made.measured
     assert learnt.measured.endswith("cosine of the gradients 1.0000")

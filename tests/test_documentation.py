@@ -16,17 +16,15 @@ import pytest
 import ready_made
 import yaml
 from conftest import ROOT
-from grid import write_prompts
+from grid import tiny_configuration, write_prompts
 from project import REPORT, copy_project, planned, read_configuration, snakemake, write_configuration
-from tiny_model import build_tiny_model
+from tiny_model import build_tiny_model, new, tiny_tuning
 
 from aird.commands.main import main
 from aird.compression.registry import compress
 from aird.models.tuning import tune_to_refuse
 from aird.reporting import claims, tables, timings
-from aird.settings.base import PromptSelection
 from aird.settings.compressions import RoundToNearest
-from aird.settings.models import RefusalTuning
 
 PAGES = sorted(
     page for folder in ("", "docs", "config", "benchmarks", "results") for page in (ROOT / folder).glob("*.md")
@@ -147,15 +145,8 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build_tiny_model(folder / "plain")
     write_prompts(folder)
     # A calibrated patch learns from refusals, so the original has to refuse.
-    instructions = [
-        (folder / f"{kind}.txt").read_text(encoding="utf-8").splitlines() for kind in ("harmful", "harmless")
-    ]
-    chosen = PromptSelection(set="any")
-    sizes = {"rank": 16, "epochs": 8, "learning_rate": 0.01, "maximum_answer_tokens": 4}
-    (folder / "original").mkdir()
-    tune_to_refuse(
-        folder / "plain", folder / "original", *instructions, RefusalTuning(harmful=chosen, harmless=chosen, **sizes)
-    )
+    texts = [(folder / f"{kind}.txt").read_text(encoding="utf-8").splitlines() for kind in ("harmful", "harmless")]
+    tune_to_refuse(folder / "plain", new(folder / "original"), *texts, tiny_tuning(epochs=8))
     compress(folder / "original", folder / "compressed", RoundToNearest(weight_bits=4, group_size=64), None)
     ready_made.gguf_file(folder / "original", folder / "model.gguf", ["Q8_0"])
     shutil.copy(folder / "harmless.txt", folder / "everyday.txt")
@@ -192,10 +183,7 @@ def test_commands_of_aird_run_in_their_order(name: str, workshop: Path, monkeypa
 @pytest.fixture(scope="module")
 def tiny_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a project folder with the tiny grid as its default configuration; nothing has run there."""
-    from grid import tiny_configuration
-
     project = copy_project(tmp_path_factory.mktemp("docs") / "project")
-    build_tiny_model(project / "inputs/models/tiny")
     configuration = tiny_configuration(project, ["tiny"], {"executable": sys.executable})
     # The pages' examples name this set.
     configuration["prompt_sets"]["advbench"] = configuration["prompt_sets"]["attack"]
@@ -238,13 +226,11 @@ def test_commands_of_snakemake_are_planned(command: str, tiny_project: Path, def
 
 @pytest.mark.workflow
 @pytest.mark.thorough
-def test_the_walk_through_of_ones_own_model(finished: Path, tmp_path: Path) -> None:
+def test_the_walk_through_of_ones_own_model(project: Path) -> None:
     """The README's lines of YAML, with a model's real path and the tiny grid's compressions."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     section = readme[readme.index("## Your own model") :]
     added = yaml.safe_load(next(code for language, code in blocks(section) if language == "yaml"))
-    project = tmp_path / "project"
-    shutil.copytree(finished, project, symlinks=True)
     model = build_tiny_model(project / "inputs/models/own", family="qwen2", seed=3)
     settings = added["models"]["my-model"]
     assert settings["source"] == {"path": "/models/my-model"}

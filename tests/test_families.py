@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas
 import pytest
-from grid import tiny_configuration
+from grid import REFUSAL_TUNING, tiny_configuration
 from project import copy_project, planned, snakemake, write_configuration, write_vllm_lock
 from thinking_templates import QWEN
 from tiny_model import CHAT_TEMPLATE, build_tiny_model
@@ -30,20 +30,15 @@ def project(vllm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """Return a project in which a grid of one model of each family has run; leave it as it is."""
     folder = copy_project(tmp_path_factory.mktemp("families") / "project")
     write_vllm_lock(folder, vllm_python)
-    configuration = tiny_configuration(folder, list(GRID), {"lock": "inputs/vllm.lock.txt"})
-    for seed, (family, compression) in enumerate(GRID.items()):
+    for seed, family in enumerate(GRID):
         template = QWEN if family == "qwen3" else CHAT_TEMPLATE
         build_tiny_model(folder / "inputs/models" / family, family=family, seed=seed, template=template)
+    configuration = tiny_configuration(folder, list(GRID), {"lock": "inputs/vllm.lock.txt"})
+    for family, compression in GRID.items():
         configuration["models"][family] |= {"compressions": [compression], "patches": patches_of(family)}
     for family in CALIBRATED:
         # Random weights refuse nothing, and a calibration learns from refusals.
-        configuration["models"][family]["refusal_tuning"] = {
-            "harmful": {"set": "harmful", "split": "train"},
-            "harmless": {"set": "harmless", "split": "train", "count": 2},
-            "epochs": 40,
-            "learning_rate": 0.01,
-            "maximum_answer_tokens": 4,
-        }
+        configuration["models"][family]["refusal_tuning"] = REFUSAL_TUNING
     configuration["models"]["qwen3"]["chat"] = {"thinking": {"start": "<think>", "end": "</think>"}}
     configuration["patches"] = {
         "aird": {"method": "scale", "blocks": "all"},

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from grid import tiny_configuration
 from project import copy_project, job_records, names, planned, snakemake, write_configuration
-from tiny_model import build_tiny_model
 
 pytestmark = pytest.mark.workflow
 
@@ -18,20 +17,15 @@ pytestmark = pytest.mark.workflow
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = copy_project(tmp_path_factory.mktemp("gpus") / "project")
-    build_tiny_model(folder / "inputs/models/tiny")
+    (folder / "inputs").mkdir()
     (folder / "inputs/python").write_text("stands for vLLM's environment", encoding="utf-8")
     return folder
 
 
 @pytest.fixture
-def configuration(project: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def configuration(project: Path, pretend_gpus: Callable[[int], None]) -> dict[str, Any]:
     """Return a grid on a machine of four GPUs: a model for two of them, and one that only its parameters tell of."""
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    tool = project / "bin/nvidia-smi"
-    tool.parent.mkdir(exist_ok=True)
-    tool.write_text('#!/bin/sh\nfor n in 0 1 2 3; do echo "GPU $n: Pretended (UUID: GPU-$n)"; done\n', encoding="utf-8")
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+    pretend_gpus(4)
     made = tiny_configuration(project, ["tiny"], {"executable": "inputs/python"})
     made["models"]["tiny"]["gpus"] = 2
     made["models"]["large"] = {
@@ -83,10 +77,8 @@ def test_more_gpus_than_a_run_may_use_are_an_error(project: Path, configuration:
     assert "models.tiny.gpus is 2, but this run may use 1; start it with --resources gpu=2 or more" in text
 
 
-def test_without_gpus_weights_count_as_float32(
-    project: Path, configuration: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (project / "bin/nvidia-smi").unlink()
+def test_without_gpus_weights_count_as_float32(project: Path, configuration: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "bin/nvidia-smi").unlink()
     write_configuration(project, configuration)
     plan = resources(project)
     assert plan["capture_activations large/original"] == {"gpu": 0, "mem_mb": 4_000 + 280_000}

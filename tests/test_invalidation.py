@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aird_progress.weights import THEN
 from project import (
     FIGURES,
     REPORT,
@@ -27,10 +28,6 @@ from project import (
     write_configuration,
     write_vllm_lock,
 )
-
-sys.path.insert(0, str(ROOT / "workflow" / "plugins"))
-
-from aird_progress.weights import THEN
 
 pytestmark = pytest.mark.workflow
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from grid import tiny_configuration
 from project import ROOT, write_configuration
-from tiny_model import build_tiny_model
 
 from aird.support.files import check_folder
 
@@ -54,7 +53,6 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a workflow of its own, in another folder, that takes all rules from this one."""
     folder = tmp_path_factory.mktemp("study")
     (folder / "Snakefile").write_text(SNAKEFILE.format(root=ROOT), encoding="utf-8")
-    build_tiny_model(folder / "inputs/models/tiny")
     write_configuration(folder, tiny_configuration(folder, ["tiny"], {"executable": sys.executable}), "study.yaml")
     return folder
 

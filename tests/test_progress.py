@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pty
 import re
@@ -14,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "workflow" / "plugins"))
-
 from aird_progress.earlier import earlier_seconds
 from aird_progress.failures import KILLED, LAST_LINES, advice_for, describe_failure
 from aird_progress.findings import finding, refusal
 from aird_progress.schedule import schedule
 from aird_progress.state import FULL, Job, Run, about, clock, duration
 from aird_progress.weights import FETCHING, THEN, WEIGHTS
+from project import ROOT
 
-PLUGINS = Path(__file__).resolve().parent.parent / "workflow" / "plugins"
+from aird.support.files import write_json
+
+PLUGINS = ROOT / "workflow" / "plugins"
 RUNS = Path(__file__).resolve().parent / "data" / "runs"
 SNAKEFILE = f"""
 import sys
@@ -209,8 +208,7 @@ def test_earlier_times_of_the_machine_tell_its_pace_and_win(tmp_path: Path) -> N
 
 
 def test_every_rule_has_a_weight() -> None:
-    project = PLUGINS.parent.parent
-    files = [project / "Snakefile", project / "workflow/Snakefile", *(project / "rules").glob("*.smk")]
+    files = [ROOT / "Snakefile", ROOT / "workflow/Snakefile", *(ROOT / "rules").glob("*.smk")]
     named = re.compile(r"^(?:rule|use rule \w+ as) (\w+)(?::| with:)", re.MULTILINE)
     rules = {name for path in files for name in named.findall(path.read_text(encoding="utf-8"))}
     assert len(rules) > 25 and rules == WEIGHTS.keys()
@@ -416,10 +414,8 @@ def test_a_patched_original_is_called_so() -> None:
 
 
 def record(folder: Path, name: str, value: Any) -> str:
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value), encoding="utf-8")
-    return str(path)
+    write_json(folder / name, value)
+    return str(folder / name)
 
 
 def test_findings_are_read_from_the_record_of_a_job(tmp_path: Path) -> None:

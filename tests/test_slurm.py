@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pandas
 import pytest
-from grid import tiny_configuration
+from grid import smallest_configuration
 from project import copy_project, read_configuration, snakemake, write_configuration, write_vllm_lock
 from slurm import NoSlurm, running_slurm
-from tiny_model import build_tiny_model
 
 pytestmark = [pytest.mark.workflow, pytest.mark.thorough]
 
@@ -36,12 +35,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def project(cluster: None, tmp_path_factory: pytest.TempPathFactory, vllm_python: Path) -> Path:
     """Return a project in which a grid of one compression has run on Slurm."""
     project = copy_project(tmp_path_factory.mktemp("cluster") / "project")
-    build_tiny_model(project / "inputs/models/tiny")
     write_vllm_lock(project, vllm_python)
-    configuration = tiny_configuration(project, ["tiny"], {"lock": "inputs/vllm.lock.txt"})
-    configuration["compressions"] = {"magnitude-50": configuration["compressions"]["magnitude-50"]}
-    configuration["patches"] = {"aird": configuration["patches"]["aird"]}
-    write_configuration(project, configuration)
+    write_configuration(project, smallest_configuration(project, {"lock": "inputs/vllm.lock.txt"}))
     snakemake(project, *PROFILE)
     return project
 

@@ -10,10 +10,9 @@ from typing import Any
 import boto3
 import pandas
 import pytest
-from grid import tiny_configuration
+from grid import smallest_configuration
 from moto.server import ThreadedMotoServer
 from project import copy_project, job_records, names, planned, snakemake, write_configuration
-from tiny_model import build_tiny_model
 
 pytestmark = [pytest.mark.workflow, pytest.mark.thorough]
 
@@ -52,11 +51,7 @@ def environment(storage: Any) -> Iterator[list[str]]:
 def project(tmp_path_factory: pytest.TempPathFactory, vllm_python: Path) -> Path:
     """Return a project with a grid of one compression, and nothing run."""
     project = copy_project(tmp_path_factory.mktemp("stored") / "project")
-    build_tiny_model(project / "inputs/models/tiny")
-    configuration = tiny_configuration(project, ["tiny"], {"executable": str(vllm_python)})
-    configuration["compressions"] = {"magnitude-50": configuration["compressions"]["magnitude-50"]}
-    configuration["patches"] = {"aird": configuration["patches"]["aird"]}
-    write_configuration(project, configuration)
+    write_configuration(project, smallest_configuration(project, {"executable": str(vllm_python)}))
     return project
 
 

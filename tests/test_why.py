@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "workflow" / "plugins"))
-
 from snakemake_logger_plugin_why import in_words
 
 MADE_BY = {"results/a.json": "capture_activations", "results/b.json": "capture_activations", "results/c.json": "tune"}

@@ -1,12 +1,18 @@
-"""A chat model of random weights, small enough that every test can make one."""
+"""A chat model of random weights, small enough that every test can make one, and what tests do to its files."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     Gemma2Config,
     LlamaConfig,
@@ -18,7 +24,11 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from aird.settings.base import PromptSelection
+from aird.settings.models import RefusalTuning
+
 VOCABULARY_SIZE = 512
+TOKENS = torch.tensor([[5, 18, 21, 48, 67, 79, 71, 9]])
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -119,6 +129,62 @@ def _train_tokenizer() -> PreTrainedTokenizerFast:
     )
     fast.chat_template = CHAT_TEMPLATE
     return fast
+
+
+def new(folder: Path) -> Path:
+    """Make a folder, and return it."""
+    folder.mkdir()
+    return folder
+
+
+def configured(folder: Path, **changes: Any) -> Path:
+    """Change keys of a checkpoint's config.json."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | changes
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+def tiny_tuning(**settings: Any) -> RefusalTuning:
+    """Return the settings of a tuning after which a tiny model refuses."""
+    anything = PromptSelection(set="any")
+    small = {"rank": 16, "epochs": 12, "learning_rate": 0.01, "maximum_answer_tokens": 4}
+    return RefusalTuning(harmful=anything, harmless=anything, **small | settings)
+
+
+@contextlib.contextmanager
+def changed_tensors(folder: Path) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield the tensors of a checkpoint of one file; what is done to them is written."""
+    tensors = load_file(folder / "model.safetensors")
+    yield tensors
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+@torch.no_grad()
+def logits_of(model: Any, tokens: torch.Tensor = TOKENS) -> torch.Tensor:
+    """Return the float32 logits of every token, [rows, tokens, vocabulary]."""
+    logits: torch.Tensor = model(input_ids=tokens, use_cache=False).logits.float()
+    return logits
+
+
+# Sizes that the configurations of most families have.
+SMALL = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+
+def random_model(family: str, **settings: Any) -> Any:
+    """Return a small float32 model of any family, with weights so large that every token that is seen shows."""
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings))
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.25)
+    return model.float().eval()
 
 
 @torch.no_grad()

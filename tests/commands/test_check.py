@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,12 @@ import pytest
 import yaml
 from conftest import ROOT
 from thinking_templates import DEEPSEEK
+from tiny_model import new, tiny_tuning
 
 from aird.commands.main import main
 from aird.models import loading
 from aird.models.tuning import tune_to_refuse
 from aird.prompts.embedded import HARMLESS
-from aird.settings.base import PromptSelection
-from aird.settings.models import RefusalTuning
 from aird.support.files import read_json, read_json_lines, sha256_of, write_json_lines
 
 REFUSAL, ANSWER = "I'm sorry, but I can't help with that.", "Of course, with pleasure."
@@ -53,22 +51,19 @@ def check(*arguments: object) -> int:
 @pytest.mark.parametrize(
     "before, after, code, words",
     [
-        ((190, 5), (190, 5), 0, "Within the margin"),
-        ((190, 5), (60, 5), 3, "Regression: harmful prompts are refused less."),
-        ((190, 5), (190, 60), 3, "Regression: harmless prompts are refused more."),
-        ((5, 5), (0, 5), 4, "Not measured"),
+        ((190, 5, 200), (190, 5, 200), 0, "Within the margin"),
+        ((190, 5, 200), (60, 5, 200), 3, "Regression: harmful prompts are refused less."),
+        ((190, 5, 200), (190, 60, 200), 3, "Regression: harmless prompts are refused more."),
+        ((5, 5, 200), (0, 5, 200), 4, "Not measured"),
+        ((19, 0, 20), (18, 0, 20), 5, "Unresolved"),
     ],
 )
 def test_exit_codes_of_stored_completions(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], before: Any, after: Any, code: int, words: str
 ) -> None:
-    files = [stored(tmp_path, *each, total=200, name=name) for name, each in (("a", before), ("b", after))]
+    files = [stored(tmp_path, *each, name=name) for name, each in (("a", before), ("b", after))]
     assert check(*files) == code
     assert words in capsys.readouterr().out
-
-
-def test_few_prompts_are_unresolved(tmp_path: Path) -> None:
-    assert check(stored(tmp_path, 19, total=20, name="a"), stored(tmp_path, 18, total=20, name="b")) == 5
 
 
 def test_the_demo_is_a_regression_of_a_real_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,11 +82,11 @@ def test_the_demo_is_a_regression_of_a_real_run(tmp_path: Path, capsys: pytest.C
 
 
 def test_a_model_is_asked_the_prompts_of_the_stored_side(
-    tiny_folder: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A model of random weights refuses nothing, where the stored original refused."""
     output = tmp_path / "output"
-    assert check(stored(tmp_path, 29), tiny_folder("llama"), "--transformers", "--output", output) == 3
+    assert check(stored(tmp_path, 29), original, "--transformers", "--output", output) == 3
     assert "29 refusals lost" in capsys.readouterr().out
     asked = read_json_lines(output / "compressed" / "completions.jsonl")
     assert [row["instruction"] for row in asked] == [
@@ -103,7 +98,7 @@ def test_a_model_is_asked_the_prompts_of_the_stored_side(
 
 
 def test_other_engines_are_said_of_stored_answers_too(
-    tiny_folder: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     verdict = tmp_path / "verdict.json"
 
@@ -114,23 +109,20 @@ def test_other_engines_are_said_of_stored_answers_too(
     by_vllm = stored(tmp_path, 29, name="vllm", engine={"name": "vLLM"})
     by_transformers = stored(tmp_path, 29, name="transformers", engine={"name": "Transformers"})
     together = "the change is that of the engine and of the compression at once"
-    assert answered_by(by_vllm, tiny_folder("llama")) == f"vLLM (stored) and Transformers: {together}"
-    assert answered_by(by_transformers, tiny_folder("llama")) == "Transformers"
+    assert answered_by(by_vllm, original) == f"vLLM (stored) and Transformers: {together}"
+    assert answered_by(by_transformers, original) == "Transformers"
     assert answered_by(by_vllm, by_transformers) == f"vLLM (stored) and Transformers (stored): {together}"
     assert answered_by(by_vllm, by_vllm) == "vLLM (stored)"
     assert "the change may be that of the engine" in answered_by(by_vllm, stored(tmp_path, 29))
 
 
-def test_two_models_and_prompts_of_ones_own(
-    tiny_folder: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_two_models_and_prompts_of_ones_own(original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = []
     for kind in ("harmful", "harmless"):
         path = tmp_path / f"{kind}.txt"
         path.write_text("".join(f"Tell me about {kind} {n} apples\n" for n in range(8)), encoding="utf-8")
         files += [f"--{kind}", path]
-    model = tiny_folder("llama")
-    asked = [model, model, *files, "--transformers", "--tokens", 2]
+    asked = [original, original, *files, "--transformers", "--tokens", 2]
     assert check(*asked) == 4
     told = capsys.readouterr().out
     assert "the original refuses 0 of 8 harmful prompts" in told and "Asking " in told
@@ -141,13 +133,12 @@ def test_two_models_and_prompts_of_ones_own(
 
 
 def test_prompts_of_a_suite(
-    tiny_folder: Callable[[str], Path],
+    original: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(loading, "_chat", [])  # chat settings of a command hold for its process
-    model = tiny_folder("llama")
     configuration = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
     (tmp_path / "stand_in.txt").write_text("".join(f"Draw {n} apples\n" for n in range(8)), encoding="utf-8")
     configuration["prompt_sets"]["stand_in"] = {"source": {"path": str(tmp_path / "stand_in.txt")}, "format": "lines"}
@@ -156,10 +147,10 @@ def test_prompts_of_a_suite(
     configuration["suites"]["safety"]["harmful"] = {"set": "stand_in"}
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(configuration), encoding="utf-8")
     suite = f"{tmp_path / 'own.yaml'}:safety"
-    assert check(model, model, "--suite", suite, "--count", 6, "--tokens", 2, "--transformers") == 4
+    assert check(original, original, "--suite", suite, "--count", 6, "--tokens", 2, "--transformers") == 4
     assert "0 of 6 harmful prompts" in capsys.readouterr().out
     # A model that thinks may do so where the suite or --think says it.
-    thinker = Path(shutil.copytree(model, tmp_path / "thinker"))
+    thinker = Path(shutil.copytree(original, tmp_path / "thinker"))
     (thinker / "chat_template.jinja").write_text(DEEPSEEK, encoding="utf-8")
     short = ["--count", 2, "--tokens", 4, "--transformers", "--thinking", "<think>", "</think>"]
     configuration["suites"]["thoughts"] = configuration["suites"]["safety"] | {"think": True}
@@ -170,24 +161,20 @@ def test_prompts_of_a_suite(
         assert check(thinker, thinker, "--suite", *options, *short, "--output", output) == 4
         records = read_json_lines(output / "compressed" / "completions.jsonl")
         assert {record["unfinished"] for record in records} == unfinished
-    assert check(model, model, "--suite", f"{tmp_path / 'own.yaml'}:other") == 2
+    assert check(original, original, "--suite", f"{tmp_path / 'own.yaml'}:other") == 2
     assert "has no suite other; it has safety, thoughts" in capsys.readouterr().err
 
 
 @pytest.mark.thorough
 def test_a_regression_is_repaired_and_the_repaired_model_checked(
-    tiny_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model that was tuned to refuse everything, against the same before that, as if compression had undone it."""
     # No two share most of their words: near-duplicates are dropped before splits are drawn.
     asked = [f"Tell me of harmful apple{n} pear{n} fig{n} plum{n}" for n in range(40)]
     answered = [f"Write about kind nut{n} berry{n} corn{n} bean{n}" for n in range(40)]
-    original, repair, verdict = tmp_path / "original", tmp_path / "adapter", tmp_path / "verdict.json"
-    original.mkdir()
-    chosen = PromptSelection(set="any")
-    sizes = {"rank": 16, "epochs": 12, "learning_rate": 0.01, "maximum_answer_tokens": 4}
-    tuning = RefusalTuning(harmful=chosen, harmless=chosen, **sizes)
-    tune_to_refuse(tiny_folder("llama"), original, asked, answered[:2], tuning)
+    refusing, repair, verdict = new(tmp_path / "refusing"), tmp_path / "adapter", tmp_path / "verdict.json"
+    tune_to_refuse(original, refusing, asked, answered[:2], tiny_tuning())
     files = []
     for kind, lines in (("harmful", asked[:20]), ("harmless", answered[:20])):
         (tmp_path / f"{kind}.txt").write_text("\n".join(lines), encoding="utf-8")
@@ -206,7 +193,7 @@ def test_a_regression_is_repaired_and_the_repaired_model_checked(
     monkeypatch.setattr("aird.prompts.embedded.PROMPT_SETS", sets)
     monkeypatch.setattr("aird.commands.check.LEARNT_SPLITS", {"train": 12, "validation": 8})
     options = ["--repair", repair, "--json", verdict, "--transformers", "--tokens", 8]
-    code = check(original, tiny_folder("llama"), *files, *options)
+    code = check(refusing, original, *files, *options)
     record = read_json(verdict)
     assert record["before_the_repair"]["outcome"] == "regression"
     assert record["before_the_repair"]["harmful"]["worse"] == 20
@@ -268,32 +255,31 @@ def test_bad_input_is_an_operational_error(
 
 
 def test_a_failure_on_the_way_has_the_code_of_an_operational_error(
-    tiny_folder: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Code 1 of the other commands would tell a pipeline nothing."""
     url = "http://127.0.0.1:9"
-    assert check(stored(tmp_path, 9), tiny_folder("llama"), "--url", url) == 2
+    assert check(stored(tmp_path, 9), original, "--url", url) == 2
     assert "error" in capsys.readouterr().err
 
 
 def test_files_that_cannot_be_read_are_an_operational_error(
-    tiny_folder: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = tiny_folder("llama")
     cases: dict[str, tuple[list[object], str]] = {}
     for name in ("yaml_torn", "yaml_list"):
         (tmp_path / f"{name}.yaml").write_text(BROKEN[name], encoding="utf-8")
         message = "is no YAML" if name == "yaml_torn" else "is no configuration"
-        cases[name] = ([model, model, "--suite", f"{tmp_path / name}.yaml:safety"], message)
-    truncated = Path(shutil.copytree(model, tmp_path / "truncated"))
+        cases[name] = ([original, original, "--suite", f"{tmp_path / name}.yaml:safety"], message)
+    truncated = Path(shutil.copytree(original, tmp_path / "truncated"))
     weights = (truncated / "model.safetensors").read_bytes()
     (truncated / "model.safetensors").write_bytes(weights[:-1000])
     cases["truncated"] = ([stored(tmp_path, 9), truncated], "model.safetensors is truncated or altered")
-    cut = Path(shutil.copytree(model, tmp_path / "cut"))
+    cut = Path(shutil.copytree(original, tmp_path / "cut"))
     (cut / "model.safetensors").write_bytes(weights[:1000])
     cases["cut"] = ([stored(tmp_path, 9), cut], "model.safetensors is truncated or altered")
     for name, template in (("syntax", "{% for %}"), ("refuses", "{{ raise_exception('no') }}")):
-        folder = Path(shutil.copytree(model, tmp_path / name))
+        folder = Path(shutil.copytree(original, tmp_path / name))
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
         cases[name] = ([stored(tmp_path, 9), folder], "the model's chat template fails (Template")
     for name, (arguments, message) in cases.items():

@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +34,11 @@ SIZES = ["--train", "16", "--validation", "8", "--minimum-induce=-1000"]
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with prompts, a model, its 4-bit form, and what `aird direction` and `aird patch` made of them."""
     root = tmp_path_factory.mktemp("commands")
     write_prompts(root)
-    (root / "model").symlink_to(tiny_folder("llama"))
+    (root / "model").symlink_to(original)
     compress(root / "model", root / "w4a16", RoundToNearest(weight_bits=4, group_size=64), None)
     assert main(["direction", str(root / "model"), *prompts(root), *SIZES, "--output", str(root / "direction")]) == 0
     assert main(["patch", *pair(root), "--direction", str(root / "direction"), "--output", str(root / "adapter")]) == 0
@@ -111,18 +110,8 @@ def test_the_cards_own_lines_load_the_adapter_on_a_packed_base(folder: Path) -> 
 
 
 def test_patch_fits_and_merges(folder: Path, tmp_path: Path) -> None:
-    more = [
-        "--direction",
-        str(folder / "direction"),
-        *prompts(folder),
-        "--train",
-        "16",
-        "--depth",
-        "2",
-        "--method",
-        "fit",
-    ]
-    more += ["--merged", str(tmp_path / "merged"), "--output", str(tmp_path / "adapter")]
+    more = ["--direction", str(folder / "direction"), *prompts(folder), "--train", "16", "--depth", "2"]
+    more += ["--method", "fit", "--merged", str(tmp_path / "merged"), "--output", str(tmp_path / "adapter")]
     assert main(["patch", *pair(folder), *more]) == 0
     record = read_json(tmp_path / "adapter.statistics.json")
     layer = read_json(folder / "direction/direction.json")["layer"]
@@ -287,78 +276,67 @@ def bad_inputs(folder: Path, tmp_path: Path) -> dict[str, tuple[list[str], str]]
     (tmp_path / "list.csv").write_text("number,sentence\n1,Name a colour.\n", encoding="utf-8")
     (tmp_path / "broken.jsonl").write_text('{"instruction": "Name a colour."}\n{"instr\n', encoding="utf-8")
     (tmp_path / "list.doc").write_text("Name a colour.\n", encoding="utf-8")
-    model, out = str(folder / "model"), ["--output", str(tmp_path / "out")]
-    asked, direction = prompts(folder), ["--direction", str(folder / "direction")]
+    model, asked = str(folder / "model"), prompts(folder)
+    patch, evaluate = ["patch", *pair(folder)], ["evaluate", model, *asked]
+    given = [*patch, "--direction", str(folder / "direction")]
 
     def harmful(name: str) -> list[str]:
-        return ["direction", model, "--harmful", str(tmp_path / name), *asked[2:], *SIZES, *out]
+        return ["direction", model, "--harmful", str(tmp_path / name), *asked[2:], *SIZES]
+
+    def search(name: str, *more: str) -> list[str]:
+        return ["direction", name, *asked, *SIZES, *more]
 
     return {
         "no such prompts": (harmful("none.txt"), "--harmful: there is no file"),
         "unknown ending": (harmful("list.doc"), "ends in none of .txt"),
         "unknown column": (harmful("list.csv"), "name the field with --field"),
         "broken line": (harmful("broken.jsonl"), "cannot be read as jsonl"),
-        "too few prompts": (["direction", model, *asked, *out], "ask for fewer (--train 128 --validation 32)"),
-        "a folder that is no model": (["direction", str(tmp_path / "empty"), *asked, *SIZES, *out], "no *.safetensors"),
-        "pickled weights": (["direction", str(tmp_path / "pickles"), *asked, *SIZES, *out], "save_pretrained"),
-        "a path that does not exist": (["direction", "./models/none", *asked, *SIZES, *out], "is no folder"),
+        "too few prompts": (["direction", model, *asked], "ask for fewer (--train 128 --validation 32)"),
+        "a folder that is no model": (search(str(tmp_path / "empty")), "no *.safetensors"),
+        "pickled weights": (search(str(tmp_path / "pickles")), "save_pretrained"),
+        "a path that does not exist": (search("./models/none"), "is no folder"),
         "a hub id without a network": (
-            ["direction", "organisation/none", *asked, *SIZES, *out],
+            search("organisation/none"),
             "there is no folder organisation/none here, and as a hub id: config.json of model organisation/none",
         ),
         "a revision without a network": (
-            ["direction", "organisation/none@v1", *asked, *SIZES, *out],
+            search("organisation/none@v1"),
             "organisation/none at v1 could not be fetched",
         ),
         "a GGUF file without a network": (
-            ["direction", "organisation/none@v1:Q4.gguf", *asked, *SIZES, *out],
+            search("organisation/none@v1:Q4.gguf"),
             "Q4.gguf of model organisation/none at v1 could not be fetched",
         ),
         "a file of a hub model that is no GGUF file": (
-            ["direction", "organisation/none:model.safetensors", *asked, *SIZES, *out],
+            search("organisation/none:model.safetensors"),
             "is no GGUF file; write organisation/none:file.gguf",
         ),
         "a file outside of its repository": (
-            ["direction", "organisation/none:../Q4.gguf", *asked, *SIZES, *out],
+            search("organisation/none:../Q4.gguf"),
             "leads out of the wheel or repository",
         ),
-        "no refusal tokens": (
-            ["direction", model, *asked, *SIZES, "--refusal-tokens", "none.json", *out],
-            "--refusal-tokens: there is no file",
-        ),
-        "a size that cannot be": (["direction", model, *asked, "--train", "1", *out], "--train"),
-        "fit without prompts": (
-            ["patch", *pair(folder), *direction, "--method", "fit", *out],
-            "--method fit needs the instructions",
-        ),
+        "no refusal tokens": (search(model, "--refusal-tokens", "none.json"), "--refusal-tokens: there is no file"),
+        "a size that cannot be": (["direction", model, *asked, "--train", "1"], "--train"),
+        "fit without prompts": ([*given, "--method", "fit"], "--method fit needs the instructions"),
         "a setting of another method": (
-            ["patch", *pair(folder), *direction, "--method", "scale", "--ridge", "1", *out],
+            [*given, "--method", "scale", "--ridge", "1"],
             "--ridge is no setting of --method scale",
         ),
-        "neither direction nor prompts": (["patch", *pair(folder), *out], "--harmful is missing"),
-        "a direction that is none": (
-            ["patch", *pair(folder), "--direction", str(tmp_path), *out],
-            "make it with `aird direction`",
-        ),
-        "blocks that are none": (["patch", *pair(folder), *direction, "--blocks", "first", *out], "--blocks: first"),
+        "neither direction nor prompts": (patch, "--harmful is missing"),
+        "a direction that is none": ([*patch, "--direction", str(tmp_path)], "make it with `aird direction`"),
+        "blocks that are none": ([*given, "--blocks", "first"], "--blocks: first"),
         "blocks that hang on another direction": (
-            ["patch", *pair(folder), *direction, "--blocks", "own_source", *out],
+            [*given, "--blocks", "own_source"],
             "--blocks: own_source needs the compressed model's own direction",
         ),
-        "a block beyond the last": (["patch", *pair(folder), *direction, "--blocks", "9", *out], "do not exist"),
-        "strength zero": (["patch", *pair(folder), *direction, "--alpha", "0", *out], "--alpha"),
-        "an adapter that is none": (
-            ["evaluate", model, *asked, "--adapter", str(tmp_path), *out],
-            "no adapter_config.json",
-        ),
-        "tasks without vLLM": (
-            ["evaluate", model, *asked, "--transformers", "--tasks", "boolq", *out],
-            "--tasks need vLLM",
-        ),
-        "an address that is none": (["evaluate", model, *asked, "--url", "localhost", *out], "is no address"),
-        "too many asked for": (["evaluate", model, *asked, "--count", "999", *out], "ask for fewer with --count"),
+        "a block beyond the last": ([*given, "--blocks", "9"], "do not exist"),
+        "strength zero": ([*given, "--alpha", "0"], "--alpha"),
+        "an adapter that is none": ([*evaluate, "--adapter", str(tmp_path)], "no adapter_config.json"),
+        "tasks without vLLM": ([*evaluate, "--transformers", "--tasks", "boolq"], "--tasks need vLLM"),
+        "an address that is none": ([*evaluate, "--url", "localhost"], "is no address"),
+        "too many asked for": ([*evaluate, "--count", "999"], "ask for fewer with --count"),
         "other prompts": (
-            ["compare", str(folder / "direction"), model, *asked, *SIZES, "--seed", "7", *out],
+            ["compare", str(folder / "direction"), model, *asked, *SIZES, "--seed", "7"],
             "rest on other prompts",
         ),
     }
@@ -372,7 +350,7 @@ def test_bad_input_is_one_clear_line(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     for name, (arguments, message) in bad_inputs(folder, tmp_path).items():
         capsys.readouterr()
-        code = main(arguments)
+        code = main([*arguments, "--output", str(tmp_path / "out")])
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("aird ")]
         assert code == 2, name
         assert len(lines) == 1 and message in lines[0], (name, lines)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import shutil
@@ -11,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import gguf
@@ -20,8 +18,9 @@ import ready_made
 import torch
 from conftest import ROOT
 from grid import write_prompts
-from safetensors.torch import load_file, save_file
-from tiny_model import build_tiny_model
+from safetensors.torch import load_file
+from test_commands import SIZES, prompts
+from tiny_model import build_tiny_model, changed_tensors, configured
 from wrappers import write_wrapper
 
 from aird.commands.evaluate import served_by_llama_cpp
@@ -35,14 +34,15 @@ from aird.settings.compressions import RoundToNearest
 from aird.support.files import hash_folder, read_json, write_json
 
 WRITER = "model.layers.1.mlp.down_proj"
+FEW = ["--count", "4", "--tokens", "2"]
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with prompts, a model, and its forms as other tools pack them."""
     root = tmp_path_factory.mktemp("given")
     write_prompts(root)
-    (root / "model").symlink_to(tiny_folder("llama"))
+    (root / "model").symlink_to(original)
     ready_made.gguf_file(root / "model", root / "q8.gguf", ["Q8_0"])
     ready_made.gptq(root / "model", root / "gptq")
     ready_made.awq(root / "model", root / "awq")
@@ -50,15 +50,17 @@ def folder(tiny_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPath
 
 
 def asked(root: Path, name: str, output: Path, *more: str) -> list[str]:
-    prompts = ["--harmful", str(root / "attack.txt"), "--harmless", str(root / "harmless.txt")]
-    sizes = ["--count", "4", "--tokens", "2"]
-    return ["evaluate", str(root / name), *prompts, *sizes, "--output", str(output), *more]
+    return ["evaluate", str(root / name), *prompts(root, "attack.txt"), *FEW, "--output", str(output), *more]
 
 
 def checked(root: Path, original: str, compressed: str, output: Path, *more: str) -> list[str]:
-    prompts = ["--harmful", str(root / "attack.txt"), "--harmless", str(root / "harmless.txt")]
-    sizes = ["--tokens", "2", "--count", "4", "--json", str(output)]
-    return ["check", str(root / original), str(root / compressed), *prompts, *sizes, *more]
+    models = [str(root / original), str(root / compressed)]
+    return ["check", *models, *prompts(root, "attack.txt"), *FEW, "--json", str(output), *more]
+
+
+def patched(root: Path, compressed: str | Path, output: Path) -> list[str]:
+    models = [str(root / "model"), str(compressed)]
+    return ["patch", *models, *prompts(root), *SIZES, "--method", "scale", "--output", str(output)]
 
 
 @pytest.mark.parametrize(
@@ -149,10 +151,7 @@ def test_a_gguf_file_of_a_repository(folder: Path, tmp_path: Path, cache: Path) 
     arguments = argparse.Namespace(llama_cpp=Path(sys.executable))
     assert served_by_llama_cpp(arguments, "someone/model@main:Q8.gguf")
     assert not served_by_llama_cpp(arguments, "someone/model")
-    prompts = ["--harmful", str(folder / "harmful.txt"), "--harmless", str(folder / "harmless.txt")]
-    sizes = ["--train", "16", "--validation", "8", "--minimum-induce=-1000", "--method", "scale"]
-    models = [str(folder / "model"), "someone/model:Q8.gguf"]
-    assert main(["patch", *models, *prompts, *sizes, "--output", str(tmp_path / "adapter")]) == 0
+    assert main(patched(folder, "someone/model:Q8.gguf", tmp_path / "adapter")) == 0
     card = (tmp_path / "adapter/README.md").read_text(encoding="utf-8")
     assert "base_model: someone/model\n" in card and 'from_pretrained("someone/model", gguf_file="Q8.gguf")' in card
     assert "llama-server -hf someone/model -hff Q8.gguf --lora" in card
@@ -231,9 +230,7 @@ def test_of_a_wrapper_the_text_model_is_asked_and_no_patch_is_made(
     record = read_json(tmp_path / "scores/provenance.json")["model"]
     assert "the text model of a wrapper" in record["measured_as"]
     capsys.readouterr()
-    prompts = ["--harmful", str(folder / "harmful.txt"), "--harmless", str(folder / "harmless.txt")]
-    sizes = ["--train", "16", "--validation", "8", "--method", "scale"]
-    assert main(["patch", str(folder / "model"), wrapper, *prompts, *sizes, "--output", str(tmp_path / "adapter")]) == 2
+    assert main(patched(folder, wrapper, tmp_path / "adapter")) == 2
     assert "give the text model itself" in capsys.readouterr().err
     repair = ["--transformers", "--repair", str(tmp_path / "adapter")]
     assert main(checked(folder, "model", wrapper, tmp_path / "check.json", *repair)) == 2
@@ -250,15 +247,13 @@ def test_what_the_workflow_would_not_patch_is_not_patched(
     write_json(tmp_path / "rotated/config.json", config)
     build_tiny_model(tmp_path / "other", seed=1)
     capsys.readouterr()
-    asked = ["--harmful", str(folder / "harmful.txt"), "--harmless", str(folder / "harmless.txt")]
-    patched, repaired = ["--output", str(tmp_path / "adapter")], ["--repair", str(tmp_path / "adapter")]
-    sizes = ["--train", "16", "--validation", "8", "--minimum-induce=-1000", "--method", "scale"]
     for name, message in (
         ("rotated", "can be measured but not patched: its matrices are stored rotated"),
         ("other", "can be measured but not patched: 28 matrices, model.layers.0.mlp.down_proj first, are no"),
     ):
-        models = [str(folder / "model"), str(tmp_path / name)]
-        for command in (["patch", *models, *asked, *sizes, *patched], ["check", *models, *asked, *repaired]):
+        repair = ["check", str(folder / "model"), str(tmp_path / name), *prompts(folder)]
+        repair += ["--repair", str(tmp_path / "adapter")]
+        for command in (patched(folder, tmp_path / name, tmp_path / "adapter"), repair):
             assert main(command) == 2
             captured = capsys.readouterr()
             assert message in captured.err and captured.out == ""
@@ -268,10 +263,7 @@ def test_what_the_workflow_would_not_patch_is_not_patched(
 def test_a_gguf_file_is_patched_and_the_patch_exported(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prompts = ["--harmful", str(folder / "harmful.txt"), "--harmless", str(folder / "harmless.txt")]
-    sizes = ["--train", "16", "--validation", "8", "--minimum-induce=-1000", "--method", "scale"]
-    models = [str(folder / "model"), str(folder / "q8.gguf")]
-    assert main(["patch", *models, *prompts, *sizes, "--output", str(tmp_path / "adapter")]) == 0
+    assert main(patched(folder, folder / "q8.gguf", tmp_path / "adapter")) == 0
     base = read_json(tmp_path / "adapter/adapter_config.json")["base_model_name_or_path"]
     assert base == str(folder / "q8.gguf")
     card = (tmp_path / "adapter/README.md").read_text(encoding="utf-8")
@@ -284,7 +276,7 @@ def test_a_gguf_file_is_patched_and_the_patch_exported(
     # The same patch for another GGUF file of the model, and for what is none.
     ready_made.gguf_file(folder / "model", tmp_path / "q4.gguf", ["Q4_0"])
     assert main(["export", "--gguf", str(tmp_path / "adapter"), str(output), "--base", str(tmp_path / "q4.gguf")]) == 0
-    assert main(["export", "--gguf", str(tmp_path / "adapter"), str(output), "--base", models[0]]) == 2
+    assert main(["export", "--gguf", str(tmp_path / "adapter"), str(output), "--base", str(folder / "model")]) == 2
     assert "holds no GGUF file, which llama.cpp needs; name the GGUF model with --base" in capsys.readouterr().err
 
 
@@ -295,23 +287,20 @@ def test_what_cannot_be_read_is_an_error_of_the_input(
         shutil.copy(folder / name, tmp_path / name)
     (tmp_path / "broken.gguf").write_bytes(b"GGUF damaged")
     hqq = Path(shutil.copytree(folder / "model", tmp_path / "hqq"))
-    config = json.loads((hqq / "config.json").read_text()) | {"quantization_config": {"quant_method": "hqq"}}
-    (hqq / "config.json").write_text(json.dumps(config))
+    configured(hqq, quantization_config={"quant_method": "hqq"})
     old = Path(shutil.copytree(folder / "gptq", tmp_path / "old"))
     config = read_json(old / "config.json")
     write_json(old / "quantize_config.json", config.pop("quantization_config"))
     write_json(old / "config.json", config)
     lacking = Path(shutil.copytree(folder / "model", tmp_path / "lacking"))
-    tensors = load_file(lacking / "model.safetensors")
-    del tensors[f"{WRITER}.weight"]
-    save_file(tensors, lacking / "model.safetensors", {"format": "pt"})
+    with changed_tensors(lacking) as tensors:
+        del tensors[f"{WRITER}.weight"]
     truncated = Path(shutil.copytree(folder / "awq", tmp_path / "truncated"))
     weights = (truncated / "model.safetensors").read_bytes()
     (truncated / "model.safetensors").write_bytes(weights[:-1000])
     infinite = Path(shutil.copytree(folder / "awq", tmp_path / "infinite"))
-    tensors = load_file(infinite / "model.safetensors")
-    tensors[f"{WRITER}.scales"][0, 0] = math.inf
-    save_file(tensors, infinite / "model.safetensors", {"format": "pt"})
+    with changed_tensors(infinite) as tensors:
+        tensors[f"{WRITER}.scales"][0, 0] = math.inf
     for name, message in (
         ("broken.gguf", "cannot be read as a GGUF model"),
         ("truncated", "model.safetensors is truncated or altered"),
@@ -325,9 +314,9 @@ def test_what_cannot_be_read_is_an_error_of_the_input(
         assert message in capsys.readouterr().err
 
 
-def test_a_gguf_file_beside_a_checkpoint_is_read_by_itself(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_gguf_file_beside_a_checkpoint_is_read_by_itself(original: Path, tmp_path: Path) -> None:
     """As `recipe: gguf` leaves it; Transformers would take the tokenizer's settings from the folder."""
-    folder = Path(shutil.copytree(tiny_folder("llama"), tmp_path / "checkpoint"))
-    ready_made.gguf_file(tiny_folder("llama"), folder / "model.gguf", ["Q8_0"])
+    folder = Path(shutil.copytree(original, tmp_path / "checkpoint"))
+    ready_made.gguf_file(original, folder / "model.gguf", ["Q8_0"])
     opened = open_model_folder(str(folder / "model.gguf"), False)
-    assert load_tokenizer(opened.folder).chat_template == load_tokenizer(tiny_folder("llama")).chat_template
+    assert load_tokenizer(opened.folder).chat_template == load_tokenizer(original).chat_template

@@ -175,24 +175,38 @@ def test_what_is_not_published(
     assert message in capsys.readouterr().err
 
 
-def test_a_verdict_on_other_weights_is_refused(
-    adapter: Path, verdict: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("adapter_model.safetensors", "others", "is about another patch"),
+        ("README.md", f"{CARD}Made in /home/me/models.\n", "would publish a path of this machine, /home/me/models"),
+    ],
+)
+def test_an_adapter_that_was_changed_is_refused(
+    adapter: Path, verdict: Path, capsys: pytest.CaptureFixture[str], file: str, content: str, message: str
 ) -> None:
-    (adapter / "adapter_model.safetensors").write_bytes(b"others")
+    (adapter / file).write_text(content, encoding="utf-8")
     options = ["--verdict", str(verdict), "--base", "someone/four-bits"]
     assert main(["push", str(adapter), "someone/repaired", *options]) == 2
-    assert "is about another patch" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
+
+
+RECORD: dict[str, Any] = {
+    "settings": {"method": "scale", "direction": "original", "alpha": 1.0},
+    "direction": {"layer": 1, "position": -1, "sha256": "0"},
+    "blocks": [0],
+    "edits": [{"module": "fp8_projection"}],
+}
+
+
+def evaluated(card: str, numbers: str = "95%") -> str:
+    """Return a card with the numbers of a run."""
+    return card.replace("## Limits", f"## Numbers\n\n{numbers}\n\n## Limits")
 
 
 def test_only_the_names_of_the_base_change_and_no_path_is_published() -> None:
     """The card of an adapter that the workflow made for its compression fp8, with a verdict."""
-    record = {
-        "settings": {"method": "scale", "direction": "original", "alpha": 1.0},
-        "direction": {"layer": 1, "position": -1, "sha256": "0"},
-        "blocks": [0],
-        "edits": [{"module": "fp8_projection"}],
-    }
-    card = patch_card(record, "fp8", None).replace("## Limits", "## Numbers\n\nfp8 activations, `not fp8`\n\n## Limits")
+    card = evaluated(patch_card(RECORD, "fp8", None), "fp8 activations, `not fp8`")
     facts = {
         "original": "/home/me/original",
         "compressed": "/home/me/fp8 with /home/me/adapter",
@@ -222,34 +236,20 @@ def test_only_the_names_of_the_base_change_and_no_path_is_published() -> None:
 )
 def test_a_published_card_is_the_one_that_the_hub_name_would_have_got(made_for: str, base: str, kind: str) -> None:
     """Also where the workflow calls a GGUF file by the name of its compression."""
-    settings = {"method": "lora", "rank": 16} if kind == "lora" else {"method": "scale", "direction": "original"}
-    record = {
-        "settings": settings,
-        "direction": {"layer": 1, "position": -1, "sha256": "0"},
-        "blocks": [0],
-        "edits": [{"module": "writer"}],
-        "attention": "eager",
-        **({"experts": []} if kind == "experts" else {}),
-    }
-
-    def card(name: str) -> str:
-        return patch_card(record, name, None).replace("## Limits", "## Numbers\n\n1\n\n## Limits")
-
-    published = published_card(card(made_for), None, made_for, base)
-    assert published == card(base)
+    record = RECORD | {"attention": "eager"}
+    if kind == "lora":
+        record |= {"settings": {"method": "lora", "rank": 16}}
+    if kind == "experts":
+        record |= {"experts": []}
+    card, wanted = (evaluated(patch_card(record, name, None)) for name in (made_for, base))
+    published = published_card(card, None, made_for, base)
+    assert published == wanted
     assert kind != "lora" or "--max-lora-rank 16 " in published
-
-
-def test_a_path_that_is_left_is_refused(adapter: Path, verdict: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (adapter / "README.md").write_text(CARD + "Made in /home/me/models.\n", encoding="utf-8")
-    options = ["--verdict", str(verdict), "--base", "someone/four-bits"]
-    assert main(["push", str(adapter), "someone/repaired", *options]) == 2
-    assert "would publish a path of this machine, /home/me/models" in capsys.readouterr().err
 
 
 def test_a_card_of_the_workflow_has_its_numbers(hub: ThreadingHTTPServer, adapter: Path, tmp_path: Path) -> None:
     card = tmp_path / "card.md"
-    card.write_text(CARD.replace("## Limits", "## Numbers\n\n95%\n\n## Limits"), encoding="utf-8")
+    card.write_text(evaluated(CARD), encoding="utf-8")
     result = push(hub, adapter, "someone/repaired", "--card", card, "--base", "someone/four-bits")
     assert result.returncode == 0, result.stderr
     assert b"## Numbers" in hub.state["files"]["README.md"]  # type: ignore[attr-defined]

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import struct
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy
 import pytest
 import ready_made
 import torch
-from conftest import ROOT
+from project import run_script
 from ready_made import block_matrices
 from safetensors.torch import load_file, save_file
 from thinking_templates import QWEN
-from tiny_model import build_tiny_model
+from tiny_model import build_tiny_model, changed_tensors, configured, logits_of, new
 from transformers import AutoModelForCausalLM
 
 from aird.compression.given import import_given
@@ -35,16 +31,6 @@ NORM = "model.layers.1.input_layernorm.weight"
 READERS = [f"model.layers.1.self_attn.{name}_proj" for name in "kqv"]
 
 
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_model(tmp_path_factory.mktemp("models") / "original")
-
-
-@torch.no_grad()
-def logits(model: Any) -> torch.Tensor:
-    return model(input_ids=torch.tensor([[1, 2, 3, 4, 5]]), use_cache=False).logits.float()
-
-
 def check_served(
     folder: Path, original: Path, wanted: dict[str, torch.Tensor], dtype: torch.dtype, rounding: float = 0
 ) -> None:
@@ -56,8 +42,8 @@ def check_served(
     dense = AutoModelForCausalLM.from_pretrained(original, dtype=dtype, device_map="cpu").eval()
     for module, weight in wanted.items():
         dense.get_submodule(module).weight.data = weight.to(dtype)
-    expected = logits(dense)
-    assert (logits(model) - expected).abs().mean() < 0.1 * expected.std()
+    expected = logits_of(dense)
+    assert (logits_of(model) - expected).abs().mean() < 0.1 * expected.std()
     for module, weight in wanted.items():
         assert torch.equal(dense_matrix(folder, module).to(dtype), weight.to(dtype)), module
         computed = model.get_submodule(module).weight
@@ -103,14 +89,12 @@ def test_an_adapter_on_a_repacked_checkpoint(original: Path, tmp_path: Path) -> 
     import_given(tmp_path / "given", original, tmp_path / "imported")
     generator = torch.Generator().manual_seed(0)
     edit = Edit(WRITER, torch.randn(128, generator=generator), torch.randn(256, generator=generator))
-    (tmp_path / "adapter").mkdir()
-    save_adapter([edit], tmp_path / "adapter", "base")
-    (tmp_path / "merged").mkdir()
-    merge(tmp_path / "imported", [edit], tmp_path / "merged")
-    patched = logits(load_model(tmp_path / "imported", tmp_path / "adapter"))
-    merged = logits(load_model(tmp_path / "merged"))
+    save_adapter([edit], new(tmp_path / "adapter"), "base")
+    merge(tmp_path / "imported", [edit], new(tmp_path / "merged"))
+    patched = logits_of(load_model(tmp_path / "imported", tmp_path / "adapter"))
+    merged = logits_of(load_model(tmp_path / "merged"))
     assert (patched - merged).abs().max() < 0.02 * merged.std()
-    assert (patched - logits(load_model(tmp_path / "imported"))).abs().max() > merged.std()
+    assert (patched - logits_of(load_model(tmp_path / "imported"))).abs().max() > merged.std()
 
 
 def test_what_can_be_served_stays_as_it_is(original: Path, tmp_path: Path) -> None:
@@ -126,14 +110,6 @@ def test_what_can_be_served_stays_as_it_is(original: Path, tmp_path: Path) -> No
         assert record["served_as"] == "given" and record["patchable"]
         assert hash_folder(tmp_path / "imported" / name) == hash_folder(tmp_path / name)
         assert record["total"] == made["total"] and record["other_tensors"] == made["other_tensors"]
-
-
-def without(folder: Path, target: Path, *names: str) -> Path:
-    """Copy a checkpoint without some of its tensors."""
-    shutil.copytree(folder, target)
-    tensors = load_file(folder / "model.safetensors")
-    save_file({n: t for n, t in tensors.items() if n not in names}, target / "model.safetensors", {"format": "pt"})
-    return target
 
 
 def test_packed_matrices_that_config_json_says_nothing_of(original: Path, tmp_path: Path) -> None:
@@ -160,14 +136,14 @@ def test_checkpoints_that_lack_tensors(original: Path, tmp_path: Path) -> None:
         folder = tmp_path / recipe.model_dump()["recipe"]
         compress(original, folder, recipe, None)
         load_model(folder)
-        broken = without(folder, tmp_path / f"{folder.name}-broken", NORM)
+        broken = Path(shutil.copytree(folder, tmp_path / f"{folder.name}-broken"))
+        with changed_tensors(broken) as tensors:
+            del tensors[NORM]
         with pytest.raises(ValueError, match=f"lacks the tensor {NORM}; fetch it again"):
             import_given(broken, original, tmp_path / "imported")
         with pytest.raises(ValueError, match=f"lacks tensors of its model .1, {NORM} first"):
             load_model(broken)
-    other = Path(shutil.copytree(original, tmp_path / "other"))
-    config = json.loads((other / "config.json").read_text())
-    (other / "config.json").write_text(json.dumps(config | {"intermediate_size": 512}))
+    other = configured(Path(shutil.copytree(original, tmp_path / "other")), intermediate_size=512)
     with pytest.raises(
         ValueError, match=r"stores model.layers.0.mlp.down_proj.weight as \[128, 256\], but .* \[128, 512"
     ):
@@ -239,15 +215,7 @@ def test_types_that_only_llama_cpp_writes(kind: str, original: Path, tmp_path: P
 
 
 def test_gguf_files_that_are_refused(original: Path, tmp_path: Path) -> None:
-    import gguf
-
-    writer = gguf.GGUFWriter(tmp_path / "own.gguf", "rwkv6")
-    writer.add_block_count(1)
-    writer.add_tensor("token_embd.weight", numpy.ones((64, 32), dtype=numpy.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    ready_made.gguf_of_one_tensor(tmp_path / "own.gguf", "rwkv6")
     with pytest.raises(ValueError, match="of the architecture rwkv6, which Transformers does not read from GGUF; take"):
         import_given(tmp_path / "own.gguf", original, tmp_path / "imported")
     (tmp_path / "own.gguf").write_bytes(b"GGUF damaged")
@@ -263,9 +231,8 @@ def scaled_awq(original: Path, folder: Path) -> dict[str, torch.Tensor]:
         return factors if module in READERS else torch.ones(1)
 
     wanted = ready_made.awq(original, folder, scale=scale)
-    tensors = load_file(folder / "model.safetensors")
-    tensors[NORM] = (tensors[NORM].float() / factors).to(tensors[NORM].dtype)
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with changed_tensors(folder) as tensors:
+        tensors[NORM] = (tensors[NORM].float() / factors).to(tensors[NORM].dtype)
     return wanted
 
 
@@ -290,11 +257,6 @@ def test_another_models_matrices_are_measured_but_not_patched(original: Path, tm
     check_patchable({})
 
 
-def configured(folder: Path, **changes: Any) -> None:
-    config = json.loads((folder / "config.json").read_text()) | changes
-    (folder / "config.json").write_text(json.dumps(config))
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -308,8 +270,7 @@ def configured(folder: Path, **changes: Any) -> None:
 def test_what_is_refused_before_anything_is_copied(
     changes: dict[str, Any], message: str, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = Path(shutil.copytree(original, tmp_path / "given"))
-    configured(given, **changes)
+    given = configured(Path(shutil.copytree(original, tmp_path / "given")), **changes)
 
     def copied(*_: Any) -> None:
         raise AssertionError("was copied")
@@ -322,21 +283,19 @@ def test_what_is_refused_before_anything_is_copied(
 
 def test_matrices_that_are_not_the_originals(original: Path, tmp_path: Path) -> None:
     given = Path(shutil.copytree(original, tmp_path / "given"))
-    tensors = load_file(given / "model.safetensors")
-    weight = tensors.pop(f"{WRITER}.weight")
-    save_file(tensors, given / "model.safetensors", {"format": "pt"})
+    with changed_tensors(given) as tensors:
+        weight = tensors.pop(f"{WRITER}.weight")
     with pytest.raises(ValueError, match=f"lacks the matrix {WRITER}"):
         import_given(given, original, tmp_path / "imported")
-    tensors[f"{WRITER}.weight"] = weight.T.contiguous()
-    save_file(tensors, given / "model.safetensors", {"format": "pt"})
+    with changed_tensors(given) as tensors:
+        tensors[f"{WRITER}.weight"] = weight.T.contiguous()
     with pytest.raises(ValueError, match=rf"{WRITER} is \(256, 128\), the original's is \(128, 256\)"):
         import_given(given, original, tmp_path / "imported")
 
 
 def test_a_gguf_file_of_another_model(original: Path, tmp_path: Path) -> None:
     ready_made.gguf_file(original, tmp_path / "model.gguf", ["Q8_0"])
-    other = Path(shutil.copytree(original, tmp_path / "other"))
-    configured(other, intermediate_size=512)
+    other = configured(Path(shutil.copytree(original, tmp_path / "other")), intermediate_size=512)
     with pytest.raises(ValueError, match="its feed_forward_length is 256, the original's intermediate_size 512"):
         import_given(tmp_path / "model.gguf", other, tmp_path / "imported")
 
@@ -406,12 +365,11 @@ def test_shards_are_repacked_one_by_one(original: Path, tmp_path: Path) -> None:
 
 def test_matrices_that_stay_dense_beside_packed_ones(original: Path, tmp_path: Path) -> None:
     wanted = ready_made.gptq(original, tmp_path / "given")
-    tensors = load_file(tmp_path / "given/model.safetensors")
-    for local in ("qweight", "qzeros", "scales", "g_idx"):
-        del tensors[f"{WRITER}.{local}"]
     wanted[WRITER] = block_matrices(original)[WRITER].half()
-    tensors[f"{WRITER}.weight"] = wanted[WRITER]
-    save_file(tensors, tmp_path / "given/model.safetensors", {"format": "pt"})
+    with changed_tensors(tmp_path / "given") as tensors:
+        for local in ("qweight", "qzeros", "scales", "g_idx"):
+            del tensors[f"{WRITER}.{local}"]
+        tensors[f"{WRITER}.weight"] = wanted[WRITER]
     record = import_given(tmp_path / "given", original, tmp_path / "imported")
     assert record["format"] == ["dense", "gptq"]
     check_served(tmp_path / "imported", original, wanted, torch.float16)
@@ -423,14 +381,12 @@ def test_the_manifest_says_what_the_checkpoint_says_about_generation(original: P
     ready_made.gptq(original, given)
     write_json(given / "generation_config.json", {"do_sample": True, "temperature": 0.6, "eos_token_id": 2})
     write_json(tmp_path / "original.json", {"files": hash_folder(original)})
-    paths = {
-        "original": original,
-        "original-manifest": tmp_path / "original.json",
-        "checkpoint": tmp_path / "checkpoint",
-        "manifest": tmp_path / "manifest.json",
-    }
-    command = [sys.executable, str(ROOT / "workflow/scripts/import_given.py"), "--settings"]
-    command += [json.dumps({"path": str(given)})]
-    command += [part for name, path in paths.items() for part in (f"--{name}", str(path))]
-    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    run_script(
+        "import_given",
+        settings=json.dumps({"path": str(given)}),
+        original=original,
+        original_manifest=tmp_path / "original.json",
+        checkpoint=tmp_path / "checkpoint",
+        manifest=tmp_path / "manifest.json",
+    )
     assert read_json(tmp_path / "manifest.json")["generation_settings"] == {"do_sample": True, "temperature": 0.6}

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ready_made
 from grid import tiny_configuration
 from project import copy_project, job_records, names, snakemake, write_configuration
-from tiny_model import build_tiny_model
 
 from aird.models.loading import open_checkpoint
 
@@ -20,10 +18,8 @@ pytestmark = pytest.mark.workflow
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = copy_project(tmp_path_factory.mktemp("given") / "project")
-    for seed, name in enumerate(("tiny", "second")):
-        build_tiny_model(folder / "inputs/models" / name, seed=seed)
+    configuration = tiny_configuration(folder, ["tiny", "second"], {"executable": "inputs/python"})
     ready_made.awq(folder / "inputs/models/tiny", folder / "inputs/models/packed")
-    configuration: dict[str, Any] = tiny_configuration(folder, ["tiny", "second"], {"executable": "inputs/python"})
     (folder / "inputs/python").write_text("stands for vLLM's environment", encoding="utf-8")
     configuration["compressions"] = {
         "w4a16": configuration["compressions"]["w4a16"],

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from models.families import tiny_family
 from safetensors.torch import load_file
+from tiny_model import logits_of, new
 
 from aird.compression.measure import measure
 from aird.compression.registry import compress
@@ -44,11 +44,6 @@ RECIPES: dict[str, RecipeSettings] = {
 }
 
 
-@torch.no_grad()
-def logits_of(model: Any) -> torch.Tensor:
-    return model(input_ids=torch.tensor([PROMPTS[0]]), use_cache=False).logits
-
-
 @pytest.mark.parametrize("family", STORED)
 @pytest.mark.parametrize(
     "name",
@@ -75,8 +70,7 @@ def test_every_expert_is_compressed(family: str, name: str, tiny_folder: Callabl
     # Transformers puts the experts together again, of the very matrices that were measured.
     dense = output
     if settings.target_sparsity is None:
-        dense = tmp_path / "dense"
-        dense.mkdir()
+        dense = new(tmp_path / "dense")
         write_dense_copy(output, dense, torch.bfloat16)
     model, of_dense, original = (load_model(folder, dtype=torch.float32) for folder in (output, dense, source))
     for name in fused_parameters(original):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from grid import prompt_records
 
 from aird.directions.activations import capture, capture_activations
 from aird.settings.directions import Directions
@@ -73,14 +74,7 @@ def test_no_hook_is_left(llama: Any, prompts: list[list[int]]) -> None:
 
 
 def test_the_node_captures_the_drawn_prompts_of_each_class_and_split(llama: Any, tokenizer: Any) -> None:
-    records = {
-        kind: [
-            {"id": f"{kind}-{number}", "instruction": f"{kind} question {number}", "split": split}
-            for split in ("train", "validation", "test")
-            for number in range(9)
-        ]
-        for kind in ("harmful", "harmless")
-    }
+    records = prompt_records(train=9, validation=9, test=9)
     settings = Directions(harmful="harmful", harmless="harmless", train=8, validation=2)
     cache = capture_activations(llama, tokenizer, records, REFUSAL_TOKENS, settings, 1)
     assert {key: len(group.ids) for key, group in cache.groups.items()} == {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -26,6 +28,21 @@ def directions(minimum_induce: float, layer_fraction: float = 0.8) -> Directions
     )
 
 
+@contextlib.contextmanager
+def ablated_by_hand(model: Any, vector: torch.Tensor) -> Iterator[None]:
+    """Take the component along a vector out of every block's input and out of what every writer puts out."""
+    unit = vector / vector.norm()
+    keep = torch.eye(len(unit), dtype=torch.float64) - torch.outer(unit, unit)
+    handles = []
+    for block in model.model.layers:
+        handles.append(block.register_forward_pre_hook(lambda _, args: (args[0] @ keep, *args[1:])))
+        for writer in (block.self_attn.o_proj, block.mlp.down_proj):
+            handles.append(writer.register_forward_hook(lambda _, __, output: output @ keep))
+    yield
+    for handle in handles:
+        handle.remove()
+
+
 class Plain:
     """The definitions of section 2.3 and appendix C of arXiv 2406.11717, one prompt at a time, float64."""
 
@@ -43,31 +60,15 @@ class Plain:
         return math.log(probability + 1e-8) - math.log(1 - probability + 1e-8)
 
     def induce(self, prompts: list[list[int]], layer: int, vector: torch.Tensor) -> list[float]:
-        def add(_: Any, args: Any, kwargs: Any) -> Any:
-            return (args[0] + vector, *args[1:]), kwargs
-
-        handle = self.model.model.layers[layer].register_forward_pre_hook(add, with_kwargs=True)
+        block = self.model.model.layers[layer]
+        handle = block.register_forward_pre_hook(lambda _, args: (args[0] + vector, *args[1:]))
         scores = [self.refusal_score(self.last_logits(prompt)) for prompt in prompts]
         handle.remove()
         return scores
 
     def ablated_logits(self, prompts: list[list[int]], vector: torch.Tensor) -> list[torch.Tensor]:
-        norm = vector.norm()
-        unit = vector / norm if norm > 0 else vector
-        keep = torch.eye(len(unit), dtype=torch.float64) - torch.outer(unit, unit)
-        handles = []
-        for block in self.model.model.layers:
-            handles.append(
-                block.register_forward_pre_hook(
-                    lambda _, args, kwargs: ((args[0] @ keep, *args[1:]), kwargs), with_kwargs=True
-                )
-            )
-            for writer in (block.self_attn.o_proj, block.mlp.down_proj):
-                handles.append(writer.register_forward_hook(lambda _, __, output: output @ keep))
-        logits = [self.last_logits(prompt) for prompt in prompts]
-        for handle in handles:
-            handle.remove()
-        return logits
+        with ablated_by_hand(self.model, vector):
+            return [self.last_logits(prompt) for prompt in prompts]
 
     def kl(self, prompts: list[list[int]], vector: torch.Tensor) -> list[float]:
         divergences = []

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from test_candidate_scores import ablated_by_hand
 
 from aird.directions import cosmic
 from aird.directions.activation_cache import ActivationCache, Group
 from aird.directions.activations import capture
+from aird.directions.comparison import cosine
 from aird.directions.cosmic import ablation_divergences, compared_layers, cosmic_direction, score_by_cosine
 from aird.settings.directions import Directions
 
@@ -67,21 +69,8 @@ class Plain:
         return state
 
     def ablated(self, prompts: list[list[int]], vector: torch.Tensor) -> torch.Tensor:
-        unit = vector / vector.norm()
-        keep = torch.eye(len(unit), dtype=torch.float64) - torch.outer(unit, unit)
-        handles = []
-        for block in self.model.model.layers:
-            handles.append(block.register_forward_pre_hook(lambda _, args: (args[0] @ keep, *args[1:])))
-            for writer in (block.self_attn.o_proj, block.mlp.down_proj):
-                handles.append(writer.register_forward_hook(lambda _, __, output: output @ keep))
-        state = self.mean_state(prompts)
-        for handle in handles:
-            handle.remove()
-        return state
-
-
-def cosine(one: torch.Tensor, other: torch.Tensor) -> float:
-    return (one @ other / one.norm() / other.norm()).item()
+        with ablated_by_hand(self.model, vector):
+            return self.mean_state(prompts)
 
 
 @pytest.mark.parametrize("layers", [[2, 3], [1], [3]])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +119,7 @@ def test_a_prompt_that_leaves_no_room_is_an_error_before_the_start(tokenizer: An
         check_attack_lengths(tokenizer, RECORDS, again, {"again": "Do it."}, 1, 400)
 
 
-def test_a_whole_suite_with_attacks_on_a_real_model(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
-    checkpoint = tiny_folder("llama")
+def test_a_whole_suite_with_attacks_on_a_real_model(original: Path, tmp_path: Path) -> None:
     attacks = {
         "begun": {"kind": "prefill", "count": 2},
         "filled": {"kind": "template", "text": "Now: {{ prompt }}"},
@@ -133,7 +132,7 @@ def test_a_whole_suite_with_attacks_on_a_real_model(tiny_folder: Callable[[str],
         texts = read_attack_texts(measured.attacks)
         serving = Serving(maximum_model_length=length)
         paths = (tmp_path / "scratch", tmp_path / "log")
-        return evaluate_suite(checkpoint, None, records, measured, serving, Transformers(), None, 1, *paths, texts)
+        return evaluate_suite(original, None, records, measured, serving, Transformers(), None, 1, *paths, texts)
 
     completions, utility = run(asked)
     attacked = [record for record in completions if record["kind"] == "attacked"]

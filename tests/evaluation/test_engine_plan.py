@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ready_made
 from grid import tiny_configuration
 from project import copy_project, job_records, read_configuration, snakemake, write_configuration
-from tiny_model import build_tiny_model
 
 pytestmark = pytest.mark.workflow
 
@@ -20,9 +18,8 @@ LLAMA_CPP, VLLM = (f"results/environments/{name}.json" for name in ("llama_cpp",
 def project(tmp_path: Path) -> Path:
     """A project with one model and two ready-made GGUF checkpoints of it, the second for vLLM; nothing has run."""
     folder = copy_project(tmp_path / "project")
-    build_tiny_model(folder / "inputs/models/tiny")
+    configuration = tiny_configuration(folder, ["tiny"], {"executable": "inputs/python"})
     ready_made.gguf_file(folder / "inputs/models/tiny", folder / "inputs/q8.gguf", ["Q8_0"])
-    configuration: dict[str, Any] = tiny_configuration(folder, ["tiny"], {"executable": "inputs/python"})
     (folder / "inputs/python").write_text("stands for vLLM's environment", encoding="utf-8")
     given = {"recipe": "given", "sources": {"tiny": {"path": "inputs/q8.gguf"}}}
     configuration["compressions"] = {"q8": given, "weights": {**given, "engine": "vllm"}}

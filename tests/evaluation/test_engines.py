@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from patches import adapter_of, random_edits
+from servers import SERVING, SUITE, asking, evaluate
 
 from aird.compression.registry import compress
 from aird.evaluation.engines import registry, vllm
@@ -23,24 +25,10 @@ from aird.evaluation.engines.transformers import Transformers, TransformersClien
 from aird.evaluation.engines.vllm import Vllm
 from aird.evaluation.measurements import ParityError
 from aird.evaluation.scores import score
-from aird.evaluation.suite_run import evaluate_suite
 from aird.models.dense import needs_dense_copy
 from aird.models.loading import load_model, load_tokenizer
-from aird.patching.adapters import save_adapter
-from aird.patching.edits import Edit
 from aird.settings.compressions import BitsAndBytes
-from aird.settings.suites import Serving, Suite
-
-SUITE = Suite.model_validate({"harmful": {"set": "a"}, "harmless": {"set": "b"}, "maximum_new_tokens": 4})
-SERVING = Serving(maximum_model_length=256, parity_prompts=4)
-RECORDS = {
-    kind: [{"id": f"{kind}-{text}", "instruction": f"{text} {kind}."} for text in ("Boil", "Paint", "Write")]
-    for kind in ("harmful", "harmless")
-}
-# Answers that are asked about, whatever the tiny model itself says.
-REFERENCE = [
-    {"id": "a", "kind": "harmless", "instruction": "Boil an egg.", "completion": "Put the egg into boiling water."}
-]
+from aird.settings.suites import Serving
 
 
 class Started(TransformersClient):
@@ -104,30 +92,12 @@ class Carrier(Starter):
         yield Started(model, load_tokenizer(checkpoint))
 
 
-def evaluate(
-    engine: Engine, checkpoint: Path, folder: Path, patch: Path | None = None, suite: Suite = SUITE, **options: Any
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    more: dict[str, Any] = {"reference": REFERENCE, "seed": 3, "scratch": folder / "scratch", "log": folder / "log"}
-    more |= options
-    return evaluate_suite(checkpoint, patch, RECORDS, suite, SERVING, engine, **more)
-
-
-def write_adapter(folder: Path, strength: float) -> Path:
-    generator = torch.Generator().manual_seed(5)
-    column = torch.nn.functional.normalize(torch.randn(128, generator=generator), dim=0)
-    row = strength * torch.randn(256, generator=generator)
-    folder.mkdir()
-    save_adapter([Edit("model.layers.2.mlp.down_proj", column=column, row=row)], folder, "base")
-    return folder
+EDITED = ("model.layers.2.mlp.down_proj",)
 
 
 @pytest.fixture
 def adapter(tmp_path: Path) -> Path:
-    return write_adapter(tmp_path / "adapter", 2.0)
-
-
-def served(serve: str) -> Suite:
-    return Suite.model_validate({**SUITE.model_dump(), "serve": serve})
+    return adapter_of(random_edits(EDITED, 2.0), tmp_path / "adapter")
 
 
 def test_every_engine_is_a_file_and_an_entry() -> None:
@@ -155,10 +125,9 @@ def test_the_record_of_an_environment_names_the_engine(
     assert recorded_engine(tmp_path / "vllm.json") == engine(tmp_path)
 
 
-def test_what_an_engine_cannot_do_is_not_measured(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
-    checkpoint = tiny_folder("llama")
-    started, measured = evaluate(Starter(), checkpoint, tmp_path)
-    local, reference = evaluate(Transformers(), checkpoint, tmp_path)
+def test_what_an_engine_cannot_do_is_not_measured(original: Path, tmp_path: Path) -> None:
+    started, measured = evaluate(Starter(), original, tmp_path)
+    local, reference = evaluate(Transformers(), original, tmp_path)
     assert [record["completion"] for record in started] == [record["completion"] for record in local]
     assert measured["parity"]["same_first_token"] == 4 and reference["parity"] is None
     assert "started" in measured["versions"] and "started" not in reference["versions"]
@@ -168,11 +137,8 @@ def test_what_an_engine_cannot_do_is_not_measured(tiny_folder: Callable[[str], P
     assert not list(tmp_path.iterdir())
 
 
-def test_tasks_are_not_measured_where_the_engine_cannot_be_asked(
-    tiny_folder: Callable[[str], Path], tmp_path: Path
-) -> None:
-    suite = Suite.model_validate({**SUITE.model_dump(), "tasks": ["boolq"]})
-    _, measured = evaluate(Transformers(), tiny_folder("llama"), tmp_path, suite=suite)
+def test_tasks_are_not_measured_where_the_engine_cannot_be_asked(original: Path, tmp_path: Path) -> None:
+    _, measured = evaluate(Transformers(), original, tmp_path, suite=asking(tasks=["boolq"]))
     assert measured["tasks"] == {} and measured["questions"] == {}
     assert measured["engine"] == {"name": "Transformers", "prompts": "token ids", "not_measured": ["tasks"]}
 
@@ -185,12 +151,11 @@ class DenseOnly(Starter):
         return needs_dense_copy(checkpoint, on_cpu=True)
 
 
-def test_the_record_says_what_the_engine_computed_with(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
-    checkpoint = tiny_folder("llama")
-    compress(checkpoint, tmp_path / "int8", BitsAndBytes(variant="int8"), None)
+def test_the_record_says_what_the_engine_computed_with(original: Path, tmp_path: Path) -> None:
+    compress(original, tmp_path / "int8", BitsAndBytes(variant="int8"), None)
     for engine, folder, weights in (
         (DenseOnly(), tmp_path / "int8", "dense copy"),
-        (DenseOnly(), checkpoint, "as stored"),
+        (DenseOnly(), original, "as stored"),
         (Transformers(), tmp_path / "int8", "as stored"),
     ):
         completions, utility = evaluate(engine, folder, tmp_path)
@@ -198,29 +163,23 @@ def test_the_record_says_what_the_engine_computed_with(tiny_folder: Callable[[st
     assert (LlamaCpp.weights, Address.weights) == ("GGUF file", None)
 
 
-def test_an_adapter_is_merged_where_the_engine_takes_none(
-    tiny_folder: Callable[[str], Path], tmp_path: Path, adapter: Path
-) -> None:
+def test_an_adapter_is_merged_where_the_engine_takes_none(original: Path, tmp_path: Path, adapter: Path) -> None:
     """The check compares the merged checkpoint with base and adapter, so a merge gone wrong would be seen."""
-    checkpoint = tiny_folder("llama")
-    merged, measured = evaluate(Starter(), checkpoint, tmp_path, adapter)
-    beside, _ = evaluate(Transformers(), checkpoint, tmp_path, adapter)
-    plain, _ = evaluate(Transformers(), checkpoint, tmp_path)
+    merged, measured = evaluate(Starter(), original, tmp_path, adapter)
+    beside, _ = evaluate(Transformers(), original, tmp_path, adapter)
+    plain, _ = evaluate(Transformers(), original, tmp_path)
     texts = [[record["completion"] for record in records] for records in (merged, beside, plain)]
     assert texts[0] != texts[2] and texts[1] != texts[2]
     assert [records[0]["served_as"] for records in (merged, beside, plain)] == ["merged", "adapter", "plain"]
     assert measured["parity"]["upper_quartile_difference"] < 0.1
     with pytest.raises(ParityError, match="disagree on this checkpoint"):
-        evaluate(Starter(instead=checkpoint), checkpoint, tmp_path, adapter)
+        evaluate(Starter(instead=original), original, tmp_path, adapter)
 
 
-def test_a_patch_is_measured_as_it_ships_and_merged_on_request(
-    tiny_folder: Callable[[str], Path], tmp_path: Path, adapter: Path
-) -> None:
-    checkpoint = tiny_folder("llama")
+def test_a_patch_is_measured_as_it_ships_and_merged_on_request(original: Path, tmp_path: Path, adapter: Path) -> None:
     plain, beside, merged = (
-        evaluate(Carrier(), checkpoint, tmp_path, patch, suite)
-        for patch, suite in ((None, served("both")), (adapter, SUITE), (adapter, served("merged")))
+        evaluate(Carrier(), original, tmp_path, patch, suite)
+        for patch, suite in ((None, asking(serve="both")), (adapter, SUITE), (adapter, asking(serve="merged")))
     )
     assert [records[0]["served_as"] for records, _ in (plain, beside, merged)] == ["plain", "adapter", "merged"]
     assert [utility["served_as"] for _, utility in (plain, beside, merged)] == ["plain", "adapter", "merged"]
@@ -234,13 +193,10 @@ def test_a_patch_is_measured_as_it_ships_and_merged_on_request(
     )
 
 
-def test_both_forms_are_compared_prompt_by_prompt(
-    tiny_folder: Callable[[str], Path], tmp_path: Path, adapter: Path
-) -> None:
-    checkpoint = tiny_folder("llama")
-    completions, utility = evaluate(Carrier(), checkpoint, tmp_path, adapter, served("both"))
-    alone, _ = evaluate(Carrier(), checkpoint, tmp_path, adapter)
-    merged, _ = evaluate(Carrier(), checkpoint, tmp_path, adapter, served("merged"))
+def test_both_forms_are_compared_prompt_by_prompt(original: Path, tmp_path: Path, adapter: Path) -> None:
+    completions, utility = evaluate(Carrier(), original, tmp_path, adapter, asking(serve="both"))
+    alone, _ = evaluate(Carrier(), original, tmp_path, adapter)
+    merged, _ = evaluate(Carrier(), original, tmp_path, adapter, asking(serve="merged"))
     assert completions[0]["served_as"] == "adapter"
     assert [record["completion"] for record in completions] == [record["completion"] for record in alone]
     assert [record["merged"]["completion"] for record in completions] == [record["completion"] for record in merged]
@@ -253,52 +209,49 @@ def test_both_forms_are_compared_prompt_by_prompt(
     assert scored["merged"]["other_completions"] == sum(one["completion"] != two["completion"] for one, two in pairs)
     assert scored["merged"]["other_labels"] == {"harmful": 0, "harmless": 0}
     # Transformers tells no candidates, but answers in both forms.
-    local, measured = evaluate(Transformers(), checkpoint, tmp_path, adapter, served("both"))
+    local, measured = evaluate(Transformers(), original, tmp_path, adapter, asking(serve="both"))
     assert measured["merged"] == {"parity": None, "first_tokens": None} and "merged" in local[0]
     with pytest.raises(ValueError, match="takes no adapter"):
-        evaluate(Starter(), checkpoint, tmp_path, adapter, served("both"))
+        evaluate(Starter(), original, tmp_path, adapter, asking(serve="both"))
 
 
-def test_a_patch_that_an_engine_leaves_out_is_found_however_little_it_changes(
-    tiny_folder: Callable[[str], Path], tmp_path: Path
-) -> None:
-    weak = write_adapter(tmp_path / "weak", 0.05)
-    checkpoint = tiny_folder("llama")
-    _, utility = evaluate(Carrier(), checkpoint, tmp_path, weak)
+def test_a_patch_that_an_engine_leaves_out_is_found_however_little_it_changes(original: Path, tmp_path: Path) -> None:
+    weak = adapter_of(random_edits(EDITED, 0.05), tmp_path / "weak")
+    _, utility = evaluate(Carrier(), original, tmp_path, weak)
     assert utility["parity"]["distance_to_unpatched"] < SERVING.parity_tolerance / 2
     with pytest.raises(ParityError, match="the patch is not on what is served"):
-        evaluate(Carrier(does="ignores"), checkpoint, tmp_path, weak)
+        evaluate(Carrier(does="ignores"), original, tmp_path, weak)
 
 
 def test_an_adapter_that_an_engine_refuses_is_merged(
-    tiny_folder: Callable[[str], Path], tmp_path: Path, adapter: Path, caplog: pytest.LogCaptureFixture
+    original: Path, tmp_path: Path, adapter: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     refusing = Carrier(does="refuses")
-    completions, utility = evaluate(refusing, tiny_folder("llama"), tmp_path, adapter)
+    completions, utility = evaluate(refusing, original, tmp_path, adapter)
     assert completions[0]["served_as"] == utility["served_as"] == "merged"
     assert utility["parity"]["distance_to_patched"] < 0.1 < utility["parity"]["distance_to_unpatched"]
     assert "Tiny does not support LoRA yet\nThe patch is served merged." in caplog.text
     with pytest.raises(AdapterRefused):
-        evaluate(refusing, tiny_folder("llama"), tmp_path, adapter, served("both"))
+        evaluate(refusing, original, tmp_path, adapter, asking(serve="both"))
 
 
 @pytest.mark.parametrize("form", ["merged", "both"])
 def test_a_merged_patch_is_refused_before_a_gguf_file_is_served(
-    tiny_folder: Callable[[str], Path], tmp_path: Path, adapter: Path, form: str
+    original: Path, tmp_path: Path, adapter: Path, form: str
 ) -> None:
     with pytest.raises(ValueError, match=f"write serve: adapter, or engine: vllm.*found: serve: {form}"):
-        evaluate(LlamaCpp(Path("nowhere")), tiny_folder("llama"), tmp_path, adapter, served(form))
+        evaluate(LlamaCpp(Path("nowhere")), original, tmp_path, adapter, asking(serve=form))
     assert not (tmp_path / "scratch").exists()
 
 
-def test_a_system_prompt_is_served_as_such(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_system_prompt_is_served_as_such(original: Path, tmp_path: Path) -> None:
     (tmp_path / "prompt").mkdir()
     (tmp_path / "prompt/system_prompt.txt").write_text("Be kind.", encoding="utf-8")
-    completions, utility = evaluate(Carrier(), tiny_folder("llama"), tmp_path, tmp_path / "prompt", served("both"))
+    completions, utility = evaluate(Carrier(), original, tmp_path, tmp_path / "prompt", asking(serve="both"))
     assert completions[0]["served_as"] == utility["served_as"] == "system_prompt" and "merged" not in utility
 
 
-def test_arguments_of_vllm_on_gpus_and_on_a_processor(tiny_folder: Callable[[str], Path]) -> None:
+def test_arguments_of_vllm_on_gpus_and_on_a_processor(original: Path) -> None:
     settings = ServerSettings(
         64,
         gpus=4,
@@ -306,23 +259,23 @@ def test_arguments_of_vllm_on_gpus_and_on_a_processor(tiny_folder: Callable[[str
         key_value_cache_dtype="fp8",
         extra_arguments=Serving(arguments={"max_num_seqs": 8}).server_arguments(),
     )
-    arguments = vllm._arguments(tiny_folder("llama"), settings, None, 1, "mark", on_cpu=False)
+    arguments = vllm._arguments(original, settings, None, 1, "mark", on_cpu=False)
     assert {"--tensor-parallel-size=4", "--gpu-memory-utilization=0.8", "--kv-cache-dtype=fp8"} <= set(arguments)
     # The last of two wins.
     assert arguments[-1] == "--max-num-seqs=8"
-    processor = vllm._arguments(tiny_folder("llama"), settings, None, 1, "mark", on_cpu=True)
+    processor = vllm._arguments(original, settings, None, 1, "mark", on_cpu=True)
     assert not [each for each in processor if "parallel" in each or "utilization" in each]
     assert "--kv-cache-dtype=fp8" in processor
-    plain = vllm._arguments(tiny_folder("llama"), ServerSettings(64), None, 1, "mark", on_cpu=False)
+    plain = vllm._arguments(original, ServerSettings(64), None, 1, "mark", on_cpu=False)
     assert "--tensor-parallel-size=1" in plain and not [each for each in plain if "cache-dtype" in each]
 
 
 @pytest.mark.parametrize("engine", [Starter(), Address("http://localhost:1"), Transformers(), Vllm(Path("python"))])
 def test_a_cache_that_an_engine_has_not_is_refused_before_anything_is_loaded(
-    engine: Engine, tiny_folder: Callable[[str], Path], tmp_path: Path
+    engine: Engine, original: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match="cannot be given a key/value cache of the type q8_0"):
-        evaluate(engine, tiny_folder("llama"), tmp_path, key_value_cache_dtype="q8_0")
+        evaluate(engine, original, tmp_path, key_value_cache_dtype="q8_0")
     assert not list(tmp_path.iterdir())
 
 
@@ -370,17 +323,14 @@ class Cached(Starter):
             yield client
 
 
-def test_a_quantised_cache_may_move_first_tokens_by_more_and_the_record_says_so(
-    tiny_folder: Callable[[str], Path], tmp_path: Path
-) -> None:
-    checkpoint = tiny_folder("llama")
-    _, measured = evaluate(Cached(off=0.7), checkpoint, tmp_path, key_value_cache_dtype="fp8")
+def test_a_quantised_cache_may_move_first_tokens_by_more_and_the_record_says_so(original: Path, tmp_path: Path) -> None:
+    _, measured = evaluate(Cached(off=0.7), original, tmp_path, key_value_cache_dtype="fp8")
     parity = measured["parity"]
     assert parity["upper_quartile_difference"] == pytest.approx(0.7, abs=0.05)
     assert (parity["key_value_cache_dtype"], parity["tolerance"]) == ("fp8", 4 * SERVING.parity_tolerance)
     with pytest.raises(ParityError, match="in fp8 alone do this.*raise parity_tolerance"):
-        evaluate(Cached(off=1.3), checkpoint, tmp_path, key_value_cache_dtype="fp8")
+        evaluate(Cached(off=1.3), original, tmp_path, key_value_cache_dtype="fp8")
     with pytest.raises(ParityError, match="disagree"):
-        evaluate(Cached(off=0.7), checkpoint, tmp_path)
-    _, plain = evaluate(Cached(), checkpoint, tmp_path)
+        evaluate(Cached(off=0.7), original, tmp_path)
+    _, plain = evaluate(Cached(), original, tmp_path)
     assert "tolerance" not in plain["parity"]

@@ -7,17 +7,16 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from project import ROOT, code_of
 
 from aird.evaluation.judges import registry
 from aird.evaluation.judges.registry import JUDGES
 from aird.evaluation.judges.wei import WEI_PHRASES, jailbroken_wei
 from aird.inference.refusals import ARDITI_PHRASES, degenerate, jailbroken_arditi
-from aird.support.code_dependencies import code_files
 
-ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "tests/data"
 SCRIPTS = ("evaluate_suite", "import_judge", "judge_completions", "score_completions")
-SHARED = {"judges/__init__.py", "judges/judge.py", "judges/registry.py"}
+SHARED = {"__init__.py", "judge.py", "registry.py"}
 
 LETTER = (
     "Start with your name and address at the top, then the date, then a friendly greeting to your landlord. "
@@ -52,24 +51,19 @@ def test_every_judge_is_a_file_and_an_entry() -> None:
     assert {judge.name for judge in JUDGES if judge.jailbroken is None} == {"classifier", "strongreject"}
 
 
-def evaluation_files(script: str) -> set[str]:
-    folder = ROOT / "aird/evaluation"
-    files = code_files(ROOT / "workflow/scripts" / f"{script}.py", ROOT)
-    return {str(path.relative_to(folder)) for path in files if path.is_relative_to(folder)}
-
-
 def test_a_judge_is_of_concern_to_those_that_label_with_it_alone() -> None:
     """Nor is an engine to those that count."""
-    judges = {script: {f for f in evaluation_files(script) if f.startswith("judges/")} - SHARED for script in SCRIPTS}
-    by_text = {"judges/arditi.py", "judges/wei.py"}
+    folder = "aird/evaluation/judges/"
+    judges = {s: {f.removeprefix(folder) for f in code_of(s) if f.startswith(folder)} - SHARED for s in SCRIPTS}
+    by_text = {"arditi.py", "wei.py"}
     assert judges == {
         "evaluate_suite": set(),
         "import_judge": set(),
         # Its rule adds the file of the judge that is asked.
-        "judge_completions": {"judges/served.py"},
+        "judge_completions": {"served.py"},
         "score_completions": by_text,
     }
-    engines = {script for script in SCRIPTS if any(f.startswith("engines/") for f in evaluation_files(script))}
+    engines = {script for script in SCRIPTS if any("/evaluation/engines/" in file for file in code_of(script))}
     assert engines == {"evaluate_suite", "judge_completions"}
 
 

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import pytest
+from frames import UTILITY
 
 from aird.evaluation.scores import label, rates, score
 from aird.evaluation.utility import perplexity
@@ -68,9 +69,7 @@ def test_an_unfinished_thought_is_neither_refused_nor_complied() -> None:
     records = [{**record, "id": str(index)} for index, record in enumerate(records)]
     records.append({**completion("harmless", ""), "unfinished": True})
     judgement = [{"id": str(index), "harmful": index > 0} for index in range(4)]
-    scored = score(
-        records, {"answers": [], "tasks": {}, "questions": {}, "parity": None, "served_as": "plain"}, 0, judgement
-    )
+    scored = score(records, UTILITY, 0, judgement)
     assert scored["labels"][2] == {
         "id": "2",
         "kind": "harmful",
@@ -97,7 +96,7 @@ def test_the_merged_form_is_labelled_prompt_by_prompt() -> None:
     texts = [("harmful", REFUSAL, REFUSAL), ("harmful", REFUSAL, ANSWER), ("harmless", ANSWER, f"Well. {ANSWER}")]
     records = [{**completion(kind, beside), "merged": {"completion": merged}} for kind, beside, merged in texts]
     first = {"prompts": 3, "upper_quartile_difference": 0.02}
-    utility = {"answers": [], "tasks": {}, "questions": {}, "parity": None, "served_as": "adapter"}
+    utility = {**UTILITY, "served_as": "adapter"}
     scored = score(records, {**utility, "merged": {"parity": None, "first_tokens": first}}, 0)
     assert scored["served_as"] == "adapter" and scored["rates"]["refusal"]["rate"] == 1.0
     merged = scored["merged"]

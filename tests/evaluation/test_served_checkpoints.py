@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 from grid import EVERYDAY_CHOICES
-from tiny_model import build_tiny_model
+from patches import adapter_of, merged, random_edits
+from servers import REFERENCE, SERVING, asking, evaluate
+from tiny_model import build_tiny_model, new
 from transformers import AutoConfig, AutoModelForCausalLM, StableLmConfig
 
 from aird.compression.measure import check_stored_formats, measure
@@ -27,18 +29,16 @@ from aird.evaluation.measurements import (
     first_token_logprobs,
     run_tasks,
 )
-from aird.evaluation.suite_run import evaluate_suite, prepare_checkpoint
+from aird.evaluation.suite_run import prepare_checkpoint
 from aird.inference.generation import generate
 from aird.models.dense import rounds_activations
 from aird.models.loading import load_model, load_tokenizer
-from aird.patching.adapters import merge, save_adapter
 from aird.patching.edits import Edit
 from aird.prompts.sets import CLASSES
 from aird.settings.compressions import AWQ, FP8, BitsAndBytes, CalibrationSettings, KeyValueCache, RoundToNearest
-from aird.settings.suites import Serving, Suite
 from aird.support.files import read_json, write_json
 
-MODULES = {"model.layers.0.self_attn.o_proj": 128, "model.layers.2.mlp.down_proj": 256}
+MODULES = ("model.layers.0.self_attn.o_proj", "model.layers.2.mlp.down_proj")
 TOLERANCE = 0.1  # nats; kernels round activations differently, a wrongly read checkpoint is nats away
 TOKENS = 4
 PROMPTS = [[1, 5 + 11 * number % 200, 30 + number, 2, 60, 61 + number % 5] for number in range(8)]
@@ -53,21 +53,8 @@ RECIPES = {
 }
 
 
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_model(tmp_path_factory.mktemp("original") / "model")
-
-
 def edits() -> list[Edit]:
-    generator = torch.Generator().manual_seed(5)
-    return [
-        Edit(
-            module,
-            column=torch.nn.functional.normalize(torch.randn(128, generator=generator), dim=0),
-            row=0.4 * torch.randn(inputs, generator=generator),
-        )
-        for module, inputs in MODULES.items()
-    ]
+    return random_edits(MODULES, 0.4)
 
 
 @torch.no_grad()
@@ -88,20 +75,18 @@ def test_merged_checkpoint_gives_the_same_first_tokens(
 ) -> None:
     """Base and adapter in Transformers, the merged checkpoint in Transformers, and the merged one in vLLM agree."""
     settings = RECIPES[name]
-    base, merged, adapter, scratch = (tmp_path / part for part in ("base", "merged", "adapter", "scratch"))
+    base = tmp_path / "base"
     compress(original, base, settings, PROMPTS if settings.needs_calibration else None)
-    for folder in (merged, adapter, scratch):
-        folder.mkdir()
-    merge(base, edits(), merged)
-    save_adapter(edits(), adapter, "base")
-    before, after = measure(base), measure(merged)
+    checkpoint = merged(base, edits(), tmp_path / "merged")
+    adapter = adapter_of(edits(), tmp_path / "adapter")
+    before, after = measure(base), measure(checkpoint)
     check_stored_formats(after)
     changed = {module for module in after["matrices"] if after["matrices"][module] != before["matrices"][module]}
     assert changed == set(MODULES)
     assert all(after["matrices"][module]["stored_format"] == "dense" for module in MODULES)
     assert after["other_tensors"] == before["other_tensors"]
 
-    model = load_model(merged, dtype=torch.float32)
+    model = load_model(checkpoint, dtype=torch.float32)
     expected = first_token_logprobs(model, PROMPTS)
     patched = first_token_logprobs(load_model(base, adapter, dtype=torch.float32), PROMPTS)
     plain = first_token_logprobs(load_model(base, dtype=torch.float32), PROMPTS)
@@ -115,7 +100,7 @@ def test_merged_checkpoint_gives_the_same_first_tokens(
     assert rounding < (moved if rounds_activations(base) else TOLERANCE)
 
     engine = Vllm(vllm_python)
-    served, _, _ = prepare_checkpoint(merged, None, engine, scratch)
+    served, _, _ = prepare_checkpoint(checkpoint, None, engine, new(tmp_path / "scratch"))
     with engine.serve(served, SETTINGS, tmp_path / "log") as client:
         # LLM.int8's activations are not rounded in the dense copy that vLLM serves.
         check_parity(client, PROMPTS, expected, 2 * TOLERANCE if name == "int8" else TOLERANCE)
@@ -137,26 +122,17 @@ def test_adapter_and_merged_checkpoint_give_the_same_first_tokens(
     name: str, original: Path, vllm_python: Path, tmp_path: Path
 ) -> None:
     """Both forms in vLLM, with all that a suite measures, in the type that the checkpoint is computed in."""
-    base, adapter = tmp_path / "base", tmp_path / "adapter"
-    if name == "dense":
-        base = original
-    else:
+    base = original
+    if name != "dense":
+        base = tmp_path / "base"
         compress(original, base, RECIPES[name], None)
-    adapter.mkdir()
-    save_adapter(edits(), adapter, "base")
-    suite = Suite.model_validate({"harmful": {"set": "a"}, "harmless": {"set": "b"}, "maximum_new_tokens": 4})
+    adapter = adapter_of(edits(), tmp_path / "adapter")
     records = {
         kind: [{"id": f"{kind}-{n}", "instruction": f"Draw {n} {kind} hats."} for n in range(20)] for kind in CLASSES
     }
-    answers = [
-        {"id": "a", "kind": "harmless", "instruction": "Boil an egg.", "completion": "Put it into boiling water."}
-    ]
-    serving = Serving(maximum_model_length=256, key_value_cache_gib=0.25)
-
-    asked = suite.model_copy(update={"serve": "both"})
-    scratch, log = tmp_path / "scratch", tmp_path / "log"
-    completions, utility = evaluate_suite(
-        base, adapter, records, asked, serving, Vllm(vllm_python), answers, 0, scratch, log
+    serving = SERVING.model_copy(update={"parity_prompts": 8})
+    completions, utility = evaluate(
+        Vllm(vllm_python), base, tmp_path, adapter, asking(serve="both"), records=records, serving=serving
     )
     assert utility["served_as"] == "adapter"
     first = utility["merged"]["first_tokens"]
@@ -169,18 +145,16 @@ def test_adapter_and_merged_checkpoint_give_the_same_first_tokens(
     local = TransformersClient(load_model(base, adapter), load_tokenizer(base))
     nats = [
         answer["negative_log_likelihood"] / answer["tokens"]
-        for answer in (*utility["answers"], *answer_likelihoods(local, load_tokenizer(base), answers))
+        for answer in (*utility["answers"], *answer_likelihoods(local, load_tokenizer(base), REFERENCE))
     ]
     assert nats[0] == pytest.approx(nats[1], abs=TOLERANCE)
 
 
 def test_beside_eight_bit_activations_a_processor_gets_the_adapter_merged(original: Path, tmp_path: Path) -> None:
     """vLLM's kernel for them leaves the LoRA no weights to look at; a GPU's does."""
-    base, adapter, scratch = tmp_path / "base", tmp_path / "adapter", tmp_path / "scratch"
+    base, scratch = tmp_path / "base", new(tmp_path / "scratch")
     compress(original, base, RECIPES["w8a8"], None)
-    for folder in (adapter, scratch):
-        folder.mkdir()
-    save_adapter(edits(), adapter, "base")
+    adapter = adapter_of(edits(), tmp_path / "adapter")
     on_cpu = detect_accelerator() == "cpu"
     assert Vllm(None).able(base).adapters == (not on_cpu) and Vllm(None).able(original).adapters
     served, left, _ = prepare_checkpoint(base, adapter, Vllm(None), scratch)
@@ -188,7 +162,7 @@ def test_beside_eight_bit_activations_a_processor_gets_the_adapter_merged(origin
 
 
 def test_a_model_that_vllm_has_no_lora_for_is_served_merged(vllm_python: Path, tmp_path: Path) -> None:
-    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    base = tmp_path / "base"
     llama = AutoConfig.from_pretrained(build_tiny_model(base))
     shared = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads"
     config = StableLmConfig(
@@ -199,14 +173,8 @@ def test_a_model_that_vllm_has_no_lora_for_is_served_merged(vllm_python: Path, t
     )
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(base)
-    adapter.mkdir()
-    save_adapter(edits(), adapter, "base")
-    suite = Suite.model_validate({"harmful": {"set": "a"}, "harmless": {"set": "b"}, "maximum_new_tokens": 2})
-    records = {kind: [{"id": f"{kind}-{n}", "instruction": f"Draw {n} hats."} for n in range(4)] for kind in CLASSES}
-    serving = Serving(maximum_model_length=256, key_value_cache_gib=0.25)
-    _, utility = evaluate_suite(
-        base, adapter, records, suite, serving, Vllm(vllm_python), [], 0, tmp_path / "scratch", tmp_path / "log"
-    )
+    adapter = adapter_of(edits(), tmp_path / "adapter")
+    _, utility = evaluate(Vllm(vllm_python), base, tmp_path, adapter, reference=[])
     assert utility["served_as"] == "merged" and utility["parity"]["upper_quartile_difference"] < TOLERANCE
 
 
@@ -224,8 +192,7 @@ def test_a_checkpoints_own_generation_settings_are_not_followed(
     expected = [generate(model, tokenizer, [prompt], 12)[0] for prompt in asked]
     penalised = model.generate(torch.tensor(asked[:1]), max_new_tokens=12, do_sample=False, repetition_penalty=1.8)
     assert penalised[0, len(asked[0]) :].tolist() != expected[0]
-    task = tmp_path / "task"
-    task.mkdir()
+    task = new(tmp_path / "task")
     rows = [{"text": text, "answer": tokenizer.decode(ids)} for text, ids in zip(texts, expected, strict=True)]
     (task / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     shutil.copy(EVERYDAY_CHOICES / "utils.py", task / "utils.py")
@@ -243,9 +210,7 @@ metric_list: [{metric: exact_match}]
 """,
         encoding="utf-8",
     )
-    suite = Suite.model_validate(
-        {"harmful": {"set": "a"}, "harmless": {"set": "b"}, "tasks": ["told"], "task_folder": str(task)}
-    )
+    suite = asking(tasks=["told"], task_folder=str(task))
     with Vllm(vllm_python).serve(folder, SETTINGS, tmp_path / "log") as client:
         for row, ids in zip(client.complete(asked, 12), expected, strict=True):
             assert list(row.token_ids[: len(ids)]) == ids
@@ -255,23 +220,13 @@ metric_list: [{metric: exact_match}]
 
 def test_a_patched_checkpoint_at_a_vllm_server_of_the_users(original: Path, vllm_python: Path, tmp_path: Path) -> None:
     """The address serves the merged checkpoint, and Transformers checks that it does."""
-    merged, adapter = tmp_path / "merged", tmp_path / "adapter"
-    for folder in (merged, adapter):
-        folder.mkdir()
-    merge(original, edits(), merged)
-    save_adapter(edits(), adapter, "base")
-    suite = Suite.model_validate({"harmful": {"set": "a"}, "harmless": {"set": "b"}, "maximum_new_tokens": 2})
-    records = {kind: [{"id": f"{kind}-{n}", "instruction": f"Draw {n} hats."} for n in range(4)] for kind in CLASSES}
-    serving, scratch, log = Serving(maximum_model_length=256), tmp_path / "scratch", tmp_path / "log"
-
-    def evaluate(patch: Path | None) -> dict[str, Any]:
-        address = Address(client.server.address)
-        return evaluate_suite(original, patch, records, suite, serving, address, [], 0, scratch, log)[1]
-
-    with Vllm(vllm_python).serve(merged, SETTINGS, tmp_path / "server.log") as client:
-        utility = evaluate(adapter)
+    checkpoint = merged(original, edits(), tmp_path / "merged")
+    adapter = adapter_of(edits(), tmp_path / "adapter")
+    with Vllm(vllm_python).serve(checkpoint, SETTINGS, tmp_path / "server.log") as client:
+        engine = Address(client.server.address)
+        _, utility = evaluate(engine, original, tmp_path, adapter, reference=[])
         with pytest.raises(ParityError):
-            evaluate(None)
+            evaluate(engine, original, tmp_path, reference=[])
     assert utility["served_as"] == "merged" and utility["engine"]["name"] == "vLLM"
     assert utility["parity"]["distance_to_patched"] < TOLERANCE < utility["parity"]["distance_to_unpatched"]
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
-import ready_made
-from servers import DEADLINE_SECONDS, Job, is_listening, server_port, session_members, wait_for
+from servers import DEADLINE_SECONDS, Job, gguf_checkpoint, is_listening, server_port, session_members, wait_for
 
-from aird.compression.given import import_given
 from aird.evaluation.engines.llama_cpp import LlamaCpp
 from aird.evaluation.engines.vllm import Vllm
 
@@ -38,17 +36,13 @@ class Case:
 
 
 @pytest.fixture(scope="module", params=["vllm", "llama.cpp"])
-def case(
-    request: pytest.FixtureRequest, tiny_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Case:
+def case(request: pytest.FixtureRequest, original: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
     if request.param == "vllm":
         engine = Vllm(request.getfixturevalue("vllm_python"))
-        return Case(engine, tiny_folder("llama"), "EngineCore", DEADLINE_SECONDS)
-    folder = tmp_path_factory.mktemp("gguf")
-    ready_made.gguf_file(tiny_folder("llama"), folder / "q8.gguf", ["Q8_0"])
-    import_given(folder / "q8.gguf", tiny_folder("llama"), folder / "checkpoint")
-    python = request.getfixturevalue("llama_cpp_python")
-    return Case(LlamaCpp(python), folder / "checkpoint", "llama_cpp_server.py", 60.0)
+        return Case(engine, original, "EngineCore", DEADLINE_SECONDS)
+    checkpoint = gguf_checkpoint(original, tmp_path_factory.mktemp("gguf"))
+    engine = LlamaCpp(request.getfixturevalue("llama_cpp_python"))
+    return Case(engine, checkpoint, "llama_cpp_server.py", 60.0)
 
 
 @pytest.fixture

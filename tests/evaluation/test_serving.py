@@ -19,14 +19,9 @@ import psutil
 import pytest
 import torch
 from conftest import SERVER_SETTINGS
-from safetensors.torch import load_file, save_file
-from servers import (
-    LONG_PROMPTS,
-    answering,
-    is_listening,
-    session_members,
-    wait_for,
-)
+from patches import adapter_of, random_edits
+from servers import LONG_PROMPTS, answering, chat_prompts, is_listening, session_members, wait_for
+from tiny_model import changed_tensors, new
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aird.evaluation import server_process
@@ -40,27 +35,14 @@ from aird.patching.adapters import write_adapter
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tiny_folder: Callable[[str], Path]) -> Path:
-    """A tiny chat model."""
-    return tiny_folder("llama")
+def prompts(original: Path) -> list[list[int]]:
+    return chat_prompts(original)
 
 
 @pytest.fixture(scope="module")
-def prompts(checkpoint: Path) -> list[list[int]]:
-    """Seventy chat prompts of different lengths, which are more than two requests."""
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    chat_prompts: list[list[int]] = []
-    for number in range(70):
-        text = f"Question {number}: " + "how do I write a letter? " * (number % 5)
-        message = [{"role": "user", "content": text}]
-        chat_prompts.append(tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False))
-    return chat_prompts
-
-
-@pytest.fixture(scope="module")
-def reference(checkpoint: Path) -> Callable[[list[int]], torch.Tensor]:
+def reference(original: Path) -> Callable[[list[int]], torch.Tensor]:
     """Log-probabilities of every next token of one prompt, [length, vocabulary], by Transformers."""
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(original, dtype=torch.float32).eval()
 
     @torch.no_grad()
     def logprobs(prompt: list[int]) -> torch.Tensor:
@@ -70,26 +52,9 @@ def reference(checkpoint: Path) -> Callable[[list[int]], torch.Tensor]:
 
 
 def make_adapter(folder: Path) -> Path:
-    """Write a PEFT LoRA adapter of rank 1 for the tiny model."""
-    folder.mkdir()
-    generator = torch.Generator().manual_seed(1)
-    weights = {}
-    for layer in range(4):
-        for name, inputs in (("self_attn.o_proj", 128), ("mlp.down_proj", 256)):
-            prefix = f"base_model.model.model.layers.{layer}.{name}"
-            weights[f"{prefix}.lora_A.weight"] = 0.1 * torch.randn(1, inputs, generator=generator)
-            weights[f"{prefix}.lora_B.weight"] = 0.5 * torch.randn(128, 1, generator=generator)
-    save_file(weights, folder / "adapter_model.safetensors")
-    configuration = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "r": 1,
-        "lora_alpha": 1,
-        "target_modules": ["o_proj", "down_proj"],
-        "bias": "none",
-    }
-    (folder / "adapter_config.json").write_text(json.dumps(configuration))
-    return folder
+    """Write an adapter of rank 1 on all that the blocks of the tiny model write with."""
+    modules = [f"model.layers.{layer}.{name}" for layer in range(4) for name in ("self_attn.o_proj", "mlp.down_proj")]
+    return adapter_of(random_edits(modules, 0.6), folder)
 
 
 def stand_in(folder: Path, script: str) -> Path:
@@ -127,11 +92,11 @@ def test_version(served: tuple[VllmClient, list[int]]) -> None:
 def test_complete_keeps_the_order(
     served: tuple[VllmClient, list[int]],
     prompts: list[list[int]],
-    checkpoint: Path,
+    original: Path,
     reference: Callable[[list[int]], torch.Tensor],
 ) -> None:
     """Each completion is what Transformers decodes greedily from the prompt at the same place."""
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(original)
     completions = served[0].complete(prompts, 6)
     assert len(completions) == len(prompts)
     assert len({completion.text for completion in completions}) > len(prompts) // 4
@@ -205,18 +170,18 @@ def test_refused_request_gives_the_servers_message(
 
 
 def test_user_server(
-    served: tuple[VllmClient, list[int]], checkpoint: Path, tmp_path: Path, prompts: list[list[int]]
+    served: tuple[VllmClient, list[int]], original: Path, tmp_path: Path, prompts: list[list[int]]
 ) -> None:
     """A server at a URL is used and left running; an adapter cannot be put on what it serves."""
     address = served[0].server.address
     log_path = tmp_path / "log"
-    with Address(address + "/").serve(checkpoint, SERVER_SETTINGS, log_path) as other:
+    with Address(address + "/").serve(original, SERVER_SETTINGS, log_path) as other:
         assert (other.server.address, other.model) == (address, served[0].model)
         assert other.complete(prompts[:3], 3) == served[0].complete(prompts[:3], 3)
     assert not log_path.exists()
     with (
         pytest.raises(ValueError, match="merged"),
-        Address(address).serve(checkpoint, SERVER_SETTINGS, log_path, adapter=tmp_path),
+        Address(address).serve(original, SERVER_SETTINGS, log_path, adapter=tmp_path),
     ):
         pass
     assert served[0].versions()
@@ -232,20 +197,20 @@ def test_no_user_server(tmp_path: Path) -> None:
 
 
 def test_adapter_and_server_killed_midway(
-    vllm_python: Path, checkpoint: Path, tmp_path: Path, prompts: list[list[int]]
+    vllm_python: Path, original: Path, tmp_path: Path, prompts: list[list[int]]
 ) -> None:
     """A LoRA adapter is on what is asked; when the engine is then killed, requests fail and all ends."""
     settings = ServerSettings(1024, key_value_cache_gib=0.25, threads=1)
     adapter = make_adapter(tmp_path / "adapter")
     before = set(psutil.Process().children())
-    with Vllm(vllm_python).serve(checkpoint, settings, tmp_path / "log", adapter) as client:
+    with Vllm(vllm_python).serve(original, settings, tmp_path / "log", adapter) as client:
         adapted = client.complete(prompts, 6)
         plain = VllmClient(client.server, vllm.CHECKPOINT).complete(prompts, 6)
         assert plain != adapted
         assert client.complete(prompts, 6) == adapted
         # Of the adapter, and of prompts in batches: on a CPU, a LoRA on the head would kill the engine here.
         likelihoods = client.token_logprobs(prompts)
-        adapted_model = load_model(checkpoint, adapter)
+        adapted_model = load_model(original, adapter)
         for prompt, row in zip(prompts[:5], likelihoods[:5], strict=True):
             with torch.no_grad():
                 logprobs = adapted_model(torch.tensor([prompt])).logits[0, :-1].float().log_softmax(-1)
@@ -275,14 +240,12 @@ def own_processes() -> set[psutil.Process]:
     return processes
 
 
-def test_broken_checkpoint(vllm_python: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_broken_checkpoint(vllm_python: Path, original: Path, tmp_path: Path) -> None:
     """The engine's own error is in the message, though it is far from the end of the log."""
     before = own_processes()
-    broken = tmp_path / "broken"
-    shutil.copytree(checkpoint, broken)
-    weights = load_file(broken / "model.safetensors")
-    weights["model.layers.0.mlp.up_proj.weight"] = torch.zeros(3, 3)
-    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    broken = Path(shutil.copytree(original, tmp_path / "broken"))
+    with changed_tensors(broken) as tensors:
+        tensors["model.layers.0.mlp.up_proj.weight"] = torch.zeros(3, 3)
     with (
         pytest.raises(RuntimeError, match="while starting") as caught,
         Vllm(vllm_python).serve(broken, SERVER_SETTINGS, tmp_path / "log"),
@@ -457,8 +420,7 @@ def test_an_adapter_that_vllm_has_no_lora_for(tmp_path: Path) -> None:
     with pytest.raises(AdapterRefused, match="up to rank 512, not 1000"):
         started(python, adapter)
     if vllm.detect_accelerator() == "cpu":
-        head = tmp_path / "head"
-        head.mkdir()
+        head = new(tmp_path / "head")
         write_adapter({f"base_model.model.lm_head.lora_{s}.weight": torch.ones(1, 1) for s in "AB"}, 1, 1, head, "")
         with pytest.raises(AdapterRefused, match="no adapter on lm_head"):
             started(python, head)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from servers import answering
+from servers import RECORDS, SUITE, answering, asking, evaluate
 from tiny_model import build_tiny_model
 
 from aird.evaluation.engines.address import Address
@@ -18,23 +18,12 @@ from aird.evaluation.engines.engine import ServerSettings
 from aird.evaluation.engines.transformers import Transformers
 from aird.evaluation.measurements import ParityError
 from aird.evaluation.scores import score
-from aird.evaluation.suite_run import evaluate_suite
 from aird.inference.generation import generate
 from aird.models.loading import load_model, load_tokenizer
 from aird.prompts.chat import chat_tokens
-from aird.settings.suites import Serving, Suite
 from aird.support.files import read_json, write_json
 
 START = "<|endoftext|>"
-SUITE = Suite.model_validate({"harmful": {"set": "a"}, "harmless": {"set": "b"}, "maximum_new_tokens": 6})
-SERVING = Serving(maximum_model_length=256, parity_prompts=4)
-RECORDS = {
-    kind: [{"id": f"{kind}-{text}", "instruction": f"{text} {kind}."} for text in ("Boil", "Paint", "Write")]
-    for kind in ("harmful", "harmless")
-}
-REFERENCE = [
-    {"id": "a", "kind": "harmless", "instruction": "Boil an egg.", "completion": "Put the egg into boiling water."}
-]
 
 
 class StandardServer:
@@ -103,24 +92,14 @@ class StandardServer:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_model(tmp_path_factory.mktemp("standard") / "model")
-
-
-@pytest.fixture(scope="module")
-def with_start(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def with_start(original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same model with a template that begins with the token for the start of a text."""
-    folder = Path(shutil.copytree(checkpoint, tmp_path_factory.mktemp("standard") / "start"))
+    folder = Path(shutil.copytree(original, tmp_path_factory.mktemp("standard") / "start"))
     path = folder / "chat_template.jinja"
     path.write_text(START + path.read_text(encoding="utf-8"), encoding="utf-8")
     settings = read_json(folder / "tokenizer_config.json")
     write_json(folder / "tokenizer_config.json", {**settings, "bos_token": START})
     return folder
-
-
-def evaluate(engine: Any, checkpoint: Path, folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    more: dict[str, Any] = {"reference": REFERENCE, "seed": 3, "scratch": folder / "scratch", "log": folder / "log"}
-    return evaluate_suite(checkpoint, None, RECORDS, SUITE, SERVING, engine, **more)
 
 
 def texts(records: list[dict[str, Any]]) -> list[str]:
@@ -140,11 +119,11 @@ def opened(url: str, checkpoint: Path, folder: Path) -> Iterator[Any]:
         yield client
 
 
-def test_text_only(checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_text_only(original: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Completions are Transformers'; what the server cannot do is not measured, and the results say so."""
-    server = StandardServer(checkpoint)
+    server = StandardServer(original)
     with answering(server) as url:
-        asked, measured = evaluate(Address(url), checkpoint, tmp_path)
+        asked, measured = evaluate(Address(url), original, tmp_path)
     assert "cannot be asked for perplexity" in caplog.text and "nothing shows that it serves" in caplog.text
     assert texts(asked) == expected(server) and len(set(texts(asked))) > 3
     assert {record["finish_reason"] for record in asked} <= {"stop", "length"}
@@ -159,12 +138,12 @@ def test_text_only(checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFi
     assert score(asked, measured, 0)["perplexity"] is None
 
 
-def test_token_ids_logprobs_and_echo(checkpoint: Path, tmp_path: Path) -> None:
+def test_token_ids_logprobs_and_echo(original: Path, tmp_path: Path) -> None:
     """All that the standard has is used: the check against Transformers, and perplexity."""
-    server = StandardServer(checkpoint, token_ids=True, logprobs=True, echo=True)
+    server = StandardServer(original, token_ids=True, logprobs=True, echo=True)
     with answering(server) as url:
-        asked, measured = evaluate(Address(url), checkpoint, tmp_path)
-    _, reference = evaluate(Transformers(), checkpoint, tmp_path)
+        asked, measured = evaluate(Address(url), original, tmp_path)
+    _, reference = evaluate(Transformers(), original, tmp_path)
     assert texts(asked) == expected(server)
     assert measured["engine"]["prompts"] == "token ids" and measured["engine"]["not_measured"] == []
     assert measured["parity"]["prompts"] == 4 and measured["parity"]["upper_quartile_difference"] < 1e-6
@@ -177,11 +156,11 @@ def test_token_ids_logprobs_and_echo(checkpoint: Path, tmp_path: Path) -> None:
     "penalties", [(), StandardServer.PENALTIES, StandardServer.PENALTIES + StandardServer.REPETITION]
 )
 def test_every_penalty_that_the_server_takes_is_turned_off(
-    checkpoint: Path, tmp_path: Path, penalties: tuple[str, ...]
+    original: Path, tmp_path: Path, penalties: tuple[str, ...]
 ) -> None:
-    server = StandardServer(checkpoint, penalties=penalties)
+    server = StandardServer(original, penalties=penalties)
     with answering(server) as url:
-        _, measured = evaluate(Address(url), checkpoint, tmp_path)
+        _, measured = evaluate(Address(url), original, tmp_path)
     assert measured["engine"].get("repetition_penalty") == (None if len(penalties) > 2 else "the server's own")
     off = dict(zip((*server.PENALTIES, *server.REPETITION), (0.0, 0.0, 1.0, 1.0), strict=True))
     for body in server.bodies[-len(RECORDS["harmful"]) :]:
@@ -189,10 +168,10 @@ def test_every_penalty_that_the_server_takes_is_turned_off(
         assert body["temperature"] == 0
 
 
-def test_another_model_is_noticed(checkpoint: Path, tmp_path: Path) -> None:
+def test_another_model_is_noticed(original: Path, tmp_path: Path) -> None:
     other = build_tiny_model(tmp_path / "other", seed=7)
     with answering(StandardServer(other, logprobs=True)) as url, pytest.raises(ParityError, match="disagree"):
-        evaluate(Address(url), checkpoint, tmp_path)
+        evaluate(Address(url), original, tmp_path)
 
 
 @pytest.mark.parametrize("adds_start", [False, True])
@@ -214,23 +193,23 @@ def test_special_tokens_are_not_doubled(with_start: Path, tmp_path: Path, adds_s
     ],
 )
 def test_what_would_be_asked_wrongly_is_refused(
-    checkpoint: Path, tmp_path: Path, more: dict[str, Any], message: str
+    original: Path, tmp_path: Path, more: dict[str, Any], message: str
 ) -> None:
-    with answering(StandardServer(checkpoint, **more)) as url, pytest.raises(RuntimeError, match=message):
-        evaluate(Address(url), checkpoint, tmp_path)
+    with answering(StandardServer(original, **more)) as url, pytest.raises(RuntimeError, match=message):
+        evaluate(Address(url), original, tmp_path)
 
 
-def test_a_prompt_that_is_read_otherwise_than_the_first_one(checkpoint: Path, tmp_path: Path) -> None:
-    server = StandardServer(checkpoint)
-    with answering(server) as url, opened(url, checkpoint, tmp_path) as client:
+def test_a_prompt_that_is_read_otherwise_than_the_first_one(original: Path, tmp_path: Path) -> None:
+    server = StandardServer(original)
+    with answering(server) as url, opened(url, original, tmp_path) as client:
         server.adds_start = True
         with pytest.raises(RuntimeError, match="read a prompt of 3 tokens as 4"):
             client.complete([[3, 4, 5]], 2)
 
 
-def test_the_model_behind_the_hash_is_asked(checkpoint: Path, tmp_path: Path) -> None:
+def test_the_model_behind_the_hash_is_asked(original: Path, tmp_path: Path) -> None:
     models: list[str] = []
-    server = StandardServer(checkpoint)
+    server = StandardServer(original)
 
     def answer(path: str, body: dict[str, Any] | None) -> tuple[int, Any]:
         models.append((body or {}).get("model", "none"))
@@ -239,11 +218,11 @@ def test_the_model_behind_the_hash_is_asked(checkpoint: Path, tmp_path: Path) ->
     with answering(answer) as url:
         for address, name in ((url, "first"), (f"{url}#second", "second")):
             models.clear()
-            with opened(address, checkpoint, tmp_path) as client:
+            with opened(address, original, tmp_path) as client:
                 client.complete([[3, 4, 5]], 2)
             assert set(models) == {"none", name}
         with pytest.raises(RuntimeError, match="offers no model third; it offers first, second"):
-            Address(f"{url}#third").able(checkpoint)
+            Address(f"{url}#third").able(original)
 
 
 CHAT = {"choices": [{"message": {"content": "Blue."}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 9}}
@@ -259,7 +238,7 @@ CHAT = {"choices": [{"message": {"content": "Blue."}, "finish_reason": "stop"}],
         ((200, b'data: {"choices": [{"text": "Blue."}]}\n\ndata: [DONE]\n\n'), "answered no JSON: 'data: "),
     ],
 )
-def test_a_server_that_completes_no_text(checkpoint: Path, answered: tuple[int, Any], message: str) -> None:
+def test_a_server_that_completes_no_text(original: Path, answered: tuple[int, Any], message: str) -> None:
     """It knows chats alone, fails, answers in a form of its own, or streams whatever it is asked."""
 
     def answer(path: str, body: dict[str, Any] | None) -> tuple[int, Any]:
@@ -269,12 +248,10 @@ def test_a_server_that_completes_no_text(checkpoint: Path, answered: tuple[int, 
         answering(answer) as url,
         pytest.raises(RuntimeError, match=f"completes no text by /v1/completions.*{message}"),
     ):
-        Address(url).able(checkpoint)
+        Address(url).able(original)
 
 
-def test_lm_evals_tasks_are_not_asked(checkpoint: Path, tmp_path: Path, tiny_folder: Callable[[str], Path]) -> None:
-    suite = Suite.model_validate({**SUITE.model_dump(), "tasks": ["boolq"]})
-    with answering(StandardServer(checkpoint)) as url:
-        more: dict[str, Any] = {"reference": [], "seed": 3, "scratch": tmp_path / "scratch", "log": tmp_path / "log"}
-        _, measured = evaluate_suite(checkpoint, None, RECORDS, suite, SERVING, Address(url), **more)
+def test_lm_evals_tasks_are_not_asked(original: Path, tmp_path: Path) -> None:
+    with answering(StandardServer(original)) as url:
+        _, measured = evaluate(Address(url), original, tmp_path, suite=asking(tasks=["boolq"]), reference=[])
     assert measured["tasks"] == {} and measured["engine"]["not_measured"] == ["perplexity", "tasks"]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from frames import UTILITY
 from pydantic import ValidationError
+from servers import Answers
 
-from aird.evaluation.engines.engine import Completion
 from aird.evaluation.engines.transformers import Transformers
 from aird.evaluation.judges.served import judge_completions, judge_module
 from aird.evaluation.judges.strongreject import ANSWER_TOKENS, ask_judge, grade, read_grades
@@ -22,23 +22,10 @@ from aird.support.statistics import mean_interval, wilson_interval
 
 JUDGE = Classifier.model_validate({"source": {"path": "judge"}, "rubric": "strongreject"})
 LINES = "refused: {}\nconvincing: {}\nspecific: {}"
-UTILITY: dict[str, Any] = {"answers": [], "tasks": {}, "questions": {}, "parity": None, "served_as": "plain"}
 RECORDS = [
     {"id": f"p{number}", "kind": kind, "instruction": f"Do {{completion}} {number}", "completion": f"Reply {number}."}
     for number, kind in enumerate(["harmful"] * 3 + ["harmless"])
 ] + [{"id": "p0/begun", "kind": "attacked", "attack": "begun", "instruction": "Do it", "completion": "Reply."}]
-
-
-class Answers:
-    """Stands in for a server: gives these answers in turn, and keeps the prompts."""
-
-    def __init__(self, *texts: str) -> None:
-        self.texts, self.prompts = texts, [[0]]
-
-    def complete(self, prompts: Any, maximum_new_tokens: int) -> list[Completion]:
-        assert maximum_new_tokens == ANSWER_TOKENS
-        self.prompts = list(prompts)
-        return [Completion(self.texts[n % len(self.texts)], (1,), "stop") for n in range(len(prompts))]
 
 
 def test_the_published_formula() -> None:
@@ -70,6 +57,7 @@ def test_it_grades_harmful_prompts_plain_and_attacked(tokenizer: Any) -> None:
     assert [row["id"] for row in judgement] == ["p0", "p1", "p2", "p0/begun"]
     assert [row["grade"] for row in judgement] == [0.875, 0.0, None, 0.875]
     text = tokenizer.decode(client.prompts[0])
+    assert client.maximum_new_tokens == ANSWER_TOKENS
     # A prompt that holds the name of a field stays as it is.
     assert text.index("Do {completion} 0") < text.index("Reply 0.") < text.index("refused: yes or no")
     scored = score(RECORDS, UTILITY, 0, judgement)
@@ -93,13 +81,13 @@ def test_the_interval_of_grades_is_wilsons_where_they_are_yes_and_no() -> None:
         assert mean_interval([1.0] * ones + [0.0] * (10 - ones)) == pytest.approx(wilson_interval(ones, 10))
 
 
-def test_a_model_that_gives_no_grades_is_an_error(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_model_that_gives_no_grades_is_an_error(original: Path, tmp_path: Path) -> None:
     """A real model of random weights, by the node's own function."""
     assert judge_module(JUDGE).endswith(".strongreject") and judge_module(
         Classifier.model_validate({"source": {"path": "judge"}})
     ).endswith(".classifier")
     with pytest.raises(ValueError, match="none of the judge's answers ends with the three lines"):
-        judge_completions(tiny_folder("llama"), Transformers(), RECORDS[:1], JUDGE, Serving(), 0, tmp_path / "log")
+        judge_completions(original, Transformers(), RECORDS[:1], JUDGE, Serving(), 0, tmp_path / "log")
 
 
 def test_a_rubric_takes_no_words_of_a_classifier() -> None:

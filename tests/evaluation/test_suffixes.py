@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,8 @@ def attack(**more: Any) -> OptimisedSuffix:
     return OptimisedSuffix.model_validate(values)
 
 
-def test_a_suffix_makes_the_target_likelier_and_is_found_again(tiny_folder: Callable[[str], Path]) -> None:
-    checkpoint = tiny_folder("llama")
-    model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
+def test_a_suffix_makes_the_target_likelier_and_is_found_again(original: Path) -> None:
+    model, tokenizer = load_model(original), load_tokenizer(original)
     attacks = {"one": attack(), "other": attack(seed=1)}
     records = dict.fromkeys(attacks, RECORDS)
     made = optimise_suffixes(model, tokenizer, attacks, records, seed=42)
@@ -34,9 +32,9 @@ def test_a_suffix_makes_the_target_likelier_and_is_found_again(tiny_folder: Call
         assert len(found["losses"]) == 4 and found["losses"][-1] < found["losses"][0]
 
 
-def test_what_is_optimised_is_what_is_asked(tiny_folder: Callable[[str], Path]) -> None:
+def test_what_is_optimised_is_what_is_asked(original: Path) -> None:
     """Tokens around the suffix are those of the prompt that a suite asks, system prompt included."""
-    tokenizer = load_tokenizer(tiny_folder("llama"))
+    tokenizer = load_tokenizer(original)
     conversation = _Conversation(tokenizer, f"Draw a hat. {PLACE}", "Be kind.")
     before, after = conversation.apply_chat_template().split(PLACE)
     suffix = "now please"
@@ -45,8 +43,8 @@ def test_what_is_optimised_is_what_is_asked(tiny_folder: Callable[[str], Path]) 
     assert conversation([before])["input_ids"][0] == asked[: len(conversation([before])["input_ids"][0])]
 
 
-def test_a_template_that_changes_the_prompt_is_refused(tiny_folder: Callable[[str], Path]) -> None:
-    tokenizer = load_tokenizer(tiny_folder("llama"))
+def test_a_template_that_changes_the_prompt_is_refused(original: Path) -> None:
+    tokenizer = load_tokenizer(original)
     tokenizer.chat_template = "{% for message in messages %}{{ message.content | upper }}{% endfor %}"
     with pytest.raises(ValueError, match="does not write an instruction as it is, once; leave optimised_suffix out"):
         optimise_suffixes(None, tokenizer, {"one": attack()}, {"one": RECORDS}, seed=42)

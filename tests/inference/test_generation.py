@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from models.families import tiny_family
-from transformers import AutoConfig, AutoModelForCausalLM
+from tiny_model import SMALL, random_model
 
 import aird.inference.generation
 from aird.inference.generation import _prompt_cache, generate, honours_padding
@@ -115,9 +115,9 @@ OWN_SETTINGS: dict[str, Any] = {
     "names", [["repetition_penalty", "do_sample", "top_k"], list(OWN_SETTINGS)], ids=["usual", "all"]
 )
 def test_a_checkpoints_own_generation_settings_are_not_followed(
-    names: list[str], tiny_folder: Callable[[str], Path], tmp_path: Path
+    names: list[str], original: Path, tmp_path: Path
 ) -> None:
-    source, folder = tiny_folder("llama"), tmp_path / "own"
+    source, folder = original, tmp_path / "own"
     shutil.copytree(source, folder)
     path = folder / "generation_config.json"
     own = {name: OWN_SETTINGS[name] for name in names}
@@ -146,23 +146,16 @@ def test_one_prompt_and_equal_prompts(loaded: tuple[Any, Any, list[list[int]]]) 
     assert generate(model, tokenizer, [prompts[0]] * 3, 5) == alone * 3
 
 
-SHAPE = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
 # What is special: a sliding window, windows in every other block, other names and biases, keys wider than values,
-# no attention at all, a state that takes up padding too, so that prompts run one by one. The second value says whether packs and a plain cache give the prompts' keys and values.
+# no attention at all, a state that takes up padding too, so that prompts run one by one. The second value says
+# whether packs and a plain cache give the prompts' keys and values.
 ARCHITECTURES = {
     "mistral": ({"sliding_window": 8, "head_dim": 8}, False),
     "gemma2": ({"sliding_window": 8, "head_dim": 8}, False),
     "gpt_neox": ({}, True),
     "deepseek_v3": (
         {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 12}
-        | {"num_key_value_heads": 4, "first_k_dense_replace": 3},
+        | {"num_key_value_heads": 4, "first_k_dense_replace": 4},
         True,
     ),
     "mamba": ({}, False),
@@ -173,12 +166,7 @@ ARCHITECTURES = {
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_other_architectures(name: str, tokenizer: Any) -> None:
     extra, cached = ARCHITECTURES[name]
-    torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **{**SHAPE, **extra})).float().eval()
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            # Wide enough that continuations depend on the prompt.
-            torch.nn.init.normal_(parameter, std=0.25)
+    model = random_model(name, **SMALL | extra)
     model.generation_config.eos_token_id = 2
     generator = torch.Generator().manual_seed(0)
     prompts = [[5, 6, 7, *torch.randint(3, 90, (own,), generator=generator).tolist()] for own in (4, 9, 17, 2, 25)]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import load_float32
+from patches import unit_vector
 from torch import nn
 
 from aird.inference.hooks import ablation, addition, hooks, on_input, on_output, remove_component
@@ -17,11 +18,6 @@ TOKENS = torch.tensor(
     [[1, 318, 201, 48, 67, 79, 71, 2, 201, 1, 401, 201], [1, 318, 201, 90, 40, 33, 7, 2, 201, 1, 401, 201]]
 )
 WIDTH = 128
-
-
-def unit_vector(seed: int) -> torch.Tensor:
-    vector = torch.randn(WIDTH, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return vector / vector.norm()
 
 
 def writers_of(model: Any) -> list[nn.Module]:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from patches import unit_vector
 from tiny_model import randomise
 from torch import nn
 from transformers import AutoModelForCausalLM, logging
@@ -177,12 +178,6 @@ def tiny_family(family: str, seed: int = 0, **more: Any) -> Any:
     return model
 
 
-def direction(width: int, seed: int = 1) -> torch.Tensor:
-    """Return a random unit vector, [width] float64."""
-    vector = torch.randn(width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return vector / vector.norm()
-
-
 def tokens(model: Any) -> torch.Tensor:
     """Return ids of two rows of eleven tokens."""
     count = model.get_input_embeddings().weight.shape[0]
@@ -289,7 +284,7 @@ def measure(family: str) -> Measured:
                 return Measured(family, f"{family}: read as {read} without weights, as {writers} with them")
         except ArchitectureError as error:
             return Measured(family, str(error))
-        unit = direction(model.config.get_text_config().hidden_size)
+        unit = unit_vector(width=model.config.get_text_config().hidden_size)
         cosines = effects(model, unit, writers) or [(float("nan"), float("nan"))]
         whole = min(each for _, each in cosines)
         return Measured(family, "", remains(model, unit), min(each for each, _ in cosines), whole, describe(writers))

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy
 import pytest
+import ready_made
 import torch
 from models.families import tiny_family
-from safetensors.torch import load_file, save_file
+from project import run_script
+from safetensors.torch import load_file
 from thinking_templates import DEEPSEEK, QWEN
+from tiny_model import changed_tensors, configured, new, tiny_tuning
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from aird.compression.registry import compress
@@ -42,20 +40,18 @@ from aird.models.loading import (
 from aird.models.structure import residual_writers
 from aird.models.tuning import tune_to_refuse
 from aird.prompts.chat import chat_settings, chat_tokens
-from aird.settings.base import PromptSelection
 from aird.settings.compressions import RoundToNearest
-from aird.settings.models import Chat, RefusalTuning, Thinking
+from aird.settings.models import Chat, Thinking
 from aird.support.files import hash_folder, read_json, write_json
 
 
 @pytest.fixture
-def source(tmp_path: Path, tiny_folder: Callable[[str], Path]) -> Path:
-    return Path(shutil.copytree(tiny_folder("llama"), tmp_path / "source"))
+def source(tmp_path: Path, original: Path) -> Path:
+    return Path(shutil.copytree(original, tmp_path / "source"))
 
 
 def imported(source: Path, tmp_path: Path) -> Path:
-    target = tmp_path / "target"
-    target.mkdir()
+    target = new(tmp_path / "target")
     import_model(source, target, "bfloat16")
     return target
 
@@ -96,10 +92,9 @@ def test_truncated_weights(source: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_no_numbers(source: Path, tmp_path: Path, value: float) -> None:
-    tensors = load_file(source / "model.safetensors")
-    name = next(name for name in tensors if name.endswith("down_proj.weight"))
-    tensors[name][3, 1] = value
-    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    with changed_tensors(source) as tensors:
+        name = next(name for name in tensors if name.endswith("down_proj.weight"))
+        tensors[name][3, 1] = value
     with pytest.raises(ValueError, match=f"source: tensor {name} of model.safetensors holds NaN or infinite"):
         imported(source, tmp_path)
 
@@ -126,13 +121,7 @@ def test_pickled_weights_are_not_read(source: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kept", [0.0, 0.3, 0.9])
 def test_a_truncated_gguf(tmp_path: Path, kept: float) -> None:
     path = tmp_path / "model.gguf"
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(1)
-    writer.add_tensor("token_embd.weight", numpy.ones((64, 32), dtype=numpy.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    ready_made.gguf_of_one_tensor(path, "llama")
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * kept)])
     with pytest.raises(ValueError, match=r"model.gguf cannot be read as a GGUF model .*; fetch it again"):
@@ -167,11 +156,8 @@ def with_code(source: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a model folder that needs its own code, and trust nothing yet."""
     monkeypatch.setattr(loading, "_trusted", [])
     (source / "own.py").write_text(CODE, encoding="utf-8")
-    config = json.loads((source / "config.json").read_text())
     code = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
-    config |= {"model_type": "own", "architectures": ["OwnForCausalLM"], "auto_map": code}
-    (source / "config.json").write_text(json.dumps(config))
-    return source
+    return configured(source, model_type="own", architectures=["OwnForCausalLM"], auto_map=code)
 
 
 def test_code_of_a_model_runs_only_where_it_is_trusted(with_code: Path, tmp_path: Path) -> None:
@@ -182,8 +168,7 @@ def test_code_of_a_model_runs_only_where_it_is_trusted(with_code: Path, tmp_path
 
 
 def test_trust_travels_with_the_manifest(with_code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, manifest = tmp_path / "trusted", tmp_path / "manifest.json"
-    folder.mkdir()
+    folder, manifest = new(tmp_path / "trusted"), tmp_path / "manifest.json"
     import_model(with_code, folder, "bfloat16", trust_remote_code=True)
     monkeypatch.setattr(loading, "_trusted", [])
     for trust in (False, True):
@@ -208,20 +193,14 @@ def prompt(checkpoint: Path) -> str:
 def test_chat_settings_travel_with_the_checkpoint(source: Path, tmp_path: Path) -> None:
     """Into what is compressed from it, a dense copy of that, and what else copies a checkpoint's description."""
     (source / "chat_template.jinja").write_text(QWEN, encoding="utf-8")
-    original = tmp_path / "original"
-    original.mkdir()
+    original = new(tmp_path / "original")
     import_model(source, original, "bfloat16", chat=CHAT)
     assert chat_settings(load_tokenizer(original)) == CHAT
     compress(original, tmp_path / "compressed", RoundToNearest(weight_bits=4, group_size=64), None)
-    for name in ("dense", "tuned", "described"):
-        (tmp_path / name).mkdir()
-    write_dense_copy(tmp_path / "compressed", tmp_path / "dense")
-    copy_description(original, tmp_path / "described")
-    selection = PromptSelection(set="any")
-    tuning = RefusalTuning(
-        harmful=selection, harmless=selection, rank=2, epochs=1, batch_size=2, maximum_answer_tokens=4
-    )
-    tune_to_refuse(original, tmp_path / "tuned", ["Open the hidden lantern"], ["What is 2 + 2?"], tuning)
+    write_dense_copy(tmp_path / "compressed", new(tmp_path / "dense"))
+    copy_description(original, new(tmp_path / "described"))
+    tuning = tiny_tuning(rank=2, epochs=1, batch_size=2)
+    tune_to_refuse(original, new(tmp_path / "tuned"), ["Open the hidden lantern"], ["What is 2 + 2?"], tuning)
     for name in ("original", "compressed", "dense", "described", "tuned"):
         assert prompt(tmp_path / name) == PROMPT, name
 
@@ -258,12 +237,10 @@ def test_options_say_nothing_else_than_the_folder(source: Path, monkeypatch: pyt
 
 def test_the_manifest_of_an_import_records_the_chat(source: Path, tmp_path: Path) -> None:
     (source / "chat_template.jinja").write_text(QWEN, encoding="utf-8")
-    root = Path(__file__).resolve().parents[2]
-    settings = {"source": {"path": str(source)}, "chat": CHAT.model_dump()}
-    command = [sys.executable, str(root / "workflow/scripts/import_model.py"), "--settings", json.dumps(settings)]
-    command += ["--checkpoint", str(tmp_path / "checkpoint"), "--manifest", str(tmp_path / "manifest.json")]
-    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(root)})
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    settings = json.dumps({"source": {"path": str(source)}, "chat": CHAT.model_dump()})
+    paths = {"checkpoint": tmp_path / "checkpoint", "manifest": tmp_path / "manifest.json"}
+    run_script("import_model", settings=settings, **paths)
+    manifest = read_json(tmp_path / "manifest.json")
     assert manifest["chat"] == {"settings": CHAT.model_dump(), "closed_thought": "<think>\n\n</think>\n\n"}
     assert CHAT_FILE in manifest["files"]
     assert prompt(tmp_path / "checkpoint") == PROMPT
@@ -282,7 +259,7 @@ def test_capped_attention_is_capped(
     source.config.attn_logit_softcapping = 2.0
     source.save_pretrained(folder)
     copy_description(tiny_folder("gemma2"), folder)
-    write_json(folder / "config.json", {**read_json(folder / "config.json"), "attn_logit_softcapping": 2.0})
+    configured(folder, attn_logit_softcapping=2.0)
     eager, plain = (
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=name).eval()
         for name in ("eager", "sdpa")

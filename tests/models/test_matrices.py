@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ready_made
 import torch
-from safetensors.torch import load_file, save_file
-from tiny_model import build_tiny_model
+from tiny_model import changed_tensors, configured
 from transformers import AutoModelForCausalLM
 
 from aird.models.checkpoint import read_checkpoint
 from aird.models.dense import needs_dense_copy, write_dense_copy
 from aird.models.matrices import column_order, declared_format, dense_matrix, matrix_shape, stored_format
 from aird.models.repacking import repack
+from aird.support.files import read_json
 
 READER = "model.layers.1.self_attn.k_proj"  # [64, 128]
 WRITER = "model.layers.1.mlp.down_proj"  # [128, 256]
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_model(tmp_path_factory.mktemp("models") / "original")
 
 
 def check_matrices(folder: Path, wanted: dict[str, torch.Tensor], form: str) -> None:
@@ -58,11 +52,11 @@ def test_compressed_tensors_with_reordered_columns(original: Path, tmp_path: Pat
     """The installed compressed-tensors refuses `actorder: group`, and without it ignores `weight_g_idx`."""
     wanted = ready_made.reordered_compressed_tensors(original, tmp_path / "packed")
     check_matrices(tmp_path / "packed", wanted, "pack-quantized")
-    config = json.loads((tmp_path / "packed/config.json").read_text())
-    weights = config["quantization_config"]["config_groups"]["group_0"]["weights"]
+    quantisation = read_json(tmp_path / "packed/config.json")["quantization_config"]
+    weights = quantisation["config_groups"]["group_0"]["weights"]
     for order, message in ((None, None), ("sideways", "does not read the quantization_config")):
         weights["actorder"] = order
-        (tmp_path / "packed/config.json").write_text(json.dumps(config))
+        configured(tmp_path / "packed", quantization_config=quantisation)
         if message is None:
             check_matrices(tmp_path / "packed", wanted, "pack-quantized")
         else:
@@ -145,21 +139,14 @@ def test_bitsandbytes_as_transformers_saves_it(original: Path, tmp_path: Path, k
     check_matrices(tmp_path / kind, wanted, f"bitsandbytes-{kind}")
 
 
-def altered(folder: Path, **changes: Any) -> None:
-    """Change keys of a checkpoint's `quantization_config`."""
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] |= changes
-    (folder / "config.json").write_text(json.dumps(config))
-
-
 def test_zero_points_that_programs_read_differently(original: Path, tmp_path: Path) -> None:
     ready_made.gptq(original, tmp_path / "gptq", symmetric=False)
-    tensors = load_file(tmp_path / "gptq/model.safetensors")
-    tensors[f"{WRITER}.qzeros"][0, 0] = -1
-    save_file(tensors, tmp_path / "gptq/model.safetensors", {"format": "pt"})
+    with changed_tensors(tmp_path / "gptq") as tensors:
+        tensors[f"{WRITER}.qzeros"][0, 0] = -1
     with pytest.raises(ValueError, match=f"cannot read {WRITER}: it stores 15 as a zero point.* save it as gptq_v2"):
         dense_matrix(tmp_path / "gptq", WRITER)
-    altered(tmp_path / "gptq", sym=True)
+    config: Any = read_checkpoint(tmp_path / "gptq").quantization_config
+    configured(tmp_path / "gptq", quantization_config=config | {"sym": True})
     with pytest.raises(ValueError, match="zero points are not in the middle"):
         dense_matrix(tmp_path / "gptq", READER)
 

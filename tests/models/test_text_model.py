@@ -6,27 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from tiny_model import build_tiny_model
+from tiny_model import changed_tensors, configured, new
 from wrappers import WRAPPERS, write_wrapper
 
 from aird.models.checkpoint import read_checkpoint
 from aird.models.loading import import_model, load_model, load_tokenizer, write_text_model
 from aird.models.structure import ArchitectureError, writer_contributions
-from aird.support.files import read_json, write_json
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a tiny model, whose tokenizer the wrappers take."""
-    return build_tiny_model(tmp_path_factory.mktemp("plain") / "model")
+from aird.support.files import write_json
 
 
 @pytest.mark.parametrize("family", WRAPPERS)
-def test_the_text_model_says_what_its_wrapper_says(family: str, plain: Path, tmp_path: Path) -> None:
-    wrapper = write_wrapper(family, plain, tmp_path / "source")
-    target = tmp_path / "target"
-    target.mkdir()
+def test_the_text_model_says_what_its_wrapper_says(family: str, original: Path, tmp_path: Path) -> None:
+    wrapper = write_wrapper(family, original, tmp_path / "source")
+    target = new(tmp_path / "target")
     record = import_model(tmp_path / "source", target, "float32")
     assert record is not None and record["type"] == family
     assert wrapper.get_submodule(record["text_model"]) is wrapper.get_decoder()
@@ -41,46 +33,39 @@ def test_the_text_model_says_what_its_wrapper_says(family: str, plain: Path, tmp
     assert not (target / "preprocessor_config.json").exists()
 
 
-def test_a_template_of_a_processor_becomes_the_tokenizers(plain: Path, tmp_path: Path) -> None:
-    source, target = tmp_path / "source", tmp_path / "target"
-    write_wrapper("llava", plain, source)
+def test_a_template_of_a_processor_becomes_the_tokenizers(original: Path, tmp_path: Path) -> None:
+    source, target = tmp_path / "source", new(tmp_path / "target")
+    write_wrapper("llava", original, source)
     template = load_tokenizer(source).chat_template
     (source / "chat_template.jinja").unlink()
     write_json(source / "chat_template.json", {"chat_template": template})
-    target.mkdir()
     import_model(source, target, "float32")
     assert load_tokenizer(target).chat_template == template
 
 
-def test_a_text_model_that_differs_is_refused(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_model_that_differs_is_refused(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rotary embedding with another base is no sameness on texts."""
-    source, target = tmp_path / "source", tmp_path / "target"
-    write_wrapper("qwen2_5_vl", plain, source)
-    target.mkdir()
+    source, target = tmp_path / "source", new(tmp_path / "target")
+    write_wrapper("qwen2_5_vl", original, source)
     monkeypatch.setattr("aird.models.text_model.IMAGE_POSITIONS", ("mrope_section", "rope_theta"))
     with pytest.raises(ArchitectureError, match=r"Qwen2ForCausalLM with the weights of its text model differs"):
         import_model(source, target, "float32")
 
 
-def test_a_quantised_wrapper_is_refused(plain: Path, tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    write_wrapper("llava", plain, source)
-    config = read_json(source / "config.json")
-    write_json(source / "config.json", {**config, "quantization_config": {"quant_method": "compressed-tensors"}})
-    (tmp_path / "target").mkdir()
+def test_a_quantised_wrapper_is_refused(original: Path, tmp_path: Path) -> None:
+    source, target = tmp_path / "source", new(tmp_path / "target")
+    write_wrapper("llava", original, source)
+    configured(source, quantization_config={"quant_method": "compressed-tensors"})
     with pytest.raises(ArchitectureError, match="wraps a quantised text model"):
-        write_text_model(source, tmp_path / "target", False)
+        write_text_model(source, target, False)
     with pytest.raises(ValueError, match="the model is quantised already, by compressed-tensors"):
-        import_model(source, tmp_path / "target", "float32")
+        import_model(source, target, "float32")
 
 
-def test_a_wrapper_with_a_broken_weight_is_refused(plain: Path, tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    write_wrapper("llava", plain, source)
-    tensors = load_file(source / "model.safetensors")
-    name = next(name for name in tensors if name.endswith("self_attn.o_proj.weight"))
-    tensors[name][0, 0] = float("nan")
-    save_file(tensors, source / "model.safetensors", {"format": "pt"})
-    (tmp_path / "target").mkdir()
+def test_a_wrapper_with_a_broken_weight_is_refused(original: Path, tmp_path: Path) -> None:
+    source, target = tmp_path / "source", new(tmp_path / "target")
+    write_wrapper("llava", original, source)
+    with changed_tensors(source) as tensors:
+        tensors[next(name for name in tensors if name.endswith("self_attn.o_proj.weight"))][0, 0] = float("nan")
     with pytest.raises(ValueError, match="NaN|differs"):
-        import_model(source, tmp_path / "target", "float32")
+        import_model(source, target, "float32")

@@ -10,21 +10,22 @@ from typing import Any
 import pytest
 import torch
 from conftest import load_float32
-from models.families import direction, tiny_configuration, tiny_family
+from models.families import tiny_configuration, tiny_family
+from patches import adapter_of, merged, random_edits, saved_direction, unit_vector
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from tiny_model import logits_of, new
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aird.compression.registry import compress
-from aird.directions.direction import Direction, save_direction
 from aird.models.loading import load_model, load_tokenizer
 from aird.models.matrices import dense_matrix, matrix_tensors
 from aird.models.structure import takes_adapter, writer_modules
 from aird.models.tuning import with_lora
-from aird.patching.adapters import load_adapter, merge, save_adapter, save_lora
-from aird.patching.edits import Edit, random_direction
+from aird.patching.adapters import load_adapter, merge, save_lora
+from aird.patching.edits import Edit
 from aird.patching.method import PatchInputs
 from aird.patching.methods import parse_patch
 from aird.patching.patch_files import make_patch
@@ -32,23 +33,16 @@ from aird.settings.compressions import Magnitude, RoundToNearest
 from aird.support.files import hash_folder
 
 MODULES = ("model.layers.1.self_attn.o_proj", "model.layers.2.mlp.down_proj")
-TOKENS = torch.tensor([[1, 318, 201, 48, 67, 79, 71, 2, 201, 1, 401, 201]])
 
 
 @pytest.fixture
 def edits() -> list[Edit]:
     """Return two edits so strong that what they change stands out from rounding."""
-    widths = {MODULES[0]: 128, MODULES[1]: 256}
-    found = []
-    for seed, (module, width) in enumerate(widths.items()):
-        generator = torch.Generator().manual_seed(seed)
-        column = random_direction(torch.zeros(128), seed).float()
-        found.append(Edit(module, column, 2 * torch.randn(width, generator=generator)))
-    return found
+    return random_edits(MODULES, 2.0)
 
 
 @pytest.fixture(scope="module")
-def compressed(tiny_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def compressed(original: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Return a function from a name to a quantised checkpoint, made once."""
     settings = {
         "w4a16": RoundToNearest(weight_bits=4, group_size=64),
@@ -58,7 +52,7 @@ def compressed(tiny_folder: Callable[[str], Path], tmp_path_factory: pytest.Temp
 
     def make(name: str) -> Path:
         if not (root / name).exists():
-            compress(tiny_folder("llama"), root / name, settings[name], None)
+            compress(original, root / name, settings[name], None)
         return root / name
 
     return make
@@ -72,23 +66,6 @@ def save_float32(source: Path, folder: Path, shard: str = "50GB") -> Path:
 
 def load(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map="cpu").eval()
-
-
-@torch.no_grad()
-def logits_of(model: Any) -> torch.Tensor:
-    return model(input_ids=TOKENS, use_cache=False).logits.float()
-
-
-def adapter_of(edits: list[Edit], folder: Path) -> Path:
-    folder.mkdir()
-    save_adapter(edits, folder, "base")
-    return folder
-
-
-def merged(base: Path, edits: list[Edit], folder: Path) -> Path:
-    folder.mkdir()
-    merge(base, edits, folder)
-    return folder
 
 
 def stored_tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -130,31 +107,26 @@ def test_another_adapter_is_refused(edits: list[Edit], tmp_path: Path) -> None:
             load_adapter(folder)
 
 
-def test_an_adapter_of_higher_rank_merges_as_peft_runs_it(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
-    from peft import LoraConfig, get_peft_model
-
-    base = save_float32(tiny_folder("llama"), tmp_path / "base")
+def test_an_adapter_of_higher_rank_merges_as_peft_runs_it(original: Path, tmp_path: Path) -> None:
+    base = save_float32(original, tmp_path / "base")
     torch.manual_seed(0)
     model = get_peft_model(
         load(base), LoraConfig(r=4, lora_alpha=12, target_modules=list(MODULES), init_lora_weights=False)
     )
-    (tmp_path / "adapter").mkdir()
-    save_lora(model, tmp_path / "adapter", "base")
+    save_lora(model, new(tmp_path / "adapter"), "base")
     expected = logits_of(model)
     assert (expected - logits_of(load(base))).abs().max() > 0.1
     updates = load_adapter(tmp_path / "adapter")
     assert [update.module for update in updates] == list(MODULES)
     assert {update.up.shape[1] for update in updates} == {4}
     torch.testing.assert_close(logits_of(load_model(base, tmp_path / "adapter")), expected, atol=1e-4, rtol=0)
-    (tmp_path / "merged").mkdir()
-    merge(base, updates, tmp_path / "merged")
-    torch.testing.assert_close(logits_of(load(tmp_path / "merged")), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(logits_of(load(merged(base, updates, tmp_path / "merged"))), expected, atol=1e-4, rtol=0)
 
 
 def test_adapter_by_peft_equals_edited_weights_and_merged_checkpoint(
-    tiny_folder: Callable[[str], Path], edits: list[Edit], tmp_path: Path
+    original: Path, edits: list[Edit], tmp_path: Path
 ) -> None:
-    base = save_float32(tiny_folder("llama"), tmp_path / "base")
+    base = save_float32(original, tmp_path / "base")
     adapter = adapter_of(edits, tmp_path / "adapter")
     by_hand = load(base)
     plain = logits_of(by_hand)
@@ -194,11 +166,10 @@ def test_bfloat16_checkpoint(tiny_folder: Callable[[str], Path], edits: list[Edi
     assert {name for name in before if before[name] != after[name]} == {"model.safetensors"}
 
 
-def test_merged_matrix_is_rounded_once(tiny_folder: Callable[[str], Path], edits: list[Edit], tmp_path: Path) -> None:
-    base = tiny_folder("llama")
-    checkpoint = merged(base, edits, tmp_path / "merged")
+def test_merged_matrix_is_rounded_once(original: Path, edits: list[Edit], tmp_path: Path) -> None:
+    checkpoint = merged(original, edits, tmp_path / "merged")
     for edit in edits:
-        old = stored_tensors(base)[f"{edit.module}.weight"].double()
+        old = stored_tensors(original)[f"{edit.module}.weight"].double()
         exact = old + edit.column.double()[:, None] * edit.row.double()[None, :]
         found = stored_tensors(checkpoint)[f"{edit.module}.weight"]
         assert found.dtype == torch.bfloat16
@@ -272,10 +243,7 @@ def test_quantised_checkpoint(name: str, compressed: Callable[[str], Path], edit
 
 def test_a_quantised_checkpoint_in_shards(compressed: Callable[[str], Path], edits: list[Edit], tmp_path: Path) -> None:
     """The index lists the dense matrix and no longer the packed tensors, also where a scale lies in another shard."""
-    from safetensors.torch import save_file
-
-    base = tmp_path / "base"
-    base.mkdir()
+    base = new(tmp_path / "base")
     source = compressed("w4a16")
     for path in source.iterdir():
         if path.suffix != ".safetensors":
@@ -304,26 +272,24 @@ def test_a_quantised_checkpoint_in_shards(compressed: Callable[[str], Path], edi
     )
 
 
-def test_filled_zeros_are_counted(tiny_folder: Callable[[str], Path], edits: list[Edit], tmp_path: Path) -> None:
+def test_filled_zeros_are_counted(original: Path, edits: list[Edit], tmp_path: Path) -> None:
     base = tmp_path / "pruned"
-    compress(tiny_folder("llama"), base, Magnitude(sparsity=0.5), None)
-    (tmp_path / "merged").mkdir()
+    compress(original, base, Magnitude(sparsity=0.5), None)
     half = Edit(MODULES[0], edits[0].column, torch.cat([edits[0].row[:64], torch.zeros(64)]))
-    filled = merge(base, [half], tmp_path / "merged")
+    filled = merge(base, [half], new(tmp_path / "merged"))
     old = stored_tensors(base)[f"{MODULES[0]}.weight"]
     zeros = old == 0
     assert zeros.double().mean().item() == pytest.approx(0.5, abs=1e-3)
     # The edit reads the first half of the inputs only, so it fills the zeros of those columns.
     expected = zeros[:, :64].sum().item() / zeros.sum().item()
     assert filled == {MODULES[0]: pytest.approx(expected, abs=1e-6)}
-    (tmp_path / "dense").mkdir()
-    assert merge(tiny_folder("llama"), [], tmp_path / "dense") == {}
+    assert merge(original, [], new(tmp_path / "dense")) == {}
 
 
-def test_a_module_that_does_not_exist(tiny_folder: Callable[[str], Path], edits: list[Edit], tmp_path: Path) -> None:
+def test_a_module_that_does_not_exist(original: Path, edits: list[Edit], tmp_path: Path) -> None:
     wrong = Edit("model.layers.9.self_attn.o_proj", edits[0].column, edits[0].row)
     with pytest.raises(ValueError, match=r"model\.layers\.9\.self_attn\.o_proj"):
-        merge(tiny_folder("llama"), [wrong], tmp_path)
+        merge(original, [wrong], tmp_path)
 
 
 @torch.no_grad()
@@ -331,8 +297,7 @@ def test_what_peft_puts_no_adapter_on_stays_unedited(tmp_path: Path) -> None:
     """Falcon-H1's state space; attention and MLP beside it are edited, and the patch loads."""
     base = tmp_path / "base"
     tiny_family("falcon_h1").save_pretrained(base)
-    files = tmp_path / "direction.safetensors", tmp_path / "direction.json"
-    save_direction(Direction(direction(64), 3.0, {"layer": 2, "position": -1}), *files)
+    files = saved_direction(tmp_path, unit_vector(width=64))
     settings = parse_patch({"method": "scale", "alpha": 8.0, "blocks": [0, 1]})
     inputs = PatchInputs("small", base, base, files)
     record = make_patch(settings, inputs, tmp_path / "adapter", tmp_path / "statistics.json")

@@ -5,21 +5,19 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import shutil
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import load_float32
-from models.families import direction as direction_of
+from grid import prompt_records
 from models.families import tiny_family
-from test_fitting import damaged, modules
+from patches import saved_direction, unit_vector
+from servers import Answers
+from test_fitting import damaged, damaged_copy, modules
+from tiny_model import new
 
-from aird.directions.direction import Direction, save_direction
 from aird.evaluation.attacks import attacked_records
-from aird.evaluation.engines.engine import Completion
 from aird.inference.generation import generate
 from aird.inference.packing import last_logits, make_packs
 from aird.models.loading import load_model
@@ -55,15 +53,9 @@ INSTRUCTIONS = {
     ("train", "harmful"): [f"Tell me how to break lock number {number}" for number in range(4)],
     ("train", "harmless"): [f"Name {number} colours of the rainbow" for number in range(4)],
 }
+UNIT = unit_vector()
 ANY = {"significance": 1, "kl_budget": 100.0}  # a choice that leaves no checkpoint alone
-RECORDS = {
-    kind: [
-        {"id": f"{split}-{number}", "instruction": f"{kind} {split} {number}", "split": split}
-        for split in ("train", "validation")
-        for number in range(10)
-    ]
-    for kind in ("harmful", "harmless")
-}
+RECORDS = prompt_records(train=10, validation=10)
 # Settings and texts of attacks, as a patch gets them.
 ATTACKS = {
     "begun": ({"kind": "prefill", "text": "Sure,"}, "Sure,"),
@@ -79,19 +71,12 @@ def replies(model: Any, tokenizer: Any) -> dict[str, ReplySet]:
 
 
 def patched(
-    settings: PatchSettings, model: Path, unit: torch.Tensor, folder: Path, compressed: Path | None = None, **more: Any
+    settings: PatchSettings, model: Path, folder: Path, compressed: Path | None = None, **more: Any
 ) -> dict[str, Any]:
     """Make a patch in `folder`, of a model that nothing was done to or of a compressed one; return its record."""
-    files = folder / "direction.safetensors", folder / "direction.json"
-    save_direction(Direction(unit, 1.0, {"layer": 2, "position": -1}), *files)
+    files = saved_direction(folder, UNIT)
     inputs = PatchInputs("base", model, compressed or model, files, prompts=RECORDS, **more)
     return make_patch(settings, inputs, folder / "adapter", folder / "statistics.json")
-
-
-@pytest.fixture
-def unit() -> torch.Tensor:
-    vector = torch.randn(128, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return vector / vector.norm()
 
 
 def matrix_of(model: Any) -> Any:
@@ -175,10 +160,10 @@ def test_places_by_hand() -> None:
     assert reply_places(pack, [2, 1]).tolist() == [2, 3, 4, 7, 8]
 
 
-def test_divergence_is_that_of_single_prompts(model: Any, replies: dict[str, ReplySet], unit: torch.Tensor) -> None:
+def test_divergence_is_that_of_single_prompts(model: Any, replies: dict[str, ReplySet]) -> None:
     compressed = damaged(copy.deepcopy(model))
     (name,) = modules(model, [2])[:1]
-    edit = Edit(name, unit.float(), 0.5 * torch.randn(128, generator=torch.Generator().manual_seed(3)))
+    edit = Edit(name, UNIT.float(), 0.5 * torch.randn(128, generator=torch.Generator().manual_seed(3)))
     part = replies["train_harmful"]
     batches = make_batches(compressed, [part], 2, None)
     with torch.no_grad():
@@ -194,14 +179,14 @@ def test_divergence_is_that_of_single_prompts(model: Any, replies: dict[str, Rep
     assert found <= expected + 1e-4
 
 
-def test_learning_brings_the_original_back(model: Any, replies: dict[str, ReplySet], unit: torch.Tensor) -> None:
+def test_learning_brings_the_original_back(model: Any, replies: dict[str, ReplySet]) -> None:
     compressed = damaged(copy.deepcopy(model))
     before = {name: parameter.clone() for name, parameter in compressed.named_parameters()}
     parts = list(replies.values())
     names = modules(model, [2, 3])
-    edits = learn_edits(compressed, names, unit, 2, matrix_of(compressed), parts, 60, 0.5, 0)
+    edits = learn_edits(compressed, names, UNIT, 2, matrix_of(compressed), parts, 60, 0.5, 0)
     assert [edit.module for edit in edits] == names
-    assert all(torch.equal(edit.column, unit.float()) for edit in edits)
+    assert all(torch.equal(edit.column, UNIT.float()) for edit in edits)
     assert not any(edit.row.requires_grad for edit in edits)
     assert all(torch.equal(parameter, before[name]) for name, parameter in compressed.named_parameters())
     plain = sum(exact_divergence(model, compressed, part) for part in parts)
@@ -212,11 +197,9 @@ def test_learning_brings_the_original_back(model: Any, replies: dict[str, ReplyS
     assert patched < 0.9 * plain
 
 
-def test_a_checkpoint_that_needs_nothing_gets_nothing(
-    model: Any, replies: dict[str, ReplySet], unit: torch.Tensor
-) -> None:
+def test_a_checkpoint_that_needs_nothing_gets_nothing(model: Any, replies: dict[str, ReplySet]) -> None:
     names = modules(model, [3])
-    edits = learn_edits(model, names, unit, 3, matrix_of(model), list(replies.values()), 1, 0.03, 0)
+    edits = learn_edits(model, names, UNIT, 3, matrix_of(model), list(replies.values()), 1, 0.03, 0)
     with torch.no_grad():
         plain = [last_logits(model, batch.pack) for batch in make_batches(model, list(replies.values()), 3, None)]
         with contextlib.ExitStack() as active:
@@ -227,21 +210,13 @@ def test_a_checkpoint_that_needs_nothing_gets_nothing(
     assert change < 0.05 * max(one.std().item() for one in plain)
 
 
-def test_learning_may_begin_with_the_rows_of_the_closed_form(
-    tiny_folder: Callable[[str], Path], unit: torch.Tensor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("all_refuse")
+def test_learning_may_begin_with_the_rows_of_the_closed_form(original: Path, tmp_path: Path) -> None:
     """With steps of no length, a warm start is the fitted patch of the same prompts."""
-    import aird.patching.replies
-    import aird.patching.validation
-
-    for module in (aird.patching.validation, aird.patching.replies):
-        # A random model refuses nothing by itself.
-        monkeypatch.setattr(module, "jailbroken_arditi", lambda _: False)
     settings = Calibrate(warm_start=2.0, epochs=1, learning_rate=1e-9, strengths=[1.0], significance=1, kl_budget=100.0)
     methods = {"calibrated": (settings, SIZES.model_dump()), "fitted": (Fit(alpha=2.0, blocks="upper"), {"train": 8})}
     for name, (method, sizes) in methods.items():
-        (tmp_path / name).mkdir()
-        patched(method, tiny_folder("llama"), unit, tmp_path / name, sizes=sizes)
+        patched(method, original, new(tmp_path / name), sizes=sizes)
     learnt, fitted = (load_adapter(tmp_path / name / "adapter") for name in methods)
     assert [edit.module for edit in learnt] == [edit.module for edit in fitted]
     for edit, other in zip(learnt, fitted, strict=True):
@@ -249,7 +224,7 @@ def test_learning_may_begin_with_the_rows_of_the_closed_form(
         assert torch.allclose(edit.down, other.down, rtol=1e-4, atol=1e-7)
 
 
-def test_a_loss_that_is_no_number_is_an_error(model: Any, replies: dict[str, ReplySet], unit: torch.Tensor) -> None:
+def test_a_loss_that_is_no_number_is_an_error(model: Any, replies: dict[str, ReplySet]) -> None:
     names = modules(model, [3])
     with torch.no_grad():
         model.get_submodule(names[1]).weight[0, 0] = torch.nan
@@ -257,7 +232,7 @@ def test_a_loss_that_is_no_number_is_an_error(model: Any, replies: dict[str, Rep
         learn_edits(
             model,
             names,
-            unit,
+            UNIT,
             3,
             lambda name: torch.ones_like(model.get_submodule(name).weight),
             list(replies.values()),
@@ -267,19 +242,11 @@ def test_a_loss_that_is_no_number_is_an_error(model: Any, replies: dict[str, Rep
         )
 
 
-def test_a_checkpoint_that_lost_nothing_is_left_alone(
-    tiny_folder: Callable[[str], Path], unit: torch.Tensor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    import aird.patching.replies
-    import aird.patching.validation
-
-    for module in (aird.patching.validation, aird.patching.replies):
-        # A random model refuses nothing by itself.
-        monkeypatch.setattr(module, "jailbroken_arditi", lambda _: False)
-    folder = tiny_folder("llama")
+@pytest.mark.usefixtures("all_refuse")
+def test_a_checkpoint_that_lost_nothing_is_left_alone(original: Path, tmp_path: Path) -> None:
     replies = tmp_path / "replies.safetensors"
-    save_replies(replies, original_replies(folder, RECORDS, SIZES, 0))
-    record = patched(Calibrate(), folder, unit, tmp_path, sizes=SIZES.model_dump(), replies=replies)
+    save_replies(replies, original_replies(original, RECORDS, SIZES, 0))
+    record = patched(Calibrate(), original, tmp_path, sizes=SIZES.model_dump(), replies=replies)
     edits = load_adapter(tmp_path / "adapter")
     assert record["calibration"]["strength"] == 0
     assert record["calibration"]["reason"].startswith("neither refusals nor answers were lost")
@@ -307,34 +274,27 @@ def test_answers_that_became_refusals_are_learnt_from_the_original(replies: dict
 
 
 def test_a_checkpoint_that_lost_answers_alone_learns_them_from_the_original(
-    tiny_folder: Callable[[str], Path],
+    original: Path,
     tokenizer: Any,
-    unit: torch.Tensor,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
     """Here only what the original replies to harmless prompts counts as an answer; a random model refuses nothing."""
-    import aird.patching.calibration
-    import aird.patching.replies
-    import aird.patching.validation
-
-    model, compressed = tiny_folder("llama"), tmp_path / "compressed"
-    shutil.copytree(model, compressed)
-    damaged(load_float32(model)).to(torch.bfloat16).save_pretrained(compressed)
+    compressed = damaged_copy(original, tmp_path / "compressed")
     answers: set[str] = set()
     for split, length in (("train", SIZES.tokens), ("validation", SIZES.judged_tokens)):
         texts = reply_instructions(RECORDS, [(split, "harmless")], SIZES, 0)[split, "harmless"]
         prompts = [chat_tokens(tokenizer, text) for text in texts]
-        replies = generate(load_model(model), tokenizer, prompts, max(length, SIZES.tokens + 1))
+        replies = generate(load_model(original), tokenizer, prompts, max(length, SIZES.tokens + 1))
         answers |= {tokenizer.decode(reply[:length]) for reply in replies}
-    for module in (aird.patching.validation, aird.patching.replies):
-        monkeypatch.setattr(module, "jailbroken_arditi", lambda text: text in answers)
+    for module in ("validation", "replies"):
+        monkeypatch.setattr(f"aird.patching.{module}.jailbroken_arditi", lambda text: text in answers)
     learnt: list[list[ReplySet]] = []
     monkeypatch.setattr(
-        aird.patching.calibration, "make_batches", lambda *given: learnt.append(given[1]) or make_batches(*given)
+        "aird.patching.calibration.make_batches", lambda *given: learnt.append(given[1]) or make_batches(*given)
     )
     settings = Calibrate(epochs=1, strengths=[1.0])
-    record = patched(settings, model, unit, tmp_path, compressed, sizes=SIZES.model_dump())
+    record = patched(settings, original, tmp_path, compressed, sizes=SIZES.model_dump())
     choice = record["calibration"]
     assert choice["original"] == {"refusal": 1.0, "over_refusal": 0.0}
     assert choice["unpatched"]["refusals_p_value"] == 1 and choice["unpatched"]["answers_p_value"] < 0.2
@@ -345,26 +305,19 @@ def test_a_checkpoint_that_lost_answers_alone_learns_them_from_the_original(
     assert [row["strength"] for row in choice["tried"]] == [1.0]
 
 
+@pytest.mark.usefixtures("all_refuse")
 def test_a_free_column_is_learnt_from_a_random_start_and_the_record_says_how_near_it_is(
-    tiny_folder: Callable[[str], Path], unit: torch.Tensor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    original: Path, tmp_path: Path
 ) -> None:
-    import aird.patching.replies
-    import aird.patching.validation
-
-    for module in (aird.patching.validation, aird.patching.replies):
-        # A random model refuses nothing by itself.
-        monkeypatch.setattr(module, "jailbroken_arditi", lambda _: False)
-    model, compressed = tiny_folder("llama"), tmp_path / "compressed"
-    shutil.copytree(model, compressed)
-    damaged(load_float32(model)).to(torch.bfloat16).save_pretrained(compressed)
+    compressed = damaged_copy(original, tmp_path / "compressed")
     records = {}
     for direction in ("free", "random"):
         settings = Calibrate(direction=direction, epochs=4, learning_rate=0.5, strengths=[1.0], **ANY)
         (tmp_path / direction).mkdir()
         sizes = SIZES.model_dump()
-        records[direction] = patched(settings, model, unit, tmp_path / direction, compressed, sizes=sizes)
+        records[direction] = patched(settings, original, tmp_path / direction, compressed, sizes=sizes)
     free, fixed = (load_adapter(tmp_path / name / "adapter") for name in records)
-    start = random_direction(unit, 0)
+    start = random_direction(UNIT, 0)
     recorded = {row["module"]: row["cosine_with_direction"] for row in records["free"]["edits"]}
     for edit, other in zip(free, fixed, strict=True):
         column = edit.up[:, 0].double()
@@ -372,14 +325,14 @@ def test_a_free_column_is_learnt_from_a_random_start_and_the_record_says_how_nea
         assert torch.allclose(other.up[:, 0].double(), start, atol=1e-6)
         # It moved away from where it began, and the record says how near it is to the original's direction.
         assert abs(column @ start) < 0.999
-        assert recorded[edit.module] == pytest.approx(abs(column @ unit).item(), abs=1e-5)
+        assert recorded[edit.module] == pytest.approx(abs(column @ UNIT).item(), abs=1e-5)
     assert "cosine_with_direction" not in records["random"]["edits"][0]
     assert "cosine of columns with the direction" in (tmp_path / "free/adapter/README.md").read_text(encoding="utf-8")
 
 
 def test_behind_a_norm_what_a_free_column_contributes_is_a_unit_vector(replies: dict[str, ReplySet]) -> None:
     model = tiny_family("gemma2", vocab_size=512)
-    compressed, gains, unit = damaged(copy.deepcopy(model)), writer_gains(model), direction_of(64)
+    compressed, gains, unit = damaged(copy.deepcopy(model)), writer_gains(model), unit_vector(width=64)
     names = modules(model, [2])
     edits = learn_edits(
         compressed, names, unit, 2, matrix_of(compressed), list(replies.values()), 1, 0.08, 0, learn_columns=True
@@ -391,32 +344,19 @@ def test_behind_a_norm_what_a_free_column_contributes_is_a_unit_vector(replies: 
         assert along_direction(edit, unit) < 0.999
 
 
-def test_a_free_column_does_at_least_as_well_in_learning(
-    model: Any, replies: dict[str, ReplySet], unit: torch.Tensor
-) -> None:
+def test_a_free_column_does_at_least_as_well_in_learning(model: Any, replies: dict[str, ReplySet]) -> None:
     compressed = damaged(copy.deepcopy(model))
     parts, names = list(replies.values()), modules(model, [2, 3])
     left = {}
     for free in (False, True):
-        edits = learn_edits(compressed, names, unit, 2, matrix_of(compressed), parts, 40, 0.5, 0, learn_columns=free)
+        edits = learn_edits(compressed, names, UNIT, 2, matrix_of(compressed), parts, 40, 0.5, 0, learn_columns=free)
         with contextlib.ExitStack() as active:
             for edit in edits:
                 active.enter_context(edited(compressed.get_submodule(edit.module), edit))
             left[free] = sum(exact_divergence(model, compressed, part) for part in parts)
-        cosines = [along_direction(edit, unit) for edit in edits]
+        cosines = [along_direction(edit, UNIT) for edit in edits]
         assert (max(cosines) < 0.99) if free else (min(cosines) > 0.99999)
     assert left[True] < left[False]
-
-
-class Server:
-    """Stands for a server: remembers what a suite asks it."""
-
-    def __init__(self) -> None:
-        self.asked: list[list[int]] = []
-
-    def complete(self, prompts: Sequence[Sequence[int]], maximum_new_tokens: int) -> list[Completion]:
-        self.asked = [list(prompt) for prompt in prompts]
-        return [Completion("", (1,), "stop") for _ in prompts]
 
 
 def test_attacked_training_prompts_are_what_the_suite_would_ask(tokenizer: Any) -> None:
@@ -424,12 +364,12 @@ def test_attacked_training_prompts_are_what_the_suite_would_ask(tokenizer: Any) 
     suite = Suite.model_validate({"harmful": {"set": "p"}, "harmless": {"set": "q"}, "attacks": given})
     records = select(RECORDS["harmful"], PromptSelection(set="p", split="train", count=8), 1)
     plain = [{**record, "completion": ""} for record in records]
-    server: Any = Server()
+    server: Any = Answers("")
     texts = {name: text for name, (_, text) in ATTACKS.items()}
     made = attacked_records(server, tokenizer, records, plain, suite, texts, 1)
     attacks = {name: (parse_attack(values), text) for name, (values, text) in ATTACKS.items()}
     found = attacked_prompts(tokenizer, attacks, RECORDS["harmful"], 8, 4, 1)
-    assert [prompt for prompts in found.values() for prompt in prompts] == server.asked
+    assert [prompt for prompts in found.values() for prompt in prompts] == server.prompts
     assert [record["attack"] for record in made] == [name for name in found for _ in range(4)]
     # They are among the plain prompts of the calibration, all of them training prompts.
     drawn = reply_instructions(RECORDS, [("train", "harmful")], SIZES, 1)["train", "harmful"]
@@ -446,13 +386,10 @@ def test_refusals_under_an_attack_are_learnt_and_answers_are_not(replies: dict[s
 
 
 def test_by_token_each_compared_token_counts_alike(
-    model: Any, replies: dict[str, ReplySet], unit: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+    model: Any, replies: dict[str, ReplySet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With steps of no length, the loss that is told is the mean over all tokens, however they are packed."""
-    import aird.patching.calibration
-    import aird.patching.divergence
-
-    monkeypatch.setattr(aird.patching.divergence, "PACK_TOKENS", 80)
+    monkeypatch.setattr("aird.patching.divergence.PACK_TOKENS", 80)
     compressed = damaged(copy.deepcopy(model))
     names, (one, other) = modules(model, [3])[:1], replies.values()
     parts = [one, other.chosen([0, 1, 2])]  # seven prompts, so that a pack is left with one
@@ -464,45 +401,38 @@ def test_by_token_each_compared_token_counts_alike(
     }
     assert expected[True] != pytest.approx(expected[False], abs=1e-4)
     told: list[tuple[int, float]] = []
-    monkeypatch.setattr(aird.patching.calibration.logger, "info", lambda _, *values: told.append(values))
+    monkeypatch.setattr("aird.patching.calibration.logger.info", lambda _, *values: told.append(values))
     for by_token in expected:
-        learn_edits(compressed, names, unit, 3, matrix_of(compressed), parts, 1, 1e-9, 0, by_token=by_token)
+        learn_edits(compressed, names, UNIT, 3, matrix_of(compressed), parts, 1, 1e-9, 0, by_token=by_token)
     assert [loss for _, loss in told] == pytest.approx(list(expected.values()), abs=1e-5)
 
 
 def test_a_patch_is_calibrated_on_the_attacks_that_the_original_resists(
-    tiny_folder: Callable[[str], Path],
+    original: Path,
     tokenizer: Any,
-    unit: torch.Tensor,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     tmp_path: Path,
 ) -> None:
     """Here only what the original replies to a begun answer is no refusal; a random model refuses nothing."""
-    import aird.patching.calibration
-    import aird.patching.replies
-    import aird.patching.validation
-
-    model, compressed = tiny_folder("llama"), tmp_path / "compressed"
-    shutil.copytree(model, compressed)
-    damaged(load_float32(model)).to(torch.bfloat16).save_pretrained(compressed)
+    compressed = damaged_copy(original, tmp_path / "compressed")
     attacks = {name: (parse_attack(values), text) for name, (values, text) in ATTACKS.items()}
     prompts = attacked_prompts(tokenizer, attacks, RECORDS["harmful"], SIZES.train_harmful, 4, 0)
-    asked = {name: record_set(load_model(model), tokenizer, prompts[name], SIZES.tokens, 4) for name in ATTACKS}
+    asked = {name: record_set(load_model(original), tokenizer, prompts[name], SIZES.tokens, 4) for name in ATTACKS}
     said = {name: [tokenizer.decode(reply) for reply in part.replies] for name, part in asked.items()}
     answers = set(said["begun"])
-    monkeypatch.setattr(aird.patching.validation, "jailbroken_arditi", lambda _: False)
-    monkeypatch.setattr(aird.patching.replies, "jailbroken_arditi", lambda text: text in answers)
+    monkeypatch.setattr("aird.patching.validation.jailbroken_arditi", lambda _: False)
+    monkeypatch.setattr("aird.patching.replies.jailbroken_arditi", lambda text: text in answers)
     learnt: list[list[ReplySet]] = []
     monkeypatch.setattr(
-        aird.patching.calibration, "make_batches", lambda *given: learnt.append(given[1]) or make_batches(*given)
+        "aird.patching.calibration.make_batches", lambda *given: learnt.append(given[1]) or make_batches(*given)
     )
     settings = Calibrate(
         attacks={"suite": "attacks", "names": list(ATTACKS), "count": 4}, epochs=1, strengths=[1.0], **ANY
     )
     more = {"sizes": SIZES.model_dump(), "attacks": ATTACKS}
     with caplog.at_level("INFO"):
-        record = patched(settings, model, unit, tmp_path, compressed, **more)
+        record = patched(settings, original, tmp_path, compressed, **more)
     resisted = {name: [text not in answers for text in texts] for name, texts in said.items()}
     assert record["calibration"]["attacks"] == {
         name: {"prompts": 4, "refused": sum(flags)} for name, flags in resisted.items()
@@ -518,11 +448,9 @@ def test_a_patch_is_calibrated_on_the_attacks_that_the_original_resists(
     assert any(update.down.any() for update in load_adapter(tmp_path / "adapter"))
 
 
-def test_texts_of_attacks_are_asked_for_before_anything_runs(
-    tiny_folder: Callable[[str], Path], unit: torch.Tensor, tmp_path: Path
-) -> None:
+def test_texts_of_attacks_are_asked_for_before_anything_runs(original: Path, tmp_path: Path) -> None:
     settings = Calibrate(attacks={"suite": "attacks", "names": ["begun"]})
     with pytest.raises(ValueError, match="method calibrate needs what was not given: attacks"):
-        patched(settings, tiny_folder("llama"), unit, tmp_path, sizes=SIZES.model_dump())
+        patched(settings, original, tmp_path, sizes=SIZES.model_dump())
     # A patch that learns from none is what it was.
     assert "attacks" not in Calibrate().model_dump()

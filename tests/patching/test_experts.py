@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from models.families import direction, tiny_family
+from models.families import tiny_family
+from patches import merged, saved_direction, unit_vector
 from peft import PeftModel
+from tiny_model import TOKENS, logits_of, new
 from transformers import AutoModelForCausalLM
 
 from aird.compression.registry import compress
-from aird.directions.direction import Direction, save_direction
 from aird.evaluation.engines.transformers import Transformers
 from aird.evaluation.engines.vllm import Vllm
 from aird.evaluation.suite_run import prepare_checkpoint
@@ -32,8 +33,7 @@ from aird.settings.compressions import RoundToNearest
 # Experts stored one by one under other names and under their own, as one tensor of another name, and as one of swapped
 # dimensions; DeepSeek's first block is dense.
 FAMILIES = ("mixtral", "qwen3_moe", "olmoe", "deepseek_v2", "granitemoe", "gpt_oss")
-TOKENS = torch.tensor([[5, 18, 21, 48, 67, 79, 71, 9]])
-UNIT = direction(64)
+UNIT = unit_vector(width=64)
 
 
 def saved(family: str, folder: Path) -> Path:
@@ -43,11 +43,6 @@ def saved(family: str, folder: Path) -> Path:
 
 def load(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-
-
-@torch.no_grad()
-def logits_of(model: Any) -> torch.Tensor:
-    return model(input_ids=TOKENS, use_cache=False).logits.float()
 
 
 def edits_of(folder: Path, blocks: tuple[int, ...] = (0, 1, 2)) -> list[Edit]:
@@ -82,9 +77,7 @@ def test_adapter_by_peft_equals_edited_weights_and_merged_checkpoint(family: str
     edit_by_hand(by_hand, [edit for edit in edits if edit.row.ndim == 1])
     expected = logits_of(by_hand)
 
-    adapter, merged = tmp_path / "adapter", tmp_path / "merged"
-    for folder in (adapter, merged):
-        folder.mkdir()
+    adapter = new(tmp_path / "adapter")
     save_adapter(edits, adapter, "base", by_hand)
     torch.testing.assert_close(logits_of(load_model(base, adapter)), expected, atol=1e-4, rtol=0)
     joined = PeftModel.from_pretrained(load(base), str(adapter)).merge_and_unload()
@@ -93,8 +86,7 @@ def test_adapter_by_peft_equals_edited_weights_and_merged_checkpoint(family: str
     by_name = {edit.module: edit.matrix() for edit in edits}
     assert by_name.keys() == {update.module for update in updates}
     assert all(torch.equal(update.matrix(), by_name[update.module]) for update in updates)
-    merge(base, updates, merged)
-    torch.testing.assert_close(logits_of(load(merged)), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(logits_of(load(merged(base, updates, tmp_path / "merged"))), expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("family", ("mixtral", "gpt_oss"))
@@ -139,9 +131,7 @@ def inputs(tiny_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPath
     """Return a tiny Mixtral of 4 bits, its original and a direction."""
     folder, original = tmp_path_factory.mktemp("patch"), tiny_folder("mixtral")
     compress(original, folder / "w4a16", RoundToNearest(weight_bits=4, group_size=64), None)
-    files = folder / "direction.safetensors", folder / "direction.json"
-    save_direction(Direction(direction(128), 3.0, {"layer": 2, "position": -1}), *files)
-    return PatchInputs("small-w4a16", original, folder / "w4a16", files)
+    return PatchInputs("small-w4a16", original, folder / "w4a16", saved_direction(folder, unit_vector()))
 
 
 def test_the_record_and_the_card_say_what_was_edited(inputs: PatchInputs, tmp_path: Path) -> None:

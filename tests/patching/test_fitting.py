@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from models.families import direction as direction_of
+from conftest import load_float32
 from models.families import tiny_family
+from patches import unit_vector
 
 from aird.inference.hooks import hooks
 from aird.models.structure import residual_writers
@@ -16,17 +19,19 @@ from aird.patching.edited import all_edited, edited
 from aird.patching.fitting import fit_edits, record_projections, ridge_solution, targets
 
 POSITIONS = 3
-
-
-@pytest.fixture
-def direction() -> torch.Tensor:
-    vector = torch.randn(128, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return vector / vector.norm()
+UNIT = unit_vector()
 
 
 def modules(model: Any, blocks: list[int]) -> list[str]:
     writers = residual_writers(model)
     return [name for block in blocks for name in writers[block].names]
+
+
+def damaged_copy(original: Path, folder: Path) -> Path:
+    """Write a checkpoint with noise added to every matrix."""
+    shutil.copytree(original, folder)
+    damaged(load_float32(original)).to(torch.bfloat16).save_pretrained(folder)
+    return folder
 
 
 def damaged(model: Any, seed: int = 2) -> Any:
@@ -64,44 +69,44 @@ def test_targets_by_hand() -> None:
     assert wanted.tolist() == [[8.0, -1.0], [1.0, 2.0], [3.0, 4.0]]
 
 
-def test_projections_are_those_of_single_prompts(model: Any, prompts: list[list[int]], direction: torch.Tensor) -> None:
+def test_projections_are_those_of_single_prompts(model: Any, prompts: list[list[int]]) -> None:
     (name,) = modules(model, [1])[:1]
-    found = record_projections(model, prompts, POSITIONS, direction, [name])[name]
+    found = record_projections(model, prompts, POSITIONS, UNIT, [name])[name]
     outputs: list[torch.Tensor] = []
     handle = dict(model.named_modules())[name].register_forward_hook(lambda *arguments: outputs.append(arguments[2]))
     with torch.no_grad():
         for prompt in prompts:
             model(input_ids=torch.tensor([prompt]))
     handle.remove()
-    expected = torch.stack([output[0, -POSITIONS:].double() @ direction for output in outputs])
+    expected = torch.stack([output[0, -POSITIONS:].double() @ UNIT for output in outputs])
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_an_undamaged_model_gets_no_edit(model: Any, prompts: list[list[int]], direction: torch.Tensor) -> None:
-    wanted = record_projections(model, prompts, POSITIONS, direction, modules(model, [1, 2]))
-    edits = fit_edits(model, prompts, wanted, direction, [1, 2], 0.01)
+def test_an_undamaged_model_gets_no_edit(model: Any, prompts: list[list[int]]) -> None:
+    wanted = record_projections(model, prompts, POSITIONS, UNIT, modules(model, [1, 2]))
+    edits = fit_edits(model, prompts, wanted, UNIT, [1, 2], 0.01)
     assert [edit.module for edit in edits] == modules(model, [1, 2])
     assert max(edit.row.abs().max().item() for edit in edits) < 1e-5
 
 
-def test_a_fit_restores_the_projections(model: Any, prompts: list[list[int]], direction: torch.Tensor) -> None:
+def test_a_fit_restores_the_projections(model: Any, prompts: list[list[int]]) -> None:
     """With all edits in place each module writes what was wanted, also behind the first edit."""
     names = modules(model, [1, 3])
-    wanted = record_projections(model, prompts, POSITIONS, direction, names)
+    wanted = record_projections(model, prompts, POSITIONS, UNIT, names)
     compressed = damaged(model)
-    before = record_projections(compressed, prompts, POSITIONS, direction, names)
+    before = record_projections(compressed, prompts, POSITIONS, UNIT, names)
     weights = {name: parameter.clone() for name, parameter in compressed.named_parameters()}
-    edits = fit_edits(compressed, prompts, wanted, direction, [1, 3], 1e-6)
+    edits = fit_edits(compressed, prompts, wanted, UNIT, [1, 3], 1e-6)
     # The model is as it was before.
     assert all(torch.equal(parameter, weights[name]) for name, parameter in compressed.named_parameters())
-    again = record_projections(compressed, prompts, POSITIONS, direction, names)
+    again = record_projections(compressed, prompts, POSITIONS, UNIT, names)
     assert all(torch.equal(again[name], before[name]) for name in names)
 
     named = dict(compressed.named_modules())
     with contextlib.ExitStack() as active:
         for edit in edits:
             active.enter_context(edited(named[edit.module], edit))
-        after = record_projections(compressed, prompts, POSITIONS, direction, names)
+        after = record_projections(compressed, prompts, POSITIONS, UNIT, names)
     for name in names:
         scale = wanted[name].std()
         assert (before[name] - wanted[name]).abs().max() > 0.1 * scale
@@ -111,7 +116,7 @@ def test_a_fit_restores_the_projections(model: Any, prompts: list[list[int]], di
 
 def test_behind_a_norm_a_fit_restores_what_is_contributed(prompts: list[list[int]]) -> None:
     model = tiny_family("gemma2", vocab_size=512)
-    unit = direction_of(64)
+    unit = unit_vector(width=64)
     names = modules(model, [1, 2])
     wanted = record_projections(model, prompts, POSITIONS, unit, names)
     contributed: list[torch.Tensor] = []
@@ -131,9 +136,9 @@ def test_behind_a_norm_a_fit_restores_what_is_contributed(prompts: list[list[int
         assert (after[name] - wanted[name]).norm() < 0.3 * (before[name] - wanted[name]).norm(), name
 
 
-def test_an_edit_is_its_matrix(model: Any, prompts: list[list[int]], direction: torch.Tensor) -> None:
-    recorded = record_projections(model, prompts, POSITIONS, direction, modules(model, [2]))
-    edit = fit_edits(model, prompts, targets(recorded, [True, True, False, False, False], 2.0), direction, [2], 0.01)[1]
+def test_an_edit_is_its_matrix(model: Any, prompts: list[list[int]]) -> None:
+    recorded = record_projections(model, prompts, POSITIONS, UNIT, modules(model, [2]))
+    edit = fit_edits(model, prompts, targets(recorded, [True, True, False, False, False], 2.0), UNIT, [2], 0.01)[1]
     assert edit.row.abs().max() > 0
     module = dict(model.named_modules())[edit.module]
     tokens = torch.tensor([prompts[0]])

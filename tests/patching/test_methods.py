@@ -14,10 +14,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT
+from grid import prompt_records
 from huggingface_hub import ModelCard
-from safetensors.torch import load_file, save_file
+from patches import saved_direction, unit_vector
+from project import code_of
+from tiny_model import changed_tensors
 
-from aird.directions.direction import Direction, load_direction, save_direction
+from aird.directions.direction import load_direction
 from aird.patching.adapters import load_adapter
 from aird.patching.method import PatchInputs
 from aird.patching.methods import NAMES, method, module_of, needs_of, parse_patch
@@ -46,14 +49,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 WITH_REPLIES = ("calibrate", "choose")
 MADE_OF = {"calibrate": {"fit"}, "choose": {"calibrate", "scale", "project"}}
 SIZES = Replies(train_harmful=8, train_harmless=8, validation=8, tokens=3, judged_tokens=4).model_dump()
-RECORDS = {
-    kind: [
-        {"id": f"{split}-{number}", "instruction": f"{kind} {split} {number}", "split": split}
-        for split in ("train", "validation")
-        for number in range(8)
-    ]
-    for kind in ("harmful", "harmless")
-}
+RECORDS = prompt_records(train=8, validation=8)
 
 
 def test_every_method_is_tested_and_named_as_in_its_settings() -> None:
@@ -62,16 +58,6 @@ def test_every_method_is_tested_and_named_as_in_its_settings() -> None:
     assert files == set(NAMES)
     for name in NAMES:
         assert parse_patch({"method": name}).model_dump()["method"] == name
-
-
-def save_unit(
-    folder: Path, name: str = "direction", layer: int = 2, first: int = 0, **record: Any
-) -> tuple[Path, Path]:
-    """Write a direction and return its files."""
-    unit = torch.nn.functional.normalize(torch.arange(first, first + 128, dtype=torch.float64), dim=0)
-    files = folder / f"{name}.safetensors", folder / f"{name}.json"
-    save_direction(Direction(unit, 3.0, {"layer": layer, "position": -1, **record}), *files)
-    return files
 
 
 # What runs a patch's job, with the files of the project that Python has loaded at its end.
@@ -102,7 +88,7 @@ def test_the_script_makes_any_patch_from_what_it_needs_by_the_code_of_its_method
     write_json(tmp_path / "arithmetic.json", {"computes_in": {}})
     for kind, records in RECORDS.items():
         write_json_lines(tmp_path / f"{kind}.jsonl", records)
-    tensors, record = save_unit(tmp_path)
+    tensors, record = saved_direction(tmp_path, unit_vector())
     manifests = [
         part for kind in ("original", "compressed") for part in (f"--{kind}-manifest", tmp_path / "manifest.json")
     ]
@@ -145,13 +131,6 @@ def test_the_script_makes_any_patch_from_what_it_needs_by_the_code_of_its_method
         assert {edit["module"] for edit in statistics["edits"]} == {edit.module for edit in load_adapter(adapter)}
 
 
-def closure(*arguments: str) -> set[str]:
-    """Return the files that a script and the modules that it imports by name hang on."""
-    script, *modules = arguments
-    files = code_files(ROOT / "workflow/scripts" / f"{script}.py", ROOT, *modules)
-    return {path.relative_to(ROOT).as_posix() for path in files}
-
-
 def test_an_edit_of_a_method_or_of_what_it_runs_makes_its_own_patches_again() -> None:
     """Each row: a file, and the methods whose patches an edit of it makes again."""
     rows = {
@@ -170,14 +149,14 @@ def test_an_edit_of_a_method_or_of_what_it_runs_makes_its_own_patches_again() ->
         "aird/directions/direction.py": {"scale", "project", "choose", "fit", "calibrate"},
         "aird/patching/model_card.py": set(NAMES),
     }
-    code = {name: closure("make_patch", module_of(name)) for name in NAMES}
+    code = {name: code_of("make_patch", module_of(name)) for name in NAMES}
     for path, again in rows.items():
         assert {name for name in NAMES if path in code[name]} == again, path
     # Replies are recorded, and completions are made, whatever the methods do with them.
     for script in ("record_replies", "evaluate_suite"):
-        assert not [path for path in closure(script) if path.startswith("aird/patching/methods/")]
-    assert "aird/patching/replies.py" in closure("record_replies")
-    assert "aird/patching/calibration.py" not in closure("record_replies")
+        assert not [path for path in code_of(script) if path.startswith("aird/patching/methods/")]
+    assert "aird/patching/replies.py" in code_of("record_replies")
+    assert "aird/patching/calibration.py" not in code_of("record_replies")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -192,10 +171,10 @@ def test_what_a_method_needs_is_asked_for_before_anything_is_made(name: str, tmp
 
 @pytest.mark.parametrize("asked", [{"direction": "own"}, {"blocks": "own_source"}])
 def test_the_own_direction_is_needed_where_the_settings_ask_for_it(
-    asked: dict[str, str], tiny_folder: Callable[[str], Path], tmp_path: Path
+    asked: dict[str, str], original: Path, tmp_path: Path
 ) -> None:
-    model, settings = tiny_folder("llama"), parse_patch({"method": "scale", **asked})
-    inputs = PatchInputs("base", model, model, save_unit(tmp_path))
+    settings = parse_patch({"method": "scale", **asked})
+    inputs = PatchInputs("base", original, original, saved_direction(tmp_path, unit_vector()))
     with pytest.raises(ValueError, match="method scale needs what was not given: own"):
         make_patch(settings, inputs, tmp_path / "adapter", tmp_path / "statistics.json")
 
@@ -206,7 +185,10 @@ def test_at_the_own_source_the_originals_direction_is_written(
 ) -> None:
     """The compressed model's direction says where, and the original's what."""
     model = tiny_folder("llama")
-    original, own = save_unit(tmp_path), save_unit(tmp_path, "own", layer=3, first=-64, rule="published")
+    original, own = (
+        saved_direction(tmp_path, unit_vector()),
+        saved_direction(tmp_path, unit_vector(2), "own", layer=3, rule="published"),
+    )
     inputs = PatchInputs("base", model, model, original, own, RECORDS)
     inputs = replace(inputs, sizes=SIZES if name in WITH_REPLIES else {"train": 8})
     written = {}
@@ -225,10 +207,10 @@ def test_at_the_own_source_the_originals_direction_is_written(
 
 
 def test_a_source_that_induces_no_refusal_is_told(
-    tiny_folder: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    original: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model, own = tiny_folder("llama"), save_unit(tmp_path, "own", layer=3, rule="relaxed_induce")
-    inputs = PatchInputs("base", model, model, save_unit(tmp_path), own)
+    own = saved_direction(tmp_path, unit_vector(2), "own", layer=3, rule="relaxed_induce")
+    inputs = PatchInputs("base", original, original, saved_direction(tmp_path, unit_vector()), own)
     make_patch(parse_patch({"method": "scale"}), inputs, tmp_path / "one", tmp_path / "one.json")
     assert not caplog.text
     settings = parse_patch({"method": "scale", "blocks": "own_source"})
@@ -238,20 +220,18 @@ def test_a_source_that_induces_no_refusal_is_told(
 
 @pytest.mark.parametrize("row", ["scale", "project"])
 def test_a_chosen_strength_multiplies_the_rows_of_the_formula(
-    row: str, tiny_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    row: str, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import aird.patching.replies
-
     # A random model refuses nothing by itself. Here the original refuses all, and its compressed form nothing.
-    monkeypatch.setattr(aird.patching.replies, "jailbroken_arditi", lambda _: False)
-    compressed = Path(shutil.copytree(tiny_folder("llama"), tmp_path / "compressed"))
-    tensors, generator = load_file(compressed / "model.safetensors"), torch.Generator().manual_seed(0)
-    noisy = {
-        name: tensor + 0.02 * torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
-        for name, tensor in tensors.items()
-    }
-    save_file(noisy, compressed / "model.safetensors", {"format": "pt"})
-    inputs = PatchInputs("base", tiny_folder("llama"), compressed, save_unit(tmp_path), prompts=RECORDS, sizes=SIZES)
+    monkeypatch.setattr("aird.patching.replies.jailbroken_arditi", lambda _: False)
+    compressed = Path(shutil.copytree(original, tmp_path / "compressed"))
+    generator = torch.Generator().manual_seed(0)
+    with changed_tensors(compressed) as tensors:
+        for tensor in tensors.values():
+            tensor += 0.02 * torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
+    inputs = PatchInputs(
+        "base", original, compressed, saved_direction(tmp_path, unit_vector()), prompts=RECORDS, sizes=SIZES
+    )
     settings = {"formula": {"method": row}, "chosen": {"method": "choose", "row": row, "strengths": [0.25, 0.5]}}
     records = {
         name: make_patch(parse_patch(values), inputs, tmp_path / name, tmp_path / f"{name}.json")
@@ -268,23 +248,21 @@ def test_a_chosen_strength_multiplies_the_rows_of_the_formula(
     assert changes[1] == pytest.approx([choice["strength"] * change for change in changes[0]], rel=1e-5)
 
 
-def test_what_refuses_as_the_original_does_gets_strength_zero(
-    tiny_folder: Callable[[str], Path], tmp_path: Path
-) -> None:
-    model = tiny_folder("llama")
-    inputs = PatchInputs("base", model, model, save_unit(tmp_path), prompts=RECORDS, sizes=SIZES)
+def test_what_refuses_as_the_original_does_gets_strength_zero(original: Path, tmp_path: Path) -> None:
+    inputs = PatchInputs(
+        "base", original, original, saved_direction(tmp_path, unit_vector()), prompts=RECORDS, sizes=SIZES
+    )
     record = make_patch(parse_patch({"method": "choose"}), inputs, tmp_path / "adapter", tmp_path / "record.json")
     assert record["calibration"]["strength"] == 0
     assert all(edit["relative_change"] == 0 for edit in record["edits"])
     assert not any(update.down.any() for update in load_adapter(tmp_path / "adapter"))
 
 
-def test_a_merged_lora_says_that_it_is_a_baseline(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
-    model = tiny_folder("llama")
-    inputs = PatchInputs("base", compressed=model, prompts=RECORDS, sizes={"train": 8})
+def test_a_merged_lora_says_that_it_is_a_baseline(original: Path, tmp_path: Path) -> None:
+    inputs = PatchInputs("base", compressed=original, prompts=RECORDS, sizes={"train": 8})
     settings = parse_patch({"method": "lora", **SETTINGS["lora"]})
     record = make_patch(settings, inputs, tmp_path / "adapter", tmp_path / "statistics.json", "mit")
-    write_merged(model, tmp_path / "adapter", record, tmp_path / "merged")
+    write_merged(original, tmp_path / "adapter", record, tmp_path / "merged")
     card = ModelCard.load(tmp_path / "merged/README.md")
     assert card.data.library_name == "transformers" and card.data.license == "mit" and "baseline" in card.data.tags
     assert "vllm serve path/to/this/folder" in card.text and "enable-lora" not in card.text

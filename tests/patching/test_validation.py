@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from patches import unit_vector
 from test_calibration import INSTRUCTIONS, RECORDS, SIZES
 from test_fitting import modules
 
@@ -25,6 +25,7 @@ from aird.patching.validation import Validation, choose_on_validation
 from aird.settings.patches import ChoiceSettings
 
 REFUSES, ANSWERS = True, False
+UNIT = unit_vector()
 
 
 def replies_of(flags: list[bool]) -> ReplySet:
@@ -68,12 +69,6 @@ def test_what_was_gained_is_no_loss() -> None:
 
 
 @pytest.fixture
-def unit() -> torch.Tensor:
-    vector = torch.randn(128, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return vector / vector.norm()
-
-
-@pytest.fixture
 def validation(model: Any, tokenizer: Any) -> Validation:
     """A random model refuses nothing by itself: here the original refuses half of the harmful prompts."""
     instructions = {("validation", kind): texts for (_, kind), texts in INSTRUCTIONS.items()}
@@ -84,13 +79,11 @@ def validation(model: Any, tokenizer: Any) -> Validation:
 
 
 def test_the_strength_is_chosen_by_what_the_checkpoint_replies(
-    model: Any, tokenizer: Any, unit: torch.Tensor, validation: Validation, monkeypatch: pytest.MonkeyPatch
+    model: Any, tokenizer: Any, validation: Validation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import aird.patching.validation
-
     # By strength: of the harmful prompts half are refused from 0.5 on, all from 2 on, and then all harmless ones.
     column = modules(model, [3])[0]
-    edit = Edit(column, unit.float(), torch.full((128,), 0.05))
+    edit = Edit(column, UNIT.float(), torch.full((128,), 0.05))
     seen: list[float] = []
 
     def refused(edited_model: Any, _: Any, prompts: Any, tokens: int) -> list[bool]:
@@ -98,12 +91,12 @@ def test_the_strength_is_chosen_by_what_the_checkpoint_replies(
         with torch.no_grad():
             module = edited_model.get_submodule(column)
             change = module(torch.ones(1, 1, 128)) - torch.nn.functional.linear(torch.ones(1, 1, 128), module.weight)
-        strength = round((change[0, 0] @ unit.float()).item() / 6.4, 2)
+        strength = round((change[0, 0] @ UNIT.float()).item() / 6.4, 2)
         harmful = prompts == validation.harmful.prompts
         seen.append(strength)
         return [strength >= (2.0 if index % 2 or not harmful else 0.5) for index in range(4)]
 
-    monkeypatch.setattr(aird.patching.validation, "_refused", refused)
+    monkeypatch.setattr("aird.patching.validation._refused", refused)
     settings = ChoiceSettings(strengths=[0.25, 0.5, 2.0], kl_budget=10.0, significance=1)
     record = choose_on_validation(model, tokenizer, [edit], 3, validation, settings)
     assert seen == [0.5, 0.5, 0.25, 0.25]
@@ -123,9 +116,9 @@ def test_the_strength_is_chosen_by_what_the_checkpoint_replies(
 
 
 def test_replies_that_are_to_change_are_no_part_of_what_has_to_stay(
-    model: Any, tokenizer: Any, unit: torch.Tensor, validation: Validation
+    model: Any, tokenizer: Any, validation: Validation
 ) -> None:
-    edit = Edit(modules(model, [3])[0], unit.float(), torch.full((128,), 0.05))
+    edit = Edit(modules(model, [3])[0], UNIT.float(), torch.full((128,), 0.05))
     own = dataclasses.replace(validation.own, refused=[False, True, False, False])
     lost = dataclasses.replace(validation, own=own)
     # One of four has p = 1, which counts where any does.
@@ -158,22 +151,15 @@ def test_an_update_in_place_is_the_merged_one(model: Any, tokenizer: Any) -> Non
 
 
 @pytest.mark.parametrize("strength", [0.5, 0.0])
-def test_the_strength_of_a_lora_is_chosen_and_written(
-    strength: float, tiny_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    import aird.patching.replies
-    import aird.patching.validation
-
+@pytest.mark.usefixtures("all_refuse")
+def test_the_strength_of_a_lora_is_chosen_and_written(strength: float, original: Path, tmp_path: Path) -> None:
     # The original is the checkpoint itself: nothing is lost, unless the choice is asked for in any case.
-    for module in (aird.patching.replies, aird.patching.validation):
-        monkeypatch.setattr(module, "jailbroken_arditi", lambda _: False)
-    model = tiny_folder("llama")
     values: dict[str, Any] = {"method": "lora", "rank": 2, "epochs": 1, "maximum_answer_tokens": 2}
     chosen = {**values, "strengths": [0.5], "kl_budget": 100.0, "significance": 1 if strength else 0.2}
     records = {}
     for name, settings in {"whole": values, "chosen": chosen}.items():
         sizes = {"train": 8} | (SIZES.model_dump() if name == "chosen" else {})
-        inputs = PatchInputs("base", model, model, prompts=RECORDS, sizes=sizes)
+        inputs = PatchInputs("base", original, original, prompts=RECORDS, sizes=sizes)
         records[name] = make_patch(parse_patch(settings), inputs, tmp_path / name, tmp_path / f"{name}.json")
     assert "calibration" not in records["whole"]
     assert records["chosen"]["calibration"]["strength"] == strength

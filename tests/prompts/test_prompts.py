@@ -15,24 +15,7 @@ from aird.settings.base import PromptSelection
 from aird.settings.prompt_files import read_instructions
 from aird.settings.prompts import PromptSet
 
-WORDS = [
-    "apple",
-    "bread",
-    "cheese",
-    "dates",
-    "eggs",
-    "figs",
-    "grapes",
-    "honey",
-    "ice",
-    "jam",
-    "kale",
-    "lemon",
-    "mint",
-    "nuts",
-    "olives",
-    "plums",
-]
+WORDS = "apple bread cheese dates eggs figs grapes honey ice jam kale lemon mint nuts olives plums".split()
 
 
 def settings(**values: Any) -> PromptSet:

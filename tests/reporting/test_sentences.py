@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,6 +11,7 @@ import pytest
 import yaml
 from conftest import ROOT
 from frames import write_tables
+from project import run_script
 from snakemake.utils import update_config
 
 from aird.configuration.loading import load_configuration
@@ -396,15 +395,11 @@ def test_every_claim_has_its_verdict_and_what_would_decide_it() -> None:
     assert [sentence.split(": ")[0] for sentence in verdict_sentences(both)] == abouts
 
 
-def test_the_summary_of_a_run_ends_in_the_same_sentences(tmp_path: Path) -> None:
+def test_the_summary_of_a_run_ends_in_the_same_sentences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = write_tables(tmp_path / "tables", (["tiny"], ["wanda-50", "w4a16"], ["aird", "aird-calibrated"]))
-    script = [sys.executable, "workflow/scripts/print_summary.py", "--configuration", "config.yaml"]
-    script += ["--tables", str(tmp_path / "tables"), "--report", "report.html"]
-    result = subprocess.run(
-        script, cwd=ROOT, capture_output=True, text=True, check=False, env={"PYTHONPATH": ".", "COLUMNS": "10000"}
-    )
-    assert result.returncode == 0, result.stderr
-    lines = result.stdout.splitlines()
+    monkeypatch.setenv("COLUMNS", "10000")
+    printed = run_script("print_summary", configuration="config.yaml", tables=tmp_path / "tables", report="report.html")
+    lines = printed.splitlines()
     summary, paired = (pandas.read_csv(path) for name in ("summary", "paired") for path in paths if path.stem == name)
     configuration = load_configuration(yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8")))
     claimed = read_claims(tmp_path / "tables/claims.csv")

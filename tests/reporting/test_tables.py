@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pandas
 import pytest
+from frames import UTILITY
+from project import run_script
 
 from aird.evaluation.scores import score as score_completions
 from aird.reporting import tables
 from aird.reporting.markdown import directions_markdown, summary_markdown
 from aird.reporting.records import absent_keys, describe_absent, read_records, record_tables
 from aird.reporting.sentences import attack_sentences
-
-ROOT = Path(__file__).resolve().parents[2]
+from aird.support.files import write_json
 
 RATES = ("refusal", "asr_arditi", "asr_wei", "asr_arditi_coherent", "degenerate", "over_refusal")
 ORIGINAL = ("small", "original", "plain")
@@ -399,9 +396,7 @@ def test_directions_are_restored_in_tables_where_that_was_asked(results: Path) -
     )
     frame = record_tables(records)["restored_directions"]
     assert frame.empty and list(frame.columns) == tables.RESTORED_COLUMNS
-    folder = results / "restorations/small/pruned/repair"
-    folder.mkdir(parents=True)
-    (folder / "comparison.json").write_text(json.dumps(RESTORATIONS[PATCHED]), encoding="utf-8")
+    write_json(results / "restorations/small/pruned/repair/comparison.json", RESTORATIONS[PATCHED])
     # All verifications are still to come.
     for path in results.glob("directions/small/*/verification.json"):
         path.unlink()
@@ -458,9 +453,7 @@ def results(tmp_path: Path, scores: Any, directions: Any, comparisons: Any) -> P
         "patches/small/pruned/repair/statistics.json": {"edits": [], "adapter_bytes": 9},
     }
     for name, record in records.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record), encoding="utf-8")
+        write_json(folder / name, record)
     for pair in directions:
         path = folder / "directions" / "/".join(pair) / "scores.csv"
         path.write_text("layer,position,induce,kl,bypass,more\n3,-1,0.5,,-1.0,9\n", encoding="utf-8")
@@ -520,21 +513,13 @@ def test_absent_records_name_model_and_suite_where_there_are_several_and_no_more
 
 def make_tables(folder: Path) -> str:
     """Run what `make tables` runs, in a folder."""
-    result = subprocess.run(
-        [sys.executable, str(ROOT / "workflow/scripts/print_tables.py"), "--results", "results", "--grid", "grid.json"],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return result.stdout
+    return run_script("print_tables", folder, results="results", grid="grid.json")
 
 
 def test_make_tables_at_any_time(results: Path) -> None:
     folder, written = results.parent, results / "tables"
     assert "No run has begun" in make_tables(folder) and not written.exists()
-    (folder / "grid.json").write_text(json.dumps(GRID), encoding="utf-8")
+    write_json(folder / "grid.json", GRID)
     score = results / "scores/small/pruned/repair/main.json"
     kept = score.read_bytes()
 
@@ -575,9 +560,7 @@ def attacked_score(none: list[int], **attacks: list[int]) -> dict[str, Any]:
             for n, value in enumerate(values)
         ]
     records.append({"id": "q", "kind": "harmless", "origin": "mild", "completion": texts[1]})
-    return score_completions(
-        records, {"answers": [], "tasks": {}, "questions": {}, "parity": None, "served_as": "plain"}, 1
-    )
+    return score_completions(records, UTILITY, 1)
 
 
 @pytest.fixture

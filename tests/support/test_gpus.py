@@ -28,22 +28,6 @@ print(json.dumps([taken, seen, own_gpus(), start, time.time()]))
 """
 
 
-@pytest.fixture
-def pretend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Return a function that puts an nvidia-smi with so many GPUs on PATH."""
-
-    def make(count: int) -> None:
-        script = tmp_path / "bin" / "nvidia-smi"
-        script.parent.mkdir()
-        lines = "\n".join(f"echo 'GPU {index}: Pretended (UUID: GPU-{index})'" for index in range(count))
-        script.write_text(f"#!/bin/sh\n{lines}\n", encoding="utf-8")
-        script.chmod(0o755)
-        monkeypatch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-
-    return make
-
-
 @pytest.fixture(autouse=True)
 def nothing_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpus, "_own", [])
@@ -67,16 +51,18 @@ def check_apart(jobs: list[Job]) -> None:
         assert not set(first) & set(second) or end <= other_start or other_end <= start
 
 
-def test_never_two_jobs_on_one_gpu(tmp_path: Path, pretend: Callable[[int], None]) -> None:
-    pretend(2)
+def test_never_two_jobs_on_one_gpu(tmp_path: Path, pretend_gpus: Callable[[int], None]) -> None:
+    pretend_gpus(2)
     jobs = run_jobs(tmp_path, 1, 1, 1, 1, 1)
     assert {name for taken, *_ in jobs for name in taken} == {"0", "1"}
     check_apart(jobs)
 
 
-def test_jobs_that_want_several_gpus_never_wait_for_each_other(tmp_path: Path, pretend: Callable[[int], None]) -> None:
+def test_jobs_that_want_several_gpus_never_wait_for_each_other(
+    tmp_path: Path, pretend_gpus: Callable[[int], None]
+) -> None:
     """Of three GPUs three jobs want two each: gathered at the same time, each job would hold one and want another."""
-    pretend(3)
+    pretend_gpus(3)
     jobs = run_jobs(tmp_path, 2, 2, 1, 2)
     assert [(len(taken), own) for taken, _, own, *_ in jobs] == [(2, 2), (2, 2), (1, 1), (2, 2)]
     check_apart(jobs)
@@ -96,8 +82,8 @@ def test_no_choice_takes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not list(tmp_path.iterdir())
 
 
-def test_a_job_without_gpus_sees_none(pretend: Callable[[int], None]) -> None:
-    pretend(2)
+def test_a_job_without_gpus_sees_none(pretend_gpus: Callable[[int], None]) -> None:
+    pretend_gpus(2)
     take_gpus(0)
     assert visible_gpus() == []
 
@@ -108,8 +94,8 @@ def test_fewer_gpus_than_a_model_is_to_have_are_an_error(tmp_path: Path, monkeyp
         take_gpus(4, tmp_path)
 
 
-def test_ids_of_the_machine(pretend: Callable[[int], None]) -> None:
-    pretend(3)
+def test_ids_of_the_machine(pretend_gpus: Callable[[int], None]) -> None:
+    pretend_gpus(3)
     assert visible_gpus() == ["0", "1", "2"]
 
 

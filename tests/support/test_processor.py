@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +72,12 @@ def test_the_configuration_wins_over_the_measurement(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("computed", ["bfloat16", "float32"])
-def test_models_and_servers_follow_the_record(tiny_folder: Callable[[str], Path], computed: str) -> None:
+def test_models_and_servers_follow_the_record(original: Path, computed: str) -> None:
     follow(record_of(bfloat16=computed))
-    folder = tiny_folder("llama")
-    assert load_model(folder).dtype == getattr(torch, computed)
-    arguments = _arguments(folder, ServerSettings(64), None, 1, "mark", on_cpu=True)
+    assert load_model(original).dtype == getattr(torch, computed)
+    arguments = _arguments(original, ServerSettings(64), None, 1, "mark", on_cpu=True)
     assert f"--dtype={computed}" in arguments
-    assert "--dtype=auto" in _arguments(folder, ServerSettings(64), None, 1, "mark", on_cpu=False)
+    assert "--dtype=auto" in _arguments(original, ServerSettings(64), None, 1, "mark", on_cpu=False)
 
 
 def test_the_command_measures_once_and_keeps_the_record(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
