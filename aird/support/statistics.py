@@ -12,12 +12,13 @@ from statistics import NormalDist
 import numpy
 from scipy.stats import binomtest, permutation_test, rankdata
 
+Z = NormalDist().inv_cdf(0.975)  # of an interval of 95%
 PERMUTATIONS = 40_320  # 8!: the orders of up to eight pairs are enumerated, of more pairs as many are drawn
 
 
-def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the Wilson score interval of a rate (Wilson 1927), each bound in [0, 1]."""
-    interval = binomtest(successes, total).proportion_ci(confidence, method="wilson")
+def wilson_interval(successes: int, total: int) -> tuple[float, float]:
+    """Return the 95% Wilson score interval of a rate (Wilson 1927), each bound in [0, 1]."""
+    interval = binomtest(successes, total).proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)
 
 
@@ -26,9 +27,9 @@ def mean_interval(grades: Sequence[float]) -> tuple[float, float]:
 
     Grades vary no more than yes and no with the same mean do, so it is wide enough, also where all grades are equal.
     """
-    total, mean, z = len(grades), sum(grades) / len(grades), NormalDist().inv_cdf(0.975)
-    middle = (mean + z**2 / (2 * total)) / (1 + z**2 / total)
-    half = z * math.sqrt(mean * (1 - mean) / total + z**2 / (4 * total**2)) / (1 + z**2 / total)
+    total, mean = len(grades), sum(grades) / len(grades)
+    middle = (mean + Z**2 / (2 * total)) / (1 + Z**2 / total)
+    half = Z * math.sqrt(mean * (1 - mean) / total + Z**2 / (4 * total**2)) / (1 + Z**2 / total)
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
@@ -48,10 +49,8 @@ def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> tuple[int, int, fl
     return only_before, only_after, p_value
 
 
-def paired_difference(
-    before: Sequence[bool], after: Sequence[bool], confidence: float = 0.95
-) -> tuple[float, float, float]:
-    """Return the difference of two rates over the same prompts, after - before, with an interval.
+def paired_difference(before: Sequence[bool], after: Sequence[bool]) -> tuple[float, float, float]:
+    """Return the difference of two rates over the same prompts, after - before, with a 95% interval.
 
     The interval is Wald's on the table with one prompt added to each kind of change (Bonett and
     Price 2012), which keeps its coverage where few prompts change.
@@ -59,13 +58,11 @@ def paired_difference(
     Returns:
         (difference, low, high), the bounds within [-1, 1].
     """
-    return mean_change(
-        [float(later) - float(earlier) for earlier, later in zip(before, after, strict=True)], confidence
-    )
+    return mean_change([float(later) - float(earlier) for earlier, later in zip(before, after, strict=True)])
 
 
-def mean_change(changes: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    """Return the mean of one change in [-1, 1] per prompt, with an interval.
+def mean_change(changes: Sequence[float]) -> tuple[float, float, float]:
+    """Return the mean of one change in [-1, 1] per prompt, with a 95% interval.
 
     As that of `paired_difference`: Wald's, with one change of -1 and one of 1 added, so that it stays wide enough
     where few prompts change. A change may be a part, as the mean over what was asked of a prompt is.
@@ -76,7 +73,7 @@ def mean_change(changes: Sequence[float], confidence: float = 0.95) -> tuple[flo
     count = len(changes) + 2
     middle = sum(changes) / count
     variance = (sum(change**2 for change in changes) + 2) / count - middle**2
-    half = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(variance / count)
+    half = Z * math.sqrt(variance / count)
     return sum(changes) / len(changes), max(-1.0, middle - half), min(1.0, middle + half)
 
 
@@ -123,5 +120,5 @@ def rank_correlation(one: Sequence[float], other: Sequence[float], seed: int) ->
     if count <= 3:
         return correlation, -1.0, 1.0, float(p_value)
     middle = math.atanh(max(-1 + 1e-12, min(1 - 1e-12, correlation)))
-    half = NormalDist().inv_cdf(0.975) * math.sqrt((1 + correlation**2 / 2) / (count - 3))
+    half = Z * math.sqrt((1 + correlation**2 / 2) / (count - 3))
     return correlation, math.tanh(middle - half), math.tanh(middle + half), float(p_value)

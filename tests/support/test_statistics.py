@@ -30,18 +30,6 @@ def test_wilson_published(successes: int, total: int, low: float, high: float) -
     assert wilson_interval(successes, total) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
 
 
-@pytest.mark.parametrize(("successes", "total"), [(3, 64), (60, 64), (1, 2)])
-def test_wilson_formula(successes: int, total: int) -> None:
-    rate = successes / total
-    centre = (rate + Z**2 / (2 * total)) / (1 + Z**2 / total)
-    half = Z / (1 + Z**2 / total) * math.sqrt(rate * (1 - rate) / total + Z**2 / (4 * total**2))
-    assert wilson_interval(successes, total) == (pytest.approx(centre - half), pytest.approx(centre + half))
-
-
-def test_wilson_widens_with_confidence() -> None:
-    assert wilson_interval(5, 10, 0.99)[1] > wilson_interval(5, 10)[1] > wilson_interval(5, 10, 0.9)[1]
-
-
 def labels(only_before: int, only_after: int, both: int = 3, neither: int = 4) -> tuple[list[bool], list[bool]]:
     before = [True] * only_before + [False] * only_after + [True] * both + [False] * neither
     after = [False] * only_before + [True] * only_after + [True] * both + [False] * neither
