@@ -363,7 +363,7 @@ def _correlations(evidence: Evidence, model: str, suite: str, lost: Sequence[Sta
         moved, [loss.estimate for loss in lost], evidence.seed
     )
     row.test, row.n, row.p_adjusted = "rank correlation, permutations", len(lost), row.p_value
-    row.verdict = correlation_verdict(row.estimate, row.high, row.p_value, row.n)
+    row.verdict = correlation_verdict(row.high, row.p_value, row.n)
     if row.verdict[0] == UNDECIDED:
         row.needs = correlation_needs(row.statement, row.n, row.estimate)
     return [row]

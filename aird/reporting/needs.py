@@ -170,7 +170,7 @@ def correlation_needs(question: str, have: int, correlation: float) -> Needs:
             return False
         spread = math.sqrt((1 + correlation**2 / 2) / (count - 3))
         p_value = 1 - NormalDist().cdf(middle / spread)
-        return correlation_verdict(correlation, math.tanh(middle + Z * spread), p_value, count)[0] != UNDECIDED
+        return correlation_verdict(math.tanh(middle + Z * spread), p_value, count)[0] != UNDECIDED
 
     return (Need(question, "compressions", have, _smallest(decided, have + 1)),)
 

@@ -165,11 +165,10 @@ def follows_verdict(moved: str, lost: Verdict) -> Verdict:
     return DOES_NOT_HOLD, "moved, but nothing is lost" if moved == HOLDS else "not moved, but refusal is lost"
 
 
-def correlation_verdict(correlation: float, high: float, p_value: float, count: int) -> Verdict:
+def correlation_verdict(high: float, p_value: float, count: int) -> Verdict:
     """Judge "the one is larger where the other is" by a rank correlation.
 
     Args:
-        correlation: of `count` pairs; NaN where one side does not vary.
         high: upper bound of its interval.
         p_value: one-sided.
         count: number of pairs.
