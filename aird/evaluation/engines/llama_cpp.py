@@ -20,7 +20,7 @@ from aird.evaluation.engines.engine import Abilities, Completion, Engine, Server
 from aird.evaluation.http_server import HttpServer, listed_models, start_server
 from aird.evaluation.programs import llama_cpp_server
 from aird.evaluation.server_process import clean_environment
-from aird.models.gguf_file import served_gguf
+from aird.models.gguf_file import read_gguf, served_gguf
 from aird.settings.base import EngineName
 from aird.settings.compressions import CACHE_DTYPES
 from aird.settings.suites import GGUF_FILE
@@ -69,7 +69,7 @@ class LlamaCpp(Engine):
     def serve(
         self, checkpoint: Path, settings: ServerSettings, log_path: Path, adapter: Path | None = None
     ) -> Iterator[LlamaCppClient]:
-        """Serve the GGUF file of a checkpoint, with an adapter on it if one is given: a GGUF LoRA, or a PEFT folder.
+        """Serve the GGUF file of a checkpoint, with a PEFT adapter on it if one is given.
 
         Raises:
             RuntimeError: the server did not start in time or ended; the message has the end of its log.
@@ -91,8 +91,12 @@ class LlamaCpp(Engine):
             options["cache"] = settings.key_value_cache_dtype
         with contextlib.ExitStack() as stack:
             if adapter is not None:
-                scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aird-adapter-")))
-                options["adapter"] = _gguf_adapter(adapter, checkpoint, model, scratch)
+                from aird.patching.gguf_adapter import write_gguf_adapter
+
+                # As a GGUF file, the form in which people add it to the GGUF model that they run.
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="aird-adapter-"))
+                write_gguf_adapter(adapter, checkpoint, read_gguf(model), Path(folder, "adapter.gguf"))
+                options["adapter"] = Path(folder, "adapter.gguf")
             fixed = [f"--{name}={value}" for name, value in options.items()]
 
             def command(port: int, mark: str) -> list[str]:
@@ -154,17 +158,6 @@ class LlamaCppClient:
             rows = sorted(rows, key=lambda row: int(row["index"]))
             completions += [_read_completion(row, logprobs is not None) for row in rows]
         return completions
-
-
-def _gguf_adapter(adapter: Path, checkpoint: Path, model: Path, scratch: Path) -> Path:
-    """Return an adapter as a GGUF file, the form in which people add it to the GGUF model that they run."""
-    if adapter.is_file():
-        return adapter.absolute()
-    from aird.models.gguf_file import read_gguf
-    from aird.patching.gguf_adapter import write_gguf_adapter
-
-    write_gguf_adapter(adapter, checkpoint, read_gguf(model), scratch / "adapter.gguf")
-    return scratch / "adapter.gguf"
 
 
 def _threads() -> int:
