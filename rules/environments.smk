@@ -132,7 +132,7 @@ use rule vllm_environment as llama_cpp_environment with:
 
 rule gptq_environment:
     input:
-        code=code("build_gptq_environment"),
+        code=code("build_tool_environment", "aird.compression.optimum_gptq"),
         lock=sources([os.path.relpath(PROJECT / "envs" / "gptq.lock.txt")]),
     output:
         f"{RESULTS}/environments/gptq.json",
@@ -147,19 +147,21 @@ rule gptq_environment:
         runtime=60,
     params:
         environment=environment_folder,
+        module="aird.compression.optimum_gptq",
     message:
         "Making GPTQModel's environment (once)"
     shell:
-        'python "$SCRIPTS"/build_gptq_environment.py'
+        'python "$SCRIPTS"/build_tool_environment.py'
         " --lock {input.lock:q}"
         " --environment {params.environment:q}"
+        " --module {params.module:q}"
         " --output {output:q}"
         " > {log:q} 2>&1"
 
 
-rule gguf_environment:
+use rule gptq_environment as gguf_environment with:
     input:
-        code=code("build_gguf_environment"),
+        code=code("build_tool_environment", "aird.compression.gguf_recipe"),
         lock=sources([os.path.relpath(PROJECT / "envs" / "gguf.lock.txt")]),
     output:
         f"{RESULTS}/environments/gguf.json",
@@ -167,18 +169,11 @@ rule gguf_environment:
         f"{RESULTS}/logs/environments/gguf.log",
     benchmark:
         f"{RESULTS}/benchmarks/environments/gguf.tsv"
-    conda:
-        "../envs/core.yaml"
     resources:
         mem_mb=1000,
         runtime=20,
     params:
         environment=environment_folder,
+        module="aird.compression.gguf_recipe",
     message:
         "Making the environment of llama.cpp's quantiser (once)"
-    shell:
-        'python "$SCRIPTS"/build_gguf_environment.py'
-        " --lock {input.lock:q}"
-        " --environment {params.environment:q}"
-        " --output {output:q}"
-        " > {log:q} 2>&1"

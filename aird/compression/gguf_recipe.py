@@ -42,7 +42,7 @@ LOG_TAIL_LINES = 12
 
 
 @functools.cache
-def describe_gguf_environment(python: Path) -> dict[str, Any]:
+def describe_environment(python: Path) -> dict[str, Any]:
     """Return the `versions` of llama.cpp, its binding and its converter, and where `packages` are; check the import.
 
     Raises:
@@ -151,7 +151,7 @@ def _convert(
         {"path": str(path.absolute()), "pre_tokenizer": name, "vocabulary": vocabulary} for path, name in files.items()
     ]
     write_json(request, {"source": str(source.absolute()), "type": kind, "ends": _ends(source), "files": entries})
-    packages = describe_gguf_environment(python)["packages"]
+    packages = describe_environment(python)["packages"]
     command = [sys.executable, gguf_converter.__file__, str(request)]
     result = _run(command, {"PYTHONPATH": packages, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"})
     if result.returncode == gguf_converter.UNKNOWN:

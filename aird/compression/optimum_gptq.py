@@ -65,14 +65,13 @@ print(json.dumps({name: version(name) for name in ("optimum", "gptqmodel", "torc
 """
 
 
-def describe_gptq_environment(python: Path) -> dict[str, str]:
-    """Return the versions of optimum, GPTQModel, torch and Transformers there; check that they can be imported.
+def describe_environment(python: Path) -> dict[str, Any]:
+    """Return the `versions` of optimum, GPTQModel, torch and Transformers there; check that they can be imported.
 
     Raises:
         RuntimeError: they cannot; the message has the last lines of the output.
     """
-    found: dict[str, str] = json.loads(_run(python, ["-c", PROBE], "GPTQModel cannot be imported").splitlines()[-1])
-    return found
+    return {"versions": json.loads(_run(python, ["-c", PROBE], "GPTQModel cannot be imported").splitlines()[-1])}
 
 
 def quantise_by_optimum(

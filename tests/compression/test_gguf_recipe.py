@@ -12,10 +12,10 @@ import gguf
 import pytest
 import torch
 from configuration.configuration_cases import BASE
-from tiny_model import build_tiny_model
+from tiny_model import build_tiny_model, configured, new
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from aird.compression.gguf_recipe import PRE_TOKENIZERS, _quantiser, describe_gguf_environment, write_gguf
+from aird.compression.gguf_recipe import PRE_TOKENIZERS, _quantiser, describe_environment, write_gguf
 from aird.compression.programs import gguf_quantiser
 from aird.compression.registry import compress
 from aird.configuration.loading import load_configuration
@@ -84,9 +84,8 @@ def test_what_llama_cpp_packed_is_decoded(gguf_python: Path, tmp_path: Path) -> 
     config = LlamaConfig.from_pretrained(original, hidden_size=256, num_attention_heads=4)
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(original)
-    (tmp_path / "whole").mkdir()
     source = read_checkpoint(original)
-    write_gguf(source, tmp_path / "whole", None, gguf_python)
+    write_gguf(source, new(tmp_path / "whole"), None, gguf_python)
     # llama.cpp holds the rows of queries and keys in another order.
     modules = [name for name in source.block_matrices() if not name.endswith(("q_proj", "k_proj"))]
     errors: dict[str, list[float]] = {}
@@ -113,14 +112,7 @@ def test_the_originals_own_weights_for_llama_cpp(gguf_python: Path, tmp_path: Pa
     assert all(torch.equal(ours[name].load(), theirs[name].load()) for name in theirs)
 
 
-def configured(folder: Path, **changes: object) -> Path:
-    config = json.loads((folder / "config.json").read_text()) | changes
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
-def test_what_cannot_be_converted(gguf_python: Path, tmp_path: Path) -> None:
-    original = build_tiny_model(tmp_path / "original")
+def test_what_cannot_be_converted(gguf_python: Path, original: Path, tmp_path: Path) -> None:
     unknown = configured(Path(shutil.copytree(original, tmp_path / "unknown")), architectures=["OwnForCausalLM"])
     with pytest.raises(ValueError, match="converter does not know the architecture OwnForCausalLM"):
         compress(unknown, tmp_path / "made", GGUF(type="Q8_0"), None, gguf_python)
@@ -136,13 +128,12 @@ def test_what_cannot_be_converted(gguf_python: Path, tmp_path: Path) -> None:
 
 
 def test_the_environment_says_what_it_is(gguf_python: Path) -> None:
-    environment = describe_gguf_environment(gguf_python)
+    environment = describe_environment(gguf_python)
     assert environment["versions"]["llama.cpp"].startswith("b")
     assert (Path(environment["packages"]) / "conversion").is_dir()
 
 
-def test_another_environment_is_an_error_with_its_output(tmp_path: Path) -> None:
-    original = build_tiny_model(tmp_path / "original")
+def test_another_environment_is_an_error_with_its_output(original: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs the Python of the environment gguf"):
         compress(original, tmp_path / "made", GGUF(type="Q8_0"), None)
     with pytest.raises(RuntimeError, match="No module named 'cyllama'"):
