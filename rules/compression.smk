@@ -25,16 +25,6 @@ def given_source(wildcards):
     return sources_of[wildcards.model]
 
 
-def given_files(wildcards):
-    """Return the files of a local ready-made checkpoint; Snakemake then watches them."""
-    return local_files(given_source(wildcards).path)
-
-
-def given_settings(wildcards):
-    """Return what importing a ready-made checkpoint depends on."""
-    return settings_json(given_source(wildcards))
-
-
 def given_memory(wildcards):
     """Return the memory of such an import, MB; of GGUF as of a model's own."""
     times = 3 if is_gguf(given_source(wildcards)) else 1
@@ -113,7 +103,7 @@ rule import_given:
         code=code("import_given"),
         original=ancient(ORIGINAL_CHECKPOINT),
         original_manifest=ORIGINAL_MANIFEST,
-        files=given_files,
+        files=lambda wildcards: local_files(given_source(wildcards).path),
     output:
         checkpoint=directory(CHECKPOINT),
         manifest=MANIFEST,
@@ -131,7 +121,7 @@ rule import_given:
         mem_mb=given_memory,
         runtime=120,
     params:
-        settings=given_settings,
+        settings=lambda wildcards: settings_json(given_source(wildcards)),
     message:
         "Importing {wildcards.compression} of {wildcards.model}"
     shell:

@@ -17,24 +17,16 @@ CELL = "{model}/{compression}/{patch}/{suite}"
 
 def suite_prompts(kind):
     """Return an input function that names the prompt set of a suite."""
-
-    def path(wildcards):
-        return prompts(getattr(CONFIGURATION.suites[wildcards.suite], kind).set)
-
-    return path
+    return lambda wildcards: prompts(
+        getattr(CONFIGURATION.suites[wildcards.suite], kind).set
+    )
 
 
 def patch_input(template):
     """Return an input function that names a patch's file, or nothing for the plain checkpoint."""
-
-    def path(wildcards):
-        return (
-            []
-            if wildcards.patch == PLAIN
-            else [template.format(**dict(wildcards.items()))]
-        )
-
-    return path
+    return lambda wildcards: (
+        [] if wildcards.patch == PLAIN else [template.format(**wildcards)]
+    )
 
 
 def reference_completions(wildcards):
@@ -139,7 +131,7 @@ def optional_flags(wildcards, input):
     return flags
 
 
-# One string per suite, made once and not once per job. What came later stands there only where it is set, so that
+# One string per suite, made once and not once per job, without where vLLM is. What came later stands there only where it is set, so that
 # results from before stay what they are.
 LATER = {"gpu_memory_utilization", "arguments"}
 SERVING_SETTINGS = {
@@ -151,11 +143,6 @@ SUITE_SETTINGS = {
     name: canonical_json({"suite": suite.asked(), "serving": SERVING_SETTINGS})
     for name, suite in CONFIGURATION.suites.items()
 }
-
-
-def suite_settings(wildcards):
-    """Return the settings of a suite and of the server, without where vLLM is."""
-    return SUITE_SETTINGS[wildcards.suite]
 
 
 def suite_serve(wildcards):
@@ -175,11 +162,6 @@ def judge_files(wildcards):
     if path is None:
         return []
     return sources(sorted(str(file) for file in Path(path).iterdir() if file.is_file()))
-
-
-def judge_source(wildcards):
-    """Return where a suite's judge comes from, and how it is addressed."""
-    return canonical_json(CONFIGURATION.suites[wildcards.suite].judge.imported())
 
 
 def judge_settings(wildcards):
@@ -310,7 +292,7 @@ rule evaluate_suite:
         runtime=240,
         gpu=gpus,
     params:
-        settings=suite_settings,
+        settings=lambda wildcards: SUITE_SETTINGS[wildcards.suite],
         serve=suite_serve,
         optional=optional_flags,
         seed=SEED,
@@ -354,7 +336,9 @@ rule import_judge:
         mem_mb=4000,
         runtime=120,
     params:
-        settings=judge_source,
+        settings=lambda wildcards: canonical_json(
+            CONFIGURATION.suites[wildcards.suite].judge.imported()
+        ),
     message:
         "Importing the judge of suite {wildcards.suite}"
     shell:

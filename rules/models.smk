@@ -16,13 +16,8 @@ TUNED = [
 UNTUNED = [name for name in CONFIGURATION.models if name not in TUNED]
 
 
-def local_model_files(wildcards):
-    """Return the files of a model's local source; Snakemake then watches them."""
-    return local_files(CONFIGURATION.models[wildcards.model].source.path)
-
-
 def local_files(path):
-    """Return the files of a local folder, or the one file; none where there is no path."""
+    """Return the files of a local folder, or the one file, which Snakemake then watches; none where there is no path."""
     if path is None:
         return []
     if os.path.isdir(path):
@@ -56,22 +51,15 @@ def tuning(wildcards):
 
 def tuning_prompts(kind):
     """Return an input function that names the prompt set of a class of instructions that a tuning uses."""
-
-    def path(wildcards):
-        return prompts(getattr(tuning(wildcards), kind).set)
-
-    return path
-
-
-def tuning_settings(wildcards):
-    """Return the settings of a refusal tuning."""
-    return settings_json(tuning(wildcards))
+    return lambda wildcards: prompts(getattr(tuning(wildcards), kind).set)
 
 
 rule import_model:
     input:
         code=code("import_model"),
-        files=local_model_files,
+        files=lambda wildcards: local_files(
+            CONFIGURATION.models[wildcards.model].source.path
+        ),
     output:
         checkpoint=directory(f"{RESULTS}/models/{{model}}/{ORIGINAL}/checkpoint"),
         manifest=f"{RESULTS}/models/{{model}}/{ORIGINAL}/manifest.json",
@@ -131,7 +119,7 @@ rule tune_refusal:
         runtime=60,
         gpu=gpus,
     params:
-        settings=tuning_settings,
+        settings=lambda wildcards: settings_json(tuning(wildcards)),
         seed=SEED,
     message:
         "Tuning {wildcards.model} to refuse"

@@ -42,11 +42,9 @@ def needed(need, path):
 
     Any other patch neither waits for that file nor is made again with it.
     """
-
-    def files(wildcards):
-        return [path.format(**wildcards)] if need in NEEDS[wildcards.patch] else []
-
-    return files
+    return lambda wildcards: (
+        [path.format(**wildcards)] if need in NEEDS[wildcards.patch] else []
+    )
 
 
 def attacks_learnt(wildcards):
@@ -85,11 +83,6 @@ def patch_settings(wildcards):
             name: attacks[name].model_dump(exclude={"count"}) for name in learnt.names
         }
     return canonical_json(values)
-
-
-def learning_memory(wildcards):
-    """Return the memory of a patch that runs models, MB: one of them at a time."""
-    return memory(METHODS[wildcards.patch].memory_mb)(wildcards)
 
 
 rule record_replies:
@@ -188,7 +181,8 @@ use rule make_patch as learn_patch with:
     priority: 5
     threads: THREADS
     resources:
-        mem_mb=learning_memory,
+        # One model at a time is in memory.
+        mem_mb=lambda wildcards: memory(METHODS[wildcards.patch].memory_mb)(wildcards),
         runtime=lambda wildcards: METHODS[wildcards.patch].minutes,
         gpu=gpus,
     message:

@@ -33,11 +33,6 @@ def excluded_sets(wildcards):
     ]
 
 
-def prompt_set_settings(wildcards):
-    """Return the settings of a prompt set."""
-    return settings_json(CONFIGURATION.prompt_sets[wildcards.prompt_set])
-
-
 rule prompt_set:
     input:
         code=code("build_prompt_set"),
@@ -57,7 +52,9 @@ rule prompt_set:
         mem_mb=1000,
         runtime=10,
     params:
-        settings=prompt_set_settings,
+        settings=lambda wildcards: settings_json(
+            CONFIGURATION.prompt_sets[wildcards.prompt_set]
+        ),
         seed=SEED,
     message:
         "Building prompt set {wildcards.prompt_set}"
