@@ -42,6 +42,12 @@ class LogHandlerSettings(LogHandlerSettingsBase):
 class LogHandler(LogHandlerBase):
     """Prints the reason of each job, and errors; nothing else."""
 
+    writes_to_stream = True  # instead of Snakemake's own messages
+    writes_to_file = False  # records are an extra
+    has_filter = True  # it chooses its records itself, whatever is quiet
+    has_formatter = True
+    needs_rulegraph = False  # job records are enough
+
     def __post_init__(self) -> None:
         """Start with no job seen."""
         self.made_by: dict[str, str] = {}
@@ -80,31 +86,6 @@ class LogHandler(LogHandlerBase):
             print(f"{name}: {'; '.join(in_words(reason, self.made_by))}")
         for path in job["output"] or []:
             self.made_by[_plain(path)] = rule
-
-    @property
-    def writes_to_stream(self) -> bool:
-        """It takes the place of Snakemake's own messages."""
-        return True
-
-    @property
-    def writes_to_file(self) -> bool:
-        """Records are an extra; the stream is what it writes to."""
-        return False
-
-    @property
-    def has_filter(self) -> bool:
-        """It chooses its records itself, whatever is quiet."""
-        return True
-
-    @property
-    def has_formatter(self) -> bool:
-        """It makes its own lines."""
-        return True
-
-    @property
-    def needs_rulegraph(self) -> bool:
-        """Job records are enough."""
-        return False
 
 
 def in_words(reason: str, made_by: dict[str, str]) -> list[str]:
