@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_model import build_tiny_model
+from patches import random_edits
+from tiny_model import logits_of
 from transformers import AutoModelForCausalLM
 
 from aird.compression.registry import compress
@@ -17,7 +18,7 @@ from aird.directions.activations import capture
 from aird.directions.candidate_scores import score_candidates
 from aird.directions.candidates import difference_in_means
 from aird.models.checkpoint import read_checkpoint
-from aird.models.loading import import_model, load_model, load_structure
+from aird.models.loading import import_model, load_model
 from aird.models.matrices import dense_matrix
 from aird.patching.adapters import merge
 from aird.patching.edits import Edit
@@ -31,37 +32,18 @@ MODULES = ("model.layers.0.self_attn.o_proj", "model.layers.3.mlp.down_proj")
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_model(tmp_path_factory.mktemp("whole") / "model")
-
-
-@pytest.fixture(scope="module")
-def sharded(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sharded(original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same model in several files with an index."""
     folder = tmp_path_factory.mktemp("sharded") / "model"
-    shutil.copytree(whole, folder)
+    shutil.copytree(original, folder)
     (folder / "model.safetensors").unlink()
-    AutoModelForCausalLM.from_pretrained(whole, dtype="auto").save_pretrained(folder, max_shard_size="200KB")
+    AutoModelForCausalLM.from_pretrained(original, dtype="auto").save_pretrained(folder, max_shard_size="200KB")
     assert len(list(folder.glob("*.safetensors"))) > 3
     return folder
 
 
 def edits() -> list[Edit]:
-    generator = torch.Generator().manual_seed(3)
-    sizes = {MODULES[0]: 128, MODULES[1]: 256}
-    return [
-        Edit(
-            module,
-            column=torch.nn.functional.normalize(torch.randn(128, generator=generator), dim=0),
-            row=0.3 * torch.randn(sizes[module], generator=generator),
-        )
-        for module in MODULES
-    ]
-
-
-@torch.no_grad()
-def logits_of(checkpoint: Path) -> torch.Tensor:
-    return load_model(checkpoint, dtype=torch.float32)(input_ids=torch.tensor(PROMPTS), use_cache=False).logits
+    return random_edits(MODULES, 0.3)
 
 
 @pytest.mark.parametrize(
@@ -74,11 +56,11 @@ def logits_of(checkpoint: Path) -> torch.Tensor:
     ids=lambda settings: settings.recipe,
 )
 def test_shards_go_through_every_stage_as_one_file_does(
-    settings: Any, whole: Path, sharded: Path, tmp_path: Path
+    settings: Any, original: Path, sharded: Path, tmp_path: Path
 ) -> None:
     """Import, compress, capture and merge give the same tensors from shards as from one file."""
     made = {}
-    for name, source in (("whole", whole), ("sharded", sharded)):
+    for name, source in (("whole", original), ("sharded", sharded)):
         imported, compressed, merged = (tmp_path / name / part for part in ("imported", "compressed", "merged"))
         imported.mkdir(parents=True)
         merged.mkdir()
@@ -98,7 +80,7 @@ def test_shards_go_through_every_stage_as_one_file_does(
         for edit in edits():
             change = edited[edit.module].float() - before[edit.module].float()
             assert (change - edit.matrix().float()).abs().max() < 0.02
-        assert torch.isfinite(logits_of(merged)).all()
+        assert torch.isfinite(logits_of(load_model(merged), torch.tensor(PROMPTS))).all()
     for one, other in zip(made["whole"], made["sharded"], strict=True):
         assert {name: tensor.sha256() for name, tensor in one.items()} == {
             name: tensor.sha256() for name, tensor in other.items()
@@ -115,7 +97,7 @@ def offloaded(checkpoint: Path, folder: Path, device_map: dict[str, str]) -> Any
 
 
 @pytest.mark.parametrize("where", ["later blocks", "first block", "every block"])
-def test_blocks_on_the_disk_give_the_same_activations_and_scores(where: str, whole: Path, tmp_path: Path) -> None:
+def test_blocks_on_the_disk_give_the_same_activations_and_scores(where: str, original: Path, tmp_path: Path) -> None:
     """Accelerate loads a block when its turn comes; hooks, skipped blocks and early ends must not disturb it."""
     places = {
         "later blocks": {"model.layers.2": "disk", "model.layers.3": "disk"},
@@ -124,8 +106,8 @@ def test_blocks_on_the_disk_give_the_same_activations_and_scores(where: str, who
     }[where]
     names = ["model.embed_tokens", *(f"model.layers.{layer}" for layer in range(4)), "model.norm", "lm_head"]
     device_map = {name: places.get(name, "cpu") for name in [*names, "model.rotary_emb"]}
-    expected_model = load_model(whole, dtype=torch.float32)
-    model = offloaded(whole, tmp_path / "offload", device_map)
+    expected_model = load_model(original, dtype=torch.float32)
+    model = offloaded(original, tmp_path / "offload", device_map)
     assert any(parameter.device.type == "meta" for parameter in model.parameters())
     harmful, harmless = PROMPTS[:6], PROMPTS[6:]
     settings = Directions(harmful="a", harmless="b", minimum_induce=-1000.0)
@@ -141,7 +123,3 @@ def test_blocks_on_the_disk_give_the_same_activations_and_scores(where: str, who
     for name, values in found[0][1].items():
         assert torch.allclose(values, found[1][1][name], rtol=0, atol=1e-9, equal_nan=True), name
         assert bool(values.isfinite().any())
-
-
-def test_the_structure_of_a_large_model_costs_no_memory(sharded: Path) -> None:
-    assert {parameter.device.type for parameter in load_structure(sharded).parameters()} == {"meta"}

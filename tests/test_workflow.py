@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas
 import pytest
+from grid import REFUSAL_TUNING
 from project import REPORT, planned, read_configuration, snakemake, write_configuration
 from test_documentation import documented_columns
 from tiny_model import build_tiny_model
@@ -76,11 +77,6 @@ def test_every_claim_has_a_verdict_and_every_direction_a_second_opinion(finished
     assert len(verification["labels"]["harmful_ablated"]["refused"]) == len(verification["ids"]["harmful"]) == 8
 
 
-def test_second_run_has_nothing_to_do(finished: Path) -> None:
-    result = snakemake(finished)
-    assert "Nothing to be done" in result.stdout + result.stderr
-
-
 def test_report_is_one_file_without_requests(finished: Path) -> None:
     text = (finished / "results/report.html").read_text(encoding="utf-8")
     assert (
@@ -105,12 +101,10 @@ def test_snakemakes_own_report_is_one_file_without_requests(finished: Path, tmp_
 
 
 @pytest.mark.thorough
-def test_second_model_of_another_family_runs_only_its_nodes(finished: Path, tmp_path: Path) -> None:
+def test_second_model_of_another_family_runs_only_its_nodes(project: Path) -> None:
     """A model that was tuned to refuse everything, with the learnt patches and the baselines."""
     from aird.patching.adapters import load_adapter
 
-    project = tmp_path / "project"
-    shutil.copytree(finished, project, symlinks=True)
     configuration = read_configuration(project)
     model = build_tiny_model(project / "inputs/models/second", family="qwen2", seed=1)
     patches = {
@@ -121,13 +115,7 @@ def test_second_model_of_another_family_runs_only_its_nodes(finished: Path, tmp_
     }
     configuration["models"]["second"] = {
         "source": {"path": str(model.relative_to(project))},
-        "refusal_tuning": {
-            "harmful": {"set": "harmful", "split": "train"},
-            "harmless": {"set": "harmless", "split": "train", "count": 2},
-            "epochs": 40,
-            "learning_rate": 0.01,
-            "maximum_answer_tokens": 4,
-        },
+        "refusal_tuning": REFUSAL_TUNING,
         "compressions": ["w4a16"],
         "patches": list(patches),
     }
@@ -195,13 +183,9 @@ def test_second_model_of_another_family_runs_only_its_nodes(finished: Path, tmp_
 
 
 @pytest.mark.thorough
-def test_the_direction_is_looked_for_in_patched_checkpoints_and_written_at_the_own_source(
-    finished: Path, tmp_path: Path
-) -> None:
+def test_the_direction_is_looked_for_in_patched_checkpoints_and_written_at_the_own_source(project: Path) -> None:
     from aird.patching.adapters import load_adapter
 
-    project = tmp_path / "project"
-    shutil.copytree(finished, project, symlinks=True)
     configuration = read_configuration(project)
     configuration["directions"]["patched"] = ["aird", "at-source"]
     configuration["patches"]["at-source"] = {
@@ -238,11 +222,9 @@ def test_the_direction_is_looked_for_in_patched_checkpoints_and_written_at_the_o
 
 
 @pytest.mark.thorough
-def test_merged_checkpoints_say_what_they_cost(finished: Path, tmp_path: Path) -> None:
+def test_merged_checkpoints_say_what_they_cost(project: Path) -> None:
     from aird.support.files import check_folder
 
-    project = tmp_path / "project"
-    shutil.copytree(finished, project, symlinks=True)
     snakemake(project, "merged_checkpoints")
     table = pandas.read_csv(project / "results/tables/merged.csv")
     assert sorted(table.columns) == sorted(documented_columns()["merged"])
@@ -269,8 +251,7 @@ def test_merged_checkpoints_say_what_they_cost(finished: Path, tmp_path: Path) -
 
 
 @pytest.mark.thorough
-def test_altered_checkpoint_is_refused(finished: Path, tmp_path: Path) -> None:
-    project = Path(shutil.copytree(finished, tmp_path / "project", symlinks=True))
+def test_altered_checkpoint_is_refused(project: Path, tmp_path: Path) -> None:
     weights = project / "results/models/tiny/magnitude-50/checkpoint/model.safetensors"
     saved = tmp_path / "saved"
     shutil.copy2(weights, saved)

@@ -147,6 +147,10 @@ def cache(rotation: torch.Tensor | None, scores: list[float], count: int = 40) -
     return ActivationCache.of(groups)
 
 
+KEPT = [1.0] * 40
+SWAPPED = torch.eye(4, dtype=torch.float64)[[1, 0, 2, 3]]  # axis 0 becomes axis 1
+
+
 def side(cache: Any, axis: int, layer: int, position: int) -> Side:
     """Return a checkpoint whose direction is an axis, and whose resamples choose its site only."""
     site = {"layer": layer, "position": position}
@@ -155,17 +159,18 @@ def side(cache: Any, axis: int, layer: int, position: int) -> Side:
 
 
 def test_a_rotated_model_is_below_both_nulls_and_a_scaled_one_is_not() -> None:
-    original = side(cache(None, [1.0] * 40), 0, 1, -1)
-    # Axis 0 becomes axis 1.
-    rotation = torch.eye(4, dtype=torch.float64)[[1, 0, 2, 3]]
-    rotated = compare_directions(original, side(cache(rotation, [1.0] * 40), 1, 0, -2), 0)
+    original = side(cache(None, KEPT), 0, 1, -1)
+    rotated = compare_directions(original, side(cache(SWAPPED, KEPT), 1, 0, -2), 0)
     assert rotated["site"] == {"layer": 1, "position": -1} and rotated["own_site"] == {"layer": 0, "position": -2}
     for name, null in (("cosine_same_site", "split_half_null"), ("cosine_own_source", "own_source_null")):
         assert rotated[f"{name}_shared"] < 0.5 < rotated[null]["low"]
         assert rotated[f"{name}_p_value"] == 2 / (1 + SPLIT_HALVES)
-    scaled = compare_directions(original, side(cache(2 * torch.eye(4, dtype=torch.float64), [1.0] * 40), 0, 1, -1), 0)
+    assert rotated["cosine_same_site_corrected"]["high"] < 0.5
+    assert rotated["source_site"]["layers_moved"] == -1 and rotated["source_site"]["p_value"] == pytest.approx(1 / 101)
+    scaled = compare_directions(original, side(cache(2 * torch.eye(4, dtype=torch.float64), KEPT), 0, 1, -1), 0)
     assert (scaled["cosine_same_site"], scaled["cosine_own_source"]) == (pytest.approx(1), pytest.approx(1))
-    assert scaled["cosine_same_site_p_value"] == 1
+    assert scaled["cosine_same_site_p_value"] == scaled["source_site"]["p_value"] == 1
+    assert scaled["cosine_same_site_corrected"]["value"] == pytest.approx(1)
     assert scaled["norm_ratio"] == pytest.approx(2)
     assert scaled["norm_ratio_bootstrap"] == dict.fromkeys(("mean", "low", "high"), pytest.approx(2))
     assert len(scaled["sites"]) == 4
@@ -179,21 +184,8 @@ def test_which_prompts_survive_moves_only_the_cosine_in_use() -> None:
     assert comparison["cosine_same_site_shared"] == pytest.approx(1)
 
 
-def test_a_turned_and_moved_direction_is_told_apart_from_a_scaled_one() -> None:
-    original = side(cache(None, [1.0] * 40), 0, 1, -1)
-    rotation = torch.eye(4, dtype=torch.float64)[[1, 0, 2, 3]]
-    rotated = compare_directions(original, side(cache(rotation, [1.0] * 40), 1, 0, -2), 0)
-    assert rotated["cosine_same_site_corrected"]["high"] < 0.5
-    assert rotated["source_site"]["layers_moved"] == -1 and rotated["source_site"]["p_value"] == pytest.approx(1 / 101)
-    scaled = compare_directions(original, side(cache(2 * torch.eye(4).double(), [1.0] * 40), 0, 1, -1), 0)
-    assert scaled["cosine_same_site_corrected"]["value"] == pytest.approx(1)
-    assert scaled["source_site"]["p_value"] == 1
-
-
 def test_projections_are_of_both_models_along_both_directions() -> None:
-    original = side(cache(None, [1.0] * 40), 0, 1, -1)
-    rotation = torch.eye(4, dtype=torch.float64)[[1, 0, 2, 3]]
-    compressed = side(cache(rotation, [1.0] * 40), 1, 0, -2)
+    original, compressed = side(cache(None, KEPT), 0, 1, -1), side(cache(SWAPPED, KEPT), 1, 0, -2)
     projected = {
         (row["states_of"], row["kind"], row["direction"]): row
         for row in compare_directions(original, compressed, 0)["projections"]

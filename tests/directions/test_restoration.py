@@ -9,24 +9,24 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from test_comparison import cache, side
+from grid import prompt_records
+from patches import merged, saved_direction, unit_vector
+from test_comparison import KEPT, SWAPPED, cache, side
+from tiny_model import changed_tensors
 
 from aird.directions.activations import capture_activations
-from aird.directions.direction import Direction, save_direction
+from aird.directions.direction import load_direction
 from aird.directions.restoration import compare_restored
 from aird.directions.verification import verify_direction
 from aird.inference.hooks import ablation
 from aird.models.loading import load_model
 from aird.models.structure import decoder_blocks, writer_modules
-from aird.patching.adapters import load_adapter, merge
+from aird.patching.adapters import load_adapter
 from aird.patching.method import PatchInputs
 from aird.patching.methods import parse_patch
 from aird.patching.patch_files import make_patch
 from aird.settings.directions import Directions
 
-KEPT = [1.0] * 40
-SWAPPED = torch.eye(4, dtype=torch.float64)[[1, 0, 2, 3]]  # axis 0 becomes axis 1
 HALFWAY = torch.eye(4, dtype=torch.float64)
 HALFWAY[0, :2] = torch.tensor([0.6, 0.8])
 HALFWAY[1, :2] = torch.tensor([-0.8, 0.6])
@@ -70,14 +70,7 @@ def test_checkpoints_that_saw_other_prompts_are_not_compared() -> None:
 
 
 SETTINGS = Directions(harmful="harmful", harmless="harmless", train=6, validation=4, test=4, test_new_tokens=4)
-RECORDS = {
-    kind: [
-        {"id": f"{split}-{number}", "instruction": f"{kind} {split} question {number}", "split": split}
-        for split, count in (("train", 6), ("validation", 4), ("test", 4))
-        for number in range(count)
-    ]
-    for kind in ("harmful", "harmless")
-}
+RECORDS = prompt_records(train=6, validation=4, test=4)
 
 
 @pytest.mark.parametrize("family", ["llama", "mixtral"])
@@ -87,16 +80,13 @@ def test_a_checkpoint_with_its_adapter_is_captured_and_verified_as_the_merged_on
     """The model inside PEFT's wrapper is one as any other: blocks, contributions, packs and replies."""
     # In float32, as bfloat16 rounds a merged matrix.
     base = Path(shutil.copytree(tiny_folder(family), tmp_path / "base"))
-    tensors = load_file(base / "model.safetensors")
-    save_file({name: tensor.float() for name, tensor in tensors.items()}, base / "model.safetensors", {"format": "pt"})
-    unit = torch.randn(128, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    direction = Direction(unit / unit.norm(), 5.0, {"layer": 2, "position": -1})
-    files = tmp_path / "direction.safetensors", tmp_path / "direction.json"
-    save_direction(direction, *files)
+    with changed_tensors(base) as tensors:
+        tensors |= {name: tensor.float() for name, tensor in tensors.items()}
+    files = saved_direction(tmp_path, unit_vector(0))
+    direction = load_direction(*files)
     settings = parse_patch({"method": "scale", "alpha": 4.0, "blocks": [0, 1]})
     make_patch(settings, PatchInputs("base", base, base, files), tmp_path / "adapter", tmp_path / "statistics.json")
-    (tmp_path / "merged").mkdir()
-    merge(base, load_adapter(tmp_path / "adapter"), tmp_path / "merged")
+    merged(base, load_adapter(tmp_path / "adapter"), tmp_path / "merged")
     float32 = {"dtype": torch.float32}
     models = {
         "plain": load_model(base, **float32),

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_model import SMALL, random_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from aird.inference.packing import PACK_TOKENS, honours_packs, last_logits, make_packs, plan_packs, run_packed
 
@@ -120,11 +120,6 @@ def test_a_pack_per_prompt_is_the_plain_prompt(model: Any, prompts: list[list[in
     torch.testing.assert_close(logits_packed(model, packs, 5), logits_alone(model, prompts), atol=2e-5, rtol=0)
 
 
-def test_a_single_prompt(model: Any, prompts: list[list[int]]) -> None:
-    (pack,) = plan_packs(model, prompts[:1])
-    torch.testing.assert_close(last_logits(model, pack)[0], logits_alone(model, prompts[:1]), atol=2e-5, rtol=0)
-
-
 @pytest.mark.parametrize("wrapper", [WithoutMask, TwoDimensionalMask])
 def test_a_model_that_ignores_the_mask_gets_one_prompt_a_pack(
     wrapper: type[WithoutMask], model: Any, prompts: list[list[int]], caplog: pytest.LogCaptureFixture
@@ -150,14 +145,6 @@ def test_bfloat16_model_is_packed(llama: Any, prompts: list[list[int]]) -> None:
     assert len(plan_packs(llama.to(torch.bfloat16), prompts)) == 1
 
 
-SHAPE = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
 # One model for each kind of layer: own settings, and the lengths of prompts for which packs hold.
 LAYERS: dict[str, tuple[dict[str, Any], bool, bool]] = {
     # A window of every layer, or of three in four.
@@ -186,14 +173,9 @@ LAYERS: dict[str, tuple[dict[str, Any], bool, bool]] = {
 
 
 def of_layers(name: str) -> Any:
-    """Return a random model of such layers, with weights so large that every token that is seen shows."""
-    torch.manual_seed(1)
-    shape = {key: value for key, value in SHAPE.items() if name != "gpt_neo" or key in ("vocab_size", "hidden_size")}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **{**shape, **LAYERS[name][0]}))
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            nn.init.normal_(parameter, std=0.25)
-    return model.float().eval()
+    """Return a random model of such layers."""
+    shape = {key: value for key, value in SMALL.items() if name != "gpt_neo" or key in ("vocab_size", "hidden_size")}
+    return random_model(name, **shape | LAYERS[name][0])
 
 
 def of_lengths(lengths: range) -> list[list[int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 import yaml
 from models import families
+from patches import unit_vector
 from torch import nn
 
 from aird.models.loading import load_structure, prove_structure, stored_gains
@@ -35,9 +35,9 @@ def test_blocks_and_writers(model: Any) -> None:
     assert not writer_gains(model)
 
 
-def test_writers_are_found_without_weights(tiny_folder: Callable[[str], Path]) -> None:
-    structure = load_structure(tiny_folder("llama"))
-    assert structure.lm_head.weight.is_meta
+def test_writers_are_found_without_weights(original: Path) -> None:
+    structure = load_structure(original)
+    assert all(parameter.is_meta for parameter in structure.parameters())
     assert residual_writers(structure)[3].names[0] == "model.layers.3.self_attn.o_proj"
 
 
@@ -96,14 +96,14 @@ def test_a_fault_of_aird_is_no_missing_tiny_model(monkeypatch: pytest.MonkeyPatc
 def test_what_an_old_column_would_have_done_is_seen() -> None:
     """The measure tells r from r / g: an edit that writes r before a norm has another effect."""
     model = families.tiny_family("gemma2")
-    unit, writers = families.direction(64), residual_writers(model)
+    unit, writers = unit_vector(width=64), residual_writers(model)
     assert min(beyond for beyond, _ in families.effects(model, unit, writers)) > 0.999
     assert max(beyond for beyond, _ in families.effects(model, unit, writers, with_gains=False)) < 0.98
 
 
 def test_ablation_before_the_norm_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     model = families.tiny_family("olmo2")
-    unit = families.direction(64)
+    unit = unit_vector(width=64)
     linear = [model.get_submodule(name) for block in residual_writers(model) for name in block.names]
     monkeypatch.setattr(families, "writer_modules", lambda _: linear)
     assert families.remains(model, unit) > 0.01
@@ -158,7 +158,7 @@ def test_what_is_added_in_place_is_not_taken_for_the_module_before() -> None:
     contribution = residual_writers(model)[2].contributions[1]
     assert (contribution.module, contribution.writer) == ("model.layers.2.mlp", None)
     assert "LlamaMLP" in contribution.obstacle
-    assert families.remains(model, families.direction(64)) < 1e-4
+    assert families.remains(model, unit_vector(width=64)) < 1e-4
 
 
 def test_a_constant_factor_is_read() -> None:

@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from models.families import direction, tiny_family, tokens
+from models.families import tiny_family, tokens
+from patches import saved_direction, unit_vector
 from peft import PeftModel
 
-from aird.directions.direction import Direction, save_direction
 from aird.inference.hooks import hooks
 from aird.patching.edits import along, edit_statistics, edited_blocks, make_edits, random_direction, rank_one_edit
 from aird.patching.method import PatchInputs
@@ -31,9 +31,8 @@ def patch(method: Literal["scale", "project"], alpha: float = 1.0, **more: Any) 
 def random_case(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return a unit direction [16] and two matrices [16, 24], all float64."""
     generator = torch.Generator().manual_seed(seed)
-    direction = torch.randn(16, generator=generator, dtype=torch.float64)
     matrices = torch.randn(2, 16, 24, generator=generator, dtype=torch.float64)
-    return direction / direction.norm(), matrices[0], matrices[1]
+    return unit_vector(seed, 16), matrices[0], matrices[1]
 
 
 def test_scale_by_hand() -> None:
@@ -53,13 +52,6 @@ def test_project_by_hand() -> None:
         pytest.approx([1.68, 0.0, 0.72], abs=1e-6),
         pytest.approx([2.24, 0.0, 0.96], abs=1e-6),
     ]
-
-
-def test_two_by_two_along_an_axis() -> None:
-    edit = rank_one_edit(
-        "m", torch.tensor([0.0, 1.0]), torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.zeros(2, 2), patch("scale", 3.0)
-    )
-    assert edit.matrix().tolist() == [[0, 0], [9, 12]]
 
 
 @pytest.mark.parametrize("method", ["scale", "project"])
@@ -138,10 +130,8 @@ def test_an_adapter_before_a_norm_adds_the_direction(tmp_path: Path) -> None:
     """A patch of files, made without running them, loaded by PEFT into a model whose gains are 1 + weight."""
     model = tiny_family("gemma2")
     model.save_pretrained(tmp_path / "model")
-    unit = direction(64)
-    files = tmp_path / "direction.safetensors", tmp_path / "direction.json"
-    save_direction(Direction(unit, 1.0, {"layer": 2, "position": -1}), *files)
-    inputs = PatchInputs("base", tmp_path / "model", tmp_path / "model", files)
+    unit = unit_vector(width=64)
+    inputs = PatchInputs("base", tmp_path / "model", tmp_path / "model", saved_direction(tmp_path, unit))
     settings = patch("scale", 0.5, blocks=[1])
     record = make_patch(settings, inputs, tmp_path / "adapter", tmp_path / "statistics.json")
     assert [edit["module"] for edit in record["edits"]] == [
@@ -224,10 +214,8 @@ def test_random_direction() -> None:
 
 def related_case() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return a unit direction [64], a compressed matrix [64, 96] and the original's, which differ by noise."""
-    generator = torch.Generator().manual_seed(1)
-    direction = torch.randn(64, generator=generator, dtype=torch.float64)
-    original, noise = torch.randn(2, 64, 96, generator=generator, dtype=torch.float64)
-    return direction / direction.norm(), original + 0.3 * noise, original
+    original, noise = torch.randn(2, 64, 96, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    return unit_vector(width=64), original + 0.3 * noise, original
 
 
 def test_make_edits_records_what_it_changes() -> None:
@@ -260,5 +248,5 @@ def test_nothing_is_computed_across_a_rescaling() -> None:
 def test_the_product_along_a_direction_is_that_of_the_whole_matrix() -> None:
     generator = torch.Generator().manual_seed(3)
     matrix = torch.randn(150, 40, generator=generator).bfloat16()  # not a multiple of what is read at once
-    unit = torch.nn.functional.normalize(torch.randn(150, generator=generator, dtype=torch.float64), dim=0)
+    unit = unit_vector(width=150)
     torch.testing.assert_close(along(unit, matrix), unit @ matrix.double(), atol=1e-12, rtol=0)

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import ready_made
 import torch
-from conftest import load_float32
+from frames import UTILITY
 from huggingface_hub import ModelCard
-from peft import PeftModel
+from patches import saved_direction, unit_vector
+from tiny_model import configured
 
-from aird.directions.direction import Direction, save_direction
 from aird.evaluation.engines.engine import ServerSettings
 from aird.evaluation.engines.vllm import Vllm
 from aird.evaluation.measurements import check_parity, first_token_logprobs
@@ -26,21 +26,17 @@ from aird.patching.methods import parse_patch
 from aird.patching.model_card import patch_card
 from aird.patching.patch_files import make_patch, write_merged
 from aird.reporting.evaluated_card import evaluated_card
-from aird.support.files import hash_folder, read_json, sha256_of, write_json
+from aird.support.files import hash_folder, sha256_of
 
 
 @pytest.fixture(scope="module")
-def patch(tiny_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def patch(original: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """Return an adapter folder and its record."""
-    folder, model = tmp_path_factory.mktemp("patch"), tiny_folder("llama")
-    unit = torch.nn.functional.normalize(torch.arange(128, dtype=torch.float64), dim=0)
-    files = folder / "direction.safetensors", folder / "direction.json"
-    save_direction(Direction(unit, 3.0, {"layer": 2, "position": -4}), *files)
-    inputs = PatchInputs("organisation/small-int4", model, model, files)
-    settings = parse_patch({"method": "scale", "alpha": 0.5})
-    return folder / "adapter", make_patch(
-        settings, inputs, folder / "adapter", folder / "statistics.json", "apache-2.0"
-    )
+    folder = tmp_path_factory.mktemp("patch")
+    files = saved_direction(folder, unit_vector(), position=-4)
+    inputs = PatchInputs("organisation/small-int4", original, original, files)
+    settings, adapter = parse_patch({"method": "scale", "alpha": 0.5}), folder / "adapter"
+    return adapter, make_patch(settings, inputs, adapter, folder / "statistics.json", "apache-2.0")
 
 
 def test_the_hub_reads_the_metadata(patch: tuple[Path, dict[str, Any]]) -> None:
@@ -97,15 +93,10 @@ def test_the_record_holds_the_hash_of_every_file_and_the_size_without_the_card(
     assert record["adapter_bytes"] == sum((folder / name).stat().st_size for name in names)
 
 
-def test_a_card_disturbs_no_loader(patch: tuple[Path, dict[str, Any]], tiny_folder: Callable[[str], Path]) -> None:
-    model = PeftModel.from_pretrained(load_float32(tiny_folder("llama")), str(patch[0]))
-    assert sum("lora_A" in name for name, _ in model.named_parameters()) == 2
-
-
 def test_the_merged_checkpoint_has_a_card_of_its_own(
-    patch: tuple[Path, dict[str, Any]], tiny_folder: Callable[[str], Path], tmp_path: Path
+    patch: tuple[Path, dict[str, Any]], original: Path, tmp_path: Path
 ) -> None:
-    write_merged(tiny_folder("llama"), patch[0], patch[1], tmp_path / "merged")
+    write_merged(original, patch[0], patch[1], tmp_path / "merged")
     card = ModelCard.load(tmp_path / "merged/README.md")
     assert card.data.library_name == "transformers" and "lora" not in card.data.tags
     assert "vllm serve path/to/this/folder" in card.text and "enable-lora" not in card.text
@@ -115,11 +106,9 @@ def test_the_card_of_a_model_with_capped_scores_loads_it_so_that_they_are_capped
     tiny_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Transformers' own choice of an attention would leave the cap of Gemma 2 out, without a word."""
-    base, files = tmp_path / "base", (tmp_path / "direction.safetensors", tmp_path / "direction.json")
-    shutil.copytree(tiny_folder("gemma2"), base)
-    write_json(base / "config.json", read_json(base / "config.json") | {"attn_logit_softcapping": 0.05})
-    unit = torch.nn.functional.normalize(torch.arange(128, dtype=torch.float64), dim=0)
-    save_direction(Direction(unit, 3.0, {"layer": 2, "position": -4}), *files)
+    base = Path(shutil.copytree(tiny_folder("gemma2"), tmp_path / "base"))
+    configured(base, attn_logit_softcapping=0.05)
+    files = saved_direction(tmp_path, unit_vector(), position=-4)
     adapter, settings = tmp_path / "path/to/this/folder", parse_patch({"method": "scale", "alpha": 0.5})
     inputs = PatchInputs(str(base), base, base, files)
     record = make_patch(settings, inputs, adapter, tmp_path / "statistics.json")
@@ -148,13 +137,13 @@ def test_the_card_of_a_model_with_capped_scores_loads_it_so_that_they_are_capped
 
 def test_the_card_of_a_gguf_file_names_what_vllm_serves(
     patch: tuple[Path, dict[str, Any]],
-    tiny_folder: Callable[[str], Path],
+    original: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     vllm_python: Path,
 ) -> None:
     """Its lines are run: the file's decoded weights, and the adapter beside them in vLLM as in Transformers."""
-    ready_made.gguf_file(tiny_folder("llama"), tmp_path / "model.gguf", ["Q8_0"])
+    ready_made.gguf_file(original, tmp_path / "model.gguf", ["Q8_0"])
     text = patch_card(patch[1], str(tmp_path / "model.gguf"), None)
     assert f"llama-server -m {tmp_path / 'model.gguf'} --lora adapter.gguf" in text
     assert f'from_pretrained("{tmp_path}", gguf_file="model.gguf")' in text
@@ -181,7 +170,7 @@ def completions(refused: int) -> list[dict[str, Any]]:
 
 def test_numbers_stand_in_front_of_the_limits(patch: tuple[Path, dict[str, Any]]) -> None:
     answers = [{"id": "harmless-9", "negative_log_likelihood": 4.0, "tokens": 4}]
-    utility = {"answers": answers, "tasks": {"counting": {"acc": 0.75}}, "questions": {}, "parity": None}
+    utility = {**UTILITY, "answers": answers, "tasks": {"counting": {"acc": 0.75}}}
     cells = {"original": (9, "plain"), "compressed": (2, "plain"), "patched": (8, "adapter")}
     records = {
         name: score(completions(refused), {**utility, "served_as": form}, 0) for name, (refused, form) in cells.items()

@@ -273,16 +273,6 @@ def test_utility_points_are_ratios_to_plain() -> None:
     numpy.testing.assert_allclose(bars[0][0, 1, 0] - x.item(), 1.96 * 0.01, rtol=1e-3)
 
 
-def test_utility_leaves_out_what_is_not_known() -> None:
-    """Without the plain checkpoint there is no ratio; without a measurement the panel says so."""
-    perplexity, accuracy = figure_of("utility", without(summary_frame(SMALL), "w4a16")).axes
-    assert list(drawn_points(perplexity)) == ["plain"]
-    assert list(drawn_points(accuracy)) == ["plain", "aird"]
-    for axes in figure_of("utility", unmeasured(summary_frame(SMALL))).axes:
-        assert not axes.containers
-        assert [text.get_text() for text in axes.texts] == ["not measured"]
-
-
 def test_ratios_far_apart_get_a_logarithmic_axis() -> None:
     """A broken patch must not press all others onto one line."""
     summary = summary_frame(SMALL)
@@ -361,18 +351,8 @@ def test_script_draws_the_chosen_suite(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.syspath_prepend(str(PROJECT / "workflow" / "scripts"))
 
     def run(figure: str) -> str:
-        command = [
-            "make_figures.py",
-            "--tables",
-            tmp_path / "summary.csv",
-            "--output",
-            output,
-            "--settings",
-            "{}",
-            "--figure",
-            figure,
-        ]
-        monkeypatch.setattr(sys, "argv", [str(part) for part in command])
+        paths = ["--tables", str(tmp_path / "summary.csv"), "--output", str(output)]
+        monkeypatch.setattr(sys, "argv", ["make_figures.py", *paths, "--settings", "{}", "--figure", figure])
         runpy.run_module("make_figures", run_name="__main__")
         return output.read_text(encoding="utf-8")
 
