@@ -18,7 +18,6 @@ from project import (
     snakemake,
     write_configuration,
 )
-from tiny_model import build_tiny_model
 
 pytestmark = pytest.mark.workflow
 
@@ -31,7 +30,6 @@ SIZES = {"train_harmful": 8, "train_harmless": 8, "validation": 8, "tokens": 3, 
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with a plain calibrated patch, and one that learns from an attack; nothing has run."""
     folder = copy_project(tmp_path_factory.mktemp("attacks") / "project")
-    build_tiny_model(folder / "inputs/models/tiny")
     configuration: dict[str, Any] = tiny_configuration(folder, ["tiny"], {"executable": "inputs/python"})
     (folder / "inputs/python").write_text("stands for vLLM's environment", encoding="utf-8")
     configuration["compressions"] = {"w4a16": configuration["compressions"]["w4a16"]}
