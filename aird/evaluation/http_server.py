@@ -21,6 +21,8 @@ from aird.evaluation.server_process import ServerProcess
 
 POLL_SECONDS = 0.2
 PORT_ATTEMPTS = 4
+# A small server of the user's drops connections while it is busy; the pauses between attempts double.
+CONNECTION_ATTEMPTS = 5
 KEY_VARIABLE = "VLLM_API_KEY"  # which vLLM takes its own key from
 
 
@@ -105,10 +107,15 @@ class HttpServer:
             return [task.result() for task in tasks]
 
     async def _post(self, http: httpx.AsyncClient, path: str, body: Mapping[str, Any]) -> Any:
-        try:
-            response = await http.post(path, json=body)
-        except httpx.TransportError as error:
-            await self._raise_lost(repr(error))
+        attempts = CONNECTION_ATTEMPTS if self.process is None else 1
+        for attempt in range(attempts):
+            try:
+                response = await http.post(path, json=body)
+                break
+            except httpx.TransportError as error:
+                if attempt + 1 == attempts:
+                    await self._raise_lost(repr(error))
+            await asyncio.sleep(POLL_SECONDS * 2**attempt)
         if response.status_code == 200:
             try:
                 return response.json()

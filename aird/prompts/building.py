@@ -102,7 +102,10 @@ def build_set(
     if settings.splits:
         wanted = sum(settings.splits.values())
         if wanted > len(kept):
-            raise ValueError(f"prompt set {name}: its splits ask for {wanted} instructions, but it has {len(kept)}")
+            without = f" without {dropped['duplicates']} near-duplicates" if dropped["duplicates"] else ""
+            raise ValueError(
+                f"prompt set {name}: its splits ask for {wanted} instructions, but it has {len(kept)}{without}"
+            )
         order = random.Random(seed).sample(range(len(kept)), wanted)
         chosen = iter(order)
         assigned = {next(chosen): split for split, size in settings.splits.items() for _ in range(size)}

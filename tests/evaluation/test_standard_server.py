@@ -225,6 +225,21 @@ def test_the_model_behind_the_hash_is_asked(original: Path, tmp_path: Path) -> N
             Address(f"{url}#third").able(original)
 
 
+def test_a_connection_that_a_busy_server_drops_is_opened_again(checkpoint: Path, tmp_path: Path) -> None:
+    server = StandardServer(checkpoint)
+    dropped = set()
+
+    def answer(path: str, body: dict[str, Any] | None) -> tuple[int, Any]:
+        if body is not None and (asked := str(body["prompt"])) not in dropped:
+            dropped.add(asked)
+            raise ConnectionAbortedError  # its connection is closed without an answer
+        return server(path, body)
+
+    with answering(answer) as url:
+        asked, _ = evaluate(Address(url), checkpoint, tmp_path)
+    assert texts(asked) == expected(server) and len(dropped) >= len(asked)
+
+
 CHAT = {"choices": [{"message": {"content": "Blue."}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 9}}
 
 
