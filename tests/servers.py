@@ -62,7 +62,7 @@ def evaluate(
 def chat_prompts(checkpoint: Path) -> list[list[int]]:
     """Return seventy chat prompts of different lengths, which are more than two requests."""
     tokenizer = load_tokenizer(checkpoint)
-    texts = [f"Question {number}: " + "how do I write a letter? " * (number % 5) for number in range(70)]
+    texts = [f"Question {number}: " + "why? " * (number % 9) for number in range(70)]
     return [chat_tokens(tokenizer, text) for text in texts]
 
 
