@@ -225,8 +225,8 @@ def test_the_model_behind_the_hash_is_asked(original: Path, tmp_path: Path) -> N
             Address(f"{url}#third").able(original)
 
 
-def test_a_connection_that_a_busy_server_drops_is_opened_again(checkpoint: Path, tmp_path: Path) -> None:
-    server = StandardServer(checkpoint)
+def test_a_connection_that_a_busy_server_drops_is_opened_again(original: Path, tmp_path: Path) -> None:
+    server = StandardServer(original)
     dropped = set()
 
     def answer(path: str, body: dict[str, Any] | None) -> tuple[int, Any]:
@@ -236,7 +236,7 @@ def test_a_connection_that_a_busy_server_drops_is_opened_again(checkpoint: Path,
         return server(path, body)
 
     with answering(answer) as url:
-        asked, _ = evaluate(Address(url), checkpoint, tmp_path)
+        asked, _ = evaluate(Address(url), original, tmp_path)
     assert texts(asked) == expected(server) and len(dropped) >= len(asked)
 
 

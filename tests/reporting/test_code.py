@@ -28,6 +28,7 @@ LIGHT = (
     "aird/patching/method.py",
     "aird/patching/methods/",
     "aird/prompts/sets.py",
+    "aird/evaluation/hand_labels.py",
     "aird/evaluation/utility.py",
     "aird/evaluation/judges/",
     "aird/inference/refusals.py",
