@@ -13,7 +13,7 @@ from torch import nn
 from aird.inference.hooks import hooks, on_input
 from aird.inference.packing import Pack, run_pack
 
-# Blocks that return a tuple with the hidden states first; aird/models/structure.py sees every block run and fills it.
+# Blocks that return a tuple with the hidden states first; filled by what sees a block run before it is skipped.
 TUPLE_BLOCKS: WeakSet[nn.Module] = WeakSet()
 
 
@@ -67,12 +67,17 @@ def block_inputs(model: Any, blocks: list[nn.Module], pack: Pack, wanted: range)
     """Return the inputs of a range of blocks, in its order, each [1, tokens, d_model]; the pass ends at the last."""
     kept: list[torch.Tensor] = []
 
+    def note(block: nn.Module, _: Any, output: Any) -> None:
+        if isinstance(output, tuple):
+            TUPLE_BLOCKS.add(block)
+
     def keep(hidden: torch.Tensor) -> torch.Tensor:
         kept.append(hidden)
         if len(kept) == len(wanted):
             raise Reached
         return hidden
 
-    with hooks(before=[(blocks[index], on_input(keep)) for index in wanted]), contextlib.suppress(Reached):
+    before = [(blocks[index], on_input(keep)) for index in wanted]
+    with hooks(before, [(block, note) for block in blocks[: wanted.stop - 1]]), contextlib.suppress(Reached):
         run_pack(model, pack)
     return kept

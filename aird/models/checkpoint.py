@@ -91,7 +91,7 @@ class Checkpoint:
     def module_tensors(self, module: str) -> dict[str, StoredTensor]:
         """Return the stored tensors of a module's weight by local name, such as "weight_scale".
 
-        The bias is left out: it is never compressed.
+        Biases are left out (a mixture's router may have one of another name): they are never compressed.
         """
         prefix = f"{module}."
         found = {}
@@ -99,8 +99,8 @@ class Checkpoint:
         for name in self._sorted_names[bisect_left(self._sorted_names, prefix) :]:
             if not name.startswith(prefix):
                 break
-            found[name.removeprefix(prefix)] = self.tensors[name]
-        found.pop("bias", None)
+            if not name.endswith("bias"):
+                found[name.removeprefix(prefix)] = self.tensors[name]
         return found
 
     @cached_property
@@ -199,22 +199,27 @@ def check_complete(loaded: Mapping[str, Any], source: Path) -> None:
         )
 
 
+# How many decoder blocks a model has, by the names that config.json files have for it.
+BLOCK_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+
+
 def block_prefix(names: Iterable[str], config: dict[str, Any]) -> str:
     """Return what the names of all tensors in decoder blocks start with, such as "model.layers.".
 
-    Blocks are found by structure: the one numbered list that runs from 0 to `num_hidden_layers` - 1.
+    Blocks are found by structure: the one numbered list that runs from 0 to their number - 1.
 
     Raises:
         ValueError: there is no such list, or more than one; the message says what was found.
     """
     text = config.get("text_config", config)
-    layers = text.get("num_hidden_layers", text.get("n_layer"))
+    layers = next((text[key] for key in BLOCK_COUNTS if key in text), None)
     indices: dict[str, set[int]] = {}
     for name in names:
         match = re.match(r"((?:.*?\.)?)(\d+)\.", name)
         if match:
             indices.setdefault(match[1], set()).add(int(match[2]))
-    fitting = [prefix for prefix, found in indices.items() if layers and found == set(range(layers))]
+    # Some configurations name the kind of each block instead of their number (Nemotron-H).
+    fitting = [prefix for prefix, found in indices.items() if found == set(range(layers or len(found)))]
     if len(fitting) != 1:
         found = {f"{prefix}*": len(numbers) for prefix, numbers in indices.items()}
         raise ValueError(f"looked for one numbered list of {layers} decoder blocks among the tensors, found {found}")

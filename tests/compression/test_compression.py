@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from models.families import tiny_family
+from models.families import tiny_configuration, tiny_family
 from pydantic import TypeAdapter
 from safetensors import safe_open
 from tiny_model import build_tiny_model, changed_tensors, logits_of
@@ -451,6 +451,9 @@ def test_incomplete_checkpoints_are_named(original: Path, tmp_path: Path) -> Non
         read_checkpoint(tmp_path)
     with pytest.raises(ValueError, match=r"one numbered list of 3 decoder blocks .*'h\.\*': 2"):
         block_prefix(["h.0.attn.weight", "h.1.attn.weight"], {"n_layer": 3})
+    for family in ("mpt", "gpt_neo", "bloom", "codegen", "llama"):  # as their config.json files have it
+        config = json.loads(tiny_configuration(family).to_json_string(use_diff=False))
+        assert block_prefix([f"h.{index}.weight" for index in range(4)], config) == "h."
 
 
 def test_blocks_are_in_natural_order() -> None:

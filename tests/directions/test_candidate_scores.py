@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from models.families import tiny_family
 
 from aird.directions.activations import capture
 from aird.directions.candidate_scores import score_candidates
@@ -122,6 +123,18 @@ def test_every_score_equals_a_direct_computation_in_float64(
         values = sorted(record[name] for record in records)
         assert min(after - before for before, after in pairwise(values)) > 1e-6
     assert max(record["kl"] for record in records) > 0.05
+
+
+def test_blocks_that_return_a_tuple_are_skipped_as_such() -> None:
+    """Bamba's, on a model that nothing has looked at before."""
+    model = tiny_family("bamba", attn_layer_indices=[1, 3], vocab_size=400)
+    harmful, harmless = ([[5, 6, 7 + kind, 9 + 3 * number, 11] for number in range(2)] for kind in range(2))
+    candidates = difference_in_means(*(capture(model, each, 2, [40])[0] for each in (harmful, harmless)))
+    scores = score_candidates(model, candidates, harmful, harmless, REFUSAL_TOKENS, directions(-1000.0, 1.0))
+    plain = Plain(model)
+    for layer in range(1, LAYERS):
+        expected = plain.induce(harmless, layer, candidates[layer, 1])
+        assert scores["induce"][layer, 1].tolist() == pytest.approx(expected, abs=1e-3)
 
 
 def test_a_record_is_a_candidates_mean_over_its_prompts() -> None:
