@@ -80,6 +80,8 @@ def test_a_family_runs_to_the_end_and_vllm_computes_what_transformers_does(proje
     assert by_vllm.perplexity.dropna().gt(1).all() and by_vllm.perplexity.notna().all() == (family != "gemma2")
     assert by_vllm.utility.between(0, 1).all()
     assert (own.loc[own.compression == "original", "refusal"].item() > 0.5) == (family in CALIBRATED)
+    # No server takes an adapter of experts.
+    assert set(own[own.patch != "plain"].served_as) == {"merged" if family == "mixtral" else "adapter"}
     # Compression moved its direction.
     assert own.loc[own.compression != "original", "cosine_same_site"].lt(1).all()
     directions = pandas.read_csv(tables / "directions.csv")

@@ -19,7 +19,13 @@ from aird.configuration.messages import ConfigurationError, show
 from aird.evaluation.hand_labels import read_labels
 from aird.patching.methods import method_of
 from aird.settings.base import PLAIN
-from aird.settings.checkpoint_formats import GGUF_MODELS, checkpoint_refusal, patch_refusal, quantised_original
+from aird.settings.checkpoint_formats import (
+    GGUF_MODELS,
+    checkpoint_refusal,
+    experts_of,
+    patch_refusal,
+    quantised_original,
+)
 from aird.settings.compressions import Given
 from aird.settings.models import Model
 from aird.settings.prompt_files import read_instructions
@@ -30,8 +36,6 @@ from aird.support.gpus import spreading_obstacle
 
 # Local prompt files beyond this size are left to the job that reads them anyway.
 LARGEST_PROMPT_FILE = 10_000_000
-# How many experts a mixture has, by the names that config.json files have for it.
-EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
 def check_files(configuration: Configuration, configuration_files: Iterable[str | Path] = ()) -> None:
@@ -228,10 +232,8 @@ def _uncompressed_experts(configuration: Configuration) -> Iterator[str]:
     for name, model in configuration.models.items():
         if model.source.path is None:
             continue
-        config = _config(Path(model.source.path))
-        text = config.get("text_config", config)
-        counts = {key: text[key] for key in EXPERTS if isinstance(text.get(key), int) and text[key] > 1}
-        for each in configuration.compressions_of(name) if counts else ():
+        experts = experts_of(_config(Path(model.source.path)))
+        for each in configuration.compressions_of(name) if experts else ():
             made = configuration.compressions[each]
             if isinstance(made, Given) or not made.changes_weights or made.environment == "gguf":
                 continue  # of GGUF, `_unconvertible` knows the models
@@ -241,7 +243,7 @@ def _uncompressed_experts(configuration: Configuration) -> Iterator[str]:
                 reason = f"{made.model_dump()['recipe']} does not compress experts"
             else:
                 continue
-            key, count = next(iter(counts.items()))
+            key, count = experts
             yield (
                 f"models.{name}.compressions: {each} cannot be made of {name}, a mixture of experts ({key}: {count}): "
                 f"{reason}; name the other compressions here, or one with recipe: given"

@@ -291,7 +291,7 @@ def prove_structure(checkpoint: Path) -> None:
                 raise ArchitectureError(
                     f"{checkpoint}: the module {module} has no stored tensor of its name (stored are "
                     f"{', '.join(list(stored)[:3])}, ...), so it could not be edited; load the model with Transformers "
-                    "and write it again with save_pretrained"
+                    "and write it again with save_pretrained(folder, save_original_format=False)"
                 )
 
 

@@ -72,6 +72,9 @@ GGUF_MODELS = (
     "starcoder2",
 )
 
+# How many experts a mixture has, by the names that config.json files have for it.
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+
 PACKINGS = ("pack-quantized", "int-quantized", "float-quantized", "nvfp4-pack-quantized", "mxfp4-pack-quantized")
 
 _CONVERT = "convert the original with llm-compressor, which writes compressed-tensors"
@@ -159,6 +162,12 @@ def quantised_original(config: Mapping[str, Any]) -> str | None:
     given = "" if checkpoint_refusal(config) else "; a quantised checkpoint is a compression of it, by recipe: given"
     method = quantisation.get("quant_method") or "an unnamed method"
     return f"the model is quantised already, by {method}; name the unquantised original{given}"
+
+
+def experts_of(config: Mapping[str, Any]) -> tuple[str, int] | None:
+    """Return under which name a config.json says how many experts a mixture has, and how many; None for no mixture."""
+    text = config.get("text_config", config)
+    return next(((key, text[key]) for key in EXPERTS if isinstance(text.get(key), int) and text[key] > 1), None)
 
 
 def patch_refusal(quantisation: Mapping[str, Any] | None) -> str | None:

@@ -161,6 +161,15 @@ def test_beside_eight_bit_activations_a_processor_gets_the_adapter_merged(origin
     assert (served == scratch / "merged", left is None) == (on_cpu, on_cpu)
 
 
+def test_on_a_processor_a_mixture_gets_any_adapter_merged(vllm_python: Path, tmp_path: Path) -> None:
+    """With one beside it, also of attention alone, vLLM starts there and ends at the first request."""
+    base = build_tiny_model(tmp_path / "base", family="mixtral")
+    adapter = adapter_of(edits()[:1], tmp_path / "adapter")
+    _, utility = evaluate(Vllm(vllm_python), base, tmp_path, adapter, reference=[])
+    assert utility["served_as"] == ("merged" if detect_accelerator() == "cpu" else "adapter")
+    assert utility["parity"]["upper_quartile_difference"] < TOLERANCE
+
+
 def test_a_model_that_vllm_has_no_lora_for_is_served_merged(vllm_python: Path, tmp_path: Path) -> None:
     base = tmp_path / "base"
     llama = AutoConfig.from_pretrained(build_tiny_model(base))

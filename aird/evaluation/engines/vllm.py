@@ -32,6 +32,7 @@ from aird.evaluation.engines.engine import (
 from aird.evaluation.http_server import HttpServer, start_server
 from aird.evaluation.programs import vllm_server
 from aird.evaluation.server_process import clean_environment
+from aird.settings.checkpoint_formats import experts_of
 from aird.settings.compressions import CACHE_DTYPES
 from aird.support.files import read_json
 from aird.support.gpus import VISIBLE, listed_gpus, spreading_obstacle
@@ -66,16 +67,18 @@ class Vllm(Engine):
         return f"vLLM ({self.python or sys.executable})"
 
     def able(self, checkpoint: Path) -> Abilities:
-        """Return all, but for adapters beside eight-bit activations on a processor.
+        """Return all, but for adapters on a processor beside eight-bit activations, and on a mixture of experts.
 
-        There vLLM's kernel takes a layer's weights apart before the LoRA looks for them (vLLM 0.32 without AMX), and a
-        patch is to be measured in one form on all machines.
+        Beside the former vLLM's kernel takes a layer's weights apart before the LoRA looks for them (vLLM 0.32 without
+        AMX), and a patch is to be measured in one form on all machines. With any LoRA, experts run by Triton's kernels
+        (vllm/model_executor/layers/fused_moe/oracle/unquantized.py), and the first request ends the engine.
         """
         from aird.models.dense import rounds_activations
 
-        if detect_accelerator() == "cpu" and rounds_activations(checkpoint):
-            return dataclasses.replace(self.abilities, adapters=False)
-        return self.abilities
+        if detect_accelerator() == "cuda":
+            return self.abilities
+        mixture = experts_of(read_json(checkpoint / "config.json")) is not None
+        return dataclasses.replace(self.abilities, adapters=not (mixture or rounds_activations(checkpoint)))
 
     def needs_dense_copy(self, checkpoint: Path) -> bool:
         """Return whether vLLM cannot read a checkpoint's quantised weights on this machine."""
