@@ -233,7 +233,10 @@ def _uncompressed_experts(configuration: Configuration) -> Iterator[str]:
         if model.source.path is None:
             continue
         experts = experts_of(_config(Path(model.source.path)))
-        for each in configuration.compressions_of(name) if experts else ():
+        if experts is None:
+            continue
+        key, count = experts
+        for each in configuration.compressions_of(name):
             made = configuration.compressions[each]
             if isinstance(made, Given) or not made.changes_weights or made.environment == "gguf":
                 continue  # of GGUF, `_unconvertible` knows the models
@@ -243,7 +246,6 @@ def _uncompressed_experts(configuration: Configuration) -> Iterator[str]:
                 reason = f"{made.model_dump()['recipe']} does not compress experts"
             else:
                 continue
-            key, count = experts
             yield (
                 f"models.{name}.compressions: {each} cannot be made of {name}, a mixture of experts ({key}: {count}): "
                 f"{reason}; name the other compressions here, or one with recipe: given"
