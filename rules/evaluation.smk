@@ -123,16 +123,22 @@ def optional_flags(wildcards, input):
     ):
         if getattr(input, name):
             flags += [f"--{name.replace('_', '-')}", *getattr(input, name)]
-    cache = CONFIGURATION.cache_dtype_of(wildcards.compression)
-    if cache is not None:
-        flags += ["--key-value-cache-dtype", cache]
     if input.tasks:
         flags += ["--task-folder", os.path.dirname(input.tasks[0])]
     return flags
 
 
-# One string per suite, made once and not once per job, without where vLLM is. What came later stands there only where it is set, so that
-# results from before stay what they are.
+def cache_flags(wildcards):
+    """Return the flags of a quantised key/value cache.
+
+    They stand apart from `optional_flags`, as Snakemake makes nothing again for parameters that read the input.
+    """
+    cache = CONFIGURATION.cache_dtype_of(wildcards.compression)
+    return [] if cache is None else ["--key-value-cache-dtype", cache]
+
+
+# One string per suite, made once and not once per job, without where vLLM is. What came later stands there only where
+# it is set, so that results from before stay what they are.
 LATER = {"gpu_memory_utilization", "arguments"}
 SERVING_SETTINGS = {
     key: value
@@ -294,6 +300,7 @@ rule evaluate_suite:
     params:
         settings=lambda wildcards: SUITE_SETTINGS[wildcards.suite],
         serve=suite_serve,
+        cache=cache_flags,
         optional=optional_flags,
         seed=SEED,
     message:
@@ -307,6 +314,7 @@ rule evaluate_suite:
         " --harmful {input.harmful:q}"
         " --harmless {input.harmless:q}"
         " {params.optional:q}"
+        " {params.cache:q}"
         " --settings {params.settings:q}"
         " --serve {params.serve:q}"
         " --seed {params.seed}"
