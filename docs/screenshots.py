@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 REPORT = ROOT / "results" / "report.html"
 IMAGES = ROOT / "docs" / "images"
 MOST_BYTES = 150_000
+MARGIN = 16  # pixels
 PICTURES: dict[str, dict[str, Any]] = {
     "report": {"width": 1100, "height": 1000},
     "report-phone-dark": {"width": 390, "height": 844, "color_scheme": "dark", "device_scale_factor": 1.5},
@@ -48,7 +49,7 @@ def _take(browser: Any, name: str, width: int, height: int, selector: str | None
     page.goto(REPORT.as_uri())
     # In a picture of one section the bar that sticks to the window's top would lie over its heading.
     page.add_style_tag(content="nav { position: static !important }")
-    shot = (page.locator(selector) if selector else page).screenshot()
+    shot = page.screenshot(full_page=selector is not None, clip=_around(page, selector))
     context.close()
     path = IMAGES / f"{name}.png"
     path.parent.mkdir(exist_ok=True)
@@ -59,6 +60,14 @@ def _take(browser: Any, name: str, width: int, height: int, selector: str | None
     if size > MOST_BYTES:
         raise SystemExit(f"{path} has {size} bytes, more than {MOST_BYTES}")
     print(f"{path.relative_to(ROOT)}: {picture.width} x {picture.height}, {size / 1000:.0f} kB")
+
+
+def _around(page: Any, selector: str | None) -> dict[str, float] | None:
+    """Return the place of a section on its page with a margin, as its text and pictures begin at its very edge."""
+    if selector is None:
+        return None
+    box = page.locator(selector).bounding_box()
+    return {**box, "x": box["x"] - MARGIN, "width": box["width"] + 2 * MARGIN}
 
 
 if __name__ == "__main__":
