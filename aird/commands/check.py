@@ -170,9 +170,8 @@ def _checked(arguments: argparse.Namespace) -> Told:
     _check_url(arguments)
     if arguments.repair is not None and arguments.repair.exists():
         raise ValueError(f"--repair: {arguments.repair} exists already; name a new folder for the adapter")
-    original, compressed = (
-        _side(text, arguments.trust_remote_code) for text in (arguments.original, arguments.compressed)
-    )
+    original = _side(arguments.original, arguments.trust_remote_code)
+    compressed = _side(arguments.compressed, arguments.trust_remote_code, original.model)
     if compressed.model is None and (arguments.patch is not None or arguments.repair is not None):
         raise ValueError("--patch and --repair need the compressed model itself, not stored results of it")
     if original.model is None and arguments.repair is not None:
@@ -338,8 +337,8 @@ def _stored(text: str) -> Path | None:
     return stored if stored.suffix == ".jsonl" and stored.is_file() else None
 
 
-def _side(text: str, trust_remote_code: bool) -> Side:
-    """Return what one of the two names is.
+def _side(text: str, trust_remote_code: bool, original: ModelFolder | None = None) -> Side:
+    """Return what one of the two names is; of the compressed one, `original` is the model that it was made from.
 
     Raises:
         ValueError: neither a model nor stored results.
@@ -348,7 +347,7 @@ def _side(text: str, trust_remote_code: bool) -> Side:
 
     stored = _stored(text)
     if stored is None:
-        return Side(text, open_model_folder(text, trust_remote_code), None)
+        return Side(text, open_model_folder(text, trust_remote_code, original), None)
     completions = read_json_lines(stored)
     if not completions or not all(map(_is_completion, completions)):
         raise ValueError(f"{stored} holds no completions of `aird evaluate` ({', '.join(NEEDED)})")

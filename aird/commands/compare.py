@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from aird.commands.inputs import check_same_chat, open_model_folder, prompt_files, recorded_chat
+from aird.commands.inputs import ModelFolder, check_same_chat, open_model_folder, prompt_files, recorded_chat
 from aird.commands.search import (
     add_search_arguments,
     describe,
@@ -59,11 +59,11 @@ def run(arguments: argparse.Namespace) -> None:
     names = ("original", "compressed")
     ready = {name: is_search(Path(getattr(arguments, name))) for name in names}
     prompts = None if all(ready.values()) else read_search_prompts(arguments)
-    models = {
-        name: open_model_folder(getattr(arguments, name), arguments.trust_remote_code)
-        for name in names
-        if not ready[name]
-    }
+    models: dict[str, ModelFolder] = {}
+    for name in names:
+        if not ready[name]:
+            text, original = getattr(arguments, name), models.get("original")
+            models[name] = open_model_folder(text, arguments.trust_remote_code, original)
     addressed = []
     for name in names:
         text = getattr(arguments, name)

@@ -55,7 +55,7 @@ COPY_IN_WORDS = (
     "a dense copy of its quantised weights, which the engine cannot read here; activations that the format rounds, as "
     "LLM.int8 does, are not rounded"
 )
-GGUF_IN_WORDS = "a dense bfloat16 copy of its decoded weights; this says nothing about llama.cpp's own arithmetic"
+GGUF_IN_WORDS = "a dense copy of its decoded weights; this says nothing about llama.cpp's own arithmetic"
 _scratch: list[tempfile.TemporaryDirectory[str]] = []  # what is decoded lives as long as the process
 
 
@@ -105,7 +105,7 @@ class ModelFolder:
         return {"name": self.name, "commit": self.commit, **form, **chat}
 
 
-def open_model_folder(text: str, trust_remote_code: bool) -> ModelFolder:
+def open_model_folder(text: str, trust_remote_code: bool, original: ModelFolder | None = None) -> ModelFolder:
     """Return the model that `text` names: a folder, a GGUF file, or `organisation/name`, or that with `@revision`.
 
     Of a repository of GGUF files, `:file.gguf` at its end says which one. A hub model of a format that is not read is
@@ -113,12 +113,20 @@ def open_model_folder(text: str, trust_remote_code: bool) -> ModelFolder:
     What Transformers, PEFT or vLLM do not read as it is (GGUF, GPTQ, AWQ, DeepSeek's FP8) is repacked or dequantised
     into a temporary folder first. Of a wrapper of vision and language the text model is written there.
 
+    Args:
+        text: what the user named.
+        trust_remote_code: run the code that a model brings.
+        original: what it was made from, where that is known: the decoded weights of a GGUF file take its type, as in
+            the workflow. Alone they take bfloat16.
+
     Raises:
         ValueError: none of these, no chat model in safetensors, of a format that is not read, or one that the chat
             settings do not fit.
         SourceError: the hub does not have it, or cannot be reached.
     """
-    from aird.models.loading import check_folder_format, load_tokenizer, read_chat, trust_code
+    import torch
+
+    from aird.models.loading import check_folder_format, load_tokenizer, read_chat, stored_dtype, trust_code
     from aird.prompts.chat import check_chat
     from aird.prompts.sources import SourceError
 
@@ -143,7 +151,9 @@ def open_model_folder(text: str, trust_remote_code: bool) -> ModelFolder:
     if source.is_dir():
         check_folder_format(source)
     # A GGUF file of the hub's cache is a link to a file without an ending.
-    folder, form = _readable(source.resolve() if source.is_dir() else source.absolute(), trust_remote_code)
+    absolute = source.resolve() if source.is_dir() else source.absolute()
+    dtype = torch.bfloat16 if original is None else stored_dtype(original.folder)
+    folder, form = _readable(absolute, trust_remote_code, dtype)
     try:
         check_chat(load_tokenizer(folder))
     except OSError as error:
@@ -169,8 +179,11 @@ def _fetched(hub: HubName, trust_remote_code: bool) -> tuple[Path, str]:
 
 
 @functools.cache
-def _readable(source: Path, trust_remote_code: bool) -> tuple[Path, str]:
-    """Return a folder with a model as Transformers, PEFT and vLLM read it, and in which form that is; once."""
+def _readable(source: Path, trust_remote_code: bool, dtype: Any) -> tuple[Path, str]:
+    """Return a folder with a model as Transformers, PEFT and vLLM read it, and in which form that is; once.
+
+    `dtype` is that of a GGUF file's decoded weights.
+    """
     from aird.compression.given import readable_form, write_readable
     from aird.models.gguf_file import MODEL_FILE
     from aird.models.loading import check_weights, holds_wrapper, write_text_model
@@ -189,7 +202,7 @@ def _readable(source: Path, trust_remote_code: bool) -> tuple[Path, str]:
     if wrapper:
         write_text_model(source, folder, trust_remote_code)
     else:
-        write_readable(source, folder, form)
+        write_readable(source, folder, form, dtype)
     check_weights(folder, source)
     if source.is_file():
         (folder / MODEL_FILE).symlink_to(source)

@@ -114,7 +114,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.direction is not None and not is_search(arguments.direction):
         raise ValueError(f"--direction: {arguments.direction} holds no direction.json; make it with `aird direction`")
     original = open_model_folder(arguments.original, arguments.trust_remote_code)
-    compressed = open_model_folder(arguments.compressed, arguments.trust_remote_code)
+    compressed = open_model_folder(arguments.compressed, arguments.trust_remote_code, original)
     addressed = [(each.name, each.chat) for each in (original, compressed)]
     if arguments.direction is not None and (provenance := read_provenance(arguments.direction)):
         addressed.append((str(arguments.direction), recorded_chat(provenance)))

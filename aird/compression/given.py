@@ -149,7 +149,7 @@ def write_readable(source: Path, folder: Path, form: str, dtype: torch.dtype = t
         source: a folder in Hugging Face format, or a GGUF file.
         folder: an existing, empty folder.
         form: what `readable_form` says of it.
-        dtype: of the weights of a GGUF file, which names none.
+        dtype: of a GGUF file's decoded weights.
     """
     if source.is_file():
         dequantise_gguf(source, folder, dtype)

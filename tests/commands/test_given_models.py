@@ -65,7 +65,7 @@ def patched(root: Path, compressed: str | Path, output: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     ("name", "form"),
-    [("q8.gguf", "dense bfloat16 copy of its decoded weights"), ("gptq", "repacked"), ("awq", "repacked")],
+    [("q8.gguf", "dense copy of its decoded weights"), ("gptq", "repacked"), ("awq", "repacked")],
 )
 def test_evaluate_says_in_which_form_it_was_measured(name: str, form: str, folder: Path, tmp_path: Path) -> None:
     before = hash_folder(folder / name) if (folder / name).is_dir() else None
@@ -107,6 +107,21 @@ def test_the_decoded_numbers_are_the_packed_ones(folder: Path) -> None:
     assert open_model_folder(str(folder / "model"), False).folder == folder / "model"
 
 
+def test_beside_an_original_a_gguf_file_takes_its_type(folder: Path, tmp_path: Path) -> None:
+    """Of a model in float16 and its own weights as GGUF, a check finds no difference."""
+    half = configured(Path(shutil.copytree(folder / "model", tmp_path / "half")), dtype="float16")
+    with changed_tensors(half) as tensors:
+        for name, tensor in tensors.items():
+            tensors[name] = (tensor.float() * 1.001).half()  # more digits than bfloat16 has
+        matrix = tensors[f"{WRITER}.weight"]
+    ready_made.gguf_file(half, tmp_path / "half.gguf", ["F16"])
+    original = open_model_folder(str(half), False)
+    decoded = open_model_folder(str(tmp_path / "half.gguf"), False, original)
+    assert torch.equal(dense_matrix(decoded.folder, WRITER), matrix) and decoded.folder != original.folder
+    alone = open_model_folder(str(tmp_path / "half.gguf"), False)
+    assert torch.equal(dense_matrix(alone.folder, WRITER), matrix.bfloat16())
+
+
 def test_a_dense_copy_for_the_engine_is_said(folder: Path) -> None:
     plain, repacked = (open_model_folder(str(folder / name), False) for name in ("model", "gptq"))
     assert plain.record("as stored").keys() == {"name", "commit"}
@@ -146,7 +161,7 @@ def test_a_gguf_file_of_a_repository(folder: Path, tmp_path: Path, cache: Path) 
         assert main([command[0], name, *command[2:]]) == 0
         record = read_json(tmp_path / "scores/provenance.json")["model"]
         assert (record["name"], record["commit"]) == ("someone/model:Q8.gguf", "c0ffee")
-        assert "dense bfloat16 copy of its decoded weights" in record["measured_as"]
+        assert "dense copy of its decoded weights" in record["measured_as"]
     # llama.cpp would serve it, but not a model in safetensors.
     arguments = argparse.Namespace(llama_cpp=Path(sys.executable))
     assert served_by_llama_cpp(arguments, "someone/model@main:Q8.gguf")
