@@ -2,5 +2,6 @@
 
 The library is plain functions on tensors and files; it never sees Snakemake. Its folders are the stages
 of the data's way, and each imports only those that stand before it here: `support`, `settings`, `prompts`,
-`inference`, `models`, `compression`, `directions`, `patching`, `evaluation`, `reporting`, `commands`.
+`inference`, `models`, `compression`, `directions`, `patching`, `evaluation`, `configuration`,
+`reporting`, `commands`.
 """

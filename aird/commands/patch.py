@@ -41,6 +41,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "depth": {"type": int},
     "ridge": {"type": float},
 }
+# Without the workflow's `own_source`, which needs the compressed model's own direction.
+HELP = {
+    "blocks": "blocks to edit: `source`, the one that writes the site of the direction; `upper`, the half nearer the "
+    "output; `all`; or indices, from 0",
+    "depth": "with `source`: how many blocks, ending with that one",
+}
 WITH_PROMPTS, WITHOUT_PROMPTS = "calibrate", "scale"  # the methods that are taken where none is named
 
 
@@ -54,8 +60,8 @@ SUMMARY = "repair a compressed model: a rank-1 adapter that PEFT and vLLM load"
 DESCRIPTION = f"""\
 Put refusal back into a compressed model, without touching its weights.
 
-Every edit is W' = W_c + r (row), with r the refusal direction of the original model: a LoRA adapter of rank 1 and
-a few KB, for the matrices that write to the residual stream. The method says where the row comes from:
+Every edit is W' = W_c + r (row), with r the refusal direction of the original model: a small LoRA adapter of rank
+1, for the matrices that write to the residual stream. The method says where the row comes from:
 {chr(10).join(map(_described, METHODS))}
 {WITH_PROMPTS} restores most. It is taken where prompts are given, and {WITHOUT_PROMPTS} where only --direction is."""
 EPILOG = """\
@@ -227,7 +233,8 @@ def _help(option: str) -> str:
     said = [f"default: {common}", *(f"{value} for {name}" for name, value in defaults.items() if value != common)]
     if len(defaults) < len(METHODS):
         said.append(f"of {', '.join(defaults)} only")
-    return f"{str(known[first][option].description).rstrip('.')} ({'; '.join(said)})"
+    description = HELP.get(option) or str(known[first][option].description).rstrip(".")
+    return f"{description} ({'; '.join(said)})"
 
 
 def _settings(name: str, arguments: argparse.Namespace) -> Any:

@@ -24,7 +24,7 @@ A configuration says everything that decides results: prompts, models, compressi
 measured. Where and how jobs run stands in a profile instead (`profiles/`).
 
 - `config.yaml` is the default, a quick grid: a small real model and published prompts from package registries, in
-  a quarter of an hour on two CPU cores. `config/embedded.yaml` is the same model in full.
+  15 to 20 minutes on two CPU cores. `config/embedded.yaml` is the same model in full.
 - `config/paper.yaml` is the grid of the paper, for GPUs; it asks for the commits of the models before it starts.
 - `snakemake --configfile FILE` runs another configuration, `snakemake --config seed=1` changes single keys.
 - `config/schema.json` is this reference for editors: `# yaml-language-server: $schema=config/schema.json`.

@@ -28,7 +28,7 @@ Z = NormalDist().inv_cdf(0.975)
 Verdict = tuple[str, str]  # the verdict and, unless it holds, the reason in a few words
 
 
-def effect_verdict(estimate: float, high: float, p_value: float, room: float = 1.0) -> Verdict:
+def effect_verdict(estimate: float, high: float, p_value: float, room: float) -> Verdict:
     """Judge "this rate changes", with the claimed way counted as positive.
 
     Args:

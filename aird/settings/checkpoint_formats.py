@@ -1,61 +1,17 @@
-"""The formats of ready-made checkpoints: what is read, what is refused by name, and what would help.
+"""The formats of ready-made checkpoints: what is refused, by name, and what would help.
 
-Judged by the `quantization_config` of a config.json alone, so that the workflow can say it
-while it is parsed; docs/checkpoints.md shows the same tables.
+Judged by the `quantization_config` of a config.json alone, so that the workflow can say it while it is parsed;
+docs/checkpoints.md shows the same table, and what is read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
-
-
-class Format(NamedTuple):
-    """A format that is read.
-
-    Attributes:
-        name: what people call it.
-        declared: what config.json says.
-        decoded: whose functions give a matrix.
-        served_as: what the workflow serves: the files as given, the same numbers repacked, or a dense copy.
-    """
-
-    name: str
-    declared: str
-    decoded: str
-    served_as: str
-
+from typing import Any
 
 AS_GIVEN = "given"  # the given files, byte for byte
 REPACKED = "repacked"  # the same integers and scales, in compressed-tensors' packing
 DEQUANTISED = "dequantised"  # a dense checkpoint of the decoded matrices
-
-_COMPRESSORS = "compressed-tensors' compressor of that format"
-READ = (
-    Format("dense, pruned or not", "no `quantization_config`", "nothing to decode", AS_GIVEN),
-    Format("W4A16, W8A16, symmetric or with zero points", "`pack-quantized`", _COMPRESSORS, AS_GIVEN),
-    Format(
-        "the same with reordered columns (`actorder: group`, `weight_g_idx`)",
-        "`pack-quantized`",
-        "aird, group by group",
-        DEQUANTISED,
-    ),
-    Format("W8A8 integers", "`int-quantized`", _COMPRESSORS, AS_GIVEN),
-    Format("FP8 by matrix, row or block", "`float-quantized`", _COMPRESSORS, AS_GIVEN),
-    Format("NVFP4", "`nvfp4-pack-quantized`", _COMPRESSORS, AS_GIVEN),
-    Format("MXFP4", "`mxfp4-pack-quantized`", _COMPRESSORS, AS_GIVEN),
-    Format("FP8 in blocks, as DeepSeek stores it", "`fp8` with `weight_block_size`", _COMPRESSORS, REPACKED),
-    Format("GPTQ, 4 or 8 bits", "`gptq`", "compressed-tensors' unpacking", REPACKED),
-    Format("GPTQ, 2 or 3 bits, or with `desc_act`", "`gptq`", "compressed-tensors' unpacking", DEQUANTISED),
-    Format("AWQ, 4 bits", "`awq`, version `gemm`", "compressed-tensors' converter of AutoAWQ", REPACKED),
-    Format("LLM.int8, NF4, FP4", "`bitsandbytes`", "bitsandbytes", AS_GIVEN),
-    Format(
-        "GGUF: Q4_0 to Q8_0, K-quants, i-quants",
-        "a `*.gguf` file",
-        "gguf, through Transformers",
-        f"{DEQUANTISED}; by llama.cpp as given",
-    ),
-)
 
 # By `model_type`: what llama.cpp's converter writes and Transformers reads back. A conversion compares every weight.
 GGUF_MODELS = (

@@ -25,18 +25,20 @@ def test_they_are_the_sets_of_the_quick_grid() -> None:
 def test_the_prompts_for_power_are_new_and_a_fifth_of_them_is_borderline() -> None:
     """Nothing is dropped when they are joined and kept apart from the instructions that models learn from."""
     configured = yaml.safe_load((ROOT / "config/attacks.yaml").read_text(encoding="utf-8"))["prompt_sets"]
-    sets = {**PROMPT_SETS, **{name: configured[name] for name in ("everyday", "borderline", "everyday_and_borderline")}}
-    for name in ("everyday", "borderline"):
+    parts = configured["all_harmless"]["combine"]
+    sets = {**PROMPT_SETS, **{name: configured[name] for name in (*parts, "all_harmless")}}
+    for name in parts:
         sets[name]["source"]["path"] = str(ROOT / sets[name]["source"]["path"])
     settings = {name: PromptSet.model_validate(values) for name, values in sets.items()}
-    parts = {name: build_with_parts(settings, name, 1) for name in ("everyday", "borderline", "harmless")}
-    joined, apart_from = [*parts["everyday"], *parts["borderline"]], parts["harmless"]
-    records, dropped = build_prompt_set(
-        "everyday_and_borderline", settings["everyday_and_borderline"], joined, apart_from, 1
-    )
+    built = {name: build_with_parts(settings, name, 1) for name in (*parts, "harmless")}
+    joined = [record for name in parts for record in built[name]]
+    records, dropped = build_prompt_set("all_harmless", settings["all_harmless"], joined, built["harmless"], 1)
     assert set(dropped.values()) == {0}
     origins = Counter(record["origin"] for record in records)
-    assert len(records) >= 400 and 0.2 <= origins["borderline"] / len(records) < 0.25
+    borderline = origins["borderline"] + origins["further_borderline"]
+    assert len(records) == 913 and 0.2 <= borderline / len(records) < 0.25
+    # What the other suites ask is a part of them.
+    assert set(configured["everyday_and_borderline"]["combine"]) < set(parts)
     # Nor is one near another.
     seen = NearDuplicates()
     for record in records:
