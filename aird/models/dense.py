@@ -1,20 +1,25 @@
-"""A dense copy of a quantised checkpoint, for a server that lacks its kernels.
+"""A dense copy of a quantised checkpoint: for a server that lacks its kernels, and for gradients.
 
 vLLM has no kernel for packed integers on a CPU without AVX-512, and cannot load
 bitsandbytes anywhere. Weight-only quantisation computes with the dequantised
 matrix, so a dense copy gives the same results; of LLM.int8 it keeps the rounded
-weights and leaves out the rounding of activations.
+weights and leaves out the rounding of activations. What learns through a model
+takes a dense copy where the format's own kernels pass no gradient.
 """
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
 from aird.models.checkpoint import Checkpoint, read_checkpoint
-from aird.models.loading import code_is_trusted, copy_description
+from aird.models.loading import code_is_trusted, copy_description, load_model
 from aird.models.matrices import declared_format, matrix_of, quantization_scheme, stored_format
 from aird.support.files import read_json, write_json
 
@@ -42,6 +47,31 @@ def rounds_activations(folder: Path) -> bool:
     """Return whether some module rounds its inputs at run time."""
     checkpoint = read_checkpoint(folder)
     return any(_quantises_activations(checkpoint, module) for module in _quantised_modules(checkpoint))
+
+
+def passes_gradients(folder: Path) -> bool:
+    """Return whether a gradient passes through all modules of a checkpoint, as Transformers runs it.
+
+    Rounding of activations has none: compressed-tensors rounds without recording it, so whatever lies before a rounded
+    input gets none through it. Nor has bitsandbytes' product of four bits on some processors. Matrices that are only
+    stored in few bits pass it.
+    """
+    quantisation = read_checkpoint(folder).quantization_config or {}
+    return quantisation.get("quant_method") != "bitsandbytes" and not rounds_activations(folder)
+
+
+@contextlib.contextmanager
+def model_with_gradients(folder: Path, adapter: Path | None = None, dtype: torch.dtype | None = None) -> Iterator[Any]:
+    """Yield a checkpoint as a model through which gradients pass: itself, or where they do not a dense copy.
+
+    Arguments as of `load_model`. The copy has the same matrices and rounds no activations.
+    """
+    if passes_gradients(folder):
+        yield load_model(folder, adapter, dtype)
+        return
+    with tempfile.TemporaryDirectory(prefix="aird-dense-") as copy:
+        write_dense_copy(folder, Path(copy))
+        yield load_model(Path(copy), adapter, dtype)
 
 
 def write_dense_copy(folder: Path, target: Path, dtype: torch.dtype = torch.float32) -> None:

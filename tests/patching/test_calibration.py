@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from servers import Answers
 from test_fitting import damaged, damaged_copy, modules
 from tiny_model import new
 
+from aird.compression.registry import compress
 from aird.evaluation.attacks import attacked_records
 from aird.inference.generation import generate
 from aird.inference.packing import last_logits, make_packs
+from aird.models.dense import model_with_gradients, passes_gradients
 from aird.models.loading import load_model
 from aird.models.structure import writer_gains
 from aird.patching.adapters import load_adapter
@@ -45,6 +48,7 @@ from aird.prompts.chat import chat_tokens
 from aird.prompts.sets import select
 from aird.settings.attacks import parse_attack
 from aird.settings.base import PromptSelection
+from aird.settings.compressions import BitsAndBytes, RoundToNearest
 from aird.settings.patches import PatchSettings, Replies
 from aird.settings.suites import Suite
 
@@ -454,3 +458,46 @@ def test_texts_of_attacks_are_asked_for_before_anything_runs(original: Path, tmp
         patched(settings, original, tmp_path, sizes=SIZES.model_dump())
     # A patch that learns from none is what it was.
     assert "attacks" not in Calibrate().model_dump()
+
+
+@pytest.mark.parametrize("settings", [RoundToNearest(weight_bits=8, activation_bits=8), BitsAndBytes(variant="nf4")])
+def test_what_learns_gets_a_gradient_through_every_module(
+    settings: RoundToNearest | BitsAndBytes, original: Path, tmp_path: Path
+) -> None:
+    """Formats whose own modules pass none; with no gradient through attention, only the last token has one."""
+    compress(original, tmp_path / "base", settings, None)
+    assert not passes_gradients(tmp_path / "base") and passes_gradients(original)
+
+    def gradients(model: Any) -> torch.Tensor:
+        tokens = torch.tensor([[5, 18, 21, 48, 67, 79]])
+        with torch.no_grad():
+            model(input_ids=tokens)  # after which bitsandbytes takes its other product
+        embedded = model.get_input_embeddings()(tokens).detach().requires_grad_()
+        model(inputs_embeds=embedded, use_cache=False).logits[0, -1].float().logsumexp(-1).backward()
+        return embedded.grad[0].norm(dim=-1)
+
+    with model_with_gradients(tmp_path / "base") as model:
+        whole = gradients(model)
+    assert (whole > 0.01 * whole.max()).all()
+    if settings.recipe == "round_to_nearest":
+        assert not gradients(load_model(tmp_path / "base"))[:-1].any()
+
+
+@pytest.mark.usefixtures("all_refuse")
+def test_rows_are_learnt_through_a_dense_copy_and_their_strength_is_chosen_on_the_checkpoint_itself(
+    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compress(original, tmp_path / "base", RoundToNearest(weight_bits=8, activation_bits=8), None)
+    quantised = {}
+    for module, name in (("calibration", "learn_edits"), ("validation", "choose_on_validation")):
+        run = getattr(import_module(f"aird.patching.{module}"), name)
+
+        def watched(model: Any, *arguments: Any, run: Any = run, name: str = name, **more: Any) -> Any:
+            quantised[name] = hasattr(model.config, "quantization_config")
+            return run(model, *arguments, **more)
+
+        monkeypatch.setattr(f"aird.patching.{module}.{name}", watched)
+    settings = Calibrate(epochs=1, strengths=[1.0], **ANY)
+    patched(settings, original, new(tmp_path / "patch"), tmp_path / "base", sizes=SIZES.model_dump())
+    assert quantised == {"learn_edits": False, "choose_on_validation": True}
+    assert all(update.down.abs().max() > 0 for update in load_adapter(tmp_path / "patch/adapter"))

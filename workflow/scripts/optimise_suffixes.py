@@ -1,7 +1,8 @@
 """Optimise suffixes against one checkpoint and its patch, by GCG."""
 
 from aird.evaluation.suffixes import optimise_suffixes
-from aird.models.loading import load_model, load_tokenizer, open_checkpoint
+from aird.models.dense import model_with_gradients
+from aird.models.loading import load_tokenizer, open_checkpoint
 from aird.patching.system_prompt import read_patch
 from aird.settings.attacks import OptimisedSuffix
 from aird.support.files import check_folder, read_json, read_json_lines, write_json
@@ -26,14 +27,15 @@ def main() -> None:
     for patch, statistics in zip(arguments.adapter, arguments.adapter_statistics, strict=True):
         check_folder(patch, read_json(statistics)["files"])
     adapter, system_prompt = read_patch(patch)
-    made = optimise_suffixes(
-        load_model(arguments.checkpoint, adapter),
-        load_tokenizer(arguments.checkpoint),
-        attacks,
-        {name: sets[attack.prompts.set] for name, attack in attacks.items()},
-        int(arguments.seed),
-        system_prompt,
-    )
+    with model_with_gradients(arguments.checkpoint, adapter) as model:
+        made = optimise_suffixes(
+            model,
+            load_tokenizer(arguments.checkpoint),
+            attacks,
+            {name: sets[attack.prompts.set] for name, attack in attacks.items()},
+            int(arguments.seed),
+            system_prompt,
+        )
     write_json(arguments.output, made)
 
 

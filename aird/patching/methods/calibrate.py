@@ -79,12 +79,13 @@ def make(settings: Calibrate, inputs: PatchInputs, folder: Path) -> dict[str, An
     """
     from functools import cache
 
+    from aird.models.dense import model_with_gradients, passes_gradients
     from aird.models.experts import matrix_reader
     from aird.models.loading import load_model, load_tokenizer
     from aird.models.structure import writer_gains
     from aird.patching.calibration import learn_edits, training_replies
     from aird.patching.edited import scaled
-    from aird.patching.edits import along_direction, edit_along, edit_statistics, no_row
+    from aird.patching.edits import Edit, along_direction, edit_along, edit_statistics, no_row
     from aird.patching.fitting import fit_edits, wanted_projections
     from aird.patching.methods.fit import Fit
     from aird.patching.rank_one import edited_modules, read_direction, read_source, save_edits
@@ -138,9 +139,20 @@ def make(settings: Calibrate, inputs: PatchInputs, folder: Path) -> dict[str, An
             del reference
             model = load_model(inputs.compressed)
         train = training_replies(original["train_harmful"], own, asked, list(attacked.values()))
-        start = fit_edits(model, [*warm[0], *warm[1]], wanted, unit, blocks, Fit().ridge) if warm else []
-        learning = settings.epochs, settings.learning_rate, inputs.seed, start, settings.direction == "free"
-        learnt = learn_edits(model, modules, unit, min(blocks), matrix, train, *learning, by_token=bool(attacked))
+
+        def learn(learner: Any) -> list[Edit]:
+            start = fit_edits(learner, [*warm[0], *warm[1]], wanted, unit, blocks, Fit().ridge) if warm else []
+            learning = settings.epochs, settings.learning_rate, inputs.seed, start, settings.direction == "free"
+            return learn_edits(learner, modules, unit, min(blocks), matrix, train, *learning, by_token=bool(attacked))
+
+        if passes_gradients(inputs.compressed):
+            learnt = learn(model)
+        else:
+            del model
+            with model_with_gradients(inputs.compressed) as dense:
+                learnt = learn(dense)
+            del dense
+            model = load_model(inputs.compressed)  # the strength is chosen on the checkpoint as it is
     else:
         gains = writer_gains(model)
         learnt = [edit_along(each, unit, no_row(matrix(each)), gains.get(each)) for each in modules]

@@ -28,7 +28,8 @@ def make(settings: LoRA, inputs: PatchInputs, folder: Path) -> dict[str, Any]:
     """
     import torch
 
-    from aird.models.loading import load_model, load_tokenizer
+    from aird.models.dense import model_with_gradients
+    from aird.models.loading import load_tokenizer
     from aird.models.matrices import dense_matrix
     from aird.models.tuning import train, tuning_examples, with_lora
     from aird.patching.adapters import load_adapter, save_lora, scale_adapter
@@ -36,10 +37,11 @@ def make(settings: LoRA, inputs: PatchInputs, folder: Path) -> dict[str, Any]:
 
     torch.manual_seed(settings.seed)
     harmful, harmless = inputs.instructions("harmful"), inputs.instructions("harmless")
-    tokenizer, model = load_tokenizer(inputs.compressed), load_model(inputs.compressed, dtype=torch.float32)
-    examples = tuning_examples(model, tokenizer, harmful, harmless, settings)
-    tuned = with_lora(model, settings)
-    losses = train(tuned, examples, settings)
+    tokenizer = load_tokenizer(inputs.compressed)
+    with model_with_gradients(inputs.compressed, dtype=torch.float32) as model:
+        examples = tuning_examples(model, tokenizer, harmful, harmless, settings)
+        tuned = with_lora(model, settings)
+        losses = train(tuned, examples, settings)
     save_lora(tuned, folder, inputs.base)
     # One model is in memory at a time.
     del tuned, model
