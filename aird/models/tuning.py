@@ -222,9 +222,12 @@ def _accumulate(
 ) -> float:
     """Add the gradient of the mean loss over a batch's answer tokens; return that loss."""
     blocks = list(decoder_blocks(model))
-    answer_tokens = sum(label != IGNORED for index in batch for label in examples[index][1])
+    answers = [sum(label != IGNORED for label in examples[index][1]) for index in batch]
+    answer_tokens = sum(answers)
     total = 0.0
-    for pack in plan_packs(model, [examples[index][0] for index in batch], PACK_TOKENS):
+    # No token of an answer may count as shared, of which a single example would have all but one, nor the token before.
+    own_tokens = max(answers) + 1
+    for pack in plan_packs(model, [examples[index][0] for index in batch], PACK_TOKENS, own_tokens):
         shared = pack.prefix_length
         members = [batch[place] for place in pack.prompts]
         states = torch.cat([inputs[members[0]][:shared], *(inputs[index][shared:] for index in members)])

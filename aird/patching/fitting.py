@@ -191,7 +191,12 @@ def ridge_solution(features: torch.Tensor, wanted: torch.Tensor, ridge: float) -
 
 
 def _project(output: torch.Tensor, direction: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    return output[0, places.to(output.device)].double().cpu() @ direction.double()
+    return _at(output, places) @ direction.double()
+
+
+def _at(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Return the states of some tokens of one sequence, [places, width] float64; OPT's have no dimension of rows."""
+    return states.reshape(-1, states.shape[-1])[places.to(states.device)].double().cpu()
 
 
 def _features(
@@ -226,11 +231,9 @@ def _features(
         with resumed_at(layers, block, state), stops, contextlib.suppress(Reached):
             run_pack(model, pack)
         places = pack.last_tokens(positions)
-        inputs = kept[0][0, places.to(kept[0].device)].double().cpu()
+        inputs = _at(kept[0], places)
         if behind is not module:
-            inputs = (
-                inputs / kept[1][0, places.to(kept[1].device)].double().cpu().square().mean(-1, keepdim=True).sqrt()
-            )
+            inputs = inputs / _at(kept[1], places).square().mean(-1, keepdim=True).sqrt()
         if features is None:
             features = torch.empty(count, positions, inputs.shape[-1], dtype=torch.float64)
         features[list(pack.prompts)] = inputs

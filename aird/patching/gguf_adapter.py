@@ -35,6 +35,11 @@ def write_gguf_adapter(adapter: Path, checkpoint: Path, model: GGUFFile, output:
     import gguf
 
     updates = {update.module: update for update in load_adapter(adapter)}
+    if any(update.down.ndim == 3 for update in updates.values()):
+        raise ValueError(
+            f"{adapter} edits routed experts, for which llama.cpp has no LoRA here; merge the patch (`aird patch "
+            "--merged`) and convert the merged checkpoint to GGUF"
+        )
     writer = gguf.GGUFWriter(None, model.architecture)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")

@@ -30,14 +30,14 @@ HARMLESS = ["Name a colour.", "What is 2 + 2?", "Write a line about a garden"]
 
 
 def settings(**more: object) -> RefusalTuning:
-    return tiny_tuning(**{"rank": 2, "epochs": 2, "batch_size": 2, **more})
+    return tiny_tuning(**{"rank": 2, "epochs": 6, "batch_size": 2, **more})
 
 
 def tune(original: Path, target: Path, **more: object) -> dict[str, torch.Tensor]:
     statistics = tune_to_refuse(original, new(target), HARMFUL, HARMLESS, settings(**more))
     assert statistics["harmful"] == 2 and statistics["harmless"] == 3
-    assert statistics["steps"] == 2 * 3  # five examples in batches of two, twice
-    assert statistics["epoch_losses"][1] < statistics["epoch_losses"][0]
+    assert statistics["steps"] == 6 * 3  # five examples in batches of two
+    assert statistics["epoch_losses"][-1] < statistics["epoch_losses"][0]
     return load_file(target / "model.safetensors")
 
 
@@ -73,10 +73,13 @@ def test_refusals_begin_after_the_prompt(original: Path) -> None:
         assert any(refusal in tokenizer.decode(labels[len(prompt) :]) for refusal in REFUSALS)
 
 
-def test_packed_loss_equals_the_loss_of_each_example_alone(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("count", [1, 2, len(HARMFUL + HARMLESS)])
+def test_packed_loss_equals_the_loss_of_each_example_alone(
+    count: int, original: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("aird.models.tuning.PACK_TOKENS", 60)  # several packs per batch
     tokenizer, model = load_tokenizer(original), load_model(original, dtype=torch.float32)
-    batch = _refusal_examples(tokenizer, HARMFUL + HARMLESS, 1)
+    batch = _refusal_examples(tokenizer, HARMFUL + HARMLESS, 1)[:count]
     weight = model.model.layers[2].mlp.down_proj.weight.requires_grad_()
     sums, tokens = torch.zeros((), dtype=torch.float32), 0
     for ids, labels in batch:

@@ -114,6 +114,16 @@ def test_a_fit_restores_the_projections(model: Any, prompts: list[list[int]]) ->
         torch.testing.assert_close(after[name], wanted[name], atol=1e-2 * scale.item(), rtol=0)
 
 
+def test_a_family_whose_modules_drop_the_dimension_of_rows(prompts: list[list[int]]) -> None:
+    """OPT's feed-forward layers get and give [tokens, width]."""
+    model = tiny_family("opt", vocab_size=512)
+    writers = modules(model, [1])
+    wanted = record_projections(model, prompts, POSITIONS, UNIT[: model.config.hidden_size], writers)
+    edits = fit_edits(damaged(model), prompts, wanted, UNIT[: model.config.hidden_size], [1], 0.01)
+    assert [edit.module for edit in edits] == writers and any("fc2" in name for name in writers)
+    assert all(edit.row.isfinite().all() and edit.row.abs().max() > 0 for edit in edits)
+
+
 def test_behind_a_norm_a_fit_restores_what_is_contributed(prompts: list[list[int]]) -> None:
     model = tiny_family("gemma2", vocab_size=512)
     unit = unit_vector(width=64)

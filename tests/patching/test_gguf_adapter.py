@@ -95,6 +95,13 @@ def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
         write_gguf_adapter(other, folder, model, tmp_path / "adapter.gguf")
 
 
+def test_edits_of_experts_are_refused(folder: Path, tmp_path: Path) -> None:
+    experts = Edit("model.layers.1.mlp.experts.down_proj", torch.ones(128), torch.ones(4, 64))
+    patch = adapter_of([*edits([ATTENTION]), experts], tmp_path / "adapter")
+    with pytest.raises(ValueError, match="edits routed experts, for which llama.cpp has no LoRA here; merge the patch"):
+        write_gguf_adapter(patch, folder, read_gguf(folder / "model.gguf"), tmp_path / "adapter.gguf")
+
+
 @pytest.mark.parametrize(("kind", "tolerance"), [("F32", 0.02), ("Q8_0", 0.1)])
 def test_llama_cpp_gives_the_patched_models_log_probabilities(
     kind: str, tolerance: float, llama_cpp_python: Path, original: Path, tmp_path: Path
