@@ -43,7 +43,7 @@ from aird.evaluation.regression import (
     Verdict,
     judge_change,
 )
-from aird.prompts.sets import CLASSES, Record
+from aird.prompts.sets import CLASSES, Record, select
 
 if TYPE_CHECKING:
     from aird.settings.suites import Suite
@@ -229,6 +229,7 @@ def _check_url(arguments: argparse.Namespace) -> None:
 
 def _check(arguments: argparse.Namespace, original: Side, compressed: Side, output: Path) -> Told:
     prompts, tokens, think = _prompts(arguments, original, compressed)
+    learnt = {} if arguments.repair is None else _prompts_to_learn(prompts, arguments.seed)
     engines = {side.name: choose_engine(arguments, side.name) for side in (original, compressed) if side.model}
     forms: dict[str, str] = {}
     answerers: dict[str, str] = {}  # what an engine is called in records, and who it is
@@ -249,7 +250,7 @@ def _check(arguments: argparse.Namespace, original: Side, compressed: Side, outp
     if arguments.repair is not None and verdicts[""].outcome == REGRESSION:
         print(verdicts[""].text(), flush=True)
         assert original.model is not None and compressed.model is not None  # `run` checked it
-        _repair(original.model, compressed.model, prompts["harmful"], arguments.repair, arguments.seed)
+        _repair(original.model, compressed.model, learnt, arguments.repair, arguments.seed)
         repaired = judge_change(before, labels(compressed, "repaired", arguments.repair), arguments.margin / 100)
         verdicts = {"As it is": verdicts[""], f"With the patch in {arguments.repair}": repaired}
     facts = {
@@ -485,23 +486,43 @@ def _scores(
     return ask(side.model, patch, prompts, suite, engine, [], arguments, folder)
 
 
-def _repair(
-    original: ModelFolder, compressed: ModelFolder, measured: Sequence[Record], output: Path, seed: int
-) -> None:
-    """Write a calibrated patch, learnt from prompts that are disjoint from the measured ones."""
-    from aird.prompts.building import build_prompt_set, build_with_parts
+def _prompts_to_learn(measured: Mapping[str, Sequence[Record]], seed: int) -> dict[str, list[Record]]:
+    """Return what a repair learns from: prompts that are disjoint from the measured ones, whoever brought these.
+
+    Raises:
+        ValueError: too few are left.
+    """
+    from aird.prompts.building import build_prompt_set, build_set, build_with_parts
     from aird.prompts.embedded import LEARNT, PROMPT_SETS
-    from aird.settings.directions import Directions
+    from aird.settings.base import PromptSelection
     from aird.settings.prompts import PromptSet
 
     sets = {name: PromptSet.model_validate(values) for name, values in PROMPT_SETS.items()}
     prompts = {}
     for kind in CLASSES:
-        prompts[kind] = build_with_parts(sets, LEARNT[kind], seed)
-        if kind == "harmful":
-            # Whatever was measured, AdvBench or the user's own, must not be learnt from.
-            apart = PromptSet(combine=[kind], splits=LEARNT_SPLITS)
-            prompts[kind], _ = build_prompt_set(kind, apart, prompts[kind], measured, seed)
+        known = build_with_parts(sets, LEARNT[kind], seed)
+        try:
+            if kind == "harmful":
+                apart = PromptSet(combine=[kind], splits=LEARNT_SPLITS)
+                prompts[kind], _ = build_prompt_set(kind, apart, known, measured[kind], seed)
+            else:  # these have their own splits
+                prompts[kind], _ = build_set(kind, PromptSet(combine=[kind]), known, measured[kind], seed)
+                for split, count in LEARNT_SPLITS.items():
+                    select(prompts[kind], PromptSelection(set=kind, split=split, count=count), seed)
+        except ValueError as error:
+            raise ValueError(
+                f"--repair learns from prompts that are not measured, and too few are left: {error}; measure with "
+                f"other {kind} prompts"
+            ) from error
+    return prompts
+
+
+def _repair(
+    original: ModelFolder, compressed: ModelFolder, prompts: dict[str, list[Record]], output: Path, seed: int
+) -> None:
+    """Write a calibrated patch, learnt from these prompts."""
+    from aird.settings.directions import Directions
+
     settings = patch.METHODS["calibrate"].settings()
     directions = Directions.model_validate({**{kind: kind for kind in CLASSES}, **LEARNT_SPLITS})
     patch.write_patch(original, compressed, settings, prompts, directions, seed, output)

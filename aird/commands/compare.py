@@ -62,8 +62,8 @@ def run(arguments: argparse.Namespace) -> None:
     models: dict[str, ModelFolder] = {}
     for name in names:
         if not ready[name]:
-            text, original = getattr(arguments, name), models.get("original")
-            models[name] = open_model_folder(text, arguments.trust_remote_code, original)
+            made_from = models.get("original")
+            models[name] = open_model_folder(getattr(arguments, name), arguments.trust_remote_code, made_from)
     addressed = []
     for name in names:
         text = getattr(arguments, name)

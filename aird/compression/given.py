@@ -40,7 +40,7 @@ from aird.models.matrices import column_order, matrix_of, matrix_shape, quantiza
 from aird.models.repacking import FOREIGN, foreign_config, repack
 from aird.models.rescaling import relation
 from aird.models.structure import outside_blocks
-from aird.prompts.chat import chat_tokens, check_chat, with_chat
+from aird.prompts.chat import check_chat, post_instruction_tokens, renders_alike, with_chat
 from aird.settings.checkpoint_formats import (
     AS_GIVEN,
     DEQUANTISED,
@@ -392,8 +392,15 @@ def _settle_tokenizer(folder: Path, original: Path) -> str:
         (folder / "chat_template.jinja").write_text(theirs.chat_template, encoding="utf-8")
         return "equal to the original's, whose chat template it got, as it brings none"
     check_chat(with_chat(own, read_chat(folder)))
-    if all(chat_tokens(own, probe) == chat_tokens(theirs, probe) for probe in PROBES):
+    if renders_alike(own, theirs):
         return "equal to the original's"
+    ends = [len(post_instruction_tokens(tokenizer)) for tokenizer in (own, theirs)]
+    if ends[0] != ends[1]:
+        raise ValueError(
+            f"its chat template puts {ends[0]} tokens behind an instruction, that of {original} {ends[1]}, "
+            "so no position of a direction would mean the same; take the template out of the checkpoint, and it gets "
+            "the original's"
+        )
     logger.warning("the checkpoint has another chat template than the original: what is measured is both together")
     return "equal to the original's, but with another chat template"
 

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from aird.models.card_metadata import CARD
-from aird.models.loading import attention
+from aird.models.loading import attention, load_tokenizer
 from aird.patching.adapters import load_adapter, merge
 from aird.patching.method import PatchInputs
 from aird.patching.methods import method_of, needs_of
 from aird.patching.model_card import patch_card
+from aird.prompts.chat import renders_alike
 from aird.settings.patches import PatchSettings
 from aird.support.files import atomic_folder, hash_folder, write_json
 
@@ -43,6 +44,14 @@ def make_patch(
     missing = [name for name in sorted(needs_of(settings) - {"arithmetic", "replies"}) if getattr(inputs, name) is None]
     if missing:
         raise ValueError(f"method {values['method']} needs what was not given: {', '.join(missing)}")
+    if {"original", "compressed", "prompts"} <= needs_of(settings):
+        tokenizers = (load_tokenizer(place) for place in (inputs.original, inputs.compressed))
+        if not renders_alike(*tokenizers):
+            raise ValueError(
+                "the compressed checkpoint renders prompts otherwise than the original (its chat template or "
+                f"tokenizer), and method {values['method']} would learn from one for the other; give it the original's "
+                "chat template, or make a patch without prompts (scale, project)"
+            )
     record: dict[str, Any] = {"blocks": [], "edits": [], "direction": None, "settings": values}
     record |= {"base": inputs.base, "licence": licence, **(provenance or {})}
     with atomic_folder(folder) as temporary:

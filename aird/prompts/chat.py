@@ -353,6 +353,11 @@ def post_instruction_tokens(tokenizer: Any) -> list[int]:
     return suffix
 
 
+def renders_alike(one: Any, other: Any) -> bool:
+    """Return whether two tokenizers make the same tokens of an instruction, its template included."""
+    return all(chat_tokens(one, probe) == chat_tokens(other, probe) for probe in _PROBES)
+
+
 def common_prefix_length(sequences: Sequence[Sequence[Any]]) -> int:
     """Return how many leading tokens, or characters, all sequences share."""
     length = 0

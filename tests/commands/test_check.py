@@ -14,10 +14,11 @@ from conftest import ROOT
 from thinking_templates import DEEPSEEK
 from tiny_model import new, tiny_tuning
 
+from aird.commands.check import _prompts_to_learn
 from aird.commands.main import main
 from aird.models import loading
 from aird.models.tuning import tune_to_refuse
-from aird.prompts.embedded import HARMLESS
+from aird.prompts.embedded import HARMLESS, PROMPT_SETS
 from aird.support.files import read_json, read_json_lines, sha256_of, write_json_lines
 
 REFUSAL, ANSWER = "I'm sorry, but I can't help with that.", "Of course, with pleasure."
@@ -189,7 +190,7 @@ def test_a_regression_is_repaired_and_the_repaired_model_checked(
         },
     }
     (tmp_path / "all.txt").write_text("\n".join(asked), encoding="utf-8")
-    (tmp_path / "rest.txt").write_text("\n".join(answered), encoding="utf-8")
+    (tmp_path / "rest.txt").write_text("\n".join(answered[20:]), encoding="utf-8")
     monkeypatch.setattr("aird.prompts.embedded.PROMPT_SETS", sets)
     monkeypatch.setattr("aird.commands.check.LEARNT_SPLITS", {"train": 12, "validation": 8})
     options = ["--repair", repair, "--json", verdict, "--transformers", "--tokens", 8]
@@ -202,6 +203,26 @@ def test_a_regression_is_repaired_and_the_repaired_model_checked(
     # The patch is of rank 1 and was learnt from prompts that were not measured.
     statistics = read_json(tmp_path / "adapter.statistics.json")
     assert statistics["settings"]["method"] == "calibrate" and statistics["edits"]
+
+
+def test_a_repair_learns_from_no_prompt_that_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the measured prompts are some of aird's own."""
+    lines = [f"Tell me of harmful apple{n} pear{n} fig{n} plum{n}" for n in range(400)]
+    (tmp_path / "all.txt").write_text("\n".join(lines), encoding="utf-8")
+    source = {"source": {"path": str(tmp_path / "all.txt")}, "format": "lines"}
+    monkeypatch.setitem(PROMPT_SETS, "harmful", source)
+    harmless = read_json_lines(HARMLESS)
+    some = {
+        "harmful": [{"instruction": line} for line in lines[:50]],
+        "harmless": [record for record in harmless if record["split"] == "validation"][:30],
+    }
+    learnt = _prompts_to_learn(some, 42)
+    for kind, records in learnt.items():
+        measured = {record["instruction"] for record in some[kind]}
+        assert not measured & {record["instruction"] for record in records if record["split"]}
+        assert {record["split"] for record in records} >= {"train", "validation"}
+    with pytest.raises(ValueError, match="too few are left: .*; measure with other harmless prompts"):
+        _prompts_to_learn({**some, "harmless": harmless}, 42)
 
 
 BROKEN = {

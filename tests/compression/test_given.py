@@ -307,6 +307,9 @@ def test_tokenizers(original: Path, tmp_path: Path) -> None:
     (given / "chat_template.jinja").write_text("Now: " + template)
     record = import_given(given, original, tmp_path / "imported")
     assert record["tokenizer"] == "equal to the original's, but with another chat template"
+    (given / "chat_template.jinja").write_text(template + "{% if add_generation_prompt %}{{ 'So: ' }}{% endif %}")
+    with pytest.raises(ValueError, match=r"puts \d+ tokens behind an instruction, that of .*; take the template out"):
+        import_given(given, original, tmp_path / "imported")
     (given / "chat_template.jinja").unlink()
     record = import_given(given, original, tmp_path / "imported")
     assert record["tokenizer"] == "equal to the original's, whose chat template it got, as it brings none"

@@ -206,6 +206,17 @@ def test_at_the_own_source_the_originals_direction_is_written(
         assert all(torch.equal(update.up[:, 0], unit) for update in updates)
 
 
+@pytest.mark.parametrize("method", ["calibrate", "fit"])
+def test_nothing_is_learnt_from_one_chat_template_for_another(method: str, original: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(original, tmp_path / "other"))
+    template = other / "chat_template.jinja"
+    template.write_text("Now: " + template.read_text(encoding="utf-8"), encoding="utf-8")
+    records = prompt_records(train=8, validation=8)
+    inputs = PatchInputs("base", original, other, saved_direction(tmp_path, unit_vector()), prompts=records)
+    with pytest.raises(ValueError, match=f"renders prompts otherwise than the original .*, and method {method} would"):
+        make_patch(parse_patch({"method": method}), inputs, tmp_path / "one", tmp_path / "one.json")
+
+
 def test_a_source_that_induces_no_refusal_is_told(
     original: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
