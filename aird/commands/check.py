@@ -177,6 +177,7 @@ def _checked(arguments: argparse.Namespace) -> Told:
     if original.model is None and arguments.repair is not None:
         raise ValueError("--repair needs the original model itself, not stored results of it")
     _check_addressed(arguments, original, compressed)
+    _check_same_prompts(original, compressed)
     if original.model is not None and compressed.model is not None and arguments.repair is not None:
         patch.check_patchable(original.model, compressed.model)
     with contextlib.ExitStack() as stack:
@@ -201,6 +202,24 @@ def _check_addressed(arguments: argparse.Namespace, *sides: Side) -> None:
     if len(set(thought.values())) > 1:
         said = " and ".join(f"{name} {'with' if think else 'without'}" for name, think in thought.items())
         raise ValueError(f"one side is asked with thoughts and the other without ({said}); ask both in one way")
+
+
+def _check_same_prompts(original: Side, compressed: Side) -> None:
+    """Check that what two stored sides hold under one id is one prompt: of users' files an id is a position alone.
+
+    Raises:
+        ValueError: other instructions.
+    """
+    asked = [
+        {(row["kind"], row["id"]): row["instruction"] for row in side.completions or []}
+        for side in (original, compressed)
+    ]
+    shared = asked[0].keys() & asked[1].keys()
+    if other := sum(asked[0][key] != asked[1][key] for key in shared):
+        raise ValueError(
+            f"the two checkpoints answered different prompts ({other} of {len(shared)} that have one id have other "
+            "instructions); ask both the same files with the same --seed"
+        )
 
 
 def _check_url(arguments: argparse.Namespace) -> None:

@@ -98,6 +98,19 @@ def test_a_model_is_asked_the_prompts_of_the_stored_side(
     assert check(tmp_path / "completions.jsonl", output / "compressed") == 3
 
 
+def test_prompts_of_other_files_under_the_same_ids_get_no_verdict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a file of one's own a prompt's id is its position."""
+    first = stored(tmp_path, 29, name="first")
+    rows = read_json_lines(first)
+    other = tmp_path / "other.jsonl"
+    write_json_lines(other, [row | {"instruction": f"{row['instruction']}, please"} for row in rows[:2]] + rows[2:])
+    assert check(first, other) == 2
+    told = capsys.readouterr().err
+    assert "different prompts (2 of 60 that have one id have other instructions); ask both the same files" in told
+
+
 def test_other_engines_are_said_of_stored_answers_too(
     original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
