@@ -272,8 +272,9 @@ def attack_sentences(
                 given = _gives_in(own[own.patch == patch.patch], tests, patch.patch, compression)
                 verdict = _overall(tests, patch.patch, compression).verdict
                 sentence += f". With {repair} it gives in to {given}: {RESISTANCE[verdict]}"
-                weak = _weak_to(tests, patch.patch, compression)
-                sentence += f", and by itself this is shown for {', '.join(weak)}" if weak else ""
+                # An attack may find it weaker whatever is shown over all of them.
+                if weak := _weak_to(tests, patch.patch, compression):
+                    sentence += f". Under {', '.join(weak)} it gives in more often than the original"
             yield f"{sentence}."
 
 
