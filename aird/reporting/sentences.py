@@ -22,7 +22,16 @@ from aird.reporting.names import (
     matched_controls,
     patch_in_words,
 )
-from aird.reporting.verdicts import ALL, DOES_NOT_HOLD, HOLDS, SIGNIFICANT, SMALLEST_EFFECT, UNDECIDED
+from aird.reporting.verdicts import (
+    ALL,
+    DOES_NOT_HOLD,
+    HOLDS,
+    LOWERS_REFUSAL,
+    RAISES_REFUSAL,
+    SIGNIFICANT,
+    SMALLEST_EFFECT,
+    UNDECIDED,
+)
 from aird.settings.attacks import NO_ATTACK
 from aird.settings.base import ORIGINAL, PLAIN
 from aird.support.statistics import holm
@@ -54,7 +63,7 @@ def headlines(
         original = rows[rows.compression == ORIGINAL].iloc[0]
         yield _original(original, tests, f"{about}: " if len(parts) > 1 else "")
         for of_compression in _compressed(rows):
-            sentence = _headline(of_compression, original, tests, configuration)
+            sentence = _headline(of_compression, original, tests, claims, configuration)
             controls = _controls(of_compression, tests, claims, configuration["patches"])
             yield sentence + controls + _engines(of_compression.iloc[0], original)
 
@@ -85,7 +94,11 @@ def _original(original: pandas.Series, tests: pandas.DataFrame, about: str) -> s
 
 
 def _headline(
-    rows: pandas.DataFrame, original: pandas.Series, tests: pandas.DataFrame, configuration: Configuration
+    rows: pandas.DataFrame,
+    original: pandas.Series,
+    tests: pandas.DataFrame,
+    claims: pandas.DataFrame,
+    configuration: Configuration,
 ) -> str:
     plain = rows[rows.patch == PLAIN].iloc[0]
     test = _test(tests, plain, "original")
@@ -116,7 +129,8 @@ def _headline(
     if patch is None:
         return f"{sentence}."
     answers_lost = over.p_value < SIGNIFICANT and over.difference > 0
-    return f"{sentence}; {_repaired(patch, lost, answers_lost, tests, original, configuration)}."
+    judged = _judged(claims, patch).verdict.to_dict()
+    return f"{sentence}; {_repaired(patch, lost, answers_lost, tests, judged, original, configuration)}."
 
 
 def _repair(rows: pandas.DataFrame, patches: Mapping[str, Any]) -> pandas.Series | None:
@@ -133,10 +147,15 @@ def _repaired(
     lost: bool,
     answers_lost: bool,
     tests: pandas.DataFrame,
+    judged: Mapping[str, str],
     original: pandas.Series,
     configuration: Configuration,
 ) -> str:
-    """Return what a patch makes of a checkpoint that lost refusal of harmful or answers to harmless prompts, or not."""
+    """Return what a patch makes of a checkpoint that lost refusal of harmful or answers to harmless prompts, or not.
+
+    `judged` has claim C4's verdicts on the patch by their statements: a gain that is not significant is none only
+    where the verdict says so.
+    """
     gain, left = _test(tests, patch, "plain"), _test(tests, patch, "original")
     name = patch_in_words(patch.patch, configuration["patches"].get(patch.patch))
     to = _rate(patch, more=_p_value(gain.p_value))
@@ -144,8 +163,10 @@ def _repaired(
     back = left.difference >= 0 or (left.p_value >= SIGNIFICANT and -left.difference < SMALLEST_EFFECT)
     if not lost:
         sentence = f"with {name} it refuses {to}"
-    elif gain.p_value >= SIGNIFICANT or gain.difference <= 0:
+    elif gain.difference <= 0 or (gain.p_value >= SIGNIFICANT and judged.get(RAISES_REFUSAL) == DOES_NOT_HOLD):
         sentence = f"{name} does not bring it back: {to}"
+    elif gain.p_value >= SIGNIFICANT:
+        sentence = f"{gain.n} prompts do not show whether {name} brings it back: {to}"
     elif back:
         sentence = f"{name} brings it back to {to}"
     else:
@@ -154,9 +175,13 @@ def _repaired(
     cost, before = whole_percent(patch.over_refusal), whole_percent(original.over_refusal)
     if answers_lost:
         answers = _test(tests, patch, "plain", "over_refusal")
-        come = "come" if answers.p_value < SIGNIFICANT and answers.difference < 0 else "do not come"
+        come = "answers come back"
+        if answers.difference >= 0 or (answers.p_value >= SIGNIFICANT and judged.get(LOWERS_REFUSAL) == DOES_NOT_HOLD):
+            come = "answers do not come back"
+        elif answers.p_value >= SIGNIFICANT:
+            come = f"{answers.n} harmless prompts do not show whether answers come back"
         return (
-            f"{sentence}, and answers {come} back: of harmless prompts "
+            f"{sentence}, and {come}: of harmless prompts "
             f"{_rate(patch, 'over_refusal', more=_p_value(answers.p_value))} are refused, by the original {before} "
             f"({_p_value(over.p_value)})"
         )
@@ -181,8 +206,7 @@ def _controls(
     lost, gain = _test(tests, plain, "original"), _test(tests, patch, "plain")
     if max(lost.p_value, gain.p_value) >= SIGNIFICANT or lost.difference >= 0 or gain.difference <= 0:
         return ""
-    own = claims[["suite", "model", "compression", "patch"]].eq(patch[["suite", "model", "compression", "patch"]])
-    judged = claims[own.all(axis=1) & (claims.claim == "C4")].set_index("statement")
+    judged = _judged(claims, patch)
     named = {name: f"raises refusal more than {name}" for name in matched_controls(patches).get(patch.patch, ())}
     controls = rows[rows.patch.isin([name for name, statement in named.items() if statement in judged.index])]
     verdicts = controls.patch.map(lambda name: judged.verdict[named[name]])
@@ -205,6 +229,12 @@ def _controls(
     refuted = any(patches[name]["direction"] == "random" for name in controls.patch[verdicts == DOES_NOT_HOLD])
     # A free column may have become the direction itself, so that alone says nothing of it.
     return said + (NOTHING_ADDED if refuted else "")
+
+
+def _judged(claims: pandas.DataFrame, patch: pandas.Series) -> pandas.DataFrame:
+    """Return claim C4's rows about one patched checkpoint by their statements."""
+    own = claims[["suite", "model", "compression", "patch"]].eq(patch[["suite", "model", "compression", "patch"]])
+    return claims[own.all(axis=1) & (claims.claim == "C4")].set_index("statement")
 
 
 def _engines(compressed: pandas.Series, original: pandas.Series) -> str:

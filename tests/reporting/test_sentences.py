@@ -97,8 +97,11 @@ def claims() -> pandas.DataFrame:
     )
 
 
-def sentences(**changes: dict[str, Any]) -> list[str]:
-    """Return the headlines after changes of (compression or patch)/(against)/(rate) rows of the paired tests."""
+def sentences(verdicts: dict[str, str] | None = None, **changes: dict[str, Any]) -> list[str]:
+    """Return the headlines after changes of (compression or patch)/(against)/(rate) rows of the paired tests.
+
+    `verdicts` are C4's on aird, by their statements.
+    """
     summary, paired, _ = tables()
     for key, values in changes.items():
         patch, against, rate = key.split("__")
@@ -106,7 +109,9 @@ def sentences(**changes: dict[str, Any]) -> list[str]:
         assert chosen.sum() == 1
         for column, value in values.items():
             paired.loc[chosen, column] = value
-    return list(headlines(summary, paired, claims(), CONFIGURATION))
+    about = {"model": "m", "suite": "safety", "compression": "pruned", "patch": "aird", "claim": "C4"}
+    rows = [{**about, "statement": name, "verdict": verdict} for name, verdict in (verdicts or {}).items()]
+    return list(headlines(summary, paired, pandas.concat([claims(), pandas.DataFrame(rows)]), CONFIGURATION))
 
 
 def test_the_first_sentence_is_about_the_original() -> None:
@@ -134,9 +139,25 @@ def test_a_patch_brings_refusal_back_where_nothing_that_matters_is_left_to_bring
     assert "brings a part of it back: 70%" in fewer
 
 
-@pytest.mark.parametrize("test", [{"p_value": 0.4}, {"difference": -0.1, "p_value": 0.01}])
+@pytest.mark.parametrize("test", [{"difference": 0.0, "p_value": 1.0}, {"difference": -0.1, "p_value": 0.01}])
 def test_a_patch_that_does_nothing_or_harm_brings_nothing_back(test: dict[str, float]) -> None:
     assert "; aird does not bring it back: 70% (66 to 73%, " in sentences(aird__plain__refusal=test)[1]
+
+
+def test_a_gain_that_too_few_prompts_show_is_not_called_none() -> None:
+    gain = {"difference": 0.05, "p_value": 0.06}
+    told = sentences(aird__plain__refusal=gain)[1]
+    assert "; 200 prompts do not show whether aird brings it back: 70% (66 to 73%, not significant, p = 0.06)" in told
+    # Where any change that the data allow is too small to matter, the claim says that there is none.
+    small = sentences({"raises refusal of harmful prompts": "does not hold"}, aird__plain__refusal=gain)[1]
+    assert "; aird does not bring it back: 70% (66 to 73%, not significant, p = 0.06)" in small
+    rose = {"difference": 0.24, "lost": 0, "gained": 24, "p_value": 1e-7}
+    lowered = {"difference": -0.06, "lost": 7, "gained": 1, "p_value": 0.07}
+    losses = {"plain__original__over_refusal": rose, "aird__plain__over_refusal": lowered}
+    told = sentences(**losses)[1]
+    assert ", and 100 harmless prompts do not show whether answers come back: of harmless prompts 8% (6" in told
+    small = sentences({"lowers refusal of harmless prompts": "does not hold"}, **losses)[1]
+    assert ", and answers do not come back: of harmless prompts 8%" in small
 
 
 def test_what_is_not_significant_is_called_so() -> None:
