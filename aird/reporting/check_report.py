@@ -85,8 +85,6 @@ def junit(title: str, verdict: Verdict) -> str:
     """
     changes = {"harmful": verdict.harmful, "harmless": verdict.harmless}
     outcomes = {kind: change.outcome(verdict.margin) for kind, change in changes.items()}
-    if verdict.outcome == NOT_MEASURED:
-        outcomes["harmful"] = NOT_MEASURED
     failed = sum(outcome == REGRESSION for outcome in outcomes.values())
     unknown = sum(outcome in (NOT_MEASURED, UNRESOLVED) for outcome in outcomes.values())
     suite = ElementTree.Element(
