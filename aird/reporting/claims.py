@@ -385,8 +385,8 @@ RAISES = "raises refusal"  # what a patch claims where refusal was lost
 def _answers_lost(evidence: Evidence, model: str, suite: str) -> Iterator[Statement]:
     """Yield how many harmless prompts each compression refuses more than the original: more counts as positive."""
     original = refused(evidence.scores[suite, (model, ORIGINAL, PLAIN)], "harmless")
-    for owner, compression in evidence.comparisons:
-        if owner == model:
+    for name, (owner, compression, patch) in evidence.scores:
+        if (name, owner, patch) == (suite, model, PLAIN) and compression != ORIGINAL:
             yield _change(
                 Statement(model, "C4", "harmless prompts are refused more than by the original", compression, suite),
                 original,

@@ -144,6 +144,20 @@ def test_what_changes_no_weight_has_no_direction_that_moves_but_can_lose_refusal
     assert row(table, "raises refusal of harmful prompts", "cache", "aird").estimate == pytest.approx(0.4)
 
 
+def test_what_changes_no_weight_can_lose_answers_too() -> None:
+    evidence = collected()
+    scores = {
+        ("s", ("m", "cache", patch)): score(0.95, harmless=rate) for patch, rate in (("plain", 0.4), ("aird", 0.05))
+    }
+    table = claims_table(dataclasses.replace(evidence, scores={**evidence.scores, **scores}))
+    lost = row(table, "harmless prompts are refused more than by the original", "cache")
+    assert (lost.verdict, lost.estimate) == (HOLDS, pytest.approx(0.35))
+    back = row(table, "lowers refusal of harmless prompts", "cache", "aird")
+    assert (back.verdict, back.estimate) == (HOLDS, pytest.approx(0.35))
+    # Its refusals of harmful prompts, which were not lost, need not be raised.
+    assert row(table, "refusal is repaired at no cost", "cache", "aird").verdict == HOLDS
+
+
 def row(table: pandas.DataFrame, statement: str, compression: str, patch: str = "") -> Any:
     rows = table[
         table.statement.str.contains(statement, regex=False)
