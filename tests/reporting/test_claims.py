@@ -285,6 +285,39 @@ def test_what_a_repair_costs(table: pandas.DataFrame) -> None:
     assert whole.verdict == UNDECIDED and "nothing to repair" in whole.reason
 
 
+@pytest.mark.parametrize(
+    ("name", "nothing", "what", "needed"),
+    [
+        (
+            "questions",
+            {},
+            "utility",
+            "A suite with tasks and an engine that can be asked them decide whether utility falls by less than 5 points.",
+        ),
+        (
+            "answers",
+            [],
+            "perplexity",
+            "Reference answers and an engine that gives their log-probabilities decide whether perplexity grows by less "
+            "than 1%.",
+        ),
+    ],
+)
+def test_a_cost_that_was_not_measured_leaves_a_repair_undecided(
+    name: str, nothing: Any, what: str, needed: str
+) -> None:
+    evidence = collected()
+    scores = {key: {**record, name: nothing} for key, record in evidence.scores.items()}
+    table = claims_table(dataclasses.replace(evidence, scores=scores))
+    part = row(table, f"{what} ", "pruned", "aird")
+    assert (part.verdict, part.reason, part.needed) == (UNDECIDED, f"{what} was not measured", needed)
+    for compression in ("pruned", ALL):
+        whole = row(table, "repaired at no cost", compression, "aird")
+        assert (whole.verdict, whole.needed) == (UNDECIDED, needed)
+    # What is refuted stays so.
+    assert row(table, "repaired at no cost", "pruned", "learnt").verdict == DOES_NOT_HOLD
+
+
 @pytest.fixture(scope="module")
 def both_losses() -> pandas.DataFrame:
     """Return the table of a compression that took answers, and of one that took refusals and answers."""
