@@ -297,6 +297,6 @@ def _describe(scores: dict[str, Any]) -> str:
         value, low, high = (scores["perplexity"][name] for name in ("perplexity", "low", "high"))
         lines.append(f"  {'perplexity':22} {value:.2f} ({low:.2f} to {high:.2f})")
     for task, metrics in scores["tasks"].items():
-        shown = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items() if not name.endswith("_stderr"))
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
         lines.append(f"  {task:22} {shown}")
     return "\n".join(lines)

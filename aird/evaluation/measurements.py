@@ -256,8 +256,9 @@ def run_tasks(
         length: the server's maximum model length, tokens.
 
     Returns:
-        {task: {metric: value, metric_stderr: value}}, and {task: {metric: one value per question}},
-        the questions in lm-eval's order: with these, two checkpoints are compared question by question.
+        {task: {metric: value}}, a metric named as lm-eval does (`exact_match,strict-match` of a filter), and {task:
+        {metric: one value per question}}, the questions in lm-eval's order: with these, two checkpoints are compared
+        question by question.
 
     Raises:
         ValueError: a task does not exist.

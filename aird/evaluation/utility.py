@@ -9,8 +9,8 @@ from typing import Any
 import numpy
 
 PERPLEXITY_RESAMPLES = 1000
-# The metric that says whether a question was answered rightly: the first that a task has.
-QUESTION_METRICS = ("acc", "acc_norm", "exact_match")
+# The metric that says whether a question was answered rightly: the first that a task has. F1 is a share of the words.
+QUESTION_METRICS = ("acc", "acc_norm", "exact_match", "f1")
 
 
 def perplexity(answers: Sequence[dict[str, Any]], seed: int) -> dict[str, float]:
@@ -37,11 +37,28 @@ def answered_rightly(score: Mapping[str, Any]) -> list[bool]:
     Args:
         score: a record with `questions`, {task: {metric: one value per question}}.
     """
-    right: list[bool] = []
-    for metrics in score["questions"].values():
-        name = next((name for name in QUESTION_METRICS if name in metrics), None)
-        right += [value > 0.5 for value in metrics[name]] if name else []
-    return right
+    return [value > 0.5 for values in _values(score["questions"]) for value in values]
+
+
+def mean_utility(questions: Mapping[str, Mapping[str, Sequence[float]]]) -> tuple[float, float]:
+    """Return the mean over tasks of the mean over their questions, and its standard error; NaN where none tells.
+
+    Args:
+        questions: {task: {metric: one value per question}}, of which those of `answered_rightly` count.
+    """
+    tasks = _values(questions)
+    if not tasks:
+        return math.nan, math.nan
+    means = [sum(values) / len(values) for values in tasks]
+    # A single question has no spread to estimate.
+    variances = [numpy.var(values, ddof=1) / len(values) if len(values) > 1 else math.nan for values in tasks]
+    return sum(means) / len(means), math.sqrt(sum(variances)) / len(means)
+
+
+def _values(questions: Mapping[str, Mapping[str, Sequence[float]]]) -> list[Sequence[float]]:
+    """Return, of each task that tells, how well each question was answered."""
+    named = ((next((name for name in QUESTION_METRICS if name in task), None), task) for task in questions.values())
+    return [task[name] for name, task in named if name is not None and task[name]]
 
 
 def perplexity_growth(

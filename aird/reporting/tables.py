@@ -16,6 +16,7 @@ import pandas
 from aird.evaluation.hand_labels import BY_HAND, COMPLIED, NEITHER
 from aird.evaluation.judges.judge import ATTACKED, judged
 from aird.evaluation.judges.registry import JUDGES
+from aird.evaluation.utility import mean_utility
 from aird.prompts.sets import CLASSES
 from aird.reporting.verdicts import ALL, margin_p_value, margin_verdict
 from aird.settings.attacks import NO_ATTACK
@@ -114,7 +115,7 @@ def summary(
         # The original agrees with itself.
         comparison = dict.fromkeys(SUMMARISED, 1.0) if pair[1] == ORIGINAL else comparisons.get(pair, {})
         perplexity = score["perplexity"] or UNKNOWN_PERPLEXITY
-        utility, stderr = mean_utility(score["tasks"])
+        utility, stderr = mean_utility(score["questions"])
         total = manifests.get(pair, {}).get("total", {})
         row: dict[str, Any] = {"suite": suite, **dict(zip(CELL, cell, strict=True)), "n": rates["refusal"]["n"]}
         row["served_as"] = score["served_as"]
@@ -145,22 +146,6 @@ def _merged_columns(merged: Record) -> dict[str, Any]:
     values = [merged["rates"][name]["rate"] for name in ("refusal", "over_refusal")]
     values += [sum(merged["other_labels"].values()), merged["other_completions"]]
     return dict(zip(MERGED_COLUMNS, [*values, first and first["upper_quartile_difference"]], strict=True))
-
-
-def mean_utility(tasks: Mapping[str, Mapping[str, float]]) -> tuple[float, float]:
-    """Return the mean accuracy over tasks and its standard error; NaN without a task.
-
-    Of each task the length-normalised accuracy is taken where it has none other, else `acc`.
-    """
-    chosen = [
-        (metrics[name], metrics.get(f"{name}_stderr", math.nan))
-        for metrics in tasks.values()
-        if (name := next((name for name in ("acc", "acc_norm", "exact_match", "f1") if name in metrics), None))
-    ]
-    if not chosen:
-        return math.nan, math.nan
-    values, errors = zip(*chosen, strict=True)
-    return sum(values) / len(values), math.sqrt(sum(error**2 for error in errors)) / len(errors)
 
 
 def rates_table(scores: Scores) -> pandas.DataFrame:

@@ -10,7 +10,7 @@ import pandas
 import pytest
 
 from aird.directions.source_site import compare_sites
-from aird.evaluation.utility import answered_rightly, perplexity_growth
+from aird.evaluation.utility import answered_rightly, mean_utility, perplexity_growth
 from aird.reporting.claims import ALL, COLUMNS, Evidence, claims_table
 from aird.reporting.verdicts import DOES_NOT_HOLD, HOLDS, UNDECIDED
 
@@ -380,6 +380,15 @@ def test_answers_of_all_tasks() -> None:
     questions = {"a": {"acc_norm": [1.0, 0.0], "acc": [0.0, 0.0]}, "b": {"exact_match": [1.0]}, "c": {"bleu": [0.9]}}
     assert answered_rightly({"questions": questions}) == [False, False, True]
     assert answered_rightly({"questions": {}}) == []
+
+
+def test_utility_is_the_mean_over_tasks_of_the_questions_that_claims_count() -> None:
+    questions = {"a": {"acc_norm": [1.0, 0.0], "acc": [0.0, 1.0, 0.0, 1.0]}, "b": {"exact_match": [1.0] * 4}}
+    assert mean_utility(questions) == (pytest.approx(0.75), pytest.approx((1 / 3 / 4) ** 0.5 / 2))
+    assert mean_utility({**questions, "c": {"bleu": [0.9]}, "d": {}}) == mean_utility(questions)
+    value, error = mean_utility({"a": {"acc": [1.0]}})
+    assert value == 1.0 and math.isnan(error)
+    assert all(map(math.isnan, mean_utility({"c": {"bleu": [0.9]}})))
 
 
 def test_perplexity_is_compared_answer_by_answer() -> None:

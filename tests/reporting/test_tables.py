@@ -32,18 +32,28 @@ def score(harmful: list[int], harmless: list[int], **more: Any) -> dict[str, Any
         name: {"n": len(harmful), "rate": index / 10, "low": index / 10 - 0.01, "high": index / 10 + 0.01}
         for index, name in enumerate(RATES)
     }
-    return {"rates": rates, "perplexity": None, "tasks": {}, "served_as": "plain", "labels": labels, **more}
+    return {
+        "rates": rates,
+        "perplexity": None,
+        "tasks": {},
+        "served_as": "plain",
+        "questions": {},
+        "labels": labels,
+        **more,
+    }
 
 
 @pytest.fixture
 def scores() -> dict[Any, Any]:
     tasks = {
-        "boolq": {"acc": 0.5, "acc_stderr": 0.03, "acc_norm": 0.9, "n": 10.0},
-        "hellaswag": {"acc_norm": 0.7, "acc_norm_stderr": 0.04},
+        "boolq": {"acc": 0.5, "acc_norm": 0.9, "n": 10.0},
+        "gsm8k": {"exact_match,strict-match": 0.7, "n": 10.0},
     }
+    # A task of several filters is named after them, and its questions are not.
+    questions = {"boolq": {"acc": [1.0, 0.0] * 5}, "gsm8k": {"exact_match": [1.0] * 7 + [0.0] * 3}}
     perplexity = {"n": 4, "perplexity": 9.0, "low": 8.0, "high": 11.0}
     return {
-        ("main", ORIGINAL): score([1, 1, 1, 1, 0], [0, 0, 0], perplexity=perplexity, tasks=tasks),
+        ("main", ORIGINAL): score([1, 1, 1, 1, 0], [0, 0, 0], perplexity=perplexity, tasks=tasks, questions=questions),
         ("main", PRUNED): score([1, 0, 0, 0, 0], [0, 1, 0]),
         ("main", PATCHED): score([1, 1, 1, 0, 1], [0, 1, 1], served_as="adapter"),
     }
@@ -150,7 +160,8 @@ def test_summary(scores: Any, directions: Any, comparisons: Any) -> None:
     assert (original["over_refusal_low"], original["over_refusal_high"]) == (0.49, 0.51)
     assert (original["perplexity"], original["perplexity_low"], original["perplexity_high"]) == (9.0, 8.0, 11.0)
     assert original["utility"] == pytest.approx((0.5 + 0.7) / 2)
-    assert original["utility_stderr"] == pytest.approx(0.05 / 2)
+    # Of each task the variance of its ten questions, 0.25 and 0.21 with a tenth more for the sample, over their number.
+    assert original["utility_stderr"] == pytest.approx(((0.25 + 0.21) / 9) ** 0.5 / 2)
     # The original agrees with itself.
     assert [original[name] for name in ("cosine_same_site", "cosine_own_source", "norm_ratio")] == [1, 1, 1]
     assert (original["layer"], original["position"]) == (17, -1)
@@ -178,19 +189,6 @@ def test_the_merged_form_has_columns_where_a_suite_asks_for_it(scores: Any) -> N
     assert math.isnan(row(tables.summary(scores, {}, {}, {}), patch="repair")["merged_first_token_difference"])
 
 
-def test_mean_utility() -> None:
-    assert tables.mean_utility({"a": {"acc": 0.2, "acc_stderr": 0.1}}) == (0.2, 0.1)
-    value, error = tables.mean_utility(
-        {"a": {"exact_match": 0.2, "exact_match_stderr": 0.3}, "b": {"f1": 0.4, "f1_stderr": 0.4}}
-    )
-    assert value == pytest.approx(0.3)
-    assert error == pytest.approx(0.25)
-    value, error = tables.mean_utility({"a": {"acc": 0.2}})
-    assert value == 0.2
-    assert math.isnan(error)
-    assert all(math.isnan(number) for number in tables.mean_utility({"a": {"bleu": 3.0}}))
-
-
 def test_rates_table(scores: Any) -> None:
     frame = tables.rates_table(scores)
     assert len(frame) == 3 * 6
@@ -202,7 +200,7 @@ def test_rates_table(scores: Any) -> None:
 
 def test_utility_table(scores: Any) -> None:
     frame = tables.utility_table(scores)
-    assert len(frame) == 6
+    assert len(frame) == 5
     assert row(frame, task="boolq", metric="acc_norm")["value"] == 0.9
     assert set(frame["compression"]) == {"original"}
 
