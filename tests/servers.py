@@ -176,6 +176,7 @@ def answering(answer: Callable[[str, dict[str, Any] | None], tuple[int, Any]]) -
 
         def send(self, status: int, value: Any) -> None:
             self.send_response(status)
+            self.send_header("Content-Type", "application/json")
             self.end_headers()
             self.wfile.write(value if isinstance(value, bytes) else json.dumps(value).encode())
 

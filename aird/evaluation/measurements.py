@@ -247,7 +247,7 @@ def answer_likelihoods(
 def run_tasks(
     client: Client, checkpoint: Path, suite: Suite, length: int
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, list[float]]]]:
-    """Run a suite's lm-eval tasks against a server.
+    """Run a suite's lm-eval tasks against a server; a group or tag of tasks stands for each of them.
 
     Args:
         client: asks the server.
@@ -295,7 +295,9 @@ def run_tasks(
         log_samples=True,
     )
     results, questions = {}, {}
-    for task in suite.tasks:
+    # A group or tag stands for its tasks; those that were named come first, in their order.
+    asked = report["n-samples"]
+    for task in [*(name for name in suite.tasks if name in asked), *sorted(asked.keys() - set(suite.tasks))]:
         metrics = report["results"][task]
         results[task] = {
             name.replace(",none", ""): float(value)

@@ -96,7 +96,9 @@ class Suite(Settings):
     perplexity_answers: int | None = Field(
         None, ge=1, description="Use only that many of the original's harmless answers for perplexity; default: all."
     )
-    tasks: list[Text] = Field([], description="lm-eval tasks for utility; empty: none.")
+    tasks: list[Text] = Field(
+        [], description="lm-eval tasks for utility; a group stands for each of its tasks. Empty: none."
+    )
     judge: Classifier | None = Field(None, description="A model that judges the harmful completions too.")
     task_folder: Text | None = Field(None, description="Folder with lm-eval task files of your own.")
     task_limit: int | None = Field(None, ge=1, description="Use only that many documents of each task; default: all.")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from grid import EVERYDAY_CHOICES
+from servers import answering
 from thinking_templates import DEEPSEEK
 
 from aird.evaluation.engines.engine import Completion
@@ -19,10 +23,23 @@ from aird.evaluation.measurements import (
     complete_records,
     first_token_logprobs,
     reference_answers,
+    run_tasks,
 )
 from aird.prompts.chat import chat_tokens, with_chat
 from aird.settings.models import Chat, Thinking
+from aird.settings.suites import Suite
 
+TASK = """task: TASK
+dataset_path: json
+custom_dataset: !function utils.load_questions
+dataset_kwargs: {data_files: {test: rows.jsonl}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{text}}"
+doc_to_choice: [of course it is, never]
+doc_to_target: 0
+metric_list: [{metric: acc}]
+"""
 ANSWER = "Put the egg into boiling water."
 
 
@@ -210,3 +227,40 @@ def test_answer_likelihoods(tokenizer: Any) -> None:
     assert server.asked == [[chat_tokens(tokenizer, "Boil an egg.") + own]]
     # The instruction's tokens do not count.
     assert result == {"id": "a", "negative_log_likelihood": pytest.approx(sum(own) / 100), "tokens": len(own)}
+
+
+def test_a_group_of_tasks_stands_for_each_of_them(original: Path, tmp_path: Path) -> None:
+    """lm-eval reports a group and has no questions of it."""
+    for name in ("last", "first"):
+        (tmp_path / f"{name}.yaml").write_text(TASK.replace("TASK", name), encoding="utf-8")
+    (tmp_path / "group.yaml").write_text(
+        "group: both\ntask: [last, first]\naggregate_metric_list: [{metric: acc}]\n", encoding="utf-8"
+    )
+    shutil.copy(EVERYDAY_CHOICES / "utils.py", tmp_path / "utils.py")
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"text": "Apple {n}?"}}\n' for n in range(3)), encoding="utf-8")
+
+    def answer(_: str, body: dict[str, Any] | None) -> tuple[int, Any]:
+        """Give every token of every prompt the same log-probability, so that the shorter answer is likelier."""
+        assert body is not None
+        choices = []
+        for index, prompt in enumerate(body["prompt"]):
+            count = len(prompt) + 1
+            tokens = {
+                "token_logprobs": [None, *[-1.0] * (count - 1)],
+                "top_logprobs": [None, *[{"a": -1.0}] * (count - 1)],
+            }
+            choices.append({"index": index, "text": "", "logprobs": {**tokens, "tokens": ["a"] * count}})
+        return 200, {"choices": choices}
+
+    class Addressed(Server):
+        def task_model(self) -> dict[str, Any]:
+            return {"model": "m", "base_url": f"{address}/v1/completions"}
+
+    suite = Suite.model_validate(
+        {"harmful": {"set": "a"}, "harmless": {"set": "b"}, "tasks": ["both"], "task_folder": str(tmp_path)}
+    )
+    with answering(answer) as address:
+        results, questions = run_tasks(Addressed(), original, suite, 256)
+    assert list(results) == list(questions) == ["first", "last"]
+    assert all(task["n"] == 3 for task in results.values())
+    assert questions["first"] == questions["last"] == {"acc": [0.0] * 3}
