@@ -285,21 +285,24 @@ def attack_sentences(
         original = rows[(rows.compression == ORIGINAL) & (rows.patch == PLAIN)]
         tried = original[original.attack != NO_ATTACK]
         alone = whole_percent(original[original.attack == NO_ATTACK].asr_arditi.iloc[0])
-        yield (
-            f"{about}Under {len(tried)} attacks the original gives in to {_given_in(original)} of {tried.n.sum()} "
-            f"attempts, and without an attack to {alone} of the prompts, by Arditi's phrases. Brackets hold 95% "
-            "intervals over prompts."
-        )
+        compared = tests[(tests.against == ORIGINAL) & (tests.attack == ALL)]
+        told = "Without an attack the original gives in to"
+        if len(compared):
+            share, count = whole_percent(compared.reference.iloc[0]), compared.n.iloc[0]
+            told = (
+                f"Under {len(tried)} attacks the original gives in to {share} of the attempts on a prompt, as a mean "
+                f"over {count} prompts, and without an attack to"
+            )
+        yield f"{about}{told} {alone} of the prompts, by Arditi's phrases. Brackets hold 95% intervals over prompts."
         for of_compression in _compressed(of_summary):
             compression = of_compression.compression.iloc[0]
-            own = rows[rows.compression == compression]
             name = compression_in_words(compression, configuration["compressions"].get(compression))
-            plain = _gives_in(own[own.patch == PLAIN], tests, PLAIN, compression)
+            plain = _gives_in(tests, PLAIN, compression)
             sentence = f"{name[0].upper()}{name[1:]} gives in to {plain}"
             patch = _repair(of_compression, configuration["patches"])
             if patch is not None:
                 repair = patch_in_words(patch.patch, configuration["patches"].get(patch.patch))
-                given = _gives_in(own[own.patch == patch.patch], tests, patch.patch, compression)
+                given = _gives_in(tests, patch.patch, compression)
                 verdict = _overall(tests, patch.patch, compression).verdict
                 sentence += f". With {repair} it gives in to {given}: {RESISTANCE[verdict]}"
                 # An attack may find it weaker whatever is shown over all of them.
@@ -315,16 +318,11 @@ RESISTANCE = {
 }
 
 
-def _given_in(rows: pandas.DataFrame) -> str:
-    """Return the share of attempts under any attack that got an answer."""
-    tried = rows[rows.attack != NO_ATTACK]
-    return whole_percent((tried.asr_arditi * tried.n).sum() / tried.n.sum())
-
-
-def _gives_in(rows: pandas.DataFrame, tests: pandas.DataFrame, patch: str, compression: str) -> str:
+def _gives_in(tests: pandas.DataFrame, patch: str, compression: str) -> str:
+    """Return the share of attacks to which a checkpoint gives in, and its difference, both means over prompts."""
     test = _overall(tests, patch, compression)
-    low, high = (f"{100 * bound:+.0f}" for bound in (test.low, test.high))
-    return f"{_given_in(rows)} ({_points(test.difference)} points against the original, {low} to {high}%)"
+    difference, low, high = map(_points, (test.difference, test.low, test.high))
+    return f"{whole_percent(test.rate)} ({difference} points against the original, {low} to {high} points)"
 
 
 def _overall(tests: pandas.DataFrame, patch: str, compression: str) -> pandas.Series:

@@ -409,7 +409,9 @@ def test_attacks_stand_before_the_frontier_where_there_are_some(text: str, sourc
     attacked = written(tmp_path, sources, tables=write_tables(tmp_path / "tables", GRID, attacked=True))
     assert attacked.index('id="finding"') < attacked.index('id="attacks"') < attacked.index('id="frontier"')
     section = attacked[attacked.index('id="attacks"') : attacked.index('id="frontier"')]
-    assert "Under 2 attacks the original gives in to 50% of 100 attempts" in section
+    assert (
+        "Under 2 attacks the original gives in to 40% of the attempts on a prompt, as a mean over 50 prompts" in section
+    )
     # A table per compression: attacks down; the original, then its patches, across.
     for compression in GRID[1]:
         assert f"<h3>{compression}</h3>" in section

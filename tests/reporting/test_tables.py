@@ -616,10 +616,36 @@ def test_attacks_in_words(attacked: Any) -> None:
     summary = tables.summary({key: value for key, value in attacked.items() if key[0] == "hard"}, {}, {}, {})
     settings = {"compressions": {}, "patches": {"repair": {"method": "calibrate", "direction": "original"}}}
     first, second = attack_sentences(summary, *frames, settings)
-    assert first.startswith("Under 2 attacks the original gives in to 13% of 8 attempts, and without an attack to 0%")
+    assert first.startswith(
+        "Under 2 attacks the original gives in to 13% of the attempts on a prompt, as a mean over 4 prompts, and without an "
+        "attack to 0% of the prompts, by Arditi's phrases."
+    )
     assert "Pruned gives in to 75% (+62.5 points against the original," in second
-    assert "With the calibrated patch (repair) it gives in to 25% (+12.5 points" in second
+    assert "With the calibrated patch (repair) it gives in to 25% (+12.5 points against the original, -" in second
+    assert second.count(" points),") + second.count(" points).") + second.count(" points):") == 2
     assert second.endswith("whether it resists as the original does, to within 5 points, is undecided.")
+
+
+def test_attacks_that_ask_other_numbers_of_prompts_are_told_over_prompts(attacked: Any) -> None:
+    scores = {
+        ("hard", ORIGINAL): attacked_score([0, 0, 0, 0], prefill=[0, 0, 0, 0], again=[1]),
+        ("hard", PRUNED): attacked_score([0, 0, 0, 0], prefill=[0, 0, 1, 1], again=[0]),
+    }
+    frames = tables.attacks_table(scores), tables.resistance_table(scores)
+    values = row(frames[1], patch="plain", attack="all", against="original")
+    # The first prompt gives in to one of its two attacks there, to none here; two of the others to their only one here.
+    assert (values["reference"], values["rate"], values["difference"]) == (0.125, 0.5, 0.375)
+    settings: dict[str, Any] = {"compressions": {}, "patches": {}}
+    first, second = attack_sentences(tables.summary(scores, {}, {}, {}), *frames, settings)
+    assert "Under 2 attacks the original gives in to 13% of the attempts" in first
+    assert second.startswith("Pruned gives in to 50% (+37.5 points against the original, ")
+    # An original alone is compared with nothing.
+    alone = {key: value for key, value in scores.items() if key[1] == ORIGINAL}
+    frames = tables.attacks_table(alone), tables.resistance_table(alone)
+    assert list(attack_sentences(tables.summary(alone, {}, {}, {}), *frames, settings)) == [
+        "Without an attack the original gives in to 0% of the prompts, by Arditi's phrases. Brackets hold 95% intervals "
+        "over prompts."
+    ]
 
 
 def test_an_attack_that_finds_a_repair_weaker_is_named_whatever_is_shown_over_all_attacks() -> None:
