@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,18 +91,23 @@ def run(arguments: argparse.Namespace) -> None:
             print(describe(searches[name]))
     # A folder of the workflow does not name its files; its prompt ids are compared all the same.
     _check_pair(searches["original"], searches["compressed"], files[0] == files[1] or None in files)
-    original, compressed = (Side(searches[name].cache, searches[name].direction) for name in names)
-    record = compare_directions(original, compressed, arguments.seed)
+    sides = [Side(searches[name].cache, searches[name].direction) for name in names]
+    record = compare_directions(*sides, arguments.seed)
     write_json(arguments.output / "comparison.json", record)
+    print("\n".join(describe_comparison(record)))
+    print(f"  written to         {arguments.output / 'comparison.json'}")
+
+
+def describe_comparison(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line per number of a comparison; each cosine is the one that is judged, of all prompts as its null is."""
     for name, null in (("cosine_same_site", "split_half_null"), ("cosine_own_source", "own_source_null")):
-        low = record[null]["low"]
-        verdict = "below the null: it changed" if record[f"{name}_shared"] < low else "not below the null"
-        print(f"  {name:18} {record[name]:.3f}   null {low:.3f} to {record[null]['high']:.3f}   {verdict}")
+        cosine, low, high = record[f"{name}_shared"], record[null]["low"], record[null]["high"]
+        verdict = "below the null: it changed" if cosine < low else "not below the null"
+        yield f"  {name:18} {cosine:.3f}   null {low:.3f} to {high:.3f}   {verdict}"
     corrected = record["cosine_same_site_corrected"]
     value = "none" if corrected["value"] is None else f"{corrected['value']:.3f}"
-    print(f"  {'corrected cosine':18} {value}   95% interval {corrected['low']:.3f} to {corrected['high']:.3f}")
-    print(f"  {'norm_ratio':18} {record['norm_ratio']:.3f}")
-    print(f"  written to         {arguments.output / 'comparison.json'}")
+    yield f"  {'corrected cosine':18} {value}   95% interval {corrected['low']:.3f} to {corrected['high']:.3f}"
+    yield f"  {'norm_ratio':18} {record['norm_ratio']:.3f}"
 
 
 def _check_pair(original: Any, compressed: Any, same_files: bool) -> None:

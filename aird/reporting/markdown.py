@@ -8,7 +8,7 @@ import pandas
 
 from aird.evaluation.judges.registry import TABULATED
 from aird.reporting.names import engines_in_words
-from aird.settings.base import ORIGINAL
+from aird.settings.base import ORIGINAL, PLAIN
 
 Tell = Callable[[pandas.Series], object]
 
@@ -16,12 +16,13 @@ Tell = Callable[[pandas.Series], object]
 def summary_markdown(summary: pandas.DataFrame) -> str:
     """Return one row per cell: rates in percent with their intervals, perplexity, utility.
 
-    Suites and models are columns where there are several, and so are engines. Where a compression had another engine
-    than its original, a note below the table says what that means.
+    Suites and models are columns where there are several, and so are engines and the forms in which patches were
+    served. Where a compression had another engine than its original, a note below the table says what that means.
     """
     several = "engine" in summary and summary["engine"].nunique() > 1
+    several_forms = summary.loc[summary["patch"] != PLAIN, "served_as"].nunique() > 1
     columns: dict[str, Tell] = {
-        "served as": lambda row: row["served_as"],
+        **({"served as": lambda row: row["served_as"]} if several_forms else {}),
         **({"engine": lambda row: "" if pandas.isna(row["engine"]) else row["engine"]} if several else {}),
         "refusal, % (95% interval)": lambda row: _percent(row, "refusal", interval=True),
         **{
@@ -49,7 +50,7 @@ def _mixed(summary: pandas.DataFrame) -> Iterator[str]:
 
 
 def directions_markdown(directions: pandas.DataFrame) -> str:
-    """Return one row per checkpoint: its site, its cosine with the original's against the null, claim C1.
+    """Return one row per checkpoint: its site, its corrected cosine with the original's, claim C1.
 
     The model is a column where there are several. What was not measured yet is empty.
     """
@@ -57,12 +58,7 @@ def directions_markdown(directions: pandas.DataFrame) -> str:
         "source site (layer, position)": lambda row: f"({row['layer']}, {row['position']})",
         "chosen by": lambda row: row["rule"],
         "harmful prompts kept": lambda row: row["n_harmful_train"],
-        "cosine, same site (bootstrap)": lambda row: _compared(
-            row,
-            "{cosine_same_site:.2f} ({cosine_same_site_bootstrap_low:.2f} to {cosine_same_site_bootstrap_high:.2f})",
-            "1",
-        ),
-        "split-half null": lambda row: _compared(row, "{split_half_null_low:.2f} to {split_half_null_high:.2f}", ""),
+        "corrected cosine, same site (95% interval)": lambda row: _corrected(row),
         "norm ratio": lambda row: _compared(row, "{norm_ratio:.2f}", "1"),
         "refusal, harmful: plain, ablated, %": lambda row: _pair(row, "refusal_harmful", "refusal_harmful_ablated"),
         "refusal, harmless: plain, added, %": lambda row: _pair(row, "refusal_harmless", "refusal_harmless_added"),
@@ -86,6 +82,13 @@ def _compared(row: pandas.Series, form: str, of_original: str) -> str:
     if row["compression"] == ORIGINAL:
         return of_original
     return "" if pandas.isna(row.get("cosine_same_site")) else form.format_map(row)
+
+
+def _corrected(row: pandas.Series) -> str:
+    """Return the cosine that is corrected for noise; its bounds alone where it has no value."""
+    name = "cosine_same_site_corrected"
+    value = "none" if pandas.isna(row.get(name)) else f"{row[name]:.2f}"
+    return _compared(row, f"{value} ({{{name}_low:.2f}} to {{{name}_high:.2f}})", "1")
 
 
 def _pair(row: pandas.Series, before: str, after: str) -> str:

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from thinking_templates import DEEPSEEK
 from transformers import AutoTokenizer
 
+from aird.commands.compare import describe_comparison
 from aird.commands.inputs import read_prompts
 from aird.commands.main import COMMANDS, main
 from aird.compression.registry import compress
@@ -77,13 +78,18 @@ def test_compare_uses_a_ready_direction_and_searches_the_other(
 ) -> None:
     models = [str(folder / "direction"), str(folder / "w4a16")]
     assert main(["compare", *models, *prompts(folder), *SIZES, "--output", str(tmp_path / "first")]) == 0
-    assert "cosine_same_site" in capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert not (tmp_path / "first/original").exists()
     # What was searched there can be compared again, without a model and without prompts.
     models[1] = str(tmp_path / "first/compressed")
     assert main(["compare", *models, "--output", str(tmp_path / "second")]) == 0
     first, second = (read_json(tmp_path / name / "comparison.json") for name in ("first", "second"))
     assert first == second
+    told = list(describe_comparison(first))
+    assert "\n".join(told) in printed
+    # The cosines that are judged are told, of all prompts as the nulls are, and not those of the prompts that were kept.
+    assert list(describe_comparison({**first, "cosine_same_site": -1.0, "cosine_own_source": -1.0})) == told
+    assert told[0].split()[1] == f"{first['cosine_same_site_shared']:.3f}"
     assert 0.5 < first["cosine_same_site"] < 1 and first["split_half_null"]["low"] < 1
 
 

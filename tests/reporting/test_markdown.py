@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pandas
+from conftest import ROOT
 
 from aird.reporting.markdown import directions_markdown, summary_markdown
 
@@ -34,7 +35,6 @@ def test_summary() -> None:
         [
             "w4",
             "aird",
-            "adapter",
             "50.0 (40.0 to 60.0)",
             "25.0",
             "0.0",
@@ -44,6 +44,14 @@ def test_summary() -> None:
         ]
     ]
     assert len({line.count("|") for line in text.splitlines()}) == 1
+
+
+def test_the_form_of_patches_stands_in_the_summary_where_there_are_several() -> None:
+    plain = {**ROW, "patch": "plain", "served_as": "plain"}
+    merged = {**ROW, "compression": "nf4", "served_as": "merged"}
+    assert "served as" not in summary_markdown(pandas.DataFrame([plain, ROW]))
+    text = summary_markdown(pandas.DataFrame([plain, ROW, merged]))
+    assert [row[2] for row in cells(text)] == ["plain", "adapter", "merged"] and "| served as " in text
 
 
 def test_suites_and_models_stand_in_the_summary_where_there_are_several() -> None:
@@ -61,7 +69,7 @@ def test_a_compression_by_another_engine_than_its_original_is_marked() -> None:
         for name, engine in (("original", "vLLM"), ("q4", "llama.cpp"), ("w4", "vLLM"))
     ]
     table, note = summary_markdown(pandas.DataFrame(rows)).split("\n\n")
-    assert [row[3] for row in cells(table)] == ["vLLM", "llama.cpp", "vLLM"]
+    assert [row[2] for row in cells(table)] == ["vLLM", "llama.cpp", "vLLM"]
     assert note.startswith("q4 of m: llama.cpp served it and vLLM the original") and "apart" in note
     alike = summary_markdown(pandas.DataFrame(rows[::2]))
     assert "engine" not in alike and "\n\n" not in alike
@@ -75,13 +83,26 @@ def test_directions() -> None:
         "refusal_harmless": 0.1,
         "refusal_harmless_added": 0.7,
     }
+    # The uncorrected one is of the prompts that each model kept, its bootstrap of all: no interval around it.
     compared = {
-        "cosine_same_site": 0.8,
-        "cosine_same_site_bootstrap_low": 0.75,
-        "cosine_same_site_bootstrap_high": 0.85,
+        "cosine_same_site": 0.7,
+        "cosine_same_site_corrected": 0.8,
+        "cosine_same_site_corrected_low": 0.75,
+        "cosine_same_site_corrected_high": 0.85,
+        "norm_ratio": 0.5,
     }
-    compared |= {"split_half_null_low": 0.9, "split_half_null_high": 0.95, "norm_ratio": 0.5}
     frame = pandas.DataFrame([{**row, **dict.fromkeys(compared, math.nan)}, {**row, "compression": "w4", **compared}])
-    original, compressed = cells(directions_markdown(frame))
-    assert original == ["original", "(18, -1)", "published", "113", "1", "", "1", "100.0, 0.0", "10.0, 70.0"]
-    assert compressed[4:7] == ["0.80 (0.75 to 0.85)", "0.90 to 0.95", "0.50"]
+    text = directions_markdown(frame)
+    original, compressed = cells(text)
+    assert original == ["original", "(18, -1)", "published", "113", "1", "1", "100.0, 0.0", "10.0, 70.0"]
+    assert compressed[4:6] == ["0.80 (0.75 to 0.85)", "0.50"]
+    # As docs/results.md shows it.
+    page = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    assert [cell.strip() for cell in text.splitlines()[0].strip("|").split("|")] == [
+        cell.strip()
+        for line in page.splitlines()
+        if "source site" in line and line.startswith("|")
+        for cell in line.strip("|").split("|")
+    ]
+    undefined = frame.assign(cosine_same_site_corrected=math.nan)
+    assert cells(directions_markdown(undefined))[1][4] == "none (0.75 to 0.85)"

@@ -16,6 +16,7 @@ from snakemake.utils import update_config
 
 from aird.configuration.loading import load_configuration
 from aird.patching.methods import NAMES
+from aird.reporting.figures.drawing import read_table
 from aird.reporting.names import compression_in_words, matched_controls, patch_in_words
 from aird.reporting.sentences import details, headlines, read_claims, verdict_sentences, whole_percent
 from aird.settings.compressions import CompressionSettings
@@ -421,7 +422,7 @@ def test_the_summary_of_a_run_ends_in_the_same_sentences(tmp_path: Path, monkeyp
     monkeypatch.setenv("COLUMNS", "10000")
     printed = run_script("print_summary", configuration="config.yaml", tables=tmp_path / "tables", report="report.html")
     lines = printed.splitlines()
-    summary, paired = (pandas.read_csv(path) for name in ("summary", "paired") for path in paths if path.stem == name)
+    summary, paired = (read_table(path) for name in ("summary", "paired") for path in paths if path.stem == name)
     configuration = load_configuration(yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8")))
     claimed = read_claims(tmp_path / "tables/claims.csv")
     expected = list(headlines(summary, paired, claimed, configuration.model_dump()))
@@ -430,3 +431,9 @@ def test_the_summary_of_a_run_ends_in_the_same_sentences(tmp_path: Path, monkeyp
     verdicts = pandas.read_csv(tmp_path / "tables/claims.csv", keep_default_na=False)
     assert set(verdict_sentences(verdicts)) <= set(lines)
     assert "Report:      report.html" in lines
+
+
+def test_a_compression_may_be_named_like_a_number(tmp_path: Path) -> None:
+    write_tables(tmp_path / "tables", (["7"], ["50"], ["aird"]))
+    printed = run_script("print_summary", configuration="config.yaml", tables=tmp_path / "tables", report="report.html")
+    assert "7, suite safety" in printed and "With 50 the model refuses" in " ".join(printed.split())

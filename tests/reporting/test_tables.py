@@ -490,7 +490,7 @@ def test_tables_of_what_is_there_leave_out_or_empty_the_rest(results: Path) -> N
     assert set(made["paired"]["against"]) == {"plain"} and len(made["paired"]) == 2
     assert list(made["directions"]["compression"]) == ["pruned"]
     (line,) = directions_markdown(made["directions"]).splitlines()[2:]
-    assert [cell.strip() for cell in line.split("|")] == ["", "pruned", "(16, -2)", "relaxed_kl", "120", *[""] * 6]
+    assert [cell.strip() for cell in line.split("|")] == ["", "pruned", "(16, -2)", "relaxed_kl", "120", *[""] * 5]
 
 
 def test_nothing_at_all_makes_empty_tables(tmp_path: Path) -> None:

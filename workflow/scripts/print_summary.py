@@ -3,10 +3,10 @@
 import shutil
 import textwrap
 
-import pandas
 import yaml
 
 from aird.configuration.loading import load_configuration
+from aird.reporting.figures.drawing import read_table
 from aird.reporting.sentences import attack_sentences, headlines, read_claims, verdict_sentences
 from aird.reporting.tables import describe
 
@@ -23,7 +23,7 @@ def main() -> None:
     arguments = parse(__doc__, paths="tables report configuration")
     configuration = load_configuration(yaml.safe_load(arguments.configuration.read_text(encoding="utf-8")))
     summary, paired, attacks, resistance = (
-        pandas.read_csv(arguments.tables / f"{name}.csv") for name in ("summary", "paired", "attacks", "resistance")
+        read_table(arguments.tables / f"{name}.csv") for name in ("summary", "paired", "attacks", "resistance")
     )
     claims = read_claims(arguments.tables / "claims.csv")
     for (suite, model), rows in summary.groupby(["suite", "model"], sort=False):
