@@ -91,8 +91,8 @@ def run(arguments: argparse.Namespace) -> None:
             print(describe(searches[name]))
     # A folder of the workflow does not name its files; its prompt ids are compared all the same.
     _check_pair(searches["original"], searches["compressed"], files[0] == files[1] or None in files)
-    sides = [Side(searches[name].cache, searches[name].direction) for name in names]
-    record = compare_directions(*sides, arguments.seed)
+    original, compressed = (Side(searches[name].cache, searches[name].direction) for name in names)
+    record = compare_directions(original, compressed, arguments.seed)
     write_json(arguments.output / "comparison.json", record)
     print("\n".join(describe_comparison(record)))
     print(f"  written to         {arguments.output / 'comparison.json'}")
