@@ -276,21 +276,11 @@ def run_tasks(
     if unknown:
         raise ValueError(f"lm-eval knows no task {', '.join(unknown)}; see `lm_eval ls tasks`, or set `task_folder`")
     report = lm_eval.simple_evaluate(
-        model="local-completions",
-        model_args={
-            **client.task_model(),
-            "tokenizer": str(checkpoint),
-            "tokenizer_backend": "huggingface",
-            "tokenized_requests": False,
-            "max_length": length,
-            "num_concurrent": 8,
-            "max_retries": 1,
-        },
+        model=_task_model(client, checkpoint, length),
         tasks=list(suite.tasks),
         task_manager=manager,
         limit=suite.task_limit,
         gen_kwargs=dict(NO_PENALTIES),  # of a server that was not started here, too
-        batch_size=32,
         bootstrap_iters=0,
         log_samples=True,
     )
@@ -307,6 +297,39 @@ def run_tasks(
         results[task]["n"] = float(report["n-samples"][task]["effective"])
         questions[task] = _per_question(report["samples"].get(task, []))
     return results, questions
+
+
+def _task_model(client: Client, checkpoint: Path, length: int) -> Any:
+    """Return the model that lm-eval asks: a server, with the tokenizer of a checkpoint folder."""
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    class TaskModel(LocalCompletionsAPI):
+        """Log-probabilities are of token ids, which lm-eval counts: a server may add a token to a text.
+
+        A prompt to complete stays a text. lm-eval would cut token ids to leave room for the longest completion.
+        """
+
+        def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+            self.tokenized_requests = False
+            try:
+                return list(super().generate_until(requests, disable_tqdm))
+            finally:
+                self.tokenized_requests = True
+
+    model = TaskModel(
+        **client.task_model(),
+        tokenizer=str(checkpoint),
+        tokenizer_backend="huggingface",
+        tokenized_requests=True,
+        max_length=length,
+        num_concurrent=8,
+        max_retries=1,
+        batch_size=32,
+    )
+    # As the tokenizer begins a text by itself. A token that it puts behind a text would stand before the answer.
+    plain, whole = (model.tokenizer("a b", add_special_tokens=special)["input_ids"] for special in (False, True))
+    model.add_bos_token = whole[-len(plain) :] == plain
+    return model
 
 
 def _per_question(samples: Sequence[dict[str, Any]]) -> dict[str, list[float]]:

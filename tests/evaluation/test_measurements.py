@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +12,13 @@ from typing import Any
 import pytest
 import torch
 from grid import EVERYDAY_CHOICES
-from servers import answering
+from servers import answering, asking
 from thinking_templates import DEEPSEEK
+from tokenizers.processors import TemplateProcessing
 
 from aird.evaluation.engines.engine import Completion
+from aird.evaluation.engines.vllm import VllmClient
+from aird.evaluation.http_server import HttpServer
 from aird.evaluation.measurements import (
     ParityError,
     answer_likelihoods,
@@ -25,6 +29,7 @@ from aird.evaluation.measurements import (
     reference_answers,
     run_tasks,
 )
+from aird.models.loading import load_tokenizer
 from aird.prompts.chat import chat_tokens, with_chat
 from aird.settings.models import Chat, Thinking
 from aird.settings.suites import Suite
@@ -264,3 +269,86 @@ def test_a_group_of_tasks_stands_for_each_of_them(original: Path, tmp_path: Path
     assert list(results) == list(questions) == ["first", "last"]
     assert all(task["n"] == 3 for task in results.values())
     assert questions["first"] == questions["last"] == {"acc": [0.0] * 3}
+
+
+class CompletionServer:
+    """Answers /v1/completions as vLLM does; the log-probability of a token is minus a hundredth of its id."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.asked: list[Any] = []
+
+    def __call__(self, path: str, body: dict[str, Any] | None) -> tuple[int, Any]:
+        assert path == "/v1/completions" and body is not None
+        self.asked += body["prompt"]
+        choices = [{"index": index, **self._choice(prompt)} for index, prompt in enumerate(body["prompt"])]
+        return 200, {"choices": choices}
+
+    def _choice(self, prompt: str | list[int]) -> dict[str, Any]:
+        # vLLM reads a text with the tokens that the tokenizer adds by itself.
+        ids = self.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt
+        values = [None, *(-token / 100 for token in ids[1:]), -1000.0]
+        tops = [None, *({"a": value} for value in values[1:])]
+        return {"text": "a red one", "logprobs": {"token_logprobs": values, "top_logprobs": tops}}
+
+
+WORDS = ("child", "landlord", "letter", "question")
+
+
+def write_tasks(folder: Path) -> None:
+    """Write a task that scores given words, and one that generates 300 tokens."""
+    folder.mkdir()
+    rows = [
+        {"query": f"Explain step {number} to", "word": word, "answer": "a red one"} for number, word in enumerate(WORDS)
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    shutil.copy(EVERYDAY_CHOICES / "utils.py", folder / "utils.py")
+    shared = """dataset_path: json
+custom_dataset: !function utils.load_questions
+dataset_kwargs: {data_files: {test: rows.jsonl}}
+test_split: test
+doc_to_text: "{{query}}"
+"""
+    scored = """task: scored
+output_type: loglikelihood
+doc_to_target: " {{word}}"
+metric_list: [{metric: perplexity, aggregation: perplexity, higher_is_better: false}]
+"""
+    told = """task: told
+output_type: generate_until
+doc_to_target: "{{answer}}"
+generation_kwargs: {until: [], max_gen_toks: 300}
+metric_list: [{metric: exact_match}]
+"""
+    for name, text in {"scored": scored, "told": told}.items():
+        (folder / f"{name}.yaml").write_text(text + shared, encoding="utf-8")
+
+
+@pytest.mark.parametrize("added", ["", "before", "before and behind"])
+def test_tasks_count_the_tokens_that_a_tokenizer_adds(original: Path, tmp_path: Path, added: str) -> None:
+    """Of a tokenizer that adds none, as SmolLM2's and Qwen's, the server sees the same tokens as if it had read texts."""
+    folder = Path(shutil.copytree(original, tmp_path / "model"))
+    tokenizer = load_tokenizer(folder)
+    start = "<|endoftext|>"
+    if added:
+        single = f"{start} $A {start}" if "behind" in added else f"{start} $A"
+        identity = tokenizer.convert_tokens_to_ids(start)
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single, special_tokens=[(start, identity)])
+        tokenizer.save_pretrained(folder)
+    write_tasks(tmp_path / "tasks")
+    server = CompletionServer(load_tokenizer(folder))
+    suite = asking(tasks=["scored", "told"], task_folder=str(tmp_path / "tasks"))
+    with answering(server) as url:
+        client = VllmClient(HttpServer("vLLM", url), "checkpoint")
+        results, questions = run_tasks(client, folder, suite, 256)
+    ids = [tokenizer(f" {word}", add_special_tokens=False)["input_ids"] for word in WORDS]
+    assert questions["scored"]["perplexity"] == pytest.approx([-sum(row) / 100 for row in ids])
+    assert results["told"]["exact_match"] == 1
+    scored = [prompt for prompt in server.asked if isinstance(prompt, list)]
+    assert {prompt[0] == tokenizer.convert_tokens_to_ids(start) for prompt in scored} == {added == "before"}
+    # As the server's own tokenizer reads the text, where it puts nothing behind.
+    if "behind" not in added:
+        assert all(server.tokenizer(tokenizer.decode(ids[added != "" :]))["input_ids"] == ids for ids in scored)
+    # A prompt to complete is whole, though 300 tokens behind it are more than the server's 256.
+    told = [prompt for prompt in server.asked if isinstance(prompt, str)]
+    assert sorted(told) == [f"Explain step {number} to" for number in range(len(WORDS))]

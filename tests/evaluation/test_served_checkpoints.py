@@ -190,7 +190,10 @@ def test_a_model_that_vllm_has_no_lora_for_is_served_merged(vllm_python: Path, t
 def test_a_checkpoints_own_generation_settings_are_not_followed(
     original: Path, vllm_python: Path, tmp_path: Path
 ) -> None:
-    """Neither by completions, nor by a task of lm-eval that generates, which says nothing about penalties."""
+    """Neither by completions, nor by a task of lm-eval that generates, which says nothing about penalties.
+
+    A task of lm-eval that scores given texts has the log-probabilities that the server tells.
+    """
     folder = Path(shutil.copytree(original, tmp_path / "own"))
     own = {"do_sample": True, "temperature": 1.5, "top_k": 5, "min_p": 0.1, "repetition_penalty": 1.8}
     path = folder / "generation_config.json"
@@ -205,25 +208,34 @@ def test_a_checkpoints_own_generation_settings_are_not_followed(
     rows = [{"text": text, "answer": tokenizer.decode(ids)} for text, ids in zip(texts, expected, strict=True)]
     (task / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     shutil.copy(EVERYDAY_CHOICES / "utils.py", task / "utils.py")
-    (task / "told.yaml").write_text(
-        """task: told
-dataset_path: json
+    shared = """dataset_path: json
 custom_dataset: !function utils.load_questions
 dataset_kwargs: {data_files: {test: rows.jsonl}}
 test_split: test
-output_type: generate_until
 doc_to_text: "{{text}}"
+"""
+    told = """task: told
+output_type: generate_until
 doc_to_target: "{{answer}}"
 generation_kwargs: {until: [], max_gen_toks: 12}
 metric_list: [{metric: exact_match}]
-""",
-        encoding="utf-8",
-    )
-    suite = asking(tasks=["told"], task_folder=str(task))
+"""
+    scored = """task: scored
+output_type: loglikelihood
+doc_to_target: " to a child"
+metric_list: [{metric: perplexity, aggregation: perplexity, higher_is_better: false}]
+"""
+    for name, written in {"told": told, "scored": scored}.items():
+        (task / f"{name}.yaml").write_text(written + shared, encoding="utf-8")
+    suite = asking(tasks=["told", "scored"], task_folder=str(task))
+    whole = [tokenizer(f"{text} to a child")["input_ids"] for text in texts]
     with Vllm(vllm_python).serve(folder, SETTINGS, tmp_path / "log") as client:
         for row, ids in zip(client.complete(asked, 12), expected, strict=True):
             assert list(row.token_ids[: len(ids)]) == ids
-        tasks, _ = run_tasks(client, folder, suite, 256)
+        tasks, questions = run_tasks(client, folder, suite, 256)
+        logprobs = client.token_logprobs(whole)
+    scores = [sum(v for v in row[len(ids) :] if v) for row, ids in zip(logprobs, asked, strict=True)]
+    assert questions["scored"]["perplexity"] == pytest.approx(scores, abs=1e-3)
     assert tasks["told"]["exact_match"] == 1
 
 
