@@ -31,6 +31,7 @@ from aird.commands.search import (
 from aird.patching.methods import NAMES, method
 from aird.settings.directions import Directions
 from aird.settings.patches import RankOneSettings, Replies
+from aird.support.files import read_json
 
 # The baselines are for comparisons, which the workflow makes.
 METHODS = {name: method(name) for name in NAMES if issubclass(method(name).settings, RankOneSettings)}
@@ -102,8 +103,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", choices=list(METHODS), help="where the rows come from")
     for name, form in OPTIONS.items():
         parser.add_argument(f"--{name}", help=_help(name), **form)
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the adapter folder")
-    parser.add_argument("--merged", type=Path, metavar="FOLDER", help="also write the merged checkpoint")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="FOLDER", help="the adapter folder; an earlier one is replaced"
+    )
+    parser.add_argument(
+        "--merged", type=Path, metavar="FOLDER", help="also write the merged checkpoint, to a new folder"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -112,6 +117,7 @@ def run(arguments: argparse.Namespace) -> None:
     from aird.models.loading import write_chat
     from aird.patching.patch_files import write_merged
 
+    _check_folders(arguments.output, arguments.merged)
     given = arguments.harmful is not None and arguments.harmless is not None
     name = arguments.method or (WITH_PROMPTS if given else WITHOUT_PROMPTS)
     settings = _settings(name, arguments)
@@ -133,6 +139,41 @@ def run(arguments: argparse.Namespace) -> None:
         write_merged(compressed.folder, arguments.output, record, arguments.merged)
         write_chat(compressed.chat, arguments.merged)
         print(f"  merged into     {arguments.merged}")
+
+
+def _check_folders(output: Path, merged: Path | None) -> None:
+    """Check that nothing of the user's stands where folders are to be written, since these replace what is there.
+
+    Raises:
+        ValueError: a folder holds something else than an earlier adapter of this command, or one lies in the other.
+    """
+    _check_replaceable("--output", output, statistics_of(output) if output.name else None)
+    if merged is None:
+        return
+    _check_replaceable("--merged", merged, None)
+    one, other = output.resolve(), merged.resolve()
+    if one.is_relative_to(other) or other.is_relative_to(one):
+        raise ValueError(f"--merged: {merged} and --output {output} lie in each other; name two folders side by side")
+
+
+def _check_replaceable(option: str, folder: Path, statistics: Path | None) -> None:
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise ValueError(f"{option}: {folder} is the folder that you work in, or holds it; name a new folder in it")
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise ValueError(f"{option}: {folder} is no folder, but a file or a link; name a new folder")
+    present = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if statistics is not None and present and statistics.is_file():
+        present -= set(read_json(statistics).get("files", ()))  # what this command wrote there before
+    if present:
+        raise ValueError(
+            f"{option}: {folder} exists already and holds {min(present)}, which would be lost; name a new folder, or "
+            "remove this one"
+        )
+
+
+def statistics_of(output: Path) -> Path:
+    """Return the file that stands beside an adapter's folder and says what it was made of."""
+    return output.with_name(f"{output.name}.statistics.json")
 
 
 def check_patchable(original: ModelFolder, compressed: ModelFolder) -> None:
@@ -185,7 +226,7 @@ def write_patch(
     from aird.patching.patch_files import make_patch
 
     sizes = _sizes(settings.method, directions)
-    statistics = output.with_name(f"{output.name}.statistics.json")
+    statistics = statistics_of(output)
     with contextlib.ExitStack() as stack:
         if direction is None:
             direction = Path(stack.enter_context(TemporaryDirectory()))

@@ -127,6 +127,46 @@ def test_patch_fits_and_merges(folder: Path, tmp_path: Path) -> None:
     load_float32(tmp_path / "merged")
 
 
+def test_patch_replaces_its_own_adapter_and_nothing_else(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, adapter = tmp_path / "work", tmp_path / "adapter"
+    work.mkdir()
+    (work / "thesis.txt").write_text("mine")
+    command = ["patch", *pair(folder), "--direction", str(folder / "direction"), "--method", "scale"]
+    assert main([*command, "--output", str(adapter)]) == 0
+    first = hash_folder(adapter)
+    assert main([*command, "--alpha", "0.5", "--output", str(adapter)]) == 0
+    assert hash_folder(adapter).keys() == first.keys() and hash_folder(adapter) != first
+    written = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    monkeypatch.chdir(work)
+    capsys.readouterr()
+    for output, merged, message in (
+        (".", None, "is the folder that you work in"),
+        ("..", None, "is the folder that you work in"),
+        ("thesis.txt", None, "is no folder"),
+        ("../link", None, "is no folder"),
+        (folder / "model", None, "is no folder"),
+        (folder / "w4a16", None, "which would be lost"),
+        (adapter, adapter, "which would be lost"),
+        (adapter, ".", "--merged: . is the folder that you work in"),
+        (adapter, folder / "w4a16", "which would be lost"),
+        ("new/adapter", "new", "lie in each other"),
+        ("new", "new", "lie in each other"),
+    ):
+        more = [] if merged is None else ["--merged", str(merged)]
+        assert main([*command, "--output", str(output), *more]) == 2
+        assert message in capsys.readouterr().err
+    (adapter / "notes.txt").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    for output in (work, adapter):
+        assert main([*command, "--output", str(output)]) == 2
+        assert "exists already and holds" in capsys.readouterr().err
+    (adapter / "notes.txt").unlink()
+    assert written == {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
 def test_evaluate_with_transformers(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     common = [*prompts(folder, "attack.txt"), "--count", "6", "--tokens", "8", "--transformers"]
     assert main(["evaluate", str(folder / "model"), *common, "--output", str(tmp_path / "plain")]) == 0
