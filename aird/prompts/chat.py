@@ -296,7 +296,8 @@ def _with_system_prompt(tokenizer: Any, system_prompt: str, instruction: str) ->
         shown = render(tokenizer, messages, True)
     except Exception:  # a template raises what it likes for a role that it does not know
         shown = ""
-    if system_prompt in shown:
+    # Templates trim it: YAML's `|` ends a text with a new line.
+    if shown and system_prompt.strip() in shown:
         return messages
     return [{"role": "user", "content": f"{system_prompt}\n\n{instruction}"}]
 

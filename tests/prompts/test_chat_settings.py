@@ -78,6 +78,18 @@ def test_a_system_prompt_stands_in_every_conversation(tokenizer: Any) -> None:
     assert text(without_role, INSTRUCTION) == turn("user", f"Be kind.\n\n{INSTRUCTION}") + "<|im_start|>assistant\n"
 
 
+@pytest.mark.parametrize("written", ["Be kind.\n", "\n Be kind.", "Be kind. "])
+def test_a_system_prompt_is_trimmed_by_a_template_and_stays_one(tokenizer: Any, written: str) -> None:
+    """As Llama 3's template does; that of a patch stays one as well."""
+    template = CHAT_TEMPLATE.replace("message['content']", "message['content'] | trim")
+    chat = templated(tokenizer, template, system_prompt=written)
+    assert text(chat, INSTRUCTION) == turn("system", "Be kind.") + ASKED
+    plain = templated(tokenizer, template)
+    assert text(plain, INSTRUCTION, system_prompt=written) == turn("system", "Be kind.") + ASKED
+    without_role = templated(tokenizer, NO_SYSTEM_ROLE, system_prompt=" ")
+    assert text(without_role, INSTRUCTION).startswith("<|im_start|>user\n")
+
+
 def test_template_arguments_reach_the_template(tokenizer: Any) -> None:
     chat = templated(tokenizer, QWEN, template_arguments={"enable_thinking": False})
     assert text(chat, INSTRUCTION) == f"{ASKED}<think>\n\n</think>\n\n"
