@@ -156,23 +156,31 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     Handles one `model.safetensors` and shards with `model.safetensors.index.json`.
 
     Raises:
-        ValueError: no config.json, no safetensors, a missing shard or one without its tensors.
+        ValueError: no config.json, no safetensors, a missing shard or one without its tensors, or `model.safetensors`
+            beside an index of other files.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no config.json: it is not a checkpoint in Hugging Face format")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    index = folder / "model.safetensors.index.json"
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     tensors: dict[str, StoredTensor] = {}
     if index.is_file():
         located = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        others = sorted(set(located.values()) - {single.name})
+        if others and single.is_file():
+            raise ValueError(
+                f"{folder} holds {single.name} and beside it {index.name}, which lists {others[0]}: Transformers reads "
+                f"the former, vLLM the latter; remove {index.name} if {single.name} is the whole model, else "
+                f"{single.name}"
+            )
         for file in sorted(set(located.values())):
             tensors |= _read_header(folder / file)
         absent = sorted(located.keys() - tensors.keys())
         if absent:
             raise ValueError(f"{index} lists {absent[0]} (and {len(absent) - 1} more), but no shard holds it")
     else:
-        tensors = _read_header(folder / "model.safetensors")
+        tensors = _read_header(single)
     return Checkpoint(folder, config, tensors)
 
 

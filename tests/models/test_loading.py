@@ -13,7 +13,7 @@ import ready_made
 import torch
 from models.families import tiny_family
 from project import run_script
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from thinking_templates import DEEPSEEK, QWEN
 from tiny_model import changed_tensors, configured, new, tiny_tuning
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
@@ -23,6 +23,7 @@ from aird.inference.cpu_attention import needed_attention
 from aird.inference.generation import generate
 from aird.inference.packing import last_logits, plan_packs
 from aird.models import loading
+from aird.models.checkpoint import read_checkpoint
 from aird.models.dense import write_dense_copy
 from aird.models.loading import (
     CHAT_FILE,
@@ -108,6 +109,20 @@ def test_a_shard_without_its_tensors(source: Path, tmp_path: Path) -> None:
     (source / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match="lists absent .*no shard holds it"):
         imported(source, tmp_path)
+
+
+def test_an_index_that_was_left_beside_whole_weights(source: Path, tmp_path: Path) -> None:
+    """Transformers would read the one, vLLM and the measurements the other; an index of the file itself is none."""
+    tensors = load_file(source / "model.safetensors")
+    index = source / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(tensors, "model.safetensors")}))
+    assert read_checkpoint(source).tensors.keys() == tensors.keys()
+    save_file(tensors, source / "model-00001-of-00001.safetensors", {"format": "pt"})
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(tensors, "model-00001-of-00001.safetensors")}))
+    with pytest.raises(ValueError, match=r"beside it model.safetensors.index.json.*; remove model.safetensors.index"):
+        imported(source, tmp_path)
+    (source / "model.safetensors").unlink()
+    assert read_checkpoint(source).weight_files == [source / "model-00001-of-00001.safetensors"]
 
 
 def test_pickled_weights_are_not_read(source: Path, tmp_path: Path) -> None:
