@@ -144,6 +144,14 @@ def configured(folder: Path, **changes: Any) -> Path:
     return folder
 
 
+def with_mistrals_files(folder: Path) -> Path:
+    """Put the files of Mistral's own format beside a checkpoint's, as its repositories do."""
+    save_file({"tok_embeddings.weight": torch.zeros(2, 2)}, folder / "consolidated.safetensors")
+    for name in ("consolidated.safetensors.index.json", "params.json"):
+        (folder / name).write_text("{}", encoding="utf-8")
+    return folder
+
+
 def tiny_tuning(**settings: Any) -> RefusalTuning:
     """Return the settings of a tuning after which a tiny model refuses."""
     anything = PromptSelection(set="any")

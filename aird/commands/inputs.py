@@ -25,6 +25,7 @@ from aird.settings.prompt_files import read_instructions
 from aird.settings.prompts import PromptSet
 from aird.settings.sources import FileSource, HubName, read_hub_name
 from aird.settings.suites import DENSE_COPY, GGUF_FILE
+from aird.support.checkpoint_patterns import is_mistrals
 from aird.support.files import read_json, read_json_lines, sha256_of
 
 FORMATS = {
@@ -158,7 +159,7 @@ def open_model_folder(text: str, trust_remote_code: bool, original: ModelFolder 
         check_chat(load_tokenizer(folder))
     except OSError as error:
         raise ValueError(f"{text} holds no tokenizer that can be read: {error}") from error
-    return ModelFolder(source if form == AS_GIVEN else folder, name, commit, source, form, read_chat(folder))
+    return ModelFolder(source if folder == absolute else folder, name, commit, source, form, read_chat(folder))
 
 
 def _fetched(hub: HubName, trust_remote_code: bool) -> tuple[Path, str]:
@@ -192,10 +193,12 @@ def _readable(source: Path, trust_remote_code: bool, dtype: Any) -> tuple[Path, 
         raise ValueError(f"{source} {reason}")
     wrapper = source.is_dir() and holds_wrapper(source, trust_remote_code)
     form = TEXT_MODEL if wrapper else readable_form(source)
-    if form in (AS_GIVEN, TEXT_MODEL):  # in other forms each weight is read where it is written
-        check_weights(source, source)
     if form == AS_GIVEN:
-        return source, form
+        folder = _without_mistrals(source)
+        check_weights(folder, source)
+        return folder, form
+    if form == TEXT_MODEL:  # in other forms each weight is read where it is written
+        check_weights(source, source)
     print(f"Reading {source.name} as {form} ...", flush=True)
     _scratch.append(tempfile.TemporaryDirectory(prefix="aird-decoded-"))
     folder = Path(_scratch[-1].name)
@@ -207,6 +210,18 @@ def _readable(source: Path, trust_remote_code: bool, dtype: Any) -> tuple[Path, 
     if source.is_file():
         (folder / MODEL_FILE).symlink_to(source)
     return folder, form
+
+
+def _without_mistrals(source: Path) -> Path:
+    """Return a model folder without Mistral's own files: itself, or a temporary one of links to the other files."""
+    if not any(map(is_mistrals, source.iterdir())):
+        return source
+    _scratch.append(tempfile.TemporaryDirectory(prefix="aird-linked-"))
+    folder = Path(_scratch[-1].name)
+    for path in source.iterdir():
+        if not is_mistrals(path):
+            (folder / path.name).symlink_to(path)
+    return folder
 
 
 def add_chat_arguments(parser: argparse.ArgumentParser) -> None:

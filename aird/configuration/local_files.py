@@ -32,6 +32,7 @@ from aird.settings.prompt_files import read_instructions
 from aird.settings.prompts import PromptSet
 from aird.settings.sources import ModelSource
 from aird.settings.suites import Suite
+from aird.support.checkpoint_patterns import weight_files
 from aird.support.gpus import spreading_obstacle
 
 # Local prompt files beyond this size are left to the job that reads them anyway.
@@ -170,7 +171,7 @@ def _model_files(key: str, source: ModelSource, given: bool) -> Iterator[str]:
         yield f"{key}.sha256: is for a GGUF file, but the path is a folder; leave it out"
     if not (path / "config.json").is_file():
         yield f"{key}.path: the folder holds no config.json; name a model's folder in Hugging Face format {where}"
-    elif not any(path.glob("*.safetensors")):
+    elif not weight_files(path):
         yield f"{key}.path: the folder holds no *.safetensors; convert the model with save_pretrained first {where}"
     elif given:
         if reason := checkpoint_refusal(_config(path)):
@@ -269,7 +270,7 @@ def _judge_files(key: str, suite: Suite) -> Iterator[str]:
     if suite.judge is None or suite.judge.source.path is None:
         return
     folder = Path(suite.judge.source.path)
-    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+    if not (folder / "config.json").is_file() or not weight_files(folder):
         given = f"(found: {show(suite.judge.source.path)})"
         yield f"{key}.judge.source.path: is no model; name a folder in Hugging Face format with safetensors {given}"
 

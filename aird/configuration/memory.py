@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from aird.settings.sources import ModelSource
+from aird.support.checkpoint_patterns import weight_files
 
 # Billions of parameters of a model that nobody has seen yet.
 OF_A_WHEEL = 0.5  # a registry takes files of some 100 MB
@@ -49,7 +50,7 @@ def is_gguf(source: ModelSource) -> bool:
 
 
 def _weights(folder: Path) -> list[Path]:
-    return list(folder.glob("*.safetensors")) if folder.is_dir() else []
+    return weight_files(folder) if folder.is_dir() else []
 
 
 def _dtype(folder: Path) -> str | None:

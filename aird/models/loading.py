@@ -26,7 +26,7 @@ from aird.models.text_model import extract_text_model, is_wrapper
 from aird.prompts.chat import chat_tokens, check_chat, with_chat
 from aird.settings.checkpoint_formats import quantised_original
 from aird.settings.models import Chat
-from aird.support.checkpoint_patterns import CODE, DESCRIPTION
+from aird.support.checkpoint_patterns import CODE, DESCRIPTION, is_mistrals, weight_files
 from aird.support.files import check_folder, read_json, write_json
 from aird.support.gpus import own_gpus
 from aird.support.processor import computes_in
@@ -346,7 +346,7 @@ def copy_description(source: Path, target: Path, with_code: bool = True) -> None
     """
     for pattern in (*DESCRIPTION, *([CODE] if with_code else [])):
         for path in source.glob(pattern):
-            if not path.name.endswith(".index.json"):
+            if not path.name.endswith(".index.json") and not is_mistrals(path):
                 shutil.copyfile(path, target / path.name)
 
 
@@ -356,21 +356,22 @@ def check_folder_format(folder: Path) -> None:
     Raises:
         ValueError: says what is missing.
     """
-    if not any(folder.glob("*.safetensors")):
+    if not weight_files(folder):
         raise ValueError(f"{folder} holds no *.safetensors file; convert the model with save_pretrained first")
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no config.json: it is not a model folder in Hugging Face format")
 
 
 def copy_weights(source: Path, target: Path, with_code: bool) -> None:
-    """Copy a model folder: safetensors and their index, and what describes them.
+    """Copy a model folder: safetensors and their index, and what describes them; nothing in Mistral's own format.
 
     Raises:
         ValueError: it holds no safetensors or no config.json.
     """
     check_folder_format(source)
-    for path in [*sorted(source.glob("*.safetensors")), *source.glob("*.index.json")]:
-        shutil.copyfile(path, target / path.name)
+    for path in [*weight_files(source), *source.glob("*.index.json")]:
+        if not is_mistrals(path):
+            shutil.copyfile(path, target / path.name)
     copy_description(source, target, with_code)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from aird.settings.sources import FileSource, ModelSource
-from aird.support.checkpoint_patterns import CODE, DESCRIPTION, WEIGHTS
+from aird.support.checkpoint_patterns import CODE, DESCRIPTION, MISTRALS, WEIGHTS
 from aird.support.files import read_json, sha256_of
 
 # What hub errors advise, by what could not be done.
@@ -122,7 +122,8 @@ def model_from_hub(repository: str, revision: str | None, trust_remote_code: boo
     if trust_remote_code:
         wanted.append(CODE)
     with hub_errors(f"model {repository} at {revision or 'its default branch'}"):
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
+        folder = snapshot_download(repository, revision=revision, allow_patterns=wanted, ignore_patterns=list(MISTRALS))
+    return Path(folder)
 
 
 def _check_hash(path: Path, expected: str | None) -> None:

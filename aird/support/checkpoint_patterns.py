@@ -1,7 +1,24 @@
 """The files of a model folder in Hugging Face format, by the names that they are known by."""
 
+from __future__ import annotations
+
+from fnmatch import fnmatch
+from pathlib import Path
+
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 DESCRIPTION = ("*.json", "*.jinja", "*.txt", "*.model")
 CODE = "*.py"  # the model's own, taken only where it is trusted
 # What a wrapper of vision and language says about its images.
 PROCESSOR = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
+# The same model once more, in Mistral's own format. Transformers does not read it; vLLM reads nothing else where it is.
+MISTRALS = ("consolidated*.safetensors", "consolidated*.index.json", "params.json")
+
+
+def is_mistrals(path: Path) -> bool:
+    """Return whether a file belongs to Mistral's own format."""
+    return any(fnmatch(path.name, pattern) for pattern in MISTRALS)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of a folder, by name, without those in Mistral's own format; none if it is none."""
+    return sorted(path for path in folder.glob("*.safetensors") if not is_mistrals(path))

@@ -20,7 +20,7 @@ from conftest import ROOT
 from grid import write_prompts
 from safetensors.torch import load_file
 from test_commands import SIZES, prompts
-from tiny_model import build_tiny_model, changed_tensors, configured
+from tiny_model import build_tiny_model, changed_tensors, configured, with_mistrals_files
 from wrappers import write_wrapper
 
 from aird.commands.evaluate import served_by_llama_cpp
@@ -105,6 +105,15 @@ def test_the_decoded_numbers_are_the_packed_ones(folder: Path) -> None:
     # Once a process.
     assert open_model_folder(str(folder / "q8.gguf"), False).folder == model.folder
     assert open_model_folder(str(folder / "model"), False).folder == folder / "model"
+
+
+def test_a_folder_with_mistrals_own_files_is_read_without_them(folder: Path, tmp_path: Path) -> None:
+    """They stay where they are, and an adapter names the folder that was given."""
+    given = with_mistrals_files(Path(shutil.copytree(folder / "model", tmp_path / "given")))
+    before = hash_folder(given)
+    model = open_model_folder(str(given), False)
+    assert hash_folder(model.folder) == hash_folder(folder / "model") and hash_folder(given) == before
+    assert model.base == str(given) and model.measured_as() is None
 
 
 def test_beside_an_original_a_gguf_file_takes_its_type(folder: Path, tmp_path: Path) -> None:

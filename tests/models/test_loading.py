@@ -15,7 +15,7 @@ from models.families import tiny_family
 from project import run_script
 from safetensors.torch import load_file, save_file
 from thinking_templates import DEEPSEEK, QWEN
-from tiny_model import changed_tensors, configured, new, tiny_tuning
+from tiny_model import changed_tensors, configured, new, tiny_tuning, with_mistrals_files
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from aird.compression.registry import compress
@@ -123,6 +123,16 @@ def test_an_index_that_was_left_beside_whole_weights(source: Path, tmp_path: Pat
         imported(source, tmp_path)
     (source / "model.safetensors").unlink()
     assert read_checkpoint(source).weight_files == [source / "model-00001-of-00001.safetensors"]
+
+
+def test_mistrals_own_files_stay_behind(source: Path, tmp_path: Path) -> None:
+    """VLLM would read them and nothing else; where nothing else is there, that is said."""
+    names = hash_folder(source).keys()
+    with_mistrals_files(source)
+    assert hash_folder(imported(source, tmp_path)).keys() == names
+    (source / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"holds no \*.safetensors file"):
+        imported(source, new(tmp_path / "other"))
 
 
 def test_pickled_weights_are_not_read(source: Path, tmp_path: Path) -> None:

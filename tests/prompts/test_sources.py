@@ -174,6 +174,24 @@ def test_single_files_of_a_hub_model(tmp_path: Path) -> None:
             raise AssertionError
 
 
+def test_what_is_fetched_of_a_hub_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Neither pickles nor code, and of a Mistral's repository one of its two formats, that of Transformers."""
+    import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
+
+    wanted = "model.safetensors model.safetensors.index.json config.json tokenizer.model README.md".split()
+    other = "consolidated.safetensors consolidated-00001-of-00002.safetensors params.json model.bin modeling.py".split()
+    fetched = []
+
+    def fetch(repository: str, revision: str, **patterns: Any) -> str:
+        fetched.extend(filter_repo_objects([*wanted, *other, "consolidated.safetensors.index.json"], **patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    with open_model(ModelSource(hub="someone/model", revision=COMMIT)) as path:
+        assert path == tmp_path and fetched == wanted
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
