@@ -202,8 +202,10 @@ def declared_format(checkpoint: Checkpoint, module: str) -> str:
     if config is None:
         return "dense"
     if config.get("quant_method") == "bitsandbytes":
-        skipped = config.get("llm_int8_skip_modules") or []
-        if any(module == name or module.endswith(f".{name}") for name in skipped):
+        from transformers.quantizers.quantizers_utils import should_convert_module
+
+        # A name there may be a part of a block, or a pattern.
+        if not should_convert_module(module, config.get("llm_int8_skip_modules") or []):
             return "dense"
         four_bits = config.get("load_in_4bit") or config.get("_load_in_4bit")
         return f"bitsandbytes-{config['bnb_4bit_quant_type'] if four_bits else 'int8'}"

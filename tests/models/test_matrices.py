@@ -11,6 +11,7 @@ import torch
 from tiny_model import changed_tensors, configured
 from transformers import AutoModelForCausalLM
 
+from aird.compression.measure import check_stored_formats, measure
 from aird.models.checkpoint import read_checkpoint
 from aird.models.dense import needs_dense_copy, write_dense_copy
 from aird.models.matrices import column_order, declared_format, dense_matrix, matrix_shape, stored_format
@@ -137,6 +138,25 @@ def test_bitsandbytes_as_transformers_saves_it(original: Path, tmp_path: Path, k
     }
     model.save_pretrained(tmp_path / kind)
     check_matrices(tmp_path / kind, wanted, f"bitsandbytes-{kind}")
+
+
+def test_modules_that_bitsandbytes_skips(original: Path, tmp_path: Path) -> None:
+    """As Transformers understands the list: whole parts of blocks, ends of names and patterns."""
+    from transformers import BitsAndBytesConfig
+
+    skipped = ["lm_head", "model.layers.1.mlp", "v_proj", r"model\.layers\.[02]\.self_attn.o_proj"]
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=skipped)
+    AutoModelForCausalLM.from_pretrained(
+        original, dtype="auto", quantization_config=config, device_map="cpu"
+    ).save_pretrained(tmp_path)
+    measured = measure(tmp_path)
+    check_stored_formats(measured)
+    dense = {module for module, matrix in measured["matrices"].items() if matrix["declared_format"] == "dense"}
+    blocks = ready_made.block_matrices(original)
+    named = {f"model.layers.{block}.self_attn.o_proj" for block in (0, 2)}
+    parts = {module for module in blocks if module.startswith("model.layers.1.mlp.") or module.endswith("v_proj")}
+    assert dense & blocks.keys() == named | parts
+    assert torch.equal(dense_matrix(tmp_path, WRITER), blocks[WRITER])
 
 
 def test_zero_points_that_programs_read_differently(original: Path, tmp_path: Path) -> None:
