@@ -163,11 +163,12 @@ class Job:
 
 
 @contextlib.contextmanager
-def answering(answer: Callable[[str, dict[str, Any] | None], tuple[int, Any]]) -> Iterator[str]:
+def answering(answer: Callable[[str, dict[str, Any] | None], tuple[int, Any]], key: str | None = None) -> Iterator[str]:
     """Run an HTTP server, of JSON mostly; yield its address.
 
     Args:
         answer: status and answer from a path and, of a POST, its body; bytes go out as they are.
+        key: what requests have to come with; None asks for none.
     """
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -180,11 +181,15 @@ def answering(answer: Callable[[str, dict[str, Any] | None], tuple[int, Any]]) -
             self.end_headers()
             self.wfile.write(value if isinstance(value, bytes) else json.dumps(value).encode())
 
+        def answer(self, body: dict[str, Any] | None) -> None:
+            allowed = key is None or self.headers["Authorization"] == f"Bearer {key}"
+            self.send(*answer(self.path, body) if allowed else (401, {"error": {"message": "no key"}}))
+
         def do_GET(self) -> None:
-            self.send(*answer(self.path, None))
+            self.answer(None)
 
         def do_POST(self) -> None:
-            self.send(*answer(self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
+            self.answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -26,6 +26,13 @@ CONNECTION_ATTEMPTS = 5
 KEY_VARIABLE = "VLLM_API_KEY"  # which vLLM takes its own key from
 
 
+class _Unshown(str):
+    """A text that an error which shows a request's headers leaves out."""
+
+    def __repr__(self) -> str:
+        return "'...'"
+
+
 class HttpServer:
     """Asks the server at one address.
 
@@ -39,6 +46,11 @@ class HttpServer:
         self.name = name
         self.address = address.rstrip("/")
         self.process = process
+
+    def key_header(self) -> dict[str, str]:
+        """Return the header with the user's key for the server; empty where there is none."""
+        key = os.environ.get(KEY_VARIABLE)
+        return {"Authorization": _Unshown(f"Bearer {key}")} if key else {}
 
     def get(self, path: str) -> dict[str, Any]:
         """Return the object that a path answers with, empty for an empty answer.
@@ -74,10 +86,9 @@ class HttpServer:
             raise error from None
 
     def _settings(self, timeout: float | None) -> dict[str, Any]:
-        key = os.environ.get(KEY_VARIABLE)
         return {
             "base_url": self.address,
-            "headers": {"Authorization": f"Bearer {key}"} if key else {},
+            "headers": self.key_header(),
             "timeout": timeout,
             "trust_env": self.process is None,  # a proxy cannot reach our loopback address
             # Ours has no certificate; reading the system's would take longer than a poll.

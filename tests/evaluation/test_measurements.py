@@ -352,3 +352,33 @@ def test_tasks_count_the_tokens_that_a_tokenizer_adds(original: Path, tmp_path: 
     # A prompt to complete is whole, though 300 tokens behind it are more than the server's 256.
     told = [prompt for prompt in server.asked if isinstance(prompt, str)]
     assert sorted(told) == [f"Explain step {number} to" for number in range(len(WORDS))]
+
+
+@pytest.mark.parametrize("key", [None, "sesame", "thistle"])
+def test_tasks_are_asked_with_the_servers_key(
+    original: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    key: str | None,
+) -> None:
+    """No key of another service goes out, and none is written where the server refuses it."""
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    monkeypatch.setenv("OPENAI_API_KEY", "sesame" if key is None else "barley")
+    if key is not None:
+        monkeypatch.setenv("VLLM_API_KEY", key)
+    caplog.set_level("DEBUG")
+    write_tasks(tmp_path / "tasks")
+    suite = asking(tasks=["scored"], task_folder=str(tmp_path / "tasks"))
+    with answering(CompletionServer(load_tokenizer(original)), key="sesame") as url:
+        client = VllmClient(HttpServer("vLLM", url), "checkpoint")
+        if key == "sesame":
+            results, _ = run_tasks(client, original, suite, 256)
+            assert results["scored"]["n"] == len(WORDS)
+        else:
+            with pytest.raises(Exception, match="401"):
+                run_tasks(client, original, suite, 256)
+    shown = caplog.text + "".join(capfd.readouterr())
+    assert "RequestInfo" in shown or key == "sesame"  # lm-eval writes the headers
+    assert not any(secret in shown for secret in ("sesame", "thistle", "barley"))

@@ -146,7 +146,9 @@ class VllmClient:
 
     def task_model(self) -> dict[str, Any]:
         """Return how lm-eval asks the same."""
-        return {"model": self.model, "base_url": f"{self.server.address}/v1/completions"}
+        # Without any header lm-eval would send the key of another service, OPENAI_API_KEY.
+        header = {"Accept": "application/json", **self.server.key_header()}
+        return {"model": self.model, "base_url": f"{self.server.address}/v1/completions", "header": header}
 
     def complete(
         self, prompts: Sequence[Sequence[int]], maximum_new_tokens: int, *, logprobs: int | None = None
