@@ -111,9 +111,8 @@ def optimised_settings(wildcards):
 
 
 def optional_flags(wildcards, input):
-    """Return the flags of what only some cells have."""
-    address = cell_address(wildcards)
-    flags = [] if address is None else ["--url", address]
+    """Return the flags of the inputs that only some cells have."""
+    flags = []
     for name in (
         "environment",
         "adapter",
@@ -128,13 +127,15 @@ def optional_flags(wildcards, input):
     return flags
 
 
-def cache_flags(wildcards):
-    """Return the flags of a quantised key/value cache.
+def server_flags(wildcards):
+    """Return the flags of a running server, and of a quantised key/value cache.
 
     They stand apart from `optional_flags`, as Snakemake makes nothing again for parameters that read the input.
     """
+    address = cell_address(wildcards)
+    flags = [] if address is None else ["--url", address]
     cache = CONFIGURATION.cache_dtype_of(wildcards.compression)
-    return [] if cache is None else ["--key-value-cache-dtype", cache]
+    return flags if cache is None else [*flags, "--key-value-cache-dtype", cache]
 
 
 # One string per suite, made once and not once per job, without where vLLM is. What came later stands there only where
@@ -300,7 +301,7 @@ rule evaluate_suite:
     params:
         settings=lambda wildcards: SUITE_SETTINGS[wildcards.suite],
         serve=suite_serve,
-        cache=cache_flags,
+        server=server_flags,
         optional=optional_flags,
         seed=SEED,
     message:
@@ -314,7 +315,7 @@ rule evaluate_suite:
         " --harmful {input.harmful:q}"
         " --harmless {input.harmless:q}"
         " {params.optional:q}"
-        " {params.cache:q}"
+        " {params.server:q}"
         " --settings {params.settings:q}"
         " --serve {params.serve:q}"
         " --seed {params.seed}"

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 import ready_made
 from grid import tiny_configuration
-from project import copy_project, job_records, read_configuration, snakemake, write_configuration
+from project import (
+    copy_project,
+    job_records,
+    planned,
+    read_configuration,
+    snakemake,
+    touch_results,
+    write_configuration,
+)
 
 pytestmark = pytest.mark.workflow
 
@@ -56,3 +64,16 @@ def test_running_servers_need_no_environment(project: Path) -> None:
     write_configuration(project, configuration)
     refused = snakemake(project, "--dry-run", check=False)
     assert refused.returncode != 0 and "would be asked at the same address" in refused.stdout + refused.stderr
+
+
+@pytest.mark.thorough
+def test_another_address_asks_again(project: Path) -> None:
+    configuration = read_configuration(project)
+    configuration["serving"] = {"url": "http://localhost:1#{compression}"}
+    write_configuration(project, configuration)
+    touch_results(project)
+    assert planned(project) == set()
+    configuration["serving"] = {"url": "http://localhost:2#{compression}"}
+    write_configuration(project, configuration)
+    asked = {job for job in planned(project) if job.startswith("evaluate_suite")}
+    assert asked == {f"evaluate_suite tiny/{name}/plain/quick" for name in ("original", "q8", "weights")}

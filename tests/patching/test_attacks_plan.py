@@ -15,7 +15,7 @@ from project import (
     names,
     planned,
     read_configuration,
-    snakemake,
+    touch_results,
     write_configuration,
 )
 
@@ -48,14 +48,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(project: Path) -> Path:
-    """The project, whose jobs have all run as far as Snakemake's records can tell: their outputs are empty."""
-    for record in job_records(project):
-        for output in record["output"]:
-            path = project / output
-            (path.parent if path.suffix else path).mkdir(parents=True, exist_ok=True)
-            if path.suffix:
-                path.touch()
-    snakemake(project, "--touch", "--forceall")
+    """The project, whose jobs have all run as far as Snakemake's records can tell."""
+    touch_results(project)
     assert planned(project) == set()
     return project
 
