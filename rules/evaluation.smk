@@ -42,15 +42,19 @@ def reference_completions(wildcards):
 
 
 def task_files(wildcards):
-    """Return the files of a suite's own lm-eval tasks; Snakemake then watches them."""
+    """Return the files of a suite's own lm-eval tasks, those in subfolders too; Snakemake then watches them."""
     folder = CONFIGURATION.suites[wildcards.suite].task_folder
     if folder is None:
         return []
     return sources(
         sorted(
             str(path)
-            for path in Path(folder).iterdir()
-            if path.is_file() and not path.name.startswith(".")
+            for path in Path(folder).rglob("*")
+            if path.is_file()
+            and not any(
+                part.startswith(".") or part == "__pycache__"
+                for part in path.relative_to(folder).parts
+            )
         )
     )
 
@@ -123,7 +127,11 @@ def optional_flags(wildcards, input):
         if getattr(input, name):
             flags += [f"--{name.replace('_', '-')}", *getattr(input, name)]
     if input.tasks:
-        flags += ["--task-folder", os.path.dirname(input.tasks[0])]
+        # With object storage the files lie elsewhere, each beside the others as before.
+        flags += [
+            "--task-folder",
+            os.path.commonpath(map(os.path.dirname, input.tasks)),
+        ]
     return flags
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,21 @@ def test_another_address_asks_again(project: Path) -> None:
     write_configuration(project, configuration)
     asked = {job for job in planned(project) if job.startswith("evaluate_suite")}
     assert asked == {f"evaluate_suite tiny/{name}/plain/quick" for name in ("original", "q8", "weights")}
+
+
+def test_tasks_in_subfolders_are_read(project: Path) -> None:
+    tasks = project / "inputs/task"
+    (tasks / "own").mkdir()
+    for path in [path for path in tasks.iterdir() if path.is_file()]:
+        path.rename(tasks / "own" / path.name)
+    (tasks / "shared").mkdir()
+    (tasks / "shared/words.txt").write_text("one\n", encoding="utf-8")
+    for unread in ("own/.words.txt.swp", ".git/words.txt", "own/__pycache__/utils.pyc"):
+        (tasks / unread).parent.mkdir(exist_ok=True)
+        (tasks / unread).write_text("", encoding="utf-8")
+    run = snakemake(project, "--dry-run", "-p", "results/utility/tiny/original/plain/quick.json")
+    (command,) = [line for line in (run.stdout + run.stderr).splitlines() if "evaluate_suite.py" in line]
+    assert re.search(r"--task-folder inputs/task ", command)
+    read = {path for record in job_records(project) for path in record["input"] if path.startswith("inputs/task/")}
+    names = ("own/counting.yaml", "own/questions.jsonl", "own/utils.py", "shared/words.txt")
+    assert read == {f"inputs/task/{name}" for name in names}
