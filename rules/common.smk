@@ -198,11 +198,17 @@ HAS_GPU = shutil.which("nvidia-smi") is not None
 
 
 def has_gpus():
-    """Return whether this machine has GPUs, or a cluster does.
+    """Return whether this machine has GPUs, or a cluster does that the jobs go to.
 
-    A function, as the executor is not known yet while the workflow is parsed.
+    A function, as the executor is not known yet while the workflow is parsed. A job of a cluster gives the answer of
+    the run that submitted it. For a plan Snakemake replaces the executor, and only `use_threads` still tells of it.
     """
-    return HAS_GPU or not workflow.local_exec
+    settings = workflow.execution_settings
+    return (
+        HAS_GPU
+        or workflow.remote_exec
+        or (settings is not None and workflow.use_threads)
+    )
 
 
 def gpus_here(wanted, key):

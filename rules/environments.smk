@@ -18,14 +18,17 @@ PLACE = {"executable", "url", "lock"}
 ENGINES = {"engine", "llama_cpp_executable", "urls"}
 
 
-def vllm_lock():
-    """Return the lock to install, or nothing where the user brings vLLM."""
+def vllm_lock(wildcards):
+    """Return the lock to install, or nothing where the user brings vLLM.
+
+    A function, as the executor is not known yet while the workflow is parsed.
+    """
     serving = CONFIGURATION.serving
     if serving.executable or serving.url or serving.urls:
         return []
     if serving.lock is not None:
         return sources([serving.lock])
-    kind = "cuda" if HAS_GPU else "cpu"
+    kind = "cuda" if has_gpus() else "cpu"
     return sources([os.path.relpath(PROJECT / "envs" / f"vllm-{kind}.lock.txt")])
 
 
@@ -77,7 +80,7 @@ rule measure_arithmetic:
 rule vllm_environment:
     input:
         code=code("build_environment"),
-        lock=vllm_lock(),
+        lock=vllm_lock,
     output:
         f"{RESULTS}/environments/vllm.json",
     log:
@@ -91,7 +94,7 @@ rule vllm_environment:
         runtime=30,
     params:
         settings=place_of_vllm,
-        lock="--lock" if vllm_lock() else "",
+        lock=lambda wildcards: "--lock" if vllm_lock(wildcards) else "",
         environment=environment_folder,
     message:
         "Making vLLM's environment (once)"

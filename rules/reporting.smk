@@ -289,9 +289,11 @@ rule make_report:
         manifests=RECORDS["manifests"],
         records=ENGINE_RECORDS,
         arithmetic=rules.measure_arithmetic.output,
-        locks=sources([os.path.relpath(PROJECT / "envs" / "core.lock.txt")])
-        + vllm_lock()
-        + (llama_cpp_lock() if LLAMA_CPP_SERVES else []),
+        locks=lambda wildcards: [
+            *sources([os.path.relpath(PROJECT / "envs" / "core.lock.txt")]),
+            *vllm_lock(wildcards),
+            *(llama_cpp_lock() if LLAMA_CPP_SERVES else []),
+        ],
     output:
         REPORT,
     log:

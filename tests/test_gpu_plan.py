@@ -89,6 +89,20 @@ def test_without_gpus_weights_count_as_float32(project: Path, configuration: dic
     assert plan["import_model large"]["mem_mb"] == 4_000 + 280_000
 
 
+def test_a_cluster_gets_vllm_for_gpus_from_a_machine_without(
+    project: Path, configuration: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "bin/nvidia-smi").unlink()
+    write_configuration(project, configuration | {"serving": {}})
+    for options, lock in ((), "cpu"), (("--workflow-profile", "profiles/slurm"), "cuda"):
+        readers = {
+            record["rule"]
+            for record in job_records(project, *options)
+            if f"envs/vllm-{lock}.lock.txt" in record["input"]
+        }
+        assert readers == {"vllm_environment", "make_report"}
+
+
 def test_sizes_are_part_of_no_key(project: Path, configuration: dict[str, Any]) -> None:
     """What the jobs are given is the same JSON as before there were such settings."""
     write_configuration(project, configuration)

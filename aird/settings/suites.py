@@ -194,7 +194,7 @@ class Serving(Settings):
     )
     lock: Text | None = Field(
         None,
-        description="Lock file of the environment to build; default: CUDA or CPU, by what the machine has.",
+        description="Lock file of the environment to build; default: CUDA on GPUs and clusters, else CPU.",
     )
     maximum_model_length: int = Field(1024, ge=16, description="Longest prompt plus completion, tokens.")
     key_value_cache_gib: float = Field(1.0, gt=0, description="Key-value cache on a CPU, GiB.")
