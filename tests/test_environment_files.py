@@ -26,7 +26,12 @@ def test_a_conda_environment_installs_its_lock_and_nothing_else(path: Path) -> N
     text = path.read_text(encoding="utf-8")
     packages = yaml.safe_load(text)["dependencies"]
     assert packages[:2] == ["python=3.11", "pip"]
-    if len(packages) == 3:
+    if path.stem == "core":
+        # Snakemake makes this environment from a copy of the file, beside which no lock lies.
+        lock = (ENVIRONMENTS / "core.lock.txt").read_text(encoding="utf-8").splitlines()
+        assert packages[2] == {"pip": [line for line in lock if not line.startswith("#")]}
+        locks = ["core.lock.txt"]
+    elif len(packages) == 3:
         locks = [option.removeprefix("-r ") for option in packages[2]["pip"]]
     else:
         # Installed without dependencies, which conda cannot do: the file says how.
