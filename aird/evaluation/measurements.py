@@ -244,28 +244,14 @@ def answer_likelihoods(
     return results
 
 
-def run_tasks(
-    client: Client, checkpoint: Path, suite: Suite, length: int
-) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, list[float]]]]:
-    """Run a suite's lm-eval tasks against a server; a group or tag of tasks stands for each of them.
-
-    Args:
-        client: asks the server.
-        checkpoint: folder whose tokenizer splits the requests.
-        suite: names the tasks, a folder with task files of one's own, and the number of documents per task.
-        length: the server's maximum model length, tokens.
-
-    Returns:
-        {task: {metric: value}}, a metric named as lm-eval does (`exact_match,strict-match` of a filter), and {task:
-        {metric: one value per question}}, the questions in lm-eval's order: with these, two checkpoints are compared
-        question by question.
+def known_tasks(suite: Suite) -> Any:
+    """Return lm-eval's index of tasks, in which all tasks of a suite stand; None where the suite has no tasks.
 
     Raises:
         ValueError: a task does not exist.
     """
     if not suite.tasks:
-        return {}, {}
-    import lm_eval
+        return None
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=suite.task_folder, include_defaults=False)
@@ -275,10 +261,34 @@ def run_tasks(
     unknown = [task for task in suite.tasks if task not in manager.all_tasks]
     if unknown:
         raise ValueError(f"lm-eval knows no task {', '.join(unknown)}; see `lm_eval ls tasks`, or set `task_folder`")
+    return manager
+
+
+def run_tasks(
+    client: Client, checkpoint: Path, suite: Suite, known: Any, length: int
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, list[float]]]]:
+    """Run a suite's lm-eval tasks against a server; a group or tag of tasks stands for each of them.
+
+    Args:
+        client: asks the server.
+        checkpoint: folder whose tokenizer splits the requests.
+        suite: names the tasks, and the number of documents per task.
+        known: `known_tasks` of the suite.
+        length: the server's maximum model length, tokens.
+
+    Returns:
+        {task: {metric: value}}, a metric named as lm-eval does (`exact_match,strict-match` of a filter), and {task:
+        {metric: one value per question}}, the questions in lm-eval's order: with these, two checkpoints are compared
+        question by question.
+    """
+    if not suite.tasks:
+        return {}, {}
+    import lm_eval
+
     report = lm_eval.simple_evaluate(
         model=_task_model(client, checkpoint, length),
         tasks=list(suite.tasks),
-        task_manager=manager,
+        task_manager=known,
         limit=suite.task_limit,
         gen_kwargs=dict(NO_PENALTIES),  # of a server that was not started here, too
         bootstrap_iters=0,

@@ -27,6 +27,7 @@ from aird.evaluation.measurements import (
     compare_first_tokens,
     complete_records,
     first_token_logprobs,
+    known_tasks,
     reference_answers,
     run_tasks,
 )
@@ -110,8 +111,8 @@ def evaluate_suite(
         ParityError: the engine and Transformers disagree about this checkpoint.
         RuntimeError: the engine did not start, failed or ended; or it does not take the adapter, and both forms are
             asked for.
-        ValueError: the suite asks for both forms or the merged one, and the engine cannot serve them; an attacked
-            prompt is too long; or the engine cannot be started so.
+        ValueError: the suite asks for both forms or the merged one, and the engine cannot serve them; lm-eval knows no
+            such task; an attacked prompt is too long; or the engine cannot be started so.
     """
     longest = suite.maximum_model_length or serving.maximum_model_length
     settings = ServerSettings(
@@ -149,6 +150,8 @@ def evaluate_suite(
         raise ValueError(
             f"{engine.describe()} takes no adapter, so a patch is served merged only; leave out serve: both"
         )
+    # Before the start: a wrong name would lose all completions.
+    known = known_tasks(suite) if can.tasks else None
     tokenizer = load_tokenizer(checkpoint)
 
     def tokens(asked: Sequence[dict[str, Any]]) -> list[list[int]]:
@@ -186,7 +189,7 @@ def evaluate_suite(
         attacked = attacked_records(client, tokenizer, records["harmful"], harmful, suite, texts, seed, system_prompt)
         answers = reference_answers(completions if reference is None else reference)[: suite.perplexity_answers]
         likelihoods = answer_likelihoods(client, tokenizer, answers, system_prompt) if can.prompt_logprobs else []
-        tasks, questions = run_tasks(client, served.folder, suite, longest) if can.tasks else ({}, {})
+        tasks, questions = run_tasks(client, served.folder, suite, known, longest) if can.tasks else ({}, {})
         name, versions = client.name, client.versions()
     utility = {"answers": likelihoods, "tasks": tasks, "questions": questions}
     if both:

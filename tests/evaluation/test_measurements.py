@@ -26,6 +26,7 @@ from aird.evaluation.measurements import (
     compare_first_tokens,
     complete_records,
     first_token_logprobs,
+    known_tasks,
     reference_answers,
     run_tasks,
 )
@@ -265,7 +266,7 @@ def test_a_group_of_tasks_stands_for_each_of_them(original: Path, tmp_path: Path
         {"harmful": {"set": "a"}, "harmless": {"set": "b"}, "tasks": ["both"], "task_folder": str(tmp_path)}
     )
     with answering(answer) as address:
-        results, questions = run_tasks(Addressed(), original, suite, 256)
+        results, questions = run_tasks(Addressed(), original, suite, known_tasks(suite), 256)
     assert list(results) == list(questions) == ["first", "last"]
     assert all(task["n"] == 3 for task in results.values())
     assert questions["first"] == questions["last"] == {"acc": [0.0] * 3}
@@ -340,7 +341,7 @@ def test_tasks_count_the_tokens_that_a_tokenizer_adds(original: Path, tmp_path: 
     suite = asking(tasks=["scored", "told"], task_folder=str(tmp_path / "tasks"))
     with answering(server) as url:
         client = VllmClient(HttpServer("vLLM", url), "checkpoint")
-        results, questions = run_tasks(client, folder, suite, 256)
+        results, questions = run_tasks(client, folder, suite, known_tasks(suite), 256)
     ids = [tokenizer(f" {word}", add_special_tokens=False)["input_ids"] for word in WORDS]
     assert questions["scored"]["perplexity"] == pytest.approx([-sum(row) / 100 for row in ids])
     assert results["told"]["exact_match"] == 1
@@ -374,11 +375,11 @@ def test_tasks_are_asked_with_the_servers_key(
     with answering(CompletionServer(load_tokenizer(original)), key="sesame") as url:
         client = VllmClient(HttpServer("vLLM", url), "checkpoint")
         if key == "sesame":
-            results, _ = run_tasks(client, original, suite, 256)
+            results, _ = run_tasks(client, original, suite, known_tasks(suite), 256)
             assert results["scored"]["n"] == len(WORDS)
         else:
             with pytest.raises(Exception, match="401"):
-                run_tasks(client, original, suite, 256)
+                run_tasks(client, original, suite, known_tasks(suite), 256)
     shown = caplog.text + "".join(capfd.readouterr())
     assert "RequestInfo" in shown or key == "sesame"  # lm-eval writes the headers
     assert not any(secret in shown for secret in ("sesame", "thistle", "barley"))

@@ -27,6 +27,7 @@ from aird.evaluation.measurements import (
     answer_likelihoods,
     check_parity,
     first_token_logprobs,
+    known_tasks,
     run_tasks,
 )
 from aird.evaluation.suite_run import prepare_checkpoint
@@ -232,7 +233,7 @@ metric_list: [{metric: perplexity, aggregation: perplexity, higher_is_better: fa
     with Vllm(vllm_python).serve(folder, SETTINGS, tmp_path / "log") as client:
         for row, ids in zip(client.complete(asked, 12), expected, strict=True):
             assert list(row.token_ids[: len(ids)]) == ids
-        tasks, questions = run_tasks(client, folder, suite, 256)
+        tasks, questions = run_tasks(client, folder, suite, known_tasks(suite), 256)
         logprobs = client.token_logprobs(whole)
     scores = [sum(v for v in row[len(ids) :] if v) for row, ids in zip(logprobs, asked, strict=True)]
     assert questions["scored"]["perplexity"] == pytest.approx(scores, abs=1e-3)

@@ -20,7 +20,7 @@ import pytest
 import torch
 from conftest import SERVER_SETTINGS
 from patches import adapter_of, random_edits
-from servers import LONG_PROMPTS, answering, chat_prompts, is_listening, session_members, wait_for
+from servers import LONG_PROMPTS, answering, asking, chat_prompts, evaluate, is_listening, session_members, wait_for
 from tiny_model import changed_tensors, new
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -288,6 +288,12 @@ def test_server_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(pids) == 2
     alive = [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
     assert alive == []
+
+
+def test_a_task_that_does_not_exist_is_named_before_the_start(original: Path, tmp_path: Path) -> None:
+    suite = asking(tasks=["no_such_task"])
+    with pytest.raises(ValueError, match="lm-eval knows no task no_such_task"):
+        evaluate(Vllm(tmp_path / "absent"), original, tmp_path, suite=suite)
 
 
 def test_no_interpreter(tmp_path: Path) -> None:
