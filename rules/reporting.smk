@@ -88,9 +88,13 @@ MERGED_TABLE = f"{RESULTS}/tables/merged.csv"
 CARDS = [f"{RESULTS}/cards/{'/'.join(cell)}/README.md" for cell in PATCHED_CELLS]
 
 # What makes all this again.
-CHOSEN = [os.path.relpath(path) for path in workflow.overwrite_configfiles]
+CHOSEN = {
+    "--configfile": [os.path.relpath(path) for path in workflow.overwrite_configfiles],
+    "--config": list(workflow.config_settings.config_args),
+}
 COMMAND = shlex.join(
-    ["snakemake", "--cores", "all", *(["--configfile", *CHOSEN] if CHOSEN else [])]
+    ["snakemake", "--cores", "all"]
+    + [word for flag, values in CHOSEN.items() if values for word in (flag, *values)]
 )
 
 

@@ -1,4 +1,4 @@
-"""What makes planning quick (docs/tricks.md, Snakemake): each trick still does what it is kept for."""
+"""What makes planning quick (docs/tricks.md, Snakemake): each trick still does what it is kept for; and what a plan says."""
 
 from __future__ import annotations
 
@@ -72,3 +72,11 @@ def test_who_asks_for_jobs_gets_them(folder: Path, arguments: tuple[str, ...]) -
     made = re.search(r"made (\d+) ", text)
     assert made is not None and int(made[1]) > 20
     assert "compress_model" in text
+
+
+def test_the_report_names_the_command_with_all_of_its_configuration(folder: Path) -> None:
+    text = plan(
+        folder, "--config", "seed=7", "compute_dtype=checkpoint", "--printshellcmds", "--", "results/report.html"
+    )
+    assert "--command 'snakemake --cores all --configfile grid.yaml --config seed=7 compute_dtype=checkpoint'" in text
+    assert "--command 'snakemake --cores all --configfile grid.yaml'" in plan(folder, "-p", "results/report.html")
