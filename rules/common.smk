@@ -19,7 +19,7 @@ from snakemake.io import sourcecache_entry
 from snakemake.jobs import Job
 from snakemake.logging import logger
 from snakemake.settings.enums import Quietness
-from snakemake_interface_executor_plugins.settings import ExecMode
+from snakemake_interface_executor_plugins.settings import ExecMode, SharedFSUsage
 
 # The project's folder: where this file's own folder is, whether the project is the workflow or a module
 # of another one. The library is imported from it, whatever is installed elsewhere.
@@ -45,7 +45,12 @@ RESULTS = "results"
 
 try:
     CONFIGURATION = load_configuration(config)
-    check_files(CONFIGURATION, workflow.configfiles)
+    check_files(
+        CONFIGURATION,
+        workflow.configfiles,
+        software_is_here=SharedFSUsage.SOFTWARE_DEPLOYMENT
+        in workflow.storage_settings.shared_fs_usage,
+    )
 except ConfigurationError as error:
     raise WorkflowError(
         f"The configuration has mistakes (keys: config/README.md):\n{error}"

@@ -66,6 +66,15 @@ def test_a_profile_plans_the_same_jobs(project: Path, environment: list[str], pr
         assert path.startswith(("results/code/", "inputs/")) == (BUCKET not in path), path
 
 
+def test_the_python_of_an_image_need_not_exist_here(project: Path, environment: list[str]) -> None:
+    write_configuration(project, smallest_configuration(project, {"executable": "/image/bin/python"}), "image.yaml")
+    wanted = "results/environments/vllm.json"
+    options = [wanted, "--workflow-profile", "profiles/kubernetes", *environment]
+    assert planned(project, *options, configuration="image.yaml") == {"vllm_environment"}
+    refused = snakemake(project, "--dry-run", wanted, configuration="image.yaml", check=False)
+    assert refused.returncode != 0 and "serving.executable: there is no such file" in refused.stdout + refused.stderr
+
+
 def test_the_grid_runs_with_its_results_in_the_bucket(project: Path, environment: list[str], storage: Any) -> None:
     options = ["--workflow-profile", "profiles/object-storage", *environment]
     snakemake(project, *options)

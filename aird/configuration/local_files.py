@@ -39,12 +39,15 @@ from aird.support.gpus import spreading_obstacle
 LARGEST_PROMPT_FILE = 10_000_000
 
 
-def check_files(configuration: Configuration, configuration_files: Iterable[str | Path] = ()) -> None:
+def check_files(
+    configuration: Configuration, configuration_files: Iterable[str | Path] = (), software_is_here: bool = True
+) -> None:
     """Check that the local files exist that a configuration names, and that they can be used.
 
     Args:
         configuration: a checked configuration.
         configuration_files: the files that it was read from, to find keys that stand in them twice.
+        software_is_here: jobs run the programs of this machine, and not those of an image of their own.
 
     Raises:
         ConfigurationError: with one line per mistake.
@@ -79,7 +82,8 @@ def check_files(configuration: Configuration, configuration_files: Iterable[str 
         ("llama_cpp_executable", "the Python of an environment with xllamacpp"),
     ):
         value = getattr(configuration.serving, key)
-        if value is not None and not Path(value).is_file():
+        checked = software_is_here or key == "lock"
+        if checked and value is not None and not Path(value).is_file():
             mistakes.append(_absent(f"serving.{key}", value, wanted))
     if mistakes:
         raise ConfigurationError("\n".join(mistakes))

@@ -374,6 +374,16 @@ def test_right_files_pass(folder: Path) -> None:
     check_files(load_configuration(values))
 
 
+def test_the_python_of_an_image_is_not_looked_for_here(folder: Path) -> None:
+    values = changed("serving", {"executable": "/image/bin/python", "llama_cpp_executable": "/image/bin/python"})
+    values["models"]["hub"]["source"] = {"path": "model"}
+    assert len(mistakes(values, files=True)) == 2
+    check_files(load_configuration(values), software_is_here=False)
+    values["serving"] = {"lock": "nothing.txt"}
+    with pytest.raises(ConfigurationError, match="name the lock file"):
+        check_files(load_configuration(values), software_is_here=False)
+
+
 def test_a_patch_of_what_can_only_be_measured(folder: Path) -> None:
     values = changed("compressions.ready.sources", {"hub": {"path": "rotated"}})
     values["models"]["hub"]["source"] = {"path": "model"}
