@@ -46,7 +46,15 @@ def code_files(script: Path, root: Path, *modules: str) -> list[Path]:
 
 
 def _data_files(package: Path) -> list[Path]:
-    return [path for path in package.iterdir() if path.is_file() and path.suffix not in (".py", ".pyc", ".typed")]
+    return [
+        path
+        for path in package.iterdir()
+        if path.is_file()
+        and path.suffix not in (".py", ".pyc", ".typed")
+        # What an editor or a file browser leaves there.
+        and not path.name.startswith(".")
+        and not path.name.endswith("~")
+    ]
 
 
 def _files_of(name: str, folder: Path) -> list[Path]:

@@ -39,6 +39,8 @@ main()
     "package/late.py": "something = 1\n",
     "package/unused.py": "",
     "package/deep/page.html": "",
+    "package/deep/page.html~": "",
+    "package/deep/.page.html.swp": "",
     "package/py.typed": "",
     "package/deep/__init__.py": "",
     "package/deep/inner.py": "value = 1\n",
