@@ -2,7 +2,7 @@
 
 input   what the method of a patch asks for (aird/patching/methods/): the original's refusal
         direction, both checkpoints, the direction prompts, the original's replies to them,
-        the texts of a suite's attacks
+        the texts of those attacks of a suite that it names, in a file of their own
 output  results/patches/{model}/{compression}/{patch}/: adapter/ (PEFT, rank 1) and
         statistics.json; merged/ on request
 steps   make_patch: read the edited matrices, compute the row r^T (a W_c + b W_o), write the adapter;
@@ -16,6 +16,7 @@ ADAPTER_STATISTICS = (
     f"{RESULTS}/patches/{{model}}/{{compression}}/{{patch}}/statistics.json"
 )
 REPLIES = f"{RESULTS}/patches/{{model}}/replies.safetensors"
+LEARNT_TEXTS = f"{RESULTS}/attacks/learnt/{{patch}}.json"
 
 METHODS = {name: method_of(patch) for name, patch in CONFIGURATION.patches.items()}
 NEEDS = {name: needs_of(patch) for name, patch in CONFIGURATION.patches.items()}
@@ -47,15 +48,18 @@ def needed(need, path):
     )
 
 
-def attacks_learnt(wildcards):
-    """Return the attacks that a patch learns from: their suite and names; None of any other patch."""
-    return getattr(CONFIGURATION.patches[wildcards.patch], "attacks", None)
+def attacks_learnt(patch):
+    """Return the attacks that a patch learns from, by their names; of most patches none."""
+    learnt = getattr(CONFIGURATION.patches[patch], "attacks", None)
+    if learnt is None:
+        return {}
+    attacks = CONFIGURATION.suites[learnt.suite].attacks
+    return {name: attacks[name] for name in learnt.names}
 
 
 def learnt_texts(wildcards):
-    """Return the texts of the suite whose attacks a patch learns from; any other patch does not wait for them."""
-    learnt = attacks_learnt(wildcards)
-    return [] if learnt is None else [f"{RESULTS}/attacks/{learnt.suite}.json"]
+    """Return the texts of the attacks that a patch learns from; any other patch does not wait for them."""
+    return [LEARNT_TEXTS.format(**wildcards)] if attacks_learnt(wildcards.patch) else []
 
 
 def needed_flags(wildcards, input):
@@ -76,11 +80,11 @@ def patch_settings(wildcards):
     if wildcards.patch in LEARNT:
         sizes = sizes_of(patch, DIRECTIONS, CONFIGURATION.replies)
         values |= {"sizes": sizes, "seed": SEED}
-    learnt = attacks_learnt(wildcards)
-    if learnt is not None:
-        attacks = CONFIGURATION.suites[learnt.suite].attacks
+    attacks = attacks_learnt(wildcards.patch)
+    if attacks:
         values["attacks"] = {
-            name: attacks[name].model_dump(exclude={"count"}) for name in learnt.names
+            name: attack.model_dump(exclude={"count"})
+            for name, attack in attacks.items()
         }
     return canonical_json(values)
 
@@ -125,6 +129,24 @@ rule record_replies:
         " --seed {params.seed}"
         " --output {output:q}"
         " > {log:q} 2>&1"
+
+
+use rule attack_texts as learnt_attack_texts with:
+    input:
+        code=code("read_attack_texts"),
+        files=lambda wildcards: attack_files(attacks_learnt(wildcards.patch)),
+    output:
+        LEARNT_TEXTS,
+    log:
+        f"{RESULTS}/logs/attacks/learnt/{{patch}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/attacks/learnt/{{patch}}.tsv"
+    wildcard_constraints:
+        patch=one_of(filter(attacks_learnt, CONFIGURATION.patches)),
+    params:
+        settings=lambda wildcards: attack_settings(attacks_learnt(wildcards.patch)),
+    message:
+        "Reading the attacks that {wildcards.patch} learns from"
 
 
 rule make_patch:

@@ -72,17 +72,16 @@ rule prompt_set:
 ATTACKED = [name for name, suite in CONFIGURATION.suites.items() if suite.attacks]
 
 
-def attack_files(wildcards):
-    """Return the local files that a suite's attacks read; Snakemake then watches them."""
-    pinned = text_sources(CONFIGURATION.suites[wildcards.suite].attacks)
+def attack_files(attacks):
+    """Return the local files that attacks read; Snakemake then watches them."""
+    pinned = text_sources(attacks)
     return sources(
         sorted({source.path for source in pinned.values() if source.path is not None})
     )
 
 
-def attack_settings(wildcards):
-    """Return where the texts of a suite's attacks come from."""
-    attacks = CONFIGURATION.suites[wildcards.suite].attacks
+def attack_settings(attacks):
+    """Return where the texts of attacks come from; `count` is of what is asked."""
     return canonical_json(
         {
             name: attack.model_dump(exclude={"count"})
@@ -95,7 +94,9 @@ def attack_settings(wildcards):
 rule attack_texts:
     input:
         code=code("read_attack_texts"),
-        files=attack_files,
+        files=lambda wildcards: attack_files(
+            CONFIGURATION.suites[wildcards.suite].attacks
+        ),
     output:
         f"{RESULTS}/attacks/{{suite}}.json",
     log:
@@ -111,7 +112,9 @@ rule attack_texts:
         mem_mb=1000,
         runtime=10,
     params:
-        settings=attack_settings,
+        settings=lambda wildcards: attack_settings(
+            CONFIGURATION.suites[wildcards.suite].attacks
+        ),
     message:
         "Reading the attacks of suite {wildcards.suite}"
     shell:

@@ -21,7 +21,7 @@ from project import (
 
 pytestmark = pytest.mark.workflow
 
-TEXTS = "results/attacks/second.json"
+TEXTS = "results/attacks/learnt/hardened.json"
 HARDENED = "tiny/w4a16/hardened"
 SIZES = {"train_harmful": 8, "train_harmless": 8, "validation": 8, "tokens": 3, "judged_tokens": 4}
 
@@ -76,9 +76,11 @@ def test_the_texts_are_an_input_of_the_patch_that_learns_from_them_alone(project
     assert len(made) == 4
     assert names(record for record in made if TEXTS in record["input"]) == {f"learn_patch {HARDENED}"}
     # So other texts make that patch again and no other, and the other suite asks that checkpoint alone again.
-    again = closure(graph, {"attack_texts second"})
+    again = closure(graph, {"learnt_attack_texts hardened"})
     assert patches(again) == {f"learn_patch {HARDENED}"}
     assert quick(again) == {f"evaluate_suite {HARDENED}/quick"}
+    # The texts of all attacks of the suite make no patch again.
+    assert not patches(closure(graph, {"attack_texts second"}))
 
 
 @pytest.mark.thorough
@@ -86,6 +88,13 @@ def test_another_text_makes_that_patch_again_and_no_other(finished: Path) -> Non
     again = changed(finished, lambda c: c["suites"]["second"]["attacks"]["begun"].update(text="Well,"))
     assert patches(again) == {f"learn_patch {HARDENED}"} and "attack_texts second" in again
     assert quick(again) == {f"evaluate_suite {HARDENED}/quick"}
+
+
+@pytest.mark.thorough
+def test_an_attack_that_no_patch_learns_from_makes_none_again(finished: Path) -> None:
+    other = {"kind": "prefill", "text": "Yes,"}
+    again = changed(finished, lambda c: c["suites"]["second"]["attacks"].update(other=other))
+    assert "attack_texts second" in again and not patches(again)
 
 
 @pytest.mark.thorough

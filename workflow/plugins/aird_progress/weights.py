@@ -24,6 +24,7 @@ WEIGHTS = {
     "import_source_model": 37.0,
     "import_judge": 60.0,
     "attack_texts": 10.0,
+    "learnt_attack_texts": 10.0,
     "tune_refusal": 200.0,
     "compress_model": 25.0,
     "import_given": 30.0,
@@ -61,6 +62,7 @@ FETCHING = {
     "import_source_model",
     "import_judge",
     "attack_texts",
+    "learnt_attack_texts",
     "import_given",
 }
 # What waits for a job of a rule, as far as it is long.
