@@ -7,6 +7,7 @@ run that it belongs to, and the lock on the folder is one that the kernel releas
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import threading
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 RUN_VARIABLE = "AIRD_RUN"  # process id of the Snakemake that started a job's shell; set in rules/common.smk
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 8.0  # vLLM's launcher needs 5 s at most
+# What flock answers where the file system has no locks, and where a network's has nobody who keeps them.
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 _held: list[FileLock] = []  # a lock that nobody refers to is released
 
@@ -73,10 +76,19 @@ def hold_run_lock(path: Path) -> None:
         path: the lock file; its folder is made.
 
     Raises:
-        RuntimeError: another run holds it; the message has its process id.
+        RuntimeError: another run holds it, the message has its process id; or the file system knows no such locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not take_lock(path):
+    try:
+        taken = take_lock(path)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        raise RuntimeError(
+            f"the file system of this folder knows no locks ({error.strerror}), so two runs could write here at once; "
+            "move the folder to a file system with locks, such as a local disk"
+        ) from error
+    if not taken:
         owner = path.read_text(encoding="utf-8").strip() or "unknown"
         raise RuntimeError(
             f"another run (process {owner}) works in this folder; wait until it ends, or run in a copy of the folder"

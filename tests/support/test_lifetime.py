@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -11,6 +13,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from aird.support.lifetime import hold_run_lock
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -80,3 +84,15 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
     first.wait()
     third = subprocess.run([sys.executable, "-c", HOLD, str(lock), "0"], env=ENVIRONMENT, check=False)
     assert third.returncode == 0
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+def test_a_file_system_without_locks_is_named(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a file system is none of this machine's, so its answer is pretended."""
+
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(RuntimeError, match="knows no locks .* move the folder to a file system with locks"):
+        hold_run_lock(tmp_path / "lock")
