@@ -18,7 +18,7 @@ demo: $(VENV)/core.stamp
 	$(SNAKEMAKE)
 	@PYTHONPATH=. $(BIN)/python workflow/scripts/print_summary.py --configuration config.yaml --tables results/tables --report results/report.html
 
-# The report alone, from what has run; a plain run makes it as well.
+# The report, and whatever it shows that has not run yet; a plain run makes it as well. Of what has run: `make tables`.
 report: $(VENV)/core.stamp
 	$(SNAKEMAKE) results/report.html
 

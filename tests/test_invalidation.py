@@ -288,6 +288,8 @@ CONFIGURATION_CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], set[s
         lambda c: c.update(seed=2),
         PROMPT_SETS | {"refusal_tokens tiny", "compress_model tiny/wanda-50"} | ALL_CAPTURED | evaluated(CELLS),
     ),
+    # Which memory jobs ask for is no part of what they make; but the report shows the configuration.
+    "say how large a model is": (lambda c: c["models"]["tiny"].update(parameters=0.1), {"make_report", "all"}),
     "remove a compression": (lambda c: c["compressions"].pop("w4a16"), REPORT | {"make_cards"}),
     "remove a patch": (lambda c: c["patches"].pop("random-control"), REPORT | {"make_cards"}),
     "reorder the keys of sections and settings": (
