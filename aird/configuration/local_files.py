@@ -15,6 +15,7 @@ from typing import Any
 
 from aird.configuration.checks import attack_sources, model_sources, unmet
 from aird.configuration.configuration import Configuration
+from aird.configuration.memory import is_gguf
 from aird.configuration.messages import ConfigurationError, show
 from aird.evaluation.hand_labels import read_labels
 from aird.patching.methods import method_of
@@ -69,6 +70,7 @@ def check_files(
             mistakes.append(_absent(f"{key}.path", file.path, "the file of the attack's text"))
     for name, model in configuration.models.items():
         mistakes += _heads(f"models.{name}", model)
+        mistakes += _unused_dtype(f"models.{name}", model)
     mistakes += _patched_rotations(configuration)
     mistakes += _unconvertible(configuration)
     mistakes += _uncompressed_experts(configuration)
@@ -195,6 +197,16 @@ def _heads(key: str, model: Model) -> Iterator[str]:
         obstacle = spreading_obstacle(_config(Path(model.source.path)), model.gpus)
         if obstacle is not None:
             yield f"{key}.gpus: {obstacle}; write another number (found: {model.gpus})"
+
+
+def _unused_dtype(key: str, model: Model) -> Iterator[str]:
+    """Yield a type that would change nothing: only a GGUF file is dequantised to one."""
+    dequantised = model.source.is_gguf or is_gguf(model.source)
+    if "dtype" in model.model_fields_set and not dequantised:
+        yield (
+            f"{key}.dtype: is the type that a GGUF file is dequantised to, and this source keeps its own; leave dtype "
+            f"out (found: {model.dtype})"
+        )
 
 
 def _patched_rotations(configuration: Configuration) -> Iterator[str]:

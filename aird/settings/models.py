@@ -82,7 +82,7 @@ class Model(Settings):
 
     source: ModelSource = Field(description="Where the model comes from.")
     dtype: Literal["bfloat16", "float16", "float32"] = Field(
-        "bfloat16", description="Working type of a dequantised GGUF file; other sources keep their own."
+        "bfloat16", description="Working type of a dequantised GGUF file; other sources keep their own and refuse it."
     )
     trust_remote_code: bool = Field(False, description="Run modelling code that the source brings. Off for safety.")
     chat: Chat | None = Field(None, description="How the model is addressed; default: as its chat template says.")

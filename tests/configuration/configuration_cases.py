@@ -427,6 +427,7 @@ FILE_CASES: list[Case] = [
         "put one there",
         "suites.safety.task_folder:",
     ),
+    ("models.hub.dtype", "float16", "leave dtype out"),
     ("hand_labels", "nothing.csv", "name a file that `aird label` wrote"),
     ("hand_labels", "raw.txt", "write sha256,label", "hand_labels: raw.txt, line 1:"),
     ("serving", {"lock": "nothing.txt"}, "name the lock file", "serving.lock:"),

@@ -370,6 +370,7 @@ def test_arguments_of_the_server_as_its_command_line_has_them() -> None:
 def test_right_files_pass(folder: Path) -> None:
     values = changed("models.hub.source", {"path": "model"})
     values["suites"]["safety"] |= {"tasks": ["own", "rte"], "task_folder": "tasks"}
+    values["models"]["tuned"]["dtype"] = "float16"
     values["serving"] = {"executable": sys.executable}
     check_files(load_configuration(values))
 
