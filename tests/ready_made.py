@@ -233,10 +233,12 @@ def random_blocks(kind: str, rows: int, columns: int) -> Any:
     return blocks.reshape(rows, -1)
 
 
-def gguf_of_one_tensor(path: Path, architecture: str) -> None:
+def gguf_of_one_tensor(path: Path, architecture: str, experts: int = 0) -> None:
     """Write a GGUF file of an architecture that holds hardly anything."""
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(1)
+    if experts:
+        writer.add_expert_count(experts)
     writer.add_tensor("token_embd.weight", numpy.ones((64, 32), dtype=numpy.float32))
     close(writer)
 
@@ -255,6 +257,8 @@ def gguf_file(
     types: Iterable[str],
     widest: str | None = None,
     sampling: Mapping[str, int | float] | None = None,
+    padding: int = 0,
+    **tokenizer_says: Any,
 ) -> Tensors:
     """Write a llama checkpoint as GGUF, the types of the blocks' matrices in turn.
 
@@ -264,6 +268,9 @@ def gguf_file(
         types: types that the `gguf` package can write.
         widest: type of the matrices with 256 columns, of random bytes.
         sampling: how the file asks to be sampled, by names of llama.cpp.
+        padding: tokens at the end that only fill rows of the embedding, of which there have to be as many.
+        tokenizer_says: something else about tokens than real files of such a model have: `model`, `pre`, `tokens`, and
+            a `chat_template`; None leaves it out.
 
     Returns:
         {module: float32 matrix that the file holds}, in the order of rows of the original.
@@ -287,17 +294,22 @@ def gguf_file(
     writer.add_key_length(config.head_dim)
     writer.add_value_length(config.head_dim)
     writer.add_vocab_size(config.vocab_size)
-    tokens = [tokenizer.convert_ids_to_tokens(number) for number in range(config.vocab_size)]
+    tokens = [tokenizer.convert_ids_to_tokens(number) for number in range(config.vocab_size - padding)]
+    tokens += [f"[PAD{number}]" for number in range(len(tokens), config.vocab_size)]
+    says = {"model": "gpt2", "pre": "gpt-2", "tokens": tokens, "chat_template": tokenizer.chat_template}
+    says |= tokenizer_says
     special = {"<|endoftext|>", "<|im_start|>", "<|im_end|>"}
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list(tokens)
-    writer.add_token_types([3 if token in special else 1 for token in tokens])
+    writer.add_tokenizer_model(says["model"])
+    writer.add_tokenizer_pre(says["pre"])
+    writer.add_token_list(says["tokens"])
+    kinds = [3 if token in special else 1 for token in tokens]
+    writer.add_token_types([*kinds[: len(tokens) - padding], *[5] * padding])
     merges = json.loads((original / "tokenizer.json").read_text())["model"]["merges"]
     writer.add_token_merges([" ".join(merge) if isinstance(merge, list) else merge for merge in merges])
     writer.add_eos_token_id(config.eos_token_id)
     writer.add_bos_token_id(config.bos_token_id)
-    writer.add_chat_template(tokenizer.chat_template)
+    if says["chat_template"] is not None:
+        writer.add_chat_template(says["chat_template"])
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     held, matrices, chosen = {}, block_matrices(original), list(types)
     for name, tensor in load_file(original / "model.safetensors").items():

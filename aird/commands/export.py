@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
     base = arguments.base or read_json(arguments.patch / "adapter_config.json").get("base_model_name_or_path")
     if not base:
         raise ValueError(f"{arguments.patch} does not say what it was made for; name the GGUF model with --base")
-    model = open_model_folder(base, arguments.trust_remote_code)
+    model = open_model_folder(base, arguments.trust_remote_code, asked=False)
     file = served_gguf(model.folder)
     if file is None:
         raise ValueError(f"{base} holds no GGUF file, which llama.cpp needs; name the GGUF model with --base")

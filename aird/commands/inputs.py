@@ -106,7 +106,9 @@ class ModelFolder:
         return {"name": self.name, "commit": self.commit, **form, **chat}
 
 
-def open_model_folder(text: str, trust_remote_code: bool, original: ModelFolder | None = None) -> ModelFolder:
+def open_model_folder(
+    text: str, trust_remote_code: bool, original: ModelFolder | None = None, asked: bool = True
+) -> ModelFolder:
     """Return the model that `text` names: a folder, a GGUF file, or `organisation/name`, or that with `@revision`.
 
     Of a repository of GGUF files, `:file.gguf` at its end says which one. A hub model of a format that is not read is
@@ -117,17 +119,16 @@ def open_model_folder(text: str, trust_remote_code: bool, original: ModelFolder 
     Args:
         text: what the user named.
         trust_remote_code: run the code that a model brings.
-        original: what it was made from, where that is known: the decoded weights of a GGUF file take its type, as in
-            the workflow. Alone they take bfloat16.
+        original: what it was made from, where that is known: the decoded weights of a GGUF file take its type, its
+            tokenizer and its ends of a text, as in the workflow. Alone they take bfloat16 and what the file says.
+        asked: whether it is to answer prompts; otherwise its tokenizer is not read.
 
     Raises:
         ValueError: none of these, no chat model in safetensors, of a format that is not read, or one that the chat
             settings do not fit.
         SourceError: the hub does not have it, or cannot be reached.
     """
-    import torch
-
-    from aird.models.loading import check_folder_format, load_tokenizer, read_chat, stored_dtype, trust_code
+    from aird.models.loading import check_folder_format, load_tokenizer, read_chat, trust_code
     from aird.prompts.chat import check_chat
     from aird.prompts.sources import SourceError
 
@@ -153,10 +154,11 @@ def open_model_folder(text: str, trust_remote_code: bool, original: ModelFolder 
         check_folder_format(source)
     # A GGUF file of the hub's cache is a link to a file without an ending.
     absolute = source.resolve() if source.is_dir() else source.absolute()
-    dtype = torch.bfloat16 if original is None else stored_dtype(original.folder)
-    folder, form = _readable(absolute, trust_remote_code, dtype)
+    beside = original.folder if original is not None and source.is_file() else None
+    folder, form = _readable(absolute, trust_remote_code, beside, asked)
     try:
-        check_chat(load_tokenizer(folder))
+        if asked:
+            check_chat(load_tokenizer(folder))
     except OSError as error:
         raise ValueError(f"{text} holds no tokenizer that can be read: {error}") from error
     return ModelFolder(source if folder == absolute else folder, name, commit, source, form, read_chat(folder))
@@ -180,14 +182,13 @@ def _fetched(hub: HubName, trust_remote_code: bool) -> tuple[Path, str]:
 
 
 @functools.cache
-def _readable(source: Path, trust_remote_code: bool, dtype: Any) -> tuple[Path, str]:
-    """Return a folder with a model as Transformers, PEFT and vLLM read it, and in which form that is; once.
+def _readable(source: Path, trust_remote_code: bool, original: Path | None, asked: bool) -> tuple[Path, str]:
+    """Return a folder with a model as Transformers, PEFT and vLLM read it, and in which form that is; once."""
+    import torch
 
-    `dtype` is that of a GGUF file's decoded weights.
-    """
     from aird.compression.given import readable_form, write_readable
     from aird.models.gguf_file import MODEL_FILE
-    from aird.models.loading import check_weights, holds_wrapper, write_text_model
+    from aird.models.loading import check_weights, dequantise_gguf_weights, holds_wrapper, write_text_model
 
     if source.is_dir() and (reason := checkpoint_refusal(read_json(source / "config.json"))):
         raise ValueError(f"{source} {reason}")
@@ -204,8 +205,10 @@ def _readable(source: Path, trust_remote_code: bool, dtype: Any) -> tuple[Path, 
     folder = Path(_scratch[-1].name)
     if wrapper:
         write_text_model(source, folder, trust_remote_code)
+    elif source.is_file() and not asked:
+        dequantise_gguf_weights(source, folder, torch.bfloat16)
     else:
-        write_readable(source, folder, form, dtype)
+        write_readable(source, folder, form, original)
     check_weights(folder, source)
     if source.is_file():
         (folder / MODEL_FILE).symlink_to(source)

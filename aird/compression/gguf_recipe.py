@@ -27,11 +27,12 @@ import torch
 from aird.compression.given import PROBES
 from aird.compression.programs import gguf_converter, gguf_quantiser
 from aird.models.checkpoint import Checkpoint, read_checkpoint
+from aird.models.generation_settings import ends_of_text
 from aird.models.gguf_file import MODEL_FILE, read_gguf
 from aird.models.loading import dequantise_gguf_weights, load_tokenizer, stored_dtype
 from aird.prompts.chat import render
 from aird.settings.compressions import GGUF
-from aird.support.files import read_json, write_json
+from aird.support.files import write_json
 
 # Of byte-level BPE, where the converter does not know the tokenizer: llama.cpp's names.
 PRE_TOKENIZERS = ("gpt-2", "llama-bpe", "qwen2", "smollm")
@@ -102,7 +103,7 @@ def _find_pre_tokenizer(source: Path, scratch: Path, python: Path) -> str:
     wanted = {
         "tokens": [tokenizer(text, add_special_tokens=False).input_ids for text in texts],
         "texts": texts,
-        "ends": _ends(source),
+        "ends": ends_of_text(source),
     }
     request = scratch / "texts.json"
     write_json(request, {"texts": texts, "ends": wanted["ends"]})
@@ -127,16 +128,6 @@ def _split(python: Path, file: Path, request: Path) -> dict[str, Any] | None:
     return found
 
 
-def _ends(source: Path) -> list[int]:
-    """Return the tokens that end a text, as the model's generation settings or its configuration have them."""
-    for name in ("generation_config.json", "config.json"):
-        path = source / name
-        tokens = read_json(path).get("eos_token_id") if path.is_file() else None
-        if tokens is not None:
-            return list(tokens) if isinstance(tokens, list) else [int(tokens)]
-    return []
-
-
 def _convert(
     source: Path, scratch: Path, python: Path, files: dict[Path, str], vocabulary: bool = False
 ) -> dict[str, str]:
@@ -150,7 +141,9 @@ def _convert(
     entries = [
         {"path": str(path.absolute()), "pre_tokenizer": name, "vocabulary": vocabulary} for path, name in files.items()
     ]
-    write_json(request, {"source": str(source.absolute()), "type": kind, "ends": _ends(source), "files": entries})
+    write_json(
+        request, {"source": str(source.absolute()), "type": kind, "ends": ends_of_text(source), "files": entries}
+    )
     packages = describe_environment(python)["packages"]
     command = [sys.executable, gguf_converter.__file__, str(request)]
     result = _run(command, {"PYTHONPATH": packages, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"})

@@ -27,11 +27,12 @@ from aird.models.loading import (
     check_weights,
     code_is_trusted,
     copy_description,
+    copy_tokenizer,
     copy_weights,
     dequantise_gguf,
-    import_model,
     load_structure,
     load_tokenizer,
+    prove_structure,
     read_chat,
     stored_dtype,
     write_chat,
@@ -59,7 +60,6 @@ SIZES = ("model_type", "num_hidden_layers", "hidden_size", "intermediate_size", 
 # Bits of packed integers that Transformers and vLLM both read.
 SERVED_BITS = (4, 8)
 OLD_CONFIGURATIONS = ("quantize_config.json", "quant_config.json")  # of AutoGPTQ and AutoAWQ, beside config.json
-TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.jinja")
 PROBES = (
     "Please write a short letter to my neighbour, Mrs. O'Brien-Smith.",
     "def area(radius):\n    return 3.14159 * radius ** 2  # 1,234,567",
@@ -73,7 +73,7 @@ def import_given(source: Path, original: Path, output: Path) -> dict[str, Any]:
     1. Refuse, before anything is copied: a format that is not read, sizes, matrices or a vocabulary that are not
        the original's, matrices that cannot be decoded.
     2. Write the folder: as given, repacked, or dequantised.
-    3. Settle the tokenizer: its own, or the original's where it brings none.
+    3. Settle the tokenizer: its own, or the original's where it brings none or is a GGUF file.
     4. Measure it against the original.
 
     Args:
@@ -95,7 +95,7 @@ def import_given(source: Path, original: Path, output: Path) -> dict[str, Any]:
         bring = _import_gguf if source.is_file() else _import_folder
         given = bring(source, original, folder)
         check_weights(folder, source)
-        tokenizer = _settle_tokenizer(folder, original)
+        tokenizer = given.pop("tokenizer", None) or _settle_tokenizer(folder, original)
         measurements = measure(folder, original)
         check_stored_formats(measurements)
         changed = _changed_norms(folder, original)
@@ -142,17 +142,18 @@ def readable_form(source: Path) -> str:
     return _served_as(given, forms)
 
 
-def write_readable(source: Path, folder: Path, form: str, dtype: torch.dtype = torch.bfloat16) -> None:
+def write_readable(source: Path, folder: Path, form: str, original: Path | None = None) -> None:
     """Write a ready-made checkpoint as Transformers, PEFT and vLLM read it.
 
     Args:
         source: a folder in Hugging Face format, or a GGUF file.
         folder: an existing, empty folder.
         form: what `readable_form` says of it.
-        dtype: of a GGUF file's decoded weights.
+        original: the checkpoint folder of the model that it was made from, where that is known: a GGUF file's decoded
+            weights take its type, else bfloat16, and its tokenizer (`aird.models.loading.dequantise_gguf`).
     """
     if source.is_file():
-        dequantise_gguf(source, folder, dtype)
+        dequantise_gguf(source, folder, torch.bfloat16 if original is None else stored_dtype(original), original)
     elif form == AS_GIVEN:
         copy_weights(source, folder, code_is_trusted())
     elif form == REPACKED:
@@ -261,8 +262,8 @@ def _import_gguf(source: Path, original: Path, folder: Path) -> dict[str, Any]:
     file = read_gguf(source)
     theirs = read_checkpoint(original)
     _check_gguf_fits(file, theirs)
-    dtype = str(stored_dtype(original)).removeprefix("torch.")
-    import_model(source, folder, dtype, chat=read_chat(original))
+    dequantise_gguf(source, folder, stored_dtype(original), original)
+    prove_structure(folder)
     check_fits(read_checkpoint(folder), theirs)
     shutil.copyfile(source, folder / MODEL_FILE)  # for llama.cpp
     stored = {module: file.tensor_of(module) for module in theirs.block_matrices()}
@@ -274,6 +275,7 @@ def _import_gguf(source: Path, original: Path, folder: Path) -> dict[str, Any]:
         "given_bytes": source.stat().st_size,
         "bits": {module: (tensor.type, tensor.size) for module, tensor in stored.items()},
         "patch_refusal": None,
+        "tokenizer": _gguf_tokenizer(file, folder, original),
     }
 
 
@@ -374,8 +376,7 @@ def _settle_tokenizer(folder: Path, original: Path) -> str:
     theirs = load_tokenizer(original)
     write_chat(read_chat(original), folder)
     if not any(folder.glob("tokenizer*")):
-        for path in (path for pattern in TOKENIZER_FILES for path in original.glob(pattern)):
-            shutil.copyfile(path, folder / path.name)
+        copy_tokenizer(original, folder)
         return "the original's, as the checkpoint brings none"
     from transformers import AutoTokenizer
 
@@ -392,8 +393,28 @@ def _settle_tokenizer(folder: Path, original: Path) -> str:
         (folder / "chat_template.jinja").write_text(theirs.chat_template, encoding="utf-8")
         return "equal to the original's, whose chat template it got, as it brings none"
     check_chat(with_chat(own, read_chat(folder)))
+    return f"equal to the original's{_another_template(own, theirs, original)}"
+
+
+def _gguf_tokenizer(file: GGUFFile, folder: Path, original: Path) -> str:
+    """Give the checkpoint of a GGUF file the original's chat settings; return what its tokenizer is."""
+    write_chat(read_chat(original), folder)
+    own = load_tokenizer(folder)
+    check_chat(own)
+    taken = "the original's, as the file has its vocabulary"
+    if file.chat_template is None:
+        return f"{taken}; so is the chat template, as the file brings none"
+    return f"{taken}{_another_template(own, load_tokenizer(original), original)}"
+
+
+def _another_template(own: Any, theirs: Any, original: Path) -> str:
+    """Return what there is to say of a checkpoint whose chat template writes prompts otherwise than the original's.
+
+    Raises:
+        ValueError: it puts another number of tokens behind an instruction.
+    """
     if renders_alike(own, theirs):
-        return "equal to the original's"
+        return ""
     ends = [len(post_instruction_tokens(tokenizer)) for tokenizer in (own, theirs)]
     if ends[0] != ends[1]:
         raise ValueError(
@@ -402,7 +423,7 @@ def _settle_tokenizer(folder: Path, original: Path) -> str:
             "the original's"
         )
     logger.warning("the checkpoint has another chat template than the original: what is measured is both together")
-    return "equal to the original's, but with another chat template"
+    return ", but with another chat template"
 
 
 def _changed_norms(folder: Path, original: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a checkpoint itself says about generation; recorded at import, and then not followed.
+"""What a checkpoint itself says about generation; recorded at import, and but for the ends of a text not followed.
 
 Every reply is greedy (aird/inference/generation.py, aird/evaluation/engines). Who uses the model by its own
 settings, with sampling or a repetition penalty, may see other replies, so the manifest says what those are.
@@ -28,3 +28,14 @@ def own_generation_settings(folder: Path, gguf: Path | None = None) -> dict[str,
     if gguf is not None:
         settings = settings | read_gguf(gguf).sampling
     return {name: settings[name] for name in sorted(settings.keys() - NO_SETTINGS)}
+
+
+def ends_of_text(folder: Path) -> list[int]:
+    """Return the tokens that end a text, as a checkpoint's generation settings or its configuration have them."""
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        settings = read_json(path) if path.is_file() else {}
+        tokens = settings.get("eos_token_id", settings.get("text_config", {}).get("eos_token_id"))
+        if tokens is not None:
+            return list(tokens) if isinstance(tokens, list) else [int(tokens)]
+    return []

@@ -17,6 +17,7 @@ import torch
 
 MODEL_FILE = "model.gguf"  # in the folder of a checkpoint that llama.cpp can serve
 SAMPLING = "general.sampling."  # what a file says about sampling, which llama.cpp follows unless a request says else
+TOKENIZER = "tokenizer.ggml."  # what a file says about its tokens
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class GGUFFile:
         sizes: whole numbers of its metadata, without the architecture before them, such as "block_count".
         tensors: by llama.cpp's names.
         sampling: how it asks to be sampled (`general.sampling.`), such as "penalty_repeat".
+        tokenizer: what it says about tokens (`tokenizer.ggml.`), such as "eos_token_id".
+        chat_template: None where it holds none.
     """
 
     path: Path
@@ -46,6 +49,13 @@ class GGUFFile:
     sizes: dict[str, int]
     tensors: dict[str, GGUFTensor]
     sampling: dict[str, Any]
+    tokenizer: dict[str, Any]
+    chat_template: str | None
+
+    @property
+    def tokens(self) -> list[str]:
+        """The texts of its tokens, by their numbers."""
+        return list(self.tokenizer.get("tokens", []))
 
     def tensor_of(self, module: str) -> GGUFTensor:
         """Return the tensor that holds the weight of a module, such as "model.layers.3.self_attn.o_proj".
@@ -94,8 +104,8 @@ def read_gguf(path: Path) -> GGUFFile:
     """Read a GGUF file's header, and check that all of it can be dequantised.
 
     Raises:
-        ValueError: it is damaged, of an architecture that Transformers does not read from GGUF, split into
-            several files, or holds a quantisation type that the `gguf` package does not decode.
+        ValueError: it is damaged, a mixture of experts, of an architecture that Transformers does not read from GGUF,
+            split into several files, or holds a quantisation type that the `gguf` package does not decode.
     """
     import gguf
     from gguf.quants import _type_traits
@@ -107,6 +117,11 @@ def read_gguf(path: Path) -> GGUFFile:
         architecture = str(metadata["general.architecture"])
     except Exception as error:  # the reader raises whatever its damaged numbers lead to
         raise ValueError(f"{path} cannot be read as a GGUF model ({error}); fetch it again") from error
+    if int(metadata.get(f"{architecture}.expert_count", 0)) > 0:
+        raise ValueError(
+            f"{path} is a mixture of experts ({architecture}), and mixtures are not read from GGUF files here: which "
+            "tensor is which expert's matrix is not proven; take the model as safetensors"
+        )
     if architecture not in GGUF_SUPPORTED_ARCHITECTURES:
         raise ValueError(
             f"{path} is a GGUF file of the architecture {architecture}, which Transformers does not read from GGUF; "
@@ -129,7 +144,10 @@ def read_gguf(path: Path) -> GGUFFile:
         for name, value in metadata.items()
         if name.startswith(prefix) and isinstance(value, int)
     }
-    sampling = {
-        name.removeprefix(SAMPLING): value for name, value in sorted(metadata.items()) if name.startswith(SAMPLING)
-    }
-    return GGUFFile(Path(path), architecture, sizes, tensors, sampling)
+    sampling, tokenizer = (
+        {name.removeprefix(start): metadata[name] for name in sorted(metadata) if name.startswith(start)}
+        for start in (SAMPLING, TOKENIZER)
+    )
+    return GGUFFile(
+        Path(path), architecture, sizes, tensors, sampling, tokenizer, metadata.get("tokenizer.chat_template")
+    )

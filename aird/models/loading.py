@@ -20,13 +20,16 @@ from safetensors import SafetensorError, safe_open
 from aird.inference.cpu_attention import needed_attention
 from aird.models.checkpoint import check_complete, read_checkpoint
 from aird.models.experts import fused_parameters
+from aird.models.generation_settings import ends_of_text
+from aird.models.gguf_file import GGUFFile, read_gguf
+from aird.models.gguf_tokenizer import check_read_back, check_vocabulary, is_default_model, own_ends, own_tokenizer
 from aird.models.placement import spread
 from aird.models.structure import ArchitectureError, norm_gain, residual_writers, writer_contributions
 from aird.models.text_model import extract_text_model, is_wrapper
 from aird.prompts.chat import chat_tokens, check_chat, with_chat
 from aird.settings.checkpoint_formats import quantised_original
 from aird.settings.models import Chat
-from aird.support.checkpoint_patterns import CODE, DESCRIPTION, is_mistrals, weight_files
+from aird.support.checkpoint_patterns import CODE, DESCRIPTION, TOKENIZER, is_mistrals, weight_files
 from aird.support.files import check_folder, read_json, write_json
 from aird.support.gpus import own_gpus
 from aird.support.processor import computes_in
@@ -375,20 +378,68 @@ def copy_weights(source: Path, target: Path, with_code: bool) -> None:
     copy_description(source, target, with_code)
 
 
-def dequantise_gguf(source: Path, target: Path, dtype: torch.dtype) -> None:
-    """Write the model of a GGUF file as a dense checkpoint, with the tokenizer that the file describes.
+def dequantise_gguf(source: Path, target: Path, dtype: torch.dtype, original: Path | None = None) -> None:
+    """Write the model of a GGUF file as a dense checkpoint, with a tokenizer and the tokens that end a text.
 
-    Arguments and errors are those of `dequantise_gguf_weights`.
+    Both are the original's where it is known and has the same vocabulary; the chat template is the file's own where it
+    brings one. Without an original all is made of what the file says, as llama.cpp does.
+
+    Args:
+        source: the file.
+        target: an existing folder without a checkpoint.
+        dtype: of the dense weights.
+        original: the checkpoint folder of the model that the file was made from.
+
+    Raises:
+        ValueError: it cannot be read, has another vocabulary than its original, or asks for a tokenizer that is not
+            proven to be llama.cpp's.
     """
-    import transformers
-
-    try:
-        with _alone(source) as folder:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=source.name)
-    except Exception as error:  # the reader raises whatever its damaged numbers lead to
-        raise ValueError(f"{source} cannot be read as a GGUF model ({error}); fetch it again") from error
+    file = read_gguf(source)
+    tokenizer: Any = None
+    ends: list[int] = []  # none: those that Transformers reads from the file
+    if original is not None:
+        theirs = load_tokenizer(original)
+        check_vocabulary(file, theirs, _configuration(original).get_text_config().vocab_size, original)
+        ends = ends_of_text(original)
+    elif is_default_model(file):
+        tokenizer = _tokenizer_by_transformers(file)
+    else:
+        tokenizer, ends = own_tokenizer(file), own_ends(file)
+        _check_stored(tokenizer, file)
     dequantise_gguf_weights(source, target, dtype)
-    tokenizer.save_pretrained(target)
+    if original is None:
+        tokenizer.save_pretrained(target)
+    else:
+        copy_tokenizer(original, target)
+        if file.chat_template is not None:
+            # A template in a file of its own goes before one in the configuration.
+            (target / "chat_template.jinja").write_text(file.chat_template, encoding="utf-8")
+    if ends:
+        settings = read_json(target / "generation_config.json")
+        write_json(target / "generation_config.json", {**settings, "eos_token_id": ends})
+
+
+def _check_stored(tokenizer: Any, file: GGUFFile) -> None:
+    """Check that a checkpoint of the file's model would have this tokenizer, as `check_read_back` does."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    with _alone(file.path) as folder:
+        AutoConfig.from_pretrained(folder, gguf_file=file.path.name).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        check_read_back(AutoTokenizer.from_pretrained(folder), tokenizer, file)
+
+
+def _tokenizer_by_transformers(file: GGUFFile) -> Any:
+    from transformers import AutoTokenizer
+
+    with _alone(file.path) as folder:
+        return AutoTokenizer.from_pretrained(folder, gguf_file=file.path.name)
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy tokenizer and chat template of a checkpoint folder."""
+    for path in (path for pattern in TOKENIZER for path in source.glob(pattern)):
+        shutil.copyfile(path, target / path.name)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 DESCRIPTION = ("*.json", "*.jinja", "*.txt", "*.model")
+TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.jinja")
 CODE = "*.py"  # the model's own, taken only where it is trusted
 # What a wrapper of vision and language says about its images.
 PROCESSOR = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")

@@ -30,6 +30,7 @@ from aird.compression.registry import compress
 from aird.models.gguf_file import served_gguf
 from aird.models.loading import load_tokenizer
 from aird.models.matrices import dense_matrix
+from aird.prompts.chat import chat_tokens
 from aird.settings.compressions import RoundToNearest
 from aird.support.files import hash_folder, read_json, write_json
 
@@ -129,6 +130,21 @@ def test_beside_an_original_a_gguf_file_takes_its_type(folder: Path, tmp_path: P
     assert torch.equal(dense_matrix(decoded.folder, WRITER), matrix) and decoded.folder != original.folder
     alone = open_model_folder(str(tmp_path / "half.gguf"), False)
     assert torch.equal(dense_matrix(alone.folder, WRITER), matrix.bfloat16())
+
+
+def test_a_gguf_file_with_an_unproven_tokenizer(folder: Path, tmp_path: Path) -> None:
+    """Beside its original it is asked by the original's; alone it is refused, unless nothing is asked of it."""
+    path = tmp_path / "model.gguf"
+    ready_made.gguf_file(folder / "model", path, ["Q8_0"], model="llama", chat_template=None)
+    with pytest.raises(
+        ValueError, match=r"model.gguf asks for the tokenizer llama, .*; name the model that it was made"
+    ):
+        open_model_folder(str(path), False)
+    original = open_model_folder(str(folder / "model"), False)
+    beside = open_model_folder(str(path), False, original)
+    ours, theirs = (load_tokenizer(each.folder) for each in (beside, original))
+    assert chat_tokens(ours, "What is 2 + 2?") == chat_tokens(theirs, "What is 2 + 2?")
+    assert open_model_folder(str(path), False, asked=False).folder != beside.folder
 
 
 def test_a_dense_copy_for_the_engine_is_said(folder: Path) -> None:

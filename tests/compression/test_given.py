@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from aird.compression.given import import_given
 from aird.compression.patchable import check_patchable
+from aird.inference.generation import stop_tokens
 from aird.models.loading import load_model, load_tokenizer, read_chat, write_chat
 from aird.models.matrices import dense_matrix
 from aird.settings.models import Chat
@@ -221,6 +222,71 @@ def test_gguf_files_that_are_refused(original: Path, tmp_path: Path) -> None:
     (tmp_path / "own.gguf").write_bytes(b"GGUF damaged")
     with pytest.raises(ValueError, match="cannot be read as a GGUF model .*; fetch it again"):
         import_given(tmp_path / "own.gguf", original, tmp_path / "imported")
+
+
+@pytest.mark.parametrize("architecture", ["qwen3moe", "llama"])
+def test_mixtures_of_experts_as_gguf(architecture: str, original: Path, tmp_path: Path) -> None:
+    """Mixtral's architecture is llama."""
+    ready_made.gguf_of_one_tensor(tmp_path / "own.gguf", architecture, experts=8)
+    with pytest.raises(
+        ValueError, match=rf"is a mixture of experts \({architecture}\), and mixtures are not read from"
+    ):
+        import_given(tmp_path / "own.gguf", original, tmp_path / "imported")
+
+
+@pytest.mark.parametrize("says", [{"pre": "llama-bpe"}, {"model": "llama"}, {"pre": "unknown"}])
+def test_a_gguf_file_gets_the_originals_tokenizer_and_ends(
+    says: dict[str, str], original: Path, tmp_path: Path
+) -> None:
+    """Whatever it says itself of how to split text, where its tokens are the original's."""
+    base = Path(shutil.copytree(original, tmp_path / "base"))
+    settings = read_json(base / "generation_config.json")
+    write_json(base / "generation_config.json", {**settings, "eos_token_id": [2, 7], "temperature": 0.6})
+    ready_made.gguf_file(base, tmp_path / "model.gguf", ["Q8_0"], **says)
+    record = import_given(tmp_path / "model.gguf", base, tmp_path / "imported")
+    assert record["tokenizer"] == "the original's, as the file has its vocabulary"
+    for path in base.glob("tokenizer*"):
+        assert (tmp_path / "imported" / path.name).read_bytes() == path.read_bytes()
+    settings = read_json(tmp_path / "imported/generation_config.json")
+    assert settings["eos_token_id"] == [2, 7] and "temperature" not in settings
+    model, tokenizer = load_model(tmp_path / "imported"), load_tokenizer(tmp_path / "imported")
+    assert stop_tokens(model, tokenizer) == {2, 7}
+
+
+def test_the_chat_template_of_a_gguf_file(original: Path, tmp_path: Path) -> None:
+    """Its own, and said where it differs; the original's where it has none."""
+    template = load_tokenizer(original).chat_template
+    ready_made.gguf_file(original, tmp_path / "own.gguf", ["Q8_0"], chat_template="Now: " + template)
+    record = import_given(tmp_path / "own.gguf", original, tmp_path / "own")
+    assert record["tokenizer"] == "the original's, as the file has its vocabulary, but with another chat template"
+    assert load_tokenizer(tmp_path / "own").chat_template == "Now: " + template
+    ready_made.gguf_file(original, tmp_path / "none.gguf", ["Q8_0"], chat_template=None)
+    record = import_given(tmp_path / "none.gguf", original, tmp_path / "none")
+    assert record["tokenizer"].endswith("vocabulary; so is the chat template, as the file brings none")
+    assert load_tokenizer(tmp_path / "none").chat_template == template
+
+
+def test_the_vocabulary_of_a_gguf_file(original: Path, tmp_path: Path) -> None:
+    """Rows at the end without a token may have any name in the file; another token is refused."""
+    model = AutoModelForCausalLM.from_pretrained(original, dtype="auto")
+    base = Path(shutil.copytree(original, tmp_path / "base"))
+    rows = model.config.vocab_size
+    model.resize_token_embeddings(rows + 16)
+    model.save_pretrained(base)
+    ready_made.gguf_file(base, tmp_path / "model.gguf", ["Q8_0"], padding=16)
+    import_given(tmp_path / "model.gguf", base, tmp_path / "imported")
+    tokenizer = load_tokenizer(original)
+    tokens = [*tokenizer.convert_ids_to_tokens(range(rows)), *(f"<new {number}>" for number in range(16))]
+    ready_made.gguf_file(base, tmp_path / "more.gguf", ["Q8_0"], tokens=tokens)
+    with pytest.raises(
+        ValueError, match=rf"its token {rows} is '<new 0>', the original's is absent; name the file's own"
+    ):
+        import_given(tmp_path / "more.gguf", base, tmp_path / "more")
+    tokens = tokenizer.convert_ids_to_tokens(range(rows))
+    tokens[300], tokens[301] = tokens[301], tokens[300]
+    ready_made.gguf_file(original, tmp_path / "other.gguf", ["Q8_0"], tokens=tokens)
+    with pytest.raises(ValueError, match=r"other.gguf has another vocabulary than .*: its token 300 is "):
+        import_given(tmp_path / "other.gguf", original, tmp_path / "other")
 
 
 def scaled_awq(original: Path, folder: Path) -> dict[str, torch.Tensor]:
