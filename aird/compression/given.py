@@ -63,6 +63,7 @@ OLD_CONFIGURATIONS = ("quantize_config.json", "quant_config.json")  # of AutoGPT
 PROBES = (
     "Please write a short letter to my neighbour, Mrs. O'Brien-Smith.",
     "def area(radius):\n    return 3.14159 * radius ** 2  # 1,234,567",
+    "Sums:\n\n1. In 2024 it'LL cost  12345 dollars;\r\n\n\t 6 more.",  # where pre-tokenizers differ
     "Größe, façade, Привет, 你好，世界, こんにちは, مرحبا, 🙂",
 )
 
