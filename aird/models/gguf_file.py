@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class GGUFFile:
     sizes: dict[str, int]
     tensors: dict[str, GGUFTensor]
     sampling: dict[str, Any]
-    tokenizer: dict[str, Any]
+    tokenizer: dict[str, Any] = field(repr=False)
     chat_template: str | None
 
     @property

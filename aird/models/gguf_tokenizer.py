@@ -90,8 +90,8 @@ def own_tokenizer(file: GGUFFile) -> Any:
 
     known = _pre_tokenizer(file)
     said, tokens = file.tokenizer, file.tokens
-    if len(set(tokens)) != len(tokens):
-        raise ValueError(f"{file.path} names a token twice, so its text cannot be split; {WHAT_TO_DO}")
+    if len(set(tokens)) != len(tokens) or len(said.get("token_type", [])) != len(tokens):
+        raise ValueError(f"{file.path} names a token twice, or not each one's kind (token_type); {WHAT_TO_DO}")
     try:
         merges = [tuple(merge.split(" ")) for merge in said.get("merges", [])]
         model = models.BPE({token: i for i, token in enumerate(tokens)}, merges, ignore_merges=known.ignore_merges)
@@ -169,7 +169,7 @@ def check_vocabulary(file: GGUFFile, tokenizer: Any, rows: int, original: Path) 
         ValueError: names the first token that differs.
     """
     own = file.tokens
-    kinds = file.tokenizer.get("token_type") or [None] * len(own)
+    kinds = file.tokenizer.get("token_type", [])
     theirs: list[str | None] = [None] * max(len(own), min(rows, len(tokenizer)))
     for token, number in tokenizer.get_vocab().items():
         if number < min(rows, len(theirs)):
@@ -178,7 +178,9 @@ def check_vocabulary(file: GGUFFile, tokenizer: Any, rows: int, original: Path) 
         found = own[number] if number < len(own) else None
         if found is None or wanted is None:  # rows without a token, such as those at the end, which a file names
             same = wanted is None and (
-                found is None or kinds[number] == UNUSED or re.fullmatch(r"\[PAD\d+\]", found) is not None
+                found is None
+                or kinds[number : number + 1] == [UNUSED]
+                or re.fullmatch(r"\[PAD\d+\]", found) is not None
             )
         else:  # the converter writes spaces into tokens of SentencePiece that a user defined
             same = found.replace(" ", "▁") == wanted.replace(" ", "▁")
@@ -197,7 +199,7 @@ def _pre_tokenizer(file: GGUFFile) -> PreTokenizer:
         ValueError: it is not known here.
     """
     model, name = file.tokenizer.get("model"), file.tokenizer.get("pre", "default")
-    if model == "gpt2" and name in PRE_TOKENIZERS and len(file.tokenizer.get("token_type", [])) == len(file.tokens):
+    if model == "gpt2" and name in PRE_TOKENIZERS:
         return PRE_TOKENIZERS[name]
     said = f"the tokenizer {model}" + (f" with the pre-tokenizer {name}" if model == "gpt2" else "")
     raise ValueError(

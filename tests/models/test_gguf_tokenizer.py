@@ -108,6 +108,21 @@ def test_text_is_split_as_llama_cpp_does(pre: str | None, gguf_python: Path, tmp
     assert sorted(own_ends(file)) == sorted(answer["ends"])
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokens": ["a", "b", "a"]}, "names a token twice, or not each one's kind"),
+        ({"token_type": [1, 1]}, "names a token twice, or not each one's kind"),
+        ({"merges": ["no such"]}, "contradicts itself about its tokenizer .*; fetch it again"),
+        ({"eos_token_id": 100_000}, "contradicts itself about its tokenizer"),
+    ],
+)
+def test_a_file_that_contradicts_itself(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    file = read_gguf(vocabulary_file(tmp_path / "a.gguf", "gpt-2"))
+    with pytest.raises(ValueError, match=message):
+        own_tokenizer(replace(file, tokenizer={**file.tokenizer, **changes}))
+
+
 def test_a_type_of_model_that_transformers_reads_in_its_own_way(tmp_path: Path) -> None:
     path = vocabulary_file(tmp_path / "a.gguf", "llama-bpe", "qwen2")
     with pytest.raises(ValueError, match=r"asks for another tokenizer than Qwen2Tokenizer, which .*; name the model"):
