@@ -7,18 +7,20 @@ import http.server
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 import ready_made
+from grid import EVERYDAY_CHOICES
 
 from aird.compression.given import import_given
 from aird.evaluation import server_process
@@ -197,3 +199,35 @@ def answering(answer: Callable[[str, dict[str, Any] | None], tuple[int, Any]], k
             yield f"http://127.0.0.1:{server.server_port}"
         finally:
             server.shutdown()
+
+
+def write_tasks(folder: Path, rows: Sequence[Mapping[str, str]], longest: int) -> None:
+    """Write two tasks of lm-eval: `scored` scores each row's `word` behind its `query`, `told` generates an `answer`.
+
+    Args:
+        folder: a new folder.
+        rows: with `query`, `word` and `answer`.
+        longest: tokens of a generated answer.
+    """
+    folder.mkdir()
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    shutil.copy(EVERYDAY_CHOICES / "utils.py", folder / "utils.py")
+    shared = """dataset_path: json
+custom_dataset: !function utils.load_questions
+dataset_kwargs: {data_files: {test: rows.jsonl}}
+test_split: test
+doc_to_text: "{{query}}"
+"""
+    scored = """task: scored
+output_type: loglikelihood
+doc_to_target: " {{word}}"
+metric_list: [{metric: perplexity, aggregation: perplexity, higher_is_better: false}]
+"""
+    told = f"""task: told
+output_type: generate_until
+doc_to_target: "{{{{answer}}}}"
+generation_kwargs: {{until: [], max_gen_toks: {longest}}}
+metric_list: [{{metric: exact_match}}]
+"""
+    for name, text in {"scored": scored, "told": told}.items():
+        (folder / f"{name}.yaml").write_text(text + shared, encoding="utf-8")

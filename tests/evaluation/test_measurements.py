@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from grid import EVERYDAY_CHOICES
-from servers import answering, asking
+from servers import answering, asking, write_tasks
 from thinking_templates import DEEPSEEK
 from tokenizers.processors import TemplateProcessing
 
@@ -296,33 +295,9 @@ class CompletionServer:
 WORDS = ("child", "landlord", "letter", "question")
 
 
-def write_tasks(folder: Path) -> None:
-    """Write a task that scores given words, and one that generates 300 tokens."""
-    folder.mkdir()
-    rows = [
-        {"query": f"Explain step {number} to", "word": word, "answer": "a red one"} for number, word in enumerate(WORDS)
-    ]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    shutil.copy(EVERYDAY_CHOICES / "utils.py", folder / "utils.py")
-    shared = """dataset_path: json
-custom_dataset: !function utils.load_questions
-dataset_kwargs: {data_files: {test: rows.jsonl}}
-test_split: test
-doc_to_text: "{{query}}"
-"""
-    scored = """task: scored
-output_type: loglikelihood
-doc_to_target: " {{word}}"
-metric_list: [{metric: perplexity, aggregation: perplexity, higher_is_better: false}]
-"""
-    told = """task: told
-output_type: generate_until
-doc_to_target: "{{answer}}"
-generation_kwargs: {until: [], max_gen_toks: 300}
-metric_list: [{metric: exact_match}]
-"""
-    for name, text in {"scored": scored, "told": told}.items():
-        (folder / f"{name}.yaml").write_text(text + shared, encoding="utf-8")
+ROWS = [
+    {"query": f"Explain step {number} to", "word": word, "answer": "a red one"} for number, word in enumerate(WORDS)
+]
 
 
 @pytest.mark.parametrize("added", ["", "before", "before and behind"])
@@ -336,7 +311,7 @@ def test_tasks_count_the_tokens_that_a_tokenizer_adds(original: Path, tmp_path: 
         identity = tokenizer.convert_tokens_to_ids(start)
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single, special_tokens=[(start, identity)])
         tokenizer.save_pretrained(folder)
-    write_tasks(tmp_path / "tasks")
+    write_tasks(tmp_path / "tasks", ROWS, 300)
     server = CompletionServer(load_tokenizer(folder))
     suite = asking(tasks=["scored", "told"], task_folder=str(tmp_path / "tasks"))
     with answering(server) as url:
@@ -370,7 +345,7 @@ def test_tasks_are_asked_with_the_servers_key(
     if key is not None:
         monkeypatch.setenv("VLLM_API_KEY", key)
     caplog.set_level("DEBUG")
-    write_tasks(tmp_path / "tasks")
+    write_tasks(tmp_path / "tasks", ROWS, 300)
     suite = asking(tasks=["scored"], task_folder=str(tmp_path / "tasks"))
     with answering(CompletionServer(load_tokenizer(original)), key="sesame") as url:
         client = VllmClient(HttpServer("vLLM", url), "checkpoint")

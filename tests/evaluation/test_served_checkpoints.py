@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from grid import EVERYDAY_CHOICES
 from patches import adapter_of, merged, random_edits
-from servers import REFERENCE, SERVING, asking, evaluate
+from servers import REFERENCE, SERVING, asking, evaluate, write_tasks
 from tiny_model import build_tiny_model, new
 from transformers import AutoConfig, AutoModelForCausalLM, StableLmConfig
 
@@ -205,30 +203,12 @@ def test_a_checkpoints_own_generation_settings_are_not_followed(
     expected = [generate(model, tokenizer, [prompt], 12)[0] for prompt in asked]
     penalised = model.generate(torch.tensor(asked[:1]), max_new_tokens=12, do_sample=False, repetition_penalty=1.8)
     assert penalised[0, len(asked[0]) :].tolist() != expected[0]
-    task = new(tmp_path / "task")
-    rows = [{"text": text, "answer": tokenizer.decode(ids)} for text, ids in zip(texts, expected, strict=True)]
-    (task / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    shutil.copy(EVERYDAY_CHOICES / "utils.py", task / "utils.py")
-    shared = """dataset_path: json
-custom_dataset: !function utils.load_questions
-dataset_kwargs: {data_files: {test: rows.jsonl}}
-test_split: test
-doc_to_text: "{{text}}"
-"""
-    told = """task: told
-output_type: generate_until
-doc_to_target: "{{answer}}"
-generation_kwargs: {until: [], max_gen_toks: 12}
-metric_list: [{metric: exact_match}]
-"""
-    scored = """task: scored
-output_type: loglikelihood
-doc_to_target: " to a child"
-metric_list: [{metric: perplexity, aggregation: perplexity, higher_is_better: false}]
-"""
-    for name, written in {"told": told, "scored": scored}.items():
-        (task / f"{name}.yaml").write_text(written + shared, encoding="utf-8")
-    suite = asking(tasks=["told", "scored"], task_folder=str(task))
+    answers = [tokenizer.decode(ids) for ids in expected]
+    rows = [
+        {"query": text, "word": "to a child", "answer": answer} for text, answer in zip(texts, answers, strict=True)
+    ]
+    write_tasks(tmp_path / "tasks", rows, 12)
+    suite = asking(tasks=["told", "scored"], task_folder=str(tmp_path / "tasks"))
     whole = [tokenizer(f"{text} to a child")["input_ids"] for text in texts]
     with Vllm(vllm_python).serve(folder, SETTINGS, tmp_path / "log") as client:
         for row, ids in zip(client.complete(asked, 12), expected, strict=True):
