@@ -31,12 +31,12 @@ def weight_megabytes(
         float32: a job may compute in float32, whatever type is stored.
     """
     local = [Path(source.path)] if source.path is not None else []
-    folder = next((path for path in (*imported, *local) if _weights(path)), None)
+    folder = next((path for path in (*imported, *local) if weight_files(path)), None)
     stored32 = folder is not None and _dtype(folder) == "float32"
     if billions is not None:
         size = billions * 1e9 * BYTES * (2 if stored32 else 1)
     elif folder is not None:
-        size = sum(path.stat().st_size for path in _weights(folder))
+        size = sum(path.stat().st_size for path in weight_files(folder))
     elif local and local[0].is_file():
         size = local[0].stat().st_size * 8 / GGUF_BITS * BYTES
     else:
@@ -47,10 +47,6 @@ def weight_megabytes(
 def is_gguf(source: ModelSource) -> bool:
     """Return whether a model comes as a GGUF file, which is dequantised by way of float32."""
     return source.file is not None or (source.path is not None and Path(source.path).is_file())
-
-
-def _weights(folder: Path) -> list[Path]:
-    return weight_files(folder) if folder.is_dir() else []
 
 
 def _dtype(folder: Path) -> str | None:

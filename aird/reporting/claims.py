@@ -48,6 +48,7 @@ from aird.reporting.verdicts import (
     ALL,
     HOLDS,
     LOWERS_REFUSAL,
+    RAISES,
     RAISES_REFUSAL,
     UNDECIDED,
     Verdict,
@@ -378,9 +379,6 @@ def _correlations(evidence: Evidence, model: str, suite: str, lost: Sequence[Sta
 def _patches(evidence: Evidence, model: str, suite: str) -> list[str]:
     cells = (cell for name, cell in evidence.scores if (name, cell[0]) == (suite, model))
     return list(dict.fromkeys(patch for _, _, patch in cells if patch != PLAIN))
-
-
-RAISES = "raises refusal"  # what a patch claims where refusal was lost
 
 
 def _answers_lost(evidence: Evidence, model: str, suite: str) -> Iterator[Statement]:

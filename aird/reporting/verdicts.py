@@ -19,7 +19,8 @@ DOES_NOT_HOLD = "does not hold"
 UNDECIDED = "undecided"
 ALL = "all"  # in the place of a compression: the verdict over all of them
 # Statements of C4 about a patch, by which the sentences find their verdicts.
-RAISES_REFUSAL = "raises refusal of harmful prompts"
+RAISES = "raises refusal"  # where that was lost
+RAISES_REFUSAL = f"{RAISES} of harmful prompts"
 LOWERS_REFUSAL = "lowers refusal of harmless prompts"
 
 SIGNIFICANT = 0.05
