@@ -116,7 +116,6 @@ def tiny_configuration(folder: Path, models: list[str], serving: dict[str, Any])
         },
         "models": {name: {"source": {"path": f"inputs/models/{name}"}} for name in models},
         "compressions": {
-            "magnitude-50": {"recipe": "magnitude", "sparsity": 0.5},
             "wanda-50": {
                 "recipe": "wanda",
                 "sparsity": 0.5,
@@ -126,7 +125,7 @@ def tiny_configuration(folder: Path, models: list[str], serving: dict[str, Any])
         },
         "patches": {
             "aird": {"method": "scale"},
-            "random-control": {"method": "scale", "direction": "random", "compressions": ["magnitude-50"]},
+            "random-control": {"method": "scale", "direction": "random", "compressions": ["wanda-50"]},
         },
         "suites": {
             "quick": {
@@ -145,6 +144,6 @@ def tiny_configuration(folder: Path, models: list[str], serving: dict[str, Any])
 def smallest_configuration(folder: Path, serving: dict[str, Any]) -> dict[str, Any]:
     """Return the configuration of a tiny grid of one compression and one patch."""
     configuration = tiny_configuration(folder, ["tiny"], serving)
-    configuration["compressions"] = {"magnitude-50": configuration["compressions"]["magnitude-50"]}
+    configuration["compressions"] = {"wanda-50": configuration["compressions"]["wanda-50"]}
     configuration["patches"] = {"aird": configuration["patches"]["aird"]}
     return configuration

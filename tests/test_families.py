@@ -20,7 +20,11 @@ pytestmark = [pytest.mark.workflow, pytest.mark.thorough]
 
 # Each with the one compression that it gets.
 GRID = {"gemma2": "w4a16", "qwen3": "w4a16", "mixtral": "magnitude-50", "qwen2": "q8"}
-BY_LLAMA_CPP = {"recipe": "gguf", "type": "Q8_0", "key_value_cache_dtype": "q8_0"}
+COMPRESSIONS = {
+    "magnitude-50": {"recipe": "magnitude", "sparsity": 0.5},
+    # By llama.cpp.
+    "q8": {"recipe": "gguf", "type": "Q8_0", "key_value_cache_dtype": "q8_0"},
+}
 # Of experts.
 CALIBRATED = ("mixtral",)
 
@@ -44,7 +48,7 @@ def project(vllm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         "aird": {"method": "scale", "blocks": "all"},
         "calibrated": {"method": "calibrate", "epochs": 2, "strengths": [1.0], "significance": 1},
     }
-    known = configuration["compressions"] | {"q8": BY_LLAMA_CPP}
+    known = configuration["compressions"] | COMPRESSIONS
     configuration["compressions"] = {name: known[name] for name in dict.fromkeys(GRID.values())}
     configuration["directions"]["cosmic"] = "original"
     configuration["replies"] = {"train_harmful": 16, "train_harmless": 16, "validation": 8}

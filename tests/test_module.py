@@ -31,7 +31,7 @@ use rule * from aird
 
 rule first_line:
     input:
-        "results/models/tiny/magnitude-50/manifest.json",
+        "results/models/tiny/wanda-50/manifest.json",
     output:
         "first_line.txt",
     shell:
@@ -75,7 +75,7 @@ def test_every_stage_is_planned_under_a_rule_of_the_study(study: Path) -> None:
 def test_a_part_runs_for_real_in_the_folder_of_the_study(study: Path) -> None:
     run(study, "first_line.txt")
     assert (study / "first_line.txt").read_text() == "{\n"
-    model = study / "results/models/tiny/magnitude-50"
+    model = study / "results/models/tiny/wanda-50"
     manifest = json.loads((model / "manifest.json").read_text())
     check_folder(model / "checkpoint", manifest["files"])
     assert manifest["total"]["sparsity"] == pytest.approx(0.5, abs=0.01)

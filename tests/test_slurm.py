@@ -51,8 +51,8 @@ def test_the_grid_runs_to_its_end(project: Path) -> None:
     summary = pandas.read_csv(project / "results/tables/summary.csv")
     assert set(zip(summary.compression, summary.patch, strict=True)) == {
         ("original", "plain"),
-        ("magnitude-50", "plain"),
-        ("magnitude-50", "aird"),
+        ("wanda-50", "plain"),
+        ("wanda-50", "aird"),
     }
     assert "Nothing to be done" in (lambda run: run.stdout + run.stderr)(snakemake(project))
 
@@ -94,9 +94,9 @@ def test_a_model_of_two_gpus_gets_two(project: Path) -> None:
 
 
 def test_the_log_of_a_failed_job_is_shown(project: Path) -> None:
-    weights = project / "results/models/tiny/magnitude-50/checkpoint/model.safetensors"
+    weights = project / "results/models/tiny/wanda-50/checkpoint/model.safetensors"
     content = weights.read_bytes()
-    verification = project / "results/directions/tiny/magnitude-50/verification.json"
+    verification = project / "results/directions/tiny/wanda-50/verification.json"
     verification.unlink()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     failed = snakemake(project, *PROFILE, str(verification.relative_to(project)), check=False)

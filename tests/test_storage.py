@@ -80,7 +80,7 @@ def test_the_grid_runs_with_its_results_in_the_bucket(project: Path, environment
     snakemake(project, *options)
     pages = storage.get_paginator("list_objects_v2").paginate(Bucket=BUCKET)
     stored = {entry["Key"] for page in pages for entry in page["Contents"]}
-    assert "aird/results/models/tiny/magnitude-50/checkpoint/model.safetensors" in stored
+    assert "aird/results/models/tiny/wanda-50/checkpoint/model.safetensors" in stored
     assert not any(key.endswith(".py") for key in stored)
     body = storage.get_object(Bucket=BUCKET, Key="aird/results/tables/summary.csv")["Body"]
     assert set(pandas.read_csv(body).patch) == {"plain", "aird"}

@@ -31,7 +31,7 @@ VARYING = {"logs", "benchmarks", "environments", "code"}
 # vLLM batches prompts as they arrive. Its numbers were equal to the last bit whenever this was tried, but
 # nothing promises that on every processor.
 SERVED = {"completions", "utility", "scores"}
-# What shows a whole grid. Kills are tried on the part of the grid that has one compression, the one with a calibration.
+# What shows a whole grid. Kills are tried on the part that has one compression, the one that calibrates.
 SHOWN = {"tables", "figures", "cards"}
 KILLED = "wanda-50"
 
@@ -116,17 +116,18 @@ class Run:
 
 
 def narrow(project: Path) -> set[str]:
-    """Leave one compression in a project's grid; return the others."""
+    """Leave one compression and one patch in a project's grid; return the names of the others."""
     configuration = read_configuration(project)
-    others = set(configuration["compressions"]) - {KILLED}
-    configuration["compressions"] = {KILLED: configuration["compressions"][KILLED]}
-    configuration["patches"] = {"aird": configuration["patches"]["aird"]}
+    others = set()
+    for section, kept in (("compressions", KILLED), ("patches", "aird")):
+        others |= configuration[section].keys() - {kept}
+        configuration[section] = {kept: configuration[section][kept]}
     write_configuration(project, configuration)
     return others
 
 
 def contents(project: Path, others: set[str]) -> dict[str, bytes]:
-    """Return every result of one compression that does not depend on time, hidden files included."""
+    """Return every result without another's name that does not depend on time, hidden files included."""
     found = {}
     for path in sorted((project / "results").rglob("*")):
         name = path.relative_to(project / "results")
@@ -206,7 +207,7 @@ def test_a_second_run_in_the_same_folder_is_refused(project: Path, running: Run)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_is_resumed_where_it_was(project: Path, running: Run, number: int) -> None:
     graph = job_records(project, "--forceall")
-    weights = project / "results/models/tiny/magnitude-50/manifest.json"
+    weights = project / "results/models/tiny/wanda-50/manifest.json"
     while not weights.is_file():
         assert running.process.poll() is None, running.log.read_text()
         time.sleep(0.1)

@@ -32,14 +32,14 @@ def test_summary_has_one_row_per_cell(finished: Path) -> None:
     wanted += "perplexity utility cosine_same_site norm_ratio layer position"
     assert set(wanted.split()) <= set(summary.columns)
     cells = set(summary[["compression", "patch"]].itertuples(index=False, name=None))
-    compressed = {(c, p) for c in ("magnitude-50", "wanda-50", "w4a16") for p in ("plain", "aird")}
-    assert cells == compressed | {("original", "plain"), ("magnitude-50", "random-control")}
+    compressed = {(c, p) for c in ("wanda-50", "w4a16") for p in ("plain", "aird")}
+    assert cells == compressed | {("original", "plain"), ("wanda-50", "random-control")}
     assert (summary.n == 8).all()
     assert (summary.refusal_low <= summary.refusal).all() and (summary.refusal <= summary.refusal_high).all()
     assert set(zip(summary.patch == "plain", summary.served_as, strict=True)) == {(True, "plain"), (False, "adapter")}
     assert summary.perplexity.gt(1).all() and summary.utility.between(0, 1).all()
     assert summary.loc[summary.compression == "original", "cosine_same_site"].eq(1).all()
-    assert summary.loc[summary.compression == "magnitude-50", "cosine_same_site"].lt(1).all()
+    assert summary.loc[summary.compression == "wanda-50", "cosine_same_site"].lt(1).all()
 
 
 def test_completions_hold_prompts_parameters_and_versions(finished: Path) -> None:
@@ -55,11 +55,11 @@ def test_adapter_leaves_the_base_alone_and_loads_in_peft(finished: Path) -> None
     from aird.models.loading import load_model
     from aird.support.files import check_folder
 
-    for compression in ("magnitude-50", "w4a16"):
+    for compression in ("wanda-50", "w4a16"):
         base = finished / "results/models/tiny" / compression
         check_folder(base / "checkpoint", json.loads((base / "manifest.json").read_text())["files"])
-    base = finished / "results/models/tiny/magnitude-50/checkpoint"
-    model = load_model(base, finished / "results/patches/tiny/magnitude-50/aird/adapter")
+    base = finished / "results/models/tiny/wanda-50/checkpoint"
+    model = load_model(base, finished / "results/patches/tiny/wanda-50/aird/adapter")
     assert type(model).__name__ == "PeftModelForCausalLM"
 
 
@@ -70,7 +70,7 @@ def test_every_claim_has_a_verdict_and_every_direction_a_second_opinion(finished
     assert claims.verdict.isin(("holds", "does not hold", "undecided")).all()
     # 8 questions of a task, paired one by one.
     utility = claims[claims.statement.str.startswith("utility")]
-    assert len(utility) == 4 and utility.n.eq(8).all()
+    assert len(utility) == 3 and utility.n.eq(8).all()
     directions = pandas.read_csv(tables / "directions.csv")
     assert directions.cosmic_layer.between(0, 2).all() and directions.resampled_same_site.between(0, 1).all()
     verification = json.loads((finished / "results/directions/tiny/original/verification.json").read_text())
@@ -197,7 +197,7 @@ def test_the_direction_is_looked_for_in_patched_checkpoints_and_written_at_the_o
     configuration["replies"] = {"train_harmful": 8, "train_harmless": 8, "validation": 8}
     write_configuration(project, configuration)
     cell = "tiny/w4a16/at-source"
-    examined = [*(f"tiny/{name}/aird" for name in ("magnitude-50", "wanda-50", "w4a16")), cell]
+    examined = [*(f"tiny/{name}/aird" for name in ("wanda-50", "w4a16")), cell]
     jobs = {f"{rule} {each}" for rule in ("examine_patched", "compare_restored") for each in examined}
     jobs |= {"record_replies tiny", f"learn_patch {cell}", f"evaluate_suite {cell}/quick"}
     jobs |= {f"score_completions {cell}/quick", "make_figure restored"}
@@ -229,8 +229,8 @@ def test_merged_checkpoints_say_what_they_cost(project: Path) -> None:
     table = pandas.read_csv(project / "results/tables/merged.csv")
     assert sorted(table.columns) == sorted(documented_columns()["merged"])
     assert set(zip(table.compression, table.patch, strict=True)) == {
-        *((compression, "aird") for compression in ("magnitude-50", "wanda-50", "w4a16")),
-        ("magnitude-50", "random-control"),
+        *((compression, "aird") for compression in ("wanda-50", "w4a16")),
+        ("wanda-50", "random-control"),
     }
     for row in table.itertuples():
         base = json.loads((project / f"results/models/tiny/{row.compression}/manifest.json").read_text())
@@ -252,13 +252,13 @@ def test_merged_checkpoints_say_what_they_cost(project: Path) -> None:
 
 @pytest.mark.thorough
 def test_altered_checkpoint_is_refused(project: Path, tmp_path: Path) -> None:
-    weights = project / "results/models/tiny/magnitude-50/checkpoint/model.safetensors"
+    weights = project / "results/models/tiny/wanda-50/checkpoint/model.safetensors"
     saved = tmp_path / "saved"
     shutil.copy2(weights, saved)
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    target = "results/directions/tiny/magnitude-50/verification.json"
+    target = "results/directions/tiny/wanda-50/verification.json"
     (project / target).unlink()
     failed = snakemake(project, target, check=False)
     assert failed.returncode != 0

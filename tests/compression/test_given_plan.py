@@ -62,6 +62,7 @@ def test_only_the_needed_nodes_exist(project: Path) -> None:
     assert "results/models/tiny/original/manifest.json" in job["input"]
 
 
+@pytest.mark.thorough
 def test_it_is_imported_and_its_local_files_are_watched(project: Path) -> None:
     manifest = "results/models/tiny/ready/manifest.json"
     snakemake(project, manifest)

@@ -21,6 +21,7 @@ def attack(**more: Any) -> OptimisedSuffix:
     return OptimisedSuffix.model_validate(values)
 
 
+@pytest.mark.thorough  # 20 s
 def test_a_suffix_makes_the_target_likelier_and_is_found_again(original: Path) -> None:
     model, tokenizer = load_model(original), load_tokenizer(original)
     attacks = {"one": attack(), "other": attack(seed=1)}
