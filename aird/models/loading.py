@@ -10,6 +10,7 @@ import contextlib
 import copy
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,8 @@ def load_model(
         dtype: the type to compute in, instead of that.
 
     Raises:
-        ValueError: a weight is missing, or has another shape than config.json says.
+        ValueError: a weight is missing, or has another shape than config.json says; or the adapter holds none for a
+            module that it says it changes.
     """
     from transformers import AutoModelForCausalLM
 
@@ -160,7 +162,18 @@ def load_model(
             # bitsandbytes must not run before: on a CPU its first pass rearranges weights that PEFT then reads.
             with torch.no_grad():
                 model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=model.device), use_cache=False)
-        model = PeftModel.from_pretrained(model, str(adapter))
+        with warnings.catch_warnings():
+            # PEFT leaves a module that it finds no weights for as it was, and says so in a warning alone.
+            warnings.filterwarnings("error", "Found missing adapter keys")
+            try:
+                model = PeftModel.from_pretrained(model, str(adapter))
+            except UserWarning as warning:
+                raise ValueError(
+                    f"{adapter} holds no weights for some modules that it says it changes, so it would be measured "
+                    f"without them: it was made for a model with other names of modules than {checkpoint} has, such "
+                    "as a model of vision and language whose text model this is; rename its tensors, or make it again "
+                    f"for this checkpoint ({str(warning)[:300]})"
+                ) from None
     model.eval()
     model.requires_grad_(False)
     return model

@@ -135,7 +135,7 @@ def load_adapter(folder: Path) -> list[Update]:
     """Return what a LoRA adapter of any rank adds to the matrices.
 
     Raises:
-        ValueError: the adapter is no plain LoRA with one rank and scale for all modules.
+        ValueError: the adapter is no plain LoRA with one rank and scale for all modules, or holds more than matrices.
     """
     configuration = read_json(folder / "adapter_config.json")
     plain = configuration.get("peft_type") == "LORA" and configuration.get("bias", "none") == "none"
@@ -147,7 +147,14 @@ def load_adapter(folder: Path) -> list[Update]:
         tensors = load_file(folder / "adapter_model.safetensors")
     except SafetensorError as error:
         raise ValueError(f"{folder}: adapter_model.safetensors is truncated or altered ({error})") from error
-    modules = sorted(name.removeprefix(_PREFIX).removesuffix(".lora_A.weight") for name in tensors if "lora_A" in name)
+    other = sorted(name for name in tensors if not name.endswith((".lora_A.weight", ".lora_B.weight")))
+    if other:
+        raise ValueError(
+            f"{folder} holds more than the two matrices of each module ({', '.join(other[:3])}), such as a bias or the "
+            "LoRA of an embedding, which would be lost here; merge it with PEFT"
+        )
+    ending = ".lora_A.weight"
+    modules = sorted(name.removeprefix(_PREFIX).removesuffix(ending) for name in tensors if name.endswith(ending))
     parameters = [name.rpartition(".") for name in configuration.get("target_parameters") or ()]
     experts = {module: f"{module}.{local}" for module, _, local in parameters if local != "weight"}
     updates = []

@@ -107,6 +107,41 @@ def test_another_adapter_is_refused(edits: list[Edit], tmp_path: Path) -> None:
             load_adapter(folder)
 
 
+def renamed(edits: list[Edit], folder: Path, change: Callable[[str], str], **settings: Any) -> Path:
+    """Write the edits' adapter with other names of tensors and other settings."""
+    adapter = adapter_of(edits, folder)
+    tensors = {change(name): tensor for name, tensor in load_file(adapter / "adapter_model.safetensors").items()}
+    save_file(tensors, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+    configuration = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    (adapter / "adapter_config.json").write_text(json.dumps(configuration | settings), encoding="utf-8")
+    return adapter
+
+
+def test_an_adapter_that_would_not_land_is_refused(original: Path, edits: list[Edit], tmp_path: Path) -> None:
+    """PEFT finds the modules by the ends of their names, and no weights under the names of a wrapper."""
+    wrapped = renamed(
+        edits,
+        tmp_path / "adapter",
+        lambda name: name.replace("model.layers", "model.language_model.layers"),
+        target_modules=["o_proj", "down_proj"],
+    )
+    with pytest.raises(ValueError, match="holds no weights for some modules that it says it changes"):
+        load_model(original, wrapped)
+
+
+def test_what_is_no_matrix_of_an_adapter_is_not_lost(edits: list[Edit], tmp_path: Path) -> None:
+    first = "base_model.model.model.layers.1.self_attn.o_proj"
+    bias = renamed(
+        edits, tmp_path / "bias", lambda name: name.replace(f"{first}.lora_A.weight", f"{first}.lora_B.bias")
+    )
+    embedding = renamed(
+        edits, tmp_path / "embedding", lambda name: name.replace(f"{first}.lora_A.weight", "embed.lora_embedding_A")
+    )
+    for adapter in (bias, embedding):
+        with pytest.raises(ValueError, match="holds more than the two matrices of each module"):
+            load_adapter(adapter)
+
+
 def test_an_adapter_of_higher_rank_merges_as_peft_runs_it(original: Path, tmp_path: Path) -> None:
     base = save_float32(original, tmp_path / "base")
     torch.manual_seed(0)
