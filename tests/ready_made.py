@@ -258,6 +258,8 @@ def gguf_file(
     widest: str | None = None,
     sampling: Mapping[str, int | float] | None = None,
     padding: int = 0,
+    turned: int | None = None,
+    also: Callable[[Any], object] = id,
     **tokenizer_says: Any,
 ) -> Tensors:
     """Write a llama checkpoint as GGUF, the types of the blocks' matrices in turn.
@@ -269,6 +271,8 @@ def gguf_file(
         widest: type of the matrices with 256 columns, of random bytes.
         sampling: how the file asks to be sampled, by names of llama.cpp.
         padding: tokens at the end that only fill rows of the embedding, of which there have to be as many.
+        turned: features of each head that turn with the position; None is all.
+        also: adds to the file's writer what such a model has not.
         tokenizer_says: something else about tokens than real files of such a model have: `model`, `pre`, `tokens`, and
             a `chat_template`; None leaves it out.
 
@@ -290,7 +294,7 @@ def gguf_file(
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(10000.0)
-    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_dimension_count(turned or config.head_dim)
     writer.add_key_length(config.head_dim)
     writer.add_value_length(config.head_dim)
     writer.add_vocab_size(config.vocab_size)
@@ -334,5 +338,6 @@ def gguf_file(
             if rotary:
                 back = back.reshape(rotary, -1, 2, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
             held[module] = torch.from_numpy(numpy.ascontiguousarray(back))
+    also(writer)
     close(writer)
     return held

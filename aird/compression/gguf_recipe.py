@@ -29,7 +29,7 @@ from aird.compression.programs import gguf_converter, gguf_quantiser
 from aird.models.checkpoint import Checkpoint, read_checkpoint
 from aird.models.generation_settings import ends_of_text
 from aird.models.gguf_file import MODEL_FILE, read_gguf
-from aird.models.loading import dequantise_gguf_weights, load_tokenizer, stored_dtype
+from aird.models.loading import configuration_of, dequantise_gguf_weights, load_tokenizer, stored_dtype
 from aird.prompts.chat import render
 from aird.settings.compressions import GGUF
 from aird.support.files import write_json
@@ -87,7 +87,7 @@ def write_gguf(source: Checkpoint, output: Path, type_: str | None, python: Path
         else:
             threads = os.environ.get("OMP_NUM_THREADS") or str(len(os.sched_getaffinity(0)))
             _quantiser(python, "quantise", whole, target, type_, threads)
-    dequantise_gguf_weights(target, output, stored_dtype(source.folder))
+    dequantise_gguf_weights(target, output, stored_dtype(source.folder), configuration_of(source.folder))
     _check_decoded(read_weights(output, source), source)
 
 

@@ -265,7 +265,9 @@ def _import_gguf(source: Path, original: Path, folder: Path) -> dict[str, Any]:
     _check_gguf_fits(file, theirs)
     dequantise_gguf(source, folder, stored_dtype(original), original)
     prove_structure(folder)
-    check_fits(read_checkpoint(folder), theirs)
+    decoded = read_checkpoint(folder)
+    check_fits(decoded, theirs)
+    _check_vectors(decoded, theirs)
     shutil.copyfile(source, folder / MODEL_FILE)  # for llama.cpp
     stored = {module: file.tensor_of(module) for module in theirs.block_matrices()}
     return {

@@ -17,6 +17,7 @@ import torch
 
 MODEL_FILE = "model.gguf"  # in the folder of a checkpoint that llama.cpp can serve
 SAMPLING = "general.sampling."  # what a file says about sampling, which llama.cpp follows unless a request says else
+FREQUENCY_FACTORS = "rope_freqs.weight"  # llama.cpp's name of the tensor
 TOKENIZER = "tokenizer.ggml."  # what a file says about its tokens
 
 
@@ -42,6 +43,7 @@ class GGUFFile:
         sampling: how it asks to be sampled (`general.sampling.`), such as "penalty_repeat".
         tokenizer: what it says about tokens (`tokenizer.ggml.`), such as "eos_token_id".
         chat_template: None where it holds none.
+        rope_scaling: how it stretches positions (`rope.scaling.type`), such as "yarn"; None where it does not say.
     """
 
     path: Path
@@ -51,6 +53,7 @@ class GGUFFile:
     sampling: dict[str, Any]
     tokenizer: dict[str, Any] = field(repr=False)
     chat_template: str | None
+    rope_scaling: str | None = None
 
     @property
     def tokens(self) -> list[str]:
@@ -88,6 +91,16 @@ class GGUFFile:
         for tensor in gguf.GGUFReader(self.path).tensors:
             if tensor.name in wanted:
                 yield wanted[tensor.name], torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy())
+
+    def frequency_factors(self) -> list[float] | None:
+        """Return what llama.cpp divides the frequencies of positions by, as of Llama 3.1 on; None where it does not."""
+        import gguf
+
+        if FREQUENCY_FACTORS not in self.tensors:
+            return None
+        tensor = next(tensor for tensor in gguf.GGUFReader(self.path).tensors if tensor.name == FREQUENCY_FACTORS)
+        factors: list[float] = gguf.dequantize(tensor.data, tensor.tensor_type).astype("float64").tolist()
+        return factors
 
     def types(self) -> dict[str, int]:
         """Return {quantisation type: number of tensors}."""
@@ -148,6 +161,5 @@ def read_gguf(path: Path) -> GGUFFile:
         {name.removeprefix(start): metadata[name] for name in sorted(metadata) if name.startswith(start)}
         for start in (SAMPLING, TOKENIZER)
     )
-    return GGUFFile(
-        Path(path), architecture, sizes, tensors, sampling, tokenizer, metadata.get("tokenizer.chat_template")
-    )
+    template, scaling = metadata.get("tokenizer.chat_template"), metadata.get(f"{prefix}rope.scaling.type")
+    return GGUFFile(Path(path), architecture, sizes, tensors, sampling, tokenizer, template, scaling)

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from aird.inference.cpu_attention import needed_attention
-from aird.models.checkpoint import check_complete, read_checkpoint
+from aird.models.checkpoint import Checkpoint, check_complete, read_checkpoint
 from aird.models.experts import fused_parameters
 from aird.models.generation_settings import ends_of_text
 from aird.models.gguf_file import GGUFFile, read_gguf
@@ -181,7 +181,7 @@ def load_model(
 
 def attention(checkpoint: Path) -> str | None:
     """Return the attention to load a checkpoint with, as `aird.inference.cpu_attention.needed_attention` does."""
-    return needed_attention(_configuration(checkpoint))
+    return needed_attention(configuration_of(checkpoint))
 
 
 def _device_map(checkpoint: Path) -> dict[str, int] | str | None:
@@ -192,10 +192,11 @@ def _device_map(checkpoint: Path) -> dict[str, int] | str | None:
 
 def stored_dtype(checkpoint: Path) -> torch.dtype:
     """Return the type that the checkpoint's configuration names; float32 where it names none."""
-    return getattr(_configuration(checkpoint), "dtype", None) or torch.float32
+    return getattr(configuration_of(checkpoint), "dtype", None) or torch.float32
 
 
-def _configuration(checkpoint: Path) -> Any:
+def configuration_of(checkpoint: Path) -> Any:
+    """Return a checkpoint's configuration as Transformers reads it."""
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(str(checkpoint), trust_remote_code=code_is_trusted())
@@ -394,8 +395,9 @@ def copy_weights(source: Path, target: Path, with_code: bool) -> None:
 def dequantise_gguf(source: Path, target: Path, dtype: torch.dtype, original: Path | None = None) -> None:
     """Write the model of a GGUF file as a dense checkpoint, with a tokenizer and the tokens that end a text.
 
-    Both are the original's where it is known and has the same vocabulary; the chat template is the file's own where it
-    brings one. Without an original all is made of what the file says, as llama.cpp does.
+    Both are the original's where it is known and has the same vocabulary, and so is the configuration, since
+    Transformers does not read all of it from a file. The chat template is the file's own where it brings one. Without
+    an original all is made of what the file says, as llama.cpp does.
 
     Args:
         source: the file.
@@ -404,22 +406,24 @@ def dequantise_gguf(source: Path, target: Path, dtype: torch.dtype, original: Pa
         original: the checkpoint folder of the model that the file was made from.
 
     Raises:
-        ValueError: it cannot be read, has another vocabulary than its original, or asks for a tokenizer that is not
-            proven to be llama.cpp's.
+        ValueError: it cannot be read, has another vocabulary than its original, asks for a tokenizer that is not
+            proven to be llama.cpp's, or, without an original, computes positions in a way that is not read from a file.
     """
     file = read_gguf(source)
+    config = _own_configuration(file) if original is None else configuration_of(original)
     tokenizer: Any = None
     ends: list[int] = []  # none: those that Transformers reads from the file
     if original is not None:
         theirs = load_tokenizer(original)
-        check_vocabulary(file, theirs, _configuration(original).get_text_config().vocab_size, original)
+        check_vocabulary(file, theirs, config.get_text_config().vocab_size, original)
         ends = ends_of_text(original)
     elif is_default_model(file):
         tokenizer = _tokenizer_by_transformers(file)
     else:
         tokenizer, ends = own_tokenizer(file), own_ends(file)
-        _check_stored(tokenizer, file)
-    dequantise_gguf_weights(source, target, dtype)
+        _check_stored(tokenizer, file, config)
+    dequantise_gguf_weights(source, target, dtype, config)
+    _check_biases(file, read_checkpoint(target))
     if original is None:
         tokenizer.save_pretrained(target)
     else:
@@ -432,12 +436,65 @@ def dequantise_gguf(source: Path, target: Path, dtype: torch.dtype, original: Pa
         write_json(target / "generation_config.json", {**settings, "eos_token_id": ends})
 
 
-def _check_stored(tokenizer: Any, file: GGUFFile) -> None:
-    """Check that a checkpoint of the file's model would have this tokenizer, as `check_read_back` does."""
-    from transformers import AutoConfig, AutoTokenizer
+def _own_configuration(file: GGUFFile) -> Any:
+    """Return the configuration that a GGUF file's header describes, with the frequencies of positions of its own.
+
+    Transformers reads no scaling of positions. Llama 3's, factors of the frequencies, is LongRoPE with the same factors
+    for short and long texts and none for the attention.
+
+    Raises:
+        ValueError: positions are scaled in another way, or turn another part of each head than Transformers reads.
+    """
+    from transformers import AutoConfig
 
     with _alone(file.path) as folder:
-        AutoConfig.from_pretrained(folder, gguf_file=file.path.name).save_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, gguf_file=file.path.name)
+    advice = (
+        "so its decoded weights would not compute what llama.cpp computes; give it the model that it was made from as "
+        "its original (in safetensors), whose configuration is then taken"
+    )
+    other = sorted(name for name in file.tensors if name.startswith("rope_factors"))
+    if other or file.rope_scaling not in (None, "none"):
+        how = file.rope_scaling or ", ".join(other)
+        raise ValueError(f"{file.path} scales positions ({how}) in a way that is not read from a GGUF file, {advice}")
+    width = file.sizes.get("attention.key_length") or config.hidden_size // config.num_attention_heads
+    rope = getattr(config, "rope_parameters", None) or {}
+    share = rope.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None) or 1.0
+    turned = file.sizes.get("rope.dimension_count")
+    if rope and turned is not None and turned != int(width * share):
+        raise ValueError(
+            f"{file.path} turns {turned} features of each head with the position, where Transformers reads "
+            f"{int(width * share)} of {width} from it, {advice}"
+        )
+    factors = file.frequency_factors()
+    if factors is not None:
+        scaled = {"rope_type": "longrope", "short_factor": factors, "long_factor": factors, "factor": 1.0}
+        length = config.max_position_embeddings
+        config.rope_parameters = {**rope, **scaled, "original_max_position_embeddings": length}
+    return config
+
+
+def _check_biases(file: GGUFFile, decoded: Checkpoint) -> None:
+    """Check that no bias of a matrix of the blocks was lost: Transformers leaves out what its configuration has not."""
+    for module in decoded.block_matrices():
+        try:
+            bias = file.tensor_of(module).name.removesuffix("weight") + "bias"
+        except ValueError:  # llama.cpp splits or joins this matrix
+            continue
+        if bias in file.tensors and f"{module}.bias" not in decoded.tensors:
+            raise ValueError(
+                f"{file.path} holds {bias}, the bias of {module}, which Transformers does not read from a GGUF file of "
+                f"the architecture {file.architecture}; give it the model that it was made from as its original (in "
+                "safetensors)"
+            )
+
+
+def _check_stored(tokenizer: Any, file: GGUFFile, config: Any) -> None:
+    """Check that a checkpoint of the file's model would have this tokenizer, as `check_read_back` does."""
+    from transformers import AutoTokenizer
+
+    with _alone(file.path) as folder:
+        config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         check_read_back(AutoTokenizer.from_pretrained(folder), tokenizer, file)
 
@@ -463,13 +520,15 @@ def _alone(file: Path) -> Iterator[str]:
         yield folder
 
 
-def dequantise_gguf_weights(source: Path, target: Path, dtype: torch.dtype) -> None:
+def dequantise_gguf_weights(source: Path, target: Path, dtype: torch.dtype, config: Any = None) -> None:
     """Write the weights of a GGUF file as a dense checkpoint without a tokenizer.
 
     Args:
         source: the file.
         target: an existing folder without a checkpoint.
         dtype: of the dense weights.
+        config: how the model computes; None is what Transformers reads from the file, which is not all of it, so that
+            only the weights may then be used.
 
     Raises:
         ValueError: it cannot be read.
@@ -481,6 +540,7 @@ def dequantise_gguf_weights(source: Path, target: Path, dtype: torch.dtype) -> N
             loading: Any = transformers.AutoModelForCausalLM.from_pretrained(
                 folder,
                 gguf_file=source.name,
+                config=config,
                 dtype=dtype,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
@@ -504,7 +564,7 @@ def load_structure(checkpoint: Path) -> Any:
     """
     import transformers
 
-    config = _configuration(checkpoint)
+    config = configuration_of(checkpoint)
     try:
         with torch.device("meta"):
             model = transformers.AutoModelForCausalLM.from_config(

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from aird.settings.checkpoint_formats import gptq_layout
+
 # By `quant_method`: what `aird.models.matrices.stored_format` calls the stored tensors.
 FOREIGN = {"gptq": "gptq", "awq": "awq", "fp8": "fp8-block"}
 _DYNAMIC = {"dynamic": True, "symmetric": True}
@@ -153,7 +155,7 @@ def _gptq(
     columns, rows = 32 * words.shape[0] // bits, words.shape[1]
     integers = unpack_from_int32(words.T.contiguous(), bits, torch.Size((rows, columns)))
     zeros = unpack_from_int32(stored["qzeros"], bits, torch.Size(scales.shape)).T.contiguous()
-    if config.get("checkpoint_format", "gptq") == "gptq":
+    if gptq_layout(config) == "gptq":
         # Stored less one. The greatest stored value means one beyond the range to some programs, 0 to others.
         if bool((zeros == 2 ** (bits - 1) - 1).any()):
             raise ValueError(

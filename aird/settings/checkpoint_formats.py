@@ -160,8 +160,13 @@ def _compressed_tensors(quantisation: Mapping[str, Any]) -> str | None:
     return None
 
 
+def gptq_layout(quantisation: Mapping[str, Any]) -> str:
+    """Return how a GPTQ checkpoint is packed: "gptq", zero points less one, or "gptq_v2"; by either of its two keys."""
+    return quantisation.get("checkpoint_format") or quantisation.get("format") or "gptq"
+
+
 def _gptq(quantisation: Mapping[str, Any]) -> str | None:
-    bits, layout = quantisation.get("bits"), quantisation.get("checkpoint_format") or "gptq"
+    bits, layout = quantisation.get("bits"), gptq_layout(quantisation)
     if bits not in (2, 3, 4, 8):
         return f"is GPTQ with {bits} bits, which is not read; take one with 2, 3, 4 or 8"
     if layout not in ("gptq", "gptq_v2"):

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy
 import pytest
 import ready_made
 import torch
@@ -17,12 +19,13 @@ from ready_made import block_matrices
 from safetensors.torch import load_file, save_file
 from thinking_templates import QWEN
 from tiny_model import build_tiny_model, changed_tensors, configured, logits_of, new
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from aird.compression.given import import_given
 from aird.compression.patchable import check_patchable
 from aird.inference.generation import stop_tokens
-from aird.models.loading import load_model, load_tokenizer, read_chat, write_chat
+from aird.models.loading import dequantise_gguf, load_model, load_tokenizer, read_chat, write_chat
 from aird.models.matrices import dense_matrix
 from aird.settings.models import Chat
 from aird.support.files import hash_folder, read_json, sha256_of, write_json
@@ -80,6 +83,17 @@ def test_what_is_repacked_or_dequantised(name: str, original: Path, tmp_path: Pa
     assert record["patchable"] and record["rescaled"] == record["changed_norms"] == []
     assert record["tokenizer"] == "equal to the original's"
     check_served(tmp_path / "imported", original, wanted, dtype, rounding=2**-7 if name == "fp8" else 0)
+
+
+@pytest.mark.parametrize("version", ["gptq", "gptq_v2"])
+def test_the_version_of_gptqs_format_stands_under_either_key(version: str, original: Path, tmp_path: Path) -> None:
+    """Version 1 stores zero points less one, version 2 as they are."""
+    ready_made.gptq(original, tmp_path / "given", 8, 64, False, version)
+    config = read_json(tmp_path / "given/config.json")
+    keys = {"checkpoint_format": None, "format": None if version == "gptq" else version}
+    quantisation = config["quantization_config"] | keys
+    write_json(tmp_path / "given/config.json", config | {"quantization_config": quantisation})
+    assert import_given(tmp_path / "given", original, tmp_path / "imported")["total"]["relative_error"] < 0.01
 
 
 def test_an_adapter_on_a_repacked_checkpoint(original: Path, tmp_path: Path) -> None:
@@ -167,6 +181,60 @@ def test_a_gguf_file_is_dequantised(types: list[str], original: Path, tmp_path: 
     for module, matrix in held.items():
         assert torch.equal(dense_matrix(tmp_path / "imported", module), matrix.to(torch.bfloat16)), module
     check_served(tmp_path / "imported", original, held, torch.bfloat16)
+
+
+LLAMA_3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
+def test_positions_are_scaled_as_in_the_model_that_a_gguf_file_was_made_from(original: Path, tmp_path: Path) -> None:
+    """Llama 3 stretches them; the file holds the factors of the frequencies, which Transformers does not read."""
+    model = configured(Path(shutil.copytree(original, tmp_path / "model")), rope_parameters=LLAMA_3)
+    config = AutoConfig.from_pretrained(model)
+    stretched, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    plain = 1 / 10000.0 ** (torch.arange(0, config.head_dim, 2) / config.head_dim)
+    factors = (plain / stretched).float().numpy()
+    assert factors.max() > 7
+    path = tmp_path / "model.gguf"
+    ready_made.gguf_file(model, path, ["F32"], also=lambda writer: writer.add_tensor("rope_freqs.weight", factors))
+    import_given(path, model, tmp_path / "imported")
+    assert AutoConfig.from_pretrained(tmp_path / "imported").rope_parameters == config.rope_parameters
+    dequantise_gguf(path, new(tmp_path / "alone"), torch.float32)
+    prompt = torch.randint(3, config.vocab_size, (1, 200), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, unscaled, *found = (
+            load_model(folder, dtype=torch.float32)(input_ids=prompt).logits
+            for folder in (model, original, tmp_path / "imported", tmp_path / "alone")
+        )
+    assert (unscaled - expected).abs().max() > 0.1
+    for logits in found:
+        torch.testing.assert_close(logits, expected, atol=2e-3, rtol=0)
+
+
+def test_a_gguf_file_alone_that_says_what_is_not_read(original: Path, tmp_path: Path) -> None:
+    """Given its original, the same file is read by that one's configuration."""
+
+    def refusal(name: str, **more: Any) -> str:
+        path = tmp_path / f"{name}.gguf"
+        ready_made.gguf_file(original, path, ["F16"], **more)
+        with pytest.raises(ValueError) as error:
+            dequantise_gguf(path, new(tmp_path / name), torch.float32)
+        assert "the model that it was made from as its original" in str(error.value)
+        return str(error.value)
+
+    bias = numpy.ones(128, dtype=numpy.float32)
+    scaling = gguf.RopeScalingType.YARN
+    assert "scales positions (yarn)" in refusal("yarn", also=lambda writer: writer.add_rope_scaling_type(scaling))
+    assert "turns 8 features of each head" in refusal("turned", turned=8)
+    lost = refusal("bias", also=lambda writer: writer.add_tensor("blk.1.ffn_down.bias", bias))
+    assert "holds blk.1.ffn_down.bias, the bias of model.layers.1.mlp.down_proj" in lost
+    import_given(tmp_path / "yarn.gguf", original, tmp_path / "imported")
 
 
 def super_block(kind: str, block: bytes) -> list[float]:
