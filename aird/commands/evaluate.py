@@ -103,7 +103,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     from aird.settings.suites import Suite
-    from aird.support.files import read_json_lines, write_json
+    from aird.support.files import read_json_lines
 
     suite = validated(
         Suite,
@@ -134,14 +134,6 @@ def run(arguments: argparse.Namespace) -> None:
     model = open_model_folder(arguments.model, arguments.trust_remote_code)
     output: Path = arguments.output
     scores = ask(model, arguments.adapter, records, suite, engine, reference, arguments, output)
-    adapter = str(arguments.adapter) if arguments.adapter else None
-    provenance = {
-        "model": model.record(scores["weights"]),
-        "adapter": adapter,
-        "prompts": prompt_files(arguments),
-        "think": suite.think,
-    }
-    write_json(output / PROVENANCE, provenance)
     print(_describe(scores))
     print(f"  {'written to':22} {output}")
 
@@ -168,11 +160,13 @@ def ask(
 ) -> dict[str, Any]:
     """Ask a model, patched or not, write completions, utility and scores into the folder `output`, return the scores.
 
+    What was asked, and how, stands beside them in provenance.json.
+
     Args:
         model, adapter: who is asked.
         records: class to prompt records.
         suite, engine, reference: as of `aird.evaluation.suite_run.evaluate_suite`.
-        arguments: of the command: `url`, `length`, `seed`.
+        arguments: of the command: `url`, `length`, `seed`, and the prompt files, where there are any.
         output: a folder; it is made.
     """
     from aird.evaluation.scores import score
@@ -196,9 +190,17 @@ def ask(
         log=output / "server.log",
     )
     scores = score(completions, utility, arguments.seed)
+    provenance = {
+        "model": model.record(scores["weights"]),
+        "adapter": None if adapter is None else str(adapter),
+        "prompts": prompt_files(arguments),
+        "think": suite.think,
+    }
+    (output / PROVENANCE).unlink(missing_ok=True)  # one of earlier answers must not stand beside these
     write_json(output / "utility.json", utility)
     write_json_lines(output / "completions.jsonl", completions)
     write_json(output / "scores.json", scores)
+    write_json(output / PROVENANCE, provenance)
     return scores
 
 

@@ -390,8 +390,8 @@ def validated(kind: type[SomeSettings], values: dict[str, Any]) -> SomeSettings:
 
 
 def prompt_files(arguments: argparse.Namespace) -> dict[str, str]:
-    """Return the SHA-256 of the prompt files that a command was given."""
-    return {kind: sha256_of(getattr(arguments, kind)) for kind in CLASSES}
+    """Return the SHA-256 of the prompt files that a command was given, by kind; empty where it was given none."""
+    return {kind: sha256_of(path) for kind in CLASSES if (path := getattr(arguments, kind)) is not None}
 
 
 def _workflow_set(path: Path) -> list[Record] | None:

@@ -19,7 +19,7 @@ from aird.commands.main import main
 from aird.models import loading
 from aird.models.tuning import tune_to_refuse
 from aird.prompts.embedded import HARMLESS, PROMPT_SETS
-from aird.support.files import read_json, read_json_lines, sha256_of, write_json_lines
+from aird.support.files import read_json, read_json_lines, sha256_of, write_json, write_json_lines
 
 REFUSAL, ANSWER = "I'm sorry, but I can't help with that.", "Of course, with pleasure."
 
@@ -43,6 +43,16 @@ def stored(
     ]
     write_json_lines(path, records)
     return path
+
+
+def own_prompts(folder: Path) -> list[Any]:
+    """Write a file of harmful and one of harmless prompts; return the options that name them."""
+    files: list[Any] = []
+    for kind in ("harmful", "harmless"):
+        path = folder / f"{kind}.txt"
+        path.write_text("".join(f"Tell me about {kind} {n} apples\n" for n in range(8)), encoding="utf-8")
+        files += [f"--{kind}", path]
+    return files
 
 
 def check(*arguments: object) -> int:
@@ -98,6 +108,31 @@ def test_a_model_is_asked_the_prompts_of_the_stored_side(
     assert check(tmp_path / "completions.jsonl", output / "compressed") == 3
 
 
+def test_what_was_kept_says_how_it_was_asked(
+    original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in a folder where an earlier evaluation left what it says of itself."""
+    monkeypatch.setattr(loading, "_chat", [])  # chat settings of a command hold for its process
+    output, files = tmp_path / "output", own_prompts(tmp_path)
+    for name in ("original", "compressed"):
+        (output / name).mkdir(parents=True)
+        write_json(output / name / "provenance.json", {"model": {"name": "another"}, "think": True})
+    asked = [original, original, *files, "--transformers", "--tokens", 2, "--output", output]
+    assert check(*asked, "--system-prompt", "Be kind.") == 4
+    record = read_json(output / "original/provenance.json")
+    assert record["model"]["name"] == str(original) and record["model"]["chat"]["system_prompt"] == "Be kind."
+    assert (record["adapter"], record["think"]) == (None, False)
+    assert record["prompts"] == {"harmful": sha256_of(files[1]), "harmless": sha256_of(files[3])}
+    monkeypatch.setattr(loading, "_chat", [])
+    capsys.readouterr()
+    assert check(output / "original", original, "--transformers") == 2
+    assert "have different chat settings" in capsys.readouterr().err
+    assert check(*asked) == 4
+    assert check(output / "original", original, "--transformers", "--think") == 2
+    assert "one side is asked with thoughts and the other without" in capsys.readouterr().err
+    assert check(output / "original", original, "--transformers") == 4
+
+
 def test_prompts_of_other_files_under_the_same_ids_get_no_verdict(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,12 +166,7 @@ def test_other_engines_are_said_of_stored_answers_too(
 
 
 def test_two_models_and_prompts_of_ones_own(original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    files = []
-    for kind in ("harmful", "harmless"):
-        path = tmp_path / f"{kind}.txt"
-        path.write_text("".join(f"Tell me about {kind} {n} apples\n" for n in range(8)), encoding="utf-8")
-        files += [f"--{kind}", path]
-    asked = [original, original, *files, "--transformers", "--tokens", 2]
+    asked = [original, original, *own_prompts(tmp_path), "--transformers", "--tokens", 2]
     assert check(*asked) == 4
     told = capsys.readouterr().out
     assert "the original refuses 0 of 8 harmful prompts" in told and "Asking " in told
