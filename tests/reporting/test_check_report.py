@@ -30,6 +30,7 @@ def verdict(refused_after: int, over_refusal_after: int = 5, total: int = 100, b
         (verdict(95, 60), ["harmless"], []),
         (verdict(4, before=5), [], ["harmful"]),
         (verdict(0, 60, before=0), ["harmless"], ["harmful"]),
+        (verdict(0, total=200, before=9), [], ["harmful"]),
         (verdict(18, 5, total=20, before=19), [], ["harmful", "harmless"]),
     ],
 )
