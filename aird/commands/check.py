@@ -167,6 +167,11 @@ def _checked(arguments: argparse.Namespace) -> Told:
     Raises:
         ValueError: an option that does not fit the others, or a model that cannot be.
     """
+    if arguments.patch is not None and arguments.repair is not None:
+        raise ValueError(
+            "--patch and --repair: a repair is made for the compressed model as it is, without the patch; leave out "
+            "one of the two"
+        )
     check_adapter("--patch", arguments.patch)
     check_engine_arguments(arguments, [arguments.original, arguments.compressed])
     _check_url(arguments)

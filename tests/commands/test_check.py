@@ -284,6 +284,7 @@ BROKEN = {
         (["--demo", "a", "b"], "--demo takes no model"),
         (["a", "b", "--margin", "0"], "--margin: 0 is no margin"),
         (["{stored}", "{stored}", "--patch", "adapter"], "--patch: adapter holds no adapter_config.json"),
+        (["no/model", "no/other", "--patch", "a", "--repair", "b"], "--patch and --repair: a repair is made for"),
         (["{stored}", "{stored}", "--repair", "adapter"], "need the compressed model itself"),
         (["{stored}", "{stored}", "--harmful", "x.txt", "--harmless", "y.txt"], "name one of them"),
         (["{stored}", "{stored}", "--tokens", "9"], "the stored answers have up to 4 tokens"),
