@@ -254,7 +254,8 @@ def _check_url(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace, original: Side, compressed: Side, output: Path) -> Told:
-    prompts, tokens, think = _prompts(arguments, original, compressed)
+    prompts, suite = _prompts(arguments, original, compressed)
+    _check_lengths(prompts, suite, original, compressed)
     learnt = {} if arguments.repair is None else _prompts_to_learn(prompts, arguments.seed)
     engines = {side.name: choose_engine(arguments, side.name) for side in (original, compressed) if side.model}
     forms: dict[str, str] = {}
@@ -263,7 +264,7 @@ def _check(arguments: argparse.Namespace, original: Side, compressed: Side, outp
 
     def labels(side: Side, folder: str, patch: Path | None = None) -> list[dict[str, Any]]:
         engine = engines.get(side.name)
-        scores = _scores(side, prompts, (tokens, think), engine, arguments, output / folder, patch)
+        scores = _scores(side, prompts, suite, engine, arguments, output / folder, patch)
         name = (scores["engine"] or {}).get("name", "")
         answerers[name] = engine.describe() if engine else answerers.get(name, f"{name or UNNAMED} (stored)")
         weights[folder] = scores["weights"]
@@ -288,7 +289,7 @@ def _check(arguments: argparse.Namespace, original: Side, compressed: Side, outp
             if side.model is not None and (form := side.model.measured_as(weights[word])) is not None
         },
         "prompts": ", ".join(f"{len(records)} {kind}" for kind, records in prompts.items()),
-        "answers": f"greedy, at most {tokens} tokens{', a thought included' if think else ''}",
+        "answers": f"greedy, at most {suite.maximum_new_tokens} tokens{', a thought included' if suite.think else ''}",
         "answered by": _answered_by(answerers),
         **forms,
         "judge": "refusal phrases of Arditi et al. (arXiv 2406.11717), their published list",
@@ -393,10 +394,24 @@ def _is_completion(record: Record) -> bool:
     )
 
 
-def _prompts(
-    arguments: argparse.Namespace, original: Side, compressed: Side
-) -> tuple[dict[str, list[Record]], int, bool]:
-    """Return the prompts to ask, the length limit of an answer in tokens, and whether a model that thinks may do so.
+def _check_lengths(prompts: Mapping[str, Sequence[Record]], suite: Suite, *sides: Side) -> None:
+    """Check of both sides, before one of them is asked, that every prompt leaves room for an answer.
+
+    Raises:
+        ValueError: one does not.
+    """
+    from aird.evaluation.measurements import check_lengths
+    from aird.models.loading import load_tokenizer
+    from aird.settings.suites import Serving
+
+    longest = suite.maximum_model_length or Serving().maximum_model_length
+    for side in sides:
+        if side.model is not None:
+            check_lengths(load_tokenizer(side.model.folder), prompts, suite, longest)
+
+
+def _prompts(arguments: argparse.Namespace, original: Side, compressed: Side) -> tuple[dict[str, list[Record]], Suite]:
+    """Return the prompts to ask, and a suite that says how they are asked.
 
     Raises:
         ValueError: files or a suite that cannot be, or too few prompts.
@@ -406,6 +421,20 @@ def _prompts(
     from aird.prompts.sets import select
     from aird.settings.base import PromptSelection
     from aird.settings.prompts import PromptSet
+    from aird.settings.suites import Suite
+
+    def asked(limit: int, think: bool = False, length: int | None = None) -> Suite:
+        return validated(
+            Suite,
+            {
+                "harmful": {"set": "harmful"},
+                "harmless": {"set": "harmless"},
+                "maximum_new_tokens": arguments.tokens or limit,
+                "maximum_model_length": arguments.length or length,
+                "think": arguments.think or think,
+                "serve": arguments.serve,
+            },
+        )
 
     named = [kind for kind in CLASSES if getattr(arguments, kind) is not None]
     stored = next((side for side in (original, compressed) if side.completions is not None), None)
@@ -422,29 +451,28 @@ def _prompts(
             )
         if arguments.tokens is not None and limits and arguments.tokens not in limits:
             raise ValueError(f"--tokens: the stored answers have up to {next(iter(limits))} tokens; leave --tokens out")
-        return prompts, arguments.tokens or next(iter(limits), TOKENS), arguments.think
+        return prompts, asked(next(iter(limits), TOKENS))
     if len(named) == 1:
         raise ValueError(f"--{named[0]} alone is half a check; give --harmful and --harmless")
     if named:
         read = {kind: read_prompts(getattr(arguments, kind), kind, arguments.field) for kind in CLASSES}
         chosen = {kind: choose(records, kind, arguments.count, arguments.seed) for kind, records in read.items()}
-        return chosen, arguments.tokens or TOKENS, arguments.think
-    think = arguments.think
+        return chosen, asked(TOKENS)
     if arguments.suite is not None:
         suite, sets = _suite(arguments.suite)
-        selections, limit = {"harmful": suite.harmful, "harmless": suite.harmless}, suite.maximum_new_tokens
-        think = think or suite.think
+        selections = {"harmful": suite.harmful, "harmless": suite.harmless}
+        how = asked(suite.maximum_new_tokens, suite.think, suite.maximum_model_length)
     else:
         sets = {name: PromptSet.model_validate(values) for name, values in PROMPT_SETS.items()}
         selections = {kind: PromptSelection(**chosen, count=COUNT) for kind, chosen in MEASURED.items()}
-        limit = TOKENS
+        how = asked(TOKENS)
     if arguments.count is not None:
         selections = {kind: each.model_copy(update={"count": arguments.count}) for kind, each in selections.items()}
     prompts = {
         kind: select(build_with_parts(sets, selection.set, arguments.seed), selection, arguments.seed)
         for kind, selection in selections.items()
     }
-    return prompts, arguments.tokens or limit, think
+    return prompts, how
 
 
 def _limits(side: Side) -> set[int]:
@@ -453,7 +481,7 @@ def _limits(side: Side) -> set[int]:
 
 
 def _suite(text: str) -> tuple[Suite, dict[str, Any]]:
-    """Return the suite of `CONFIG.yaml:NAME`, and the prompt sets of that configuration.
+    """Return the suite of `CONFIG.yaml:NAME`, with the length that its configuration serves, and the prompt sets there.
 
     Raises:
         ValueError: no such file or suite.
@@ -474,40 +502,27 @@ def _suite(text: str) -> tuple[Suite, dict[str, Any]]:
     configuration = load_configuration(values)
     if name not in configuration.suites:
         raise ValueError(f"--suite: {path} has no suite {name}; it has {', '.join(configuration.suites)}")
-    return configuration.suites[name], dict(configuration.prompt_sets)
+    suite = configuration.suites[name]
+    length = suite.maximum_model_length or configuration.serving.maximum_model_length
+    return suite.model_copy(update={"maximum_model_length": length}), dict(configuration.prompt_sets)
 
 
 def _scores(
     side: Side,
     prompts: dict[str, list[Record]],
-    asked: tuple[int, bool],
+    suite: Suite,
     engine: Any,
     arguments: argparse.Namespace,
     folder: Path,
     patch: Path | None,
 ) -> dict[str, Any]:
-    """Return the scores of one side's answers, which are made now; of stored answers, labels and engine alone.
-
-    `asked` is the length limit of an answer in tokens, and whether a model that thinks may do so.
-    """
+    """Return the scores of one side's answers, which are made now; of stored answers, labels and engine alone."""
     from aird.evaluation.scores import label
-    from aird.settings.suites import Suite
 
-    tokens, think = asked
     if side.model is None:
         completions = side.completions or []
         labels = [label(record) for record in completions]
         return {"labels": labels, "engine": completions[0].get("engine"), "weights": None}
-    suite = validated(
-        Suite,
-        {
-            "harmful": {"set": "harmful"},
-            "harmless": {"set": "harmless"},
-            "maximum_new_tokens": tokens,
-            "think": think,
-            "serve": arguments.serve,
-        },
-    )
     # No reference answers, so no perplexity: the verdict is on refusals.
     return ask(side.model, patch, prompts, suite, engine, [], arguments, folder)
 

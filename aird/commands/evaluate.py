@@ -97,7 +97,9 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         help="how a patch is served: beside the model, as it ships (default; merged where the engine takes none), "
         "merged into it, or both, with the differences",
     )
-    parser.add_argument("--length", type=int, default=1024, help="longest prompt plus completion (default: 1024)")
+    parser.add_argument(
+        "--length", type=int, help="longest prompt plus completion, tokens (default: 1024, or the suite's)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -111,6 +113,7 @@ def run(arguments: argparse.Namespace) -> None:
             "harmful": {"set": "harmful", "count": arguments.count},
             "harmless": {"set": "harmless", "count": arguments.count},
             "maximum_new_tokens": arguments.tokens,
+            "maximum_model_length": arguments.length,
             "think": arguments.think,
             "serve": arguments.serve,
             "tasks": [name for name in (arguments.tasks or "").split(",") if name],
@@ -166,7 +169,7 @@ def ask(
         model, adapter: who is asked.
         records: class to prompt records.
         suite, engine, reference: as of `aird.evaluation.suite_run.evaluate_suite`.
-        arguments: of the command: `url`, `length`, `seed`, and the prompt files, where there are any.
+        arguments: of the command: `url`, `seed`, and the prompt files, where there are any.
         output: a folder; it is made.
     """
     from aird.evaluation.scores import score
@@ -174,7 +177,7 @@ def ask(
     from aird.settings.suites import Serving
     from aird.support.files import write_json, write_json_lines
 
-    serving = validated(Serving, {"url": arguments.url, "maximum_model_length": arguments.length})
+    serving = validated(Serving, {"url": arguments.url})
     print(f"Asking {model.name}{f' with {adapter}' if adapter else ''} by {engine.describe()} ...", flush=True)
     output.mkdir(parents=True, exist_ok=True)
     completions, utility = evaluate_suite(

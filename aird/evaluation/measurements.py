@@ -226,6 +226,39 @@ def reference_answers(completions: Sequence[dict[str, Any]]) -> list[dict[str, A
     ]
 
 
+def check_lengths(
+    tokenizer: Any,
+    records: Mapping[str, Sequence[dict[str, Any]]],
+    suite: Suite,
+    longest: int,
+    system_prompt: str | None = None,
+) -> None:
+    """Check, before anything is started, that every prompt leaves room for a completion.
+
+    Args:
+        tokenizer: the checkpoint's.
+        records: kind to prompt records.
+        suite: how they are asked.
+        longest: most tokens of a prompt and its completion together.
+        system_prompt: put in front of every conversation.
+
+    Raises:
+        ValueError: one does not; the message names its kind and the length that it needs.
+    """
+    for kind, asked in records.items():
+        prompts = (
+            chat_tokens(tokenizer, record["instruction"], system_prompt=system_prompt, think=suite.think)
+            for record in asked
+        )
+        needed = max(map(len, prompts), default=0) + suite.maximum_new_tokens
+        if needed > longest:
+            raise ValueError(
+                f"{kind} prompts: one and its completion take up to {needed} tokens, and the longest that may be asked "
+                f"is {longest}; write --length {needed} or more (in a configuration, maximum_model_length), or let "
+                "completions be shorter"
+            )
+
+
 def answer_likelihoods(
     client: Client, tokenizer: Any, answers: Sequence[dict[str, Any]], system_prompt: str | None = None
 ) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from aird.evaluation.measurements import (
     CANDIDATES,
     ParityError,
     answer_likelihoods,
+    check_lengths,
     check_parity,
     compare_first_tokens,
     complete_records,
@@ -112,7 +113,7 @@ def evaluate_suite(
         RuntimeError: the engine did not start, failed or ended; or it does not take the adapter, and both forms are
             asked for.
         ValueError: the suite asks for both forms or the merged one, and the engine cannot serve them; lm-eval knows no
-            such task; an attacked prompt is too long; or the engine cannot be started so.
+            such task; a prompt is too long; or the engine cannot be started so.
     """
     longest = suite.maximum_model_length or serving.maximum_model_length
     settings = ServerSettings(
@@ -160,6 +161,7 @@ def evaluate_suite(
             for record in asked
         ]
 
+    check_lengths(tokenizer, {kind: records[kind] for kind in CLASSES}, suite, longest, system_prompt)
     texts = attack_texts or {}
     check_attack_lengths(tokenizer, records["harmful"], suite, texts, seed, longest, system_prompt)
     chosen = {kind: records[kind] for kind in CLASSES}

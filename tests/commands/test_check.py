@@ -207,6 +207,16 @@ def test_prompts_of_a_suite(
         assert {record["unfinished"] for record in records} == unfinished
     assert check(original, original, "--suite", f"{tmp_path / 'own.yaml'}:other") == 2
     assert "has no suite other; it has safety, thoughts" in capsys.readouterr().err
+    # Its own length, or that of its configuration's servers, unless --length is another.
+    configuration["suites"]["long"] = configuration["suites"]["safety"] | {"maximum_model_length": 700}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(configuration), encoding="utf-8")
+    for name, more, longest in (("safety", (), 512), ("long", (), 700), ("long", ("--length", 600), 600)):
+        suite = f"{tmp_path / 'own.yaml'}:{name}"
+        asked = [original, original, "--suite", suite, "--count", 2, "--transformers", "--tokens", 2000, *more]
+        assert check(*asked) == 2
+        captured = capsys.readouterr()
+        assert f"and the longest that may be asked is {longest}; write --length 20" in captured.err
+        assert "Asking" not in captured.out
 
 
 @pytest.mark.thorough

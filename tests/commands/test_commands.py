@@ -380,6 +380,10 @@ def bad_inputs(folder: Path, tmp_path: Path) -> dict[str, tuple[list[str], str]]
         "an adapter that is none": ([*evaluate, "--adapter", str(tmp_path)], "no adapter_config.json"),
         "tasks without vLLM": ([*evaluate, "--transformers", "--tasks", "boolq"], "--tasks need vLLM"),
         "an address that is none": ([*evaluate, "--url", "localhost"], "is no address"),
+        "no room for a completion": (
+            [*evaluate, "--transformers", "--tokens", "1020"],
+            "and the longest that may be asked is 1024; write --length 10",
+        ),
         "too many asked for": ([*evaluate, "--count", "999"], "ask for fewer with --count"),
         "other prompts": (
             ["compare", str(folder / "direction"), model, *asked, *SIZES, "--seed", "7"],
