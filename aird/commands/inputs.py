@@ -24,7 +24,7 @@ from aird.settings.models import Chat
 from aird.settings.prompt_files import read_instructions
 from aird.settings.prompts import PromptSet
 from aird.settings.sources import FileSource, HubName, read_hub_name
-from aird.settings.suites import DENSE_COPY, GGUF_FILE
+from aird.settings.suites import AS_STORED, DENSE_COPY, GGUF_FILE
 from aird.support.checkpoint_patterns import is_mistrals
 from aird.support.files import read_json, read_json_lines, sha256_of
 
@@ -56,6 +56,7 @@ COPY_IN_WORDS = (
     "a dense copy of its quantised weights, which the engine cannot read here; activations that the format rounds, as "
     "LLM.int8 does, are not rounded"
 )
+SERVER_IN_WORDS = "what the running server has loaded, in a form that only the server knows"
 GGUF_IN_WORDS = "a dense copy of its decoded weights; this says nothing about llama.cpp's own arithmetic"
 _scratch: list[tempfile.TemporaryDirectory[str]] = []  # what is decoded lives as long as the process
 
@@ -85,12 +86,15 @@ class ModelFolder:
         """What an adapter names as the model that it is for."""
         return self.name if self.commit else str(self.source.absolute())
 
-    def measured_as(self, weights: str | None = None) -> str | None:
+    def measured_as(self, weights: str | None = AS_STORED) -> str | None:
         """Return the form in which an engine got it, in words; None where that is what was given.
 
         Args:
-            weights: what the engine computed with, as `evaluate_suite` records it; None without an engine.
+            weights: what the engine computed with, as `evaluate_suite` records it: None of a running server. Without
+                an engine it is what was read here.
         """
+        if weights is None:
+            return SERVER_IN_WORDS
         if self.source.is_file():
             return None if weights == GGUF_FILE else GGUF_IN_WORDS
         form = FORM_IN_WORDS.get(self.form)
@@ -98,7 +102,7 @@ class ModelFolder:
             return form
         return COPY_IN_WORDS if form is None else f"{form}; then {COPY_IN_WORDS}"
 
-    def record(self, weights: str | None = None) -> dict[str, Any]:
+    def record(self, weights: str | None = AS_STORED) -> dict[str, Any]:
         """Return what a result says about its model, and about what an engine, if one answered, measured of it."""
         chat = {} if self.chat is None else {"chat": self.chat.model_dump()}
         measured_as = self.measured_as(weights)

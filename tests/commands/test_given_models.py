@@ -24,9 +24,10 @@ from tiny_model import build_tiny_model, changed_tensors, configured, with_mistr
 from wrappers import write_wrapper
 
 from aird.commands.evaluate import served_by_llama_cpp
-from aird.commands.inputs import COPY_IN_WORDS, open_model_folder
+from aird.commands.inputs import COPY_IN_WORDS, SERVER_IN_WORDS, open_model_folder
 from aird.commands.main import main
 from aird.compression.registry import compress
+from aird.evaluation.engines.address import Address
 from aird.models.gguf_file import served_gguf
 from aird.models.loading import load_tokenizer
 from aird.models.matrices import dense_matrix
@@ -153,6 +154,14 @@ def test_a_dense_copy_for_the_engine_is_said(folder: Path) -> None:
     assert plain.measured_as("dense copy") == COPY_IN_WORDS and "LLM.int8 does, are not rounded" in COPY_IN_WORDS
     said = repacked.record("dense copy")["measured_as"]
     assert said.startswith("the same integers and scales, repacked") and said.endswith(f"; then {COPY_IN_WORDS}")
+
+
+def test_of_a_running_server_no_form_is_claimed(folder: Path) -> None:
+    """It may serve the GGUF file itself, or what was repacked, or something else."""
+    for name in ("model", "gptq", "q8.gguf"):
+        model = open_model_folder(str(folder / name), False)
+        assert model.measured_as(Address.weights) == SERVER_IN_WORDS == model.record(Address.weights)["measured_as"]
+    assert "dense copy of its decoded weights" in model.record()["measured_as"]  # what a direction is found in
 
 
 def test_a_check_of_a_gguf_file_says_what_it_measures(folder: Path, tmp_path: Path) -> None:
