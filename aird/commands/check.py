@@ -44,6 +44,7 @@ from aird.evaluation.regression import (
     judge_change,
 )
 from aird.prompts.sets import CLASSES, Record, select
+from aird.settings.models import Chat
 
 if TYPE_CHECKING:
     from aird.settings.suites import Suite
@@ -108,6 +109,23 @@ class Side:
     model: ModelFolder | None
     completions: list[Record] | None
     provenance: dict[str, Any] | None = None
+
+    @property
+    def chat(self) -> Chat | None:
+        """Its chat settings; None of stored completions that do not say them, and where there are none."""
+        if self.model is not None:
+            return self.model.chat
+        return None if self.provenance is None else recorded_chat(self.provenance)
+
+    def measured_as(self, weights: str | None) -> str | None:
+        """Return in which form it was measured, in words; None where that is what was given, or is not known.
+
+        Args:
+            weights: what the engine of a model that was asked computed with.
+        """
+        if self.model is not None:
+            return self.model.measured_as(weights)
+        return (self.provenance or {}).get("model", {}).get("measured_as")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -198,12 +216,10 @@ def _check_addressed(arguments: argparse.Namespace, *sides: Side) -> None:
     Raises:
         ValueError: other chat settings, or only one of them was let think.
     """
-    addressed = [(side.name, side.model.chat) for side in sides if side.model is not None]
-    stored = [(side.name, side.provenance) for side in sides if side.provenance is not None]
-    addressed += [(name, recorded_chat(provenance)) for name, provenance in stored]
+    addressed = [(side.name, side.chat) for side in sides if side.model is not None or side.provenance is not None]
     if addressed:
         check_same_chat(*addressed)
-    thought = {name: provenance["think"] for name, provenance in stored if "think" in provenance}
+    thought = {side.name: side.provenance["think"] for side in sides if "think" in (side.provenance or {})}
     if any(side.model is not None for side in sides):
         thought["--think"] = arguments.think
     if len(set(thought.values())) > 1:
@@ -280,14 +296,21 @@ def _check(arguments: argparse.Namespace, original: Side, compressed: Side, outp
         _repair(original.model, compressed.model, learnt, arguments.repair, arguments.seed)
         repaired = judge_change(before, labels(compressed, "repaired", arguments.repair), arguments.margin / 100)
         verdicts = {"As it is": verdicts[""], f"With the patch in {arguments.repair}": repaired}
+    chats = [side.chat for side in (original, compressed) if side.chat is not None and side.chat != Chat()]
     facts = {
         "original": original.name,
         "compressed": compressed.name + (f" with {arguments.patch}" if arguments.patch else ""),
         **{
             f"{word} measured as": form
             for word, side in (("original", original), ("compressed", compressed))
-            if side.model is not None and (form := side.model.measured_as(weights[word])) is not None
+            if (form := side.measured_as(weights[word])) is not None
         },
+        **{
+            f"{word} patched by": side.provenance["adapter"]
+            for word, side in (("original", original), ("compressed", compressed))
+            if side.provenance is not None and side.provenance.get("adapter") is not None
+        },
+        **({"chat settings": chats[0].in_words()} if chats else {}),
         "prompts": ", ".join(f"{len(records)} {kind}" for kind, records in prompts.items()),
         "answers": f"greedy, at most {suite.maximum_new_tokens} tokens{', a thought included' if suite.think else ''}",
         "answered by": _answered_by(answerers),
@@ -451,7 +474,8 @@ def _prompts(arguments: argparse.Namespace, original: Side, compressed: Side) ->
             )
         if arguments.tokens is not None and limits and arguments.tokens not in limits:
             raise ValueError(f"--tokens: the stored answers have up to {next(iter(limits))} tokens; leave --tokens out")
-        return prompts, asked(next(iter(limits), TOKENS))
+        thought = any((side.provenance or {}).get("think", False) for side in (original, compressed))
+        return prompts, asked(next(iter(limits), TOKENS), thought)
     if len(named) == 1:
         raise ValueError(f"--{named[0]} alone is half a check; give --harmful and --harmless")
     if named:

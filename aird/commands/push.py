@@ -123,7 +123,9 @@ def published_card(card: str, verdict: Mapping[str, Any] | None, made_for: str, 
     card = renamed_card(card, made_for, base)
     if verdict is None:
         return card
-    facts = "".join(f"| {name} | {value} |\n" for name, value in _published(verdict["facts"], base).items())
+    # Tags of chat settings may hold what ends a cell of a table.
+    cells = {name: value.replace("|", "\\|") for name, value in _published(verdict["facts"], base).items()}
+    facts = "".join(f"| {name} | {value} |\n" for name, value in cells.items())
     section = (
         f"## Verdict of `aird check`\n\n**{verdict['outcome'].capitalize()}.** {verdict['text']}\n\n"
         f"| | |\n|---|---|\n{facts}\n"

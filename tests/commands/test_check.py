@@ -165,6 +165,24 @@ def test_other_engines_are_said_of_stored_answers_too(
     assert "the change may be that of the engine" in answered_by(by_vllm, stored(tmp_path, 29))
 
 
+def test_the_verdict_says_how_stored_answers_were_made(original: Path, tmp_path: Path) -> None:
+    """As it says of a model that it asks: the form, the patch, thoughts and chat settings."""
+    verdict, chat = tmp_path / "verdict.json", {"system_prompt": "Be kind."}
+    for name, made in (("plain", {}), ("patched", {"measured_as": "a dense copy"})):
+        (tmp_path / name).mkdir()
+        stored(tmp_path / name, 29)
+        provenance = {"model": {"name": name, "chat": chat, **made}, "adapter": "my/adapter" if made else None}
+        write_json(tmp_path / name / "provenance.json", {**provenance, "think": True})
+    assert check(tmp_path / "plain", tmp_path / "patched", "--json", verdict) == 5
+    facts = read_json(verdict)["facts"]
+    assert facts["compressed measured as"] == "a dense copy" and "original measured as" not in facts
+    assert facts["compressed patched by"] == "my/adapter" and "original patched by" not in facts
+    assert facts["answers"] == "greedy, at most 4 tokens, a thought included"
+    assert facts["chat settings"] == '{"system_prompt":"Be kind."}'
+    assert check(stored(tmp_path, 29), original, "--transformers", "--json", verdict) in (3, 5)
+    assert not {"chat settings", "compressed patched by"} & read_json(verdict)["facts"].keys()
+
+
 def test_two_models_and_prompts_of_ones_own(original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = [original, original, *own_prompts(tmp_path), "--transformers", "--tokens", 2]
     assert check(*asked) == 4

@@ -221,6 +221,8 @@ def test_only_the_names_of_the_base_change_and_no_path_is_published() -> None:
     assert LOCAL_PATH.search(published) is None
     verdict = {"outcome": "x", "text": "y", "facts": {"original": "someone/sixteen@main"}}
     assert "| original | someone/sixteen@main |" in published_card(card, verdict, "fp8", "someone/eight")
+    verdict["facts"] = {"chat settings": '{"thinking":{"start":"<|think|>"}}'}
+    assert r'"<\|think\|>"}} |' in published_card(card, verdict, "fp8", "someone/eight")
 
 
 @pytest.mark.parametrize("kind", ["scale", "experts", "lora"])
