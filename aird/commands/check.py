@@ -311,6 +311,7 @@ def _check(arguments: argparse.Namespace, original: Side, compressed: Side, outp
             if side.provenance is not None and side.provenance.get("adapter") is not None
         },
         **({"chat settings": chats[0].in_words()} if chats else {}),
+        **_template_fact(original, compressed),
         "prompts": ", ".join(f"{len(records)} {kind}" for kind, records in prompts.items()),
         "answers": f"greedy, at most {suite.maximum_new_tokens} tokens{', a thought included' if suite.think else ''}",
         "answered by": _answered_by(answerers),
@@ -321,6 +322,21 @@ def _check(arguments: argparse.Namespace, original: Side, compressed: Side, outp
         "command": shlex.join(["aird", *sys.argv[1:]]),
     }
     return f"{compressed.name} against {original.name}", verdicts, facts
+
+
+def _template_fact(original: Side, compressed: Side) -> dict[str, str]:
+    """Return what is to say of two models that make other tokens of one prompt; nothing of stored answers."""
+    from aird.models.loading import load_tokenizer
+    from aird.prompts.chat import renders_alike
+
+    if original.model is None or compressed.model is None:
+        return {}
+    if renders_alike(*(load_tokenizer(model.folder) for model in (original.model, compressed.model))):
+        return {}
+    return {
+        "chat template": "the compressed model's chat template or tokenizer makes other tokens of a prompt than the "
+        "original's: what is measured is both together"
+    }
 
 
 def _answered_by(answerers: Mapping[str, str]) -> str:

@@ -194,6 +194,17 @@ def test_two_models_and_prompts_of_ones_own(original: Path, tmp_path: Path, caps
     assert json.loads(captured.out)["exit_code"] == 4 and "Asking " in captured.err
 
 
+def test_another_chat_template_is_said(original: Path, tmp_path: Path) -> None:
+    other, verdict = Path(shutil.copytree(original, tmp_path / "other")), tmp_path / "verdict.json"
+    template = (other / "chat_template.jinja").read_text(encoding="utf-8")
+    (other / "chat_template.jinja").write_text(f"Be kind. {template}", encoding="utf-8")
+    asked = [*own_prompts(tmp_path), "--transformers", "--tokens", 2, "--json", verdict]
+    assert check(original, other, *asked) == 4
+    assert "makes other tokens of a prompt than the original's" in read_json(verdict)["facts"]["chat template"]
+    assert check(original, original, *asked) == 4
+    assert "chat template" not in read_json(verdict)["facts"]
+
+
 def test_prompts_of_a_suite(
     original: Path,
     tmp_path: Path,
