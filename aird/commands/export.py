@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from aird.commands.evaluate import check_adapter
 from aird.commands.inputs import open_model_folder
+from aird.settings.sources import read_hub_name
 
 SUMMARY = "write a patch for llama.cpp: a GGUF LoRA"
 DESCRIPTION = """\
@@ -37,6 +40,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", metavar="MODEL", help="the GGUF model (default: what the patch was made for)")
 
 
+def _made_for(configuration: Mapping[str, Any]) -> str | None:
+    """Return what an adapter was made for, at its commit if that is one of the hub."""
+    base, revision = configuration.get("base_model_name_or_path"), configuration.get("revision")
+    hub = read_hub_name(base) if base and revision else None
+    if hub is None:
+        return base
+    return f"{hub.repository}@{revision}" + (f":{hub.file}" if hub.file else "")
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     from aird.models.gguf_file import read_gguf, served_gguf
@@ -44,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
     from aird.support.files import read_json
 
     check_adapter("PATCH", arguments.patch)
-    base = arguments.base or read_json(arguments.patch / "adapter_config.json").get("base_model_name_or_path")
+    base = arguments.base or _made_for(read_json(arguments.patch / "adapter_config.json"))
     if not base:
         raise ValueError(f"{arguments.patch} does not say what it was made for; name the GGUF model with --base")
     model = open_model_folder(base, arguments.trust_remote_code, asked=False)

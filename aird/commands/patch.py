@@ -236,6 +236,7 @@ def write_patch(
         print(f"Patching {compressed.name} by {settings.method} ...", flush=True)
         inputs = PatchInputs(
             base=compressed.base,
+            revision=compressed.commit,
             original=original.folder,
             compressed=compressed.folder,
             direction=(direction / "direction.safetensors", direction / "direction.json"),

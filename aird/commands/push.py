@@ -95,6 +95,8 @@ def run(arguments: argparse.Namespace) -> None:
     source: Path = arguments.card or folder / CARD
     card = published_card(source.read_text(encoding="utf-8"), verdict, made_for, base)
     configuration["base_model_name_or_path"] = base
+    if base != made_for:
+        configuration.pop("revision", None)  # a commit of the other repository
     for place, text in ((source, card), (folder / CONFIGURATION, json.dumps(configuration))):
         if found := LOCAL_PATH.search(text):
             raise ValueError(

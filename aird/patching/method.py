@@ -33,6 +33,7 @@ class PatchInputs:
         seed: of the draw and of the order of prompts.
         replies: the file with the original's replies; without it, the original is asked.
         attacks: names of the attacks that are learnt from to their settings, as a configuration has them, and texts.
+        revision: the commit of a base on the hub; None of any other.
     """
 
     base: str
@@ -45,6 +46,7 @@ class PatchInputs:
     seed: int = 0
     replies: Path | None = None
     attacks: Mapping[str, tuple[Mapping[str, Any], str]] = ABSENT
+    revision: str | None = None
 
     def instructions(self, kind: str) -> list[str]:
         """Return as many training instructions of a kind as `sizes["train"]` says, drawn with the seed."""

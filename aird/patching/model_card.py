@@ -34,13 +34,13 @@ LOADING_MERGED = (
 )
 LOADING = (
     "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-    'base = AutoModelForCausalLM.from_pretrained("{base}"{attention})\n'
+    'base = AutoModelForCausalLM.from_pretrained("{base}"{arguments})\n'
     "base(**base.dummy_inputs)  # only where compressed-tensors packed the base: this unpacks it\n"
     'model = PeftModel.from_pretrained(base, "path/to/this/folder")\n```\n\n'
 )
 SERVING = (
-    "```bash\nvllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules aird=path/to/this/folder\n```\n\n"
-    "then ask for the model `aird`.\n"
+    "```bash\nvllm serve {base}{pinned} --enable-lora --max-lora-rank {rank} --lora-modules aird=path/to/this/folder\n"
+    "```\n\nthen ask for the model `aird`.\n"
 )
 # The export looks each edited matrix up in the GGUF file, so it may refuse one.
 SERVING_BY_LLAMA_CPP = (
@@ -51,10 +51,10 @@ SERVING_BY_LLAMA_CPP = (
 )
 # A GGUF file stays as it is: llama.cpp adds the patch while it runs. Transformers and vLLM have its decoded weights.
 LOADING_GGUF = (
-    "```bash\naird export --gguf path/to/this/folder adapter.gguf\nllama-server {served} --lora adapter.gguf\n```\n\n"
-    "or with Transformers, on the file's decoded weights:\n\n"
+    "```bash\n{first}aird export --gguf path/to/this/folder adapter.gguf\nllama-server {served} --lora adapter.gguf\n"
+    "```\n\nor with Transformers, on the file's decoded weights:\n\n"
     "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-    'base = AutoModelForCausalLM.from_pretrained("{folder}", gguf_file="{file}"{attention})\n'
+    'base = AutoModelForCausalLM.from_pretrained("{folder}", gguf_file="{file}"{arguments})\n'
     'model = PeftModel.from_pretrained(base, "path/to/this/folder")\n```\n\n'
     "or with vLLM, on a dense checkpoint of the same decoded weights{fetched}:\n\n"
     "```python\nfrom pathlib import Path\n\nimport torch\nfrom aird.models.loading import dequantise_gguf\n\n"
@@ -63,7 +63,7 @@ LOADING_GGUF = (
     "```bash\nvllm serve decoded --enable-lora --max-lora-rank {rank} --lora-modules aird=path/to/this/folder\n```\n\n"
     "then ask for the model `aird`.\n"
 )
-FETCHED_GGUF = " (`hf download {repository} {file} --local-dir .` fetches the file)"
+FETCHING_GGUF = "hf download {repository} {file}{pinned} --local-dir ."
 SERVING_EXPERTS = (
     "Servers take no adapter of experts in PEFT's form (`target_parameters`): merge it first "
     "(`PeftModel.merge_and_unload`, or the workflow's `merged_checkpoints`).\n"
@@ -74,7 +74,7 @@ def patch_card(record: Mapping[str, Any], base: str, licence: str | None, merged
     """Return the card of a patch.
 
     Args:
-        record: what is written about the patch (`statistics.json`).
+        record: what is written about the patch (`statistics.json`), with the `revision` of a base on the hub.
         base: hub id, folder or name of the compressed checkpoint.
         licence: the base's licence; None leaves it out.
         merged: the card of the merged checkpoint instead of the adapter's.
@@ -82,7 +82,7 @@ def patch_card(record: Mapping[str, Any], base: str, licence: str | None, merged
     settings = record["settings"]
     made_by = method(settings["method"])
     attention = record.get("attention")
-    loading = _loading(base, settings.get("rank", 1), "experts" in record, attention)
+    loading = _loading(base, settings.get("rank", 1), "experts" in record, attention, record.get("revision"))
     if made_by.usage is None:
         tags, title, introduction, facts = _rank_one(record, made_by, base, merged)
         limits, heading, use = LIMITS, "How to load it", loading
@@ -101,7 +101,7 @@ def patch_card(record: Mapping[str, Any], base: str, licence: str | None, merged
         f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---\n\n# {title}\n\n{introduction}\n\n"
         "## What was done\n\n| | |\n|---|---|\n"
         + "".join(f"| {name} | {value} |\n" for name, value in facts.items())
-        + f"\n## {heading}\n\n{LOADING_MERGED.format(attention=_argument(attention)) if merged else use}"
+        + f"\n## {heading}\n\n{LOADING_MERGED.format(attention=_arguments(attention)) if merged else use}"
         f"\n## Limits\n\n{limits}"
     )
 
@@ -116,10 +116,13 @@ def renamed_card(card: str, made_for: str, base: str) -> str:
         made_for: how it calls the base.
         base: the hub id that is put there instead, with `:file.gguf` for a GGUF file.
     """
-    rank, attention = (re.search(what, card) for what in (r"--max-lora-rank (\d+)", r'attn_implementation="(\w+)"'))
+    patterns = (r"--max-lora-rank (\d+)", r'attn_implementation="(\w+)"', r'revision="([^"]+)"')
+    rank, attention, revision = (re.search(what, card) for what in patterns)
+    commit = revision[1] if revision else None
+    commits = commit, commit if base == made_for else None  # of another repository it says nothing
     for experts in (False, True):
         settings = int(rank[1]) if rank else 1, experts, attention[1] if attention else None
-        ours, theirs = (_loading(name, *settings) for name in (made_for, base))
+        ours, theirs = (_loading(name, *settings, at) for name, at in zip((made_for, base), commits, strict=True))
         card = card.replace(ours, theirs)
     old, old_repository = re.escape(made_for), re.escape(_repository(made_for))
     changes = {
@@ -131,25 +134,33 @@ def renamed_card(card: str, made_for: str, base: str) -> str:
     return card
 
 
-def _loading(base: str, rank: int, experts: bool, attention: str | None) -> str:
-    path, chosen = Path(base), _argument(attention)
+def _loading(base: str, rank: int, experts: bool, attention: str | None, revision: str | None = None) -> str:
+    """Return how a patch is loaded on its base, of the hub at that commit if it is known."""
+    path, chosen = Path(base), _arguments(attention, revision)
+    pinned = "" if revision is None else f" --revision {revision}"
     if path.suffix.lower() == ".gguf":
         hub = read_hub_name(base)
         if hub is not None and hub.file is not None:
-            served = f"-hf {hub.repository} -hff {hub.file}"
-            fetched = FETCHED_GGUF.format(repository=hub.repository, file=hub.file)
-            names = {"served": served, "folder": hub.repository, "file": hub.file, "path": hub.file}
+            fetch = FETCHING_GGUF.format(repository=hub.repository, file=hub.file, pinned=pinned)
+            names = {"folder": hub.repository, "file": hub.file, "path": hub.file}
+            if revision is None:
+                names |= {"first": "", "served": f"-hf {hub.repository} -hff {hub.file}"}
+                fetched = f" (`{fetch}` fetches the file)"
+            else:  # llama.cpp itself fetches a repository's newest state
+                names |= {"first": f"{fetch}\n", "served": f"-m {hub.file}"}
+                fetched = ""
         else:
-            names = {"served": f"-m {base}", "folder": str(path.parent), "file": path.name, "path": base}
+            names = {"first": "", "served": f"-m {base}", "folder": str(path.parent), "file": path.name, "path": base}
             fetched = ""
-        return LOADING_GGUF.format(**names, fetched=fetched, attention=chosen, rank=rank)
+        return LOADING_GGUF.format(**names, fetched=fetched, arguments=chosen, rank=rank)
     serving = SERVING_EXPERTS if experts else SERVING + SERVING_BY_LLAMA_CPP
-    return (LOADING + serving).format(base=base, attention=chosen, rank=rank)
+    return (LOADING + serving).format(base=base, arguments=chosen, pinned=pinned, rank=rank)
 
 
-def _argument(attention: str | None) -> str:
-    """Return the argument that loads a base with the attention that it needs; empty where any will do."""
-    return "" if attention is None else f', attn_implementation="{attention}"'
+def _arguments(attention: str | None, revision: str | None = None) -> str:
+    """Return the arguments that load a base at its commit and with the attention that it needs, where there are any."""
+    named = {"revision": revision, "attn_implementation": attention}
+    return "".join(f', {name}="{value}"' for name, value in named.items() if value is not None)
 
 
 def _repository(base: str) -> str:

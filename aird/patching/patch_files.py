@@ -13,7 +13,7 @@ from aird.patching.methods import method_of, needs_of
 from aird.patching.model_card import patch_card
 from aird.prompts.chat import renders_alike
 from aird.settings.patches import PatchSettings
-from aird.support.files import atomic_folder, hash_folder, write_json
+from aird.support.files import atomic_folder, hash_folder, read_json, write_json
 
 
 def make_patch(
@@ -56,6 +56,9 @@ def make_patch(
     record |= {"base": inputs.base, "licence": licence, **(provenance or {})}
     with atomic_folder(folder) as temporary:
         record |= method_of(settings).make(settings, inputs, temporary)
+        if inputs.revision is not None:
+            record["revision"] = inputs.revision
+            _pin_base(temporary / "adapter_config.json", inputs.revision)
         record["weights"] = hash_folder(temporary)
         if inputs.compressed is not None and (needed := attention(inputs.compressed)) is not None:
             record["attention"] = needed
@@ -64,6 +67,12 @@ def make_patch(
     record["files"] = hash_folder(folder)
     write_json(statistics, record)
     return record
+
+
+def _pin_base(configuration: Path, revision: str) -> None:
+    """Name the base's commit where PEFT looks for it; a patch that is no adapter has no such file."""
+    if configuration.is_file():
+        write_json(configuration, {**read_json(configuration), "revision": revision})
 
 
 def write_merged(base: Path, adapter: Path, record: dict[str, Any], folder: Path) -> dict[str, float]:

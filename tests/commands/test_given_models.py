@@ -33,9 +33,10 @@ from aird.models.loading import load_tokenizer
 from aird.models.matrices import dense_matrix
 from aird.prompts.chat import chat_tokens
 from aird.settings.compressions import RoundToNearest
-from aird.support.files import hash_folder, read_json, write_json
+from aird.support.files import check_folder, hash_folder, read_json, write_json
 
 WRITER = "model.layers.1.mlp.down_proj"
+COMMIT = "c0ffee"
 FEW = ["--count", "4", "--tokens", "2"]
 
 
@@ -181,20 +182,21 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     repository = tmp_path / "cache/models--someone--model"
     (repository / "refs").mkdir(parents=True)
-    (repository / "refs/main").write_text("c0ffee", encoding="utf-8")
+    for name in ("main", COMMIT):  # so short a one is looked up like a branch
+        (repository / "refs" / name).write_text(COMMIT, encoding="utf-8")
     (repository / "blobs").mkdir()
-    (repository / "snapshots/c0ffee").mkdir(parents=True)
+    (repository / "snapshots" / COMMIT).mkdir(parents=True)
     return repository
 
 
 def test_a_gguf_file_of_a_repository(folder: Path, tmp_path: Path, cache: Path) -> None:
     shutil.copyfile(folder / "q8.gguf", cache / "blobs/0123")
-    (cache / "snapshots/c0ffee/Q8.gguf").symlink_to(cache / "blobs/0123")  # as the hub's client stores files
+    (cache / "snapshots" / COMMIT / "Q8.gguf").symlink_to(cache / "blobs/0123")  # as the hub's client stores files
     for name in ("someone/model:Q8.gguf", "someone/model@main:Q8.gguf"):
         command = asked(folder, "none", tmp_path / "scores", "--transformers")
         assert main([command[0], name, *command[2:]]) == 0
         record = read_json(tmp_path / "scores/provenance.json")["model"]
-        assert (record["name"], record["commit"]) == ("someone/model:Q8.gguf", "c0ffee")
+        assert (record["name"], record["commit"]) == ("someone/model:Q8.gguf", COMMIT)
         assert "dense copy of its decoded weights" in record["measured_as"]
     # llama.cpp would serve it, but not a model in safetensors.
     arguments = argparse.Namespace(llama_cpp=Path(sys.executable))
@@ -202,9 +204,30 @@ def test_a_gguf_file_of_a_repository(folder: Path, tmp_path: Path, cache: Path) 
     assert not served_by_llama_cpp(arguments, "someone/model")
     assert main(patched(folder, "someone/model:Q8.gguf", tmp_path / "adapter")) == 0
     card = (tmp_path / "adapter/README.md").read_text(encoding="utf-8")
-    assert "base_model: someone/model\n" in card and 'from_pretrained("someone/model", gguf_file="Q8.gguf")' in card
-    assert "llama-server -hf someone/model -hff Q8.gguf --lora" in card
+    loading = f'from_pretrained("someone/model", gguf_file="Q8.gguf", revision="{COMMIT}")'
+    assert "base_model: someone/model\n" in card and loading in card
+    assert f"hf download someone/model Q8.gguf --revision {COMMIT} --local-dir .\naird export" in card
+    assert "llama-server -m Q8.gguf --lora" in card
+    configuration = read_json(tmp_path / "adapter/adapter_config.json")
+    assert (configuration["base_model_name_or_path"], configuration["revision"]) == ("someone/model:Q8.gguf", COMMIT)
+    check_folder(tmp_path / "adapter", read_json(tmp_path / "adapter.statistics.json")["files"])
+    # The repository has moved on; the adapter's commit is what is exported for.
+    (cache / "refs/main").write_text(COMMIT[::-1], encoding="utf-8")
     assert main(["export", "--gguf", str(tmp_path / "adapter"), str(tmp_path / "adapter.gguf")]) == 0
+    exported = [str(tmp_path / "adapter"), str(tmp_path / "newest.gguf"), "--base", "someone/model:Q8.gguf"]
+    assert main(["export", "--gguf", *exported]) == 2
+
+
+def test_an_adapter_of_a_hub_model_names_its_commit(folder: Path, tmp_path: Path, cache: Path) -> None:
+    for path in (folder / "gptq").iterdir():
+        (cache / "snapshots" / COMMIT / path.name).symlink_to(path)
+    assert main(patched(folder, "someone/model", tmp_path / "adapter")) == 0
+    assert read_json(tmp_path / "adapter/adapter_config.json")["revision"] == COMMIT
+    card = (tmp_path / "adapter/README.md").read_text(encoding="utf-8")
+    assert f'from_pretrained("someone/model", revision="{COMMIT}")' in card
+    assert f"vllm serve someone/model --revision {COMMIT} --enable-lora" in card
+    assert main(patched(folder, folder / "gptq", tmp_path / "local")) == 0
+    assert "revision" not in read_json(tmp_path / "local/adapter_config.json")
 
 
 def test_a_hub_model_is_refused_before_its_weights_are_fetched(
@@ -219,7 +242,7 @@ def test_a_hub_model_is_refused_before_its_weights_are_fetched(
             "wraps a quantised text model (llava)",
         ),
     ):
-        write_json(cache / "snapshots/c0ffee/config.json", config)
+        write_json(cache / "snapshots" / COMMIT / "config.json", config)
         assert main([command[0], "someone/model", *command[2:]]) == 2
         assert f"someone/model {said}" in capsys.readouterr().err
 

@@ -225,6 +225,20 @@ def test_only_the_names_of_the_base_change_and_no_path_is_published() -> None:
     assert r'"<\|think\|>"}} |' in published_card(card, verdict, "fp8", "someone/eight")
 
 
+def test_the_commit_goes_out_with_its_own_repository_alone(
+    hub: ThreadingHTTPServer, adapter: Path, verdict: Path
+) -> None:
+    record = RECORD | {"revision": "c0ffee"}
+    (adapter / "README.md").write_text(patch_card(record, "someone/models", None), encoding="utf-8")
+    write_json(adapter / "adapter_config.json", {"base_model_name_or_path": "someone/models", "revision": "c0ffee"})
+    state = hub.state  # type: ignore[attr-defined]
+    for more, revision in (([], "c0ffee"), (["--base", "someone/models"], "c0ffee"), (["--base", "a/copy"], None)):
+        result = push(hub, adapter, "someone/repaired", "--verdict", verdict, *more)
+        assert result.returncode == 0, result.stderr
+        assert json.loads(state["files"]["adapter_config.json"]).get("revision") == revision
+        assert (b"c0ffee" in state["files"]["README.md"]) == (revision is not None)
+
+
 @pytest.mark.parametrize("kind", ["scale", "experts", "lora"])
 @pytest.mark.parametrize(
     ("made_for", "base"),
