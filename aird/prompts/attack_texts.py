@@ -11,6 +11,7 @@ from typing import Any
 from aird.prompts.attacked import PLACE
 from aird.prompts.sources import open_file
 from aird.settings.attacks import Suffix, Template
+from aird.settings.prompt_files import ENCODING
 
 
 def read_attack_texts(attacks: Mapping[str, Any]) -> dict[str, str]:
@@ -32,7 +33,7 @@ def _text(about: str, attack: Any) -> str:
         text = str(attack.text)
     else:
         with open_file(source) as path:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding=ENCODING)
         if isinstance(attack, Suffix):
             lines = text.splitlines()
             if attack.line > len(lines) or not lines[attack.line - 1].strip():

@@ -13,6 +13,8 @@ from typing import Any
 
 from aird.settings.prompts import PromptSet
 
+ENCODING = "utf-8-sig"  # UTF-8, with or without the mark at its start that Excel and Windows write
+
 
 def read_instructions(path: Path, settings: PromptSet) -> list[tuple[str, str | None]]:
     """Return (instruction, split) pairs of a file, in its order.
@@ -45,12 +47,13 @@ def read_instructions(path: Path, settings: PromptSet) -> list[tuple[str, str | 
 
 def _records(path: Path, settings: PromptSet) -> Iterable[Any]:
     try:
+        # Only a new line ends a line: JSON and prompts may hold the other characters at which `splitlines` splits.
         if settings.format == "lines":
-            return path.read_text(encoding="utf-8").splitlines()
+            return path.read_text(encoding=ENCODING).split("\n")
         if settings.format == "jsonl":
-            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            return [json.loads(line) for line in path.read_text(encoding=ENCODING).split("\n") if line.strip()]
         if settings.format == "csv":
-            with open(path, encoding="utf-8", newline="") as stream:
+            with open(path, encoding=ENCODING, newline="") as stream:
                 return list(csv.DictReader(stream))
         if settings.format == "parquet":
             import pandas
@@ -60,11 +63,11 @@ def _records(path: Path, settings: PromptSet) -> Iterable[Any]:
             import yaml
 
             try:
-                content = yaml.safe_load(path.read_text(encoding="utf-8"))
+                content = yaml.safe_load(path.read_text(encoding=ENCODING))
             except yaml.YAMLError as error:  # no ValueError, unlike what the other readers raise
                 raise ValueError(str(error)) from error
         else:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding=ENCODING))
     except (ValueError, UnicodeDecodeError) as error:
         raise ValueError(f"{path.name} cannot be read as {settings.format}: {error}") from error
     records = content

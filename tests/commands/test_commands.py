@@ -314,6 +314,26 @@ def test_prompts_are_read_from_every_format(tmp_path: Path) -> None:
         assert [record["id"] for record in records] == ["harmful-0001", "harmful-0002", "harmful-0003"]
 
 
+def test_the_mark_of_windows_and_other_separators_are_no_part_of_a_prompt_file(tmp_path: Path) -> None:
+    """Excel writes "CSV UTF-8" with a mark at the start, and JSON may hold U+2028 as it is."""
+    mark, inside = "\ufeff", "Name a\u2028colour,\x0c please."
+    (tmp_path / "a.csv").write_text(f"{mark}goal,target\r\nName a colour.,x\r\n", encoding="utf-8", newline="")
+    (tmp_path / "a.txt").write_text(f"{mark}Name a colour.\r\n{inside}\r\n", encoding="utf-8", newline="")
+    line = json.dumps({"goal": inside}, ensure_ascii=False)
+    (tmp_path / "a.jsonl").write_text(f'{mark}{line}\r\n{{"goal": "Name a colour."}}\n', encoding="utf-8", newline="")
+    (tmp_path / "a.json").write_text(f"{mark}[{line}]", encoding="utf-8")
+    (tmp_path / "a.yaml").write_text(f"{mark}- goal: Name a colour.\n", encoding="utf-8")
+    for suffix, texts in (
+        ("csv", ["Name a colour."]),
+        ("txt", ["Name a colour.", inside]),
+        ("jsonl", [inside, "Name a colour."]),
+        ("json", [inside]),
+        ("yaml", ["Name a colour."]),
+    ):
+        records = read_prompts(tmp_path / f"a.{suffix}", "harmful", None)
+        assert [record["instruction"] for record in records] == texts, suffix
+
+
 def bad_inputs(folder: Path, tmp_path: Path) -> dict[str, tuple[list[str], str]]:
     """Return, per kind of mistake, a command line and what its message has to say."""
     (tmp_path / "empty").mkdir()
