@@ -480,6 +480,8 @@ def _prompts(arguments: argparse.Namespace, original: Side, compressed: Side) ->
     if sum([bool(named), arguments.suite is not None, stored is not None]) > 1:
         raise ValueError("the prompts come from files, from --suite or from stored results; name one of them")
     if stored is not None:
+        if arguments.count is not None:
+            raise ValueError("--count: the prompts are all those of the stored answers; leave --count out")
         completions = stored.completions or []
         prompts = {kind: [record for record in completions if record["kind"] == kind] for kind in CLASSES}
         limits = {limit: side.name for side in (original, compressed) for limit in _limits(side)}

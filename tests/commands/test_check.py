@@ -326,6 +326,7 @@ BROKEN = {
         (["no/model", "no/other", "--patch", "a", "--repair", "b"], "--patch and --repair: a repair is made for"),
         (["{stored}", "{stored}", "--repair", "adapter"], "need the compressed model itself"),
         (["{stored}", "{stored}", "--harmful", "x.txt", "--harmless", "y.txt"], "name one of them"),
+        (["{stored}", "{stored}", "--count", "9"], "--count: the prompts are all those of the stored answers"),
         (["{stored}", "{stored}", "--tokens", "9"], "the stored answers have up to 4 tokens"),
         (["{stored}", "{other}"], "different prompts"),
         (["{stored}", "{longer}"], "other limits, 4 tokens in {stored} and 8 tokens in {longer}"),
