@@ -19,6 +19,7 @@ import torch
 
 from aird.evaluation.attacks import attacked_records, check_attack_lengths
 from aird.evaluation.engines.engine import AdapterRefused, Client, Completion, Engine, ServerSettings
+from aird.evaluation.engines.transformers import Transformers
 from aird.evaluation.measurements import (
     CANDIDATES,
     ParityError,
@@ -140,7 +141,7 @@ def evaluate_suite(
         logger.warning(
             "%s cannot be asked for %s, which is not measured", engine.describe(), " and ".join(not_measured)
         )
-    if not can.first_token_logprobs:
+    if not can.first_token_logprobs and not isinstance(engine, Transformers):  # which others are checked against
         logger.warning(
             "%s tells no log-probabilities of first tokens, so nothing shows that it serves %s",
             engine.describe(),

@@ -167,10 +167,13 @@ def test_patch_replaces_its_own_adapter_and_nothing_else(
     assert written == {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
-def test_evaluate_with_transformers(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_with_transformers(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     common = [*prompts(folder, "attack.txt"), "--count", "6", "--tokens", "8", "--transformers"]
     assert main(["evaluate", str(folder / "model"), *common, "--output", str(tmp_path / "plain")]) == 0
     assert "over_refusal" in capsys.readouterr().out
+    assert "nothing shows that it serves" not in caplog.text  # it is what others are checked against
     reference = ["--reference", str(tmp_path / "plain/completions.jsonl"), "--adapter", str(folder / "adapter")]
     assert main(["evaluate", str(folder / "w4a16"), *common, *reference, "--output", str(tmp_path / "patched")]) == 0
     plain, patched = (read_json(tmp_path / name / "scores.json") for name in ("plain", "patched"))
