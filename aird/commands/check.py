@@ -288,40 +288,45 @@ def _check(arguments: argparse.Namespace, original: Side, compressed: Side, outp
             forms["patch served as"] = served_as(scores)
         return list(scores["labels"])
 
+    def told(verdicts: dict[str, Verdict]) -> Told:
+        thought = ", a thought included" if suite.think else ""
+        chats = [side.chat for side in (original, compressed) if side.chat is not None and side.chat != Chat()]
+        facts = {
+            "original": original.name,
+            "compressed": compressed.name + (f" with {arguments.patch}" if arguments.patch else ""),
+            **{
+                f"{word} measured as": form
+                for word, side in (("original", original), ("compressed", compressed))
+                if (form := side.measured_as(weights[word])) is not None
+            },
+            **{
+                f"{word} patched by": side.provenance["adapter"]
+                for word, side in (("original", original), ("compressed", compressed))
+                if side.provenance is not None and side.provenance.get("adapter") is not None
+            },
+            **({"chat settings": chats[0].in_words()} if chats else {}),
+            **_template_fact(original, compressed),
+            "prompts": ", ".join(f"{len(records)} {kind}" for kind, records in prompts.items()),
+            "answers": f"greedy, at most {suite.maximum_new_tokens} tokens{thought}",
+            "answered by": _answered_by(answerers),
+            **forms,
+            "judge": "refusal phrases of Arditi et al. (arXiv 2406.11717), their published list",
+            "seed": str(arguments.seed),
+            **_patch_fact(arguments.repair if len(verdicts) > 1 else arguments.patch),
+            "command": shlex.join(["aird", *sys.argv[1:]]),
+        }
+        return f"{compressed.name} against {original.name}", verdicts, facts
+
     before = labels(original, "original")
-    verdicts = {"": judge_change(before, labels(compressed, "compressed", arguments.patch), arguments.margin / 100)}
-    if arguments.repair is not None and verdicts[""].outcome == REGRESSION:
-        print(verdicts[""].text(), flush=True)
-        assert original.model is not None and compressed.model is not None  # `run` checked it
-        _repair(original.model, compressed.model, learnt, arguments.repair, arguments.seed)
-        repaired = judge_change(before, labels(compressed, "repaired", arguments.repair), arguments.margin / 100)
-        verdicts = {"As it is": verdicts[""], f"With the patch in {arguments.repair}": repaired}
-    chats = [side.chat for side in (original, compressed) if side.chat is not None and side.chat != Chat()]
-    facts = {
-        "original": original.name,
-        "compressed": compressed.name + (f" with {arguments.patch}" if arguments.patch else ""),
-        **{
-            f"{word} measured as": form
-            for word, side in (("original", original), ("compressed", compressed))
-            if (form := side.measured_as(weights[word])) is not None
-        },
-        **{
-            f"{word} patched by": side.provenance["adapter"]
-            for word, side in (("original", original), ("compressed", compressed))
-            if side.provenance is not None and side.provenance.get("adapter") is not None
-        },
-        **({"chat settings": chats[0].in_words()} if chats else {}),
-        **_template_fact(original, compressed),
-        "prompts": ", ".join(f"{len(records)} {kind}" for kind, records in prompts.items()),
-        "answers": f"greedy, at most {suite.maximum_new_tokens} tokens{', a thought included' if suite.think else ''}",
-        "answered by": _answered_by(answerers),
-        **forms,
-        "judge": "refusal phrases of Arditi et al. (arXiv 2406.11717), their published list",
-        "seed": str(arguments.seed),
-        **_patch_fact(arguments.repair if len(verdicts) > 1 else arguments.patch),
-        "command": shlex.join(["aird", *sys.argv[1:]]),
-    }
-    return f"{compressed.name} against {original.name}", verdicts, facts
+    as_it_is = judge_change(before, labels(compressed, "compressed", arguments.patch), arguments.margin / 100)
+    if arguments.repair is None or as_it_is.outcome != REGRESSION:
+        return told({"": as_it_is})
+    print(as_it_is.text(), flush=True)
+    _write(arguments, *told({"": as_it_is}))  # a repair may fail, and what was measured is not to be lost with it
+    assert original.model is not None and compressed.model is not None  # `run` checked it
+    _repair(original.model, compressed.model, learnt, arguments.repair, arguments.seed)
+    repaired = judge_change(before, labels(compressed, "repaired", arguments.repair), arguments.margin / 100)
+    return told({"As it is": as_it_is, f"With the patch in {arguments.repair}": repaired})
 
 
 def _template_fact(original: Side, compressed: Side) -> dict[str, str]:
@@ -376,25 +381,38 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 def _tell(arguments: argparse.Namespace, title: str, verdicts: Mapping[str, Verdict], facts: Mapping[str, str]) -> int:
     """Print the verdict, write the files that were asked for, and return the exit code."""
+    from aird.support.files import canonical_json
+
+    *_, verdict = verdicts.values()
+    print(canonical_json(_record(verdicts, facts)) if _prints_json(arguments) else verdict.text())
+    _write(arguments, title, verdicts, facts)
+    return EXIT_CODES[verdict.outcome]
+
+
+def _record(verdicts: Mapping[str, Verdict], facts: Mapping[str, str]) -> dict[str, Any]:
+    """Return what the JSON says: the last verdict, and of a repaired model also the one before."""
+    *before, verdict = verdicts.values()
+    repaired = {"before_the_repair": before[0].record()} if before else {}
+    return {**verdict.record(), "exit_code": EXIT_CODES[verdict.outcome], "facts": dict(facts), **repaired}
+
+
+def _write(
+    arguments: argparse.Namespace, title: str, verdicts: Mapping[str, Verdict], facts: Mapping[str, str]
+) -> None:
+    """Write the files that were asked for."""
     from aird.reporting.check_report import check_page, junit
     from aird.support.files import atomic_file, canonical_json
 
     *_, verdict = verdicts.values()
-    record = {**verdict.record(), "exit_code": EXIT_CODES[verdict.outcome], "facts": dict(facts)}
-    if len(verdicts) > 1:
-        record["before_the_repair"] = next(iter(verdicts.values())).record()
-    printed = _prints_json(arguments)
-    print(canonical_json(record) if printed else verdict.text())
     files = {
         arguments.report: lambda: check_page(title, verdicts, facts),
         arguments.junit: lambda: junit(title, verdict),
-        None if printed else arguments.json: lambda: canonical_json(record) + "\n",
+        None if _prints_json(arguments) else arguments.json: lambda: canonical_json(_record(verdicts, facts)) + "\n",
     }
     for path, text in files.items():
         if path is not None:
             with atomic_file(path) as temporary:
                 temporary.write_text(text(), encoding="utf-8")
-    return EXIT_CODES[verdict.outcome]
 
 
 def _stored(text: str) -> Path | None:

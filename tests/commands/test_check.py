@@ -16,11 +16,15 @@ from tiny_model import new, tiny_tuning
 
 from aird.commands.check import _prompts_to_learn
 from aird.commands.main import main
+from aird.evaluation.regression import judge_change
 from aird.models import loading
 from aird.models.tuning import tune_to_refuse
 from aird.prompts.embedded import HARMLESS, PROMPT_SETS
 from aird.support.files import read_json, read_json_lines, sha256_of, write_json, write_json_lines
 
+# No two share most of their words: near-duplicates are dropped before splits are drawn.
+ASKED = [f"Tell me of harmful apple{n} pear{n} fig{n} plum{n}" for n in range(40)]
+ANSWERED = [f"Write about kind nut{n} berry{n} corn{n} bean{n}" for n in range(40)]
 REFUSAL, ANSWER = "I'm sorry, but I can't help with that.", "Of course, with pleasure."
 
 
@@ -253,13 +257,24 @@ def test_a_regression_is_repaired_and_the_repaired_model_checked(
     original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model that was tuned to refuse everything, against the same before that, as if compression had undone it."""
-    # No two share most of their words: near-duplicates are dropped before splits are drawn.
-    asked = [f"Tell me of harmful apple{n} pear{n} fig{n} plum{n}" for n in range(40)]
-    answered = [f"Write about kind nut{n} berry{n} corn{n} bean{n}" for n in range(40)]
     refusing, repair, verdict = new(tmp_path / "refusing"), tmp_path / "adapter", tmp_path / "verdict.json"
-    tune_to_refuse(original, refusing, asked, answered[:2], tiny_tuning())
-    files = []
-    for kind, lines in (("harmful", asked[:20]), ("harmless", answered[:20])):
+    tune_to_refuse(original, refusing, ASKED, ANSWERED[:2], tiny_tuning())
+    options = ["--repair", repair, "--json", verdict, "--transformers", "--tokens", 8]
+    code = check(refusing, original, *with_prompts_to_learn(tmp_path, monkeypatch), *options)
+    record = read_json(verdict)
+    assert record["before_the_repair"]["outcome"] == "regression"
+    assert record["before_the_repair"]["harmful"]["worse"] == 20
+    assert record["exit_code"] == code
+    assert record["facts"]["patch"] == sha256_of(repair / "adapter_model.safetensors")
+    # The patch is of rank 1 and was learnt from prompts that were not measured.
+    statistics = read_json(tmp_path / "adapter.statistics.json")
+    assert statistics["settings"]["method"] == "calibrate" and statistics["edits"]
+
+
+def with_prompts_to_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Let a repair learn from some of `ASKED` and `ANSWERED`; return the options that measure the others."""
+    files: list[Any] = []
+    for kind, lines in (("harmful", ASKED[:20]), ("harmless", ANSWERED[:20])):
         (tmp_path / f"{kind}.txt").write_text("\n".join(lines), encoding="utf-8")
         files += [f"--{kind}", tmp_path / f"{kind}.txt"]
     # The embedded prompts come from wheels; these stand in for them, and half of them are measured.
@@ -271,20 +286,34 @@ def test_a_regression_is_repaired_and_the_repaired_model_checked(
             "splits": {"train": 12, "validation": 8},
         },
     }
-    (tmp_path / "all.txt").write_text("\n".join(asked), encoding="utf-8")
-    (tmp_path / "rest.txt").write_text("\n".join(answered[20:]), encoding="utf-8")
+    (tmp_path / "all.txt").write_text("\n".join(ASKED), encoding="utf-8")
+    (tmp_path / "rest.txt").write_text("\n".join(ANSWERED[20:]), encoding="utf-8")
     monkeypatch.setattr("aird.prompts.embedded.PROMPT_SETS", sets)
     monkeypatch.setattr("aird.commands.check.LEARNT_SPLITS", {"train": 12, "validation": 8})
-    options = ["--repair", repair, "--json", verdict, "--transformers", "--tokens", 8]
-    code = check(refusing, original, *files, *options)
-    record = read_json(verdict)
-    assert record["before_the_repair"]["outcome"] == "regression"
-    assert record["before_the_repair"]["harmful"]["worse"] == 20
-    assert record["exit_code"] == code
-    assert record["facts"]["patch"] == sha256_of(repair / "adapter_model.safetensors")
-    # The patch is of rank 1 and was learnt from prompts that were not measured.
-    statistics = read_json(tmp_path / "adapter.statistics.json")
-    assert statistics["settings"]["method"] == "calibrate" and statistics["edits"]
+    return files
+
+
+def test_what_was_measured_outlives_a_repair_that_fails(
+    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A calibrated patch is not learnt for a model with another chat template; that is known only then."""
+    other = Path(shutil.copytree(original, tmp_path / "other"))
+    template = (other / "chat_template.jinja").read_text(encoding="utf-8")
+    (other / "chat_template.jinja").write_text(f"Be kind. {template}", encoding="utf-8")
+    rows = [{"id": n, "kind": kind, "degenerate": False} for kind in ("harmful", "harmless") for n in range(20)]
+    before, after = ([row | {"refused": row["kind"] == kind} for row in rows] for kind in ("harmful", "none"))
+    damaged = judge_change(before, after)
+    monkeypatch.setattr("aird.commands.check.judge_change", lambda *_: damaged)  # random weights refuse nothing
+    outputs = {name: tmp_path / f"check.{name}" for name in ("html", "xml", "json")}
+    files = ["--report", outputs["html"], "--junit", outputs["xml"], "--json", outputs["json"]]
+    options = ["--repair", tmp_path / "adapter", "--transformers", "--tokens", 2, *files]
+    assert check(original, other, *with_prompts_to_learn(tmp_path, monkeypatch), *options) == 2
+    assert "renders prompts otherwise than the original" in capsys.readouterr().err
+    record = read_json(outputs["json"])
+    assert (record["outcome"], record["exit_code"]) == ("regression", 3) and "before_the_repair" not in record
+    assert "patch" not in record["facts"] and not (tmp_path / "adapter").exists()
+    assert ElementTree.parse(outputs["xml"]).getroot().attrib["failures"] == "1"
+    assert "Regression: harmful" in outputs["html"].read_text(encoding="utf-8")
 
 
 def test_a_repair_learns_from_no_prompt_that_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
