@@ -219,7 +219,8 @@ def _check_addressed(arguments: argparse.Namespace, *sides: Side) -> None:
     addressed = [(side.name, side.chat) for side in sides if side.model is not None or side.provenance is not None]
     if addressed:
         check_same_chat(*addressed)
-    thought = {side.name: side.provenance["think"] for side in sides if "think" in (side.provenance or {})}
+    stored = [(side.name, side.provenance or {}) for side in sides]
+    thought = {name: provenance["think"] for name, provenance in stored if "think" in provenance}
     if any(side.model is not None for side in sides):
         thought["--think"] = arguments.think
     if len(set(thought.values())) > 1:
