@@ -232,6 +232,14 @@ def test_colours_of_pictures_follow_the_page(sources: Sources) -> None:
     assert "var(--series-1)" in picture and "var(--ink)" in picture and "#0072b2" not in picture.lower()
 
 
+@pytest.mark.parametrize("prefix", ["7b", "128-tokens"])
+def test_a_prefix_may_begin_with_a_digit(sources: Sources, prefix: str) -> None:
+    picture = figure_svg(draw("refusal.safety", sources.tables, PATCHES), prefix, "a label")
+    named = set(re.findall(r'\bid="([^"]+)"', picture))
+    assert named == {one or other for one, other in re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', picture)}
+    assert named and all(name.startswith(f"{prefix}-") for name in named)
+
+
 # In the browser
 
 

@@ -59,7 +59,8 @@ def _with_own_ids(body: str, prefix: str) -> str:
         wanted.remove(match[1])
         return f' id="{prefix}-{match[1]}"'
 
-    return REFERENCES.sub(rf"\1{prefix}-\2", IDS.sub(renamed, body))
+    # A prefix may begin with a digit, which would be read as part of the group's number.
+    return REFERENCES.sub(rf"\g<1>{prefix}-\2", IDS.sub(renamed, body))
 
 
 def figure_svg(figure: Figure, prefix: str, label: str) -> str:
