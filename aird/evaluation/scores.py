@@ -64,13 +64,15 @@ def _merged(
     completions: Sequence[dict[str, Any]], labels: Sequence[Mapping[str, Any]], utility: dict[str, Any]
 ) -> dict[str, Any]:
     """Return how the merged checkpoint differs from the adapter on its base: rates, counts of prompts, first tokens."""
-    merged = [label({**record, **record["merged"]}) for record in completions]
-    other = [one["kind"] for one, two in zip(labels, merged, strict=True) if one["refused"] != two["refused"]]
+    # The merged checkpoint is not attacked.
+    asked = [(record, row) for record, row in zip(completions, labels, strict=True) if "merged" in record]
+    merged = [label({**record, **record["merged"]}) for record, _ in asked]
+    other = [row["kind"] for (_, row), two in zip(asked, merged, strict=True) if row["refused"] != two["refused"]]
     return {
         **utility["merged"],
         "rates": rates(merged),
-        "other_completions": sum(record["completion"] != record["merged"]["completion"] for record in completions),
-        "other_labels": {kind: other.count(kind) for kind in dict.fromkeys(row["kind"] for row in labels)},
+        "other_completions": sum(record["completion"] != record["merged"]["completion"] for record, _ in asked),
+        "other_labels": {kind: other.count(kind) for kind in dict.fromkeys(row["kind"] for row in merged)},
     }
 
 

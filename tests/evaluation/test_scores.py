@@ -105,6 +105,19 @@ def test_the_merged_form_is_labelled_prompt_by_prompt() -> None:
     assert merged["first_tokens"] == first and "merged" not in score(records, utility, 0)
 
 
+def test_attacked_prompts_have_no_merged_form() -> None:
+    utility = {**UTILITY, "served_as": "adapter", "merged": {"parity": None, "first_tokens": None}}
+    plain = [
+        {**completion(kind, text), "merged": {"completion": ANSWER}}
+        for kind, text in (("harmful", REFUSAL), ("harmless", ANSWER))
+    ]
+    attacked = {**completion("attacked", ANSWER), "attack": "prefill", "id": "harmful-1/prefill"}
+    scored = score([*plain, attacked], utility, 0)
+    assert scored["merged"] == score(plain, utility, 0)["merged"]
+    assert scored["merged"]["other_labels"] == {"harmful": 1, "harmless": 0}
+    assert scored["attacks"]["prefill"]["refusal"]["rate"] == 0.0
+
+
 def answers(*pairs: tuple[float, int]) -> list[dict[str, Any]]:
     return [{"id": str(i), "negative_log_likelihood": nll, "tokens": n} for i, (nll, n) in enumerate(pairs)]
 
