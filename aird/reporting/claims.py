@@ -144,7 +144,9 @@ def claims_table(evidence: Evidence) -> pandas.DataFrame:
     for model in dict.fromkeys(model for model, _ in evidence.directions):
         first = judged(_mediation(evidence, model))
         wholes = _wholes(first, "one direction mediates refusal")
-        statements += first + wholes + _over_all([whole for whole in wholes if whole.compression != ORIGINAL])
+        # Without a compressed direction there is the original's to judge.
+        compressed = [whole for whole in wholes if whole.compression != ORIGINAL]
+        statements += first + wholes + _over_all(compressed or wholes)
         second = judged(_kept_or_moved(evidence, model))
         wholes = _wholes(second, "quantisation keeps direction and source, pruning moves both")
         statements += second + wholes + _over_all(wholes)

@@ -73,6 +73,14 @@ COMPARED_INTERVALS = (
 ).split()
 CORRECTED = "cosine_same_site_corrected"
 SITE = ("layer", "position")
+# A grid that compares no direction has these too, empty.
+COMPARISON_COLUMNS = [
+    *COMPARED,
+    *(f"original_{name}" for name in SITE),
+    *(f"{name}_{key}" for name in COMPARED_INTERVALS for key in ("high", "low", "mean")),
+    *(f"{CORRECTED}{end}" for end in ENDS),
+    *"separation_on_original separation_on_own original_separation".split(),
+]
 COSMIC = (*SITE, *"rule score addition ablation kl".split())
 UNKNOWN_PERPLEXITY = dict.fromkeys(("perplexity", "low", "high"), math.nan)
 
@@ -364,7 +372,8 @@ def directions_table(
         return pandas.DataFrame(columns=[*PAIR, *SITE])
     # With empty cells, whole numbers would become fractions.
     whole = {"cosmic_layer": "Int64", "cosmic_position": "Int64", "cosmic_agrees": "boolean"}
-    return pandas.DataFrame(rows).astype(whole)
+    frame = pandas.DataFrame(rows).astype(whole)
+    return frame.reindex(columns=[*frame, *(name for name in COMPARISON_COLUMNS if name not in frame)])
 
 
 def _stability(stability: Record) -> dict[str, Any]:

@@ -191,6 +191,21 @@ def test_one_direction_mediates_refusal(table: pandas.DataFrame) -> None:
     assert (overall.verdict, overall.reason, overall.n) == (DOES_NOT_HOLD, "pruned", 3)
 
 
+def test_without_a_compressed_direction_the_originals_is_judged() -> None:
+    evidence = collected()
+    alone = dataclasses.replace(
+        evidence,
+        directions={("m", "original"): ORIGINAL_DIRECTION},
+        verifications={("m", "original"): evidence.verifications["m", "original"]},
+        comparisons={},
+        scores={},
+        restorations={},
+        examinations={},
+    )
+    overall = row(claims_table(alone), "one direction mediates", ALL)
+    assert (overall.verdict, overall.n) == (HOLDS, 1)
+
+
 def test_quantisation_keeps_and_pruning_moves(table: pandas.DataFrame) -> None:
     assert row(table, "moves the direction", "pruned").verdict == HOLDS
     assert row(table, "keeps the direction", "quantised").verdict == HOLDS

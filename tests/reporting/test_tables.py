@@ -270,6 +270,12 @@ def test_directions_table(directions: Any, comparisons: Any) -> None:
     assert math.isnan(row(frame, compression="original")["cosine_same_site"])
 
 
+def test_a_grid_that_compares_no_direction_has_the_same_columns_empty(directions: Any, comparisons: Any) -> None:
+    compared = tables.directions_table(directions, comparisons, {}, {})
+    alone = tables.directions_table({("small", "original"): directions["small", "original"]}, {}, {}, {})
+    assert sorted(alone) == sorted(compared) and alone[tables.COMPARISON_COLUMNS].isna().all(axis=None)
+
+
 def test_projections_table(comparisons: Any) -> None:
     frame = tables.projections_table(comparisons)
     assert len(frame) == 8
