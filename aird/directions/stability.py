@@ -1,10 +1,11 @@
 """How much does the chosen site depend on the prompts that it was chosen with?
 
-The validation prompts are drawn again with replacement, harmful and harmless ones apart, and the
-same rule chooses again (aird/directions/selection.py). The candidates themselves stay: they rest on the
-training prompts. Each checkpoint's record of a chosen direction says so; aird/directions/source_site.py
-compares two of them. A candidate that was not scored in full on the real prompts cannot be chosen on
-resampled ones, so the shares are of a choice among those that were.
+The validation prompts are drawn again with replacement, harmful and harmless ones apart, and
+Arditi's rule chooses again (aird/directions/selection.py), also where COSMIC chose the site. The
+candidates themselves stay: they rest on the training prompts. Each checkpoint's record of a chosen
+direction says so; aird/directions/source_site.py compares two of them. A candidate that was not
+scored in full on the real prompts cannot be chosen on resampled ones, so the shares are of a choice
+among those that were.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ RESAMPLES = 500
 def site_stability(
     scores: Mapping[str, torch.Tensor], site: tuple[int, int], settings: Directions, seed: int
 ) -> dict[str, Any]:
-    """Return which sites the selection rule chooses on resampled validation prompts.
+    """Return which sites Arditi's rule chooses on resampled validation prompts.
 
     Args:
         scores: per prompt, as of `score_candidates`: induce and kl [L, P, harmless prompts], bypass

@@ -130,17 +130,17 @@ def back_verdict(moved: Verdict, kept: float) -> Verdict:
     return (HOLDS, "") if moved[0] == DOES_NOT_HOLD else moved
 
 
-def site_moved_verdict(same: bool, stable: bool, comparable: bool, p_value: float) -> Verdict:
+def site_moved_verdict(same: bool, stable: bool, obstacle: str, p_value: float) -> Verdict:
     """Judge "the source site moved" by the sites that both models' resampled prompts choose.
 
     Args:
         same: both checkpoints chose the same site.
         stable: each model's own resamples choose its site in more than half of the cases.
-        comparable: both sites induce refusal; a site chosen where none does is no source of it.
+        obstacle: why the resamples cannot tell; empty where they can.
         p_value: adjusted, of `aird.directions.source_site.compare_sites`.
     """
-    if not comparable:
-        return UNDECIDED, "no candidate induces refusal, so the site is no source of it"
+    if obstacle:
+        return UNDECIDED, obstacle
     if same:
         return (DOES_NOT_HOLD, "the same site") if stable else (UNDECIDED, "a model's own site is not stable")
     if p_value < SIGNIFICANT:

@@ -222,6 +222,22 @@ def test_quantisation_keeps_and_pruning_moves(table: pandas.DataFrame) -> None:
     assert (overall.verdict, overall.reason) == (UNDECIDED, "light")
 
 
+@pytest.mark.parametrize("by_cosmic", [("original",), ("pruned", "quantised"), ("original", "pruned", "quantised")])
+def test_resamples_by_another_rule_say_nothing_of_a_site_that_cosmic_chose(by_cosmic: tuple[str, ...]) -> None:
+    evidence = collected()
+    directions = {
+        pair: {**record, "rule": "cosmic_relaxed_kl" if pair[1] in by_cosmic else record["rule"]}
+        for pair, record in evidence.directions.items()
+    }
+    table = claims_table(dataclasses.replace(evidence, directions=directions))
+    for name, verb, layers in (("pruned", "moves", 4), ("quantised", "keeps", 0)):
+        site = row(table, f"{verb} the source site", name)
+        assert (site.verdict, site.estimate, site.n) == (UNDECIDED, layers, 0)
+        assert site.reason == "COSMIC chose a site, and the resamples choose by Arditi's rule"
+        assert site.needed == "A choice of both sites by Arditi's rule decides whether the source site moved."
+        assert all(map(math.isnan, (site.low, site.high, site.p_value)))
+
+
 def test_loss_follows_the_direction(table: pandas.DataFrame) -> None:
     statement = "refusal is lost where the direction moves"
     pruned = row(table, statement, "pruned")

@@ -303,6 +303,12 @@ def test_heat_maps_are_the_scores_of_the_table() -> None:
     assert notes == ["fallback: relaxed_kl"] * len(LARGE[0])
 
 
+def test_a_site_that_cosmic_chose_is_no_fallback() -> None:
+    figure = figure_of("candidates", candidate_frame(SMALL), direction_frame(SMALL).assign(rule="cosmic"))
+    notes = [axes.get_title(loc="right") for axes in figure.axes if axes.images and axes.get_title(loc="right")]
+    assert notes == ["chosen by cosmic"] * 2
+
+
 def test_a_kl_of_zero_does_not_look_missing() -> None:
     """The logarithmic scale gives 0 its lowest colour; transparent cells are those without a score."""
     figure = figure_of("candidates", candidate_frame(SMALL), direction_frame(SMALL))

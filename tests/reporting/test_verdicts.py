@@ -90,11 +90,11 @@ def test_a_direction_moved() -> None:
 
 
 def test_a_site_moved() -> None:
-    assert site_moved_verdict(False, True, True, 0.01)[0] == HOLDS
-    assert site_moved_verdict(False, True, True, 0.10)[0] == UNDECIDED
-    assert site_moved_verdict(True, True, True, 1.0)[0] == DOES_NOT_HOLD
-    assert site_moved_verdict(True, False, True, 1.0)[0] == UNDECIDED
-    assert site_moved_verdict(False, True, False, 0.01)[0] == UNDECIDED
+    assert site_moved_verdict(False, True, "", 0.01)[0] == HOLDS
+    assert site_moved_verdict(False, True, "", 0.10)[0] == UNDECIDED
+    assert site_moved_verdict(True, True, "", 1.0)[0] == DOES_NOT_HOLD
+    assert site_moved_verdict(True, False, "", 1.0)[0] == UNDECIDED
+    assert site_moved_verdict(False, True, "so", 0.01) == (UNDECIDED, "so")
 
 
 @pytest.mark.parametrize(

@@ -78,8 +78,11 @@ def draw(candidates: pandas.DataFrame, directions: pandas.DataFrame) -> Figure:
             if column == 0:
                 axes.set_ylabel("position")
                 axes.set_title(", ".join(pair))
-            if column == 2 and "rule" in chosen and len(chosen) and chosen["rule"].iloc[0] != "published":
-                axes.set_title(f"fallback: {chosen['rule'].iloc[0]}", loc="right", weight="normal", style="italic")
+            rule = chosen["rule"].iloc[0] if "rule" in chosen and len(chosen) else "published"
+            if column == 2 and rule != "published":
+                # COSMIC may be the rule that was asked for.
+                said = "chosen by" if rule.startswith("cosmic") else "fallback:"
+                axes.set_title(f"{said} {rule}", loc="right", weight="normal", style="italic")
     for column, (name, label, _, _) in enumerate(looks):
         axes = figure.add_subplot(grid[0, column])
         colour_bar = figure.colorbar(images[name], cax=axes, orientation="horizontal")
