@@ -23,6 +23,11 @@ SAME_WEIGHTS = [
     for name, compression in CONFIGURATION.compressions.items()
     if not compression.changes_weights
 ]
+GIVEN = [
+    name
+    for name, compression in CONFIGURATION.compressions.items()
+    if compression.recipe == "given"
+]
 PATCH_SETTINGS = {
     name: patch.model_dump() for name, patch in CONFIGURATION.patches.items()
 }
@@ -47,6 +52,7 @@ GRID = {
     "controls": matched_controls(PATCH_SETTINGS),
     "seed": SEED,
     **({"same_weights": SAME_WEIGHTS} if SAME_WEIGHTS else {}),
+    **({"given": GIVEN} if GIVEN else {}),
 }
 # A run writes it down when it begins, for `make tables`.
 TABLE_SETTINGS = canonical_json(GRID)

@@ -89,12 +89,13 @@ class Evidence:
         directions, verifications: (model, compression) to the records of those nodes.
         comparisons: the same, without the original.
         scores: (suite, (model, compression, patch)) to the record of the scores node.
-        pruned: names of the compressions that prune; the others quantise.
+        pruned: names of the compressions that prune; the others quantise, but for those that are `given`.
         random: names of the controls, along a random direction or with learnt columns.
         controls: patch to its matched controls (`aird.reporting.names.matched_controls`).
         seed: of resamples.
         restorations, examinations: (model, compression, patch) to the comparison and the verification of a patched
             checkpoint, where they were asked for.
+        given: names of the ready-made compressions: whether those prune is not known.
     """
 
     directions: Mapping[Pair, Record]
@@ -107,6 +108,7 @@ class Evidence:
     seed: int
     restorations: Mapping[Cell, Record] = field(default_factory=dict)
     examinations: Mapping[Cell, Record] = field(default_factory=dict)
+    given: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -150,6 +152,13 @@ def claims_table(evidence: Evidence) -> pandas.DataFrame:
         statements += first + wholes + _over_all(compressed or wholes)
         second = judged(_kept_or_moved(evidence, model))
         wholes = _wholes(second, "quantisation keeps direction and source, pruning moves both")
+        for whole in wholes:
+            if whole.compression in evidence.given:
+                whole.verdict = (UNDECIDED, "a ready-made checkpoint may be quantised or pruned")
+                whole.p_adjusted = math.nan
+                whole.needs = (
+                    "A recipe in the place of the ready-made checkpoint decides what its direction should do",
+                )
         statements += second + wholes + _over_all(wholes)
         compared = [row for row in second if row.family == "direction"]
         moved = {row.compression: _has_moved(row, evidence) for row in compared}
@@ -265,9 +274,9 @@ def _kept_or_moved(evidence: Evidence, model: str) -> Iterator[Statement]:
         if owner != model:
             continue
         own = evidence.directions[model, compression]
-        pruned = compression in evidence.pruned
-        verb = "moves" if pruned else "keeps"
-        claimed = _unchanged if pruned else opposite
+        moves = _asks_for_a_move(compression, evidence)
+        verb = "moves" if moves else "keeps"
+        claimed = _unchanged if moves else opposite
         corrected, site = comparison["cosine_same_site_corrected"], comparison["source_site"]
         row = Statement(model, "C2", f"{verb} the direction", compression, family="direction")
         yield _cosine(row, corrected, "the direction moved", claimed)
@@ -338,8 +347,13 @@ def _unchanged(verdict: Verdict) -> Verdict:
 
 def _has_moved(direction: Statement, evidence: Evidence) -> str:
     """Return the verdict on "the direction moved", whatever was claimed of that compression."""
-    verdict = direction.verdict if direction.compression in evidence.pruned else opposite(direction.verdict)
-    return verdict[0]
+    moves = _asks_for_a_move(direction.compression, evidence)
+    return (direction.verdict if moves else opposite(direction.verdict))[0]
+
+
+def _asks_for_a_move(compression: str, evidence: Evidence) -> bool:
+    """Return whether a compression's statements are that something moves, and not that it is kept."""
+    return compression in evidence.pruned | evidence.given
 
 
 # C3

@@ -238,6 +238,19 @@ def test_resamples_by_another_rule_say_nothing_of_a_site_that_cosmic_chose(by_co
         assert all(map(math.isnan, (site.low, site.high, site.p_value)))
 
 
+def test_what_a_ready_made_checkpoint_should_do_is_not_known_but_what_it_does_is() -> None:
+    table = claims_table(dataclasses.replace(collected(), pruned=frozenset(), given=frozenset(("pruned", "quantised"))))
+    for name, verdict in (("pruned", HOLDS), ("quantised", DOES_NOT_HOLD)):
+        assert row(table, "moves the direction", name).verdict == verdict
+        assert row(table, "moves the source site", name).verdict == verdict
+        whole = row(table, "quantisation keeps direction", name)
+        assert (whole.verdict, whole.reason) == (UNDECIDED, "a ready-made checkpoint may be quantised or pruned")
+        assert "A recipe in the place of" in whole.needed
+        # What refusal follows is the direction, whatever was claimed of it.
+        assert row(table, "refusal is lost where the direction moves", name).verdict == HOLDS
+    assert row(table, "quantisation keeps direction", ALL).verdict == UNDECIDED
+
+
 def test_loss_follows_the_direction(table: pandas.DataFrame) -> None:
     statement = "refusal is lost where the direction moves"
     pruned = row(table, statement, "pruned")

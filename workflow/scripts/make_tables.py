@@ -27,6 +27,7 @@ def main() -> None:
         grid["seed"],
         records.present["restorations"],
         records.present["examinations"],
+        frozenset(grid.get("given", ())),
     )
     made = {**record_tables(records), "claims": claims_table(evidence)}
     for path in arguments.output:
