@@ -211,8 +211,12 @@ def _controls(
     controls = rows[rows.patch.isin([name for name, statement in named.items() if statement in judged.index])]
     verdicts = controls.patch.map(lambda name: judged.verdict[named[name]])
     kinds = controls.patch.map(lambda name: control_in_words(patches[name]))
+    random = verdicts[controls.patch.map(lambda name: patches[name]["direction"] == "random")]
+    refuted = (random == DOES_NOT_HOLD).any()
+    # Where random directions differ in what they restore, one alone says nothing of the direction.
+    differ = refuted and random.nunique() > 1
     said = ""
-    for verdict in (DOES_NOT_HOLD, UNDECIDED):
+    for verdict in (DOES_NOT_HOLD, UNDECIDED, *([HOLDS] if differ else [])):
         for alike, alike_rows in controls[verdicts == verdict].groupby(kinds, sort=False):
             listed = "; ".join(
                 f"{row.patch} refuses {_rate(row)}, and {whole_percent(row.over_refusal)} of harmless prompts"
@@ -223,12 +227,13 @@ def _controls(
                 continue
             better = judged.p_adjusted[[named[name] for name in alike_rows.patch]].astype(float)
             amount = "more" if (better < SIGNIFICANT).all() else "about as much"
+            if verdict == HOLDS:
+                amount = "less"
             said += f" {alike[0].upper()}{alike[1:]} restores {amount}: {listed}."
-        if said:
+        if said and not differ:
             break
-    refuted = any(patches[name]["direction"] == "random" for name in controls.patch[verdicts == DOES_NOT_HOLD])
     # A free column may have become the direction itself, so that alone says nothing of it.
-    return said + (NOTHING_ADDED if refuted else "")
+    return said + (NOTHING_ADDED if refuted and not differ else "")
 
 
 def _judged(claims: pandas.DataFrame, patch: pandas.Series) -> pandas.DataFrame:

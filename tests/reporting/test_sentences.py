@@ -27,6 +27,7 @@ CONFIGURATION: dict[str, Any] = {
         "aird": {"method": "scale", "direction": "original"},
         "learnt": {"method": "calibrate", "direction": "original"},
         "control": {"method": "calibrate", "direction": "random"},
+        "second": {"method": "calibrate", "direction": "random", "seed": 1},
         "free": {"method": "calibrate", "direction": "free"},
         "formula": {"method": "scale", "direction": "random"},
     },
@@ -218,6 +219,17 @@ def test_a_control_trained_alike_that_restores_as_much_is_told_in_a_sentence() -
     assert undecided.endswith(f" Whether a random direction, trained alike, restores as much is undecided: {refuses}")
     formula = judged_beside_controls({"formula": ("does not hold", "0.7")}, repair="aird")
     assert " A random direction, by the same formula, restores about as much: formula refuses 89%" in formula
+
+
+@pytest.mark.parametrize(("verdict", "told"), [("holds", "restores less"), ("undecided", "is undecided")])
+def test_one_random_direction_among_several_says_nothing_of_the_direction(verdict: str, told: str) -> None:
+    tie, other = ("does not hold", "0.7"), (verdict, "0.1")
+    refuses = "refuses 89% (66 to 73%), and 8% of harmless prompts."
+    mixed = judged_beside_controls({"control": tie, "second": other})
+    assert f" A random direction, trained alike, restores about as much: control {refuses}" in mixed
+    assert mixed.endswith(f"{told}: second {refuses}") and "adds nothing" not in mixed
+    both = judged_beside_controls({"control": tie, "second": tie})
+    assert both.endswith(" So the direction adds nothing to this repair.")
 
 
 def test_a_free_column_is_a_control_of_its_own_kind() -> None:
