@@ -34,7 +34,7 @@ from aird.reporting.verdicts import (
 )
 from aird.settings.attacks import NO_ATTACK
 from aird.settings.base import ORIGINAL, PLAIN
-from aird.support.statistics import holm
+from aird.support.statistics import holm, mean_change
 
 Configuration = Mapping[str, Any]
 NOTHING_ADDED = " So the direction adds nothing to this repair."
@@ -108,7 +108,7 @@ def _headline(
     if test.p_value < SIGNIFICANT:
         verb = "took" if lost else "raised"
         sentence = f"{name[0].upper()}{name[1:]} {verb} refusal from {before} to {after}"
-    elif abs(test.difference) < SMALLEST_EFFECT:
+    elif max(map(abs, _interval(test))) < SMALLEST_EFFECT:
         sentence = (
             f"With {name} the model refuses {_rate(plain)}, as the original does ({before}; {_p_value(test.p_value)})"
         )
@@ -159,18 +159,20 @@ def _repaired(
     gain, left = _test(tests, patch, "plain"), _test(tests, patch, "original")
     name = patch_in_words(patch.patch, configuration["patches"].get(patch.patch))
     to = _rate(patch, more=_p_value(gain.p_value))
-    # Too few prompts to tell two rates apart do not make them alike.
-    back = left.difference >= 0 or (left.p_value >= SIGNIFICANT and -left.difference < SMALLEST_EFFECT)
+    less = left.p_value < SIGNIFICANT and left.difference < 0
     if not lost:
         sentence = f"with {name} it refuses {to}"
     elif gain.difference <= 0 or (gain.p_value >= SIGNIFICANT and judged.get(RAISES_REFUSAL) == DOES_NOT_HOLD):
         sentence = f"{name} does not bring it back: {to}"
     elif gain.p_value >= SIGNIFICANT:
         sentence = f"{gain.n} prompts do not show whether {name} brings it back: {to}"
-    elif back:
+    elif less:
+        sentence = f"{name} brings a part of it back: {to}"
+    elif _interval(left)[0] > -SMALLEST_EFFECT:
         sentence = f"{name} brings it back to {to}"
     else:
-        sentence = f"{name} brings a part of it back: {to}"
+        # Too few prompts to tell two rates apart do not make them alike.
+        sentence = f"{name} brings at least a part of it back, and {left.n} prompts do not show whether all: {to}"
     over = _test(tests, patch, "original", "over_refusal")
     cost, before = whole_percent(patch.over_refusal), whole_percent(original.over_refusal)
     if answers_lost:
@@ -489,6 +491,12 @@ def _test(tests: pandas.DataFrame, row: pandas.Series, against: str, rate: str =
         & (tests.rate == rate)
     ]
     return chosen.iloc[0]
+
+
+def _interval(test: pandas.Series) -> tuple[float, float]:
+    """Return the 95% interval of the difference that a row of the paired tests is about."""
+    unchanged = test.n - test.lost - test.gained
+    return mean_change([-1.0] * test.lost + [1.0] * test.gained + [0.0] * unchanged)[1:]
 
 
 def _points(difference: float) -> str:

@@ -132,13 +132,24 @@ def test_a_compression_that_took_refusal_and_a_patch_that_brings_a_part_back() -
 
 
 def test_a_patch_brings_refusal_back_where_nothing_that_matters_is_left_to_bring() -> None:
-    no_less = sentences(aird__original__refusal={"difference": 0.01, "p_value": 0.8})[1]
+    no_less = sentences(aird__original__refusal={"difference": 0.01, "lost": 4, "gained": 6, "p_value": 0.8})[1]
     assert "; aird brings it back to 70% (66 to 73%, p < 0.001), and" in no_less
-    # Not significant, but large: too few prompts to say that the two are alike.
-    open_question = sentences(aird__original__refusal={"difference": -0.25, "p_value": 0.2})[1]
-    assert "brings a part of it back: 70%" in open_question
-    fewer = sentences(aird__original__refusal={"difference": -0.05, "p_value": 0.01})[1]
+    fewer = sentences(aird__original__refusal={"difference": -0.05, "lost": 11, "gained": 1, "p_value": 0.006})[1]
     assert "brings a part of it back: 70%" in fewer
+
+
+@pytest.mark.parametrize(("lost", "gained", "p_value"), [(5, 0, 0.06), (3, 2, 1.0), (2, 2, 1.0)])
+def test_too_few_prompts_show_neither_that_all_came_back_nor_that_a_part_is_missing(
+    lost: int, gained: int, p_value: float
+) -> None:
+    """Of twenty prompts three lost refusals and two gained ones are compatible with a loss of 28 points."""
+    test = {"n": 20, "difference": (gained - lost) / 20, "lost": lost, "gained": gained, "p_value": p_value}
+    assert (
+        "; aird brings at least a part of it back, and 20 prompts do not show whether all: 70% (66 to 73%, p < 0.001), "
+        "and harmless prompts are refused 8%"
+    ) in sentences(aird__original__refusal=test)[1]
+    plain = sentences(plain__original__refusal=test)[1]
+    assert "; 20 prompts do not show whether that differs from the original's 95% (not significant, p =" in plain
 
 
 @pytest.mark.parametrize("test", [{"difference": 0.0, "p_value": 1.0}, {"difference": -0.1, "p_value": 0.01}])
@@ -163,13 +174,14 @@ def test_a_gain_that_too_few_prompts_show_is_not_called_none() -> None:
 
 
 def test_what_is_not_significant_is_called_so() -> None:
-    sentence = sentences(plain__original__refusal={"difference": -0.01, "p_value": 0.8})[1]
+    alike = {"difference": -0.01, "lost": 5, "gained": 3, "p_value": 0.7}
+    sentence = sentences(plain__original__refusal=alike)[1]
     assert sentence.startswith(
         "With Wanda pruning of 50% (pruned) the model refuses 50% (46 to 53%), as the original does (95%; not "
-        "significant, p = 0.8); with aird it refuses 70%"
+        "significant, p = 0.7); with aird it refuses 70%"
     )
-    too_few = sentences(plain__original__refusal={"difference": -0.45, "p_value": 0.06, "n": 8})[1]
-    assert "; 8 prompts do not show whether that differs from the original's 95% (not significant, p = 0.06)" in too_few
+    too_few = sentences(plain__original__refusal={"difference": -0.5, "lost": 4, "p_value": 0.1, "n": 8})[1]
+    assert "; 8 prompts do not show whether that differs from the original's 95% (not significant, p = 0.1)" in too_few
 
 
 def test_a_compression_may_raise_refusal() -> None:
@@ -259,10 +271,10 @@ def test_both_losses_are_named_with_their_intervals() -> None:
     assert (
         "and answers come back: of harmless prompts 8% (6 to 13%, p < 0.001) are refused, by the original" in repaired
     )
-    kept = {"difference": 0.01, "p_value": 0.8}
+    kept = {"difference": 0.01, "lost": 3, "gained": 5, "p_value": 0.7}
     alone = sentences(plain__original__refusal=kept, plain__original__over_refusal=rose)[1]
     assert (
-        "as the original does (95%; not significant, p = 0.8); of harmless prompts it refuses 5% (3 to 10%, p < 0.001) "
+        "as the original does (95%; not significant, p = 0.7); of harmless prompts it refuses 5% (3 to 10%, p < 0.001) "
         "instead of the original's 5%; with aird it refuses" in alone
     )
     fewer = {"difference": -0.04, "lost": 9, "gained": 0, "p_value": 0.004}
