@@ -32,9 +32,7 @@ def summary_markdown(summary: pandas.DataFrame) -> str:
         "degenerate, %": lambda row: _percent(row, "degenerate"),
         **({"unfinished, %": lambda row: _percent(row, "unfinished")} if "unfinished" in summary else {}),
         "over-refusal, % (95% interval)": lambda row: _percent(row, "over_refusal", interval=True),
-        "perplexity (95% interval)": lambda row: (
-            f"{row['perplexity']:.2f} ({row['perplexity_low']:.2f} to {row['perplexity_high']:.2f})"
-        ),
+        "perplexity (95% interval)": lambda row: _perplexity(row),
         "utility, %": lambda row: _percent(row, "utility"),
     }
     table = _markdown(summary, ("suite", "model"), ("compression", "patch"), columns)
@@ -93,6 +91,13 @@ def _corrected(row: pandas.Series) -> str:
 
 def _pair(row: pandas.Series, before: str, after: str) -> str:
     return "" if pandas.isna(row.get(before)) else f"{_percent(row, before)}, {_percent(row, after)}"
+
+
+def _perplexity(row: pandas.Series) -> str:
+    """Return the perplexity with its interval; nothing where an engine measures none."""
+    if pandas.isna(row["perplexity"]):
+        return ""
+    return f"{row['perplexity']:.2f} ({row['perplexity_low']:.2f} to {row['perplexity_high']:.2f})"
 
 
 def _percent(row: pandas.Series, name: str, interval: bool = False) -> str:

@@ -63,6 +63,12 @@ def test_suites_and_models_stand_in_the_summary_where_there_are_several() -> Non
     assert cells(text)[0][-1] == "" and len({line.count("|") for line in text.splitlines()}) == 1
 
 
+def test_a_perplexity_that_was_not_measured_is_empty() -> None:
+    unknown = dict.fromkeys(("perplexity", "perplexity_low", "perplexity_high"), math.nan)
+    text = summary_markdown(pandas.DataFrame([{**ROW, **unknown}, ROW]))
+    assert [row[-2] for row in cells(text)] == ["", "3.00 (2.50 to 3.46)"] and "nan" not in text
+
+
 def test_a_compression_by_another_engine_than_its_original_is_marked() -> None:
     rows = [
         {**ROW, "suite": "safety", "model": "m", "compression": name, "engine": engine}
