@@ -493,7 +493,8 @@ def compressions_table(manifests: Mapping[Pair, Record], scores: Scores) -> pand
 
     `served_as` is of ready-made checkpoints, by who served them; empty where that was nobody, or a running server.
     """
-    computed_with = {cell[:2]: score.get("weights") for (_, cell), score in scores.items()}
+    # A patch may need a dense copy where the checkpoint alone does not.
+    computed_with = {cell[:2]: score.get("weights") for (_, cell), score in scores.items() if cell[2] == PLAIN}
     rows = {}
     for pair, manifest in manifests.items():
         measured = manifest.get("total", {})

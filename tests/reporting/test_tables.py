@@ -333,6 +333,19 @@ def test_a_ready_made_checkpoint_is_served_in_the_form_that_its_engine_got(
     assert row(frame, compression="pruned")["served_as"] == form
 
 
+def test_a_patched_cell_says_nothing_of_the_form_that_the_checkpoint_is_served_in() -> None:
+    manifest = {"total": {}, "served_as": "repacked"}
+    scores = {
+        ("main", PRUNED): score([1], [0], weights="as stored"),
+        ("main", PATCHED): score([1], [0], weights="dense copy"),
+    }
+    for order in (scores, dict(reversed(scores.items()))):
+        assert (
+            row(tables.compressions_table({PRUNED[:2]: manifest}, order), compression="pruned")["served_as"]
+            == "repacked"
+        )
+
+
 def checkpoint(cosine: float, harmful: float, harmless: float) -> dict[str, Any]:
     means = {"harmful": harmful, "harmless": harmless}
     return {
