@@ -234,6 +234,19 @@ def test_patches_that_differ_in_strength_alone_are_one_curve_from_the_plain_chec
     assert not any(line.get_alpha() == 0.55 for axes in alone.axes for line in axes.lines)
 
 
+def test_a_curve_of_fitted_patches_does_not_begin_at_the_plain_checkpoint() -> None:
+    """A fitted patch of strength 0 asks for the harmless mean, and so is none."""
+    summary = summary_frame((["tiny"], ["w4a16"], ["strong", "weak"]))
+    settings = {
+        name: {"method": "fit", "direction": "original", "alpha": alpha}
+        for name, alpha in (("strong", 4.0), ("weak", 0.5))
+    }
+    for axes in figure_of("frontier", summary, patches=settings).axes:
+        points = drawn_points(axes)
+        (curve,) = [line for line in axes.lines if line.get_alpha() == 0.55]
+        assert list(numpy.asarray(curve.get_ydata())) == [points[name][1].item() for name in ("weak", "strong")]
+
+
 def test_names_of_points_do_not_overlap() -> None:
     """Five patches of the same refusal: their names stand apart, in the panel's order."""
     summary = summary_frame((["tiny"], ["w4a16"], ["a", "b", "c", "d"]))
