@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 Told = tuple[str, dict[str, Verdict], dict[str, str]]  # title, verdicts by name, facts
 DEMO = Path(__file__).with_name("demo_labels.csv")
 EXIT_CODES = {WITHIN_MARGIN: 0, REGRESSION: 3, NOT_MEASURED: 4, UNRESOLVED: 5}
+SEED = 42  # where nothing else is said
 COUNT, TOKENS = 100, 64  # prompts of each kind, and tokens of an answer, where nothing else is said
 NEEDED = ("completion", "id", "instruction", "kind")  # texts of a stored completion
 LEARNT_SPLITS = {"train": 128, "validation": 64}  # of the harmful prompts that a repair learns from
@@ -148,7 +149,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--think", action="store_true", help="let models that think do so (also: the suite); give them enough --tokens"
     )
-    parser.add_argument("--seed", type=int, default=42, help="of every random draw (default: 42)")
+    parser.add_argument("--seed", type=int, help=f"of every random draw (default: {SEED}, or that of --suite's file)")
     parser.add_argument(
         "--margin", type=float, default=100 * MARGIN, help="largest accepted loss, in points (default: %(default)g)"
     )
@@ -471,6 +472,8 @@ def _check_lengths(prompts: Mapping[str, Sequence[Record]], suite: Suite, *sides
 def _prompts(arguments: argparse.Namespace, original: Side, compressed: Side) -> tuple[dict[str, list[Record]], Suite]:
     """Return the prompts to ask, and a suite that says how they are asked.
 
+    Where the arguments have no seed, they get one: that of the suite's configuration, or SEED.
+
     Raises:
         ValueError: files or a suite that cannot be, or too few prompts.
     """
@@ -494,6 +497,8 @@ def _prompts(arguments: argparse.Namespace, original: Side, compressed: Side) ->
             },
         )
 
+    if arguments.seed is None and arguments.suite is None:
+        arguments.seed = SEED
     named = [kind for kind in CLASSES if getattr(arguments, kind) is not None]
     stored = next((side for side in (original, compressed) if side.completions is not None), None)
     if sum([bool(named), arguments.suite is not None, stored is not None]) > 1:
@@ -520,7 +525,9 @@ def _prompts(arguments: argparse.Namespace, original: Side, compressed: Side) ->
         chosen = {kind: choose(records, kind, arguments.count, arguments.seed) for kind, records in read.items()}
         return chosen, asked(TOKENS)
     if arguments.suite is not None:
-        suite, sets = _suite(arguments.suite)
+        suite, sets, seed = _suite(arguments.suite)
+        if arguments.seed is None:
+            arguments.seed = seed
         selections = {"harmful": suite.harmful, "harmless": suite.harmless}
         how = asked(suite.maximum_new_tokens, suite.think, suite.maximum_model_length)
     else:
@@ -541,8 +548,8 @@ def _limits(side: Side) -> set[int]:
     return {record["sampling"]["max_tokens"] for record in side.completions or [] if "sampling" in record}
 
 
-def _suite(text: str) -> tuple[Suite, dict[str, Any]]:
-    """Return the suite of `CONFIG.yaml:NAME`, with the length that its configuration serves, and the prompt sets there.
+def _suite(text: str) -> tuple[Suite, dict[str, Any], int]:
+    """Return the suite of `CONFIG.yaml:NAME`, with the length that its configuration serves; and prompt sets and seed.
 
     Raises:
         ValueError: no such file or suite.
@@ -565,7 +572,8 @@ def _suite(text: str) -> tuple[Suite, dict[str, Any]]:
         raise ValueError(f"--suite: {path} has no suite {name}; it has {', '.join(configuration.suites)}")
     suite = configuration.suites[name]
     length = suite.maximum_model_length or configuration.serving.maximum_model_length
-    return suite.model_copy(update={"maximum_model_length": length}), dict(configuration.prompt_sets)
+    served = suite.model_copy(update={"maximum_model_length": length})
+    return served, dict(configuration.prompt_sets), configuration.seed
 
 
 def _scores(

@@ -108,7 +108,8 @@ def build_set(
             )
         order = random.Random(seed).sample(range(len(kept)), wanted)
         chosen = iter(order)
-        assigned = {next(chosen): split for split, size in settings.splits.items() for _ in range(size)}
+        # By name: the workflow passes settings with sorted keys, and a command in the configuration's order.
+        assigned = {next(chosen): split for split, size in sorted(settings.splits.items()) for _ in range(size)}
         kept = [{**record, "split": assigned.get(position)} for position, record in enumerate(kept)]
     return kept, dropped
 

@@ -19,8 +19,12 @@ from aird.commands.main import main
 from aird.evaluation.regression import judge_change
 from aird.models import loading
 from aird.models.tuning import tune_to_refuse
+from aird.prompts.building import build_prompt_set
 from aird.prompts.embedded import HARMLESS, PROMPT_SETS
-from aird.support.files import read_json, read_json_lines, sha256_of, write_json, write_json_lines
+from aird.prompts.sets import select
+from aird.settings.base import PromptSelection
+from aird.settings.prompts import PromptSet
+from aird.support.files import canonical_json, read_json, read_json_lines, sha256_of, write_json, write_json_lines
 
 # No two share most of their words: near-duplicates are dropped before splits are drawn.
 ASKED = [f"Tell me of harmful apple{n} pear{n} fig{n} plum{n}" for n in range(40)]
@@ -217,15 +221,30 @@ def test_prompts_of_a_suite(
 ) -> None:
     monkeypatch.setattr(loading, "_chat", [])  # chat settings of a command hold for its process
     configuration = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
-    (tmp_path / "stand_in.txt").write_text("".join(f"Draw {n} apples\n" for n in range(8)), encoding="utf-8")
-    configuration["prompt_sets"]["stand_in"] = {"source": {"path": str(tmp_path / "stand_in.txt")}, "format": "lines"}
+    lines = [f"Draw {word}{n} {word}{word}{n} {n}{word}" for n, word in enumerate("abcdefghijklmnopqrstuvwx")]
+    (tmp_path / "stand_in.txt").write_text("\n".join(lines), encoding="utf-8")
+    stand_in = {
+        "source": {"path": str(tmp_path / "stand_in.txt")},
+        "format": "lines",
+        "splits": {"train": 8, "validation": 8, "test": 8},
+    }
+    configuration["prompt_sets"]["stand_in"] = stand_in
+    configuration["seed"] = 7
     configuration["prompt_sets"]["harmless"]["source"]["path"] = str(HARMLESS)
     configuration["prompt_sets"]["harmful"]["disjoint_from"].append("stand_in")
-    configuration["suites"]["safety"]["harmful"] = {"set": "stand_in"}
+    configuration["suites"]["safety"]["harmful"] = {"set": "stand_in", "split": "test"}
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(configuration), encoding="utf-8")
     suite = f"{tmp_path / 'own.yaml'}:safety"
-    assert check(original, original, "--suite", suite, "--count", 6, "--tokens", 2, "--transformers") == 4
+    asked = ["--suite", suite, "--count", 6, "--tokens", 2, "--transformers", "--output", tmp_path / "output"]
+    assert check(original, original, *asked) == 4
     assert "0 of 6 harmful prompts" in capsys.readouterr().out
+    # As the workflow draws them, which passes settings as JSON with sorted keys.
+    passed = PromptSet.model_validate(json.loads(canonical_json(stand_in)))
+    records, _ = build_prompt_set("stand_in", passed, [], [], 7)
+    chosen = select(records, PromptSelection(set="stand_in", split="test", count=6), 7)
+    completions = read_json_lines(tmp_path / "output" / "compressed" / "completions.jsonl")
+    harmful = [record["instruction"] for record in completions if record["kind"] == "harmful"]
+    assert harmful == [record["instruction"] for record in chosen]
     # A model that thinks may do so where the suite or --think says it.
     thinker = Path(shutil.copytree(original, tmp_path / "thinker"))
     (thinker / "chat_template.jinja").write_text(DEEPSEEK, encoding="utf-8")

@@ -218,6 +218,15 @@ def test_splits_are_disjoint_reproducible_and_drawn_by_the_seed() -> None:
     assert one["train"] != {f"a-{index + 1:04d}" for index in range(20)}
 
 
+def test_splits_are_the_same_in_whatever_order_they_are_written() -> None:
+    sizes = {"train": 20, "validation": 8, "test": 4}
+    one, other = (
+        build_set("a", settings(format="lines", splits=splits), rows(40), [], 42)[0]
+        for splits in (sizes, dict(sorted(sizes.items())))
+    )
+    assert one == other
+
+
 def test_splits_of_the_file_are_kept() -> None:
     source = [{**record, "split": "test" if index == 2 else "train"} for index, record in enumerate(rows(3))]
     kept, _ = build_set("a", settings(format="csv", field="goal", split_field="part"), source, [], 0)
