@@ -431,6 +431,19 @@ def _caches(configuration: Configuration) -> Iterator[str]:
 def _leaks(configuration: Configuration) -> Iterator[str]:
     """Yield suites that measure on prompts that a direction, a tuning or a calibration may have seen."""
     every = list(uses(configuration))
+    held: dict[str, set[str]] = {kind: set() for kind in CLASSES}
+    for use in every:
+        for kind in CLASSES:
+            if use.key.endswith(f".{kind}"):
+                held[kind] |= _made_from(configuration, use.selection.set)
+
+    def kinds(use: Use) -> set[str]:
+        """Return of which kinds the prompts may be: a calibration does not say it, but other uses of its set may."""
+        named = {kind for kind in CLASSES if use.key.endswith(f".{kind}")}
+        if use.key.endswith(".prompts"):
+            named = {"harmful"}
+        return named or {kind for kind in CLASSES if use.selection.set in held[kind]} or set(CLASSES)
+
     # A direction's test split only verifies it, so it may be measured on again.
     seen = [
         use
@@ -445,18 +458,17 @@ def _leaks(configuration: Configuration) -> Iterator[str]:
         for used in seen:
             if _same_prompts(configuration, used.selection, measured.selection):
                 shared.setdefault(used.selection.set, []).append(used.key)
-            # Harmless sets hold no harmful prompt; only harmful ones can share some.
-            elif (
-                measured.key.endswith(".harmful")
-                and used.key.endswith((".harmful", ".prompts"))
-                and not _apart(configuration, used.selection.set, measured.selection.set)
+            # A harmless set holds no harmful prompt; only sets of one kind can share some.
+            elif kinds(measured) & kinds(used) and not _apart(
+                configuration, used.selection.set, measured.selection.set
             ):
                 mixed.setdefault(used.selection.set, []).append(used.key)
         name = measured.selection.set
         for other, keys in shared.items():
             places = ", ".join(dict.fromkeys(keys))
             yield f"{measured.key}: {places} may use the same prompts, of {other}; measure on another split or set"
-        for other, keys in mixed.items():
+        # Another set may be measured then.
+        for other, keys in () if shared else mixed.items():
             places = ", ".join(dict.fromkeys(keys))
             yield (
                 f"{measured.key}: prompts of {name} may also stand in {other}, which {places} uses; "
@@ -478,4 +490,10 @@ def _apart(configuration: Configuration, one: str, other: str, explicit: bool = 
     if one == other:
         return not explicit
     sets = configuration.prompt_sets
-    return other in sets[one].disjoint_from or one in sets[other].disjoint_from
+    if other in sets[one].disjoint_from or one in sets[other].disjoint_from:
+        return True
+    # A joined set holds nothing but its parts.
+    return any(
+        parts is not None and all(_apart(configuration, part, rest, explicit) for part in parts)
+        for parts, rest in ((sets[one].combine, other), (sets[other].combine, one))
+    )

@@ -239,6 +239,38 @@ def test_set_kept_apart_from_the_measured_one_by_the_other_side() -> None:
     load_configuration(values)
 
 
+def test_harmless_prompts_under_another_name_are_kept_apart_too() -> None:
+    values = changed("prompt_sets.everyday", {**BASE["prompt_sets"]["harmless"], "splits": None})
+    values["suites"]["safety"]["harmless"] = {"set": "everyday"}
+    places = "directions.harmless, models.tuned.refusal_tuning.harmless, compressions.wanda.calibration"
+    told = "prompts of everyday may also stand in harmless, which"
+    assert mistakes(values) == [
+        f"suites.safety.harmless: {told} {places} uses; add everyday to prompt_sets.harmless.disjoint_from"
+    ]
+    values["prompt_sets"]["everyday"]["disjoint_from"] = ["harmless"]
+    load_configuration(values)
+    # What is joined from such sets alone is apart as well.
+    values["prompt_sets"]["joined"] = {"combine": ["everyday"]}
+    values["suites"]["safety"]["harmless"] = {"set": "joined"}
+    load_configuration(values)
+
+
+def test_what_a_compression_is_calibrated_on_is_kept_apart_from_what_is_measured() -> None:
+    own = {"source": {"path": "own.txt"}, "format": "lines", "splits": {"train": 64}}
+    values = changed("prompt_sets.own", own)
+    values["compressions"]["wanda"]["calibration"] = {"prompt_set": "own"}
+    advice = "add {0} to prompt_sets.own.disjoint_from"
+    told = "suites.safety.{1}: prompts of {0} may also stand in own, which compressions.wanda.calibration uses; "
+    wanted = [(told + advice).format(*names) for names in (("attack", "harmful"), ("harmless", "harmless"))]
+    assert mistakes(values) == wanted
+    own["disjoint_from"] = ["attack", "harmless"]
+    load_configuration(values)
+    # A set that is used as a harmless one elsewhere is one, and shares nothing with harmful ones.
+    own["disjoint_from"] = ["harmless"]
+    values["models"]["tuned"]["refusal_tuning"]["harmless"] = {"set": "own"}
+    load_configuration(values)
+
+
 def test_long_values_are_shortened() -> None:
     (line,) = mistakes(changed("models.hub.dtype", "x" * 5000))
     assert len(line) < 200
@@ -460,6 +492,14 @@ def test_the_quick_grid_shares_its_dear_nodes_with_the_whole_one() -> None:
     for name in ("harmful", "harmless", "train", "validation"):
         assert getattr(quick.directions, name) == getattr(whole.directions, name)
     assert whole.directions.scored is None and whole.directions.cosmic == "all"
+
+
+def test_prompts_of_the_attacks_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(PROJECT)
+    for name in GRIDS:
+        values = load_yaml_strictly(PROJECT / name)
+        update_config(values, load_yaml_strictly(PROJECT / "config/attacks.yaml"))
+        check_files(load_configuration(values))
 
 
 @pytest.mark.parametrize("name", ["repairs", "transfer"])
