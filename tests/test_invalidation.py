@@ -182,6 +182,7 @@ def test_only_a_patch_at_the_own_source_waits_for_the_own_direction(project: Pat
     configuration = read_configuration(project)
     at_source = {"method": "scale", "blocks": "own_source", "compressions": ["w4a16"]}
     configuration["patches"] |= {"at-source": at_source, "chosen": {**at_source, "method": "choose"}}
+    configuration["replies"] = {"train_harmful": 8, "train_harmless": 8, "validation": 8}
     configuration["directions"]["patched"] = ["chosen"]
     write_configuration(project, configuration, "changed.yaml")
     # Asked for by its name alone, two nodes behind a patch whose method no run has seen.

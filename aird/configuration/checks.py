@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from aird.configuration.configuration import Configuration
 from aird.configuration.messages import hint
-from aird.patching.methods import method_of
+from aird.patching.methods import method_of, needs_of
 from aird.prompts.sets import CLASSES
 from aird.settings.attacks import FollowUp, OptimisedSuffix, optimised, text_sources
 from aird.settings.base import ORIGINAL, PLAIN, SOURCE, PromptSelection
@@ -59,6 +59,10 @@ def uses(configuration: Configuration) -> Iterator[Use]:
         for split in ("train", "validation", "test"):
             key = f"directions.{kind}"
             yield Use(key, key, f"directions.{split}", directions.selection(kind, split))
+    for kind, split, count in dict.fromkeys(_drawn_for_patches(configuration)):
+        key = f"directions.{kind}"
+        chosen = directions.selection(kind, split).model_copy(update={"count": getattr(configuration.replies, count)})
+        yield Use(key, key, f"replies.{count}", chosen)
     tables: dict[str, Any] = {
         f"models.{name}.refusal_tuning": model.refusal_tuning for name, model in configuration.models.items()
     }
@@ -82,6 +86,18 @@ def uses(configuration: Configuration) -> Iterator[Use]:
                 set=calibration.prompt_set, split=calibration.split, count=calibration.count
             )
             yield Use(key, f"{key}.prompt_set", f"{key}.count", chosen)
+
+
+def _drawn_for_patches(configuration: Configuration) -> Iterator[tuple[str, str, str]]:
+    """Yield kind and split of the prompts that the grid's patches draw, and the key of `replies` with the number."""
+    patched = {patch for _, _, patch in configuration.cells()}
+    for name, settings in configuration.patches.items():
+        if name not in patched:
+            continue
+        if "replies" in needs_of(settings):
+            yield "harmful", "train", "train_harmful"
+            yield from ((kind, "validation", "validation") for kind in CLASSES)
+        yield from ((kind, "train", count) for kind, count in method_of(settings).trains_on.items())
 
 
 def _names(configuration: Configuration) -> Iterator[str]:
@@ -316,13 +332,13 @@ def unmet(
         if_absent: what to write where a split is absent.
         if_short: what else to write, beside a smaller count, where a split is short; its name follows.
     """
-    absent: dict[str, list[str]] = {}
+    absent: dict[str, dict[str, None]] = {}
     for use in uses(configuration):
         split, count = use.selection.split, use.selection.count
         if use.selection.set != name or split is None:
             continue
         if split not in sizes:
-            absent.setdefault(use.key, []).append(split)
+            absent.setdefault(use.key, {})[split] = None
         elif count is not None and count > sizes[split]:
             raised = if_short and f"{if_short}.{split}"
             yield (

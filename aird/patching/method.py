@@ -70,6 +70,8 @@ class Method:
         needs: what it is made from, besides what single settings ask for (`needs_of`). With `prompts` it runs models;
             with `arithmetic` they compute in the types that were measured on this machine.
         sizes: returns how many prompts and tokens it sees. The patch depends on these numbers of the configuration.
+        trains_on: of the training prompts that it sees beside those with the original's replies, the kind to the key of
+            `replies` that says how many.
         usage: of a baseline, the text of its card that says how to use it, where {loading} stands for how adapters are
             loaded; None for AIRD's own patches.
         adapter: whether the files are a LoRA adapter, which can be merged.
@@ -81,6 +83,7 @@ class Method:
     make: Callable[[Any, PatchInputs, Path], dict[str, Any]]
     needs: frozenset[Need] = frozenset()
     sizes: Callable[[Directions, Replies], dict[str, int]] = lambda directions, replies: {}
+    trains_on: Mapping[str, str] = field(default_factory=dict)
     usage: str | None = None
     adapter: bool = True
     memory_mb: int = 3000

@@ -44,6 +44,7 @@ BASE: dict[str, Any] = {
         "ready": {"recipe": "given", "sources": {"hub": {"hub": "someone/Qwen2.5-7B-GPTQ", "revision": COMMIT}}},
     },
     "patches": {"aird": {"method": "scale"}},
+    "replies": {"train_harmless": 128, "validation": 32},
     "suites": {"safety": {"harmful": {"set": "attack"}, "harmless": {"set": "harmless", "split": "test"}}},
 }
 

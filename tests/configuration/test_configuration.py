@@ -163,6 +163,33 @@ def test_a_patch_learns_only_from_attacks_that_change_a_training_prompt() -> Non
     assert line.startswith(f"{key}.count:") and "write at most 128, or raise that (found: 129)" in line
 
 
+def test_replies_that_a_patch_needs_are_there() -> None:
+    values = changed("replies", {"validation": 64, "train_harmless": 200, "train_harmful": 150})
+    values["models"] = {"hub": BASE["models"]["hub"]}
+    load_configuration(values)  # no patch draws any
+    told = "asks for more than split"
+
+    def said(patch: dict[str, Any]) -> list[str]:
+        return mistakes({**values, "patches": {"repair": patch}})
+
+    of_validation = [
+        f"replies.validation: {told} validation of prompt set {name} has; write at most 32, or raise "
+        f"prompt_sets.{name}.splits.validation (found: 64)"
+        for name in ("harmful", "harmless")
+    ]
+    chosen = said({"method": "choose"})
+    assert chosen == of_validation
+    advice = "write at most 128, or raise prompt_sets.harmless.splits.train"
+    learnt = f"replies.train_harmless: {told} train of prompt set harmless has; {advice} (found: 200)"
+    assert said({"method": "calibrate"}) == [*of_validation, learnt]
+    tuned = f"replies.train_harmful: {told} train of prompt set harmless has; {advice} (found: 150)"
+    assert said({"method": "lora"}) == [tuned]
+    assert said({"method": "lora", "strengths": [1.0]}) == [*of_validation, tuned]
+    # A patch that no model has draws nothing.
+    values["models"] = {"hub": {**BASE["models"]["hub"], "patches": []}}
+    load_configuration({**values, "patches": {"repair": {"method": "calibrate"}}})
+
+
 def test_a_patch_that_is_no_adapter_has_no_direction_of_its_own() -> None:
     values = changed("patches.prompt", {"method": "system_prompt"})
     values["directions"] = {**values["directions"], "patched": ["aird", "prompt"]}

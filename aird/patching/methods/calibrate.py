@@ -194,6 +194,7 @@ METHOD = Method(
     make=make,
     needs=TO_CHOOSE | {"direction"},
     sizes=lambda directions, replies: replies.model_dump(),
+    trains_on={"harmless": "train_harmless"},
     memory_mb=6000,
     minutes=60,
 )

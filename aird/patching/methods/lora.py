@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from aird.patching.method import Method, PatchInputs
+from aird.prompts.sets import CLASSES
 from aird.settings.patches import ChoiceSettings
 from aird.settings.tuning import TuningSettings
 
@@ -75,6 +76,7 @@ METHOD = Method(
     needs=frozenset({"compressed", "prompts"}),
     # As many harmful ones as a calibration sees.
     sizes=lambda directions, replies: {"train": replies.train_harmful},
+    trains_on=dict.fromkeys(CLASSES, "train_harmful"),
     usage="{loading}",
     memory_mb=8000,
     minutes=120,
