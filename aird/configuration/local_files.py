@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from aird.configuration.checks import attack_sources, model_sources, unmet
+from aird.configuration.checks import attack_sources, model_sources, unmet, uses
 from aird.configuration.configuration import Configuration
 from aird.configuration.memory import is_gguf
 from aird.configuration.messages import ConfigurationError, show
@@ -151,9 +151,14 @@ def _prompt_file(configuration: Configuration, name: str, settings: PromptSet) -
         text = " ".join(str(error).split())
         yield f"{key}: {text}; correct format, records, field or split_field, or the file"
         return
+    held = len({text for text, _ in rows})
     wanted = sum((settings.splits or {}).values())
-    if wanted > len(rows):
-        yield f"{key}.splits: ask for more than {path.name} holds; write {len(rows)} in sum at most (found: {wanted})"
+    if wanted > held:
+        yield f"{key}.splits: ask for more than {path.name} holds; write {held} in sum at most (found: {wanted})"
+    for use in uses(configuration):
+        count = use.selection.count
+        if use.selection.set == name and use.selection.split is None and count is not None and count > held:
+            yield f"{use.count_key}: asks for more than {path.name} holds; write at most {held} (found: {count})"
     if settings.split_field is not None:
         sizes = Counter(sorted(split for _, split in rows if isinstance(split, str)))
         yield from unmet(configuration, name, sizes, "use one that its file has")

@@ -14,6 +14,7 @@ BASE: dict[str, Any] = {
     "prompt_sets": {
         "attack": {"source": {"wheel": "pyrit==1.1.0", "file": "a.txt", "sha256": SHA256}, "format": "lines"},
         "raw": {"source": {"path": "raw.txt"}, "format": "lines"},
+        "own": {"source": {"path": "own.txt"}, "format": "lines", "disjoint_from": ["harmless"]},
         "harmful": {
             "combine": ["raw"],
             "disjoint_from": ["attack"],
@@ -392,6 +393,12 @@ FILE_CASES: list[Case] = [
     ("prompt_sets.raw.source.path", "model", "there is no such file"),
     ("prompt_sets.harmless.field", "text", "lacks text (it has ['instruction', 'part'])", "prompt_sets.harmless:"),
     ("prompt_sets.harmless.splits.spare", 900, "write 300 in sum at most", "prompt_sets.harmless.splits:"),
+    (
+        "suites.safety.harmless",
+        {"set": "own", "count": 5},
+        "write at most 4 (found: 5)",
+        "suites.safety.harmless.count:",
+    ),
     ("models.hub.source", {"path": "nothing"}, "name a model's folder or a GGUF file", "models.hub.source.path:"),
     ("models.hub.source", {"path": "~/model"}, "with ~ written out", "models.hub.source.path:"),
     ("models.hub.source", {"path": "file"}, "name a *.gguf file or a model's folder", "models.hub.source.path:"),

@@ -330,6 +330,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return the working folder, with every file that BASE names."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "raw.txt").write_text("".join(f"instruction {number}\n" for number in range(300)), encoding="utf-8")
+    (tmp_path / "own.txt").write_text("one\ntwo\ntwo\nthree\nfour\n", encoding="utf-8")
     records = [{"instruction": f"question {number}", "part": "train"} for number in range(300)]
     write_json_lines(tmp_path / "harmless.jsonl", records)
     write_json(tmp_path / "model/tokenizer_config.json", {"chat_template": "{{ messages }}"})
