@@ -31,13 +31,19 @@ def read_instructions(path: Path, settings: PromptSet) -> list[tuple[str, str | 
                 text = record[settings.field]
                 split = record[settings.split_field] if settings.split_field else None
             except (KeyError, TypeError):
-                fields = sorted(record) if isinstance(record, dict) else type(record).__name__
+                fields = sorted(map(str, record)) if isinstance(record, dict) else type(record).__name__
                 wanted = [name for name in (settings.field, settings.split_field) if name]
                 raise ValueError(
                     f"record {number} of {path.name} lacks {' or '.join(wanted)} (it has {fields})"
                 ) from None
         if not isinstance(text, str):
             raise ValueError(f"record {number} of {path.name}: the instruction is {type(text).__name__}, not text")
+        if not isinstance(split, str | None):
+            raise ValueError(f"record {number} of {path.name}: the split is {type(split).__name__}, not text")
+        if settings.format == "csv" and any(record.get(None, [])):
+            raise ValueError(
+                f"record {number} of {path.name} has more cells than the header; put text with commas in quotes"
+            )
         if text.strip():
             rows.append((text.strip(), split))
     if not rows:
@@ -58,7 +64,8 @@ def _records(path: Path, settings: PromptSet) -> Iterable[Any]:
         if settings.format == "parquet":
             import pandas
 
-            return pandas.read_parquet(path).to_dict("records")
+            frame = pandas.read_parquet(path).astype(object)
+            return frame.where(frame.notna(), None).to_dict("records")
         if settings.format == "yaml":
             import yaml
 
@@ -68,7 +75,7 @@ def _records(path: Path, settings: PromptSet) -> Iterable[Any]:
                 raise ValueError(str(error)) from error
         else:
             content = json.loads(path.read_text(encoding=ENCODING))
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path.name} cannot be read as {settings.format}: {error}") from error
     records = content
     if settings.records is not None:

@@ -14,6 +14,7 @@ from aird.prompts.sets import select
 from aird.settings.base import PromptSelection
 from aird.settings.prompt_files import read_instructions
 from aird.settings.prompts import PromptSet
+from aird.support.files import write_json_lines
 
 WORDS = "apple bread cheese dates eggs figs grapes honey ice jam kale lemon mint nuts olives plums".split()
 
@@ -82,6 +83,44 @@ def test_lines_are_stripped_and_empty_ones_skipped(tmp_path: Path) -> None:
     assert read_instructions(path, settings(format="lines")) == [("Boil an egg.", None), ("Fry an egg.", None)]
 
 
+def test_an_instruction_ends_at_a_newline_alone(tmp_path: Path) -> None:
+    """Unicode has more ends of lines, and some text holds them: the file of JSON lines is as this project writes it."""
+    held = ["Boil\fan\u2028egg.", "Fry\u0085one."]
+    path = write(tmp_path / "a.txt", "\n".join(held))
+    assert read_instructions(path, settings(format="lines")) == [(text, None) for text in held]
+    write_json_lines(tmp_path / "a.jsonl", ({"goal": text} for text in held))
+    read = read_instructions(tmp_path / "a.jsonl", settings(format="jsonl", field="goal"))
+    assert read == [(text, None) for text in held]
+
+
+@pytest.mark.parametrize(
+    ("form", "content"),
+    [
+        ("lines", "Boil an egg.\r\n"),
+        ("csv", "goal\r\nBoil an egg.\r\n"),
+        ("jsonl", '{"goal": "Boil an egg."}\r\n'),
+        ("json", '[{"goal": "Boil an egg."}]'),
+        ("yaml", "- goal: Boil an egg.\n"),
+    ],
+)
+def test_a_mark_of_the_byte_order_is_no_text(tmp_path: Path, form: str, content: str) -> None:
+    (tmp_path / "a").write_text(content, encoding="utf-8-sig", newline="")
+    wanted = settings(format=form, **({} if form == "lines" else GOAL))
+    assert read_instructions(tmp_path / "a", wanted) == [("Boil an egg.", None)]
+
+
+def test_splits_of_parquet_are_text_or_nothing(tmp_path: Path) -> None:
+    path, wanted = tmp_path / "a.parquet", settings(format="parquet", field="goal", split_field="part")
+    pandas.DataFrame({"goal": ["Boil.", "Fry."], "part": ["train", None]}).to_parquet(path)
+    assert read_instructions(path, wanted) == [("Boil.", "train"), ("Fry.", None)]
+    pandas.DataFrame({"goal": ["Boil.", "Fry."], "part": [0, 1]}).to_parquet(path)
+    with pytest.raises(ValueError, match=r"record 1 of a\.parquet: the split is int, not text"):
+        read_instructions(path, wanted)
+    pandas.DataFrame({"goal": ["Boil.", None]}).to_parquet(path)
+    with pytest.raises(ValueError, match=r"record 2 of a\.parquet: the instruction is NoneType"):
+        read_instructions(path, settings(format="parquet", field="goal"))
+
+
 GOAL = {"field": "goal"}
 NESTED = {"field": "goal", "records": "rows"}
 
@@ -102,6 +141,15 @@ NESTED = {"field": "goal", "records": "rows"}
         ("json", '["x"]', GOAL, r"record 1 of file\.json lacks goal"),
         ("json", '[{"goal": "x"}, {"goal": 3}]', GOAL, r"record 2 of file\.json: the instruction is int"),
         ("csv", "part,goal\ntrain\n", GOAL, r"record 1 of file\.csv: the instruction is NoneType"),
+        ("csv", "part,goal\ntrain,a, b\n", GOAL, r"record 1 of file\.csv has more cells than the header; put text"),
+        (
+            "csv",
+            "part,goal\ntrain,a, b\n",
+            {"field": "x"},
+            r"record 1 of file\.csv lacks x \(it has \['None', 'goal', 'pa",
+        ),
+        ("csv", f"goal\n{'a' * 140_000}\n", GOAL, r"file\.csv cannot be read as csv: field larger"),
+        ("jsonl", '{"goal": "x", "part": 1}', {**GOAL, "split_field": "part"}, "the split is int, not text"),
         ("lines", "\n  \n", {}, r"file\.lines holds no instruction"),
         ("json", "[]", GOAL, r"file\.json holds no instruction"),
     ],
