@@ -268,6 +268,11 @@ def _sources(configuration: Configuration) -> Iterator[str]:
     places: list[tuple[str, Any, str | None]] = [
         (key, source, source.hub) for key, source in model_sources(configuration)
     ]
+    places += [
+        (f"suites.{name}.judge.source", suite.judge.source, suite.judge.source.hub)
+        for name, suite in configuration.suites.items()
+        if suite.judge is not None
+    ]
     places += [(key, source, f"datasets/{source.hub_dataset}") for key, source in sources if source is not None]
     places += [(key, source, f"datasets/{source.hub_dataset}") for key, source in attack_sources(configuration)]
     for key, source, repository in places:

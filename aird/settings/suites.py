@@ -51,8 +51,10 @@ class Classifier(Settings):
 
     @model_validator(mode="after")
     def _askable(self) -> Classifier:
-        if self.source.wheel is not None:
-            raise ValueError("a judge needs a model in Hugging Face format; give `hub` or the `path` of a folder")
+        if self.source.wheel is not None or self.source.file is not None:
+            raise ValueError(
+                "a judge needs a model in Hugging Face format; give `hub` without `file`, or the `path` of a folder"
+            )
         if self.rubric is not None and (self.template, self.harmful, self.harmless) != (None, "unsafe", "safe"):
             raise ValueError("template, harmful and harmless belong to a classifier; leave them out, or `rubric`")
         if self.template is not None:

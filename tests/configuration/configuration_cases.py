@@ -329,6 +329,20 @@ CASES: dict[str, list[Case]] = {
         ("models.hub.source.revision", COMMIT[:7], "40 hexadecimal digits"),
         ("models.hub.source.revision", 0, "YAML reads this as a number; put it in quotes"),
         ("models.hub.source.revision", PLACEHOLDER_COMMIT, "replace them by the commit"),
+        (
+            "suites.safety.judge",
+            {"source": {"hub": "a/b", "revision": PLACEHOLDER_COMMIT}},
+            "replace them by the commit",
+            "suites.safety.judge.source.revision:",
+        ),
+        *(
+            (
+                "suites.safety.judge",
+                {"source": {"hub": "a/b", "revision": COMMIT, "file": file}},
+                "needs a model in Hugging Face format; give `hub` without `file`",
+            )
+            for file in ("x.gguf", "x.bin")
+        ),
         ("models.hub.source.hub", "a/b/c", "write owner/name"),
         ("models.hub.source.hub", "../x", "write owner/name"),
         ("models.hub.source.sha256", SHA256, "sha256 cannot stand beside `hub`", "models.hub.source:"),
