@@ -24,7 +24,7 @@ from torch import nn
 from aird.directions.activation_cache import ActivationCache, kept_tokens
 from aird.directions.refusal_score import refusal_scores
 from aird.directions.score_records import PromptScores, mean_scores
-from aird.directions.selection import eligible_scores
+from aird.directions.selection import eligible_scores, used_layers
 from aird.inference.batching import Batches
 from aird.inference.hooks import ablation, addition
 from aird.inference.packing import Pack, last_logits, plan_packs
@@ -91,7 +91,7 @@ def score_candidates(
     harmful, harmless = harmful[: settings.scored], harmless[: settings.scored]
     blocks = list(decoder_blocks(model))
     layers, positions, _ = candidates.shape
-    used = range(int(settings.layer_fraction * layers))
+    used = range(used_layers(layers, settings.layer_fraction))
     counts = {"induce": len(harmless), "kl": len(harmless), "bypass": len(harmful)}
     scores = {
         name: torch.full((layers, positions, count), torch.nan, dtype=torch.float64) for name, count in counts.items()

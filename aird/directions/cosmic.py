@@ -32,7 +32,7 @@ import torch
 from torch import nn
 
 from aird.directions.activation_cache import ActivationCache, kept_tokens
-from aird.directions.selection import within_kl
+from aird.directions.selection import used_layers, within_kl
 from aird.inference.hooks import ablation, addition, hooks, on_input
 from aird.inference.packing import Pack, last_logits, plan_packs, run_pack
 from aird.inference.resuming import Reached, block_inputs, resumed_at
@@ -155,7 +155,7 @@ def score_by_cosine(
     target_harmful, target_harmless = (
         _last_states(model, blocks, packs, layers)[0] for packs in (harmful_packs, harmless_packs)
     )
-    used = range(int(layer_fraction * len(candidates)))
+    used = range(used_layers(len(candidates), layer_fraction))
     added = _cosines(_added(model, blocks, candidates, used, harmless_packs, layers), target_harmful)
     sites = [(layer, p) for layer in used for p in range(positions) if candidates[layer, p].any()]
     order = sorted((site for site in sites if not added[site].isnan()), key=lambda site: -added[site].item())

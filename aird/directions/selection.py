@@ -46,6 +46,21 @@ class Selection:
     kl_limit: float
 
 
+def used_layers(layers: int, fraction: float) -> int:
+    """Return how many layers, from the first, have candidates that take part.
+
+    Raises:
+        ValueError: the fraction leaves none.
+    """
+    used = int(fraction * layers)
+    if used == 0:
+        raise ValueError(
+            f"directions.layer_fraction: leaves none of the model's layers ({layers}), so there is no candidate direction; "
+            f"write at least {math.ceil(1000 / layers) / 1000:g} (found: {fraction:g})"
+        )
+    return used
+
+
 def eligible_scores(
     scores: Iterable[dict[str, Any]], layers: int, settings: Directions
 ) -> tuple[list[dict[str, Any]], bool]:
@@ -57,9 +72,9 @@ def eligible_scores(
         settings: the filters.
 
     Raises:
-        ValueError: no candidate has an induce score that is a number.
+        ValueError: `layer_fraction` leaves no layer, or no candidate has an induce score that is a number.
     """
-    limit = int(settings.layer_fraction * layers)
+    limit = used_layers(layers, settings.layer_fraction)
     in_range = [score for score in scores if score["layer"] < limit and _known(score["induce"])]
     if not in_range:
         raise ValueError("no candidate direction has a score that is a number: the checkpoint is broken")

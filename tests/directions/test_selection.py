@@ -16,6 +16,17 @@ DATA = Path(__file__).resolve().parents[1] / "data"
 SETTINGS = Directions(harmful="harmful", harmless="harmless")
 
 
+@pytest.mark.parametrize(("layers", "fraction", "enough"), [(30, 0.01, 0.034), (1, 0.8, 1.0)])
+def test_a_fraction_that_leaves_no_layer_is_named(layers: int, fraction: float, enough: float) -> None:
+    scores = [score(layer, -1, 1.0, 0.0, 0.0) for layer in range(layers)]
+    settings = SETTINGS.model_copy(update={"layer_fraction": fraction})
+    with pytest.raises(
+        ValueError, match=rf"directions\.layer_fraction: leaves none.*at least {enough:g} \(found: {fraction}"
+    ):
+        eligible_scores(scores, layers, settings)
+    assert eligible_scores(scores, layers, SETTINGS.model_copy(update={"layer_fraction": enough}))[0] == scores[:1]
+
+
 def score(layer: int, position: int, induce: Any, kl: Any, bypass: Any) -> dict[str, Any]:
     return {"layer": layer, "position": position, "induce": induce, "kl": kl, "bypass": bypass}
 
