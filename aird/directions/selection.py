@@ -55,7 +55,7 @@ def used_layers(layers: int, fraction: float) -> int:
     used = int(fraction * layers)
     if used == 0:
         raise ValueError(
-            f"directions.layer_fraction: leaves none of the model's layers ({layers}), so there is no candidate direction; "
+            f"directions.layer_fraction: leaves none of the model's layers ({layers}), and so no candidate direction; "
             f"write at least {math.ceil(1000 / layers) / 1000:g} (found: {fraction:g})"
         )
     return used

@@ -144,8 +144,7 @@ def record_replies(model: Any, tokenizer: Any, instructions: Instructions, setti
     sets = {}
     for (split, kind), texts in instructions.items():
         prompts = [chat_tokens(tokenizer, text) for text in texts]
-        judged = settings.judged_tokens if split == "validation" else settings.tokens
-        sets[f"{split}_{kind}"] = record_set(model, tokenizer, prompts, settings.tokens, judged)
+        sets[f"{split}_{kind}"] = record_set(model, tokenizer, prompts, settings.tokens, settings.judged)
     return sets
 
 

@@ -188,7 +188,7 @@ def choose_for_checkpoint(
     tokenizer, model = load_tokenizer(inputs.compressed), load_model(inputs.compressed)
     harmless = reply_instructions(inputs.prompts, [("validation", "harmless")], counts, inputs.seed)
     own = record_replies(model, tokenizer, harmless, counts)["validation_harmless"]
-    validation = validate(model, tokenizer, original, own, counts.judged_tokens)
+    validation = validate(model, tokenizer, original, own, counts.judged)
     return choose_on_validation(model, tokenizer, edits, first_block, validation, settings)
 
 

@@ -153,4 +153,14 @@ class Replies(Settings):
     )
     validation: int = Field(64, ge=8, description="Validation prompts of each kind.")
     tokens: int = Field(6, ge=1, description="First tokens of each reply that a patch learns from.")
-    judged_tokens: int = Field(16, ge=4, description="Tokens of a validation reply that the refusal judge sees.")
+    judged_tokens: int = Field(
+        16,
+        ge=4,
+        description="First tokens of each reply, to training and to validation prompts, that the refusal judge sees; "
+        "all `tokens` where those are more.",
+    )
+
+    @property
+    def judged(self) -> int:
+        """How many first tokens of a reply the refusal judge sees: a refusal may take longer than what is learnt."""
+        return max(self.tokens, self.judged_tokens)

@@ -115,6 +115,22 @@ def test_replies_are_the_greedy_ones(model: Any, tokenizer: Any, replies: dict[s
         )
 
 
+@pytest.mark.parametrize(("tokens", "judged_tokens"), [(3, 8), (8, 4)])
+def test_the_judge_sees_more_of_a_training_reply_than_is_learnt(
+    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, tokens: int, judged_tokens: int
+) -> None:
+    prompts = [chat_tokens(tokenizer, text) for text in INSTRUCTIONS["train", "harmful"]]
+    openings = {tokenizer.decode(reply) for reply in generate(model, tokenizer, prompts, 8)}
+    monkeypatch.setattr("aird.patching.replies.jailbroken_arditi", lambda text: text not in openings)
+    sizes = SIZES.model_copy(update={"tokens": tokens, "judged_tokens": judged_tokens})
+    part = record_replies(model, tokenizer, INSTRUCTIONS, sizes)["train_harmful"]
+    assert part.refused == [True] * len(prompts)
+    # What is learnt is what it was.
+    alone = record_set(model, tokenizer, prompts, tokens, tokens)
+    assert part.replies == alone.replies and torch.equal(part.top_tokens, alone.top_tokens)
+    assert torch.equal(part.top_log_probabilities, alone.top_log_probabilities)
+
+
 def test_nothing_is_kept_of_what_comes_after_a_replys_end(
     model: Any, tokenizer: Any, replies: dict[str, ReplySet]
 ) -> None:
@@ -286,11 +302,13 @@ def test_a_checkpoint_that_lost_answers_alone_learns_them_from_the_original(
     """Here only what the original replies to harmless prompts counts as an answer; a random model refuses nothing."""
     compressed = damaged_copy(original, tmp_path / "compressed")
     answers: set[str] = set()
-    for split, length in (("train", SIZES.tokens), ("validation", SIZES.judged_tokens)):
+    beginnings: set[str] = set()
+    for split in ("train", "validation"):
         texts = reply_instructions(RECORDS, [(split, "harmless")], SIZES, 0)[split, "harmless"]
         prompts = [chat_tokens(tokenizer, text) for text in texts]
-        replies = generate(load_model(original), tokenizer, prompts, max(length, SIZES.tokens + 1))
-        answers |= {tokenizer.decode(reply[:length]) for reply in replies}
+        replies = generate(load_model(original), tokenizer, prompts, SIZES.judged_tokens)
+        answers |= {tokenizer.decode(reply) for reply in replies}
+        beginnings |= {tokenizer.decode(reply[: SIZES.tokens]) for reply in replies}
     for module in ("validation", "replies"):
         monkeypatch.setattr(f"aird.patching.{module}.jailbroken_arditi", lambda text: text in answers)
     learnt: list[list[ReplySet]] = []
@@ -305,7 +323,7 @@ def test_a_checkpoint_that_lost_answers_alone_learns_them_from_the_original(
     # What the original answers and the damaged model does not is learnt from the original.
     _, asked, *_ = learnt[0]
     assert asked.refused == [False] * len(asked.refused) and len(asked.refused) >= 4
-    assert {tokenizer.decode(reply) for reply in asked.replies} <= answers
+    assert {tokenizer.decode(reply) for reply in asked.replies} <= beginnings
     assert [row["strength"] for row in choice["tried"]] == [1.0]
 
 
@@ -422,7 +440,7 @@ def test_a_patch_is_calibrated_on_the_attacks_that_the_original_resists(
     compressed = damaged_copy(original, tmp_path / "compressed")
     attacks = {name: (parse_attack(values), text) for name, (values, text) in ATTACKS.items()}
     prompts = attacked_prompts(tokenizer, attacks, RECORDS["harmful"], SIZES.train_harmful, 4, 0)
-    asked = {name: record_set(load_model(original), tokenizer, prompts[name], SIZES.tokens, 4) for name in ATTACKS}
+    asked = {name: record_set(load_model(original), tokenizer, prompts[name], 4, 4) for name in ATTACKS}
     said = {name: [tokenizer.decode(reply) for reply in part.replies] for name, part in asked.items()}
     answers = set(said["begun"])
     monkeypatch.setattr("aird.patching.validation.jailbroken_arditi", lambda _: False)

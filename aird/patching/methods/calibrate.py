@@ -121,7 +121,7 @@ def make(settings: Calibrate, inputs: PatchInputs, folder: Path) -> dict[str, An
     blocks, modules = edited_modules(model, source, settings)
     matrix, of_original = cache(matrix_reader(inputs.compressed, model)), matrix_reader(inputs.original, model)
     answers = record_replies(model, tokenizer, harmless["validation"], counts)["validation_harmless"]
-    validation = validate(model, tokenizer, original, answers, counts.judged_tokens)
+    validation = validate(model, tokenizer, original, answers, counts.judged)
     attacked: dict[str, Any] = {}
     if validation.needs_repair(settings.significance):
         own = record_replies(model, tokenizer, harmless["train"], counts)["train_harmless"]
@@ -180,7 +180,7 @@ def _attacked_replies(reference: Any, tokenizer: Any, count: int, inputs: PatchI
     asked = attacked_prompts(tokenizer, attacks, inputs.prompts["harmful"], counts.train_harmful, count, inputs.seed)
     replies = {}
     for name, prompts in asked.items():
-        replies[name] = record_set(reference, tokenizer, prompts, counts.tokens, counts.tokens)
+        replies[name] = record_set(reference, tokenizer, prompts, counts.tokens, counts.judged)
         refused = sum(replies[name].refused)
         nothing = "" if refused else ", so nothing is learnt from it"
         logger.info("attack %s: the original refuses %d of %d training prompts%s", name, refused, len(prompts), nothing)
