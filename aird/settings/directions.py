@@ -34,7 +34,8 @@ class Directions(Settings):
     selector: Literal["arditi", "cosmic"] = Field(
         "arditi",
         description="Which rule chooses the direction: `arditi`, by refusal tokens (arXiv 2406.11717), or `cosmic`, by "
-        "cosines of activations (arXiv 2506.00085). COSMIC's site is reported in any case.",
+        "cosines of activations (arXiv 2506.00085). COSMIC's site is reported in any case, for the "
+        "checkpoints that `cosmic` names.",
     )
     fallback: Literal["relax", "cosmic"] = Field(
         "relax",
