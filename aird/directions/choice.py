@@ -1,7 +1,7 @@
 """Choose a checkpoint's refusal direction among its scored candidates: the node that every patch waits for.
 
 By the published filters (aird/directions/selection.py) or by COSMIC (aird/directions/cosmic.py), with a record of
-how, and of how stable the site is under resampled prompts (aird/directions/stability.py).
+how, and of how stable the filters' site is under resampled prompts (aird/directions/stability.py).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from aird.directions.activation_cache import ActivationCache, kept_counts
 from aird.directions.direction import Direction
 from aird.directions.score_records import PromptScores, Score
 from aird.directions.selection import Selection, select_site
-from aird.directions.stability import site_stability
+from aird.directions.stability import NOT_RESAMPLED, site_stability
 from aird.settings.directions import Directions
 
 
@@ -42,7 +42,8 @@ def choose_direction(
     """
     layers, positions, _ = cache.candidates.shape
     selection = select_site(scores, layers, settings)
-    if settings.selector == "cosmic" or (settings.fallback == "cosmic" and selection.rule != "published"):
+    by_cosmic = settings.selector == "cosmic" or (settings.fallback == "cosmic" and selection.rule != "published")
+    if by_cosmic:
         assert cosmic is not None, "these settings need COSMIC's site"
         # Nothing survived Arditi's filters, or nobody asked.
         selection = Selection(cosmic["layer"], cosmic["position"], cosmic["rule"], 0, cosmic["kl_limit"])
@@ -56,7 +57,9 @@ def choose_direction(
         "candidates": layers * positions,
         "norm": vector.norm().item(),
         "prompts": kept_counts(cache),
-        "stability": site_stability(prompt_scores, (selection.layer, selection.position), settings, seed),
+        "stability": NOT_RESAMPLED
+        if by_cosmic
+        else site_stability(prompt_scores, (selection.layer, selection.position), settings, seed),
     }
     return Direction(vector / vector.norm(), vector.norm().item(), record)
 

@@ -21,6 +21,15 @@ from aird.directions.selection import select_site
 from aird.settings.directions import Directions
 
 RESAMPLES = 500
+# Of a site that another rule chose than the one that is resampled.
+NOT_RESAMPLED: dict[str, Any] = {
+    "resamples": 0,
+    "undefined": 0,
+    "same_site": None,
+    "layer_low": None,
+    "layer_high": None,
+    "sites": [],
+}
 
 
 def site_stability(

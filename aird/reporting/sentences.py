@@ -475,12 +475,11 @@ def _second_opinions(directions: pandas.DataFrame) -> Iterator[str]:
         if not pandas.isna(row.cosmic_layer):
             site = f"({int(row.cosmic_layer)}, {int(row.cosmic_position)})"
             other = f"; COSMIC {'agrees' if row.cosmic_agrees else f'chooses {site}'}"
-        # Resamples choose by Arditi's rule, whichever chose the site.
-        again = " by Arditi's rule" if row.rule.startswith("cosmic") else ""
-        yield (
-            f"  {row.compression}: site ({row.layer}, {row.position}), by {row.rule}; resampled prompts choose it"
-            f"{again} in {percent(row.resampled_same_site)} of cases{other}."
-        )
+        # COSMIC's choice is not resampled.
+        stable = ""
+        if not pandas.isna(row.resampled_same_site):
+            stable = f"; resampled prompts choose it in {percent(row.resampled_same_site)} of cases"
+        yield f"  {row.compression}: site ({row.layer}, {row.position}), by {row.rule}{stable}{other}."
 
 
 def _test(tests: pandas.DataFrame, row: pandas.Series, against: str, rate: str = "refusal") -> pandas.Series:

@@ -371,8 +371,8 @@ def directions_table(
     if not rows:
         return pandas.DataFrame(columns=[*PAIR, *SITE])
     # With empty cells, whole numbers would become fractions.
-    whole = {"cosmic_layer": "Int64", "cosmic_position": "Int64", "cosmic_agrees": "boolean"}
-    frame = pandas.DataFrame(rows).astype(whole)
+    whole = dict.fromkeys(("cosmic_layer", "cosmic_position", "resampled_layer_low", "resampled_layer_high"), "Int64")
+    frame = pandas.DataFrame(rows).astype({**whole, "cosmic_agrees": "boolean"})
     return frame.reindex(columns=[*frame, *(name for name in COMPARISON_COLUMNS if name not in frame)])
 
 

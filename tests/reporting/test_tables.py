@@ -11,6 +11,7 @@ import pytest
 from frames import UTILITY
 from project import run_script
 
+from aird.directions.stability import NOT_RESAMPLED
 from aird.evaluation.scores import score as score_completions
 from aird.reporting import tables
 from aird.reporting.markdown import directions_markdown, summary_markdown
@@ -443,6 +444,16 @@ def test_a_checkpoint_without_a_choice_by_cosmic_has_empty_cells(directions: Any
     original, pruned = frame.to_csv(index=False).splitlines()[1:]
     assert ",17,-1,cosmic,1.9,0.9,1.0,0.2,True," in original
     assert ",,,,,,,,," in pruned
+
+
+def test_a_site_that_is_not_resampled_has_empty_cells_and_the_others_whole_layers(
+    directions: Any, comparisons: Any
+) -> None:
+    directions["small", "pruned"] |= {"stability": NOT_RESAMPLED}
+    frame = tables.directions_table(directions, comparisons, dict.fromkeys(directions, VERIFICATION), {})
+    columns = ["resampled_same_site", "resampled_layer_low", "resampled_layer_high", "resampled_sites"]
+    original, pruned = frame[columns].to_csv(index=False).splitlines()[1:]
+    assert original.startswith("0.7,16,17,") and pruned == ",,,"
 
 
 # Tables of an unfinished run
