@@ -457,15 +457,16 @@ def _own_configuration(file: GGUFFile) -> Any:
     if other or file.rope_scaling not in (None, "none"):
         how = file.rope_scaling or ", ".join(other)
         raise ValueError(f"{file.path} scales positions ({how}) in a way that is not read from a GGUF file, {advice}")
-    width = file.sizes.get("attention.key_length") or config.hidden_size // config.num_attention_heads
-    rope = getattr(config, "rope_parameters", None) or {}
-    share = rope.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None) or 1.0
     turned = file.sizes.get("rope.dimension_count")
-    if rope and turned is not None and turned != int(width * share):
-        raise ValueError(
-            f"{file.path} turns {turned} features of each head with the position, where Transformers reads "
-            f"{int(width * share)} of {width} from it, {advice}"
-        )
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope and turned is not None:
+        width = file.sizes.get("attention.key_length") or config.hidden_size // config.num_attention_heads
+        share = rope.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None) or 1.0
+        if turned != int(width * share):
+            raise ValueError(
+                f"{file.path} turns {turned} features of each head with the position, where Transformers reads "
+                f"{int(width * share)} of {width} from it, {advice}"
+            )
     factors = file.frequency_factors()
     if factors is not None:
         scaled = {"rope_type": "longrope", "short_factor": factors, "long_factor": factors, "factor": 1.0}
