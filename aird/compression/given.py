@@ -230,11 +230,16 @@ def check_fits(given: Checkpoint, original: Checkpoint) -> None:
             raise ValueError(f"{given.folder}: {module} is {shape}, the original's is {wanted[module]}")
 
 
-def _check_vectors(given: Checkpoint, original: Checkpoint) -> None:
-    """Check, from headers alone, that a checkpoint has the norms and biases of its original."""
+def _check_others(given: Checkpoint, original: Checkpoint) -> None:
+    """Check, from headers alone, that a checkpoint has its original's norms and biases, embedding and output head."""
     known = {name for name, _ in load_structure(original.folder).named_parameters()}
+    compared = set(original.block_matrices())
     for name, tensor in original.tensors.items():
-        if len(tensor.shape) == 1 and name in known and name not in given.tensors:
+        module, _, _ = name.rpartition(".")
+        missing = name not in given.tensors
+        if len(tensor.shape) == 2:  # it may be stored packed
+            missing = module not in compared and not given.module_tensors(module)
+        if name in known and len(tensor.shape) <= 2 and missing:
             raise ValueError(f"{given.folder} lacks the tensor {name}; fetch it again, or take a complete checkpoint")
 
 
@@ -243,7 +248,7 @@ def _import_folder(source: Path, original: Path, folder: Path) -> dict[str, Any]
     check_config(given.config, original, str(source))
     theirs = read_checkpoint(original)
     check_fits(given, theirs)
-    _check_vectors(given, theirs)
+    _check_others(given, theirs)
     forms, served_as = _forms(given), readable_form(source)
     logger.info("%s holds %s; it is served as %s", source, ", ".join(sorted(set(forms.values()))), served_as)
     write_readable(source, folder, served_as)
@@ -267,7 +272,7 @@ def _import_gguf(source: Path, original: Path, folder: Path) -> dict[str, Any]:
     prove_structure(folder)
     decoded = read_checkpoint(folder)
     check_fits(decoded, theirs)
-    _check_vectors(decoded, theirs)
+    _check_others(decoded, theirs)
     shutil.copyfile(source, folder / MODEL_FILE)  # for llama.cpp
     stored = {module: file.tensor_of(module) for module in theirs.block_matrices()}
     return {

@@ -92,6 +92,7 @@ def matrix_of(checkpoint: Checkpoint, module: str, scale_dtype: torch.dtype | No
             loaded, scheme, form, order = repack(loaded, form, checkpoint.quantization_config or {})
         elif form == "pack-quantized":
             order = scattered(loaded.pop("weight_g_idx", None), scheme.weights.group_size)
+        if form == "pack-quantized":
             _check_packing(loaded, scheme)
     except ValueError as error:
         raise ValueError(f"{checkpoint.folder}: cannot read {module}: {error}") from error
@@ -127,8 +128,14 @@ def _unordered_matrix(loaded: dict[str, torch.Tensor], scheme: Any, order: torch
 
 
 def _check_packing(loaded: dict[str, torch.Tensor], scheme: Any) -> None:
-    """Refuse the older packing of 3, 5, 6 and 7 bits, which pads each word and would be read as other numbers."""
+    """Refuse groups that fill no row, and the older packing of 3, 5, 6 and 7 bits, which pads each word."""
     bits, columns = scheme.weights.num_bits, int(loaded["weight_shape"][1])
+    size = scheme.weights.group_size
+    if size is not None and size > 0 and columns % size:
+        raise ValueError(
+            f"its groups of {size} columns do not divide its {columns} columns, which is not read; quantise it with a "
+            "group size that does"
+        )
     words, wanted = loaded["weight_packed"].shape[1], -(-columns * bits // 32)
     if words != wanted:
         raise ValueError(

@@ -96,6 +96,17 @@ def test_the_version_of_gptqs_format_stands_under_either_key(version: str, origi
     assert import_given(tmp_path / "given", original, tmp_path / "imported")["total"]["relative_error"] < 0.01
 
 
+def test_a_group_that_does_not_divide_the_columns(original: Path, tmp_path: Path) -> None:
+    ready_made.gptq(original, tmp_path / "given")
+    config = read_json(tmp_path / "given/config.json")
+    config["quantization_config"]["group_size"] = 48
+    write_json(tmp_path / "given/config.json", config)
+    with pytest.raises(
+        ValueError, match=r"cannot read model\.layers\..*: its groups of 48 columns do not divide its 128"
+    ):
+        import_given(tmp_path / "given", original, tmp_path / "imported")
+
+
 def test_an_adapter_on_a_repacked_checkpoint(original: Path, tmp_path: Path) -> None:
     from aird.patching.adapters import merge, save_adapter
     from aird.patching.edits import Edit
@@ -151,13 +162,16 @@ def test_checkpoints_that_lack_tensors(original: Path, tmp_path: Path) -> None:
         folder = tmp_path / recipe.model_dump()["recipe"]
         compress(original, folder, recipe, None)
         load_model(folder)
-        broken = Path(shutil.copytree(folder, tmp_path / f"{folder.name}-broken"))
-        with changed_tensors(broken) as tensors:
-            del tensors[NORM]
-        with pytest.raises(ValueError, match=f"lacks the tensor {NORM}; fetch it again"):
-            import_given(broken, original, tmp_path / "imported")
-        with pytest.raises(ValueError, match=f"lacks tensors of its model .1, {NORM} first"):
-            load_model(broken)
+        for missing in (NORM, "model.embed_tokens.weight"):
+            broken = Path(shutil.copytree(folder, tmp_path / f"{folder.name}-without-{missing}"))
+            with changed_tensors(broken) as tensors:
+                del tensors[missing]
+            with pytest.raises(ValueError, match=f"lacks the tensor {missing}; fetch it again"):
+                import_given(broken, original, tmp_path / "imported")
+            # The output head is tied to the embedding.
+            counted = "1, model.layers" if missing == NORM else "2, lm_head"
+            with pytest.raises(ValueError, match=f"lacks tensors of its model .{counted}"):
+                load_model(broken)
     other = configured(Path(shutil.copytree(original, tmp_path / "other")), intermediate_size=512)
     with pytest.raises(
         ValueError, match=r"stores model.layers.0.mlp.down_proj.weight as \[128, 256\], but .* \[128, 512"
