@@ -102,7 +102,7 @@ def test_a_group_that_does_not_divide_the_columns(original: Path, tmp_path: Path
     config["quantization_config"]["group_size"] = 48
     write_json(tmp_path / "given/config.json", config)
     with pytest.raises(
-        ValueError, match=r"cannot read model\.layers\..*: its groups of 48 columns do not divide its 128"
+        ValueError, match=r"cannot read model\.layers\..*: its groups of 48 columns do not divide its 256"
     ):
         import_given(tmp_path / "given", original, tmp_path / "imported")
 
