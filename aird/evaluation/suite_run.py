@@ -162,10 +162,10 @@ def evaluate_suite(
             for record in asked
         ]
 
-    check_lengths(tokenizer, {kind: records[kind] for kind in CLASSES}, suite, longest, system_prompt)
+    chosen = {kind: records[kind] for kind in CLASSES}
+    check_lengths(tokenizer, chosen, suite, longest, system_prompt)
     texts = attack_texts or {}
     check_attack_lengths(tokenizer, records["harmful"], suite, texts, seed, longest, system_prompt)
-    chosen = {kind: records[kind] for kind in CLASSES}
     probes = tokens(_probed(records, serving.parity_prompts))
     starts = engine, scratch, log, can.first_token_logprobs
     serve = partial(_serve, checkpoint, adapter, probes, settings, serving.parity_tolerance, *starts)
