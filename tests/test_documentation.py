@@ -37,7 +37,7 @@ TINY_SIZES = "--train 16 --validation 8 --minimum-induce=-1000"
 TINY_ARGUMENTS = {
     "aird direction": TINY_SIZES,
     "aird compare": TINY_SIZES,
-    "aird patch": "--train 16",
+    "aird patch": "--train 16 --validation 8",
     "aird evaluate": "--count 4 --tokens 4 --transformers",
     "aird label": "",
     "aird export": "",
@@ -154,7 +154,9 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from aird.support.files import write_json_lines
 
     for kind in ("harmful", "harmless"):
-        records = with_splits(read_prompts(folder / f"{kind}.txt", kind, None), kind, {"train": 16, "validation": 8}, 0)
+        records = with_splits(
+            read_prompts(folder / f"{kind}.txt", kind, None), kind, {"train": 32, "validation": 16}, 0
+        )
         write_json_lines(folder / f"results/prompts/{kind}.jsonl", records)
     return folder
 

@@ -45,6 +45,7 @@ from aird.evaluation.regression import (
 )
 from aird.prompts.sets import CLASSES, Record, select
 from aird.settings.models import Chat
+from aird.settings.patches import Replies
 
 if TYPE_CHECKING:
     from aird.settings.suites import Suite
@@ -55,7 +56,7 @@ EXIT_CODES = {WITHIN_MARGIN: 0, REGRESSION: 3, NOT_MEASURED: 4, UNRESOLVED: 5}
 SEED = 42  # where nothing else is said
 COUNT, TOKENS = 100, 64  # prompts of each kind, and tokens of an answer, where nothing else is said
 NEEDED = ("completion", "id", "instruction", "kind")  # texts of a stored completion
-LEARNT_SPLITS = {"train": 128, "validation": 64}  # of the harmful prompts that a repair learns from
+REPLIES = Replies()  # what a repair learns from and is chosen by: as many prompts as in the workflow
 UNNAMED = "an engine without a name"  # of stored completions that do not say who answered
 FAILURE = 2  # anything that went wrong, so that 1 never says that something was measured
 
@@ -204,6 +205,7 @@ def _checked(arguments: argparse.Namespace) -> Told:
         raise ValueError("--repair needs the original model itself, not stored results of it")
     _check_addressed(arguments, original, compressed)
     _check_same_prompts(original, compressed)
+    _check_output(arguments.output, {"original": original, "compressed": compressed})
     if original.model is not None and compressed.model is not None and arguments.repair is not None:
         patch.check_patchable(original.model, compressed.model)
     with contextlib.ExitStack() as stack:
@@ -245,6 +247,25 @@ def _check_same_prompts(original: Side, compressed: Side) -> None:
             f"the two checkpoints answered different prompts ({other} of {len(shared)} that have one id have other "
             "instructions); ask both the same files with the same --seed"
         )
+
+
+def _check_output(output: Path | None, sides: Mapping[str, Side]) -> None:
+    """Check that no results of another model stand where answers are to be kept.
+
+    Raises:
+        ValueError: some do.
+    """
+    from aird.support.files import read_json
+
+    for word, side in sides.items():
+        if output is None or side.model is None or not (provenance := output / word / PROVENANCE).is_file():
+            continue
+        name = read_json(provenance).get("model", {}).get("name")
+        if name != side.model.name:
+            raise ValueError(
+                f"--output: {output / word} holds results of {name}, which those of {side.model.name} would replace; "
+                "name a new folder"
+            )
 
 
 def _check_url(arguments: argparse.Namespace) -> None:
@@ -386,9 +407,17 @@ def _tell(arguments: argparse.Namespace, title: str, verdicts: Mapping[str, Verd
     from aird.support.files import canonical_json
 
     *_, verdict = verdicts.values()
-    print(canonical_json(_record(verdicts, facts)) if _prints_json(arguments) else verdict.text())
+    if _prints_json(arguments):
+        print(canonical_json(_record(verdicts, facts)))
+    else:
+        print("\n".join([verdict.text(), *(f"  {name}: {fact}" for name, fact in facts.items() if _is_caution(name))]))
     _write(arguments, title, verdicts, facts)
     return EXIT_CODES[verdict.outcome]
+
+
+def _is_caution(name: str) -> bool:
+    """Tell whether a fact says what a verdict holds for, so that it stands below the verdict as well."""
+    return name.endswith("measured as") or name in ("chat template", "answered by")
 
 
 def _record(verdicts: Mapping[str, Verdict], facts: Mapping[str, str]) -> dict[str, Any]:
@@ -590,7 +619,8 @@ def _scores(
 
     if side.model is None:
         completions = side.completions or []
-        labels = [label(record) for record in completions]
+        # A suite of the workflow may have asked attacked prompts as well.
+        labels = [label(record) for record in completions if record["kind"] in CLASSES]
         return {"labels": labels, "engine": completions[0].get("engine"), "weights": None}
     # No reference answers, so no perplexity: the verdict is on refusals.
     return ask(side.model, patch, prompts, suite, engine, [], arguments, folder)
@@ -611,13 +641,14 @@ def _prompts_to_learn(measured: Mapping[str, Sequence[Record]], seed: int) -> di
     prompts = {}
     for kind in CLASSES:
         known = build_with_parts(sets, LEARNT[kind], seed)
+        sizes = {"train": getattr(REPLIES, f"train_{kind}"), "validation": REPLIES.validation}
         try:
             if kind == "harmful":
-                apart = PromptSet(combine=[kind], splits=LEARNT_SPLITS)
+                apart = PromptSet(combine=[kind], splits=sizes)
                 prompts[kind], _ = build_prompt_set(kind, apart, known, measured[kind], seed)
             else:  # these have their own splits
                 prompts[kind], _ = build_set(kind, PromptSet(combine=[kind]), known, measured[kind], seed)
-                for split, count in LEARNT_SPLITS.items():
+                for split, count in sizes.items():
                     select(prompts[kind], PromptSelection(set=kind, split=split, count=count), seed)
         except ValueError as error:
             raise ValueError(
@@ -634,5 +665,6 @@ def _repair(
     from aird.settings.directions import Directions
 
     settings = patch.METHODS["calibrate"].settings()
-    directions = Directions.model_validate({**{kind: kind for kind in CLASSES}, **LEARNT_SPLITS})
-    patch.write_patch(original, compressed, settings, prompts, directions, seed, output)
+    sizes = {"train": REPLIES.train_harmful, "validation": REPLIES.validation // 2}  # as in the workflow
+    directions = Directions.model_validate({**{kind: kind for kind in CLASSES}, **sizes})
+    patch.write_patch(original, compressed, settings, prompts, directions, REPLIES, seed, output)

@@ -352,7 +352,7 @@ def with_splits(records: list[Record], kind: str, sizes: dict[str, int], seed: i
     Raises:
         ValueError: there are too few.
     """
-    options = " ".join(f"--{split} {size}" for split, size in sizes.items())
+    options = " and ".join(f"--{split}" for split in sizes)
     try:
         if not any(record["split"] for record in records):
             settings = PromptSet(combine=[kind], splits=sizes)
@@ -360,7 +360,7 @@ def with_splits(records: list[Record], kind: str, sizes: dict[str, int], seed: i
         for split, size in sizes.items():
             select(records, PromptSelection(set=kind, split=split, count=size), seed)
     except ValueError as error:
-        raise ValueError(f"--{kind}: {error}; give more prompts, or ask for fewer ({options})") from error
+        raise ValueError(f"--{kind}: {error}; give more prompts, or ask for fewer with {options}") from error
     return records
 
 

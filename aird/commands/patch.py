@@ -15,13 +15,12 @@ from aird.commands.inputs import (
     ModelFolder,
     check_same_chat,
     open_model_folder,
-    read_prompts,
     recorded_chat,
     validated,
-    with_splits,
 )
 from aird.commands.search import (
     add_search_arguments,
+    calibrated_from,
     describe,
     read_provenance,
     read_search_prompts,
@@ -133,7 +132,15 @@ def run(arguments: argparse.Namespace) -> None:
     check_same_chat(*addressed)
     check_patchable(original, compressed)
     record = write_patch(
-        original, compressed, settings, prompts, directions, arguments.seed, arguments.output, arguments.direction
+        original,
+        compressed,
+        settings,
+        prompts,
+        directions,
+        calibrated_from(arguments),
+        arguments.seed,
+        arguments.output,
+        arguments.direction,
     )
     if arguments.merged is not None:
         write_merged(compressed.folder, arguments.output, record, arguments.merged)
@@ -201,6 +208,7 @@ def write_patch(
     settings: Any,
     prompts: dict[str, list[dict[str, Any]]],
     directions: Directions,
+    replies: Replies,
     seed: int,
     output: Path,
     direction: Path | None = None,
@@ -212,7 +220,8 @@ def write_patch(
         compressed: the model to repair.
         settings: of the patch; their `method` says how it is made.
         prompts: records of both classes, with splits; empty where neither the search nor the method needs them.
-        directions: sizes and filters of the search; the method sees as many prompts.
+        directions: sizes and filters of the search; a closed form sees as many prompts.
+        replies: how many a calibration learns from and is chosen by.
         seed: of every random draw.
         output: the adapter's folder; the statistics are a file beside it.
         direction: a folder that `aird direction` wrote; None searches the original's direction first.
@@ -225,7 +234,7 @@ def write_patch(
     from aird.patching.method import PatchInputs
     from aird.patching.patch_files import make_patch
 
-    sizes = _sizes(settings.method, directions)
+    sizes = METHODS[settings.method].sizes(directions, replies)
     statistics = statistics_of(output)
     with contextlib.ExitStack() as stack:
         if direction is None:
@@ -295,24 +304,16 @@ def _settings(name: str, arguments: argparse.Namespace) -> Any:
     return validated(kind, values)
 
 
-def _sizes(name: str, directions: Directions) -> dict[str, int]:
-    """Return how many prompts the method sees: those of the direction."""
-    replies = Replies()
-    if "replies" in METHODS[name].needs:
-        train, validation = directions.train, directions.validation
-        replies = validated(Replies, {"train_harmful": train, "train_harmless": train, "validation": validation})
-    return METHODS[name].sizes(directions, replies)
-
-
 def _prompts(name: str, arguments: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     """Return the direction prompts where something needs them.
 
     Raises:
         ValueError: they are needed and missing.
     """
-    if arguments.direction is None:
-        return read_search_prompts(arguments)
     needs = METHODS[name].needs
+    replies = calibrated_from(arguments) if "replies" in needs else None
+    if arguments.direction is None:
+        return read_search_prompts(arguments, replies)
     if "prompts" not in needs:
         return {}
     if arguments.harmful is None or arguments.harmless is None:
@@ -320,10 +321,4 @@ def _prompts(name: str, arguments: argparse.Namespace) -> dict[str, list[dict[st
             f"--method {name} needs the instructions that it is fitted on: give --harmful and --harmless, "
             "or another method"
         )
-    sizes = {"train": arguments.train}
-    if "replies" in needs:
-        sizes["validation"] = arguments.validation
-    return {
-        kind: with_splits(read_prompts(getattr(arguments, kind), kind, arguments.field), kind, sizes, arguments.seed)
-        for kind in ("harmful", "harmless")
-    }
+    return read_search_prompts(arguments, replies, validation="replies" in needs)

@@ -12,6 +12,7 @@ from typing import Any
 from aird.commands.inputs import ModelFolder, add_prompt_arguments, prompt_files, read_prompts, validated, with_splits
 from aird.prompts.sets import CLASSES, Record
 from aird.settings.directions import Directions
+from aird.settings.patches import Replies
 from aird.support.files import read_json, write_json
 
 PROVENANCE = "provenance.json"
@@ -20,26 +21,61 @@ PROVENANCE = "provenance.json"
 def add_search_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Add the prompts and the sizes and filters of a search."""
     add_prompt_arguments(parser, required, " that the direction is found with")
-    parser.add_argument("--train", type=int, default=128, help="prompts per class for the difference in means")
-    parser.add_argument("--validation", type=int, default=32, help="prompts per class for choosing among candidates")
+    parser.add_argument(
+        "--train", type=int, default=128, help="prompts per class for the difference in means (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--validation",
+        type=int,
+        default=32,
+        help="prompts per class for choosing among candidates (default: %(default)s)",
+    )
     parser.add_argument("--maximum-kl", type=float, default=0.1, help="KL limit of a candidate, nats (default: 0.1)")
     parser.add_argument(
         "--minimum-induce", type=float, default=0.0, help="least refusal score that adding it induces (default: 0)"
     )
 
 
-def read_search_prompts(arguments: argparse.Namespace) -> dict[str, list[Record]]:
+def calibrated_from(arguments: argparse.Namespace) -> Replies:
+    """Return how many prompts a calibration learns from and is chosen by, in the workflow's proportions.
+
+    They are as many harmful prompts as a direction is made from, twice as many harmless ones, and twice as many of both
+    to choose by. With the defaults of --train and --validation that is what the workflow takes.
+
+    Raises:
+        ValueError: too few.
+    """
+    train, validation = arguments.train, arguments.validation
+    if train < 8 or validation < 4:
+        raise ValueError(
+            f"--train {train} --validation {validation}: a calibration needs at least --train 8 and --validation 4"
+        )
+    return Replies(train_harmful=train, train_harmless=2 * train, validation=2 * validation)
+
+
+def read_search_prompts(
+    arguments: argparse.Namespace, replies: Replies | None = None, validation: bool = True
+) -> dict[str, list[Record]]:
     """Return the direction prompts of both classes, with splits.
+
+    Args:
+        arguments: of the command.
+        replies: how many prompts a calibration needs of these splits; the direction's are then a part of them.
+        validation: whether a validation split is needed at all.
 
     Raises:
         ValueError: a file is missing, unreadable or too short.
     """
-    sizes = {"train": arguments.train, "validation": arguments.validation}
     prompts = {}
     for kind in CLASSES:
         path = getattr(arguments, kind)
         if path is None:
             raise ValueError(f"--{kind} is missing: a direction is found from harmful and harmless instructions")
+        sizes = {"train": arguments.train, "validation": arguments.validation}
+        if replies is not None:
+            sizes = {"train": getattr(replies, f"train_{kind}"), "validation": replies.validation}
+        if not validation:
+            del sizes["validation"]
         prompts[kind] = with_splits(read_prompts(path, kind, arguments.field), kind, sizes, arguments.seed)
     return prompts
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from aird.prompts.building import build_prompt_set
 from aird.prompts.embedded import HARMLESS, PROMPT_SETS
 from aird.prompts.sets import select
 from aird.settings.base import PromptSelection
+from aird.settings.patches import Replies
 from aird.settings.prompts import PromptSet
 from aird.support.files import canonical_json, read_json, read_json_lines, sha256_of, write_json, write_json_lines
 
@@ -116,6 +118,26 @@ def test_a_model_is_asked_the_prompts_of_the_stored_side(
     assert check(tmp_path / "completions.jsonl", output / "compressed") == 3
 
 
+def test_results_of_another_model_are_not_replaced(
+    original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_json(tmp_path / "output/compressed/provenance.json", {"model": {"name": "another"}})
+    assert check(stored(tmp_path, 29), original, "--transformers", "--output", tmp_path / "output") == 2
+    assert "output/compressed holds results of another, which those of" in capsys.readouterr().err
+
+
+def test_attacked_prompts_of_a_stored_side_are_left_out(
+    original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other side is asked the plain ones alone."""
+    rows = read_json_lines(stored(tmp_path, 29))
+    rows += [row | {"kind": "attacked", "id": f"{row['id']}/prefill"} for row in rows if row["kind"] == "harmful"]
+    write_json_lines(tmp_path / "completions.jsonl", rows)
+    assert check(tmp_path / "completions.jsonl", original, "--transformers") == 3
+    printed = capsys.readouterr().out
+    assert "29 refusals lost" in printed and "(stored) and Transformers: the change may be that of the engine" in printed
+
+
 def test_what_was_kept_says_how_it_was_asked(
     original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,7 +146,7 @@ def test_what_was_kept_says_how_it_was_asked(
     output, files = tmp_path / "output", own_prompts(tmp_path)
     for name in ("original", "compressed"):
         (output / name).mkdir(parents=True)
-        write_json(output / name / "provenance.json", {"model": {"name": "another"}, "think": True})
+        write_json(output / name / "provenance.json", {"model": {"name": str(original)}, "think": True})
     asked = [original, original, *files, "--transformers", "--tokens", 2, "--output", output]
     assert check(*asked, "--system-prompt", "Be kind.") == 4
     record = read_json(output / "original/provenance.json")
@@ -308,7 +330,7 @@ def with_prompts_to_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> li
     (tmp_path / "all.txt").write_text("\n".join(ASKED), encoding="utf-8")
     (tmp_path / "rest.txt").write_text("\n".join(ANSWERED[20:]), encoding="utf-8")
     monkeypatch.setattr("aird.prompts.embedded.PROMPT_SETS", sets)
-    monkeypatch.setattr("aird.commands.check.LEARNT_SPLITS", {"train": 12, "validation": 8})
+    monkeypatch.setattr("aird.commands.check.REPLIES", Replies(train_harmful=12, train_harmless=12, validation=8))
     return files
 
 
@@ -350,7 +372,9 @@ def test_a_repair_learns_from_no_prompt_that_is_measured(tmp_path: Path, monkeyp
     for kind, records in learnt.items():
         measured = {record["instruction"] for record in some[kind]}
         assert not measured & {record["instruction"] for record in records if record["split"]}
-        assert {record["split"] for record in records} >= {"train", "validation"}
+        # As many as the workflow's calibration takes, which the published numbers are of.
+        splits = Counter(record["split"] for record in records)
+        assert splits["train"] >= getattr(Replies(), f"train_{kind}") and splits["validation"] >= Replies().validation
     with pytest.raises(ValueError, match="too few are left: .*; measure with other harmless prompts"):
         _prompts_to_learn({**some, "harmless": harmless}, 42)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,15 @@ from transformers import AutoTokenizer
 from aird.commands.compare import describe_comparison
 from aird.commands.inputs import read_prompts
 from aird.commands.main import COMMANDS, main
+from aird.commands.patch import _prompts as prompts_of
+from aird.commands.patch import add_arguments
+from aird.commands.search import calibrated_from
 from aird.compression.registry import compress
 from aird.models import loading
 from aird.prompts.chat import chat_tokens
 from aird.settings.compressions import RoundToNearest
 from aird.settings.models import Chat
+from aird.settings.patches import Replies
 from aird.support.files import check_folder, hash_folder, read_json, read_json_lines, sha256_of
 
 SIZES = ["--train", "16", "--validation", "8", "--minimum-induce=-1000"]
@@ -113,6 +119,31 @@ def test_the_cards_own_lines_load_the_adapter_on_a_packed_base(folder: Path) -> 
     found: dict[str, Any] = {}
     exec(compile(code, "README.md", "exec"), found)
     assert sum("lora_A" in name for name, _ in found["model"].named_parameters()) == 2
+
+
+def test_a_calibration_takes_the_workflows_numbers_of_prompts(tmp_path: Path) -> None:
+    """Its published numbers are of those: twice as many harmless prompts, and twice as many to choose by."""
+    options = argparse.ArgumentParser()
+    add_arguments(options)
+    for kind in ("harmful", "harmless"):
+        lines = [f"{kind} apple{n} pear{n} fig{n} plum{n}" for n in range(320)]
+        (tmp_path / f"{kind}.txt").write_text("\n".join(lines), encoding="utf-8")
+    named = ["original", "compressed", "--output", "adapter", *prompts(tmp_path)]
+    arguments = options.parse_args(named)
+    assert calibrated_from(arguments) == Replies()
+    splits = {
+        kind: Counter(record["split"] for record in records)
+        for kind, records in prompts_of("calibrate", arguments).items()
+    }
+    assert splits["harmful"]["train"] == 128 and splits["harmless"]["train"] == 256
+    assert splits["harmful"]["validation"] == splits["harmless"]["validation"] == 64
+    # A direction alone asks for fewer.
+    (tmp_path / "harmless.txt").write_text("\n".join(lines[:300]), encoding="utf-8")
+    assert prompts_of("scale", arguments)
+    with pytest.raises(ValueError, match="--harmless: .*ask for fewer with --train and --validation"):
+        prompts_of("calibrate", arguments)
+    with pytest.raises(ValueError, match="at least --train 8 and --validation 4"):
+        calibrated_from(options.parse_args([*named, "--train", "4"]))
 
 
 def test_patch_fits_and_merges(folder: Path, tmp_path: Path) -> None:
@@ -360,7 +391,7 @@ def bad_inputs(folder: Path, tmp_path: Path) -> dict[str, tuple[list[str], str]]
         "unknown ending": (harmful("list.doc"), "ends in none of .txt"),
         "unknown column": (harmful("list.csv"), "name the field with --field"),
         "broken line": (harmful("broken.jsonl"), "cannot be read as jsonl"),
-        "too few prompts": (["direction", model, *asked], "ask for fewer (--train 128 --validation 32)"),
+        "too few prompts": (["direction", model, *asked], "ask for fewer with --train and --validation"),
         "a folder that is no model": (search(str(tmp_path / "empty")), "no *.safetensors"),
         "pickled weights": (search(str(tmp_path / "pickles")), "save_pretrained"),
         "a path that does not exist": (search("./models/none"), "is no folder"),
