@@ -35,7 +35,7 @@ common errors:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("patch", type=Path, help="the adapter folder that `aird patch` wrote")
-    parser.add_argument("output", type=Path, help="the file to write")
+    parser.add_argument("output", type=Path, help="the file to write; an earlier export is replaced")
     parser.add_argument("--gguf", action="store_true", required=True, help="as a GGUF LoRA (the only format so far)")
     parser.add_argument("--base", metavar="MODEL", help="the GGUF model (default: what the patch was made for)")
 
@@ -49,6 +49,26 @@ def _made_for(configuration: Mapping[str, Any]) -> str | None:
     return f"{hub.repository}@{revision}" + (f":{hub.file}" if hub.file else "")
 
 
+def _check_output(output: Path) -> None:
+    """Check that nothing but an earlier export stands where the file is to be written.
+
+    Raises:
+        ValueError: something else does, such as the model itself.
+    """
+    import gguf
+
+    from aird.models.gguf_file import KIND
+
+    if not output.exists():
+        return
+    try:
+        known = gguf.GGUFReader(output).get_field(KIND)
+    except Exception:  # a folder, another file, or a damaged one: the reader raises whatever that leads to
+        known = None
+    if known is None or known.contents() != "adapter":
+        raise ValueError(f"OUTPUT: {output} exists already and is no exported patch; it would be lost: name a new file")
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     from aird.models.gguf_file import read_gguf, served_gguf
@@ -56,6 +76,7 @@ def run(arguments: argparse.Namespace) -> None:
     from aird.support.files import read_json
 
     check_adapter("PATCH", arguments.patch)
+    _check_output(arguments.output)
     base = arguments.base or _made_for(read_json(arguments.patch / "adapter_config.json"))
     if not base:
         raise ValueError(f"{arguments.patch} does not say what it was made for; name the GGUF model with --base")

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 MODEL_FILE = "model.gguf"  # in the folder of a checkpoint that llama.cpp can serve
+KIND = "general.type"  # "model" where a file does not say it
 SAMPLING = "general.sampling."  # what a file says about sampling, which llama.cpp follows unless a request says else
 FREQUENCY_FACTORS = "rope_freqs.weight"  # llama.cpp's name of the tensor
 TOKENIZER = "tokenizer.ggml."  # what a file says about its tokens
@@ -117,8 +118,9 @@ def read_gguf(path: Path) -> GGUFFile:
     """Read a GGUF file's header, and check that all of it can be dequantised.
 
     Raises:
-        ValueError: it is damaged, a mixture of experts, of an architecture that Transformers does not read from GGUF,
-            split into several files, or holds a quantisation type that the `gguf` package does not decode.
+        ValueError: it is damaged, no model (an adapter, say), a mixture of experts, of an architecture that
+            Transformers does not read from GGUF, split into several files, or holds a quantisation type that the
+            `gguf` package does not decode.
     """
     import gguf
     from gguf.quants import _type_traits
@@ -130,6 +132,8 @@ def read_gguf(path: Path) -> GGUFFile:
         architecture = str(metadata["general.architecture"])
     except Exception as error:  # the reader raises whatever its damaged numbers lead to
         raise ValueError(f"{path} cannot be read as a GGUF model ({error}); fetch it again") from error
+    if (kind := metadata.get(KIND, "model")) != "model":
+        raise ValueError(f"{path} is a GGUF file of type {kind}, and no model; name the model's own file")
     if int(metadata.get(f"{architecture}.expert_count", 0)) > 0:
         raise ValueError(
             f"{path} is a mixture of experts ({architecture}), and mixtures are not read from GGUF files here: which "

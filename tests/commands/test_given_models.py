@@ -345,6 +345,15 @@ def test_a_gguf_file_is_patched_and_the_patch_exported(
     assert f"llama-server -m {base} --lora {output}" in capsys.readouterr().out
     changes = load_file(tmp_path / "adapter/adapter_model.safetensors")
     assert 2 * len(gguf.GGUFReader(output).tensors) == 2 * len(changes)
+    # Only an earlier export is replaced, and an adapter is no model.
+    ready_made.gguf_file(folder / "model", tmp_path / "mine.gguf", ["Q8_0"])
+    mine = (tmp_path / "mine.gguf").read_bytes()
+    for path in (tmp_path / "mine.gguf", tmp_path / "adapter"):
+        assert main(["export", "--gguf", str(tmp_path / "adapter"), str(path)]) == 2
+        assert f"OUTPUT: {path} exists already and is no exported patch" in capsys.readouterr().err
+    assert (tmp_path / "mine.gguf").read_bytes() == mine
+    assert main(["export", "--gguf", str(tmp_path / "adapter"), str(tmp_path / "b.gguf"), "--base", str(output)]) == 2
+    assert "adapter.gguf is a GGUF file of type adapter, and no model" in capsys.readouterr().err
     # The same patch for another GGUF file of the model, and for what is none.
     ready_made.gguf_file(folder / "model", tmp_path / "q4.gguf", ["Q4_0"])
     assert main(["export", "--gguf", str(tmp_path / "adapter"), str(output), "--base", str(tmp_path / "q4.gguf")]) == 0
