@@ -7,7 +7,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from aird.commands.inputs import ModelFolder, check_same_chat, open_model_folder, prompt_files, recorded_chat
+from aird.commands.inputs import (
+    MODEL_HELP,
+    ModelFolder,
+    check_same_chat,
+    open_model_folder,
+    prompt_files,
+    recorded_chat,
+)
 from aird.commands.search import (
     add_search_arguments,
     describe,
@@ -45,7 +52,7 @@ common errors:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("original", help="model folder, hub id, or a folder that `aird direction` wrote")
+    parser.add_argument("original", help=f"{MODEL_HELP}; or a folder that `aird direction` wrote")
     parser.add_argument("compressed", help="the same for the compressed model")
     add_search_arguments(parser, required=False)
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where the files go")

@@ -41,7 +41,7 @@ files in the output folder:
   provenance.json         model, commit, hashes of the prompt files, seed
 
 common errors:
-  "asks for 160 instructions, but it has 60": lower --train and --validation, or give more prompts
+  "ask for 160 instructions, but it has 60": lower --train and --validation, or give more prompts
   "only 0 refusals were seen": the model does not refuse; its direction means little
   do not take the prompts that you will measure refusal on: that leaks"""
 

@@ -81,7 +81,9 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what says who answers, in which form a patch is served, and the longest that is asked."""
     server = parser.add_mutually_exclusive_group()
     server.add_argument("--vllm", type=Path, metavar="PYTHON", help="Python of an environment that holds vLLM")
-    server.add_argument("--url", help="address of a running vLLM server that serves the model (and the adapter merged)")
+    server.add_argument(
+        "--url", help="address of a running server, vLLM or another, that serves the model (and the adapter merged)"
+    )
     server.add_argument("--transformers", action="store_true", help="do not look for vLLM")
     parser.add_argument(
         "--llama-cpp",

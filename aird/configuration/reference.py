@@ -24,8 +24,8 @@ A configuration says everything that decides results: prompts, models, compressi
 measured. Where and how jobs run stands in a profile instead (`profiles/`).
 
 - `config.yaml` is the default, a quick grid: a small real model and published prompts from package registries, in
-  15 to 20 minutes on two CPU cores. `config/embedded.yaml` is the same model in full.
-- `config/paper.yaml` is the grid of the paper, for GPUs; it asks for the commits of the models before it starts.
+  15 to 21 minutes on two CPU cores, downloads not counted. `config/embedded.yaml` is the same model in full.
+- `config/paper.yaml` is the grid of the paper, for GPUs. Its models are pinned to commits that no run has fetched yet.
 - `snakemake --configfile FILE` runs another configuration, `snakemake --config seed=1` changes single keys.
 - `config/schema.json` is this reference for editors: `# yaml-language-server: $schema=config/schema.json`.
 
