@@ -69,6 +69,7 @@ def test_each_job_gets_the_gpus_and_the_memory_of_its_model(project: Path, confi
     assert memory["evaluate_suite tiny/w4a16/plain/quick"] == 8_001  # a megabyte of weights
 
 
+@pytest.mark.thorough
 def test_more_gpus_than_a_run_may_use_are_an_error(project: Path, configuration: dict[str, Any]) -> None:
     write_configuration(project, configuration)
     run = snakemake(project, "--dry-run", check=False)
@@ -77,6 +78,7 @@ def test_more_gpus_than_a_run_may_use_are_an_error(project: Path, configuration:
     assert "models.tiny.gpus is 2, but this run may use 1; start it with --resources gpu=2 or more" in text
 
 
+@pytest.mark.thorough
 def test_without_gpus_weights_count_as_float32(project: Path, configuration: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "bin/nvidia-smi").unlink()
     write_configuration(project, configuration)
@@ -89,6 +91,7 @@ def test_without_gpus_weights_count_as_float32(project: Path, configuration: dic
     assert plan["import_model large"]["mem_mb"] == 4_000 + 280_000
 
 
+@pytest.mark.thorough
 def test_a_cluster_gets_vllm_for_gpus_from_a_machine_without(
     project: Path, configuration: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -103,6 +106,7 @@ def test_a_cluster_gets_vllm_for_gpus_from_a_machine_without(
         assert readers == {"vllm_environment", "make_report"}
 
 
+@pytest.mark.thorough
 def test_sizes_are_part_of_no_key(project: Path, configuration: dict[str, Any]) -> None:
     """What the jobs are given is the same JSON as before there were such settings."""
     write_configuration(project, configuration)
@@ -116,6 +120,7 @@ def test_sizes_are_part_of_no_key(project: Path, configuration: dict[str, Any]) 
     assert any('"arguments":{"max-num-seqs":8}' in text for text in settings(project))
 
 
+@pytest.mark.thorough
 def test_a_cache_recipe_has_cells_and_no_direction(project: Path, configuration: dict[str, Any]) -> None:
     write_configuration(project, configuration)
     cells = {job for job in planned(project, "--resources", "gpu=4") if "/cache" in job}

@@ -44,6 +44,7 @@ QUICK = {
     "change a script",
     "touch everything",
     "check the repository out afresh",
+    "hooks",
     "results/scores/tiny/w4a16/aird/quick.json",
 }
 
@@ -413,7 +414,7 @@ def test_change_of_a_file(project: Path, name: str) -> None:
     assert planned(project) == expected
 
 
-@pytest.mark.parametrize("name", ["cpu_attention", "packing", "batching", "hooks"])
+@pytest.mark.parametrize("name", cases(["cpu_attention", "packing", "batching", "hooks"]))
 def test_a_kernel_of_the_inference_is_no_part_of_what_reports(project: Path, name: str) -> None:
     """What ran a model runs again, and then what reads its results: but nothing reports again for its own sake."""
     append(project / f"aird/inference/{name}.py", "# new\n")
@@ -444,6 +445,7 @@ def test_a_lost_result(project: Path, path: str, tmp_path: Path) -> None:
         saved.rename(project / path)
 
 
+@pytest.mark.thorough
 def test_tables_of_an_unfinished_run_are_made_again_with_the_rest(project: Path, tmp_path: Path) -> None:
     score = project / "results/scores/tiny/w4a16/aird/quick.json"
     kept = {path: path.read_bytes() for path in (project / "results/tables").iterdir()}

@@ -65,7 +65,9 @@ def test_a_plan_is_a_table_and_makes_no_lines_of_jobs(folder: Path) -> None:
     assert "made 0 collects False frozen True" in text
 
 
-@pytest.mark.parametrize("arguments", [("--printshellcmds",), ("--logger", "why")])
+@pytest.mark.parametrize(
+    "arguments", [("--printshellcmds",), pytest.param(("--logger", "why"), marks=pytest.mark.thorough)]
+)
 def test_who_asks_for_jobs_gets_them(folder: Path, arguments: tuple[str, ...]) -> None:
     """Else Snakemake would no longer make the lines by the function that a plan replaces."""
     text = plan(folder, *arguments)
@@ -74,6 +76,7 @@ def test_who_asks_for_jobs_gets_them(folder: Path, arguments: tuple[str, ...]) -
     assert "compress_model" in text
 
 
+@pytest.mark.thorough
 def test_the_report_names_the_command_with_all_of_its_configuration(folder: Path) -> None:
     text = plan(
         folder, "--config", "seed=7", "compute_dtype=checkpoint", "--printshellcmds", "--", "results/report.html"

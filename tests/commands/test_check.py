@@ -135,7 +135,9 @@ def test_attacked_prompts_of_a_stored_side_are_left_out(
     write_json_lines(tmp_path / "completions.jsonl", rows)
     assert check(tmp_path / "completions.jsonl", original, "--transformers") == 3
     printed = capsys.readouterr().out
-    assert "29 refusals lost" in printed and "(stored) and Transformers: the change may be that of the engine" in printed
+    assert (
+        "29 refusals lost" in printed and "(stored) and Transformers: the change may be that of the engine" in printed
+    )
 
 
 def test_what_was_kept_says_how_it_was_asked(

@@ -77,6 +77,7 @@ def test_it_is_imported_and_its_local_files_are_watched(project: Path) -> None:
     assert names(job_records(project, manifest)) == {"import_given tiny/ready"}
 
 
+@pytest.mark.thorough
 def test_asking_for_one_that_is_not_there(project: Path) -> None:
     result = snakemake(project, "--dry-run", "results/models/second/ready/manifest.json", check=False)
     text = result.stdout + result.stderr

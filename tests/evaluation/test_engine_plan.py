@@ -18,7 +18,7 @@ from project import (
     write_configuration,
 )
 
-pytestmark = pytest.mark.workflow
+pytestmark = [pytest.mark.workflow, pytest.mark.thorough]
 
 LLAMA_CPP, VLLM = (f"results/environments/{name}.json" for name in ("llama_cpp", "vllm"))
 
@@ -67,7 +67,6 @@ def test_running_servers_need_no_environment(project: Path) -> None:
     assert refused.returncode != 0 and "would be asked at the same address" in refused.stdout + refused.stderr
 
 
-@pytest.mark.thorough
 def test_another_address_asks_again(project: Path) -> None:
     configuration = read_configuration(project)
     configuration["serving"] = {"url": "http://localhost:1#{compression}"}
