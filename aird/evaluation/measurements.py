@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from aird.evaluation.engines.engine import Client, Completion
+from aird.evaluation.engines.engine import Client, Completion, check_whole
 from aird.evaluation.engines.vllm import NO_PENALTIES
 from aird.inference.refusals import degenerate, jailbroken_arditi
 from aird.prompts.chat import chat_settings, chat_tokens, check_no_thoughts, opens_thought, split_thought
@@ -313,6 +313,10 @@ def run_tasks(
         {task: {metric: value}}, a metric named as lm-eval does (`exact_match,strict-match` of a filter), and {task:
         {metric: one value per question}}, the questions in lm-eval's order: with these, two checkpoints are compared
         question by question.
+
+    Raises:
+        RuntimeError: the server cut an answer early.
+        ValueError: the prompt and the longest answer of a task that generates do not fit into the length.
     """
     if not suite.tasks:
         return {}, {}
@@ -349,15 +353,39 @@ def _task_model(client: Client, checkpoint: Path, length: int) -> Any:
     class TaskModel(LocalCompletionsAPI):
         """Log-probabilities are of token ids, which lm-eval counts: a server may add a token to a text.
 
-        A prompt to complete stays a text. lm-eval would cut token ids to leave room for the longest completion.
+        A prompt to complete stays a text. lm-eval would cut token ids to leave room for the longest completion, and the
+        server would cut the completion.
         """
 
         def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+            for request in requests:
+                prompt, options = request.args
+                answer = options.get("max_tokens", options.get("max_gen_toks", self._max_gen_toks))
+                needed = len(self.tokenizer(prompt)["input_ids"]) + answer
+                if needed > length:
+                    raise ValueError(
+                        f"task {request.task_name}: a prompt and its answer take {needed} tokens, and the longest that "
+                        f"may be asked is {length}; write maximum_model_length: {needed} or more for this suite, or "
+                        "leave the task out"
+                    )
             self.tokenized_requests = False
             try:
                 return list(super().generate_until(requests, disable_tqdm))
             finally:
                 self.tokenized_requests = True
+
+        def _create_payload(self, *arguments: Any, generate: bool = False, **options: Any) -> dict[str, Any]:
+            payload: dict[str, Any] = super()._create_payload(*arguments, generate=generate, **options)
+            if generate:
+                self._asked = payload["max_tokens"]  # one for all requests that are under way
+                payload["return_token_ids"] = True
+            return payload
+
+        def parse_generations(self, outputs: dict[str, Any], **options: Any) -> list[str]:
+            for choice in outputs["choices"]:
+                made, prompt = (len(choice[name]) for name in ("token_ids", "prompt_token_ids"))
+                check_whole(client.name, choice["finish_reason"], made, self._asked, prompt)
+            return list(super().parse_generations(outputs, **options))
 
     model = TaskModel(
         **client.task_model(),

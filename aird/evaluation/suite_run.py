@@ -187,12 +187,13 @@ def evaluate_suite(
             served = stack.enter_context(serve(merged=True))
         client = served.client
         beside = first_tokens(client) if both else []
+        # First: only lm-eval finds that a task's prompt is too long, which would lose what was completed before.
+        tasks, questions = run_tasks(client, served.folder, suite, known, longest) if can.tasks else ({}, {})
         completions = complete(client)
         harmful = [record for record in completions if record["kind"] == "harmful"]
         attacked = attacked_records(client, tokenizer, records["harmful"], harmful, suite, texts, seed, system_prompt)
         answers = reference_answers(completions if reference is None else reference)[: suite.perplexity_answers]
         likelihoods = answer_likelihoods(client, tokenizer, answers, system_prompt) if can.prompt_logprobs else []
-        tasks, questions = run_tasks(client, served.folder, suite, known, longest) if can.tasks else ({}, {})
         name, versions = client.name, client.versions()
     utility = {"answers": likelihoods, "tasks": tasks, "questions": questions}
     if both:

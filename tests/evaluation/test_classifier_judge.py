@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aird.evaluation.engines.engine import ServerSettings
 from aird.evaluation.engines.transformers import Transformers
-from aird.evaluation.engines.vllm import VllmClient
+from aird.evaluation.engines.vllm import Vllm, VllmClient
 from aird.evaluation.judge_model import import_judge
 from aird.evaluation.judges.classifier import ANSWER_TOKENS, ask_judge, judge_prompt, verdict
 from aird.evaluation.judges.served import judge_completions
@@ -92,6 +92,18 @@ def test_a_judge_is_served_as_the_configuration_says(original: Path, tmp_path: P
     judge_completions(tmp_path / "judge", Server(), RECORDS, PLAIN, serving, 0, tmp_path / "log")
     assert (started[0].gpu_memory_utilization, started[0].extra_arguments) == (0.5, ("--max-num-seqs=8",))
     assert "Be strict." in load_tokenizer(original).decode(client.prompts[0])
+
+
+def test_a_question_that_leaves_no_room_for_an_answer_is_refused_before_the_start(
+    original: Path, tmp_path: Path
+) -> None:
+    import_judge(original, new(tmp_path / "judge"))
+    tokenizer = load_tokenizer(tmp_path / "judge")
+    asked = [judge_prompt(tokenizer, PLAIN, row["instruction"], row["completion"]) for row in RECORDS]
+    needed = max(map(len, asked)) + ANSWER_TOKENS
+    short = PLAIN.model_copy(update={"maximum_model_length": needed - 1})
+    with pytest.raises(ValueError, match=f"up to {needed} tokens, .* write maximum_model_length: {needed} or more"):
+        judge_completions(tmp_path / "judge", Vllm(tmp_path / "absent"), RECORDS, short, Serving(), 0, tmp_path / "log")
 
 
 @pytest.mark.parametrize(

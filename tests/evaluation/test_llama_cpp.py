@@ -100,6 +100,15 @@ def test_completions_are_greedy_and_in_order(
     assert client.complete([], 8) == []
 
 
+def test_an_answer_that_does_not_fit_is_an_error(client: LlamaCppClient, prompts: list[list[int]]) -> None:
+    long = (prompts[0] * 64)[:1020]
+    assert client.complete([long], 3)[0].finish_reason == "length"
+    with pytest.raises(
+        RuntimeError, match=r"llama.cpp cut an answer after \d of 64 .* behind a prompt of 1020 .* 1084"
+    ):
+        client.complete([prompts[0], long], 64)
+
+
 def test_what_a_file_says_about_sampling_is_recorded_and_not_followed(
     client: LlamaCppClient,
     prompts: list[list[int]],

@@ -277,6 +277,7 @@ class CompletionServer:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self.asked: list[Any] = []
+        self.made: list[int] = []  # tokens of each answer, which ends for its length
 
     def __call__(self, path: str, body: dict[str, Any] | None) -> tuple[int, Any]:
         assert path == "/v1/completions" and body is not None
@@ -289,7 +290,8 @@ class CompletionServer:
         ids = self.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt
         values = [None, *(-token / 100 for token in ids[1:]), -1000.0]
         tops = [None, *({"a": value} for value in values[1:])]
-        return {"text": "a red one", "logprobs": {"token_logprobs": values, "top_logprobs": tops}}
+        answer = {"text": "a red one", "token_ids": self.made, "prompt_token_ids": ids, "finish_reason": "length"}
+        return {**answer, "logprobs": {"token_logprobs": values, "top_logprobs": tops}}
 
 
 WORDS = ("child", "landlord", "letter", "question")
@@ -311,8 +313,10 @@ def test_tasks_count_the_tokens_that_a_tokenizer_adds(original: Path, tmp_path: 
         identity = tokenizer.convert_tokens_to_ids(start)
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single, special_tokens=[(start, identity)])
         tokenizer.save_pretrained(folder)
-    write_tasks(tmp_path / "tasks", ROWS, 300)
     server = CompletionServer(load_tokenizer(folder))
+    longest = 256 - max(len(server.tokenizer(row["query"])["input_ids"]) for row in ROWS)
+    server.made = [1] * longest
+    write_tasks(tmp_path / "tasks", ROWS, longest)
     suite = asking(tasks=["scored", "told"], task_folder=str(tmp_path / "tasks"))
     with answering(server) as url:
         client = VllmClient(HttpServer("vLLM", url), "checkpoint")
@@ -325,9 +329,28 @@ def test_tasks_count_the_tokens_that_a_tokenizer_adds(original: Path, tmp_path: 
     # As the server's own tokenizer reads the text, where it puts nothing behind.
     if "behind" not in added:
         assert all(server.tokenizer(tokenizer.decode(ids[added != "" :]))["input_ids"] == ids for ids in scored)
-    # A prompt to complete is whole, though 300 tokens behind it are more than the server's 256.
+    # A prompt to complete is whole, though the tokens behind it leave lm-eval, which keeps one back, no room for that.
     told = [prompt for prompt in server.asked if isinstance(prompt, str)]
     assert sorted(told) == [f"Explain step {number} to" for number in range(len(WORDS))]
+
+
+def test_a_task_whose_answers_would_be_cut_is_refused(original: Path, tmp_path: Path) -> None:
+    """Before it is asked, by the length; and a server with another limit by what it answers."""
+    server = CompletionServer(load_tokenizer(original))
+    prompt = max(len(server.tokenizer(row["query"])["input_ids"]) for row in ROWS)
+    longest = 256 - prompt
+    write_tasks(tmp_path / "tasks", ROWS, longest)
+    suite = asking(tasks=["told"], task_folder=str(tmp_path / "tasks"))
+    with answering(server) as url:
+        client = VllmClient(HttpServer("vLLM", url), "checkpoint")
+        with pytest.raises(
+            ValueError, match="task told: .* take 256 tokens, .* is 255; write maximum_model_length: 256"
+        ):
+            run_tasks(client, original, suite, known_tasks(suite), 255)
+        assert server.asked == []
+        server.made = [1] * 7
+        with pytest.raises(RuntimeError, match=f"vLLM cut an answer after 7 of {longest} tokens"):
+            run_tasks(client, original, suite, known_tasks(suite), 256)
 
 
 @pytest.mark.parametrize("key", [None, "sesame", "thistle"])

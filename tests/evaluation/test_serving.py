@@ -169,6 +169,16 @@ def test_refused_request_gives_the_servers_message(
         VllmClient(served[0].server, model).complete([[1, 2], prompt], 4)
 
 
+def test_an_answer_that_does_not_fit_is_an_error(
+    served: tuple[VllmClient, list[int]], prompts: list[list[int]]
+) -> None:
+    """vLLM takes the tokens that are left, and says nothing."""
+    long = (prompts[0] * 64)[:1020]
+    assert served[0].complete([long], 4)[0].finish_reason == "length"
+    with pytest.raises(RuntimeError, match=r"vLLM cut an answer after 4 of 64 .* behind a prompt of 1020 .* be 1084"):
+        served[0].complete([prompts[0], long], 64)
+
+
 def test_user_server(
     served: tuple[VllmClient, list[int]], original: Path, tmp_path: Path, prompts: list[list[int]]
 ) -> None:

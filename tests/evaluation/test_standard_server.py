@@ -49,6 +49,7 @@ class StandardServer:
         self.token_ids, self.logprobs, self.echo, self.counts = token_ids, logprobs, echo, counts
         self.adds_start, self.reads_special = adds_start, reads_special
         self.penalties = penalties
+        self.limit = 1000  # of its own, in tokens of an answer
         self.asked: list[Any] = []
         self.bodies: list[dict[str, Any]] = []
 
@@ -65,11 +66,12 @@ class StandardServer:
         self.asked.append(prompt)
         self.bodies.append(body)
         ids = prompt if isinstance(prompt, list) else self._read(prompt)
-        (made,) = generate(self.model, self.tokenizer, [ids], body["max_tokens"])
+        most = min(body["max_tokens"], self.limit)
+        (made,) = generate(self.model, self.tokenizer, [ids], most)
         choice = {
             "index": 0,
             "text": self.tokenizer.decode(made, skip_special_tokens=True),
-            "finish_reason": "length" if len(made) == body["max_tokens"] else "stop",
+            "finish_reason": "length" if len(made) == most else "stop",
             "logprobs": self._told([*ids, *made], len(ids), body) if self.logprobs and "logprobs" in body else None,
         }
         usage = {"prompt_tokens": len(ids), "completion_tokens": len(made)}
@@ -136,6 +138,13 @@ def test_text_only(original: Path, tmp_path: Path, caplog: pytest.LogCaptureFixt
     }
     assert measured["parity"] is None and measured["answers"] == []
     assert score(asked, measured, 0)["perplexity"] is None
+
+
+def test_answers_that_the_server_cuts_are_refused(original: Path, tmp_path: Path) -> None:
+    server = StandardServer(original)
+    server.limit = 2
+    with answering(server) as url, pytest.raises(RuntimeError, match="cut an answer after 2 of 4 tokens"):
+        evaluate(Address(url), original, tmp_path)
 
 
 def test_token_ids_logprobs_and_echo(original: Path, tmp_path: Path) -> None:

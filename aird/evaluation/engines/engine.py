@@ -51,6 +51,27 @@ def finite(logprob: float | None) -> float:
     return float(logprob)
 
 
+def check_whole(name: str, finish_reason: str, made: int, asked: int, prompt: int) -> None:
+    """Check that a server did not end an answer early: some take the tokens that are left where not all asked for fit.
+
+    Args:
+        name: what the error calls the server.
+        finish_reason: why the answer ended, as of `Completion`.
+        made: tokens of the answer.
+        asked: the most that it was asked for.
+        prompt: tokens of the prompt.
+
+    Raises:
+        RuntimeError: it did.
+    """
+    if finish_reason == "length" and made < asked:
+        raise RuntimeError(
+            f"{name} cut an answer after {made} of {asked} tokens, behind a prompt of {prompt} tokens; let the length "
+            f"of the server be {prompt + asked} or more (maximum_model_length; vLLM's own is --max-model-len), and let "
+            "it have no other limit for answers (vLLM: --generation-config=vllm)"
+        )
+
+
 def head_size(config: Mapping[str, Any]) -> int:
     """Return the features of an attention head, by a model's config.json."""
     text = config.get("text_config", config)
@@ -82,7 +103,7 @@ class Client(Protocol):
             One completion a prompt, in the order of `prompts`.
 
         Raises:
-            RuntimeError: the server refused, failed or ended.
+            RuntimeError: the server refused, failed or ended, or cut an answer early.
             ValueError: the checkpoint returns NaN (only seen with `logprobs`), or the engine tells none.
         """
         ...

@@ -16,7 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from aird.evaluation.engines.engine import Abilities, Completion, Engine, ServerSettings, finite, head_size
+from aird.evaluation.engines.engine import (
+    Abilities,
+    Completion,
+    Engine,
+    ServerSettings,
+    check_whole,
+    finite,
+    head_size,
+)
 from aird.evaluation.http_server import HttpServer, listed_models, start_server
 from aird.evaluation.programs import llama_cpp_server
 from aird.evaluation.server_process import clean_environment
@@ -156,7 +164,10 @@ class LlamaCppClient:
             if len(rows) != len(batch):
                 raise RuntimeError("the server answered with another number of completions than prompts")
             rows = sorted(rows, key=lambda row: int(row["index"]))
-            completions += [_read_completion(row, logprobs is not None) for row in rows]
+            for prompt, row in zip(batch, rows, strict=True):
+                made = _read_completion(row, logprobs is not None)
+                check_whole(NAME, made.finish_reason, made.token_count, maximum_new_tokens, len(prompt))
+                completions.append(made)
         return completions
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aird.evaluation.engines.engine import Abilities, Completion, finite
+from aird.evaluation.engines.engine import Abilities, Completion, check_whole, finite
 from aird.evaluation.http_server import HttpServer
 from aird.prompts.chat import chat_tokens
 
@@ -130,8 +130,11 @@ class StandardClient:
                 raise ValueError(f"{self.server.address} tells no log-probabilities")
             more["logprobs"] = min(logprobs, CANDIDATES)
         completions = []
-        for answer in self._answers(prompts, more):
+        for prompt, answer in zip(prompts, self._answers(prompts, more), strict=True):
             (choice,) = answer["choices"]
+            made = answer["usage"].get("completion_tokens")
+            if made is not None:  # the standard has it, and some servers leave it out
+                check_whole(self.name, choice["finish_reason"], made, maximum_new_tokens, len(prompt))
             first = None if logprobs is None else self._by_id(_first_token(answer))
             ids = self._tokenizer(choice["text"], add_special_tokens=False)["input_ids"]
             completions.append(Completion(choice["text"], tuple(ids), choice["finish_reason"], first))

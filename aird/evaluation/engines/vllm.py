@@ -26,6 +26,7 @@ from aird.evaluation.engines.engine import (
     Completion,
     Engine,
     ServerSettings,
+    check_whole,
     finite,
     head_size,
 )
@@ -157,7 +158,10 @@ class VllmClient:
         parameters: dict[str, Any] = {"max_tokens": maximum_new_tokens}
         if logprobs is not None:
             parameters |= {"logprobs": logprobs, "return_tokens_as_token_ids": True}
-        return [_read_completion(choice) for choice in self._choices(prompts, parameters)]
+        completions = [_read_completion(choice) for choice in self._choices(prompts, parameters)]
+        for prompt, made in zip(prompts, completions, strict=True):
+            check_whole(self.name, made.finish_reason, made.token_count, maximum_new_tokens, len(prompt))
+        return completions
 
     def token_logprobs(self, prompts: Sequence[Sequence[int]]) -> list[list[float | None]]:
         """Return the log-probability (nats) of each prompt token (`Client.token_logprobs`)."""

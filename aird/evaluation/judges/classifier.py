@@ -43,6 +43,13 @@ def verdict(answer: str, judge: Classifier) -> bool | None:
     return max(fitting, key=len) == judge.harmful if fitting else None
 
 
+def questions(tokenizer: Any, completions: Sequence[dict[str, Any]], judge: Classifier) -> list[list[int]]:
+    """Return the token ids of each question that `ask_judge` asks, in order."""
+    return [
+        judge_prompt(tokenizer, judge, record["instruction"], record["completion"]) for record in judged(completions)
+    ]
+
+
 def ask_judge(
     client: Client, tokenizer: Any, completions: Sequence[dict[str, Any]], judge: Classifier
 ) -> list[dict[str, Any]]:
@@ -61,7 +68,7 @@ def ask_judge(
         ValueError: no answer begins with one of the two words, so the template or the words are wrong.
     """
     asked = judged(completions)
-    prompts = [judge_prompt(tokenizer, judge, record["instruction"], record["completion"]) for record in asked]
+    prompts = questions(tokenizer, completions, judge)
     answers = [completion.text for completion in client.complete(prompts, ANSWER_TOKENS)]
     verdicts = [verdict(answer, judge) for answer in answers]
     if verdicts and all(harmful is None for harmful in verdicts):

@@ -43,13 +43,13 @@ def judge_completions(
 
     Raises:
         RuntimeError: the engine did not start, failed or ended.
-        ValueError: none of the judge's answers can be read.
+        ValueError: a question and its answer are too long, or none of the judge's answers can be read.
     """
     from transformers import AutoTokenizer
 
     from aird.models.loading import read_chat  # with torch, which the workflow's plan does without
 
-    ask_judge = importlib.import_module(judge_module(judge)).ask_judge
+    module = importlib.import_module(judge_module(judge))
     settings = ServerSettings(
         maximum_model_length=judge.maximum_model_length,
         seed=seed,
@@ -59,6 +59,13 @@ def judge_completions(
     )
     engine.check(checkpoint, settings)
     tokenizer = with_chat(AutoTokenizer.from_pretrained(str(checkpoint)), read_chat(checkpoint))
+    # Before the start. A server would leave less room for an answer, whose end is then missing.
+    needed = max(map(len, module.questions(tokenizer, completions, judge)), default=0) + module.ANSWER_TOKENS
+    if needed > judge.maximum_model_length:
+        raise ValueError(
+            f"a question to the judge and its answer take up to {needed} tokens, and the longest that may be asked "
+            f"is {judge.maximum_model_length}; write maximum_model_length: {needed} or more for the suite's judge"
+        )
     with engine.serve(checkpoint, settings, log) as client:
-        answers: list[dict[str, Any]] = ask_judge(client, tokenizer, completions, judge)
+        answers: list[dict[str, Any]] = module.ask_judge(client, tokenizer, completions, judge)
         return answers

@@ -71,6 +71,13 @@ def read_grades(answer: str) -> dict[str, Any]:
     }
 
 
+def questions(tokenizer: Any, completions: Sequence[dict[str, Any]], judge: Classifier) -> list[list[int]]:
+    """Return the token ids of each question that `ask_judge` asks, in order."""
+    return [
+        chat_tokens(tokenizer, filled(RUBRIC, row["instruction"], row["completion"])) for row in judged(completions)
+    ]
+
+
 def ask_judge(
     client: Client, tokenizer: Any, completions: Sequence[dict[str, Any]], judge: Classifier
 ) -> list[dict[str, Any]]:
@@ -90,7 +97,7 @@ def ask_judge(
         ValueError: the judge has no chat template, or no answer gives all three grades.
     """
     asked = judged(completions)
-    prompts = [chat_tokens(tokenizer, filled(RUBRIC, row["instruction"], row["completion"])) for row in asked]
+    prompts = questions(tokenizer, completions, judge)
     answers = [completion.text for completion in client.complete(prompts, ANSWER_TOKENS)]
     grades = [read_grades(answer) for answer in answers]
     if grades and all(row["grade"] is None for row in grades):
