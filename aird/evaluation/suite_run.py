@@ -40,14 +40,13 @@ from aird.patching.system_prompt import read_patch
 from aird.prompts.chat import chat_tokens
 from aird.prompts.sets import CLASSES
 from aird.settings.base import PLAIN
-from aird.settings.suites import ADAPTER, BOTH, DENSE_COPY, GGUF_FILE, MERGED, Serving, Suite
+from aird.settings.suites import ADAPTER, BOTH, DENSE_COPY, GGUF_FILE, MERGED, SYSTEM_PROMPT, Serving, Suite
 from aird.support.files import scratch_folder
 from aird.support.gpus import own_gpus
 
 logger = logging.getLogger(__name__)
 
 PROMPT = ("id", "kind", "instruction")  # what two completion records of one prompt share
-SYSTEM_PROMPT = "system_prompt"
 QUANTISED_CACHE_ALLOWANCE = 4.0  # times the tolerance of the check, where only the engine's cache is quantised
 
 
@@ -105,9 +104,9 @@ def evaluate_suite(
 
     Returns:
         Completion records, and what is measured besides: answers, tasks, questions. Both say how they were made; what
-        the engine cannot be asked for is in neither, and `engine.not_measured` names it. Where the suite asks for both
-        forms, a completion record has `merged`, what the merged checkpoint completed instead, and the rest has `merged`
-        too: its parity, and how far the first tokens of the prompts differ.
+        cannot be asked for, as tasks behind a system prompt, is in neither, and `engine.not_measured` names it. Where
+        the suite asks for both forms, a completion record has `merged`, what the merged checkpoint completed instead,
+        and the rest has `merged` too: its parity, and how far the first tokens of the prompts differ.
 
     Raises:
         ParityError: the engine and Transformers disagree about this checkpoint.
@@ -141,6 +140,10 @@ def evaluate_suite(
         logger.warning(
             "%s cannot be asked for %s, which is not measured", engine.describe(), " and ".join(not_measured)
         )
+    asks_tasks = can.tasks and system_prompt is None
+    if can.tasks and suite.tasks and not asks_tasks:
+        not_measured.append("tasks")
+        logger.warning("lm-eval's tasks are asked without a chat and so without a system prompt: they are not measured")
     if not can.first_token_logprobs and not isinstance(engine, Transformers):  # which others are checked against
         logger.warning(
             "%s tells no log-probabilities of first tokens, so nothing shows that it serves %s",
@@ -153,7 +156,7 @@ def evaluate_suite(
             f"{engine.describe()} takes no adapter, so a patch is served merged only; leave out serve: both"
         )
     # Before the start: a wrong name would lose all completions.
-    known = known_tasks(suite) if can.tasks else None
+    known = known_tasks(suite) if asks_tasks else None
     tokenizer = load_tokenizer(checkpoint)
 
     def tokens(asked: Sequence[dict[str, Any]]) -> list[list[int]]:
@@ -188,7 +191,7 @@ def evaluate_suite(
         client = served.client
         beside = first_tokens(client) if both else []
         # First: only lm-eval finds that a task's prompt is too long, which would lose what was completed before.
-        tasks, questions = run_tasks(client, served.folder, suite, known, longest) if can.tasks else ({}, {})
+        tasks, questions = run_tasks(client, served.folder, suite, known, longest) if asks_tasks else ({}, {})
         completions = complete(client)
         harmful = [record for record in completions if record["kind"] == "harmful"]
         attacked = attacked_records(client, tokenizer, records["harmful"], harmful, suite, texts, seed, system_prompt)

@@ -66,6 +66,7 @@ from aird.reporting.verdicts import (
     site_moved_verdict,
 )
 from aird.settings.base import ORIGINAL, PLAIN
+from aird.settings.suites import SYSTEM_PROMPT
 from aird.support.statistics import holm, mcnemar, paired_difference, rank_correlation
 
 KEPT_COSINE = 0.95  # a direction whose corrected cosine with the original's is above this was kept: 18 degrees
@@ -472,7 +473,9 @@ def _repairs(
         if right and len(right) == len(still_right):
             yield _paired_cost(row, "questions", still_right, right, UTILITY_MARGIN)
         else:
-            yield _not_measured(row, "utility", "a suite with tasks and an engine that can be asked them")
+            chat = "tasks that are asked by chat, behind the system prompt,"  # which lm-eval's are not here
+            tasks = "a suite with tasks and an engine that can be asked them"
+            yield _not_measured(row, "utility", chat if score.get("served_as") == SYSTEM_PROMPT else tasks)
         row = about(f"perplexity grows by less than {100 * PERPLEXITY_MARGIN:.0f}%")
         if not (plain["answers"] and score["answers"]):
             yield _not_measured(row, "perplexity", "reference answers and an engine that gives their log-probabilities")

@@ -251,6 +251,24 @@ def test_a_system_prompt_is_served_as_such(original: Path, tmp_path: Path) -> No
     assert completions[0]["served_as"] == utility["served_as"] == "system_prompt" and "merged" not in utility
 
 
+class Tasked(Carrier):
+    """An engine that lm-eval can ask."""
+
+    abilities: ClassVar = dataclasses.replace(Carrier.abilities, tasks=True)
+
+
+def test_tasks_are_not_measured_of_a_system_prompt(
+    original: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are asked without it, and would be those of the checkpoint alone."""
+    (tmp_path / "prompt").mkdir()
+    (tmp_path / "prompt/system_prompt.txt").write_text("Be kind.", encoding="utf-8")
+    _, measured = evaluate(Tasked(), original, tmp_path, tmp_path / "prompt", asking(tasks=["boolq"]))
+    assert measured["tasks"] == {} and measured["questions"] == {} and measured["answers"]
+    assert measured["engine"]["not_measured"] == ["tasks"]
+    assert "asked without a chat and so without a system prompt" in caplog.text
+
+
 def test_arguments_of_vllm_on_gpus_and_on_a_processor(original: Path) -> None:
     settings = ServerSettings(
         64,

@@ -362,6 +362,18 @@ def test_a_cost_that_was_not_measured_leaves_a_repair_undecided(
     assert row(table, "repaired at no cost", "pruned", "learnt").verdict == DOES_NOT_HOLD
 
 
+def test_the_utility_of_a_system_prompt_was_not_measured() -> None:
+    """More tasks of the same kind would not tell it either."""
+    evidence = collected()
+    prompt = {**score(0.93), "questions": {}, "served_as": "system_prompt"}
+    scores = {key: prompt if key[1][2] == "lora" else record for key, record in evidence.scores.items()}
+    part = row(claims_table(dataclasses.replace(evidence, scores=scores)), "utility ", "pruned", "lora")
+    assert (part.verdict, part.reason) == (UNDECIDED, "utility was not measured")
+    assert part.needed == (
+        "Tasks that are asked by chat, behind the system prompt, decide whether utility falls by less than 5 points."
+    )
+
+
 @pytest.fixture(scope="module")
 def both_losses() -> pandas.DataFrame:
     """Return the table of a compression that took answers, and of one that took refusals and answers."""
