@@ -20,6 +20,7 @@ from aird.inference.refusals import degenerate, jailbroken_arditi
 from aird.prompts.chat import chat_settings, chat_tokens, check_no_thoughts, opens_thought, split_thought
 from aird.settings.suites import Suite
 
+TASK_SECONDS = 30 * 24 * 3600  # of a request of lm-eval, which has none without a time-out
 CANDIDATES = 5  # first tokens of each prompt whose log-probabilities are compared
 
 
@@ -395,6 +396,7 @@ def _task_model(client: Client, checkpoint: Path, length: int) -> Any:
         max_length=length,
         num_concurrent=8,
         max_retries=1,
+        timeout=TASK_SECONDS,
         batch_size=32,
     )
     # As the tokenizer begins a text by itself. A token that it puts behind a text would stand before the answer.

@@ -20,6 +20,7 @@ from aird.evaluation.engines.vllm import VllmClient
 from aird.evaluation.http_server import HttpServer
 from aird.evaluation.measurements import (
     ParityError,
+    _task_model,
     answer_likelihoods,
     check_parity,
     compare_first_tokens,
@@ -351,6 +352,12 @@ def test_a_task_whose_answers_would_be_cut_is_refused(original: Path, tmp_path: 
         server.made = [1] * 7
         with pytest.raises(RuntimeError, match=f"vLLM cut an answer after 7 of {longest} tokens"):
             run_tasks(client, original, suite, known_tasks(suite), 256)
+
+
+def test_a_slow_server_is_waited_for(original: Path) -> None:
+    """The first request waits for all that are in flight; lm-eval gives one up after five minutes by itself."""
+    client = VllmClient(HttpServer("vLLM", "http://127.0.0.1:1"), "checkpoint")
+    assert _task_model(client, original, 256).timeout >= 7 * 24 * 3600
 
 
 @pytest.mark.parametrize("key", [None, "sesame", "thistle"])
