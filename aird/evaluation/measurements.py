@@ -17,6 +17,7 @@ import torch
 from aird.evaluation.engines.engine import Client, Completion, check_whole
 from aird.evaluation.engines.vllm import NO_PENALTIES
 from aird.inference.refusals import degenerate, jailbroken_arditi
+from aird.models.loading import code_is_trusted
 from aird.prompts.chat import chat_settings, chat_tokens, check_no_thoughts, opens_thought, split_thought
 from aird.settings.suites import Suite
 
@@ -392,6 +393,7 @@ def _task_model(client: Client, checkpoint: Path, length: int) -> Any:
         **client.task_model(),
         tokenizer=str(checkpoint),
         tokenizer_backend="huggingface",
+        trust_remote_code=code_is_trusted(),
         tokenized_requests=True,
         max_length=length,
         num_concurrent=8,

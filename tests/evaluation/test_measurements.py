@@ -30,10 +30,12 @@ from aird.evaluation.measurements import (
     reference_answers,
     run_tasks,
 )
-from aird.models.loading import load_tokenizer
+from aird.models import loading
+from aird.models.loading import load_tokenizer, trust_code
 from aird.prompts.chat import chat_tokens, with_chat
 from aird.settings.models import Chat, Thinking
 from aird.settings.suites import Suite
+from aird.support.files import read_json, write_json
 
 TASK = """task: TASK
 dataset_path: json
@@ -358,6 +360,23 @@ def test_a_slow_server_is_waited_for(original: Path) -> None:
     """The first request waits for all that are in flight; lm-eval gives one up after five minutes by itself."""
     client = VllmClient(HttpServer("vLLM", "http://127.0.0.1:1"), "checkpoint")
     assert _task_model(client, original, 256).timeout >= 7 * 24 * 3600
+
+
+def test_a_trusted_tokenizers_own_code_splits_the_tasks(
+    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(original, tmp_path / "model"))
+    (folder / "own.py").write_text(
+        "from transformers import PreTrainedTokenizerFast\n\n\nclass OwnTokenizer(PreTrainedTokenizerFast):\n    pass\n",
+        encoding="utf-8",
+    )
+    path = folder / "tokenizer_config.json"
+    code = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": [None, "own.OwnTokenizer"]}}
+    write_json(path, read_json(path) | code)
+    monkeypatch.setattr(loading, "_trusted", [])
+    trust_code()
+    client = VllmClient(HttpServer("vLLM", "http://127.0.0.1:1"), "checkpoint")
+    assert type(_task_model(client, folder, 256).tokenizer).__name__ == "OwnTokenizer"
 
 
 @pytest.mark.parametrize("key", [None, "sesame", "thistle"])
