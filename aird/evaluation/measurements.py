@@ -22,6 +22,7 @@ from aird.prompts.chat import chat_settings, chat_tokens, check_no_thoughts, ope
 from aird.settings.suites import Suite
 
 TASK_SECONDS = 30 * 24 * 3600  # of a request of lm-eval, which has none without a time-out
+GENERATED = 1  # token that a server generates where only the log-probabilities of given ones are asked for
 CANDIDATES = 5  # first tokens of each prompt whose log-probabilities are compared
 
 
@@ -234,6 +235,7 @@ def check_lengths(
     suite: Suite,
     longest: int,
     system_prompt: str | None = None,
+    likelihoods: bool = False,
 ) -> None:
     """Check, before anything is started, that every prompt leaves room for a completion.
 
@@ -243,22 +245,50 @@ def check_lengths(
         suite: how they are asked.
         longest: most tokens of a prompt and its completion together.
         system_prompt: put in front of every conversation.
+        likelihoods: the completions of harmless prompts go to `answer_likelihoods`.
 
     Raises:
         ValueError: one does not; the message names its kind and the length that it needs.
     """
-    for kind, asked in records.items():
+
+    def longest_prompt(asked: Sequence[dict[str, Any]], think: bool) -> int:
         prompts = (
-            chat_tokens(tokenizer, record["instruction"], system_prompt=system_prompt, think=suite.think)
-            for record in asked
+            chat_tokens(tokenizer, record["instruction"], system_prompt=system_prompt, think=think) for record in asked
         )
-        needed = max(map(len, prompts), default=0) + suite.maximum_new_tokens
+        return max(map(len, prompts), default=0)
+
+    for kind, asked in records.items():
+        needed = longest_prompt(asked, suite.think) + suite.maximum_new_tokens
+        if likelihoods and kind == "harmless":
+            needed = max(needed, longest_prompt(asked, think=False) + suite.maximum_new_tokens + GENERATED)
         if needed > longest:
             raise ValueError(
                 f"{kind} prompts: one and its completion take up to {needed} tokens, and the longest that may be asked "
                 f"is {longest}; write --length {needed} or more (in a configuration, maximum_model_length), or let "
                 "completions be shorter"
             )
+
+
+def check_answer_lengths(
+    tokenizer: Any, answers: Sequence[dict[str, Any]], longest: int, system_prompt: str | None = None
+) -> None:
+    """Check, before anything is started, that `answer_likelihoods` can be asked for reference answers.
+
+    Args:
+        tokenizer, answers, system_prompt: as of `answer_likelihoods`.
+        longest: most tokens of a prompt and its completion together.
+
+    Raises:
+        ValueError: one is too long; the message names the length that it needs.
+    """
+    whole = (prompt + answer for prompt, answer in _answered(tokenizer, answers, system_prompt))
+    needed = max(map(len, whole), default=0) + GENERATED
+    if needed > longest:
+        raise ValueError(
+            f"reference answers: a prompt, its answer and a token that a server adds take up to {needed} tokens, and "
+            f"the longest that may be asked is {longest}; write --length {needed} or more (in a configuration, "
+            "maximum_model_length), or let the original answer with fewer tokens"
+        )
 
 
 def answer_likelihoods(
@@ -269,14 +299,22 @@ def answer_likelihoods(
     The perplexity of a checkpoint is exp(sum of these / number of tokens), over the answer's
     tokens only, given the templated instruction; of a model that thinks, behind a closed empty thought.
     """
-    prompts = [chat_tokens(tokenizer, record["instruction"], system_prompt=system_prompt) for record in answers]
-    texts = [tokenizer(record["completion"], add_special_tokens=False)["input_ids"] for record in answers]
-    whole = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
+    asked = _answered(tokenizer, answers, system_prompt)
+    whole = [prompt + answer for prompt, answer in asked]
     results = []
-    for record, prompt, logprobs in zip(answers, prompts, client.token_logprobs(whole), strict=True):
+    for record, (prompt, _), logprobs in zip(answers, asked, client.token_logprobs(whole), strict=True):
         own = [-value for value in logprobs[len(prompt) :] if value is not None]
         results.append({"id": record["id"], "negative_log_likelihood": sum(own), "tokens": len(own)})
     return results
+
+
+def _answered(
+    tokenizer: Any, answers: Sequence[dict[str, Any]], system_prompt: str | None
+) -> list[tuple[list[int], list[int]]]:
+    """Return the token ids of each templated instruction, and those of the answer behind it."""
+    prompts = [chat_tokens(tokenizer, record["instruction"], system_prompt=system_prompt) for record in answers]
+    texts = [list(tokenizer(record["completion"], add_special_tokens=False)["input_ids"]) for record in answers]
+    return list(zip(prompts, texts, strict=True))
 
 
 def known_tasks(suite: Suite) -> Any:

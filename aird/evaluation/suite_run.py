@@ -24,6 +24,7 @@ from aird.evaluation.measurements import (
     CANDIDATES,
     ParityError,
     answer_likelihoods,
+    check_answer_lengths,
     check_lengths,
     check_parity,
     compare_first_tokens,
@@ -166,7 +167,11 @@ def evaluate_suite(
         ]
 
     chosen = {kind: records[kind] for kind in CLASSES}
-    check_lengths(tokenizer, chosen, suite, longest, system_prompt)
+    own = can.prompt_logprobs and reference is None
+    check_lengths(tokenizer, chosen, suite, longest, system_prompt, likelihoods=own)
+    if can.prompt_logprobs and reference is not None:
+        known_answers = reference_answers(reference)[: suite.perplexity_answers]
+        check_answer_lengths(tokenizer, known_answers, longest, system_prompt)
     texts = attack_texts or {}
     check_attack_lengths(tokenizer, records["harmful"], suite, texts, seed, longest, system_prompt)
     probes = tokens(_probed(records, serving.parity_prompts))

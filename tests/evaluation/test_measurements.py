@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import dataclasses
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from grid import EVERYDAY_CHOICES
-from servers import answering, asking, write_tasks
+from servers import answering, asking, evaluate, write_tasks
 from thinking_templates import DEEPSEEK
 from tokenizers.processors import TemplateProcessing
 
-from aird.evaluation.engines.engine import Completion
-from aird.evaluation.engines.vllm import VllmClient
+from aird.evaluation.engines.engine import Abilities, Completion, ServerSettings
+from aird.evaluation.engines.vllm import Vllm, VllmClient
 from aird.evaluation.http_server import HttpServer
 from aird.evaluation.measurements import (
     ParityError,
@@ -34,7 +36,7 @@ from aird.models import loading
 from aird.models.loading import load_tokenizer, trust_code
 from aird.prompts.chat import chat_tokens, with_chat
 from aird.settings.models import Chat, Thinking
-from aird.settings.suites import Suite
+from aird.settings.suites import Serving, Suite
 from aird.support.files import read_json, write_json
 
 TASK = """task: TASK
@@ -235,6 +237,55 @@ def test_answer_likelihoods(tokenizer: Any) -> None:
     assert server.asked == [[chat_tokens(tokenizer, "Boil an egg.") + own]]
     # The instruction's tokens do not count.
     assert result == {"id": "a", "negative_log_likelihood": pytest.approx(sum(own) / 100), "tokens": len(own)}
+
+
+def test_room_is_kept_for_the_token_that_a_server_adds_to_an_answer(original: Path, tmp_path: Path) -> None:
+    """A server whose length is what the errors say is asked nothing longer, neither own nor reference answers."""
+
+    class Full(Vllm):
+        """An engine like vLLM, which refuses what does not fit."""
+
+        @contextlib.contextmanager
+        def serve(self, checkpoint: Path, settings: ServerSettings, *_: Any) -> Iterator[Any]:
+            yield FullServer(settings.maximum_model_length)
+
+        def able(self, checkpoint: Path) -> Abilities:
+            return dataclasses.replace(self.abilities, first_token_logprobs=False)
+
+    class FullServer(Server):
+        def __init__(self, length: int) -> None:
+            super().__init__()
+            self.length = length
+
+        def complete(self, prompts: Any, maximum_new_tokens: int, **_: Any) -> list[Completion]:
+            """Answer in as many tokens as may be."""
+            assert max(map(len, prompts)) + maximum_new_tokens <= self.length
+            return [Completion(ANSWER, tuple(own), "length")] * len(prompts)
+
+        def token_logprobs(self, prompts: Sequence[Sequence[int]]) -> list[list[float | None]]:
+            assert max(map(len, prompts)) + 1 <= self.length
+            return super().token_logprobs(prompts)
+
+        def versions(self) -> dict[str, str]:
+            return {}
+
+    tokenizer = load_tokenizer(original)
+    own = tokenizer(ANSWER, add_special_tokens=False)["input_ids"]
+    suite = asking(maximum_new_tokens=len(own))
+    records = {kind: [{"id": "a", "instruction": f"Boil {kind} eggs."}] for kind in ("harmful", "harmless")}
+    longer = [{"id": "a", "kind": "harmless", "instruction": "Boil eggs.", "completion": f"{ANSWER} Then wait."}]
+    for reference, named in ((None, "harmless prompts"), (longer, "reference answers")):
+
+        def run(length: int, reference: Any = reference) -> Any:
+            more: dict[str, Any] = {"records": records, "serving": Serving(maximum_model_length=length)}
+            return evaluate(Full(None), original, tmp_path, suite=suite, reference=reference, **more)
+
+        behind = tokenizer((reference or [{"completion": ANSWER}])[0]["completion"])["input_ids"]
+        asked = "Boil eggs." if reference else "Boil harmless eggs."
+        needed = len(chat_tokens(tokenizer, asked)) + len(behind) + 1
+        with pytest.raises(ValueError, match=f"{named}.* up to {needed} tokens, .* write --length {needed} or more"):
+            run(needed - 1)
+        assert len(run(needed)[1]["answers"]) == 1
 
 
 def test_a_group_of_tasks_stands_for_each_of_them(original: Path, tmp_path: Path) -> None:
