@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from aird.settings.attacks import RESERVED, Attack, Prefill
+from aird.settings.attacks import RESERVED, Attack, Prefill, optimised
 from aird.settings.base import Billions, EngineName, Name, PromptSelection, Settings, Text
 from aird.settings.models import Chat
 from aird.settings.sources import ModelSource
@@ -129,6 +129,11 @@ class Suite(Settings):
         if self.think and prefilled:
             raise ValueError(
                 f"attacks.{prefilled[0]} begins the answer, and `think: true` a thought before it; leave one out"
+            )
+        if self.think and (made := optimised(self.attacks)):
+            raise ValueError(
+                f"attacks.{next(iter(made))} is optimised for how an answer begins, and `think: true` begins with a "
+                "thought; leave one out"
             )
         size = self.harmful.count
         for name, attack in self.attacks.items():

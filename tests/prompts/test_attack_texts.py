@@ -70,6 +70,11 @@ def test_a_file_that_holds_no_such_text_is_refused(files: Path) -> None:
         ({"none": {"kind": "prefill"}}, {}, "tables use this name"),
         ({"a": {"kind": "prefill", "text": "Sure "}}, {}, "white space"),
         ({"a": {"kind": "prefill"}}, {"think": True}, "begins the answer"),
+        (
+            {"a": {"kind": "optimised_suffix", "prompts": {"set": "c"}}},
+            {"think": True},
+            "attacks.a is optimised for how an answer begins, .* leave one out",
+        ),
         ({"a": {"kind": "follow_up", "count": 9}}, {}, "write at most that"),
         ({"a": {"kind": "suffix"}}, {}, "none of text, source is given"),
         ({"a": {"kind": "template", "text": "{{ prompt }}", "source": {"path": "a"}}}, {}, "exclude each other"),
