@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from aird.models.dense import needs_dense_copy
 from aird.models.loading import load_model, load_tokenizer
 from aird.settings.compressions import BitsAndBytes
 from aird.settings.suites import Serving
+from aird.support.files import read_json, write_json
 
 
 class Started(TransformersClient):
@@ -286,6 +288,34 @@ def test_arguments_of_vllm_on_gpus_and_on_a_processor(original: Path) -> None:
     assert "--kv-cache-dtype=fp8" in processor
     plain = vllm._arguments(original, ServerSettings(64), None, 1, "mark", on_cpu=False)
     assert "--tensor-parallel-size=1" in plain and not [each for each in plain if "cache-dtype" in each]
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype", "adapters"),
+    [
+        ({"dtype": "float32"}, "float32", False),
+        ({"dtype": None, "torch_dtype": "float32"}, "float32", False),
+        ({"dtype": "bfloat16"}, "auto", True),
+        ({"dtype": "float32", "quantization_config": {"quant_method": "gptq", "bits": 4}}, "auto", True),
+        # vLLM gets a dense copy of this one, and that is in float32.
+        ({"dtype": "float32", "quantization_config": {"quant_method": "bitsandbytes"}}, "auto", False),
+    ],
+)
+def test_a_float32_checkpoint_is_computed_in_float32_on_a_gpu(
+    original: Path,
+    tmp_path: Path,
+    pretend_gpus: Callable[[int], None],
+    config: dict[str, Any],
+    dtype: str,
+    adapters: bool,
+) -> None:
+    """vLLM's own choice is a 16-bit type. Its LoRA has kernels for such types only, so patches are merged."""
+    pretend_gpus(1)
+    folder = Path(shutil.copytree(original, tmp_path / "model"))
+    write_json(folder / "config.json", read_json(folder / "config.json") | config)
+    arguments = vllm._arguments(folder, ServerSettings(64), None, 1, "mark", on_cpu=False)
+    assert f"--dtype={dtype}" in arguments
+    assert Vllm(None).able(folder).adapters is adapters
 
 
 @pytest.mark.parametrize("engine", [Starter(), Address("http://localhost:1"), Transformers(), Vllm(Path("python"))])

@@ -41,6 +41,7 @@ from aird.support.processor import computes_in, processor_flags
 
 CHECKPOINT, ADAPTER = "checkpoint", "adapter"  # names under which the server knows them
 HEAD, EXPERTS = "lm_head", "experts"  # modules of vLLM's
+FLOAT32 = "float32"
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the ranks that vLLM's --max-lora-rank accepts
 # Set even where they are vLLM's defaults: a checkpoint's generation_config.json changes those.
 NO_PENALTIES = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
@@ -68,17 +69,21 @@ class Vllm(Engine):
         return f"vLLM ({self.python or sys.executable})"
 
     def able(self, checkpoint: Path) -> Abilities:
-        """Return all, but for adapters on a processor beside eight-bit activations, and on a mixture of experts.
+        """Return all, but for adapters beside some checkpoints.
 
-        Beside the former vLLM's kernel takes a layer's weights apart before the LoRA looks for them (vLLM 0.32 without
-        AMX), and a patch is to be measured in one form on all machines. With any LoRA, experts run by Triton's kernels
+        On a GPU these are float32 ones, which its LoRA kernels have not (vllm/lora/ops/triton_ops/lora_shrink_op.py).
+        On a processor these are ones of eight-bit activations and mixtures of experts. Beside the former vLLM's kernel
+        takes a layer's weights apart before the LoRA looks for them (vLLM 0.32 without AMX), and a patch is to be
+        measured in one form on all machines. With any LoRA, experts run by Triton's kernels
         (vllm/model_executor/layers/fused_moe/oracle/unquantized.py), and the first request ends the engine.
         """
         from aird.models.dense import rounds_activations
 
+        config = read_json(checkpoint / "config.json")
         if detect_accelerator() == "cuda":
-            return self.abilities
-        mixture = experts_of(read_json(checkpoint / "config.json")) is not None
+            packed = "quantization_config" in config and not self.needs_dense_copy(checkpoint)
+            return dataclasses.replace(self.abilities, adapters=packed or _stored_dtype(config) != FLOAT32)
+        mixture = experts_of(config) is not None
         return dataclasses.replace(self.abilities, adapters=not (mixture or rounds_activations(checkpoint)))
 
     def needs_dense_copy(self, checkpoint: Path) -> bool:
@@ -210,7 +215,7 @@ def _arguments(
         "port": port,
         "max-model-len": settings.maximum_model_length,
         "max-num-seqs": settings.maximum_sequences,
-        "dtype": settings.dtype or (_compute_dtype(checkpoint) if on_cpu else "auto"),
+        "dtype": settings.dtype or _compute_dtype(checkpoint, on_cpu),
         "seed": settings.seed,
     }
     arguments = [f"--{name}={value}" for name, value in options.items()]
@@ -254,11 +259,21 @@ def _check_cpu_cache(config: Mapping[str, Any], dtype: str, flags: frozenset[str
         )
 
 
-def _compute_dtype(checkpoint: Path) -> str:
-    """Return the type that a processor computes a checkpoint in (aird/support/processor.py), else "auto"."""
+def _compute_dtype(checkpoint: Path, on_cpu: bool) -> str:
+    """Return the type that a checkpoint is computed in, or "auto", which is its own unless that is float32.
+
+    Of float32 "auto" makes a 16-bit type. Kernels for packed weights on a GPU have no other.
+    """
     config = read_json(checkpoint / "config.json")
+    stored = _stored_dtype(config)
+    if stored and on_cpu:
+        return computes_in(stored)
+    return FLOAT32 if stored == FLOAT32 and "quantization_config" not in config else "auto"
+
+
+def _stored_dtype(config: Mapping[str, Any]) -> str | None:
     stored = config.get("dtype") or config.get("torch_dtype")
-    return computes_in(str(stored)) if stored else "auto"
+    return str(stored) if stored else None
 
 
 def _lora_rank(adapter: Path) -> int:
