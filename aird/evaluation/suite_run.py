@@ -203,8 +203,12 @@ def evaluate_suite(
         answers = reference_answers(completions if reference is None else reference)[: suite.perplexity_answers]
         likelihoods = answer_likelihoods(client, tokenizer, answers, system_prompt) if can.prompt_logprobs else []
         name, versions = client.name, client.versions()
+    form, weights, parity = served.served_as, served.weights, served.parity
     utility = {"answers": likelihoods, "tasks": tasks, "questions": questions}
     if both:
+        # A model in this process would stay in memory beside the merged one; with an adapter it refers to itself.
+        del client, served
+        gc.collect()
         with serve(merged=True) as merged:
             first = compare_first_tokens(beside, first_tokens(merged.client)) if beside else None
             utility["merged"] = {"parity": merged.parity, "first_tokens": first}
@@ -215,9 +219,9 @@ def evaluate_suite(
     provenance = {
         "sampling": {"temperature": 0.0, "max_tokens": suite.maximum_new_tokens, "seed": seed},
         "versions": {**versions, "transformers": version("transformers"), "lm_eval": version("lm_eval")},
-        "served_as": SYSTEM_PROMPT if system_prompt is not None else served.served_as,
-        "weights": served.weights,
-        "parity": served.parity,
+        "served_as": SYSTEM_PROMPT if system_prompt is not None else form,
+        "weights": weights,
+        "parity": parity,
         "engine": {
             "name": name,
             "prompts": "token ids" if can.token_ids else "text, read by the server's tokenizer",

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import shutil
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -244,6 +245,24 @@ def test_a_merged_patch_is_refused_before_a_gguf_file_is_served(
     with pytest.raises(ValueError, match=f"write serve: adapter, or engine: vllm.*found: serve: {form}"):
         evaluate(LlamaCpp(Path("nowhere")), original, tmp_path, adapter, asking(serve=form))
     assert not (tmp_path / "scratch").exists()
+
+
+def test_of_both_forms_one_is_in_memory_at_a_time(original: Path, adapter: Path, tmp_path: Path) -> None:
+    loaded: list[weakref.ref[Any]] = []
+
+    class Watched(Transformers):
+        """Transformers, which looks whether the models that it had before are gone."""
+
+        @contextlib.contextmanager
+        def serve(self, *arguments: Any) -> Iterator[TransformersClient]:
+            assert [model() for model in loaded] == [None] * len(loaded)
+            with super().serve(*arguments) as client:
+                loaded.append(weakref.ref(client._model))
+                yield client
+                del client
+
+    _, utility = evaluate(Watched(), original, tmp_path, adapter, asking(serve="both"))
+    assert len(loaded) == 2 and utility["served_as"] == "adapter" and "merged" in utility
 
 
 def test_a_system_prompt_is_served_as_such(original: Path, tmp_path: Path) -> None:
