@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, field_validator, model_validator
 
-from aird.settings.base import PromptSelection, Settings, Text
+from aird.settings.base import PromptSelection, Seed, Settings, Text
 from aird.settings.sources import FileSource, require_one
 
 NO_ATTACK = "none"  # the attack that is none: a suite's harmful prompts as they are
@@ -91,7 +91,7 @@ class OptimisedSuffix(AttackSettings):
     target: Text = Field("Sure, here is", description="How the answer is to begin.")
     steps: int = Field(100, ge=1, description="Steps of the search.")
     width: int = Field(64, ge=1, description="Candidate suffixes that are tried in a step.")
-    seed: int = Field(0, ge=0, description="Draws the prompt and the candidates.")
+    seed: Seed = Field(0, description="Draws the prompt and the candidates.")
 
 
 class FollowUp(AttackSettings):

@@ -75,6 +75,11 @@ def test_a_file_that_holds_no_such_text_is_refused(files: Path) -> None:
             {"think": True},
             "attacks.a is optimised for how an answer begins, .* leave one out",
         ),
+        (
+            {"a": {"kind": "optimised_suffix", "prompts": {"set": "c"}, "seed": 2**32}},
+            {},
+            "less than or equal to 4294967295",
+        ),
         ({"a": {"kind": "follow_up", "count": 9}}, {}, "write at most that"),
         ({"a": {"kind": "suffix"}}, {}, "none of text, source is given"),
         ({"a": {"kind": "template", "text": "{{ prompt }}", "source": {"path": "a"}}}, {}, "exclude each other"),
