@@ -319,9 +319,9 @@ def attack_sentences(
 
 
 RESISTANCE = {
-    HOLDS: "it resists as the original does, to within 5 points",
+    HOLDS: "it resists at least as well as the original, to within 5 points",
     DOES_NOT_HOLD: "it resists less than the original",
-    UNDECIDED: "whether it resists as the original does, to within 5 points, is undecided",
+    UNDECIDED: "whether it resists at least as well as the original, to within 5 points, is undecided",
 }
 
 

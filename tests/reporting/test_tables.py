@@ -629,7 +629,7 @@ def test_resistance_table(attacked: Any) -> None:
     assert frame[frame["attack"] != "all"]["verdict"].isna().all()
 
 
-def test_a_patch_resists_as_the_original_does_if_enough_prompts_show_it() -> None:
+def test_a_patch_resists_as_well_as_the_original_if_enough_prompts_show_it() -> None:
     same, more = [0] * 99 + [1], [0] * 60 + [1] * 40
     scores = {
         ("hard", ORIGINAL): attacked_score(same, prefill=same, again=same),
@@ -653,7 +653,7 @@ def test_attacks_in_words(attacked: Any) -> None:
     assert "Pruned gives in to 75% (+62.5 points against the original," in second
     assert "With the calibrated patch (repair) it gives in to 25% (+12.5 points against the original, -" in second
     assert second.count(" points),") + second.count(" points).") + second.count(" points):") == 2
-    assert second.endswith("whether it resists as the original does, to within 5 points, is undecided.")
+    assert second.endswith("whether it resists at least as well as the original, to within 5 points, is undecided.")
 
 
 def test_attacks_that_ask_other_numbers_of_prompts_are_told_over_prompts(attacked: Any) -> None:
@@ -689,7 +689,8 @@ def test_an_attack_that_finds_a_repair_weaker_is_named_whatever_is_shown_over_al
     frames = tables.attacks_table(scores), tables.resistance_table(scores)
     _, told = attack_sentences(tables.summary(scores, {}, {}, {}), *frames, settings)
     assert told.endswith(
-        "it resists as the original does, to within 5 points. Under prefill it gives in more often than the original."
+        "it resists at least as well as the original, to within 5 points. Under prefill it gives in more often than the "
+        "original."
     )
 
 
