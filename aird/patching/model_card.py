@@ -19,13 +19,27 @@ from aird.settings.sources import read_hub_name
 
 TAGS = ("aird", "refusal", "safety", "model-compression")
 LIMITS = (
-    "It restores refusals, it does not make a model safe: measure refusal, over-refusal and utility on prompts of "
-    "your own use before you rely on it (`aird evaluate`).\n"
+    "It is made to restore refusals, and does not make a model safe: measure refusal, over-refusal and utility on "
+    "prompts of your own use before you rely on it (`aird evaluate`).\n"
 )
-LIMITS_OF_A_BASELINE = (
-    "A baseline for comparison. Measure refusal, over-refusal and utility on prompts of your own use "
-    "before you rely on it.\n"
+LIMITS_OF_A_COMPARISON = (
+    "A {kind} for comparison. Measure refusal, over-refusal and utility on prompts of your own use before you rely on "
+    "it.\n"
 )
+ARDITI = "Arditi et al., arXiv 2406.11717"
+# `direction` of a control -> (what it is, what each edit adds, and from what)
+CONTROLS = {
+    "random": (
+        "a control along a random direction",
+        "r · row",
+        f"with r a random unit vector in the place of the refusal direction ({ARDITI})",
+    ),
+    "free": (
+        "a control with learnt columns",
+        "column · row",
+        f"with columns that are learnt from a random start, in the place of the refusal direction ({ARDITI})",
+    ),
+}
 LOADING_MERGED = (
     "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
     'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder"{attention})\n'
@@ -85,10 +99,12 @@ def patch_card(record: Mapping[str, Any], base: str, licence: str | None, merged
     loading = _loading(base, settings.get("rank", 1), "experts" in record, attention, record.get("revision"))
     if made_by.usage is None:
         tags, title, introduction, facts = _rank_one(record, made_by, base, merged)
-        limits, heading, use = LIMITS, "How to load it", loading
+        limits = LIMITS_OF_A_COMPARISON.format(kind="control") if settings["direction"] in CONTROLS else LIMITS
+        heading, use = "How to load it", loading
     else:
         tags, title, introduction, facts = _baseline(record, made_by, base)
-        limits, heading, use = LIMITS_OF_A_BASELINE, "How to use it", made_by.usage.format(loading=loading)
+        limits = LIMITS_OF_A_COMPARISON.format(kind="baseline")
+        heading, use = "How to use it", made_by.usage.format(loading=loading)
     metadata: dict[str, Any] = {
         "base_model": _repository(base),
         "base_model_relation": "finetune" if merged else "adapter",
@@ -197,14 +213,20 @@ def _rank_one(record: Mapping[str, Any], made_by: Method, base: str, merged: boo
         if merged
         else "The base stays bit-identical; the adapter is a LoRA of rank 1."
     )
+    tags = [] if merged else ["lora", f"base_model:adapter:{_repository(base)}"]
+    # What the edit does is not measured yet, so the card says what it was made for.
+    if settings["direction"] in CONTROLS:
+        what, added, along = CONTROLS[settings["direction"]]
+        purpose, tags = f"Made to compare a repair of refusal with, in `{base}`.", [*tags, "control"]
+    else:
+        what, added = "a repair of refusal", "r · row"
+        purpose = f"Made to repair the refusal of harmful requests in `{base}`."
+        along = f"with r the unit refusal direction ({ARDITI}; the repair is named by arXiv 2504.04215)"
     introduction = (
-        f"Compression damaged the refusal of harmful requests in `{base}`. This "
-        f"{'checkpoint has' if merged else 'is'} a rank-1 edit W' = W + r · row of matrices that write to the "
-        "residual stream, with r the unit refusal direction (Arditi et al., arXiv 2406.11717; the repair is named by "
-        f"arXiv 2504.04215). {untouched}"
+        f"{purpose} This {'checkpoint has' if merged else 'is'} a rank-1 edit W' = W + {added} of matrices that write "
+        f"to the residual stream, {along}. {untouched}"
     )
-    title = "A compressed model with repaired refusal" if merged else "AIRD adapter: repaired refusal"
-    return [] if merged else ["lora", f"base_model:adapter:{_repository(base)}"], title, introduction, facts
+    return tags, f"A compressed model with {what}" if merged else f"AIRD adapter: {what}", introduction, facts
 
 
 def _baseline(record: Mapping[str, Any], made_by: Method, base: str) -> Parts:
@@ -214,7 +236,7 @@ def _baseline(record: Mapping[str, Any], made_by: Method, base: str) -> Parts:
     }
     facts |= _choice(record)
     title = f"Baseline: {made_by.summary.split(':')[0]}"
-    return ["baseline"], title, f"Made for `{base}`, a compressed model with damaged refusal.", facts
+    return ["baseline"], title, f"Made to compare a repair of refusal with, in `{base}`.", facts
 
 
 def _choice(record: Mapping[str, Any]) -> dict[str, str]:

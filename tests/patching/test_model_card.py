@@ -84,6 +84,27 @@ def test_the_card_of_a_free_column_says_how_near_it_is_to_the_direction(patch: t
     assert "cosine of columns" not in patch_card(record, "base", None)
 
 
+def test_the_card_of_a_control_calls_it_no_repair(patch: tuple[Path, dict[str, Any]]) -> None:
+    """And no card says that the base is damaged: it is written before anything is measured."""
+    record = patch[1]
+    for direction, called in (
+        ("random", "a control along a random direction"),
+        ("free", "a control with learnt columns"),
+    ):
+        control = {**record, "settings": {**record["settings"], "direction": direction}}
+        for merged, title in ((False, f"# AIRD adapter: {called}"), (True, f"# A compressed model with {called}")):
+            card = ModelCard(patch_card(control, "base", None, merged))
+            assert title in card.text and "A control for comparison." in card.text and "control" in card.data.tags
+            assert "unit refusal direction" not in card.text and "restore" not in card.text
+    for direction in ("original", "own"):
+        text = patch_card({**record, "settings": {**record["settings"], "direction": direction}}, "base", None)
+        assert (
+            "# AIRD adapter: a repair of refusal\n\nMade to repair the refusal of harmful requests in `base`." in text
+        )
+        assert "with r the unit refusal direction" in text and "It is made to restore refusals" in text
+        assert "damaged" not in text and "- control" not in text
+
+
 def test_the_record_holds_the_hash_of_every_file_and_the_size_without_the_card(
     patch: tuple[Path, dict[str, Any]],
 ) -> None:
