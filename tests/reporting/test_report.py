@@ -148,6 +148,17 @@ def test_a_site_without_a_second_opinion(sources: Sources, tmp_path: Path) -> No
     assert re.findall(r"COSMIC (chooses \([^.]+|agrees)", text) == ["chooses (7, -2)"]
 
 
+def test_a_site_that_is_not_resampled(sources: Sources, tmp_path: Path) -> None:
+    """COSMIC's own choice has no such numbers."""
+    paths = write_tables(tmp_path / "tables", GRID)
+    path = next(path for path in paths if path.stem == "directions")
+    directions = pandas.read_csv(path)
+    directions.loc[directions["compression"] != "original", "resampled_same_site"] = math.nan
+    directions.to_csv(path, index=False)
+    text = written(tmp_path, sources, tables=paths)
+    assert re.findall(r"in ([^ ]+)% of resamples", text) == ["75.0"] and "nan%" not in text
+
+
 def test_it_shows_whether_a_direction_came_back(sources: Sources, text: str, tmp_path: Path) -> None:
     heading = "Does the original's direction come back?"
     section = html.unescape(text).partition(heading)[2].partition("</table>")[0]
