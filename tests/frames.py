@@ -48,7 +48,7 @@ def summary_frame(grid: Grid) -> pandas.DataFrame:
         row |= {"over_refusal": over_refusal, "over_refusal_low": over_refusal * 0.9 + 1e-17}
         row |= {"over_refusal_high": over_refusal + 0.05}
         row |= {"perplexity": 10 + index, "perplexity_low": 9 + index, "perplexity_high": 12 + index}
-        row |= {"utility": 0.4 + 0.2 * refusal, "utility_stderr": 0.01}
+        row |= {"degenerate": 0.01 * refusal, "utility": 0.4 + 0.2 * refusal, "utility_stderr": 0.01}
         rows.append(row)
     return pandas.DataFrame(rows, columns=SUMMARY_COLUMNS)
 

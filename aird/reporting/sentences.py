@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas
 
+from aird.evaluation.regression import BROKEN, many_more_degenerate
 from aird.reporting.names import (
     compression_in_words,
     control_in_words,
@@ -50,8 +51,8 @@ def headlines(
 
     A compression's sentence tells what it took from refusal, what its repair brings back, and what that costs. The
     repair is the calibrated patch; where there is none, the patch that refuses most and is no control. Where its
-    matched controls restore as much, or may, a further sentence says so, and one where another engine served it than
-    the original.
+    matched controls restore as much, or may, a further sentence says so, and one where many more answers are degenerate
+    text than the original's, or another engine served it than the original.
 
     Args:
         summary, paired: the tables of the same names.
@@ -64,8 +65,9 @@ def headlines(
         yield _original(original, tests, f"{about}: " if len(parts) > 1 else "")
         for of_compression in _compressed(rows):
             sentence = _headline(of_compression, original, tests, claims, configuration)
+            broken = _broken(of_compression, original, configuration["patches"])
             controls = _controls(of_compression, tests, claims, configuration["patches"])
-            yield sentence + controls + _engines(of_compression.iloc[0], original)
+            yield sentence + broken + controls + _engines(of_compression.iloc[0], original)
 
 
 def _parts(
@@ -193,6 +195,19 @@ def _repaired(
         f"{sentence}, and harmless prompts are refused {cost} of the time instead of the original's {before} "
         f"({_p_value(over.p_value)})"
     )
+
+
+def _broken(rows: pandas.DataFrame, original: pandas.Series, patches: Mapping[str, Any]) -> str:
+    """Return a further sentence each where a compression, or its repair, has many more degenerate answers."""
+    said, patch = "", _repair(rows, patches)
+    for row in (rows[rows.patch == PLAIN].iloc[0], *([] if patch is None else [patch])):
+        if many_more_degenerate(original.degenerate, row.degenerate):
+            repaired = "" if row.patch == PLAIN else f" with {patch_in_words(row.patch, patches.get(row.patch))}"
+            said += (
+                f" {whole_percent(row.degenerate)} of its answers to harmful prompts{repaired} are degenerate text, "
+                f"and {whole_percent(original.degenerate)} of the original's: it is {BROKEN}."
+            )
+    return said
 
 
 def _controls(
@@ -420,10 +435,11 @@ def details(summary: pandas.DataFrame, paired: pandas.DataFrame, directions: pan
     for about, rows, tests in _parts(summary, paired):
         of_model = directions[directions.model == rows.model.iloc[0]]
         yield about
+        original = rows[rows.compression == ORIGINAL].iloc[0]
         for of_compression in _compressed(rows):
             sites = of_model[of_model.compression == of_compression.compression.iloc[0]]
             # What changes no weight has no direction of its own.
-            yield from _compression(of_compression, tests, None if sites.empty else sites.iloc[0])
+            yield from _compression(of_compression, original, tests, None if sites.empty else sites.iloc[0])
         yield from _second_opinions(of_model)
 
 
@@ -439,7 +455,9 @@ def _site(site: pandas.Series) -> str:
     )
 
 
-def _compression(rows: pandas.DataFrame, tests: pandas.DataFrame, site: pandas.Series | None) -> Iterator[str]:
+def _compression(
+    rows: pandas.DataFrame, original: pandas.Series, tests: pandas.DataFrame, site: pandas.Series | None
+) -> Iterator[str]:
     plain = rows[rows.patch == PLAIN].iloc[0]
     test = _test(tests, plain, "original")
     what = f"changed refusal by {_points(test.difference)} points"
@@ -451,12 +469,16 @@ def _compression(rows: pandas.DataFrame, tests: pandas.DataFrame, site: pandas.S
             f", and changed over-refusal by {_points(over.difference)} points (p = {over.p_value:.2g}), to "
             f"{percent(plain.over_refusal)}"
         )
+    if many_more_degenerate(original.degenerate, plain.degenerate):
+        also += f", with {percent(plain.degenerate)} of the answers degenerate text"
     direction = "no weight changed, so its direction is the original's" if site is None else _site(site)
     yield f"  {plain.compression} {what} (p = {test.p_value:.2g}), to {percent(plain.refusal)}{also}; {direction}."
     for row in rows[rows.patch != PLAIN].itertuples():
         refusal, over = _test(tests, row, "plain"), _test(tests, row, "plain", "over_refusal")
         effect = "" if refusal.p_value < SIGNIFICANT else " (no measurable change)"
         costs = [f"over-refusal {_points(over.difference)} points"]
+        if many_more_degenerate(original.degenerate, row.degenerate):
+            costs.append(f"{percent(row.degenerate)} of the answers degenerate text")
         # A suite may measure neither.
         if not pandas.isna(row.perplexity):
             costs.append(f"perplexity x {row.perplexity / plain.perplexity:.3f}")

@@ -128,6 +128,18 @@ def test_it_opens_on_one_sentence_per_compression(text: str) -> None:
     assert text.index(opening[-1]) < text.index('<article class="claim">')
 
 
+def test_degenerate_text_stands_at_a_glance(sources: Sources, text: str) -> None:
+    summary = pandas.read_csv(next(path for path in sources.tables if path.stem == "summary"))
+    table = text.partition("At a glance")[2].partition("</table>")[0]
+    headings = [heading.partition(">")[2].partition("<")[0] for heading in table.split("<th ")]
+    place = headings.index("degenerate, %") - 2  # what stands before the first heading, and the heading of rows
+    cells = [row.split("<td")[1:] for row in re.findall(r'<tr><th scope="row">.*?</tr>', table, re.DOTALL)]
+    # The refusal's heading stands over two columns.
+    shares = [re.findall(r">([\d.]+)<", row[place + 1]) for row in cells]
+    assert shares == [[f"{100 * share:.1f}"] for share in summary["degenerate"]]
+    assert {len(row) + 1 for row in cells} == {8} and 'colspan="8"' in table
+
+
 def test_it_says_what_an_undecided_claim_needs(sources: Sources, text: str) -> None:
     claims = pandas.read_csv(next(path for path in sources.tables if path.stem == "claims"), keep_default_na=False)
     needed = list(claims[(claims.compression == "all") & (claims.verdict == "undecided")].needed)

@@ -49,6 +49,7 @@ def tables() -> tuple[pandas.DataFrame, pandas.DataFrame, pandas.DataFrame]:
         refusal_high=summary.refusal + 0.03,
         over_refusal_low=summary.over_refusal - 0.02,
         over_refusal_high=summary.over_refusal + 0.05,
+        degenerate=0.02,
     )
     columns = "suite model compression patch against rate n difference lost gained p_value".split()
     paired = pandas.DataFrame(
@@ -81,6 +82,23 @@ def test_another_engine_than_the_originals_is_said() -> None:
     note = "llama.cpp served it and vLLM the original: this measures engine and compression at once"
     assert note in told("vLLM", "llama.cpp", "llama.cpp")
     assert "served it" not in told("vLLM", "vLLM", "vLLM")
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.11, ""), (0.125, "13%"), (1.0, "100%")])
+def test_many_more_degenerate_answers_than_the_originals_are_said(share: float, told: str) -> None:
+    """As by `aird check`: a rate of refusal says little of a checkpoint that babbles."""
+    summary, paired, directions = tables()
+    for patch, repaired in (("plain", ""), ("aird", " with aird")):
+        summary["degenerate"] = 0.02
+        summary.loc[(summary.compression == "pruned") & (summary.patch == patch), "degenerate"] = share
+        sentence = list(headlines(summary, paired, claims(), CONFIGURATION))[1]
+        assert sentence.count("degenerate text") == bool(told)
+        assert not told or sentence.endswith(
+            f". {told} of its answers to harmful prompts{repaired} are degenerate text, and 2% of the original's: it is "
+            "broken in more than its refusal."
+        )
+        lines = [line for line in details(summary, paired, directions) if "degenerate" in line]
+        assert [line.split()[0].strip(":") for line in lines] == ([patch.replace("plain", "pruned")] if told else [])
 
 
 def claims() -> pandas.DataFrame:
