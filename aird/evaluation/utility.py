@@ -55,10 +55,19 @@ def mean_utility(questions: Mapping[str, Mapping[str, Sequence[float]]]) -> tupl
     return sum(means) / len(means), math.sqrt(sum(variances)) / len(means)
 
 
+def question_metric(measured: Mapping[str, Sequence[float]]) -> str | None:
+    """Return the metric that says whether a task's questions were answered rightly; None where none does.
+
+    Args:
+        measured: {metric: one value per question} of one task.
+    """
+    return next((name for name in QUESTION_METRICS if measured.get(name)), None)
+
+
 def _values(questions: Mapping[str, Mapping[str, Sequence[float]]]) -> list[Sequence[float]]:
     """Return, of each task that tells, how well each question was answered."""
-    named = ((next((name for name in QUESTION_METRICS if name in task), None), task) for task in questions.values())
-    return [task[name] for name, task in named if name is not None and task[name]]
+    named = ((question_metric(task), task) for task in questions.values())
+    return [task[name] for name, task in named if name is not None]
 
 
 def perplexity_growth(

@@ -5,10 +5,11 @@ The card itself is written with the patch (aird/patching/model_card.py); its num
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aird.evaluation.judges.registry import TABULATED
+from aird.evaluation.utility import question_metric
 from aird.reporting.names import engines_in_words
 
 Score = Mapping[str, Any]
@@ -40,8 +41,10 @@ def _suite(name: str, scores: Mapping[str, Score]) -> str:
         ", ".join(str(score["rates"][rate]["n"]) for rate in ("refusal", "over_refusal")) for score in scores.values()
     ]
     rows["perplexity of the original's answers"] = [_perplexity(score) for score in scores.values()]
-    for task in next(iter(scores.values()))["tasks"]:
-        rows[f"{task}, accuracy, %"] = [_accuracy(score, task) for score in scores.values()]
+    for task, measured in next(iter(scores.values()))["questions"].items():
+        if metric := question_metric(measured):
+            shares = [_mean(score["questions"].get(task, {}).get(metric)) for score in scores.values()]
+            rows[f"{task}, {metric}, %"] = shares
     if mixed := engines_in_words(*(_engine(scores[cell]) for cell in ("compressed", "original"))):
         rows["engine"] = [str(_engine(score)) for score in scores.values()]
         mixed = f"\nOf the compressed model: {mixed}\n"
@@ -62,7 +65,5 @@ def _perplexity(score: Score) -> str:
     return f"{measured['perplexity']:.2f} ({measured['low']:.2f} to {measured['high']:.2f})" if measured else "-"
 
 
-def _accuracy(score: Score, task: str) -> str:
-    metrics = score["tasks"].get(task, {})
-    value = metrics.get("acc", metrics.get("acc_norm"))
-    return "-" if value is None else f"{100 * value:.1f}"
+def _mean(values: Sequence[float] | None) -> str:
+    return f"{100 * sum(values) / len(values):.1f}" if values else "-"

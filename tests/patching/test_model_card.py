@@ -191,7 +191,9 @@ def completions(refused: int) -> list[dict[str, Any]]:
 
 def test_numbers_stand_in_front_of_the_limits(patch: tuple[Path, dict[str, Any]]) -> None:
     answers = [{"id": "harmless-9", "negative_log_likelihood": 4.0, "tokens": 4}]
-    utility = {**UTILITY, "answers": answers, "tasks": {"counting": {"acc": 0.75}}}
+    tasks = {"counting": {"acc": 0.75}, "sums": {"exact_match,strict-match": 0.5}, "pages": {"word_perplexity": 20.0}}
+    questions = {"counting": {"acc_norm": [0.0], "acc": [1.0, 1.0, 1.0, 0.0]}, "sums": {"exact_match": [1.0, 0.0]}}
+    utility = {**UTILITY, "answers": answers, "tasks": tasks, "questions": {**questions, "pages": {}}}
     cells = {"original": (9, "plain"), "compressed": (2, "plain"), "patched": (8, "adapter")}
     records = {
         name: score(completions(refused), {**utility, "served_as": form}, 0) for name, (refused, form) in cells.items()
@@ -205,7 +207,9 @@ def test_numbers_stand_in_front_of_the_limits(patch: tuple[Path, dict[str, Any]]
     assert [cell.split()[0] for cell in row.split("|")[2:5]] == ["90.0", "20.0", "80.0"]
     assert "| served as | plain | plain | adapter |" in card
     assert "59.6 to 98.2" in row  # Wilson interval of 9 of 10
-    assert "| counting, accuracy, % | 75.0 | 75.0 | 75.0 |" in card
+    # As the summary counts them: a filter of answers is in no question, and a perplexity is no share of questions.
+    assert "| counting, acc, % | 75.0 | 75.0 | 75.0 |" in card
+    assert "| sums, exact_match, % | 50.0 | 50.0 | 50.0 |" in card and "| pages" not in card
     assert "| perplexity of the original's answers | 2.72 (2.72 to 2.72) |" in card
     assert "engine" not in card.partition("## Numbers")[2]
     for name, record in records.items():
