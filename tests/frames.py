@@ -177,6 +177,9 @@ def write_tables(folder: Path, grid: Grid, attacked: bool = False) -> list[Path]
     directions = directions.assign(
         cosine_same_site=0.8,
         cosine_same_site_shared=0.8,
+        cosine_same_site_corrected=0.85,
+        cosine_same_site_corrected_low=0.75,
+        cosine_same_site_corrected_high=0.95,
         norm_ratio=0.9,
         original_layer=4,
         original_position=-1,
@@ -186,9 +189,8 @@ def write_tables(folder: Path, grid: Grid, attacked: bool = False) -> list[Path]
         cosmic_agrees=directions["layer"] == 4,
         **{f"refusal_{name}": 0.25 * index for index, name in enumerate(rates_held_out)},
     )
-    directions.loc[
-        ~compared, ["cosine_same_site", "cosine_same_site_shared", "norm_ratio", "original_layer", "original_position"]
-    ] = math.nan
+    of_comparisons = [name for name in directions if name.startswith(("cosine_same", "norm_ratio", "original_"))]
+    directions.loc[~compared, of_comparisons] = math.nan
     made = {
         "summary": summary,
         "claims": claim_frame(grid),

@@ -444,14 +444,13 @@ def details(summary: pandas.DataFrame, paired: pandas.DataFrame, directions: pan
 
 
 def _site(site: pandas.Series) -> str:
-    null = f"{site.split_half_null_low:.2f} to {site.split_half_null_high:.2f}"
     same = (site.layer, site.position) == (site.original_layer, site.original_position)
-    # Of all prompts, as the null is.
-    moved = "below" if site.cosine_same_site_shared < site.split_half_null_low else "within or above"
+    value, low, high = (site[f"cosine_same_site_corrected{end}"] for end in ("", "_low", "_high"))
+    cosine = "an undefined cosine" if pandas.isna(value) else f"cosine {value:.2f} ({low:.2f} to {high:.2f})"
     source = "the same source site" if same else f"source site ({site.layer}, {site.position})"
     return (
-        f"its direction has cosine {site.cosine_same_site_shared:.2f} with the original's at the same site, {moved} "
-        f"the split-half null ({null}), norm ratio {site.norm_ratio:.2f}, {source}"
+        f"its direction has {cosine} with the original's at the same site, corrected for noise, norm ratio "
+        f"{site.norm_ratio:.2f}, {source}"
     )
 
 

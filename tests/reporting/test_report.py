@@ -160,6 +160,11 @@ def test_a_site_without_a_second_opinion(sources: Sources, tmp_path: Path) -> No
     assert re.findall(r"COSMIC (chooses \([^.]+|agrees)", text) == ["chooses (7, -2)"]
 
 
+def test_directions_stand_with_their_corrected_cosine(text: str) -> None:
+    section = text.partition('<section id="directions">')[2].partition("</table>")[0]
+    assert section.count("0.85 (0.75 to 0.95)") == 2 and "null" not in section and "0.80" not in section
+
+
 def test_a_site_that_is_not_resampled(sources: Sources, tmp_path: Path) -> None:
     """COSMIC's own choice has no such numbers."""
     paths = write_tables(tmp_path / "tables", GRID)

@@ -67,8 +67,9 @@ def tables() -> tuple[pandas.DataFrame, pandas.DataFrame, pandas.DataFrame]:
         "model compression layer position cosine_same_site_shared norm_ratio original_layer original_position".split()
     )
     columns += ["split_half_null_low", "split_half_null_high"]
+    columns += ["cosine_same_site_corrected", "cosine_same_site_corrected_low", "cosine_same_site_corrected_high"]
     columns += ["rule", "resampled_same_site", "cosmic_layer", "cosmic_position", "cosmic_agrees"]
-    other = ["relaxed_kl", 0.62, 8, -2, False]
+    other = [0.55, 0.5, 0.61, "relaxed_kl", 0.62, 8, -2, False]
     directions = pandas.DataFrame([["m", "pruned", 9, -1, 0.6, 0.5, 12, -1, 0.9, 0.97, *other]], columns=columns)
     return summary, paired, directions
 
@@ -407,7 +408,9 @@ def test_the_details_of_a_damaged_and_repaired_checkpoint() -> None:
     about, pruned, aird, _ = details(*tables())
     assert about == "m, suite safety"
     assert "pruned changed refusal by -45.0 points (p = 1e-20), to 50.0%" in pruned
-    assert "cosine 0.60" in pruned and "below the split-half null (0.90 to 0.97)" in pruned
+    # Not the cosine of all prompts (0.6): both models share their noise. And a direction that turned may lie in the null.
+    assert "cosine 0.55 (0.50 to 0.61) with the original's at the same site, corrected for noise, norm" in pruned
+    assert "null" not in pruned
     assert "source site (9, -1)" in pruned and "over-refusal" not in pruned
     summary, paired, directions = tables()
     harmless = (paired.patch == "plain") & (paired.rate == "over_refusal")
@@ -426,10 +429,10 @@ def test_the_details_of_what_changes_no_weight() -> None:
 def test_the_details_of_what_is_not_measurable() -> None:
     summary, paired, directions = tables()
     paired["p_value"] = 0.4
-    directions = directions.assign(layer=12, cosine_same_site_shared=0.95)
+    directions = directions.assign(layer=12, cosine_same_site_corrected=math.nan)
     _, pruned, aird, _ = details(summary.assign(utility=math.nan), paired, directions)
+    assert "its direction has an undefined cosine with" in pruned
     assert "did not change refusal measurably" in pruned and "the same source site" in pruned
-    assert "within or above the split-half null" in pruned
     assert "(no measurable change)" in aird and aird.endswith("perplexity x 1.050.")
 
 
