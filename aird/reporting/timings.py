@@ -1,4 +1,8 @@
-"""Where the time of a run goes: the benchmark files that Snakemake keeps of every job, as one tidy table."""
+"""Where the time goes: the benchmark files that Snakemake keeps of every job, as one tidy table.
+
+A file stays when its job leaves the configuration, and it holds the job's last run. So the table is about everything
+that was made in a results folder, and not about one run alone.
+"""
 
 from __future__ import annotations
 

@@ -213,6 +213,12 @@ def test_words_of_tables_are_text_and_not_markup(sources: Sources, tmp_path: Pat
     assert "<script>alert" not in text and "&lt;script&gt;alert(1)&lt;/script&gt;" in text
 
 
+def test_it_says_whose_time_it_counts(text: str) -> None:
+    """A benchmark file stays when its job leaves the configuration."""
+    assert "1:30 min of computing in this results folder" in text
+    assert "other configurations that ran there, and what was since taken out of this one, count too" in text
+
+
 def test_without_timings_it_says_so(sources: Sources, tmp_path: Path) -> None:
     (tmp_path / "timings.csv").write_text(TIMINGS, encoding="utf-8")
     assert "There are no benchmark files here" in written(tmp_path, sources, timings=tmp_path / "timings.csv")
