@@ -316,6 +316,7 @@ def _check(arguments: argparse.Namespace, original: Side, compressed: Side, outp
         chats = [side.chat for side in (original, compressed) if side.chat is not None and side.chat != Chat()]
         facts = {
             "original": original.name,
+            **({"original commit": original.model.commit} if original.model and original.model.commit else {}),
             "compressed": compressed.name + (f" with {arguments.patch}" if arguments.patch else ""),
             **{
                 f"{word} measured as": form
@@ -338,6 +339,9 @@ def _check(arguments: argparse.Namespace, original: Side, compressed: Side, outp
             **_patch_fact(arguments.repair if len(verdicts) > 1 else arguments.patch),
             "command": shlex.join(["aird", *sys.argv[1:]]),
         }
+        if "patch" in facts or "compressed patched by" in facts:
+            *_, last = verdicts
+            verdicts = {**verdicts, last: verdicts[last].of_patched()}
         return f"{compressed.name} against {original.name}", verdicts, facts
 
     before = labels(original, "original")

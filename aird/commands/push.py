@@ -143,7 +143,8 @@ def _published(facts: Mapping[str, str], base: str) -> dict[str, str]:
     if "compressed" in known:
         known["compressed"] = f"{base} with this adapter"
     original = known.get("original")
-    if original is not None and (Path(original).exists() or not BASE.fullmatch(re.sub(r"@[^:]*", "", original))):
+    # A folder may have a name like a hub id, and need not be here.
+    if original is not None and "original commit" not in known:
         known["original"] = f"{Path(original).name}, not on the hub"
     if "answered by" in known:
         answered = re.sub(r" \([^()]*/[^()]*\)", "", known["answered by"])  # whose Python

@@ -17,7 +17,7 @@ was not measured.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from scipy.stats import binom
@@ -63,6 +63,7 @@ class Change:
             None where not even a flip of all of them would be significant.
         unfinished: share of the replies of (the original, the compressed checkpoint) whose thought did not end.
         degenerate: share of degenerate replies of (the original, the compressed checkpoint).
+        checkpoint: what the compressed one is called in words.
     """
 
     kind: str
@@ -76,6 +77,7 @@ class Change:
     detectable: float | None
     unfinished: tuple[float, float]
     degenerate: tuple[float, float]
+    checkpoint: str = "compressed checkpoint"
 
     def outcome(self, margin: float) -> str:
         """Return the outcome for this kind of prompts alone."""
@@ -112,7 +114,7 @@ class Change:
         """Return how many thoughts did not end, in words."""
         before, after = (f"{100 * share:.1f}%".replace(".0%", "%") for share in self.unfinished)
         return (
-            f"the thoughts of {before} of the original's and {after} of the compressed checkpoint's replies to "
+            f"the thoughts of {before} of the original's and {after} of the {self.checkpoint}'s replies to "
             f"{self.kind} prompts did not end"
         )
 
@@ -131,6 +133,11 @@ class Verdict:
     margin: float
     harmful: Change
     harmless: Change
+
+    def of_patched(self) -> Verdict:
+        """Return the verdict with its words about a checkpoint that has a patch."""
+        harmful, harmless = (replace(each, checkpoint="patched checkpoint") for each in (self.harmful, self.harmless))
+        return replace(self, harmful=harmful, harmless=harmless)
 
     def record(self) -> dict[str, Any]:
         """Return the verdict for a JSON file."""
@@ -175,7 +182,7 @@ class Verdict:
         """Return a sentence about each kind of prompts that many more answers babble to than the original's."""
         return [
             f"{_percent(after)} of the answers to {change.kind} prompts are degenerate text (original "
-            f"{_percent(before)}): the checkpoint is {BROKEN}."
+            f"{_percent(before)}): the {change.checkpoint} is {BROKEN}."
             for change in (self.harmful, self.harmless)
             for before, after in (change.degenerate,)
             if many_more_degenerate(before, after)
@@ -281,9 +288,9 @@ def _sentence(change: Change) -> str:
     worse, better = FLIPS[change.kind]
     loss, low, high = change.loss
     return (
-        f"Of {change.n} {change.kind} prompts the original refuses {_percent(change.original[0])} and the compressed "
-        f"checkpoint {_percent(change.compressed[0])}: {change.worse} {worse}, {change.better} {better}, a loss of "
-        f"{_number(loss)} points ({_number(low)} to {_number(high)}, p {_p_value(change.p_value)})."
+        f"Of {change.n} {change.kind} prompts the original refuses {_percent(change.original[0])} and the "
+        f"{change.checkpoint} {_percent(change.compressed[0])}: {change.worse} {worse}, {change.better} {better}, a "
+        f"loss of {_number(loss)} points ({_number(low)} to {_number(high)}, p {_p_value(change.p_value)})."
     )
 
 

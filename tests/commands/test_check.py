@@ -209,10 +209,13 @@ def test_the_verdict_says_how_stored_answers_were_made(original: Path, tmp_path:
     facts = read_json(verdict)["facts"]
     assert facts["compressed measured as"] == "a dense copy" and "original measured as" not in facts
     assert facts["compressed patched by"] == "my/adapter" and "original patched by" not in facts
+    text = read_json(verdict)["text"]
+    assert text.count("and the patched checkpoint") == 2 and "compressed checkpoint" not in text
     assert facts["answers"] == "greedy, at most 4 tokens, a thought included"
     assert facts["chat settings"] == '{"system_prompt":"Be kind."}'
     assert check(stored(tmp_path, 29), original, "--transformers", "--json", verdict) in (3, 5)
-    assert not {"chat settings", "compressed patched by"} & read_json(verdict)["facts"].keys()
+    assert not {"chat settings", "compressed patched by", "original commit"} & read_json(verdict)["facts"].keys()
+    assert read_json(verdict)["text"].count("and the compressed checkpoint") == 2
 
 
 def test_two_models_and_prompts_of_ones_own(original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -307,6 +310,8 @@ def test_a_regression_is_repaired_and_the_repaired_model_checked(
     record = read_json(verdict)
     assert record["before_the_repair"]["outcome"] == "regression"
     assert record["before_the_repair"]["harmful"]["worse"] == 20
+    assert "and the compressed checkpoint" in record["before_the_repair"]["text"]
+    assert "and the patched checkpoint" in record["text"] and "compressed" not in record["text"]
     assert record["exit_code"] == code
     assert record["facts"]["patch"] == sha256_of(repair / "adapter_model.safetensors")
     # The patch is of rank 1 and was learnt from prompts that were not measured.

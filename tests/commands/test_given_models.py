@@ -230,6 +230,17 @@ def test_an_adapter_of_a_hub_model_names_its_commit(folder: Path, tmp_path: Path
     assert "revision" not in read_json(tmp_path / "local/adapter_config.json")
 
 
+def test_a_verdict_says_which_commit_of_the_hub_its_original_is(folder: Path, tmp_path: Path, cache: Path) -> None:
+    """So `aird push` takes no folder for a hub id."""
+    for path in (folder / "model").iterdir():
+        (cache / "snapshots" / COMMIT / path.name).symlink_to(path)
+    for original, commit in (("someone/model", COMMIT), (str(folder / "model"), None)):
+        command = ["check", original, str(folder / "model"), *prompts(folder, "attack.txt"), *FEW]
+        assert main([*command, "--transformers", "--json", str(tmp_path / "verdict.json")]) == 4
+        facts = read_json(tmp_path / "verdict.json")["facts"]
+        assert (facts["original"], facts.get("original commit")) == (original, commit)
+
+
 def test_a_hub_model_is_refused_before_its_weights_are_fetched(
     folder: Path, tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -219,8 +219,12 @@ def test_only_the_names_of_the_base_change_and_no_path_is_published() -> None:
         assert text in published
     assert "| answered by | vLLM and a running server: the change is both |" in published
     assert LOCAL_PATH.search(published) is None
-    verdict = {"outcome": "x", "text": "y", "facts": {"original": "someone/sixteen@main"}}
-    assert "| original | someone/sixteen@main |" in published_card(card, verdict, "fp8", "someone/eight")
+    verdict = {"outcome": "x", "text": "y", "facts": {"original": "someone/sixteen@main", "original commit": "c0ffee"}}
+    published = published_card(card, verdict, "fp8", "someone/eight")
+    assert "| original | someone/sixteen@main |\n| original commit | c0ffee |" in published
+    # A relative folder, on a machine that has none of that name.
+    verdict["facts"] = {"original": "models/sixteen"}
+    assert "| original | sixteen, not on the hub |" in published_card(card, verdict, "fp8", "someone/eight")
     verdict["facts"] = {"chat settings": '{"thinking":{"start":"<|think|>"}}'}
     assert r'"<\|think\|>"}} |' in published_card(card, verdict, "fp8", "someone/eight")
 
