@@ -29,6 +29,7 @@ LIGHT = (
     "aird/patching/methods/",
     "aird/prompts/sets.py",
     "aird/evaluation/hand_labels.py",
+    "aird/evaluation/regression.py",
     "aird/evaluation/utility.py",
     "aird/evaluation/judges/",
     "aird/inference/refusals.py",
