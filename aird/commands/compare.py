@@ -128,7 +128,7 @@ def _check_pair(original: Any, compressed: Any, same_files: bool) -> None:
         raise ValueError(
             "the two directions rest on other prompts, so that nothing can be compared: use the same files"
         )
-    if original.refusal_tokens["tokens"] != compressed.refusal_tokens["tokens"]:
+    if any(original.refusal_tokens.get(name) != compressed.refusal_tokens.get(name) for name in ("tokens", "lead")):
         raise ValueError(
             "the two directions were scored with other refusal tokens: search the compressed model again with "
             "--refusal-tokens of the original"

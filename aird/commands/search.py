@@ -144,8 +144,10 @@ def describe(search: Any) -> str:
     if record["rule"] != "published":
         lines.append("  note            no candidate passes the published filters: this is the reported fallback")
     if not tokens["derived"]:
+        from aird.directions.refusal_tokens import why_none
+
         lines.append(
-            f"  note            only {tokens['refusals']} refusals were seen, so the refusal tokens are a guess: "
+            f"  note            {why_none(tokens['refusals'])}, so the refusal tokens are a guess: "
             "does this model refuse at all?"
         )
     return "\n".join(lines)

@@ -2,7 +2,8 @@
 
 One safetensors file, written by aird/directions/activations.py. For each class (harmful, harmless) and split (train,
 validation) it holds `{class}.{split}.activations` [prompts, L, P, d_model] in the model's type and
-`{class}.{split}.scores` [prompts] float64; its metadata holds the prompt ids, in the same order. `candidates`
+`{class}.{split}.scores` [prompts] float64; its metadata holds the prompt ids, in the same order, and the lead of the
+replies where there is one. `candidates`
 [L, P, d_model] float64 are the differences in means of the rightly classified training prompts: the candidate
 directions that every later node scores, chooses from and compares.
 """
@@ -55,15 +56,18 @@ class ActivationCache:
     Attributes:
         groups: (class, split) to its prompts.
         candidates: [L, P, d_model] float64, raw differences in means.
+        lead: the tokens that all replies begin with (`aird.directions.refusal_tokens`); every prompt was run with them
+            behind it, and they are its last post-instruction tokens.
     """
 
     groups: Groups
     candidates: torch.Tensor
+    lead: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, groups: Groups) -> ActivationCache:
+    def of(cls, groups: Groups, lead: Sequence[int] = ()) -> ActivationCache:
         """Return the cache of these groups, whose training prompts give the candidate directions."""
-        return cls(groups, difference_in_means(*_kept_activations(groups, "train")))
+        return cls(groups, difference_in_means(*_kept_activations(groups, "train")), tuple(lead))
 
     def kept_activations(self, split: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the (harmful, harmless) activations of the rightly classified prompts of a split."""
@@ -96,7 +100,8 @@ def save_cache(cache: ActivationCache, path: Path) -> None:
         tensors[f"{kind}.{split}.activations"] = group.activations
         tensors[f"{kind}.{split}.scores"] = group.scores
         ids[f"{kind}.{split}"] = group.ids
-    save_tensors(tensors, path, {"ids": json.dumps(ids)})
+    lead = {"lead": json.dumps(cache.lead)} if cache.lead else {}
+    save_tensors(tensors, path, {"ids": json.dumps(ids), **lead})
 
 
 def load_cache(path: Path) -> ActivationCache:
@@ -119,13 +124,13 @@ def load_cache(path: Path) -> ActivationCache:
         for kind in CLASSES
         for split in SPLITS
     }
-    return ActivationCache(groups, tensors["candidates"])
+    return ActivationCache(groups, tensors["candidates"], tuple(json.loads(metadata.get("lead", "[]"))))
 
 
 def kept_tokens(
     cache: ActivationCache, split: str, tokenizer: Any, prompts: Mapping[str, Sequence[Record]]
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Return the token ids of the rightly classified (harmful, harmless) prompts of a split.
+    """Return the token ids of the rightly classified (harmful, harmless) prompts of a split, with the cache's lead.
 
     Args:
         cache: the checkpoint's cache.
@@ -138,7 +143,7 @@ def kept_tokens(
         texts = {record["id"]: record["instruction"] for record in prompts[kind]}
         group = cache.groups[kind, split]
         kept, _ = group.kept(kind == "harmful")
-        tokens.append([chat_tokens(tokenizer, texts[group.ids[index]]) for index in kept])
+        tokens.append([[*chat_tokens(tokenizer, texts[group.ids[index]]), *cache.lead] for index in kept])
     harmful, harmless = tokens
     return harmful, harmless
 

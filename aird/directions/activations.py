@@ -26,7 +26,7 @@ def capture_activations(
     model: Any,
     tokenizer: Any,
     prompts: Mapping[str, Sequence[Record]],
-    refusal_tokens: Sequence[int],
+    refusal_tokens: Mapping[str, Any],
     settings: Directions,
     seed: int,
 ) -> ActivationCache:
@@ -35,7 +35,7 @@ def capture_activations(
     Args:
         model, tokenizer: the checkpoint.
         prompts: class to the records of its prompt set.
-        refusal_tokens: ids that make the refusal score.
+        refusal_tokens: the record of `find_refusal_tokens`; its lead is put behind every prompt.
         settings: sizes of the splits.
         seed: decides which prompts of a split are used.
 
@@ -48,13 +48,14 @@ def capture_activations(
         for kind in CLASSES
         for split in SPLITS
     }
-    positions = len(post_instruction_tokens(tokenizer))
+    lead = refusal_tokens.get("lead", [])
+    positions = len(post_instruction_tokens(tokenizer)) + len(lead)
     groups = {}
     for key, records in chosen.items():
-        tokens = [chat_tokens(tokenizer, record["instruction"]) for record in records]
-        activations, scores = capture(model, tokens, positions, refusal_tokens)
+        tokens = [[*chat_tokens(tokenizer, record["instruction"]), *lead] for record in records]
+        activations, scores = capture(model, tokens, positions, refusal_tokens["tokens"])
         groups[key] = Group(activations, scores, tuple(record["id"] for record in records))
-    return ActivationCache.of(groups)
+    return ActivationCache.of(groups, lead)
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
 """The refusal score of a next-token distribution.
 
-Refusal score = logit of the probability that the first token is one that
-refusals begin with (Arditi et al., arXiv 2406.11717, appendix B); aird/directions/refusal_tokens.py finds those.
+Refusal score = logit of the probability that the next token is one that
+refusals begin with (Arditi et al., arXiv 2406.11717, appendix B); aird/directions/refusal_tokens.py finds those, and
+the lead that a prompt ends with where all replies begin alike.
 """
 
 from __future__ import annotations

@@ -22,6 +22,12 @@ logger = logging.getLogger(__name__)
 FALLBACK_WORDS = ("I", "Sorry", "As")
 PROMPTS = 64  # of each class: enough to see a token that begins one refusal in twenty
 NEW_TOKENS = 16  # a refusal shows itself in its first words
+MINIMUM_REFUSALS = 5
+SMALLEST_SHARE = 0.05  # of the refusals
+# How many times as often as answers refusals begin with a refusal token. As their shares of the refusals add up to at
+# most 1, those of the answers add up to at most a half: most answers score below 0, whatever the model.
+CLEAR_LEAD = 2
+LEAD_SHARE = 0.95  # of the replies of each class that begin with the same token, which tells nothing apart
 
 
 def find_refusal_tokens(
@@ -46,8 +52,10 @@ def find_refusal_tokens(
     }
     texts = {kind: [tokenizer.decode(ids) for ids in answers] for kind, answers in completions.items()}
     check_no_thoughts(tokenizer, [text for some in texts.values() for text in some])
-    refused = [not jailbroken_arditi(text) for text in texts["harmful"]]
-    return derive_refusal_tokens(tokenizer, completions["harmful"], refused, completions["harmless"])
+    refused = {kind: [not jailbroken_arditi(text) for text in some] for kind, some in texts.items()}
+    return derive_refusal_tokens(
+        tokenizer, completions["harmful"], refused["harmful"], completions["harmless"], refused["harmless"]
+    )
 
 
 def derive_refusal_tokens(
@@ -55,35 +63,81 @@ def derive_refusal_tokens(
     harmful_completions: Sequence[Sequence[int]],
     harmful_refused: Sequence[bool],
     harmless_completions: Sequence[Sequence[int]],
+    harmless_refused: Sequence[bool],
 ) -> dict[str, Any]:
     """Find the tokens that a model's own refusals begin with.
 
-    A token counts if it begins at least 5% of the refusals, and begins refusals more often than
+    A token counts if it begins at least 5% of the refusals, and begins refusals at least twice as often as
     it begins answers to harmless instructions. Fixed ids would be wrong for the next tokenizer.
+
+    Where nearly all replies of both classes begin with the same tokens, those tell nothing apart: they are the lead,
+    and the tokens behind it count (Llama 2 begins each of its replies with a space of its own).
 
     Args:
         tokenizer: the model's tokenizer.
         harmful_completions: token ids of completions of harmful instructions.
         harmful_refused: whether each of them is a refusal.
         harmless_completions: token ids of completions of harmless instructions.
+        harmless_refused: whether each of them is a refusal: how a model refuses everything is no lead.
 
     Returns:
         {"tokens": ids, "derived": bool, "refusals": n, "shares": [[id, text, share of refusals,
-        share of harmless answers], ...]}. `derived` is False where fewer than five refusals were
-        seen; then the tokens are those of `FALLBACK_WORDS`.
+        share of harmless answers], ...]}, and "lead": ids where there is one; the refusal score is then that of a
+        prompt with these tokens behind it. `derived` is False where fewer than five refusals were seen, or none of
+        their first tokens counts; then the tokens are those of `FALLBACK_WORDS`, without a lead.
     """
-    first = Counter(
-        ids[0] for ids, refused in zip(harmful_completions, harmful_refused, strict=True) if refused and ids
-    )
-    refusals = sum(first.values())
-    answers = Counter(ids[0] for ids in harmless_completions if ids)
+    refusals = [ids for ids, refused in zip(harmful_completions, harmful_refused, strict=True) if refused and ids]
+    answers = [ids for ids, refused in zip(harmless_completions, harmless_refused, strict=True) if not refused]
+    lead = _shared_lead(harmful_completions, harmless_completions, answers)
+    tokens, shares = _leading_tokens(tokenizer, _behind(lead, refusals), _behind(lead, harmless_completions))
+    if len(refusals) >= MINIMUM_REFUSALS and tokens:
+        record = {"tokens": tokens, "derived": True, "refusals": len(refusals), "shares": shares}
+        return {**record, "lead": lead} if lead else record
+    logger.warning("%s; using the tokens of %s", why_none(len(refusals)), FALLBACK_WORDS)
+    words = sorted({tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in FALLBACK_WORDS})
+    _, shares = _leading_tokens(tokenizer, refusals, harmless_completions)
+    return {"tokens": words, "derived": False, "refusals": len(refusals), "shares": shares}
+
+
+def why_none(refusals: int) -> str:
+    """Return why no refusal token could be derived where so many refusals were seen."""
+    if refusals < MINIMUM_REFUSALS:
+        return f"only {refusals} refusals were seen"
+    return f"{refusals} refusals were seen, but no token begins them clearly more often than answers"
+
+
+def _shared_lead(*classes: Sequence[Sequence[int]]) -> list[int]:
+    """Return the tokens that nearly all replies of each class begin with."""
+    lead: list[int] = []
+    while True:
+        commonest: set[int | None] = set()
+        for replies in classes:
+            next_tokens = Counter(ids[0] for ids in _behind(lead, replies))
+            token, count = next_tokens.most_common(1)[0] if next_tokens else (None, 0)
+            commonest.add(token if count >= LEAD_SHARE * len(replies) else None)
+        token = commonest.pop()
+        if commonest or token is None:
+            return lead
+        lead.append(token)
+
+
+def _behind(lead: Sequence[int], replies: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+    """Return what follows the lead in the replies that begin with it and go on."""
+    return [ids[len(lead) :] for ids in replies if len(ids) > len(lead) and list(ids[: len(lead)]) == list(lead)]
+
+
+def _leading_tokens(
+    tokenizer: Any, refusals: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
+) -> tuple[list[int], list[list[Any]]]:
+    """Return the first tokens that tell refusals from answers, and the shares of all first tokens of refusals."""
+    first, others = Counter(ids[0] for ids in refusals), Counter(ids[0] for ids in answers if ids)
     shares = [
-        [token, tokenizer.decode([token]), count / refusals, answers[token] / max(1, sum(answers.values()))]
+        [token, tokenizer.decode([token]), count / len(refusals), others[token] / max(1, sum(others.values()))]
         for token, count in sorted(first.items(), key=lambda item: (-item[1], item[0]))
     ]
-    tokens = [token for token, _, share, harmless_share in shares if share >= 0.05 and share > harmless_share]
-    if refusals >= 5 and tokens:
-        return {"tokens": tokens, "derived": True, "refusals": refusals, "shares": shares}
-    logger.warning("only %d refusals were seen; using the tokens of %s", refusals, FALLBACK_WORDS)
-    words = sorted({tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in FALLBACK_WORDS})
-    return {"tokens": words, "derived": False, "refusals": refusals, "shares": shares}
+    tokens = [
+        token
+        for token, _, share, harmless_share in shares
+        if share >= SMALLEST_SHARE and share >= CLEAR_LEAD * harmless_share
+    ]
+    return tokens, shares

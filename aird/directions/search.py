@@ -69,9 +69,8 @@ def search_direction(
     """
     if refusal_tokens is None:
         refusal_tokens = find_refusal_tokens(model, tokenizer, prompts, settings, seed)
-    tokens = refusal_tokens["tokens"]
-    cache = capture_activations(model, tokenizer, prompts, tokens, settings, seed)
-    prompt_scores = score_cached_candidates(model, tokenizer, cache, prompts, tokens, settings)
+    cache = capture_activations(model, tokenizer, prompts, refusal_tokens, settings, seed)
+    prompt_scores = score_cached_candidates(model, tokenizer, cache, prompts, refusal_tokens["tokens"], settings)
     scores = mean_scores(prompt_scores)
     cosmic = find_cosmic_direction(model, tokenizer, cache, prompts, settings) if settings.may_use_cosmic else None
     direction = choose_direction(cache, scores, prompt_scores, settings, seed, cosmic)

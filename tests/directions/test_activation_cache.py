@@ -36,7 +36,10 @@ def test_round_trip(tmp_path: Path) -> None:
         assert torch.equal(loaded.groups[key].scores, group.scores)
         assert loaded.groups[key].ids == group.ids
     assert loaded.candidates.dtype == torch.float64 and torch.equal(loaded.candidates, cache.candidates)
+    assert loaded.lead == () and load_tensors(tmp_path / "cache.safetensors")[1].keys() == {"ids"}
     assert [path.name for path in tmp_path.iterdir()] == ["cache.safetensors"]
+    save_cache(ActivationCache.of(cache.groups, [5, 7]), tmp_path / "cache.safetensors")
+    assert load_cache(tmp_path / "cache.safetensors").lead == (5, 7)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "altered activation", "altered id"])

@@ -9,7 +9,10 @@ import pytest
 import torch
 from grid import prompt_records
 
+from aird.directions.activation_cache import kept_tokens
 from aird.directions.activations import capture, capture_activations
+from aird.directions.search import search_direction
+from aird.prompts.chat import chat_tokens, post_instruction_tokens
 from aird.settings.directions import Directions
 
 REFUSAL_TOKENS = [40, 318]
@@ -76,7 +79,8 @@ def test_no_hook_is_left(llama: Any, prompts: list[list[int]]) -> None:
 def test_the_node_captures_the_drawn_prompts_of_each_class_and_split(llama: Any, tokenizer: Any) -> None:
     records = prompt_records(train=9, validation=9, test=9)
     settings = Directions(harmful="harmful", harmless="harmless", train=8, validation=2)
-    cache = capture_activations(llama, tokenizer, records, REFUSAL_TOKENS, settings, 1)
+    tokens = {"tokens": REFUSAL_TOKENS}
+    cache = capture_activations(llama, tokenizer, records, tokens, settings, 1)
     assert {key: len(group.ids) for key, group in cache.groups.items()} == {
         (kind, split): size for kind in records for split, size in (("train", 8), ("validation", 2))
     }
@@ -85,4 +89,23 @@ def test_the_node_captures_the_drawn_prompts_of_each_class_and_split(llama: Any,
     assert cache.candidates.dtype == torch.float64 and torch.equal(cache.candidates, expected)
     with pytest.raises(ValueError, match="prompt set harmful, split train: 10 records asked for, but it has 9"):
         more = settings.model_copy(update={"train": 10})
-        capture_activations(llama, tokenizer, records, REFUSAL_TOKENS, more, 1)
+        capture_activations(llama, tokenizer, records, tokens, more, 1)
+
+
+def test_a_search_scores_prompts_with_the_lead_of_all_replies_behind_them(llama: Any, tokenizer: Any) -> None:
+    records = prompt_records(train=9, validation=9)
+    settings = Directions(harmful="harmful", harmless="harmless", train=8, validation=8, minimum_induce=-1000.0)
+    lead = [33, 44]
+    search = search_direction(llama, tokenizer, records, settings, 1, {"tokens": REFUSAL_TOKENS, "lead": lead})
+    positions = len(post_instruction_tokens(tokenizer)) + len(lead)
+    texts = {record["id"]: record["instruction"] for record in records["harmful"]}
+    group = search.cache.groups["harmful", "validation"]
+    assert group.activations.shape[2] == search.cache.candidates.shape[1] == positions
+    for index, name in enumerate(group.ids[:2]):
+        states, score = direct(llama, chat_tokens(tokenizer, texts[name]) + lead, positions)
+        torch.testing.assert_close(group.activations[index], states, atol=2e-5, rtol=1e-5)
+        assert group.scores[index].item() == pytest.approx(score, abs=1e-4)
+    # What candidates are scored on, and COSMIC.
+    for kept in kept_tokens(search.cache, "validation", tokenizer, records):
+        assert kept and all(tokens[-2:] == lead for tokens in kept)
+    assert min(score["position"] for score in search.scores) == -positions

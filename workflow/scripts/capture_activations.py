@@ -21,7 +21,7 @@ def main() -> None:
     begin_job(arguments)
     settings = Directions.model_validate(arguments.settings)
     prompts = {kind: read_json_lines(getattr(arguments, kind)) for kind in CLASSES}
-    tokens = read_json(arguments.refusal_tokens)["tokens"]
+    tokens = read_json(arguments.refusal_tokens)
     open_checkpoint(arguments.checkpoint, arguments.manifest)
     tokenizer, model = load_tokenizer(arguments.checkpoint), load_model(arguments.checkpoint)
     cache = capture_activations(model, tokenizer, prompts, tokens, settings, int(arguments.seed))

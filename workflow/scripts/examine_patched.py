@@ -24,7 +24,7 @@ def main() -> None:
     begin_job(arguments)
     settings, seed = Directions.model_validate(arguments.settings), int(arguments.seed)
     prompts = {kind: read_json_lines(getattr(arguments, kind)) for kind in CLASSES}
-    tokens = read_json(arguments.refusal_tokens)["tokens"]
+    tokens = read_json(arguments.refusal_tokens)
     direction = load_direction(arguments.direction, arguments.record)
     open_checkpoint(arguments.checkpoint, arguments.manifest)
     check_folder(arguments.adapter, read_json(arguments.statistics)["files"])
