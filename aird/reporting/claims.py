@@ -5,7 +5,7 @@ C1  One direction mediates refusal: ablating it lowers the refusal of harmful pr
 C2  Quantisation keeps the direction and its source site; pruning moves both. The cosine at the same
     site, corrected for noise, against a margin; the sites that resampled prompts choose in both models.
 C3  Refusal is lost where the direction moves. On each compression: both happened, or neither. Over
-    all of them: the rank correlation of 1 - cosine with the refusal lost, by a permutation test.
+    all of them: the rank correlation of 1 - corrected cosine with the refusal lost, by a permutation test.
 C4  The repair brings back what compression took: it raises refusal where that was lost, more than its matched
     control does, and lowers the refusal of harmless prompts where that rose; and it keeps utility. McNemar's test
     against the plain checkpoint and against the patches with the same settings and a random direction or a free
@@ -389,14 +389,17 @@ def _follows(
 
 
 def _correlations(evidence: Evidence, model: str, suite: str, lost: Sequence[Statement]) -> list[Statement]:
-    if len(lost) < 2:
+    moved, lower = [], []
+    for loss in lost:
+        cosine = evidence.comparisons[model, loss.compression]["cosine_same_site_corrected"]["value"]
+        if cosine is not None:
+            moved.append(1 - cosine)
+            lower.append(loss.estimate)
+    if len(moved) < 2:
         return []
-    moved = [1 - evidence.comparisons[model, loss.compression]["cosine_same_site_shared"] for loss in lost]
     row = Statement(model, "C3", "more refusal is lost where the direction moves further", ALL, suite)
-    row.estimate, row.low, row.high, row.p_value = rank_correlation(
-        moved, [loss.estimate for loss in lost], evidence.seed
-    )
-    row.test, row.n, row.p_adjusted = "rank correlation, permutations", len(lost), row.p_value
+    row.estimate, row.low, row.high, row.p_value = rank_correlation(moved, lower, evidence.seed)
+    row.test, row.n, row.p_adjusted = "rank correlation, permutations", len(moved), row.p_value
     row.verdict = correlation_verdict(row.high, row.p_value, row.n)
     if row.verdict[0] == UNDECIDED:
         row.needs = correlation_needs(row.statement, row.n, row.estimate)

@@ -262,6 +262,20 @@ def test_loss_follows_the_direction(table: pandas.DataFrame) -> None:
     assert (overall.verdict, overall.reason) == (UNDECIDED, "3 compressions are too few")
 
 
+def test_how_far_a_direction_moved_is_what_the_corrected_cosine_says() -> None:
+    """The one that is not corrected falls with the noise, also where no direction turned."""
+    evidence = collected()
+    noisy = {pair: dict(record) for pair, record in evidence.comparisons.items()}
+    for (_, name), record in noisy.items():
+        record["cosine_same_site_shared"] = {"pruned": 0.9, "quantised": 0.5, "light": 0.7}[name]
+    overall = row(claims_table(dataclasses.replace(evidence, comparisons=noisy)), "more refusal is lost", ALL)
+    assert (overall.estimate, overall.n) == (pytest.approx(1), 3)
+    corrected = noisy["m", "light"]["cosine_same_site_corrected"]
+    noisy["m", "light"]["cosine_same_site_corrected"] = {**corrected, "value": None}
+    overall = row(claims_table(dataclasses.replace(evidence, comparisons=noisy)), "more refusal is lost", ALL)
+    assert (overall.estimate, overall.n) == (pytest.approx(1), 2)
+
+
 def test_a_repair(table: pandas.DataFrame) -> None:
     gained = row(table, "raises refusal of harmful prompts", "pruned", "aird")
     assert (gained.verdict, gained.estimate, gained.n) == (HOLDS, pytest.approx(0.6), 200)
