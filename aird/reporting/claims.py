@@ -53,11 +53,11 @@ from aird.reporting.verdicts import (
     UNDECIDED,
     Verdict,
     all_of,
-    back_verdict,
     control_verdict,
     correlation_verdict,
     effect_verdict,
     follows_verdict,
+    kept_verdict,
     margin_p_value,
     margin_verdict,
     moved_verdict,
@@ -135,6 +135,9 @@ class Statement:
     p_adjusted: float = math.nan
     verdict: Verdict = (UNDECIDED, "")
     needs: Needs = ()
+    # The p-value is of the opposite statement, of which there is a test, and of the statement there is none. It decides
+    # whether the statement is refuted, and is not shown.
+    of_opposite: bool = False
 
     def row(self) -> list[Any]:
         """Return the values of the table's columns."""
@@ -191,6 +194,8 @@ def judged(statements: Iterable[Statement]) -> list[Statement]:
             member.verdict = member.decide(adjusted)
             if member.verdict[0] == UNDECIDED:
                 member.needs = member.ask(compared)
+            if member.of_opposite:
+                member.p_value = member.p_adjusted = math.nan
     return rows
 
 
@@ -210,8 +215,8 @@ def _wholes(parts: Sequence[Statement], statement: str) -> list[Statement]:
         own = [part for part in parts if part.compression == compression]
         whole = _whole(own, statement, compression, "all of its parts")
         # A statement of several parts is as significant as its weakest one (Berger 1982); of one that could not be
-        # tested nothing is known.
-        p_values = [part.p_adjusted for part in own]
+        # tested nothing is known. A statement that has no test of its own leaves that to the other parts.
+        p_values = [part.p_adjusted for part in own if not part.of_opposite]
         whole.p_adjusted = math.nan if any(map(math.isnan, p_values)) else max(p_values)
         wholes.append(whole)
     return wholes
@@ -280,7 +285,7 @@ def _kept_or_moved(evidence: Evidence, model: str) -> Iterator[Statement]:
         claimed = _unchanged if moves else opposite
         corrected, site = comparison["cosine_same_site_corrected"], comparison["source_site"]
         row = Statement(model, "C2", f"{verb} the direction", compression, family="direction")
-        yield _cosine(row, corrected, "the direction moved", claimed)
+        yield _moved(row, corrected) if moves else _kept(row, corrected, "the direction moved")
         same = (own["layer"], own["position"]) == (original["layer"], original["position"])
         share = min(site[f"same_site_{whose}"] or 0.0 for whose in ("original", "compressed"))
         obstacle, decides = _site_obstacle(own["rule"], original["rule"])
@@ -299,21 +304,38 @@ def _kept_or_moved(evidence: Evidence, model: str) -> Iterator[Statement]:
         )
         if obstacle != OTHER_RULE:
             moved.low, moved.high = _known(site["layers_low"]), _known(site["layers_high"])
-            moved.n, moved.p_value = site["resamples"], site["p_value"]
+            moved.n, moved.p_value, moved.of_opposite = site["resamples"], site["p_value"], not moves
         yield moved
 
 
-def _cosine(row: Statement, corrected: Record, question: str, judge: Callable[[Verdict], Verdict]) -> Statement:
-    """Compare a corrected cosine with the margin; `judge` takes the verdict on "the direction moved"."""
+def _moved(row: Statement, corrected: Record) -> Statement:
+    """Test that a corrected cosine is below the margin."""
+    low, high, n = _cosine(row, corrected)
+    row.p_value = margin_p_value(low, high, KEPT_COSINE)
+    row.decide = lambda adjusted: moved_verdict(low, KEPT_COSINE, adjusted)
+    intervals = narrowed(n, low, high)
+    row.ask = lambda compared: margin_needs(
+        "the direction moved", TRAINING_PROMPTS, n, intervals, KEPT_COSINE, compared
+    )
+    return row
+
+
+def _kept(row: Statement, corrected: Record, question: str) -> Statement:
+    """Test that a corrected cosine is above the margin."""
+    low, high, n = _cosine(row, corrected)
+    row.p_value = margin_p_value(-high, -low, -KEPT_COSINE)
+    row.decide = lambda adjusted: kept_verdict(high, KEPT_COSINE, adjusted)
+    intervals = narrowed(n, -high, -low)
+    row.ask = lambda compared: margin_needs(question, TRAINING_PROMPTS, n, intervals, -KEPT_COSINE, compared)
+    return row
+
+
+def _cosine(row: Statement, corrected: Record) -> tuple[float, float, int]:
+    """Note a corrected cosine, and return its interval and how many prompts it rests on."""
     low, high, n = corrected["low"], corrected["high"], corrected["n_harmful"]
     row.test, row.n = f"cosine corrected for noise, kept above {KEPT_COSINE}", n
     row.estimate, row.low, row.high = _known(corrected["value"]), low, high
-    row.p_value = margin_p_value(low, high, KEPT_COSINE)
-    row.decide = lambda adjusted: judge(moved_verdict(low, KEPT_COSINE, adjusted))
-    row.ask = lambda compared: margin_needs(
-        question, TRAINING_PROMPTS, n, narrowed(n, low, high), KEPT_COSINE, compared
-    )
-    return row
+    return low, high, n
 
 
 def _known(value: float | None) -> float:
@@ -576,11 +598,8 @@ def _comes_back(evidence: Evidence, model: str, patch: str) -> Iterator[Statemen
         checkpoints = record["checkpoints"]
         before, after = (checkpoints[name]["corrected_cosine"] for name in ("compressed", "patched"))
         yield _nearer(about("brings the direction nearer to the original's"), record["corrected_cosine_gain"], before)
-        yield _cosine(
-            about("brings the direction back to the original's"),
-            after,
-            "the patched direction is the original's again",
-            lambda moved: back_verdict(moved, KEPT_COSINE),
+        yield _kept(
+            about("brings the direction back to the original's"), after, "the patched direction is the original's again"
         )
         labels = evidence.examinations[model, compression, patch]["labels"]
         harmful, ablated = (labels[name]["refused"] for name in ("harmful", "harmful_ablated"))

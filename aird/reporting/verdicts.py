@@ -104,6 +104,21 @@ def moved_verdict(cosine_low: float, kept: float, p_value: float) -> Verdict:
     return UNDECIDED, f"the corrected cosine's interval reaches across {kept}"
 
 
+def kept_verdict(cosine_high: float, kept: float, p_value: float) -> Verdict:
+    """Judge "the direction was kept", or is the original's again, by a cosine that is corrected for noise.
+
+    Args:
+        cosine_high: upper bound of its 95% interval.
+        kept: as of `moved_verdict`.
+        p_value: adjusted, of `margin_p_value` of the negated cosine's interval and `-kept`.
+    """
+    if p_value < SIGNIFICANT:
+        return HOLDS, ""
+    if cosine_high < kept:
+        return DOES_NOT_HOLD, f"the corrected cosine is below {kept}"
+    return UNDECIDED, f"the corrected cosine's interval reaches across {kept}"
+
+
 def nearer_verdict(high: float, p_value: float, room: float) -> Verdict:
     """Judge "the patch brings the direction nearer to the original's" by how far the corrected cosine rises.
 
@@ -121,13 +136,6 @@ def nearer_verdict(high: float, p_value: float, room: float) -> Verdict:
     if high < SMALLEST_GAIN:
         return DOES_NOT_HOLD, f"any rise of the corrected cosine is below {SMALLEST_GAIN}"
     return UNDECIDED, "the interval of the rise reaches across 0"
-
-
-def back_verdict(moved: Verdict, kept: float) -> Verdict:
-    """Judge "the direction is the original's again", from the verdict on "it moved"; `kept` as of `moved_verdict`."""
-    if moved[0] == HOLDS:
-        return DOES_NOT_HOLD, f"the corrected cosine is below {kept}"
-    return (HOLDS, "") if moved[0] == DOES_NOT_HOLD else moved
 
 
 def site_moved_verdict(same: bool, stable: bool, obstacle: str, p_value: float) -> Verdict:

@@ -222,6 +222,47 @@ def test_quantisation_keeps_and_pruning_moves(table: pandas.DataFrame) -> None:
     assert (overall.verdict, overall.reason) == (UNDECIDED, "light")
 
 
+def test_a_p_value_is_of_what_is_claimed(table: pandas.DataFrame) -> None:
+    for statement, compression, patch in (
+        ("moves the direction", "pruned", ""),
+        ("keeps the direction", "quantised", ""),
+        ("back to the original's", "pruned", "aird"),
+    ):
+        claimed = row(table, statement, compression, patch)
+        assert claimed.verdict == HOLDS and claimed.p_value <= claimed.p_adjusted < 0.05
+    assert row(table, "back to the original's", "pruned", "weak").p_adjusted == 1
+    # That a site was kept has no test, and the whole is as significant as its other part.
+    kept = row(table, "keeps the source site", "quantised")
+    assert (kept.verdict, kept.n) == (HOLDS, 100) and math.isnan(kept.p_value) and math.isnan(kept.p_adjusted)
+    whole = row(table, "quantisation keeps direction", "quantised")
+    assert whole.p_adjusted == row(table, "keeps the direction", "quantised").p_adjusted
+
+
+def test_a_kept_direction_is_as_significant_after_holm_as_one_that_moved() -> None:
+    """An interval that ends just above the margin is enough of one compression, not of three."""
+    evidence = collected()
+    edge = {"value": 0.97, "low": 0.951, "high": 0.989, "n_harmful": 128}
+    few = {pair: {**record, "cosine_same_site_corrected": edge} for pair, record in evidence.comparisons.items()}
+    quantised = row(claims_table(dataclasses.replace(evidence, comparisons=few)), "keeps the direction", "quantised")
+    assert quantised.p_value < 0.05 < quantised.p_adjusted and quantised.verdict == UNDECIDED
+    assert "128 harmful training prompts do not decide whether the direction moved; about" in quantised.needed
+
+
+def test_a_site_that_moved_was_not_kept() -> None:
+    evidence = collected()
+    moved = {("m", "quantised"): direction(14, l14=1.0)}
+    comparisons = {("m", "quantised"): comparison(0.98, moved["m", "quantised"])}
+    table = claims_table(
+        dataclasses.replace(
+            evidence,
+            directions={**evidence.directions, **moved},
+            comparisons={**evidence.comparisons, **comparisons},
+        )
+    )
+    site = row(table, "keeps the source site", "quantised")
+    assert (site.verdict, site.reason) == (DOES_NOT_HOLD, "it moved") and math.isnan(site.p_value)
+
+
 @pytest.mark.parametrize("by_cosmic", [("original",), ("pruned", "quantised"), ("original", "pruned", "quantised")])
 def test_resamples_by_another_rule_say_nothing_of_a_site_that_cosmic_chose(by_cosmic: tuple[str, ...]) -> None:
     evidence = collected()
@@ -483,8 +524,8 @@ def test_what_is_undecided_says_what_it_needs_and_nothing_else_does(table: panda
     )
     assert row(table, "one direction mediates", "light").needed == light
     moved = row(table, "keeps the direction", "light").needed
-    # 0.96, whose interval ends 0.02 below, against a margin of 0.95: four times the prompts.
-    assert moved == "128 harmful training prompts do not decide whether the direction moved; about 520 would."
+    # 0.96, whose interval ends 0.02 below, against a margin of 0.95, and a p-value that counts three times.
+    assert moved == "128 harmful training prompts do not decide whether the direction moved; about 770 would."
     site = row(table, "keeps the source site", "light").needed
     assert site == "A candidate direction that induces refusal decides whether the source site moved."
     assert row(table, "quantisation keeps direction", ALL).needed == f"{moved} {site}"

@@ -11,10 +11,10 @@ from aird.reporting.verdicts import (
     HOLDS,
     UNDECIDED,
     all_of,
-    back_verdict,
     correlation_verdict,
     effect_verdict,
     follows_verdict,
+    kept_verdict,
     margin_p_value,
     margin_verdict,
     moved_verdict,
@@ -74,10 +74,10 @@ def test_a_direction_comes_nearer(low: float, high: float, room: float, expected
     assert verdict == expected and bool(reason) == (expected != HOLDS)
 
 
-def test_a_direction_is_back_where_it_cannot_be_called_moved() -> None:
-    assert back_verdict((DOES_NOT_HOLD, "above"), 0.95) == (HOLDS, "")
-    assert back_verdict((HOLDS, ""), 0.95) == (DOES_NOT_HOLD, "the corrected cosine is below 0.95")
-    assert back_verdict((UNDECIDED, "across"), 0.95) == (UNDECIDED, "across")
+def test_a_direction_was_kept() -> None:
+    assert kept_verdict(0.99, 0.95, 0.01) == (HOLDS, "")
+    assert kept_verdict(0.94, 0.95, 1.0) == (DOES_NOT_HOLD, "the corrected cosine is below 0.95")
+    assert kept_verdict(0.99, 0.95, 0.06) == (UNDECIDED, "the corrected cosine's interval reaches across 0.95")
 
 
 def test_a_direction_moved() -> None:
