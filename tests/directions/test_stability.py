@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from aird.directions.source_site import compare_sites
 from aird.directions.stability import RESAMPLES, site_stability
 from aird.settings.directions import Directions
+from aird.support.statistics import holm
 
 SETTINGS = Directions(harmful="harmful", harmless="harmless", maximum_kl=1.0)
 LAYERS, POSITIONS, PROMPTS = 10, 2, 16
@@ -65,3 +67,11 @@ def test_a_resample_without_numbers_is_counted() -> None:
     record = site_stability(broken, (3, -1), SETTINGS, 0)
     assert record["undefined"] == RESAMPLES
     assert record["same_site"] is None and record["sites"] == []
+
+
+def test_a_site_that_surely_moved_is_significant_among_thirty_compressions() -> None:
+    directions = []
+    for site in ((3, -1), (7, -2)):
+        stability = site_stability(scores({site: constant(-5.0)}), site, SETTINGS, 0)
+        directions.append({"layer": site[0], "position": site[1], "stability": stability})
+    assert holm([compare_sites(*directions)["p_value"]] * 30)[0] < 0.05

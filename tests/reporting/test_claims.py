@@ -215,6 +215,10 @@ def test_quantisation_keeps_and_pruning_moves(table: pandas.DataFrame) -> None:
     assert "0.95" in light.test and "0.95" in light.reason
     moved = row(table, "moves the source site", "pruned")
     assert (moved.verdict, moved.estimate, moved.p_value) == (HOLDS, 4, pytest.approx(1 / 101))
+    # Two sites are tested: no resample can decide that of `light`, which so counts for none.
+    assert moved.p_adjusted == pytest.approx(2 / 101)
+    light = row(table, "keeps the source site", "light")
+    assert all(map(math.isnan, (light.low, light.high, light.p_value, light.p_adjusted))) and light.n == 0
     assert row(table, "keeps the source site", "quantised").verdict == HOLDS
     assert "no candidate induces" in row(table, "keeps the source site", "light").reason
     assert row(table, "quantisation keeps direction", "pruned").verdict == HOLDS
