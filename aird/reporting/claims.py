@@ -241,15 +241,21 @@ def _mediation(evidence: Evidence, model: str) -> Iterator[Statement]:
             continue
         labels = {name: group["refused"] for name, group in verification["labels"].items()}
         harmful, harmless = labels["harmful"], labels["harmless"]
+        # The original is no compression: it neither counts among them nor is it adjusted for them.
+        whose = ORIGINAL if compression == ORIGINAL else ""
         yield _change(
-            Statement(model, "C1", "ablation lowers refusal of harmful prompts", compression, family="ablation"),
+            Statement(
+                model, "C1", "ablation lowers refusal of harmful prompts", compression, family=f"ablation {whose}"
+            ),
             labels["harmful_ablated"],
             harmful,
             room=sum(harmful) / len(harmful),
             what="held-out harmful prompts",
         )
         yield _change(
-            Statement(model, "C1", "addition raises refusal of harmless prompts", compression, family="addition"),
+            Statement(
+                model, "C1", "addition raises refusal of harmless prompts", compression, family=f"addition {whose}"
+            ),
             harmless,
             labels["harmless_added"],
             room=1 - sum(harmless) / len(harmless),

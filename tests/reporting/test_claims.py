@@ -179,8 +179,12 @@ def test_one_direction_mediates_refusal(table: pandas.DataFrame) -> None:
     ablation = row(table, "ablation lowers", "pruned")
     assert (ablation.estimate, ablation.n, ablation.verdict) == (pytest.approx(0.45), 100, HOLDS)
     assert ablation.low < 0.45 < ablation.high
-    # Four checkpoints, so Holm multiplies by at least one and at most four.
-    assert ablation.p_value <= ablation.p_adjusted <= 4 * ablation.p_value
+    # Three compressions, so Holm multiplies by at least one and at most three.
+    assert ablation.p_value <= ablation.p_adjusted <= 3 * ablation.p_value
+    # The original is none of them: its own p-values are not adjusted, and it counts for no other.
+    for statement in ("ablation lowers", "addition raises"):
+        original, quantised = (row(table, statement, name) for name in ("original", "quantised"))
+        assert original.p_adjusted == original.p_value and quantised.p_adjusted <= 3 * quantised.p_value
     assert row(table, "addition raises", "pruned").verdict == DOES_NOT_HOLD
     # Ten of a hundred are refused: ablation cannot lower that by an amount that matters.
     light = row(table, "ablation lowers", "light")
@@ -522,9 +526,9 @@ def test_what_is_undecided_says_what_it_needs_and_nothing_else_does(table: panda
     )
     # The whole needs what its open parts need, and over all compressions as well.
     light = row(table, "ablation lowers", "light").needed
-    # 5 points of 10: four checkpoints ask for p < 0.0125, which 8 prompts reach, all changed the same way.
+    # 5 points of 10: three compressions ask for p < 0.0167, which 7 prompts reach, all changed the same way.
     assert light == (
-        "100 held-out harmful prompts do not decide whether ablation lowers refusal of harmful prompts; about 150 would."
+        "100 held-out harmful prompts do not decide whether ablation lowers refusal of harmful prompts; about 140 would."
     )
     assert row(table, "one direction mediates", "light").needed == light
     moved = row(table, "keeps the direction", "light").needed
