@@ -221,6 +221,15 @@ def _wholes(parts: Sequence[Statement], statement: str) -> list[Statement]:
     return wholes
 
 
+def _over_those(asked: Callable[[str], bool], wholes: Sequence[Statement]) -> list[Statement]:
+    """Return `_over_all` of the compressions that are asked about; where none is, an undecided row that says why."""
+    some = [whole for whole in wholes if asked(whole.compression)]
+    overall = _over_all(some or wholes)
+    for row in overall if not some else []:
+        row.verdict = wholes[0].verdict
+    return overall
+
+
 def _over_all(wholes: Sequence[Statement]) -> list[Statement]:
     """Return one row that judges the statement over all compressions, if there are any."""
     if not wholes:
@@ -419,15 +428,21 @@ def _follows(
 
 
 def _correlations(evidence: Evidence, model: str, suite: str, lost: Sequence[Statement]) -> list[Statement]:
+    """Return one row over all compressions that have a direction, if there are any."""
     moved, lower = [], []
     for loss in lost:
         cosine = evidence.comparisons[model, loss.compression]["cosine_same_site_corrected"]["value"]
         if cosine is not None:
             moved.append(1 - cosine)
             lower.append(loss.estimate)
-    if len(moved) < 2:
+    if not lost:
         return []
     row = Statement(model, "C3", "more refusal is lost where the direction moves further", ALL, suite)
+    if len(moved) < 2:
+        row.test, row.n = "none", len(moved)
+        row.verdict = (UNDECIDED, "fewer than two compressions have a direction to compare")
+        row.needs = (f"More compressions decide whether {row.statement}",)
+        return [row]
     row.estimate, row.low, row.high, row.p_value = rank_correlation(moved, lower, evidence.seed)
     row.test, row.n, row.p_adjusted = "rank correlation, permutations", len(moved), row.p_value
     row.verdict = correlation_verdict(row.high, row.p_value, row.n)
@@ -589,7 +604,7 @@ def _repaired(
             )
             needs = merged(loss.needs for loss in (*lost, *answers) if loss.compression == whole.compression)
             whole.needs = needs or ("Only a checkpoint that lost refusals or answers decides it",)
-    return [*wholes, *(_over_all([whole for whole in wholes if whole.compression in damaged]) if overall else [])]
+    return [*wholes, *(_over_those(damaged.__contains__, wholes) if overall else [])]
 
 
 # C5
@@ -646,5 +661,4 @@ def _restored(
             whole.needs = open_directions.get(whole.compression) or (
                 "Only a checkpoint whose direction moved decides it",
             )
-    changed = [whole for whole in wholes if moved.get(whole.compression) == HOLDS]
-    return [*wholes, *(_over_all(changed) if overall else [])]
+    return [*wholes, *(_over_those(lambda name: moved.get(name) == HOLDS, wholes) if overall else [])]

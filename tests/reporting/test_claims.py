@@ -311,6 +311,30 @@ def test_loss_follows_the_direction(table: pandas.DataFrame) -> None:
     assert (overall.verdict, overall.reason) == (UNDECIDED, "3 compressions are too few")
 
 
+def only(*compressions: str) -> Evidence:
+    """Return what there is of these compressions alone."""
+    kept, evidence = {"original", *compressions}, collected()
+    pairs = {
+        name: {pair: record for pair, record in getattr(evidence, name).items() if pair[1] in kept}
+        for name in ("directions", "verifications", "comparisons", "restorations", "examinations")
+    }
+    scores = {(suite, cell): record for (suite, cell), record in evidence.scores.items() if cell[1] in kept}
+    return dataclasses.replace(evidence, **pairs, scores=scores)
+
+
+def test_no_claim_vanishes_where_one_compression_lost_nothing() -> None:
+    table = claims_table(only("quantised"))
+    overall = row(table, "more refusal is lost", ALL)
+    assert (overall.verdict, overall.n) == (UNDECIDED, 1)
+    assert overall.needed == "More compressions decide whether more refusal is lost where the direction moves further."
+    repaired = row(table, "repaired at no cost", ALL, "aird")
+    assert repaired.verdict == UNDECIDED and repaired.reason.endswith("so there is nothing to repair")
+    assert repaired.needed == "Only a checkpoint that lost refusals or answers decides it."
+    restored = row(table, "the refusal direction is restored", ALL, "aird")
+    assert restored.verdict == UNDECIDED and restored.reason.endswith("so there is nothing to restore")
+    assert set(table.claim[table.compression == ALL]) == {"C1", "C2", "C3", "C4", "C5"}
+
+
 def test_how_far_a_direction_moved_is_what_the_corrected_cosine_says() -> None:
     """The one that is not corrected falls with the noise, also where no direction turned."""
     evidence = collected()
