@@ -38,7 +38,7 @@ class Calibrate(RankOneSettings, ChoiceSettings):
     direction: Literal["original", "own", "random", "free"] = Field(  # type: ignore[assignment]
         "original",
         description="r of the original model, of the compressed model, or a random control; `free` is a control as "
-        "well: every column is learnt, like its row, from a random start.",
+        "well: every column is learnt, like its row, and all begin with one and the same random vector.",
     )
     blocks: Blocks = Field("upper", description="Blocks to edit, as of `scale`.")
     epochs: int = Field(8, ge=1, description="Passes over the training prompts.")
