@@ -35,7 +35,7 @@ from aird_progress.earlier import earlier_seconds
 from aird.settings.base import ORIGINAL, PLAIN
 from aird.configuration.loading import load_configuration
 from aird.configuration.local_files import check_files
-from aird.configuration.memory import is_gguf, weight_megabytes
+from aird.configuration.memory import weight_megabytes
 from aird.configuration.messages import ConfigurationError
 from aird.support.code_dependencies import code_files
 from aird.support.files import atomic_file, canonical_json, sha256_of

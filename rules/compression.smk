@@ -27,7 +27,7 @@ def given_source(wildcards):
 
 def given_memory(wildcards):
     """Return the memory of such an import, MB; of GGUF as of a model's own."""
-    times = 3 if is_gguf(given_source(wildcards)) else 1
+    times = 3 if given_source(wildcards).is_gguf else 1
     return 8000 + times * weights_mb(wildcards.model)
 
 

@@ -40,7 +40,7 @@ def import_memory(wildcards):
     A wrapper and its text model are in memory together in the stored type, which is as much. Of GGUF, Transformers
     dequantises all matrices in float32 and then fills the model.
     """
-    times = 3 if is_gguf(CONFIGURATION.models[wildcards.model].source) else 2
+    times = 3 if CONFIGURATION.models[wildcards.model].source.is_gguf else 2
     return 4000 + times * weights_mb(wildcards.model)
 
 

@@ -15,7 +15,6 @@ from typing import Any
 
 from aird.configuration.checks import attack_sources, model_sources, unmet, uses
 from aird.configuration.configuration import Configuration
-from aird.configuration.memory import is_gguf
 from aird.configuration.messages import ConfigurationError, show
 from aird.evaluation.hand_labels import read_labels
 from aird.patching.methods import method_of
@@ -172,12 +171,17 @@ def _model_files(key: str, source: ModelSource, given: bool) -> Iterator[str]:
     where = f"(found: {show(source.path)})"
     if path.is_file():
         with open(path, "rb") as stream:
-            if stream.read(4) != b"GGUF":
-                yield f"{key}.path: is a file, but no GGUF file; name a *.gguf file or a model's folder {where}"
+            holds_gguf = stream.read(4) == b"GGUF"
+        if not holds_gguf:
+            yield f"{key}.path: is a file, but no GGUF file; name a *.gguf file or a model's folder {where}"
+        elif not source.is_gguf:  # as are the files of Ollama
+            yield f"{key}.path: is a GGUF file, but its name does not say so; link it under a *.gguf name {where}"
         return
     if not path.is_dir():
         yield _absent(f"{key}.path", source.path, "a model's folder or a GGUF file")
         return
+    if source.is_gguf:
+        yield f"{key}.path: is a folder, but named like a GGUF file; link it under a name without .gguf {where}"
     if source.sha256 is not None:
         yield f"{key}.sha256: is for a GGUF file, but the path is a folder; leave it out"
     if not (path / "config.json").is_file():
@@ -206,8 +210,7 @@ def _heads(key: str, model: Model) -> Iterator[str]:
 
 def _unused_dtype(key: str, model: Model) -> Iterator[str]:
     """Yield a type that would change nothing: only a GGUF file is dequantised to one."""
-    dequantised = model.source.is_gguf or is_gguf(model.source)
-    if "dtype" in model.model_fields_set and not dequantised:
+    if "dtype" in model.model_fields_set and not model.source.is_gguf:
         yield (
             f"{key}.dtype: is the type that a GGUF file is dequantised to, and this source keeps its own; leave dtype "
             f"out (found: {model.dtype})"

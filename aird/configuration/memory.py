@@ -44,11 +44,6 @@ def weight_megabytes(
     return round(size * (2 if float32 and not stored32 else 1) / 1e6)
 
 
-def is_gguf(source: ModelSource) -> bool:
-    """Return whether a model comes as a GGUF file, which is dequantised by way of float32."""
-    return source.file is not None or (source.path is not None and Path(source.path).is_file())
-
-
 def _dtype(folder: Path) -> str | None:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

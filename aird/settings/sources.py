@@ -137,7 +137,7 @@ class ModelSource(Settings):
 
     @property
     def is_gguf(self) -> bool:
-        """Whether it is one GGUF file, by its name."""
+        """Whether it is one GGUF file, by its name; `check_files` refuses a local path that holds something else."""
         return (self.file or self.path or "").lower().endswith(".gguf")
 
     _inside = field_validator("file")(_check_member)

@@ -416,7 +416,20 @@ FILE_CASES: list[Case] = [
     ("models.hub.source", {"path": "nothing"}, "name a model's folder or a GGUF file", "models.hub.source.path:"),
     ("models.hub.source", {"path": "~/model"}, "with ~ written out", "models.hub.source.path:"),
     ("models.hub.source", {"path": "file"}, "name a *.gguf file or a model's folder", "models.hub.source.path:"),
+    ("models.hub.source", {"path": "blob"}, "link it under a *.gguf name", "models.hub.source.path:"),
     ("models.hub.source", {"path": "tasks"}, "holds no config.json", "models.hub.source.path:"),
+    (
+        "compressions.ready.sources",
+        {"hub": {"path": "blob"}},
+        "link it under a *.gguf name",
+        "compressions.ready.sources.hub.path:",
+    ),
+    (
+        "compressions.ready.sources",
+        {"hub": {"path": "folder.gguf"}},
+        "link it under a name without .gguf",
+        "compressions.ready.sources.hub.path:",
+    ),
     (
         "compressions.ready.sources",
         {"hub": {"path": "nothing"}},

@@ -334,13 +334,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     records = [{"instruction": f"question {number}", "part": "train"} for number in range(300)]
     write_json_lines(tmp_path / "harmless.jsonl", records)
     write_json(tmp_path / "model/tokenizer_config.json", {"chat_template": "{{ messages }}"})
-    for name, quantisation in {"model": None, "hqq": {"quant_method": "hqq"}, "rotated": ROTATED}.items():
+    folders = {"model": None, "folder.gguf": None, "hqq": {"quant_method": "hqq"}, "rotated": ROTATED}
+    for name, quantisation in folders.items():
         write_json(tmp_path / name / "config.json", {"quantization_config": quantisation} if quantisation else {})
         (tmp_path / name / "model.safetensors").write_bytes(b"")
     tasks = tmp_path / "tasks"
     tasks.mkdir()
     (tasks / "own.yaml").write_text("task: own\ncustom: !function utils.load\n", encoding="utf-8")
     (tmp_path / "file").write_text("text", encoding="utf-8")
+    (tmp_path / "blob").write_bytes(b"GGUF")
     return tmp_path
 
 
