@@ -61,8 +61,12 @@ SEED = CONFIGURATION.seed
 # Half the cores for a job that computes with tensors: two run side by side, so that one's start
 # (a single-threaded affair of many seconds) overlaps the other's work. The tuning, on which
 # everything waits, takes all of them. Snakemake lowers both to what there is.
-# (`workflow.cores` would stop calls without --cores, such as --unlock.)
-ALL_THREADS = min(16, workflow.resource_settings.cores or 16)
+# (`workflow.cores` would stop calls without --cores, such as --unlock.) Inside a job of a cluster, --cores is what
+# was asked for already, which is not to be halved once more.
+RUN_CORES = (
+    workflow.resource_settings.cores if workflow.exec_mode == ExecMode.DEFAULT else None
+)
+ALL_THREADS = min(16, RUN_CORES or 16)
 THREADS = max(1, ALL_THREADS // 2)
 
 

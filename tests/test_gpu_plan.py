@@ -107,6 +107,20 @@ def test_a_cluster_gets_vllm_for_gpus_from_a_machine_without(
 
 
 @pytest.mark.thorough
+@pytest.mark.parametrize(("mode", "threads"), [("default", "4 and 8"), ("remote", "8 and 16")])
+def test_a_job_of_a_cluster_takes_all_cpus_that_it_asked_for(
+    project: Path, configuration: dict[str, Any], mode: str, threads: str
+) -> None:
+    """Snakemake lowers what a rule wants to --cores: here those that Slurm gave the job."""
+    write_configuration(project, configuration)
+    saying = 'include: "Snakefile"\n\nprint(THREADS, "and", ALL_THREADS)\n'
+    (project / "saying.smk").write_text(saying, encoding="utf-8")
+    options = ("--snakefile", "saying.smk", "--dry-run", "--cores", "8", "--resources", "gpu=4", "--mode", mode)
+    run = snakemake(project, *options, "results/environments/arithmetic.json")
+    assert threads in run.stdout.splitlines()
+
+
+@pytest.mark.thorough
 def test_sizes_are_part_of_no_key(project: Path, configuration: dict[str, Any]) -> None:
     """What the jobs are given is the same JSON as before there were such settings."""
     write_configuration(project, configuration)
