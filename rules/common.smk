@@ -37,6 +37,13 @@ from aird.configuration.loading import load_configuration
 from aird.configuration.local_files import check_files
 from aird.configuration.memory import weight_megabytes
 from aird.configuration.messages import ConfigurationError
+from aird.support.checkpoint_patterns import (
+    CARD,
+    CODE,
+    DESCRIPTION,
+    WEIGHTS,
+    matching_files,
+)
 from aird.support.code_dependencies import code_files
 from aird.support.files import atomic_file, canonical_json, sha256_of
 from aird.support.lifetime import hold_run_lock

@@ -103,7 +103,7 @@ rule import_given:
         code=code("import_given"),
         original=ancient(ORIGINAL_CHECKPOINT),
         original_manifest=ORIGINAL_MANIFEST,
-        files=lambda wildcards: local_files(given_source(wildcards).path),
+        files=lambda wildcards: model_files(given_source(wildcards), wildcards.model),
     output:
         checkpoint=directory(CHECKPOINT),
         manifest=MANIFEST,

@@ -173,10 +173,7 @@ JUDGED = [
 
 def judge_files(wildcards):
     """Return the files of a judge's local folder; Snakemake then watches them."""
-    path = CONFIGURATION.suites[wildcards.suite].judge.source.path
-    if path is None:
-        return []
-    return sources(sorted(str(file) for file in Path(path).iterdir() if file.is_file()))
+    return local_files(CONFIGURATION.suites[wildcards.suite].judge.source.path)
 
 
 def judge_settings(wildcards):

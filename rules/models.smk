@@ -16,15 +16,24 @@ TUNED = [
 UNTUNED = [name for name in CONFIGURATION.models if name not in TUNED]
 
 
-def local_files(path):
-    """Return the files of a local folder, or the one file, which Snakemake then watches; none where there is no path."""
+def local_files(path, *more):
+    """Return what an import reads of a local folder, or the one file; none where there is no path.
+
+    Snakemake watches these, and no other file of the folder. `more` are the patterns of what is read beside weights and
+    their description.
+    """
     if path is None:
         return []
     if os.path.isdir(path):
-        return sources(
-            sorted(str(file) for file in Path(path).iterdir() if file.is_file())
-        )
+        found = matching_files(Path(path), *WEIGHTS, *DESCRIPTION, *more)
+        return sources([str(file) for file in found])
     return sources([path])
+
+
+def model_files(source, model):
+    """Return the local files of a source of a model, its card and trusted code included."""
+    trusted = CONFIGURATION.models[model].trust_remote_code
+    return local_files(source.path, CARD, *([CODE] if trusted else []))
 
 
 def import_settings(wildcards):
@@ -57,8 +66,8 @@ def tuning_prompts(kind):
 rule import_model:
     input:
         code=code("import_model"),
-        files=lambda wildcards: local_files(
-            CONFIGURATION.models[wildcards.model].source.path
+        files=lambda wildcards: model_files(
+            CONFIGURATION.models[wildcards.model].source, wildcards.model
         ),
     output:
         checkpoint=directory(f"{RESULTS}/models/{{model}}/{ORIGINAL}/checkpoint"),

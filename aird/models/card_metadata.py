@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from huggingface_hub import metadata_load
 
-CARD = "README.md"
+from aird.support.checkpoint_patterns import CARD
 
 
 def read_licence(folder: Path) -> str | None:

@@ -30,7 +30,7 @@ from aird.models.text_model import extract_text_model, is_wrapper
 from aird.prompts.chat import chat_tokens, check_chat, with_chat
 from aird.settings.checkpoint_formats import quantised_original
 from aird.settings.models import Chat
-from aird.support.checkpoint_patterns import CODE, DESCRIPTION, TOKENIZER, is_mistrals, weight_files
+from aird.support.checkpoint_patterns import CODE, DESCRIPTION, TOKENIZER, WEIGHTS, matching_files, weight_files
 from aird.support.files import check_folder, read_json, write_json
 from aird.support.gpus import own_gpus
 from aird.support.processor import computes_in
@@ -361,10 +361,9 @@ def copy_description(source: Path, target: Path, with_code: bool = True) -> None
 
     A checkpoint of this project holds code only where the user trusts it (`import_model`).
     """
-    for pattern in (*DESCRIPTION, *([CODE] if with_code else [])):
-        for path in source.glob(pattern):
-            if not path.name.endswith(".index.json") and not is_mistrals(path):
-                shutil.copyfile(path, target / path.name)
+    for path in matching_files(source, *DESCRIPTION, *([CODE] if with_code else [])):
+        if not path.name.endswith(".index.json"):
+            shutil.copyfile(path, target / path.name)
 
 
 def check_folder_format(folder: Path) -> None:
@@ -386,9 +385,8 @@ def copy_weights(source: Path, target: Path, with_code: bool) -> None:
         ValueError: it holds no safetensors or no config.json.
     """
     check_folder_format(source)
-    for path in [*weight_files(source), *source.glob("*.index.json")]:
-        if not is_mistrals(path):
-            shutil.copyfile(path, target / path.name)
+    for path in matching_files(source, *WEIGHTS, "*.index.json"):
+        shutil.copyfile(path, target / path.name)
     copy_description(source, target, with_code)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from aird.models.card_metadata import CARD
 from aird.models.loading import attention, load_tokenizer
 from aird.patching.adapters import load_adapter, merge
 from aird.patching.method import PatchInputs
@@ -13,6 +12,7 @@ from aird.patching.methods import method_of, needs_of
 from aird.patching.model_card import patch_card
 from aird.prompts.chat import renders_alike
 from aird.settings.patches import PatchSettings
+from aird.support.checkpoint_patterns import CARD
 from aird.support.files import atomic_folder, hash_folder, read_json, write_json
 
 

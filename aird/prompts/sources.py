@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from aird.settings.sources import FileSource, ModelSource
-from aird.support.checkpoint_patterns import CODE, DESCRIPTION, MISTRALS, WEIGHTS
+from aird.support.checkpoint_patterns import CARD, CODE, DESCRIPTION, MISTRALS, WEIGHTS
 from aird.support.files import read_json, sha256_of
 
 # What hub errors advise, by what could not be done.
@@ -117,8 +117,7 @@ def model_from_hub(repository: str, revision: str | None, trust_remote_code: boo
     from huggingface_hub import snapshot_download
 
     # Weights as safetensors only: a pickle can run code when it is opened.
-    wanted = [*WEIGHTS, *DESCRIPTION]
-    wanted.append("README.md")  # the model card, which names the licence
+    wanted = [*WEIGHTS, *DESCRIPTION, CARD]
     if trust_remote_code:
         wanted.append(CODE)
     with hub_errors(f"model {repository} at {revision or 'its default branch'}"):

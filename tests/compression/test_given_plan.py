@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import ready_made
 from grid import tiny_configuration
-from project import copy_project, job_records, names, snakemake, write_configuration
+from project import copy_project, job_records, names, read_configuration, snakemake, write_configuration
 
 from aird.models.loading import open_checkpoint
 
@@ -56,10 +56,25 @@ def test_only_the_needed_nodes_exist(project: Path) -> None:
         "compress_model second/w4a16",
     }
     assert not [job for job in jobs if "second/ready" in job or "second/w4a16/only" in job]
-    # Its local files are watched.
     (job,) = [record for record in records if record["rule"] == "import_given"]
-    assert "inputs/models/packed/model.safetensors" in job["input"]
     assert "results/models/tiny/original/manifest.json" in job["input"]
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_the_local_files_are_watched_that_an_import_reads(project: Path, trusted: bool) -> None:
+    read = {"config.json", "chat_template.jinja", "model.safetensors", "tokenizer.json", "README.md"}
+    others = {"own.py", "notes.md", ".notes.json", "params.json", "picture.png"}
+    for folder in ("inputs/models/tiny", "inputs/models/packed"):
+        for name in ("README.md", *others):
+            (project / folder / name).write_text("{}", encoding="utf-8")
+    configuration = read_configuration(project)
+    configuration["models"]["tiny"]["trust_remote_code"] = trusted
+    write_configuration(project, configuration, "trusted.yaml")
+    records = job_records(project, configuration="trusted.yaml")
+    for job, folder in (("import_model tiny", "tiny"), ("import_given tiny/ready", "packed")):
+        (record,) = [each for each in records if names([each]) == {job}]
+        watched = {Path(path).name for path in record["input"] if path.startswith(f"inputs/models/{folder}/")}
+        assert watched >= read and watched & others == ({"own.py"} if trusted else set())
 
 
 @pytest.mark.thorough
