@@ -25,6 +25,13 @@ def given_source(wildcards):
     return sources_of[wildcards.model]
 
 
+def compression_memory(wildcards):
+    """Return the memory of a compression, MB; of one that decodes its GGUF file as of the import of such a file."""
+    if CONFIGURATION.compressions[wildcards.compression].holds_gguf(wildcards.model):
+        return 8000 + 3 * weights_mb(wildcards.model)
+    return memory(8000, times=1.5)(wildcards)
+
+
 def given_memory(wildcards):
     """Return the memory of such an import, MB; of GGUF as of a model's own."""
     times = 3 if given_source(wildcards).is_gguf else 1
@@ -77,7 +84,7 @@ rule compress_model:
         "../envs/core.yaml"
     threads: THREADS
     resources:
-        mem_mb=memory(8000, times=1.5),
+        mem_mb=compression_memory,
         runtime=120,
         gpu=one_gpu,
     params:

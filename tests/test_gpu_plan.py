@@ -70,6 +70,22 @@ def test_each_job_gets_the_gpus_and_the_memory_of_its_model(project: Path, confi
 
 
 @pytest.mark.thorough
+def test_a_recipe_that_decodes_its_gguf_file_takes_as_much_as_the_import_of_one(
+    project: Path, configuration: dict[str, Any]
+) -> None:
+    configuration["models"] = {"large": configuration["models"]["large"]}
+    del configuration["models"]["large"]["compressions"]
+    configuration["compressions"] |= {
+        "q4": {"recipe": "gguf", "type": "Q4_0"},
+        "cache-q8": {"recipe": "kv_cache", "dtype": "q8_0"},
+    }
+    write_configuration(project, configuration)
+    plan = resources(project, "--resources", "gpu=4")
+    memory = {name: plan[f"compress_model large/{name}"]["mem_mb"] for name in configuration["compressions"]}
+    assert memory == {"w4a16": 218_000, "cache": 218_000, "q4": 428_000, "cache-q8": 428_000}
+
+
+@pytest.mark.thorough
 def test_more_gpus_than_a_run_may_use_are_an_error(project: Path, configuration: dict[str, Any]) -> None:
     write_configuration(project, configuration)
     run = snakemake(project, "--dry-run", check=False)
