@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
+from project import ROOT
 from snakemake_logger_plugin_why import in_words
 
 MADE_BY = {"results/a.json": "capture_activations", "results/b.json": "capture_activations", "results/c.json": "tune"}
@@ -42,3 +48,23 @@ def test_in_words(reason: str, words: list[str]) -> None:
 def test_set_of_inputs() -> None:
     (words,) = in_words("Set of input files has changed since last execution", {})
     assert words.startswith("it reads other files than before")
+
+
+def plan(folder: Path, snakefile: str) -> subprocess.CompletedProcess[str]:
+    """Return what `make why` would say of a workflow."""
+    (folder / "Snakefile").write_text(snakefile, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "workflow" / "plugins")}
+    call = [sys.executable, "-m", "snakemake", "--dry-run", "--cores", "1", "--logger", "why"]
+    return subprocess.run(call, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_an_error_is_no_result_that_is_up_to_date(tmp_path: Path) -> None:
+    result = plan(tmp_path, 'raise WorkflowError("seed: is no number")\n')
+    assert result.returncode != 0 and "seed: is no number" in result.stderr
+    assert "up to date" not in result.stdout
+
+
+def test_where_nothing_would_run_it_says_so(tmp_path: Path) -> None:
+    (tmp_path / "made.txt").write_text("", encoding="utf-8")
+    result = plan(tmp_path, 'rule all:\n    input: "made.txt"\n')
+    assert result.returncode == 0 and "every result is up to date" in result.stdout

@@ -52,6 +52,7 @@ class LogHandler(LogHandlerBase):
         """Start with no job seen."""
         self.made_by: dict[str, str] = {}
         self.jobs = 0
+        self.failed = False
         self.records = Path(self.settings.records) if self.settings and self.settings.records else None
         if self.records is not None:
             self.records.write_text("", encoding="utf-8")
@@ -62,11 +63,12 @@ class LogHandler(LogHandlerBase):
         if event == LogEvent.JOB_INFO:
             self._job(record.__dict__)
         elif record.levelno >= ERROR:
+            self.failed = True
             print(record.getMessage(), file=sys.stderr)
 
     def close(self) -> None:
-        """Say how many jobs there were."""
-        if self.jobs == 0 and self.records is None:
+        """Say where there was no job, unless an error kept Snakemake from planning any."""
+        if self.jobs == 0 and not self.failed and self.records is None:
             print("Nothing would run: every result is up to date.")
         self.jobs = -1  # logging may close it twice
         super().close()
