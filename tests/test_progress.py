@@ -108,6 +108,17 @@ def test_a_failed_job_shows_the_end_of_its_log_and_what_to_try(folder: Path) -> 
     assert "seq 100" not in text
 
 
+def test_a_job_that_succeeds_when_it_is_tried_again_has_not_failed(folder: Path) -> None:
+    snakefile = (folder / "Snakefile").read_text(encoding="utf-8")
+    once = snakefile.replace(
+        "cp inputs/last.txt {output}", "test -e tried || {{ touch tried; exit 1; }}; cp inputs/last.txt {output}"
+    )
+    (folder / "Snakefile").write_text(once, encoding="utf-8")
+    code, text = run(folder, "--retries", "1")
+    assert code == 0 and "FAILED: last" in text
+    assert re.search(r"^5 of 5 jobs done in \d+ s\.$", text, re.MULTILINE)
+
+
 def test_errors_before_the_first_job_are_shown(folder: Path) -> None:
     code, text = run(folder, "nowhere.txt")
     assert code != 0 and "MissingRuleException" in text and "nowhere.txt" in text
@@ -158,6 +169,18 @@ def test_estimates_come_from_earlier_runs_then_from_this_one() -> None:
     # Half of both has passed; 110 seconds of jobs fitted into 60.
     assert run.remaining(60.0) == pytest.approx((50 + 50 + 30) / (110 / 60))
     assert "1 of 6 jobs" in run.view(60.0, 1)[0] and run.view(60.0, 1)[2] == "  and 1 more"
+
+
+def test_a_job_that_is_tried_again_is_no_second_job() -> None:
+    run = Run({"long": 2, "total": 2}, {"long": 100.0}, now=0.0)
+    run.start(Job(1, "long", {}, 0.0))
+    run.fail(1, 50.0)
+    assert "1 failed" in run.view(50.0, 1)[0] and run.closing(50.0).endswith("1 failed.")
+    run.start(Job(1, "long", {}, 50.0))
+    run.finish(1, 150.0)
+    # The other one waits still.
+    assert run.seconds_of("long") == 100.0 and run.remaining(150.0) is not None and run.remaining(150.0) > 60
+    assert "failed" not in run.view(150.0, 1)[0] + run.closing(150.0)
 
 
 def test_without_earlier_times_the_weights_count_at_the_pace_of_the_first_jobs() -> None:

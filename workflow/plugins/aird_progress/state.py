@@ -70,9 +70,12 @@ class Run:
         self.shares: dict[str, float] = {}  # per rule, of jobs that have begun
 
     def start(self, job: Job) -> None:
-        """Take note of a job that begins."""
+        """Take note of a job that begins; one that failed before is tried again."""
+        others = [failed for failed in self.failed if failed.number != job.number]
+        if len(others) == len(self.failed):
+            self.begun[job.rule] += 1
+        self.failed = others
         self.running[job.number] = job
-        self.begun[job.rule] += 1
         if job.share is not None:
             self.shares[job.rule] = job.share
 
