@@ -361,7 +361,10 @@ def test_earlier_times_are_means_of_benchmark_files(tmp_path: Path, monkeypatch:
         ("OSError: [Errno 28] No space left on device", "free disk space"),
         ("torch.OutOfMemoryError: CUDA out of memory", "memory ran out"),
         ("RuntimeError: pip could not download x==1", "network did not answer"),
-        ("ValueError: model.safetensors was altered", "delete its folder"),
+        ("ValueError: model.safetensors was altered after it was made; delete its manifest", "delete its folder"),
+        ("HTTPError: 401 Client Error: Unauthorized for url", "set HF_TOKEN"),
+        ("urllib.error.HTTPError: HTTP Error 403: Forbidden", "set HF_TOKEN"),
+        ("SourceError: model a/b needs an accepted licence and a token: export HF_TOKEN", "set HF_TOKEN"),
         ("", KILLED),
     ],
 )
@@ -369,8 +372,16 @@ def test_known_failures_come_with_advice(text: str, advice: str) -> None:
     assert any(advice in line for line in advice_for(text))
 
 
-def test_unknown_failures_come_without_a_guess() -> None:
-    assert advice_for("ZeroDivisionError") == []
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ZeroDivisionError",
+        '2026-01-02 10:00:00,401 a step ended\n  File "modeling.py", line 1401, in forward\nValueError: nan',
+        "the file was altered or truncated, or the pin belongs to another version",
+    ],
+)
+def test_unknown_failures_come_without_a_guess(text: str) -> None:
+    assert advice_for(text) == []
 
 
 def test_a_failure_shows_the_last_lines_only(tmp_path: Path) -> None:

@@ -22,8 +22,11 @@ ADVICE = (
         r"ConnectTimeout|ReadTimeout|Max retries",
         "the network did not answer: run again, or name a local copy (`source: {path: ...}`)",
     ),
-    (r"401|403 Forbidden|GatedRepo|gated repo", "the hub asks for a login: set HF_TOKEN, and accept the model's terms"),
-    (r"was altered", "a file is not what was written: delete its folder below results/, and it is made again"),
+    (
+        r"\b40[13]( Client Error|:? Unauthorized|:? Forbidden)|GatedRepo|gated repo|export HF_TOKEN",
+        "the hub asks for a login: set HF_TOKEN, and accept the model's terms",
+    ),
+    (r"was altered after", "a file is not what was written: delete its folder below results/, and it is made again"),
     (r"No module named", "the environment lacks a package: `make environment`"),
 )
 # A job that the kernel ended has no time to say why.
