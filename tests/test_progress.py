@@ -457,6 +457,9 @@ def test_findings_are_read_from_the_record_of_a_job(tmp_path: Path) -> None:
     assert finding("compress_model", wildcards, outputs, ["suite"]) == "w4: 4.25 bits per weight"
     record(tmp_path, "manifest.json", {"total": {"sparsity": 0.49996, "bits_per_weight": 16.0}})
     assert finding("compress_model", wildcards, outputs, []) == "w4: 50.0% of the weights are zero"
+    # As of a recipe that quantises the cache alone.
+    record(tmp_path, "manifest.json", {"total": {"sparsity": 0.00002, "bits_per_weight": 16.0}})
+    assert finding("compress_model", wildcards, outputs, ["model"]) is None
 
     comparison = record(tmp_path, "comparison.json", {"cosine_same_site": 0.7936})
     told = finding("compare_directions", wildcards, [comparison], ["model"])

@@ -16,6 +16,7 @@ ORIGINAL = "original"
 PLAIN = "plain"
 # Bits per weight that no quantisation needs: a quantised matrix has zeros as well, but they are not the point.
 DENSE_BITS = 15
+LEAST_SPARSITY = 0.01  # a dense checkpoint has a few zeros too
 
 Record = Mapping[str, Any]
 
@@ -65,8 +66,8 @@ def refusal(wildcards: Mapping[str, str], score: Record, original: Record | None
     return f"{patch} on {base}: {refused}, over-refusal {over_refused}{beside}"
 
 
-def weights(wildcards: Mapping[str, str], manifest: Record) -> str:
-    """Return what a compression did to the weights: zeros, or bits.
+def weights(wildcards: Mapping[str, str], manifest: Record) -> str | None:
+    """Return what a compression did to the weights: zeros, or bits; None where it did neither, as a cache's.
 
     Args:
         wildcards: compression.
@@ -75,6 +76,8 @@ def weights(wildcards: Mapping[str, str], manifest: Record) -> str:
     total = manifest["total"]
     if total["bits_per_weight"] < DENSE_BITS:
         return f"{wildcards['compression']}: {total['bits_per_weight']:.2f} bits per weight"
+    if total["sparsity"] < LEAST_SPARSITY:
+        return None
     return f"{wildcards['compression']}: {100 * total['sparsity']:.1f}% of the weights are zero"
 
 
@@ -98,7 +101,7 @@ def _score(wildcards: Mapping[str, str], record: Record, path: Path) -> str:
     return refusal(wildcards, record, _read(beside) if beside.is_file() else None)
 
 
-TOLD: Mapping[str, Callable[[Mapping[str, str], Record, Path], str]] = {
+TOLD: Mapping[str, Callable[[Mapping[str, str], Record, Path], str | None]] = {
     "compress_model": lambda wildcards, record, _: weights(wildcards, record),
     "compare_directions": lambda wildcards, record, _: cosine(wildcards, record),
     "score_completions": _score,
