@@ -284,6 +284,8 @@ def _sources(configuration: Configuration) -> Iterator[str]:
     for key, source in model_sources(configuration):
         if source.file is not None and not source.file.lower().endswith(".gguf"):
             yield f"{key}.file: is no GGUF file; name the *.gguf file inside the wheel or repository"
+        if source.file is None and (source.hub or "").lower().endswith("-gguf"):  # as its name says, asking nobody
+            yield f"{key}.file: is missing; {source.hub} holds GGUF files, so name the one that is meant"
 
 
 def _prompt_sets(configuration: Configuration) -> Iterator[str]:

@@ -95,5 +95,7 @@ class Model(Settings):
         description="Its parameters in billions, such as 70.6, by which jobs ask for memory; default: as many as its "
         "checkpoint or local source has, and before the import 0.5 of a wheel and 8 of a hub.",
     )
-    compressions: list[Name] | None = Field(None, description="Use only these compressions; default: all.")
-    patches: list[Name] | None = Field(None, description="Use only these patches; default: all.")
+    compressions: list[Name] | None = Field(
+        None, description="Use only these compressions; default: all. `[]`: the original alone."
+    )
+    patches: list[Name] | None = Field(None, description="Use only these patches; default: all. `[]`: none.")

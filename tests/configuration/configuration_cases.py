@@ -355,6 +355,18 @@ CASES: dict[str, list[Case]] = {
         ("models.tuned.source.wheel", "--index-url=x==1", "write package==version"),
         ("models.tuned.source.sha256", ABSENT, "`sha256` is missing; write the SHA-256", "models.tuned.source:"),
         ("models.tuned.source.sha256", "AB" * 32, "in lower case"),
+        (
+            "models.hub.source",
+            {"hub": "someone/a-model-GGUF", "revision": COMMIT},
+            "someone/a-model-GGUF holds GGUF files",
+            "models.hub.source.file:",
+        ),
+        (
+            "compressions.ready.sources",
+            {"hub": {"hub": "someone/a-model-gguf", "revision": COMMIT}},
+            "name the one that is meant",
+            "compressions.ready.sources.hub.file:",
+        ),
         ("models.tuned.source.file", ABSENT, "`file` is missing; write the path of the GGUF", "models.tuned.source:"),
         ("models.tuned.source.file", "a/b.bin", "name the *.gguf file"),
         ("models.tuned.source.file", "../b.gguf", "a relative path without '..'"),

@@ -67,6 +67,11 @@ def test_base_is_correct() -> None:
     assert len(ALL_CASES) >= 60
 
 
+def test_a_model_without_compressions_has_its_original_alone() -> None:
+    configuration = load_configuration(changed("models.tuned.compressions", []))
+    assert {cell for cell in configuration.cells() if cell[0] == "tuned"} == {("tuned", "original", "plain")}
+
+
 def one_line(case: Case, files: bool = False) -> str:
     """Return the one line about a mistake, which begins and says what the case wants."""
     place, value, said, *begins = case
