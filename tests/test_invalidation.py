@@ -414,6 +414,16 @@ def test_change_of_a_file(project: Path, name: str) -> None:
     assert planned(project) == expected
 
 
+def test_an_edit_while_a_job_is_at_work(project: Path) -> None:
+    """The job began with the code before; it ends after a plan, in another terminal, has seen the code of now."""
+    change, expected = FILE_CHANGES["change a script"]
+    change(project)
+    planned(project)
+    for path in (project / "results").rglob("verification.json"):
+        os.utime(path)
+    assert planned(project) == expected
+
+
 @pytest.mark.parametrize("name", cases(["cpu_attention", "packing", "batching", "hooks"]))
 def test_a_kernel_of_the_inference_is_no_part_of_what_reports(project: Path, name: str) -> None:
     """What ran a model runs again, and then what reads its results: but nothing reports again for its own sake."""
@@ -548,7 +558,8 @@ def code_record(record: dict[str, Any]) -> str | None:
 
 def chosen_modules(record: dict[str, Any]) -> list[str]:
     """Return the modules that a job's script is told by name: they stand in the name of the record of its code."""
-    return Path(code_record(record) or "").stem.split("+")[1:]
+    name, _, _ = Path(code_record(record) or "").stem.rpartition(".")
+    return name.split("+")[1:]
 
 
 def code_of(project: Path, record: dict[str, Any]) -> set[str]:

@@ -223,7 +223,8 @@ def test_an_interrupted_run_is_resumed_where_it_was(project: Path, running: Run,
         record
         for record in graph
         if any(
-            f"results/code/{Path(line[1]).stem}.sha256" in record["input"] and set(record["output"]) <= set(line)
+            any(path.startswith(f"results/code/{Path(line[1]).stem}.") for path in record["input"])
+            and set(record["output"]) <= set(line)
             for line in lines
         )
     )

@@ -115,7 +115,7 @@ def in_words(reason: str, made_by: dict[str, str]) -> list[str]:
         elif part.startswith(INCOMPLETE):
             words.append(f"{_listed(_paths(part, INCOMPLETE))} was left unfinished by an interrupted run")
         elif part.startswith(SET_CHANGED):
-            words.append("it reads other files than before (a grid cell, an import or a source was added or removed)")
+            words.append("it runs other code, or reads other files (a grid cell or a source was added or removed)")
         elif part.startswith(PARAMS_CHANGED):
             words.append("a setting that it uses changed")
         elif part.startswith(CODE_CHANGED):
