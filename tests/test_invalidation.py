@@ -414,6 +414,7 @@ def test_change_of_a_file(project: Path, name: str) -> None:
     assert planned(project) == expected
 
 
+@pytest.mark.thorough
 def test_an_edit_while_a_job_is_at_work(project: Path) -> None:
     """The job began with the code before; it ends after a plan, in another terminal, has seen the code of now."""
     change, expected = FILE_CHANGES["change a script"]

@@ -392,6 +392,7 @@ BROKEN = {
     "null": '{"id": "a", "kind": "harmful", "instruction": "b", "completion": "c", "sampling": null}\n',
     "yaml_torn": "a: [1",
     "yaml_list": "[1]",
+    "yaml_twice": "seed: 42\nseed: 7\n",
 }
 
 
@@ -451,9 +452,13 @@ def test_files_that_cannot_be_read_are_an_operational_error(
     original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cases: dict[str, tuple[list[object], str]] = {}
-    for name in ("yaml_torn", "yaml_list"):
+    messages = {
+        "yaml_torn": "cannot be read as YAML",
+        "yaml_list": "is no configuration",
+        "yaml_twice": 'line 2: key "seed" stands already in line 1; remove one',
+    }
+    for name, message in messages.items():
         (tmp_path / f"{name}.yaml").write_text(BROKEN[name], encoding="utf-8")
-        message = "is no YAML" if name == "yaml_torn" else "is no configuration"
         cases[name] = ([original, original, "--suite", f"{tmp_path / name}.yaml:safety"], message)
     truncated = Path(shutil.copytree(original, tmp_path / "truncated"))
     weights = (truncated / "model.safetensors").read_bytes()

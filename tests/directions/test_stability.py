@@ -54,6 +54,15 @@ def test_sites_that_differ_by_noise_share_the_choice() -> None:
     assert site_stability(made, (3, -1), SETTINGS, 1) != record
 
 
+def test_the_range_of_layers_holds_95_percent_of_the_resamples() -> None:
+    """A site of one resample in twenty is in it."""
+    noise = torch.randn(2, PROMPTS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noise -= noise.mean(dim=1, keepdim=True)
+    record = site_stability(scores({(3, -1): noise[0] - 0.6, (7, -2): noise[1]}), (3, -1), SETTINGS, 0)
+    assert 0.03 < 1 - record["same_site"] < 0.095
+    assert (record["layer_low"], record["layer_high"]) == (3, 7)
+
+
 def test_harmful_prompts_are_drawn_apart_from_harmless_ones() -> None:
     """One class may have lost prompts."""
     made = scores({(3, -1): constant(-5.0)})

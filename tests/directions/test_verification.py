@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from grid import prompt_records
 from patches import unit_vector
 
@@ -12,6 +13,8 @@ from aird.directions import verification
 from aird.directions.direction import Direction
 from aird.directions.verification import verify_direction
 from aird.inference.generation import generate
+from aird.inference.hooks import ablation, addition
+from aird.models.structure import decoder_blocks, writer_modules
 from aird.prompts.chat import chat_tokens
 from aird.settings.directions import Directions
 from aird.support.statistics import mcnemar, wilson_interval
@@ -24,6 +27,8 @@ SETTINGS = Directions(harmful="harmful", harmless="harmless", test=6, test_new_t
 def test_the_record(llama: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     # A model of random weights says nothing that is a refusal; here a text counts as one by its first letter.
     monkeypatch.setattr(verification, "jailbroken_arditi", lambda text: text.strip()[:1].lower() > "m")
+    added: list[tuple[Any, torch.Tensor]] = []
+    monkeypatch.setattr(verification, "addition", lambda *where: added.append(where) or addition(*where))
     record = verify_direction(llama, tokenizer, DIRECTION, RECORDS, SETTINGS, 1)
     labels = record["labels"]
     assert list(labels) == ["harmful", "harmful_ablated", "harmless", "harmless_added"]
@@ -34,6 +39,14 @@ def test_the_record(llama: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch)
         tokens = [chat_tokens(tokenizer, texts[name]) for name in ids]
         completions = [tokenizer.decode(ids) for ids in generate(llama, tokenizer, tokens, 5)]
         assert labels[kind]["refused"] == [text.strip()[:1].lower() <= "m" for text in completions]
+        if kind == "harmful":
+            with ablation(decoder_blocks(llama), writer_modules(llama), DIRECTION.unit):
+                completions = [tokenizer.decode(ids) for ids in generate(llama, tokenizer, tokens, 5)]
+            ablated = [text.strip()[:1].lower() <= "m" for text in completions]
+            assert labels["harmful_ablated"]["refused"] == ablated != labels["harmful"]["refused"]
+    # What is added stands behind the block before the site's layer, with the direction's own length.
+    ((block, vector),) = added
+    assert block is decoder_blocks(llama)[2] and torch.equal(vector, 500 * DIRECTION.unit)
     for name, rates in record["rates"].items():
         refused = labels[name]["refused"]
         assert (rates["n"], rates["refusal"]) == (6, sum(refused) / 6)

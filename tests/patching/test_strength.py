@@ -118,6 +118,8 @@ def test_a_weaker_strength_is_tried_after_a_success() -> None:
     assert LOST.restores(trials[0])
     assert next_strength([0.5, 1.0, 1.5], trials, LOST) == 0.5
     assert next_strength([1.0, 1.5], trials, LOST) is None
+    # Of an even number the weaker of the two in the middle, as `choose` begins by default.
+    assert next_strength([0.5, 1.0, 2.0, 4.0], [], LOST) == 1.0
     assert next_strength([0.5, 1.0, 1.5], [Trial(1.0, 0.5, 0.06, 0.1)], LOST) == 1.5
     # Contradicting trials leave nothing between them.
     assert next_strength([0.5, 0.7, 1.0], [Trial(1.0, 0.5, 0.06, 0.1), Trial(0.5, 0.93, 0.06, 0.1)], LOST) is None

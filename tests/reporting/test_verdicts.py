@@ -117,6 +117,8 @@ def test_a_correlation() -> None:
     # Three compressions cannot decide it: 1/6 is the least p-value.
     assert correlation_verdict(1.0, 1 / 6, 3)[0] == UNDECIDED
     assert correlation_verdict(0.2, 0.9, 20)[0] == DOES_NOT_HOLD
+    # Its interval reaches above 0.3, which would matter.
+    assert correlation_verdict(0.4, 0.9, 20)[0] == UNDECIDED
     assert correlation_verdict(1.0, math.nan, 6)[0] == UNDECIDED
 
 
