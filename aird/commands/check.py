@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aird.commands import patch
 from aird.commands.evaluate import (
@@ -43,12 +43,16 @@ from aird.evaluation.regression import (
     Verdict,
     judge_change,
 )
+from aird.prompts import embedded
+from aird.prompts.building import build_prompt_set, build_set, build_with_parts
 from aird.prompts.sets import CLASSES, Record, select
+from aird.settings.base import PromptSelection
+from aird.settings.directions import Directions
 from aird.settings.models import Chat
 from aird.settings.patches import Replies
-
-if TYPE_CHECKING:
-    from aird.settings.suites import Suite
+from aird.settings.prompts import PromptSet
+from aird.settings.suites import Serving, Suite
+from aird.support.files import atomic_file, canonical_json, read_json, read_json_lines, sha256_of
 
 Told = tuple[str, dict[str, Verdict], dict[str, str]]  # title, verdicts by name, facts
 DEMO = Path(__file__).with_name("demo_labels.csv")
@@ -255,8 +259,6 @@ def _check_output(output: Path | None, sides: Mapping[str, Side]) -> None:
     Raises:
         ValueError: some do.
     """
-    from aird.support.files import read_json
-
     for word, side in sides.items():
         if output is None or side.model is None or not (provenance := output / word / PROVENANCE).is_file():
             continue
@@ -382,8 +384,6 @@ def _answered_by(answerers: Mapping[str, str]) -> str:
 
 def _patch_fact(adapter: Path | None) -> dict[str, str]:
     """Return which patch a verdict is about, by the SHA-256 of its weights; `aird push` compares it."""
-    from aird.support.files import sha256_of
-
     return {} if adapter is None else {"patch": sha256_of(adapter / "adapter_model.safetensors")}
 
 
@@ -408,8 +408,6 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 def _tell(arguments: argparse.Namespace, title: str, verdicts: Mapping[str, Verdict], facts: Mapping[str, str]) -> int:
     """Print the verdict, write the files that were asked for, and return the exit code."""
-    from aird.support.files import canonical_json
-
     *_, verdict = verdicts.values()
     if _prints_json(arguments):
         print(canonical_json(_record(verdicts, facts)))
@@ -436,7 +434,6 @@ def _write(
 ) -> None:
     """Write the files that were asked for."""
     from aird.reporting.check_report import check_page, junit
-    from aird.support.files import atomic_file, canonical_json
 
     *_, verdict = verdicts.values()
     files = {
@@ -463,8 +460,6 @@ def _side(text: str, trust_remote_code: bool, original: ModelFolder | None = Non
     Raises:
         ValueError: neither a model nor stored results.
     """
-    from aird.support.files import read_json, read_json_lines
-
     stored = _stored(text)
     if stored is None:
         return Side(text, open_model_folder(text, trust_remote_code, original), None)
@@ -494,7 +489,6 @@ def _check_lengths(prompts: Mapping[str, Sequence[Record]], suite: Suite, *sides
     """
     from aird.evaluation.measurements import check_lengths
     from aird.models.loading import load_tokenizer
-    from aird.settings.suites import Serving
 
     longest = suite.maximum_model_length or Serving().maximum_model_length
     for side in sides:
@@ -510,12 +504,6 @@ def _prompts(arguments: argparse.Namespace, original: Side, compressed: Side) ->
     Raises:
         ValueError: files or a suite that cannot be, or too few prompts.
     """
-    from aird.prompts.building import build_with_parts
-    from aird.prompts.embedded import MEASURED, PROMPT_SETS
-    from aird.prompts.sets import select
-    from aird.settings.base import PromptSelection
-    from aird.settings.prompts import PromptSet
-    from aird.settings.suites import Suite
 
     def asked(limit: int, think: bool = False, length: int | None = None) -> Suite:
         return validated(
@@ -564,8 +552,8 @@ def _prompts(arguments: argparse.Namespace, original: Side, compressed: Side) ->
         selections = {"harmful": suite.harmful, "harmless": suite.harmless}
         how = asked(suite.maximum_new_tokens, suite.think, suite.maximum_model_length)
     else:
-        sets = {name: PromptSet.model_validate(values) for name, values in PROMPT_SETS.items()}
-        selections = {kind: PromptSelection(**chosen, count=COUNT) for kind, chosen in MEASURED.items()}
+        sets = {name: PromptSet.model_validate(values) for name, values in embedded.PROMPT_SETS.items()}
+        selections = {kind: PromptSelection(**chosen, count=COUNT) for kind, chosen in embedded.MEASURED.items()}
         how = asked(TOKENS)
     if arguments.count is not None:
         selections = {kind: each.model_copy(update={"count": arguments.count}) for kind, each in selections.items()}
@@ -587,17 +575,13 @@ def _suite(text: str) -> tuple[Suite, dict[str, Any], int]:
     Raises:
         ValueError: no such file or suite.
     """
-    import yaml
-
     from aird.configuration.loading import load_configuration
+    from aird.configuration.local_files import load_yaml_strictly
 
     path, _, name = text.rpartition(":")
     if not path or not Path(path).is_file():
         raise ValueError(f"--suite: {text} names no file; write CONFIG.yaml:NAME")
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"--suite: {path} is no YAML: {error}") from error
+    values = load_yaml_strictly(Path(path))
     if not isinstance(values, dict):
         raise ValueError(f"--suite: {path} is no configuration; write a file such as config.yaml")
     configuration = load_configuration(values)
@@ -636,15 +620,10 @@ def _prompts_to_learn(measured: Mapping[str, Sequence[Record]], seed: int) -> di
     Raises:
         ValueError: too few are left.
     """
-    from aird.prompts.building import build_prompt_set, build_set, build_with_parts
-    from aird.prompts.embedded import LEARNT, PROMPT_SETS
-    from aird.settings.base import PromptSelection
-    from aird.settings.prompts import PromptSet
-
-    sets = {name: PromptSet.model_validate(values) for name, values in PROMPT_SETS.items()}
+    sets = {name: PromptSet.model_validate(values) for name, values in embedded.PROMPT_SETS.items()}
     prompts = {}
     for kind in CLASSES:
-        known = build_with_parts(sets, LEARNT[kind], seed)
+        known = build_with_parts(sets, embedded.LEARNT[kind], seed)
         sizes = {"train": getattr(REPLIES, f"train_{kind}"), "validation": REPLIES.validation}
         try:
             if kind == "harmful":
@@ -666,8 +645,6 @@ def _repair(
     original: ModelFolder, compressed: ModelFolder, prompts: dict[str, list[Record]], output: Path, seed: int
 ) -> None:
     """Write a calibrated patch, learnt from these prompts."""
-    from aird.settings.directions import Directions
-
     settings = patch.METHODS["calibrate"].settings()
     sizes = {"train": REPLIES.train_harmful, "validation": REPLIES.validation // 2}  # as in the workflow
     directions = Directions.model_validate({**{kind: kind for kind in CLASSES}, **sizes})
