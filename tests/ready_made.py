@@ -23,12 +23,12 @@ Tensors = dict[str, torch.Tensor]
 
 
 def block_matrices(folder: Path) -> Tensors:
-    """Return {module: weight} of the linear modules in the blocks of a dense checkpoint."""
+    """Return {module: weight} of the linear modules in the blocks of a dense checkpoint, a mixture's routers left out."""
     weights = load_file(folder / "model.safetensors")
     return {
         name.removesuffix(".weight"): weight
         for name, weight in weights.items()
-        if name.startswith("model.layers.") and weight.ndim == 2
+        if name.startswith("model.layers.") and weight.ndim == 2 and not name.endswith(".gate.weight")
     }
 
 
@@ -203,6 +203,48 @@ def fp8_block(original: Path, folder: Path, height: int = 32, width: int = 48) -
         "weight_block_size": [height, width],
     }
     write(original, folder, packed, quantisation)
+    return wanted
+
+
+def compressed_tensors(original: Path, folder: Path, preset: str) -> Tensors:
+    """Write what compressed-tensors packs by one of its preset schemes; return {module: matrix that it decodes}.
+
+    Groups have 32 columns where the preset has 128, and blocks 32 rows and columns.
+    """
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.compressors.format import infer_module_format
+    from compressed_tensors.quantization import QuantizationConfig, QuantizationScheme, preset_name_to_scheme
+    from compressed_tensors.quantization.utils import calculate_qparams
+
+    said = preset_name_to_scheme(preset, ["Linear"]).model_dump()
+    for part in (said["weights"], said["input_activations"] or {}):
+        if part.get("group_size") == 128:
+            part["group_size"] = 32
+    if said["weights"]["strategy"] == "block":
+        said["weights"]["block_structure"] = [32, 32]
+    scheme = QuantizationScheme.model_validate(said)
+    scheme.format = infer_module_format(torch.nn.Linear, scheme)
+    weights, packer = scheme.weights, BaseCompressor.get_value_from_registry(scheme.format.value)
+    packed, wanted = {}, {}
+    for module, plain in block_matrices(original).items():
+        weight, (rows, columns) = plain.float(), plain.shape
+        width = {"group": 32, "tensor_group": 16, "block": 32}.get(weights.strategy, columns)
+        height = 32 if weights.strategy == "block" else 1
+        parts = weight.reshape(rows // height, height, columns // width, width)
+        scale = (448 * 6 / weight.abs().max()).reshape(1) if weights.strategy == "tensor_group" else None
+        scales, zeros = calculate_qparams(parts.amin((1, 3)), parts.amax((1, 3)), weights, scale)
+        tensors = {"weight": weight, "weight_scale": scales, "weight_global_scale": scale, "weight_zero_point": zeros}
+        if weights.symmetric:
+            del tensors["weight_zero_point"]
+        made = packer.compress({local: each for local, each in tensors.items() if each is not None}, scheme)
+        # As llm-compressor stores scales of a model in bfloat16.
+        kinds = {torch.float32: torch.bfloat16} if scale is None else {}
+        packed[module] = {local: each.to(kinds.get(each.dtype, each.dtype)) for local, each in made.items()}
+        wanted[module] = packer.decompress(dict(packed[module]), scheme)["weight"]
+    config = QuantizationConfig(
+        config_groups={"group_0": scheme}, ignore=["lm_head"], format=scheme.format, quantization_status="compressed"
+    )
+    write(original, folder, packed, config.model_dump(mode="json") | {"quant_method": "compressed-tensors"})
     return wanted
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from aird.models.generation_settings import ends_of_text
 from aird.models.gguf_file import GGUFFile, read_gguf
 from aird.models.gguf_tokenizer import check_read_back, check_vocabulary, is_default_model, own_ends, own_tokenizer
 from aird.models.placement import spread
-from aird.models.structure import ArchitectureError, norm_gain, residual_writers, writer_contributions
+from aird.models.structure import ArchitectureError, decoder_blocks, norm_gain, residual_writers, writer_contributions
 from aird.models.text_model import extract_text_model, is_wrapper
 from aird.prompts.chat import chat_tokens, check_chat, with_chat
 from aird.settings.checkpoint_formats import quantised_original
@@ -37,6 +38,10 @@ from aird.support.processor import computes_in
 
 TRUST = "trust_remote_code"  # key of a manifest
 CHAT_FILE = "aird_chat.json"  # in a checkpoint folder: its chat settings, where it has any
+# Names of tensors without which a matrix is another one: packed values and scales, of all formats that are read.
+DECODING = re.compile(
+    r"\.(weight_(packed|scale|scale_inv|global_scale)|qweight|qzeros|scales|SCB|weight\.(absmax|quant_\w+|quant_state\..+))$"
+)
 _trusted: list[bool] = []
 _chat: list[Chat] = []
 
@@ -130,8 +135,8 @@ def load_model(
         dtype: the type to compute in, instead of that.
 
     Raises:
-        ValueError: a weight is missing, or has another shape than config.json says; or the adapter holds none for a
-            module that it says it changes.
+        ValueError: a weight is missing, or has another shape than config.json says; what decodes a matrix was not
+            read; or the adapter holds none for a module that it says it changes.
     """
     from transformers import AutoModelForCausalLM
 
@@ -148,6 +153,7 @@ def load_model(
     )
     model, loaded = loading
     check_complete(loaded, checkpoint)
+    _check_scales(loaded["unexpected_keys"], model, checkpoint)
     if isinstance(chosen, torch.dtype) and fused_parameters(model):
         # Of a quantised mixture, Transformers leaves experts and routers in the type that they were stored in.
         for parameter in model.parameters():
@@ -177,6 +183,29 @@ def load_model(
     model.eval()
     model.requires_grad_(False)
     return model
+
+
+def _check_scales(unread: Iterable[str], model: Any, checkpoint: Path) -> None:
+    """Check that Transformers has read all that decodes a model's matrices; it only reports what it leaves aside.
+
+    Zero points are no part of this: a symmetric matrix may have some, which are all zero.
+
+    Args:
+        unread: names of stored tensors that belong to no parameter.
+        model: the loaded model; a block that is stored beside its own is not used.
+        checkpoint: its folder, for the message.
+
+    Raises:
+        ValueError: scales or packed values of one of its blocks were not read, so that it would compute with others.
+    """
+    blocks = decoder_blocks(model)
+    prefixes = tuple(f"{name}." for name, module in model.named_modules() if any(module is block for block in blocks))
+    lost = sorted(name for name in unread if name.startswith(prefixes) and DECODING.search(name))
+    if lost:
+        raise ValueError(
+            f"{checkpoint} stores {lost[0]} (and {len(lost) - 1} more), which Transformers does not read, so its "
+            "matrices would be others than the stored ones; import it again (recipe: given), which decodes them"
+        )
 
 
 def attention(checkpoint: Path) -> str | None:

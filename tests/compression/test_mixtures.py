@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import ready_made
 import torch
 from models.families import tiny_family
 from safetensors.torch import load_file
@@ -102,3 +103,12 @@ def test_experts_that_are_stored_as_one_tensor_are_refused(tmp_path: Path) -> No
     tiny_family("gpt_oss").save_pretrained(tmp_path / "source")
     with pytest.raises(ValueError, match=r"it stores model\.layers\.0\.mlp\.experts\.gate_up_proj as one tensor"):
         compress(tmp_path / "source", tmp_path / "output", Magnitude(sparsity=0.5), None)
+
+
+def test_scales_that_transformers_leaves_aside_are_refused(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    """It reports them in a table, and loads experts that are several hundred times too large."""
+    ready_made.compressed_tensors(tiny_folder("qwen3_moe"), tmp_path / "given", "NVFP4A16")
+    with pytest.raises(ValueError, match=r"experts\.\d\.\w+\.weight_global_scale \(and 47 more\), which Transformers"):
+        load_model(tmp_path / "given")
+    ready_made.compressed_tensors(tiny_folder("llama"), tmp_path / "dense", "NVFP4A16")
+    assert logits_of(load_model(tmp_path / "dense")).isfinite().all()
