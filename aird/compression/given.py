@@ -4,9 +4,9 @@
 
 What Transformers, PEFT and vLLM read as it is stays byte for byte. GPTQ, AWQ and
 DeepSeek's FP8 keep their numbers in compressed-tensors' packing. What none of
-them reads (GGUF, reordered columns, GPTQ's 2 and 3 bits) becomes a dense
-checkpoint of the decoded matrices, and the record says so. A GGUF file stays
-beside its decoded matrices, for llama.cpp. Formats: docs/checkpoints.md.
+them reads (GGUF, reordered columns, GPTQ's 2 and 3 bits, most quantised experts)
+becomes a dense checkpoint of the decoded matrices, and the record says so. A GGUF
+file stays beside its decoded matrices, for llama.cpp. Formats: docs/checkpoints.md.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from aird.compression.measure import check_stored_formats, measure, take_bits
 from aird.models.checkpoint import FLOAT_BITS, Checkpoint, natural_order, read_checkpoint
 from aird.models.dense import write_dense_copy
+from aird.models.experts import decodes_experts
 from aird.models.gguf_file import MODEL_FILE, GGUFFile, read_gguf
 from aird.models.loading import (
     check_weights,
@@ -324,6 +325,8 @@ def _check_dense(given: Checkpoint) -> None:
 
 def _served_as(given: Checkpoint, forms: dict[str, str]) -> str:
     """Return how a readable checkpoint gets into the workflow."""
+    if given.routers() and not decodes_experts(load_structure(given.folder), given):
+        return DEQUANTISED
     ragged = [module for module, form in forms.items() if form == "fp8-block" and not _fills_blocks(given, module)]
     packed = [module for module, form in forms.items() if form in ("gptq", "pack-quantized")]
     bits = {quantization_scheme(given, module).weights.num_bits for module in packed}

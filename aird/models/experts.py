@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from aird.models.checkpoint import Checkpoint, StoredTensor, natural_order, read_checkpoint
-from aird.models.matrices import dense_matrix, matrix_of
+from aird.models.matrices import dense_matrix, experts_scheme, matrix_of, quantization_scheme, stored_format
 from aird.models.structure import ArchitectureError, decoder_blocks
 
 
@@ -41,6 +41,37 @@ def stored_matrices(structure: Any, checkpoint: Checkpoint) -> dict[str, list[st
     made = _made_matrices(structure, checkpoint)
     parts = {name: [module for module in made if made[module].target == name] for name in fused_parameters(structure)}
     return {name: modules for name, modules in parts.items() if modules}
+
+
+def decodes_experts(structure: Any, checkpoint: Checkpoint) -> bool:
+    """Return whether Transformers computes with a quantised mixture's experts as they are stored (repacked, if needed).
+
+    It decodes those that it puts together by itself: all by one scheme, from packed values and scales alone. That is
+    right of symmetric integers, and of 8-bit floats with one scale for a matrix or for each of its rows.
+
+    Args:
+        structure: the model, or its structure alone.
+        checkpoint: a quantised checkpoint.
+    """
+    modules = [module for stored in stored_matrices(structure, checkpoint).values() for module in stored]
+    tensors = {module: checkpoint.module_tensors(module) for module in modules}
+    forms = {stored_format(stored) for stored in tensors.values()}
+    config = checkpoint.quantization_config or {}
+    if not modules or config.get("quant_method") == "bitsandbytes":
+        return forms <= {"dense"}
+    scheme = experts_scheme(checkpoint)
+    eight_bit_floats = scheme.weights.type == "float" and scheme.weights.num_bits == 8
+    if forms == {"dense"}:
+        return eight_bit_floats
+    if any(quantization_scheme(checkpoint, module).weights != scheme.weights for module in modules):
+        return False
+    if forms == {"float-quantized"}:
+        readable = eight_bit_floats and scheme.weights.strategy in ("tensor", "channel")
+    else:
+        readable = forms in ({"gptq"}, {"pack-quantized"}) and scheme.weights.symmetric
+    known = {"weight", "weight_packed", "weight_scale", "weight_shape"}
+    names = {local for stored in tensors.values() for local in stored if local.startswith("weight")}
+    return readable and names <= known
 
 
 def stored_experts(structure: Any, checkpoint: Checkpoint, parameter: str) -> StoredTensor | list[str]:

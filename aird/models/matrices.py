@@ -243,17 +243,9 @@ def quantization_scheme(checkpoint: Checkpoint, module: str) -> Any:
         raise ValueError(f"{checkpoint.folder}: bitsandbytes has no scheme of compressed-tensors")
     if config["quant_method"] in FOREIGN:
         return None if declared_format(checkpoint, module) == "dense" else foreign_scheme(config)
-    from compressed_tensors.quantization import QuantizationConfig
     from compressed_tensors.utils import match_targets
 
-    try:
-        parsed = QuantizationConfig.model_validate(_without_order(config))
-    except ValidationError as error:
-        places = ".".join(map(str, error.errors()[0]["loc"]))
-        raise ValueError(
-            f"{checkpoint.folder}: the installed compressed-tensors does not read the quantization_config of its "
-            f"config.json ({places}: {error.errors()[0]['msg']}); save it with another version of compressed-tensors"
-        ) from error
+    parsed = _parsed(checkpoint)
     # Schemes name modules or classes; only the class of this stand-in is looked at.
     linear = torch.nn.Linear(1, 1, device="meta")
     if match_targets(module, linear, parsed.ignore):
@@ -261,6 +253,32 @@ def quantization_scheme(checkpoint: Checkpoint, module: str) -> Any:
     schemes = {target: scheme for scheme in parsed.config_groups.values() for target in scheme.targets}
     matched = match_targets(module, linear, schemes)
     return schemes[matched[0]] if matched else None
+
+
+def experts_scheme(checkpoint: Checkpoint) -> Any:
+    """Return the compressed-tensors scheme by which Transformers decodes all experts that it puts together.
+
+    Args:
+        checkpoint: one in compressed-tensors' packing, or in a format that is repacked.
+    """
+    from transformers.integrations.compressed_tensors import get_experts_scheme
+
+    config = checkpoint.quantization_config or {}
+    return foreign_scheme(config) if config["quant_method"] in FOREIGN else get_experts_scheme(_parsed(checkpoint))
+
+
+def _parsed(checkpoint: Checkpoint) -> Any:
+    """Return a `quantization_config` as the installed compressed-tensors reads it; ValueError where it does not."""
+    from compressed_tensors.quantization import QuantizationConfig
+
+    try:
+        return QuantizationConfig.model_validate(_without_order(checkpoint.quantization_config or {}))
+    except ValidationError as error:
+        places = ".".join(map(str, error.errors()[0]["loc"]))
+        raise ValueError(
+            f"{checkpoint.folder}: the installed compressed-tensors does not read the quantization_config of its "
+            f"config.json ({places}: {error.errors()[0]['msg']}); save it with another version of compressed-tensors"
+        ) from error
 
 
 def _without_order(config: dict[str, Any]) -> dict[str, Any]:

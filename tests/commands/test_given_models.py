@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
@@ -26,12 +27,14 @@ from wrappers import write_wrapper
 from aird.commands.evaluate import served_by_llama_cpp
 from aird.commands.inputs import COPY_IN_WORDS, SERVER_IN_WORDS, open_model_folder
 from aird.commands.main import main
+from aird.commands.patch import check_patchable
 from aird.compression.registry import compress
 from aird.evaluation.engines.address import Address
 from aird.models.gguf_file import served_gguf
-from aird.models.loading import load_tokenizer
+from aird.models.loading import load_model, load_tokenizer
 from aird.models.matrices import dense_matrix
 from aird.prompts.chat import chat_tokens
+from aird.settings.checkpoint_formats import DEQUANTISED
 from aird.settings.compressions import RoundToNearest
 from aird.support.files import check_folder, hash_folder, read_json, write_json
 
@@ -108,6 +111,17 @@ def test_the_decoded_numbers_are_the_packed_ones(folder: Path) -> None:
     # Once a process.
     assert open_model_folder(str(folder / "q8.gguf"), False).folder == model.folder
     assert open_model_folder(str(folder / "model"), False).folder == folder / "model"
+
+
+def test_experts_that_transformers_does_not_decode(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    original = tiny_folder("qwen3_moe")
+    wanted = ready_made.compressed_tensors(original, tmp_path / "nvfp4", "NVFP4A16")
+    model = open_model_folder(str(tmp_path / "nvfp4"), False)
+    assert model.form == DEQUANTISED
+    experts = load_model(model.folder).get_parameter("model.layers.1.mlp.experts.down_proj")
+    packed = [wanted[f"model.layers.1.mlp.experts.{number}.down_proj"] for number in range(4)]
+    assert torch.equal(experts, torch.stack(packed).to(experts.dtype))
+    check_patchable(open_model_folder(str(original), False), model)
 
 
 def test_a_folder_with_mistrals_own_files_is_read_without_them(folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,13 +11,15 @@ import ready_made
 import torch
 from models.families import tiny_family
 from safetensors.torch import load_file
-from tiny_model import logits_of, new
+from tiny_model import changed_tensors, configured, logits_of, new
 
+from aird.compression.given import import_given, readable_form
 from aird.compression.measure import measure
 from aird.compression.registry import compress
+from aird.models.checkpoint import read_checkpoint
 from aird.models.dense import write_dense_copy
-from aird.models.experts import fused_parameters
-from aird.models.loading import load_model
+from aird.models.experts import fused_parameters, stored_matrices
+from aird.models.loading import load_model, load_structure
 from aird.settings.compressions import (
     AWQ,
     FP8,
@@ -29,6 +32,7 @@ from aird.settings.compressions import (
     SparseGPT,
     Wanda,
 )
+from aird.support.files import read_json
 
 CALIBRATION = CalibrationSettings(prompt_set="harmless", count=6)
 PROMPTS = [torch.randint(0, 256, (20,), generator=torch.Generator().manual_seed(seed)).tolist() for seed in range(6)]
@@ -112,3 +116,91 @@ def test_scales_that_transformers_leaves_aside_are_refused(tiny_folder: Callable
         load_model(tmp_path / "given")
     ready_made.compressed_tensors(tiny_folder("llama"), tmp_path / "dense", "NVFP4A16")
     assert logits_of(load_model(tmp_path / "dense")).isfinite().all()
+
+
+def bitsandbytes(original: Path, folder: Path) -> dict[str, torch.Tensor]:
+    """Write what Transformers wrote while every expert had linear modules of its own."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    packed, wanted = {}, {}
+    for module, weight in ready_made.block_matrices(original).items():
+        values, state = quantize_4bit(weight, quant_type="nf4")
+        stored = state.as_dict(packed=True).items()
+        packed[module] = {"weight": values, **{f"weight.{local}": tensor for local, tensor in stored}}
+        wanted[module] = dequantize_4bit(values, state)
+    said = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    ready_made.write(original, folder, packed, said | {"bnb_4bit_compute_dtype": "bfloat16"})
+    return wanted
+
+
+def dense_experts(original: Path, folder: Path) -> dict[str, torch.Tensor]:
+    """Write packed attention beside experts that stay as they are."""
+    wanted = ready_made.compressed_tensors(original, folder, "W4A16")
+    plain = ready_made.block_matrices(original)
+    with changed_tensors(folder) as tensors:
+        for name in [name for name in tensors if ".experts." in name]:
+            del tensors[name]
+        for module in (module for module in plain if ".experts." in module):
+            tensors[f"{module}.weight"] = wanted[module] = plain[module]
+    quantisation = read_json(folder / "config.json")["quantization_config"]
+    configured(folder, quantization_config=quantisation | {"ignore": ["lm_head", "re:.*experts.*"]})
+    return wanted
+
+
+MAKERS: dict[str, Callable[[Path, Path], dict[str, torch.Tensor]]] = {
+    "awq": ready_made.awq,
+    "gptq": ready_made.gptq,
+    "gptq-asymmetric": lambda original, folder: ready_made.gptq(original, folder, symmetric=False),
+    "fp8_block": lambda original, folder: ready_made.fp8_block(original, folder, 32, 32),
+    "bitsandbytes": bitsandbytes,
+    "dense experts": dense_experts,
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "form", "served_as"),
+    [
+        ("qwen3_moe", "W4A16", "given"),
+        ("qwen3_moe", "W8A16", "given"),
+        ("qwen3_moe", "FP8_DYNAMIC", "given"),
+        ("mixtral", "FP8_DYNAMIC", "given"),
+        ("qwen3_moe", "gptq", "repacked"),
+        ("qwen3_moe", "NVFP4A16", "dequantised"),
+        ("mixtral", "NVFP4A16", "dequantised"),
+        ("qwen3_moe", "MXFP4A16", "dequantised"),
+        ("qwen3_moe", "W4A16_ASYM", "dequantised"),
+        ("qwen3_moe", "W8A8", "dequantised"),
+        ("qwen3_moe", "FP8_BLOCK", "dequantised"),
+        ("qwen3_moe", "fp8_block", "dequantised"),
+        ("qwen3_moe", "awq", "dequantised"),
+        ("mixtral", "awq", "dequantised"),
+        ("qwen3_moe", "gptq-asymmetric", "dequantised"),
+        ("qwen3_moe", "bitsandbytes", "dequantised"),
+        ("qwen3_moe", "dense experts", "dequantised"),
+    ],
+)
+def test_experts_of_a_ready_made_mixture(
+    family: str, form: str, served_as: str, tiny_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Transformers computes with the very matrices that were packed, in every format that is read."""
+    source, given, imported = tiny_folder(family), tmp_path / "given", tmp_path / "imported"
+    default = functools.partial(ready_made.compressed_tensors, preset=form)
+    wanted = MAKERS.get(form, default)(source, given)
+    record = import_given(given, source, imported)
+    assert record["served_as"] == readable_form(given) == served_as
+    assert record["patchable"] and record["total"]["relative_error"] < 0.15
+    model, structure = load_model(imported), load_structure(source)
+    for name in fused_parameters(model):
+        stored = stored_matrices(structure, read_checkpoint(source))[name]
+        experts = [
+            [module for module in stored if f".{number}." in module.partition("experts")[2]] for number in range(4)
+        ]
+        # Gate above up, as Transformers puts them together.
+        packed = torch.stack([torch.cat([wanted[module] for module in sorted(modules)]) for modules in experts])
+        assert torch.equal(model.get_parameter(name), packed.to(model.dtype)), name
+    if served_as == "dequantised":
+        return
+    write_dense_copy(imported, new(tmp_path / "dense"))
+    expected = logits_of(load_model(tmp_path / "dense", dtype=torch.float32))
+    # Inputs of attention are rounded to FP8, and so some tokens go to other experts.
+    assert (logits_of(load_model(imported, dtype=torch.float32)) - expected).norm() < 0.2 * expected.norm()
