@@ -51,7 +51,8 @@ def measure(checkpoint: Path, original: Path | None = None) -> dict[str, Any]:
         `bits_per_weight` and `sparse_bits_per_weight`, and `formats`, the stored formats; with an original
         also the mean `relative_error`.
 
-        `other_tensors` covers everything else: embeddings, output head, norms and biases.
+        `other_tensors` covers everything else: embeddings, output head, norms and biases. Blocks behind the model's
+        last one are left out: nothing computes with them, and not everything that writes checkpoints keeps them.
 
     Raises:
         ValueError: the folder is no complete checkpoint, or has no recognisable decoder blocks.
@@ -66,7 +67,7 @@ def measure(checkpoint: Path, original: Path | None = None) -> dict[str, Any]:
         matrices[module] = _measure_matrix(found, module, reference)
         measured_tensors.update(tensor.name for tensor in stored.values())
         stored_bytes += sum(tensor.size for tensor in stored.values())
-    others = sorted(found.tensors.keys() - measured_tensors)
+    others = sorted(found.tensors.keys() - measured_tensors - found.further_tensors())
     return {
         "matrices": matrices,
         "total": _total(matrices, stored_bytes),

@@ -119,7 +119,8 @@ class Checkpoint:
     def block_matrices(self) -> list[str]:
         """Return the linear modules inside the decoder blocks, in the order of the blocks.
 
-        What chooses a mixture's experts is none of them: no recipe compresses it.
+        What chooses a mixture's experts is none of them: no recipe compresses it. Nor is a block behind the model's
+        last one (`further_tensors`).
 
         Raises:
             ValueError: no list of `num_hidden_layers` blocks, or no matrix in it.
@@ -128,8 +129,17 @@ class Checkpoint:
         names = [name for name in self.matrix_modules() if name.startswith(prefix)]
         if not names:
             raise ValueError(f"{self.folder}: the decoder blocks {prefix}* hold no weight matrix")
-        routers = set(self.routers().values())
-        return [name for name in names if name not in routers]
+        left_out = {name.rpartition(".")[0] for name in self.further_tensors()} | set(self.routers().values())
+        return [name for name in names if name not in left_out]
+
+    def further_tensors(self) -> set[str]:
+        """Return the names of the tensors in blocks behind the model's last one, which Transformers does not load.
+
+        GLM-4.5 and DeepSeek-V3 store their prediction of several tokens (MTP) so, as block `num_hidden_layers`.
+        """
+        prefix, layers = block_prefix(self.tensors, self.config), _block_count(self.config)
+        found = (re.match(rf"{re.escape(prefix)}(\d+)\.", name) for name in self.tensors)
+        return {match.string for match in found if match and layers is not None and int(match[1]) >= layers}
 
     def routers(self) -> dict[str, str | None]:
         """Return what chooses a mixture's experts: a matrix of one row for each, beside a numbered list of that many.
@@ -214,13 +224,13 @@ BLOCK_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 def block_prefix(names: Iterable[str], config: dict[str, Any]) -> str:
     """Return what the names of all tensors in decoder blocks start with, such as "model.layers.".
 
-    Blocks are found by structure: the one numbered list that runs from 0 to their number - 1.
+    Blocks are found by structure: the one numbered list that runs from 0 to their number - 1, or where there is none
+    the one that goes on behind (`Checkpoint.further_tensors`).
 
     Raises:
         ValueError: there is no such list, or more than one; the message says what was found.
     """
-    text = config.get("text_config", config)
-    layers = next((text[key] for key in BLOCK_COUNTS if key in text), None)
+    layers = _block_count(config)
     indices: dict[str, set[int]] = {}
     for name in names:
         match = re.match(r"((?:.*?\.)?)(\d+)\.", name)
@@ -228,10 +238,17 @@ def block_prefix(names: Iterable[str], config: dict[str, Any]) -> str:
             indices.setdefault(match[1], set()).add(int(match[2]))
     # Some configurations name the kind of each block instead of their number (Nemotron-H).
     fitting = [prefix for prefix, found in indices.items() if found == set(range(layers or len(found)))]
+    if not fitting and layers:
+        fitting = [prefix for prefix, found in indices.items() if found > set(range(layers))]
     if len(fitting) != 1:
         found = {f"{prefix}*": len(numbers) for prefix, numbers in indices.items()}
         raise ValueError(f"looked for one numbered list of {layers} decoder blocks among the tensors, found {found}")
     return fitting[0]
+
+
+def _block_count(config: dict[str, Any]) -> int | None:
+    text = config.get("text_config", config)
+    return next((text[key] for key in BLOCK_COUNTS if key in text), None)
 
 
 def _read_header(file: Path) -> dict[str, StoredTensor]:

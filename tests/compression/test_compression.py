@@ -451,6 +451,13 @@ def test_incomplete_checkpoints_are_named(original: Path, tmp_path: Path) -> Non
         read_checkpoint(tmp_path)
     with pytest.raises(ValueError, match=r"one numbered list of 3 decoder blocks .*'h\.\*': 2"):
         block_prefix(["h.0.attn.weight", "h.1.attn.weight"], {"n_layer": 3})
+    with pytest.raises(ValueError, match=r"one numbered list of 3 decoder blocks .*'h\.\*': 4, 'g\.\*': 5"):
+        block_prefix(
+            [f"{name}.{index}.w" for name, count in (("h", 4), ("g", 5)) for index in range(count)], {"n_layer": 3}
+        )
+    # One of that very number goes before one that goes on, as beside a model of images.
+    names = [f"{name}.{index}.weight" for name, count in (("h", 3), ("g", 5)) for index in range(count)]
+    assert block_prefix(names, {"n_layer": 3}) == "h." and block_prefix(names[3:], {"n_layer": 3}) == "g."
     for family in ("mpt", "gpt_neo", "bloom", "codegen", "llama"):  # as their config.json files have it
         config = json.loads(tiny_configuration(family).to_json_string(use_diff=False))
         assert block_prefix([f"h.{index}.weight" for index in range(4)], config) == "h."

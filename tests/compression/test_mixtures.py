@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from aird.compression.registry import compress
 from aird.models.checkpoint import read_checkpoint
 from aird.models.dense import write_dense_copy
 from aird.models.experts import fused_parameters, stored_matrices
-from aird.models.loading import load_model, load_structure
+from aird.models.loading import import_model, load_model, load_structure
 from aird.settings.compressions import (
     AWQ,
     FP8,
@@ -204,3 +205,27 @@ def test_experts_of_a_ready_made_mixture(
     expected = logits_of(load_model(tmp_path / "dense", dtype=torch.float32))
     # Inputs of attention are rounded to FP8, and so some tokens go to other experts.
     assert (logits_of(load_model(imported, dtype=torch.float32)) - expected).norm() < 0.2 * expected.norm()
+
+
+def test_a_block_behind_the_last_one_is_left_alone(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    """As GLM-4.5 and DeepSeek-V3 store their prediction of several tokens: imported, neither compressed nor compared."""
+    plain, source = tiny_folder("qwen3_moe"), Path(shutil.copytree(tiny_folder("qwen3_moe"), tmp_path / "source"))
+    with changed_tensors(source) as tensors:
+        last = {name: tensor for name, tensor in tensors.items() if name.startswith("model.layers.3.")}
+        tensors |= {name.replace(".3.", ".4.", 1): 2 * tensor for name, tensor in last.items()}
+        tensors["model.layers.4.eh_proj.weight"] = torch.ones(128, 256, dtype=torch.bfloat16)
+    import_model(source, new(tmp_path / "imported"), "bfloat16")
+    assert measure(tmp_path / "imported") == measure(plain)
+    # The first keeps the block's tensors as they are, the second drops them.
+    for recipe, kept in (("magnitude", True), ("round-4", False)):
+        compressed = compress(tmp_path / "imported", tmp_path / recipe, RECIPES[recipe], None)
+        assert compressed == compress(plain, tmp_path / f"{recipe}-plain", RECIPES[recipe], None)
+        stored = read_checkpoint(tmp_path / recipe).tensors
+        assert ("model.layers.4.eh_proj.weight" in stored) == kept
+        import_given(tmp_path / recipe, tmp_path / "imported", tmp_path / f"{recipe}-given")
+    for form in ("gptq", "awq"):
+        MAKERS[form](source, tmp_path / form)
+        record = import_given(tmp_path / form, plain, tmp_path / f"{form}-given")
+        assert set(record["matrices"]) == set(measure(plain)["matrices"])
+        model, of_plain = load_model(tmp_path / f"{form}-given"), load_model(plain)
+        assert (logits_of(model) - logits_of(of_plain)).norm() < 0.5 * logits_of(of_plain).norm()
