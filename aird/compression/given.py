@@ -208,10 +208,18 @@ def check_config(config: dict[str, Any], original: Path, name: str) -> None:
     theirs = read_json(original / "config.json")
     ours, theirs = (values.get("text_config", values) for values in (config, theirs))
     for key in SIZES:
-        if ours.get(key) != theirs.get(key):
+        sizes = ours.get(key), theirs.get(key)
+        # GPTQ and AWQ are padded where their groups would not fill a matrix, as Qwen's own of 72B are.
+        if key == "intermediate_size" and "quantization_config" in config and None not in sizes and sizes[0] > sizes[1]:
             raise ValueError(
-                f"{name} was not made from {original}: its {key} is {ours.get(key)}, the original's "
-                f"{theirs.get(key)}; name the checkpoint's own original as the model"
+                f"{name} has wider matrices than {original}: its {key} is {sizes[0]}, the original's {sizes[1]}; where "
+                "it was padded for its packing it is not read, so take one of the original's sizes, such as a GGUF "
+                "file; else name the checkpoint's own original as the model"
+            )
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                f"{name} was not made from {original}: its {key} is {sizes[0]}, the original's {sizes[1]}; name the "
+                "checkpoint's own original as the model"
             )
 
 
@@ -247,10 +255,11 @@ def _check_others(given: Checkpoint, original: Checkpoint) -> None:
 def _import_folder(source: Path, original: Path, folder: Path) -> dict[str, Any]:
     given = read_checkpoint(source)
     check_config(given.config, original, str(source))
+    served_as = readable_form(source)  # before shapes, which a packing that is not read does not tell
     theirs = read_checkpoint(original)
     check_fits(given, theirs)
     _check_others(given, theirs)
-    forms, served_as = _forms(given), readable_form(source)
+    forms = _forms(given)
     logger.info("%s holds %s; it is served as %s", source, ", ".join(sorted(set(forms.values()))), served_as)
     write_readable(source, folder, served_as)
     stored = {module: given.module_tensors(module).values() for module in forms}

@@ -45,6 +45,7 @@ REFUSED = {
     "fbgemm_fp8": ("FBGEMM FP8", _CONVERT),
     "higgs": ("HIGGS", _CONVERT),
     "hqq": ("HQQ", _CONVERT),
+    "mlx": ("MLX", "take a GGUF file of the model, or a checkpoint in compressed-tensors, GPTQ or AWQ"),
     "modelopt": ("NVIDIA ModelOpt", "convert it with compressed-tensors' ModelOptNvfp4Converter"),
     "mxfp4": ("MXFP4 of fused experts (gpt-oss)", "mixtures of experts in it are not read; take a dense model"),
     "quanto": ("Quanto", _CONVERT),
@@ -96,9 +97,15 @@ def checkpoint_refusal(config: Mapping[str, Any]) -> str | None:
 
 
 def _quantisation(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the `quantization_config` of a config.json, which a wrapper may keep with its text model's."""
+    """Return the `quantization_config` of a config.json, which a wrapper may keep with its text model's.
+
+    MLX writes it without a `quant_method`, or under `quantization` alone.
+    """
     inner = config.get("text_config")
     own: Mapping[str, Any] | None = config.get("quantization_config")
+    mlx = config.get("quantization")
+    if isinstance(mlx, Mapping) and "bits" in mlx and "quant_method" not in (own or {}):
+        return {**mlx, "quant_method": "mlx"}
     return own or (inner.get("quantization_config") if isinstance(inner, Mapping) else None)
 
 

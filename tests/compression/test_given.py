@@ -154,6 +154,22 @@ def test_packed_matrices_that_config_json_says_nothing_of(original: Path, tmp_pa
             load_model(folder)
 
 
+def test_a_packing_that_is_not_read_is_said_before_the_shapes_that_it_hides(original: Path, tmp_path: Path) -> None:
+    given = Path(shutil.copytree(original, tmp_path / "given"))
+    with changed_tensors(given) as tensors:
+        for module, weight in block_matrices(original).items():  # as MLX packs them
+            tensors[f"{module}.weight"] = torch.zeros(len(weight), weight.shape[1] // 8, dtype=torch.uint32)
+            for name in ("scales", "biases"):
+                tensors[f"{module}.{name}"] = torch.ones(len(weight), weight.shape[1] // 32)
+    with pytest.raises(
+        ValueError, match=r"stores model\.layers\.0\.\S+ packed \(unknown\), but its config\.json has no"
+    ):
+        import_given(given, original, tmp_path / "imported")
+    configured(given, quantization={"group_size": 32, "bits": 4})
+    with pytest.raises(ValueError, match="is stored as MLX, which is not read"):
+        import_given(given, original, tmp_path / "imported")
+
+
 def test_checkpoints_that_lack_tensors(original: Path, tmp_path: Path) -> None:
     from aird.compression.registry import compress
     from aird.settings.compressions import BitsAndBytes, RoundToNearest
@@ -413,6 +429,11 @@ def test_another_models_matrices_are_measured_but_not_patched(original: Path, tm
         ({"hidden_size": 64}, "was not made from .*: its hidden_size is 64, the original's 128"),
         ({"num_hidden_layers": 3}, "its num_hidden_layers is 3"),
         ({"vocab_size": 1}, "its vocab_size is 1"),
+        ({"intermediate_size": 512}, "was not made from .*: its intermediate_size is 512"),
+        (
+            {"intermediate_size": 512, "quantization_config": {"quant_method": "gptq", "bits": 4}},
+            "has wider matrices than .*: its intermediate_size is 512, the original's 256; where it was padded",
+        ),
     ],
 )
 def test_what_is_refused_before_anything_is_copied(

@@ -100,6 +100,15 @@ def test_a_quantised_wrapper_is_refused_by_its_configuration(config: dict[str, A
     assert checkpoint_refusal(dense) is None and quantised_original(dense) is None
 
 
+@pytest.mark.parametrize("own", [{}, {"quantization_config": {"group_size": 64, "bits": 4}}])
+def test_mlx_is_known_by_its_key(own: dict[str, Any]) -> None:
+    config = {"model_type": "llama", "quantization": {"group_size": 64, "bits": 4}, **own}
+    reason, original = checkpoint_refusal(config), quantised_original(config)
+    assert reason is not None and "is stored as MLX, which is not read; take a GGUF file" in reason
+    assert original is not None and "quantised already, by mlx" in original
+    assert checkpoint_refusal({**config, "quantization_config": GPTQ}) is None
+
+
 def test_measured_but_not_patched() -> None:
     reason = patch_refusal({**CT, "transform_config": {"config_groups": {"u": {}}}})
     assert reason is not None and "SpinQuant" in reason
