@@ -5,6 +5,7 @@ Apart from what computes them, so that choosing among candidates does not depend
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,12 @@ def mean_scores(scores: PromptScores) -> list[Score]:
     Records come for all layers and positions (-P to -1), in that order; a score that is not a number is None.
     """
     layers, positions, _ = scores["induce"].shape
-    means = {name: values.mean(dim=-1) for name, values in scores.items()}
+    # As lists: thousands of resamples ask for them, and a tensor's entry takes longer than its mean.
+    means = {name: values.mean(dim=-1).tolist() for name, values in scores.items()}
     return [
         {"layer": layer, "position": position - positions}
         | {
-            name: None if value[layer, position].isnan() else value[layer, position].item()
+            name: None if math.isnan(value[layer][position]) else value[layer][position]
             for name, value in means.items()
         }
         for layer in range(layers)

@@ -93,7 +93,7 @@ def test_a_checkpoint_with_its_adapter_is_captured_and_verified_as_the_merged_on
         "adapter": load_model(base, tmp_path / "adapter", **float32).get_base_model(),
         "merged": load_model(tmp_path / "merged", **float32),
     }
-    caches = {name: capture_activations(each, tokenizer, RECORDS, [3], SETTINGS, 0) for name, each in models.items()}
+    caches = {name: capture_activations(each, tokenizer, RECORDS, {"tokens": [3]}, SETTINGS, 0) for name, each in models.items()}
     states = {name: each.groups["harmful", "train"].activations for name, each in caches.items()}
     torch.testing.assert_close(states["adapter"], states["merged"], atol=1e-4, rtol=1e-4)
     # What the edited blocks 0 and 1 write stands from layer 1 on.
@@ -106,6 +106,6 @@ def test_a_checkpoint_with_its_adapter_is_captured_and_verified_as_the_merged_on
     assert labels["adapter"] == labels["merged"]
     blocks = list(decoder_blocks(models["adapter"]))
     with ablation(blocks, writer_modules(models["adapter"]), direction.unit):
-        ablated = capture_activations(models["adapter"], tokenizer, RECORDS, [3], SETTINGS, 0)
+        ablated = capture_activations(models["adapter"], tokenizer, RECORDS, {"tokens": [3]}, SETTINGS, 0)
     # The hooks of the capture stand behind those of the ablation: the state that a block gets holds nothing of r.
     assert (ablated.groups["harmful", "train"].activations[:, 1:].double() @ direction.unit).abs().max() < 1e-4
