@@ -20,6 +20,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen2Tokenizer,
     Qwen3Config,
     Qwen3MoeConfig,
 )
@@ -105,7 +106,14 @@ def build_tiny_model(folder: Path, *, family: str = "llama", seed: int = 0, temp
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
+    if family == "qwen2":
+        as_qwen2(folder)
     return folder
+
+
+def as_qwen2(folder: Path) -> None:
+    """Write a checkpoint's tokenizer as Transformers reads it for every model of the type qwen2."""
+    Qwen2Tokenizer.from_pretrained(folder).save_pretrained(folder)
 
 
 def _train_tokenizer() -> PreTrainedTokenizerFast:
@@ -141,6 +149,14 @@ def configured(folder: Path, **changes: Any) -> Path:
     """Change keys of a checkpoint's config.json."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | changes
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+def with_tokenizer_class(folder: Path, name: str) -> Path:
+    """Name another class as a checkpoint's tokenizer, whose file stays."""
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8")) | {"tokenizer_class": name}
+    path.write_text(json.dumps(settings), encoding="utf-8")
     return folder
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import transformers
-from tiny_model import randomise
+from tiny_model import as_qwen2, randomise
 
 from aird.models.loading import load_tokenizer
 from aird.support.files import write_json
@@ -77,5 +77,7 @@ def write_wrapper(family: str, plain: Path, folder: Path) -> Any:
     wrapper.tie_weights()
     wrapper.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    if family == "qwen2_5_vl":
+        as_qwen2(folder)
     write_json(folder / "preprocessor_config.json", {})
     return wrapper

@@ -162,6 +162,7 @@ def open_model_folder(
     folder, form = _readable(absolute, trust_remote_code, beside, asked)
     try:
         if asked:
+            folder = _read_by_its_file(folder, trust_remote_code)
             check_chat(load_tokenizer(folder))
     except OSError as error:
         raise ValueError(f"{text} holds no tokenizer that can be read: {error}") from error
@@ -221,8 +222,23 @@ def _readable(source: Path, trust_remote_code: bool, original: Path | None, aske
 
 def _without_mistrals(source: Path) -> Path:
     """Return a model folder without Mistral's own files: itself, or a temporary one of links to the other files."""
-    if not any(map(is_mistrals, source.iterdir())):
-        return source
+    return _linked(source) if any(map(is_mistrals, source.iterdir())) else source
+
+
+@functools.cache
+def _read_by_its_file(folder: Path, trust_remote_code: bool) -> Path:
+    """Return a model folder whose tokenizer all read by its file: itself, or a temporary one of links; once."""
+    from aird.models.tokenizer_file import is_read_by_its_file, let_its_file_be_read
+
+    if is_read_by_its_file(folder, trust_remote_code):
+        return folder
+    linked = _linked(folder)
+    let_its_file_be_read(linked, trust_remote_code)  # the link to the class's file becomes a file
+    return linked
+
+
+def _linked(source: Path) -> Path:
+    """Return a temporary folder of links to the files of a model folder, but for Mistral's own."""
     _scratch.append(tempfile.TemporaryDirectory(prefix="aird-linked-"))
     folder = Path(_scratch[-1].name)
     for path in source.iterdir():

@@ -2,7 +2,7 @@
 
     record = import_given(Path("downloaded"), Path("original"), Path("imported"))
 
-What Transformers, PEFT and vLLM read as it is stays byte for byte. GPTQ, AWQ and
+Weights that Transformers, PEFT and vLLM read as they are stay byte for byte. GPTQ, AWQ and
 DeepSeek's FP8 keep their numbers in compressed-tensors' packing. What none of
 them reads (GGUF, reordered columns, GPTQ's 2 and 3 bits, most quantised experts)
 becomes a dense checkpoint of the decoded matrices, and the record says so. A GGUF
@@ -42,6 +42,7 @@ from aird.models.matrices import column_order, matrix_of, matrix_shape, quantiza
 from aird.models.repacking import FOREIGN, foreign_config, repack
 from aird.models.rescaling import relation
 from aird.models.structure import outside_blocks
+from aird.models.tokenizer_file import let_its_file_be_read, read_tokenizer
 from aird.prompts.chat import check_chat, post_instruction_tokens, renders_alike, with_chat
 from aird.settings.checkpoint_formats import (
     AS_GIVEN,
@@ -398,9 +399,8 @@ def _settle_tokenizer(folder: Path, original: Path) -> str:
     if not any(folder.glob("tokenizer*")):
         copy_tokenizer(original, folder)
         return "the original's, as the checkpoint brings none"
-    from transformers import AutoTokenizer
-
-    own: Any = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=code_is_trusted())
+    let_its_file_be_read(folder, code_is_trusted())
+    own = read_tokenizer(folder, code_is_trusted())
     for probe in PROBES:
         ids = [tokenizer(probe, add_special_tokens=False).input_ids for tokenizer in (own, theirs)]
         if ids[0] != ids[1]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import AutoTokenizer
-
 from aird.models.loading import check_weights, copy_weights, read_chat, write_chat
+from aird.models.tokenizer_file import let_its_file_be_read, read_tokenizer
 from aird.prompts.chat import check_chat, with_chat
 from aird.settings.models import Chat
 
@@ -28,11 +27,12 @@ def import_judge(source: Path, target: Path, chat: Chat | None = None, templated
         raise ValueError(f"{source} is no folder: a judge needs a model in Hugging Face format")
     copy_weights(source, target, with_code=False)
     check_weights(target, source)
+    let_its_file_be_read(target, trust_remote_code=False)
     if templated:
         return
     if chat is not None:
         write_chat(chat, target)
-    tokenizer = with_chat(AutoTokenizer.from_pretrained(str(target)), read_chat(target))
+    tokenizer = with_chat(read_tokenizer(target, trust_remote_code=False), read_chat(target))
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(
             "this judge has no chat template; write `template` with {instruction} and {completion}, if it is a "

@@ -7,13 +7,13 @@ Whatever is not in the table is refused.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from aird.models.gguf_file import GGUFFile
+from aird.models.tokenizer_file import tokenizer_state
 from aird.support.files import sha256_of
 
 # llama.cpp's numbers of kinds of tokens (`llama_token_type`). It looks for the first three as a whole in a text.
@@ -132,11 +132,7 @@ def check_read_back(written: Any, made: Any, file: GGUFFile) -> None:
     Raises:
         ValueError: it does not.
     """
-    states = [json.loads(tokenizer.backend_tokenizer.to_str()) for tokenizer in (written, made)]
-    for state in states:
-        state["added_tokens"] = [(token["id"], token["content"], token["special"]) for token in state["added_tokens"]]
-        state["model"] = [state["model"][key] for key in ("vocab", "merges", "ignore_merges")]
-    if any(states[0][part] != states[1][part] for part in ("normalizer", "pre_tokenizer", "model", "added_tokens")):
+    if tokenizer_state(written.backend_tokenizer) != tokenizer_state(made.backend_tokenizer):
         raise ValueError(
             f"{file.path} asks for another tokenizer than {type(written).__name__}, which Transformers takes for every "
             f"model of its type; {WHAT_TO_DO}"

@@ -28,6 +28,7 @@ from aird.models.gguf_tokenizer import check_read_back, check_vocabulary, is_def
 from aird.models.placement import spread
 from aird.models.structure import ArchitectureError, decoder_blocks, norm_gain, residual_writers, writer_contributions
 from aird.models.text_model import extract_text_model, is_wrapper
+from aird.models.tokenizer_file import let_its_file_be_read, read_tokenizer
 from aird.prompts.chat import chat_tokens, check_chat, with_chat
 from aird.settings.checkpoint_formats import quantised_original
 from aird.settings.models import Chat
@@ -102,11 +103,12 @@ def write_chat(chat: Chat | None, checkpoint: Path) -> None:
 
 
 def load_tokenizer(checkpoint: Path) -> Any:
-    """Return the checkpoint's tokenizer, which carries its chat settings; ValueError if it has no chat template."""
-    from transformers import AutoTokenizer
+    """Return the checkpoint's tokenizer, which carries its chat settings.
 
-    tokenizer = AutoTokenizer.from_pretrained(str(checkpoint), trust_remote_code=code_is_trusted())
-    with_chat(tokenizer, read_chat(checkpoint))
+    Raises:
+        ValueError: it has no chat template, or Transformers reads it otherwise than its file says (`read_tokenizer`).
+    """
+    tokenizer = with_chat(read_tokenizer(checkpoint, code_is_trusted()), read_chat(checkpoint))
     chat_tokens(tokenizer, "Hello.")
     return tokenizer
 
@@ -238,7 +240,8 @@ def import_model(
 
     A folder in Hugging Face format is copied, safetensors only, and its own code only where that is
     trusted. Of a wrapper of vision and language the text model alone is written. A GGUF file is
-    dequantised to `dtype`: it then stands in for the original checkpoint.
+    dequantised to `dtype`: it then stands in for the original checkpoint. A tokenizer that Transformers would read
+    otherwise than its file says gets another class (`aird.models.tokenizer_file.let_its_file_be_read`).
     Chat settings are stored with it; without any, those that the source's own folder holds stay.
 
     Returns:
@@ -266,6 +269,7 @@ def import_model(
         trust_code()
     if chat is not None:
         write_chat(chat, target)
+    let_its_file_be_read(target, trust_remote_code)
     check_chat(load_tokenizer(target))
     try:
         prove_structure(target)

@@ -21,7 +21,7 @@ from conftest import ROOT
 from grid import write_prompts
 from safetensors.torch import load_file
 from test_commands import SIZES, prompts
-from tiny_model import build_tiny_model, changed_tensors, configured, with_mistrals_files
+from tiny_model import build_tiny_model, changed_tensors, configured, with_mistrals_files, with_tokenizer_class
 from wrappers import write_wrapper
 
 from aird.commands.evaluate import served_by_llama_cpp
@@ -131,6 +131,17 @@ def test_a_folder_with_mistrals_own_files_is_read_without_them(folder: Path, tmp
     model = open_model_folder(str(given), False)
     assert hash_folder(model.folder) == hash_folder(folder / "model") and hash_folder(given) == before
     assert model.base == str(given) and model.measured_as() is None
+
+
+def test_a_folder_whose_tokenizer_is_read_otherwise_than_its_file_says(folder: Path, tmp_path: Path) -> None:
+    """It is read by its file, and stays as it is."""
+    given = with_tokenizer_class(Path(shutil.copytree(folder / "model", tmp_path / "given")), "LlamaTokenizerFast")
+    before = hash_folder(given)
+    model = open_model_folder(str(given), False)
+    prompts = [chat_tokens(load_tokenizer(each), "Name a  colour.\n") for each in (model.folder, folder / "model")]
+    assert prompts[0] == prompts[1] and hash_folder(given) == before
+    assert model.base == str(given) and model.measured_as() is None
+    assert open_model_folder(str(given), False).folder == model.folder
 
 
 def test_beside_an_original_a_gguf_file_takes_its_type(folder: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from project import run_script
 from ready_made import block_matrices
 from safetensors.torch import load_file, save_file
 from thinking_templates import QWEN
-from tiny_model import build_tiny_model, changed_tensors, configured, logits_of, new
+from tiny_model import build_tiny_model, changed_tensors, configured, logits_of, new, with_tokenizer_class
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -488,6 +488,9 @@ def test_tokenizers(original: Path, tmp_path: Path) -> None:
     (given / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(ValueError, match="splits text into other tokens than"):
         import_given(given, original, tmp_path / "imported-too")
+    shutil.copyfile(original / "tokenizer.json", given / "tokenizer.json")
+    import_given(with_tokenizer_class(given, "LlamaTokenizerFast"), original, tmp_path / "imported")  # as R1's distills
+    assert load_tokenizer(tmp_path / "imported").decode(load_tokenizer(original)("a  b\n").input_ids) == "a  b\n"
     for path in given.glob("tokenizer*"):
         path.unlink()
     record = import_given(given, original, tmp_path / "imported")

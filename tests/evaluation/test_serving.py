@@ -21,7 +21,7 @@ import torch
 from conftest import SERVER_SETTINGS
 from patches import adapter_of, random_edits
 from servers import LONG_PROMPTS, answering, asking, chat_prompts, evaluate, is_listening, session_members, wait_for
-from tiny_model import changed_tensors, new
+from tiny_model import changed_tensors, new, with_tokenizer_class
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aird.evaluation import server_process
@@ -30,7 +30,7 @@ from aird.evaluation.engines.address import Address
 from aird.evaluation.engines.engine import AdapterRefused, ServerSettings
 from aird.evaluation.engines.vllm import Vllm, VllmClient
 from aird.evaluation.http_server import HttpServer
-from aird.models.loading import load_model
+from aird.models.loading import import_model, load_model
 from aird.patching.adapters import write_adapter
 
 
@@ -115,6 +115,25 @@ def test_complete_keeps_the_order(
         ended = expected[-1] == tokenizer.eos_token_id
         assert completion.finish_reason == ("stop" if ended else "length")
         assert completion.first_token_logprobs is None
+
+
+def test_a_server_reads_an_imported_tokenizer_as_its_file_says(
+    original: Path, prompts: list[list[int]], tmp_path: Path, vllm_python: Path
+) -> None:
+    """Texts that it gets, as from lm-eval's tasks, and texts that it writes."""
+    source = with_tokenizer_class(Path(shutil.copytree(original, tmp_path / "source")), "LlamaTokenizerFast")
+    folder = new(tmp_path / "imported")
+    import_model(source, folder, "bfloat16")
+    tokenizer = AutoTokenizer.from_pretrained(original)
+    text = "Two  spaces,\n\nand lines."
+    with Vllm(vllm_python).serve(folder, SERVER_SETTINGS, tmp_path / "vllm.log") as client:
+        completions = client.complete(prompts[:4], 8)
+        body = {"model": client.model, "prompt": text, "max_tokens": 1, "return_token_ids": True}
+        (answer,) = client.server.post_all("/v1/completions", [body])
+    assert answer["choices"][0]["prompt_token_ids"] == tokenizer(text).input_ids
+    for completion in completions:
+        written = tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+        assert completion.text.rstrip("\ufffd") == written.rstrip("\ufffd")
 
 
 def test_first_token_logprobs_agree_with_transformers(

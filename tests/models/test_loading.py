@@ -15,8 +15,9 @@ from models.families import tiny_family
 from project import run_script
 from safetensors.torch import load_file, save_file
 from thinking_templates import DEEPSEEK, QWEN
-from tiny_model import changed_tensors, configured, new, tiny_tuning, with_mistrals_files
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from tiny_model import changed_tensors, configured, new, tiny_tuning, with_mistrals_files, with_tokenizer_class
+from tokenizers import Tokenizer, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from aird.compression.registry import compress
 from aird.inference.cpu_attention import needed_attention
@@ -233,6 +234,43 @@ def test_chat_settings_travel_with_the_checkpoint(source: Path, tmp_path: Path) 
 def test_a_model_without_chat_settings_has_no_file_of_them(source: Path, tmp_path: Path) -> None:
     assert hash_folder(imported(source, tmp_path)) == hash_folder(source)
     assert read_chat(tmp_path / "target") is None
+
+
+LINES = "Sums:\n\n   12 and  345\tof Größe,\r\n\n \t 6 more."
+
+
+@pytest.mark.parametrize("name", ["LlamaTokenizerFast", "GPT2Tokenizer"])
+def test_a_tokenizer_is_read_as_its_file_says(source: Path, tmp_path: Path, name: str) -> None:
+    """By all who read the folder: of these classes Transformers makes the pre-tokenizer anew, and spaces vanish."""
+    file = source / "tokenizer.json"
+    said = Tokenizer.from_file(str(file))
+    said.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    said.add_special_tokens(["<|more|>"])
+    said.save(str(file))
+    with_tokenizer_class(source, name)
+    with pytest.raises(ValueError, match=r"another tokenizer .*than tokenizer\.json says.*write tokenizer_class: "):
+        load_tokenizer(source)
+    target = imported(source, tmp_path)
+    ids = said.encode(LINES, add_special_tokens=False).ids
+    for tokenizer in (load_tokenizer(target), AutoTokenizer.from_pretrained(target)):
+        assert tokenizer(LINES, add_special_tokens=False).input_ids == ids
+        assert tokenizer.decode(ids) == LINES
+        assert tokenizer.eos_token == "<|im_end|>" and tokenizer.pad_token == "<|endoftext|>"
+    assert prompt(target) == "<|im_start|>user\nName a colour.<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_tokenizer_that_is_always_read_otherwise_is_refused(
+    tiny_folder: Callable[[str], Path], original: Path, tmp_path: Path
+) -> None:
+    """Of some types of models Transformers takes one class whatever the folder says."""
+    source = Path(shutil.copytree(tiny_folder("qwen2"), tmp_path / "source"))
+    shutil.copyfile(original / "tokenizer.json", source / "tokenizer.json")
+    with pytest.raises(
+        ValueError, match="says another tokenizer than Qwen2Tokenizer, which Transformers takes for every"
+    ):
+        imported(source, tmp_path)
 
 
 @pytest.mark.parametrize("template", [QWEN, DEEPSEEK])

@@ -45,9 +45,8 @@ def judge_completions(
         RuntimeError: the engine did not start, failed or ended.
         ValueError: a question and its answer are too long, or none of the judge's answers can be read.
     """
-    from transformers import AutoTokenizer
-
     from aird.models.loading import read_chat  # with torch, which the workflow's plan does without
+    from aird.models.tokenizer_file import read_tokenizer
 
     module = importlib.import_module(judge_module(judge))
     settings = ServerSettings(
@@ -58,7 +57,7 @@ def judge_completions(
         extra_arguments=serving.server_arguments(),
     )
     engine.check(checkpoint, settings)
-    tokenizer = with_chat(AutoTokenizer.from_pretrained(str(checkpoint)), read_chat(checkpoint))
+    tokenizer = with_chat(read_tokenizer(checkpoint, trust_remote_code=False), read_chat(checkpoint))
     # Before the start. A server would leave less room for an answer, whose end is then missing.
     needed = max(map(len, module.questions(tokenizer, completions, judge)), default=0) + module.ANSWER_TOKENS
     if needed > judge.maximum_model_length:
