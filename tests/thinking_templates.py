@@ -22,6 +22,12 @@ QWEN = _TURNS.replace("EMPTY", "true") + (
 DEEPSEEK = _TURNS.replace("EMPTY", "false") + (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\\n' }}{% endif %}"
 )
+# As SmolVLM and LLaVA: a content is a list of parts, and of a text nothing is written.
+PARTS = CHAT_TEMPLATE.replace(
+    "+ '\n' + message['content'] + '<|im_end|>'",
+    "+ '\n' }}{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{{ '<|im_end|>'",
+)
 # As gpt-oss: the model chooses a channel for its thoughts, and another for its answer; no argument turns that off.
 CHANNELS = (
     "{% for message in messages %}{{ '<|start|>' + message['role'] }}"

@@ -24,6 +24,9 @@ from aird.settings.models import Chat, Thinking
 # Endings that tokenisers treat differently, so that the common suffix of the three
 # holds only tokens that no instruction can merge with.
 _PROBES = ("Name a colour.", "what is 2 + 2", 'Say "yes"')
+# Texts that a template has to write as they are: besides, one with lines, and with characters that markup escapes.
+_LITERAL = (*_PROBES, "First: <b>\n\n  it's 2 & 3")
+_takes_parts: dict[str, bool] = {}  # by template
 # What templates that ask for the date get (Llama 3.2, SmolLM3, gpt-oss), so that a model has the same prompts each day.
 TODAY = datetime(2026, 1, 1)
 # The tags by which a template that knows of thoughts is recognised.
@@ -163,14 +166,20 @@ def split_thought(text: str, thinking: Thinking, opened: bool) -> tuple[str, str
 
 
 def check_chat(tokenizer: Any) -> None:
-    """Check that a tokenizer's chat settings fit its template.
+    """Check that a tokenizer's chat settings fit its template, and that this writes instructions as they are.
 
     Raises:
-        ValueError: the template does not know an argument, it knows of thoughts that no setting is about, or a tag of
-            thoughts is lost when token ids become text.
+        ValueError: the template leaves out or alters an instruction, it does not know an argument, it knows of thoughts
+            that no setting is about, or a tag of thoughts is lost when token ids become text.
     """
     chat = chat_settings(tokenizer)
     template = _template_text(tokenizer)
+    for probe in _LITERAL:
+        if probe not in render(tokenizer, _messages(tokenizer, probe), True):
+            raise ValueError(
+                f"the chat template does not write the instruction {probe!r} as it is; mend the model's "
+                "chat_template.jinja, so that the content of a message stands in the text"
+            )
     for name in chat.template_arguments:
         if not re.search(rf"\b{name}\b", template):
             raise ValueError(f"the chat template does not use `{name}`; leave it out of chat.template_arguments")
@@ -270,24 +279,47 @@ def _messages(tokenizer: Any, instruction: str, system_prompt: str | None = None
 def render(tokenizer: Any, messages: Sequence[dict[str, Any]], generation: bool, **more: Any) -> str:
     """Return a conversation as the tokenizer's chat template writes it, by its chat settings, on `TODAY`.
 
+    A template that writes nothing of a text, as those of some models of vision and language, gets a list of one part.
+
     Args:
         tokenizer: with a chat template.
-        messages: each with `role` and `content`.
+        messages: each with `role` and `content`, a text.
         generation: whether the model is to go on.
         more: arguments of the template, before those of the chat settings.
 
     Raises:
         ValueError: the template fails.
     """
-    arguments = {"strftime_now": TODAY.strftime, **chat_settings(tokenizer).template_arguments, **more}
+    template = _template_text(tokenizer)
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation, **arguments)
+        if template not in _takes_parts:
+            _takes_parts[template] = _needs_parts(tokenizer)
+        text = _written(tokenizer, messages, _takes_parts[template], generation, **more)
     except Exception as error:  # a template raises what it likes
         raise ValueError(
             f"the model's chat template fails ({type(error).__name__}: {error}); mend its chat_template.jinja, or give "
             "it what it asks for by chat settings"
         ) from error
-    return str(text)
+    return text
+
+
+def _needs_parts(tokenizer: Any) -> bool:
+    """Return whether the template writes an instruction that is a list of parts, and none that is a text."""
+    shown = []
+    for parts in (False, True):
+        try:
+            text = _written(tokenizer, [{"role": "user", "content": _PROBES[0]}], parts, True)
+        except Exception:  # a template raises what it likes
+            text = ""
+        shown.append(_PROBES[0] in text)
+    return shown == [False, True]
+
+
+def _written(tokenizer: Any, messages: Sequence[dict[str, Any]], parts: bool, generation: bool, **more: Any) -> str:
+    if parts:
+        messages = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in messages]
+    arguments = {"strftime_now": TODAY.strftime, **chat_settings(tokenizer).template_arguments, **more}
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation, **arguments))
 
 
 def _with_system_prompt(tokenizer: Any, system_prompt: str, instruction: str) -> list[dict[str, str]]:

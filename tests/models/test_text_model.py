@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from thinking_templates import PARTS
 from tiny_model import changed_tensors, configured, new
 from wrappers import WRAPPERS, write_wrapper
 
 from aird.models.checkpoint import read_checkpoint
 from aird.models.loading import import_model, load_model, load_tokenizer, write_text_model
 from aird.models.structure import ArchitectureError, writer_contributions
+from aird.prompts.chat import chat_text
 from aird.support.files import write_json
 
 
@@ -41,6 +43,16 @@ def test_a_template_of_a_processor_becomes_the_tokenizers(original: Path, tmp_pa
     write_json(source / "chat_template.json", {"chat_template": template})
     import_model(source, target, "float32")
     assert load_tokenizer(target).chat_template == template
+
+
+def test_a_processors_template_of_parts(original: Path, tmp_path: Path) -> None:
+    """Of an instruction as a text it writes nothing, and all prompts were the same."""
+    source, target = tmp_path / "source", new(tmp_path / "target")
+    write_wrapper("smolvlm", original, source)
+    (source / "chat_template.jinja").write_text(PARTS, encoding="utf-8")
+    import_model(source, target, "float32")
+    prompts = [chat_text(load_tokenizer(each), "Name a colour.") for each in (target, original)]
+    assert prompts[0] == prompts[1] and "Name a colour." in prompts[0]
 
 
 def test_a_text_model_that_differs_is_refused(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from thinking_templates import (
     DEEPSEEK,
     DEFAULT_SYSTEM_PROMPT,
     NO_SYSTEM_ROLE,
+    PARTS,
     QWEN,
     TODAYS,
 )
@@ -30,6 +31,7 @@ from aird.prompts.chat import (
     chat_tokens,
     check_chat,
     check_no_thoughts,
+    conversation_tokens,
     default_system_prompt,
     opens_thought,
     post_instruction_tokens,
@@ -88,6 +90,33 @@ def test_a_system_prompt_is_trimmed_by_a_template_and_stays_one(tokenizer: Any, 
     assert text(plain, INSTRUCTION, system_prompt=written) == turn("system", "Be kind.") + ASKED
     without_role = templated(tokenizer, NO_SYSTEM_ROLE, system_prompt=" ")
     assert text(without_role, INSTRUCTION).startswith("<|im_start|>user\n")
+
+
+def test_a_template_of_parts_gets_parts(tokenizer: Any) -> None:
+    """Every text stands in the conversation as with a template of texts."""
+    plain, parts = (templated(tokenizer, each, system_prompt="Be kind.") for each in (CHAT_TEMPLATE, PARTS))
+    check_chat(parts)
+    assert default_system_prompt(parts) is None
+    for arguments in (
+        {},
+        {"answer": "Yes."},
+        {"system_prompt": "Refuse."},
+        {"earlier": [("What is 2 + 2?", "4.")]},
+        {"prefill": "Sure"},
+    ):
+        assert text(parts, INSTRUCTION, **arguments) == text(plain, INSTRUCTION, **arguments), arguments
+    assert conversation_tokens(parts, INSTRUCTION, "No.") == conversation_tokens(plain, INSTRUCTION, "No.")
+    assert post_instruction_tokens(parts) == post_instruction_tokens(plain)
+
+
+@pytest.mark.parametrize(
+    "content", ["''", "message['content'][:9]", "message['content'] | e", "message['content'].split() | join(' ')"]
+)
+def test_a_template_that_does_not_write_the_instruction_as_it_is(tokenizer: Any, content: str) -> None:
+    with pytest.raises(ValueError, match=r"chat template does not write the instruction .* as it is; mend the model's"):
+        check_chat(templated(tokenizer, CHAT_TEMPLATE.replace("message['content']", f"({content})")))
+    trimmed = CHAT_TEMPLATE.replace("message['content']", "message['content'] | trim")
+    check_chat(templated(tokenizer, trimmed))
 
 
 def test_template_arguments_reach_the_template(tokenizer: Any) -> None:
