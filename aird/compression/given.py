@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 
 from aird.compression.measure import check_stored_formats, measure, take_bits
-from aird.models.checkpoint import FLOAT_BITS, Checkpoint, natural_order, read_checkpoint
+from aird.models.checkpoint import Checkpoint, natural_order, read_checkpoint
 from aird.models.dense import write_dense_copy
 from aird.models.experts import decodes_experts
 from aird.models.gguf_file import MODEL_FILE, GGUFFile, read_gguf
@@ -38,7 +38,7 @@ from aird.models.loading import (
     stored_dtype,
     write_chat,
 )
-from aird.models.matrices import column_order, matrix_of, matrix_shape, quantization_scheme, stored_format
+from aird.models.matrices import check_dense, column_order, matrix_of, matrix_shape, quantization_scheme, stored_format
 from aird.models.repacking import FOREIGN, foreign_config, repack
 from aird.models.rescaling import relation
 from aird.models.structure import outside_blocks
@@ -61,7 +61,6 @@ logger = logging.getLogger(__name__)
 SIZES = ("model_type", "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
 # Bits of packed integers that Transformers and vLLM both read.
 SERVED_BITS = (4, 8)
-OLD_CONFIGURATIONS = ("quantize_config.json", "quant_config.json")  # of AutoGPTQ and AutoAWQ, beside config.json
 PROBES = (
     "Please write a short letter to my neighbour, Mrs. O'Brien-Smith.",
     "def area(radius):\n    return 3.14159 * radius ** 2  # 1,234,567",
@@ -135,7 +134,7 @@ def readable_form(source: Path) -> str:
         return DEQUANTISED
     given = read_checkpoint(source)
     if given.quantization_config is None:
-        _check_dense(given)
+        check_dense(given)
         return AS_GIVEN
     if reason := refusal(given.quantization_config):
         raise ValueError(f"{source} {reason}")
@@ -313,24 +312,6 @@ def _check_gguf_fits(file: GGUFFile, original: Checkpoint) -> None:
 def _forms(given: Checkpoint) -> dict[str, str]:
     """Return the stored format of each matrix of the blocks."""
     return {module: stored_format(given.module_tensors(module)) for module in given.block_matrices()}
-
-
-def _check_dense(given: Checkpoint) -> None:
-    """Check that a checkpoint without `quantization_config` stores no packed matrix, which would get random values.
-
-    Raises:
-        ValueError: it stores one; older tools described it in a file of its own.
-    """
-    for module in given.matrix_modules():
-        stored = given.module_tensors(module)
-        if "weight" in stored and stored["weight"].dtype in FLOAT_BITS:
-            continue
-        old = next((name for name in OLD_CONFIGURATIONS if (given.folder / name).is_file()), None)
-        where = f"; {old}, which older tools wrote, is not read" if old else ""
-        raise ValueError(
-            f"{given.folder} stores {module} packed ({stored_format(stored)}), but its config.json has no "
-            f"quantization_config{where}; take a checkpoint that has one, or write it there, with its quant_method"
-        )
 
 
 def _served_as(given: Checkpoint, forms: dict[str, str]) -> str:

@@ -25,6 +25,7 @@ from aird.models.experts import fused_parameters
 from aird.models.generation_settings import ends_of_text
 from aird.models.gguf_file import GGUFFile, read_gguf
 from aird.models.gguf_tokenizer import check_read_back, check_vocabulary, is_default_model, own_ends, own_tokenizer
+from aird.models.matrices import check_dense
 from aird.models.placement import spread
 from aird.models.structure import ArchitectureError, decoder_blocks, norm_gain, residual_writers, writer_contributions
 from aird.models.text_model import extract_text_model, is_wrapper
@@ -258,6 +259,7 @@ def import_model(
         check_folder_format(source)
         if quantised := quantised_original(read_json(source / "config.json")):
             raise ValueError(f"{source}: {quantised}")
+        check_dense(read_checkpoint(source))
         if holds_wrapper(source, trust_remote_code):
             wrapper = write_text_model(source, target, trust_remote_code)
         else:

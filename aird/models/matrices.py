@@ -21,6 +21,8 @@ from aird.models.repacking import FOREIGN, foreign_scheme, repack, scattered, un
 from aird.settings.checkpoint_formats import orders_columns, refusal
 
 UNKNOWN_FORMAT = "unknown"
+# Where some tools say it instead of config.json: AutoGPTQ, AutoAWQ, ModelOpt.
+OTHER_CONFIGURATIONS = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 _BITSANDBYTES_4BIT = "weight.quant_state.bitsandbytes__"
 
 
@@ -192,6 +194,28 @@ def stored_format(stored: dict[str, StoredTensor]) -> str:
     if weight in ("I8", "F8_E4M3") and "weight_scale" in stored:
         return "int-quantized" if weight == "I8" else "float-quantized"
     return "fp8-block" if weight == "F8_E4M3" and "weight_scale_inv" in stored else UNKNOWN_FORMAT
+
+
+def check_dense(checkpoint: Checkpoint) -> None:
+    """Check that a checkpoint without `quantization_config` stores no packed matrix: it would be read as random numbers
+    or, in FP8, without its scales.
+
+    Raises:
+        ValueError: it stores one; some tools describe it in a file of its own.
+    """
+    packed = {
+        module: stored_format(stored)
+        for module in checkpoint.matrix_modules()
+        if "weight" not in (stored := checkpoint.module_tensors(module)) or stored["weight"].dtype not in FLOAT_BITS
+    }
+    packed |= {name: tensor.dtype for name, tensor in checkpoint.tensors.items() if tensor.dtype.startswith("F8_")}
+    for name, form in packed.items():
+        other = next((file for file in OTHER_CONFIGURATIONS if (checkpoint.folder / file).is_file()), None)
+        where = f"; {other}, which some tools write instead, is not read" if other else ""
+        raise ValueError(
+            f"{checkpoint.folder} stores {name} packed ({form}), but its config.json has no "
+            f"quantization_config{where}; take a checkpoint that has one, or write it there, with its quant_method"
+        )
 
 
 def _packed_format(dtypes: dict[str, str]) -> str:

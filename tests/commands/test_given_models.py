@@ -422,7 +422,7 @@ def test_what_cannot_be_read_is_an_error_of_the_input(
         ("broken.gguf", "cannot be read as a GGUF model"),
         ("truncated", "model.safetensors is truncated or altered"),
         ("infinite", "holds NaN or infinite values"),
-        ("old", "packed (gptq), but its config.json has no quantization_config; quantize_config.json, which older"),
+        ("old", "packed (gptq), but its config.json has no quantization_config; quantize_config.json, which some"),
         ("lacking", f"lacks tensors of its model (1, {WRITER}.weight first)"),
         ("hqq", "is stored as HQQ, which is not read; convert the original"),
         ("none.gguf", "is no folder and no file"),

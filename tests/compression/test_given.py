@@ -146,7 +146,9 @@ def test_packed_matrices_that_config_json_says_nothing_of(original: Path, tmp_pa
         config = json.loads((folder / "config.json").read_text())
         (folder / name).write_text(json.dumps(config.pop("quantization_config")))
         (folder / "config.json").write_text(json.dumps(config))
-        with pytest.raises(ValueError, match=f"no quantization_config; {name}, which older tools wrote, is not read"):
+        with pytest.raises(
+            ValueError, match=f"no quantization_config; {name}, which some tools write instead, is not read"
+        ):
             import_given(folder, original, tmp_path / "imported")
         with pytest.raises(
             ValueError, match="lacks tensors of its model .28, model.layers.0.mlp.down_proj.weight first"

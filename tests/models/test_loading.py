@@ -236,6 +236,19 @@ def test_a_model_without_chat_settings_has_no_file_of_them(source: Path, tmp_pat
     assert read_chat(tmp_path / "target") is None
 
 
+def test_an_original_in_fp8_that_config_json_says_nothing_of(source: Path, tmp_path: Path) -> None:
+    """As ModelOpt writes it: Transformers would leave out the scales."""
+    with changed_tensors(source) as tensors:
+        name = "model.layers.0.mlp.down_proj.weight"
+        scale = tensors[name].float().abs().max() / 448
+        tensors[name] = (tensors[name].float() / scale).to(torch.float8_e4m3fn)
+        tensors[f"{name}_scale"] = scale
+    write_json(source / "hf_quant_config.json", {"quantization": {"quant_algo": "FP8"}})
+    wanted = r"down_proj packed \(float-quantized\).*no quantization_config; hf_quant_config\.json, which some tools"
+    with pytest.raises(ValueError, match=wanted):
+        imported(source, tmp_path)
+
+
 LINES = "Sums:\n\n   12 and  345\tof Größe,\r\n\n \t 6 more."
 
 
