@@ -390,8 +390,10 @@ def _settle_tokenizer(folder: Path, original: Path) -> str:
                 "its own original as the model"
             )
     if own.chat_template is None:
+        named = theirs.chat_template  # some models have several by name, of which conversations take "default"
+        template = named["default"] if isinstance(named, dict) else named
         # A template in a file of its own goes before one in the configuration.
-        (folder / "chat_template.jinja").write_text(theirs.chat_template, encoding="utf-8")
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
         return "equal to the original's, whose chat template it got, as it brings none"
     check_chat(with_chat(own, read_chat(folder)))
     return f"equal to the original's{_another_template(own, theirs, original)}"

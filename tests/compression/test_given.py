@@ -500,6 +500,20 @@ def test_tokenizers(original: Path, tmp_path: Path) -> None:
     assert load_tokenizer(tmp_path / "imported").chat_template == template
 
 
+def test_the_default_of_several_chat_templates(original: Path, tmp_path: Path) -> None:
+    """As Hermes 3 and Command R have them: a checkpoint without one gets that by which its original is asked."""
+    base, given = (Path(shutil.copytree(original, tmp_path / name)) for name in ("base", "given"))
+    template = (base / "chat_template.jinja").read_text()
+    for folder in (base, given):
+        (folder / "chat_template.jinja").unlink()
+    named = [{"name": "tool_use", "template": f"Tools: {template}"}, {"name": "default", "template": template}]
+    settings = read_json(base / "tokenizer_config.json")
+    write_json(base / "tokenizer_config.json", {**settings, "chat_template": named})
+    record = import_given(given, base, tmp_path / "imported")
+    assert record["tokenizer"] == "equal to the original's, whose chat template it got, as it brings none"
+    assert load_tokenizer(tmp_path / "imported").chat_template == template
+
+
 @pytest.mark.parametrize("own", [True, False])
 def test_the_chat_settings_are_the_originals(original: Path, tmp_path: Path, own: bool) -> None:
     """Not those that a checkpoint brings; both are asked alike."""
