@@ -18,7 +18,8 @@ from aird.directions.activations import capture
 from aird.directions.candidate_scores import score_candidates
 from aird.directions.candidates import difference_in_means
 from aird.models.checkpoint import read_checkpoint
-from aird.models.loading import import_model, load_model
+from aird.models.importing import import_model
+from aird.models.loading import load_model
 from aird.models.matrices import dense_matrix
 from aird.patching.adapters import merge
 from aird.patching.edits import Edit

@@ -132,7 +132,8 @@ def open_model_folder(
             settings do not fit.
         SourceError: the hub does not have it, or cannot be reached.
     """
-    from aird.models.loading import check_folder_format, load_tokenizer, read_chat, trust_code
+    from aird.models.importing import check_folder_format
+    from aird.models.loading import load_tokenizer, read_chat, trust_code
     from aird.prompts.chat import check_chat
     from aird.prompts.sources import SourceError
 
@@ -193,7 +194,7 @@ def _readable(source: Path, trust_remote_code: bool, original: Path | None, aske
 
     from aird.compression.given import readable_form, write_readable
     from aird.models.gguf_file import MODEL_FILE
-    from aird.models.loading import check_weights, dequantise_gguf_weights, holds_wrapper, write_text_model
+    from aird.models.importing import check_weights, dequantise_gguf_weights, holds_wrapper, write_text_model
 
     if source.is_dir() and (reason := checkpoint_refusal(read_json(source / "config.json"))):
         raise ValueError(f"{source} {reason}")

@@ -29,7 +29,8 @@ from aird.compression.programs import gguf_converter, gguf_quantiser
 from aird.models.checkpoint import Checkpoint, read_checkpoint
 from aird.models.generation_settings import ends_of_text
 from aird.models.gguf_file import MODEL_FILE, read_gguf
-from aird.models.loading import configuration_of, dequantise_gguf_weights, load_tokenizer, stored_dtype
+from aird.models.importing import dequantise_gguf_weights
+from aird.models.loading import configuration_of, load_tokenizer, stored_dtype
 from aird.prompts.chat import render
 from aird.settings.compressions import GGUF
 from aird.support.files import write_json

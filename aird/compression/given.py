@@ -24,16 +24,18 @@ from aird.models.checkpoint import Checkpoint, natural_order, read_checkpoint
 from aird.models.dense import write_dense_copy
 from aird.models.experts import decodes_experts
 from aird.models.gguf_file import MODEL_FILE, GGUFFile, read_gguf
-from aird.models.loading import (
+from aird.models.importing import (
     check_weights,
-    code_is_trusted,
-    copy_description,
     copy_tokenizer,
     copy_weights,
     dequantise_gguf,
+    prove_structure,
+)
+from aird.models.loading import (
+    code_is_trusted,
+    copy_description,
     load_structure,
     load_tokenizer,
-    prove_structure,
     read_chat,
     stored_dtype,
     write_chat,
@@ -152,7 +154,7 @@ def write_readable(source: Path, folder: Path, form: str, original: Path | None 
         folder: an existing, empty folder.
         form: what `readable_form` says of it.
         original: the checkpoint folder of the model that it was made from, where that is known: a GGUF file's decoded
-            weights take its type, else bfloat16, and its tokenizer (`aird.models.loading.dequantise_gguf`).
+            weights take its type, else bfloat16, and its tokenizer (`aird.models.importing.dequantise_gguf`).
     """
     if source.is_file():
         dequantise_gguf(source, folder, torch.bfloat16 if original is None else stored_dtype(original), original)

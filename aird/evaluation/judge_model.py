@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from aird.models.loading import check_weights, copy_weights, read_chat, write_chat
+from aird.models.importing import check_weights, copy_weights
+from aird.models.loading import read_chat, write_chat
 from aird.models.tokenizer_file import let_its_file_be_read, read_tokenizer
 from aird.prompts.chat import check_chat, with_chat
 from aird.settings.models import Chat

@@ -1,7 +1,7 @@
 """What a GGUF file holds: sizes and quantisation types from its header, and the tensor of each module.
 
 Its matrices are dequantised by Transformers with the `gguf` package
-(`aird.models.loading.import_model`); this says beforehand whether they can be.
+(`aird.models.importing.import_model`); this says beforehand whether they can be.
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 

@@ -1,4 +1,4 @@
-"""Load chat models, and turn any source into a checkpoint folder of safetensors.
+"""Load chat models and their tokenizers from checkpoint folders.
 
 A *checkpoint* is a folder in Hugging Face format: config.json, safetensors
 weights, tokenizer, chat template and generation configuration.
@@ -6,34 +6,25 @@ weights, tokenizer, chat template and generation configuration.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import re
 import shutil
-import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from aird.inference.cpu_attention import needed_attention
-from aird.models.checkpoint import Checkpoint, check_complete, read_checkpoint
+from aird.models.checkpoint import check_complete, read_checkpoint
 from aird.models.experts import fused_parameters
-from aird.models.generation_settings import ends_of_text
-from aird.models.gguf_file import GGUFFile, read_gguf
-from aird.models.gguf_tokenizer import check_read_back, check_vocabulary, is_default_model, own_ends, own_tokenizer
-from aird.models.matrices import check_dense
 from aird.models.placement import spread
-from aird.models.structure import ArchitectureError, decoder_blocks, norm_gain, residual_writers, writer_contributions
-from aird.models.text_model import extract_text_model, is_wrapper
-from aird.models.tokenizer_file import let_its_file_be_read, read_tokenizer
-from aird.prompts.chat import chat_tokens, check_chat, with_chat
-from aird.settings.checkpoint_formats import quantised_original
+from aird.models.structure import ArchitectureError, decoder_blocks, norm_gain, writer_contributions
+from aird.models.tokenizer_file import read_tokenizer
+from aird.prompts.chat import chat_tokens, with_chat
 from aird.settings.models import Chat
-from aird.support.checkpoint_patterns import CODE, DESCRIPTION, TOKENIZER, WEIGHTS, matching_files, weight_files
+from aird.support.checkpoint_patterns import CODE, DESCRIPTION, matching_files
 from aird.support.files import check_folder, read_json, write_json
 from aird.support.gpus import own_gpus
 from aird.support.processor import computes_in
@@ -234,119 +225,6 @@ def configuration_of(checkpoint: Path) -> Any:
     return AutoConfig.from_pretrained(str(checkpoint), trust_remote_code=code_is_trusted())
 
 
-def import_model(
-    source: Path, target: Path, dtype: str, trust_remote_code: bool = False, chat: Chat | None = None
-) -> dict[str, str] | None:
-    """Write the model at `source` as a checkpoint folder `target`.
-
-    A folder in Hugging Face format is copied, safetensors only, and its own code only where that is
-    trusted. Of a wrapper of vision and language the text model alone is written. A GGUF file is
-    dequantised to `dtype`: it then stands in for the original checkpoint. A tokenizer that Transformers would read
-    otherwise than its file says gets another class (`aird.models.tokenizer_file.let_its_file_be_read`).
-    Chat settings are stored with it; without any, those that the source's own folder holds stay.
-
-    Returns:
-        What the wrapper was (`aird.models.text_model.extract_text_model`); None for a plain model.
-
-    Raises:
-        ValueError: the source has no safetensors weights, no config or no chat template, is quantised, a weight is
-            truncated, missing, NaN or infinite, it needs code that is not trusted, or its blocks lack
-            the structure that directions and AIRD need, which is proven on its weights; the chat settings
-            do not fit its template, or the template knows of thoughts that none of them is about.
-    """
-    wrapper = None
-    if source.is_dir():
-        check_folder_format(source)
-        if quantised := quantised_original(read_json(source / "config.json")):
-            raise ValueError(f"{source}: {quantised}")
-        check_dense(read_checkpoint(source))
-        if holds_wrapper(source, trust_remote_code):
-            wrapper = write_text_model(source, target, trust_remote_code)
-        else:
-            copy_weights(source, target, trust_remote_code)
-    else:
-        dequantise_gguf(source, target, getattr(torch, dtype))
-    check_weights(target, source)
-    if trust_remote_code:
-        trust_code()
-    if chat is not None:
-        write_chat(chat, target)
-    let_its_file_be_read(target, trust_remote_code)
-    check_chat(load_tokenizer(target))
-    try:
-        prove_structure(target)
-    except ValueError as error:
-        if "trust_remote_code" not in str(error):
-            raise
-        raise ValueError(
-            f"{source} needs modelling code of its own; to let it run, write trust_remote_code: true for this model"
-        ) from error
-    return wrapper
-
-
-def holds_wrapper(source: Path, trust_remote_code: bool) -> bool:
-    """Return whether a model folder holds a wrapper of vision (or sound) and language."""
-    from transformers import AutoConfig
-
-    try:
-        return is_wrapper(AutoConfig.from_pretrained(str(source), trust_remote_code=trust_remote_code))
-    except (ValueError, OSError):
-        return False  # what is wrong with its configuration is said where the model is loaded
-
-
-def write_text_model(source: Path, target: Path, trust_remote_code: bool) -> dict[str, str]:
-    """Write the text model of a wrapper with its tokenizer and chat template; return and raise as `extract_text_model`.
-
-    Args:
-        source: the wrapper's folder.
-        target: an existing, empty folder.
-        trust_remote_code: let code that the model brings run.
-    """
-    copy_description(source, target, trust_remote_code)
-    wrapper = extract_text_model(source, target, trust_remote_code)
-    _unfold_template(target)
-    return wrapper
-
-
-def _unfold_template(checkpoint: Path) -> None:
-    """Give the tokenizer the chat template that a processor stores as JSON."""
-    folded, template = checkpoint / "chat_template.json", checkpoint / "chat_template.jinja"
-    if folded.is_file() and not template.is_file():
-        template.write_text(read_json(folded)["chat_template"], encoding="utf-8")
-        folded.unlink()
-
-
-def prove_structure(checkpoint: Path) -> None:
-    """Prove on a checkpoint's own weights what its blocks write to the residual stream, by passes of a few tokens.
-
-    It computes in float32 on every machine, where the bound of the proof is tightest.
-
-    Raises:
-        ValueError: a block writes something else (`aird.models.structure.residual_writers`), no matrix can be
-            edited, a norm behind one has no gain to edit before, or the matrices are stored under other names than
-            their modules have.
-    """
-    structure = load_structure(checkpoint)
-    if not writer_contributions(structure):  # what can be refused for free
-        obstacles = [text for block in residual_writers(structure) for text in block.obstacles]
-        raise ArchitectureError(f"{checkpoint}: no matrix of this model can be edited: {'; '.join(obstacles[:2])}, ...")
-    model = load_model(checkpoint, dtype=torch.float32)
-    for read, known in zip(residual_writers(model), residual_writers(structure), strict=True):
-        for text in (each for each in read.obstacles if each not in known.obstacles):  # what weights alone show
-            raise ArchitectureError(f"{checkpoint}: {text}; no patch of this model is made (`aird direction` works)")
-        if read != known:
-            raise ArchitectureError(f"{checkpoint}: its block {read.block} is read differently without its weights")
-    stored = read_checkpoint(checkpoint).tensors
-    for writer, contribution in writer_contributions(model).items():
-        for module in (writer, contribution.norm or writer):
-            if not any(name.startswith(f"{module}.") for name in stored):
-                raise ArchitectureError(
-                    f"{checkpoint}: the module {module} has no stored tensor of its name (stored are "
-                    f"{', '.join(list(stored)[:3])}, ...), so it could not be edited; load the model with Transformers "
-                    "and write it again with save_pretrained(folder, save_original_format=False)"
-                )
-
-
 def stored_gains(checkpoint: Path) -> dict[str, torch.Tensor]:
     """Return the gain of the norm behind each writer that has one, as `writer_gains` does, from a checkpoint's files.
 
@@ -369,28 +247,6 @@ def stored_gains(checkpoint: Path) -> dict[str, torch.Tensor]:
     return gains
 
 
-def check_weights(checkpoint: Path, source: Path) -> None:
-    """Read every weight of a checkpoint once: all are there, complete and finite.
-
-    Args:
-        checkpoint: a checkpoint folder.
-        source: what it was made from, for the message.
-
-    Raises:
-        ValueError: names the file or tensor.
-    """
-    for file in sorted(checkpoint.glob("*.safetensors")):
-        try:
-            with safe_open(file, "pt") as reader:
-                for name in reader.keys():  # noqa: SIM118 - it is no dictionary
-                    tensor = reader.get_tensor(name)
-                    if tensor.is_floating_point() and not bool(tensor.float().isfinite().all()):
-                        raise ValueError(f"{source}: tensor {name} of {file.name} holds NaN or infinite values")
-        except SafetensorError as error:
-            raise ValueError(f"{source}: {file.name} is truncated or altered ({error}); fetch it again") from error
-    read_checkpoint(checkpoint)  # an index that lists what no shard holds
-
-
 def copy_description(source: Path, target: Path, with_code: bool = True) -> None:
     """Copy configuration, tokenizer, chat template and own code of a checkpoint, but no weights or their index.
 
@@ -399,195 +255,6 @@ def copy_description(source: Path, target: Path, with_code: bool = True) -> None
     for path in matching_files(source, *DESCRIPTION, *([CODE] if with_code else [])):
         if not path.name.endswith(".index.json"):
             shutil.copyfile(path, target / path.name)
-
-
-def check_folder_format(folder: Path) -> None:
-    """Check that a folder holds a model in Hugging Face format with safetensors weights.
-
-    Raises:
-        ValueError: says what is missing.
-    """
-    if not weight_files(folder):
-        raise ValueError(f"{folder} holds no *.safetensors file; convert the model with save_pretrained first")
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} holds no config.json: it is not a model folder in Hugging Face format")
-
-
-def copy_weights(source: Path, target: Path, with_code: bool) -> None:
-    """Copy a model folder: safetensors and their index, and what describes them; nothing in Mistral's own format.
-
-    Raises:
-        ValueError: it holds no safetensors or no config.json.
-    """
-    check_folder_format(source)
-    for path in matching_files(source, *WEIGHTS, "*.index.json"):
-        shutil.copyfile(path, target / path.name)
-    copy_description(source, target, with_code)
-
-
-def dequantise_gguf(source: Path, target: Path, dtype: torch.dtype, original: Path | None = None) -> None:
-    """Write the model of a GGUF file as a dense checkpoint, with a tokenizer and the tokens that end a text.
-
-    Both are the original's where it is known and has the same vocabulary, and so is the configuration, since
-    Transformers does not read all of it from a file. The chat template is the file's own where it brings one. Without
-    an original all is made of what the file says, as llama.cpp does.
-
-    Args:
-        source: the file.
-        target: an existing folder without a checkpoint.
-        dtype: of the dense weights.
-        original: the checkpoint folder of the model that the file was made from.
-
-    Raises:
-        ValueError: it cannot be read, has another vocabulary than its original, asks for a tokenizer that is not
-            proven to be llama.cpp's, or, without an original, computes positions in a way that is not read from a file.
-    """
-    file = read_gguf(source)
-    config = _own_configuration(file) if original is None else configuration_of(original)
-    tokenizer: Any = None
-    ends: list[int] = []  # none: those that Transformers reads from the file
-    if original is not None:
-        theirs = load_tokenizer(original)
-        check_vocabulary(file, theirs, config.get_text_config().vocab_size, original)
-        ends = ends_of_text(original)
-    elif is_default_model(file):
-        tokenizer = _tokenizer_by_transformers(file)
-    else:
-        tokenizer, ends = own_tokenizer(file), own_ends(file)
-        _check_stored(tokenizer, file, config)
-    dequantise_gguf_weights(source, target, dtype, config)
-    _check_biases(file, read_checkpoint(target))
-    if original is None:
-        tokenizer.save_pretrained(target)
-    else:
-        copy_tokenizer(original, target)
-        if file.chat_template is not None:
-            # A template in a file of its own goes before one in the configuration.
-            (target / "chat_template.jinja").write_text(file.chat_template, encoding="utf-8")
-    if ends:
-        settings = read_json(target / "generation_config.json")
-        write_json(target / "generation_config.json", {**settings, "eos_token_id": ends})
-
-
-def _own_configuration(file: GGUFFile) -> Any:
-    """Return the configuration that a GGUF file's header describes, with the frequencies of positions of its own.
-
-    Transformers reads no scaling of positions. Llama 3's, factors of the frequencies, is LongRoPE with the same factors
-    for short and long texts and none for the attention.
-
-    Raises:
-        ValueError: positions are scaled in another way, or turn another part of each head than Transformers reads.
-    """
-    from transformers import AutoConfig
-
-    with _alone(file.path) as folder:
-        config = AutoConfig.from_pretrained(folder, gguf_file=file.path.name)
-    advice = (
-        "so its decoded weights would not compute what llama.cpp computes; give it the model that it was made from as "
-        "its original (in safetensors), whose configuration is then taken"
-    )
-    other = sorted(name for name in file.tensors if name.startswith("rope_factors"))
-    if other or file.rope_scaling not in (None, "none"):
-        how = file.rope_scaling or ", ".join(other)
-        raise ValueError(f"{file.path} scales positions ({how}) in a way that is not read from a GGUF file, {advice}")
-    turned = file.sizes.get("rope.dimension_count")
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope and turned is not None:
-        width = file.sizes.get("attention.key_length") or config.hidden_size // config.num_attention_heads
-        share = rope.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None) or 1.0
-        if turned != int(width * share):
-            raise ValueError(
-                f"{file.path} turns {turned} features of each head with the position, where Transformers reads "
-                f"{int(width * share)} of {width} from it, {advice}"
-            )
-    factors = file.frequency_factors()
-    if factors is not None:
-        scaled = {"rope_type": "longrope", "short_factor": factors, "long_factor": factors, "factor": 1.0}
-        length = config.max_position_embeddings
-        config.rope_parameters = {**rope, **scaled, "original_max_position_embeddings": length}
-    return config
-
-
-def _check_biases(file: GGUFFile, decoded: Checkpoint) -> None:
-    """Check that no bias of a matrix of the blocks was lost: Transformers leaves out what its configuration has not."""
-    for module in decoded.block_matrices():
-        try:
-            bias = file.tensor_of(module).name.removesuffix("weight") + "bias"
-        except ValueError:  # llama.cpp splits or joins this matrix
-            continue
-        if bias in file.tensors and f"{module}.bias" not in decoded.tensors:
-            raise ValueError(
-                f"{file.path} holds {bias}, the bias of {module}, which Transformers does not read from a GGUF file of "
-                f"the architecture {file.architecture}; give it the model that it was made from as its original (in "
-                "safetensors)"
-            )
-
-
-def _check_stored(tokenizer: Any, file: GGUFFile, config: Any) -> None:
-    """Check that a checkpoint of the file's model would have this tokenizer, as `check_read_back` does."""
-    from transformers import AutoTokenizer
-
-    with _alone(file.path) as folder:
-        config.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        check_read_back(AutoTokenizer.from_pretrained(folder), tokenizer, file)
-
-
-def _tokenizer_by_transformers(file: GGUFFile) -> Any:
-    from transformers import AutoTokenizer
-
-    with _alone(file.path) as folder:
-        return AutoTokenizer.from_pretrained(folder, gguf_file=file.path.name)
-
-
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy tokenizer and chat template of a checkpoint folder."""
-    for path in (path for pattern in TOKENIZER for path in source.glob(pattern)):
-        shutil.copyfile(path, target / path.name)
-
-
-@contextlib.contextmanager
-def _alone(file: Path) -> Iterator[str]:
-    """Yield a folder that holds a file alone: Transformers would read a checkpoint's other files beside a GGUF file."""
-    with tempfile.TemporaryDirectory(prefix="aird-gguf-") as folder:
-        (Path(folder) / file.name).symlink_to(file.absolute())
-        yield folder
-
-
-def dequantise_gguf_weights(source: Path, target: Path, dtype: torch.dtype, config: Any = None) -> None:
-    """Write the weights of a GGUF file as a dense checkpoint without a tokenizer.
-
-    Args:
-        source: the file.
-        target: an existing folder without a checkpoint.
-        dtype: of the dense weights.
-        config: how the model computes; None is what Transformers reads from the file, which is not all of it, so that
-            only the weights may then be used.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
-    import transformers
-
-    try:
-        with _alone(source) as folder:
-            loading: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                folder,
-                gguf_file=source.name,
-                config=config,
-                dtype=dtype,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-            )
-        model, loaded = loading
-        check_complete(loaded, source)
-    except Exception as error:  # as above
-        raise ValueError(f"{source} cannot be read as a GGUF model ({error}); fetch it again") from error
-    # Transformers keeps the GGUF quantiser on the model and then refuses to save it.
-    model.hf_quantizer = None
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.save_pretrained(target)
 
 
 def load_structure(checkpoint: Path) -> Any:

@@ -25,7 +25,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from aird.compression.given import import_given
 from aird.compression.patchable import check_patchable
 from aird.inference.generation import stop_tokens
-from aird.models.loading import dequantise_gguf, load_model, load_tokenizer, read_chat, write_chat
+from aird.models.importing import dequantise_gguf
+from aird.models.loading import load_model, load_tokenizer, read_chat, write_chat
 from aird.models.matrices import dense_matrix
 from aird.settings.models import Chat
 from aird.support.files import hash_folder, read_json, sha256_of, write_json

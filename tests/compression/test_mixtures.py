@@ -20,7 +20,8 @@ from aird.compression.registry import compress
 from aird.models.checkpoint import read_checkpoint
 from aird.models.dense import write_dense_copy
 from aird.models.experts import fused_parameters, stored_matrices
-from aird.models.loading import import_model, load_model, load_structure
+from aird.models.importing import import_model
+from aird.models.loading import load_model, load_structure
 from aird.settings.compressions import (
     AWQ,
     FP8,

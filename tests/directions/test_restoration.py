@@ -93,7 +93,10 @@ def test_a_checkpoint_with_its_adapter_is_captured_and_verified_as_the_merged_on
         "adapter": load_model(base, tmp_path / "adapter", **float32).get_base_model(),
         "merged": load_model(tmp_path / "merged", **float32),
     }
-    caches = {name: capture_activations(each, tokenizer, RECORDS, {"tokens": [3]}, SETTINGS, 0) for name, each in models.items()}
+    caches = {
+        name: capture_activations(each, tokenizer, RECORDS, {"tokens": [3]}, SETTINGS, 0)
+        for name, each in models.items()
+    }
     states = {name: each.groups["harmful", "train"].activations for name, each in caches.items()}
     torch.testing.assert_close(states["adapter"], states["merged"], atol=1e-4, rtol=1e-4)
     # What the edited blocks 0 and 1 write stands from layer 1 on.

@@ -21,7 +21,8 @@ from aird.evaluation.engines.llama_cpp import SEQUENCES, LlamaCpp, LlamaCppClien
 from aird.evaluation.measurements import check_parity, first_token_logprobs
 from aird.models.generation_settings import own_generation_settings
 from aird.models.gguf_file import MODEL_FILE
-from aird.models.loading import import_model, load_model, load_tokenizer
+from aird.models.importing import import_model
+from aird.models.loading import load_model, load_tokenizer
 from aird.prompts.sources import open_model
 from aird.settings.sources import ModelSource
 from aird.settings.suites import Serving

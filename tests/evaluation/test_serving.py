@@ -30,7 +30,8 @@ from aird.evaluation.engines.address import Address
 from aird.evaluation.engines.engine import AdapterRefused, ServerSettings
 from aird.evaluation.engines.vllm import Vllm, VllmClient
 from aird.evaluation.http_server import HttpServer
-from aird.models.loading import import_model, load_model
+from aird.models.importing import import_model
+from aird.models.loading import load_model
 from aird.patching.adapters import write_adapter
 
 

@@ -34,7 +34,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from aird.inference.hooks import ablation, hooks, on_output
 from aird.models.checkpoint import read_checkpoint
 from aird.models.experts import is_transposed
-from aird.models.loading import prove_structure
+from aird.models.importing import prove_structure
 from aird.models.structure import (
     ArchitectureError,
     Writers,

@@ -19,7 +19,8 @@ from aird.compression.gguf_recipe import _quantiser
 from aird.compression.given import PROBES
 from aird.models.gguf_file import read_gguf
 from aird.models.gguf_tokenizer import DEFAULT_MODEL, ENDS, PRE_TOKENIZERS, own_ends, own_tokenizer
-from aird.models.loading import dequantise_gguf, load_tokenizer
+from aird.models.importing import dequantise_gguf
+from aird.models.loading import load_tokenizer
 from aird.prompts import embedded
 from aird.prompts.chat import chat_text
 from aird.prompts.sources import open_model

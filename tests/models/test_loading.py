@@ -26,11 +26,11 @@ from aird.inference.packing import last_logits, plan_packs
 from aird.models import loading
 from aird.models.checkpoint import read_checkpoint
 from aird.models.dense import write_dense_copy
+from aird.models.importing import import_model
 from aird.models.loading import (
     CHAT_FILE,
     code_is_trusted,
     copy_description,
-    import_model,
     load_model,
     load_structure,
     load_tokenizer,

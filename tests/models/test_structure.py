@@ -12,7 +12,8 @@ from models import families
 from patches import unit_vector
 from torch import nn
 
-from aird.models.loading import load_structure, prove_structure, stored_gains
+from aird.models.importing import prove_structure
+from aird.models.loading import load_structure, stored_gains
 from aird.models.structure import (
     ArchitectureError,
     decoder_blocks,

@@ -11,7 +11,8 @@ from tiny_model import changed_tensors, configured, new
 from wrappers import WRAPPERS, write_wrapper
 
 from aird.models.checkpoint import read_checkpoint
-from aird.models.loading import import_model, load_model, load_tokenizer, write_text_model
+from aird.models.importing import import_model, write_text_model
+from aird.models.loading import load_model, load_tokenizer
 from aird.models.structure import ArchitectureError, writer_contributions
 from aird.prompts.chat import chat_text
 from aird.support.files import write_json

@@ -15,7 +15,8 @@ from aird.evaluation.engines.engine import ServerSettings
 from aird.evaluation.engines.llama_cpp import LlamaCpp
 from aird.evaluation.measurements import first_token_logprobs
 from aird.models.gguf_file import read_gguf
-from aird.models.loading import dequantise_gguf, load_model
+from aird.models.importing import dequantise_gguf
+from aird.models.loading import load_model
 from aird.patching.adapters import write_adapter
 from aird.patching.edits import Edit
 from aird.patching.gguf_adapter import write_gguf_adapter

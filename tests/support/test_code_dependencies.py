@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from project import code_of
 
 from aird.support.code_dependencies import code_files
 
@@ -126,3 +127,11 @@ def test_a_script_of_this_project() -> None:
     }
     assert wanted <= set(files)
     assert "aird/evaluation/judges/wei.py" not in files
+
+
+def test_what_runs_a_model_does_not_hang_on_how_models_are_imported() -> None:
+    """An edit of how GGUF files are read makes imports again, and what reads another file then."""
+    importing = {f"aird/models/{name}.py" for name in ("importing", "gguf_file", "gguf_tokenizer", "text_model")}
+    assert importing <= code_of("import_model")
+    for script in ("capture_activations", "score_candidates", "verify_direction", "tune_refusal", "merge_patch"):
+        assert not importing & code_of(script), script

@@ -2,7 +2,8 @@
 
 from aird.models.card_metadata import read_licence
 from aird.models.generation_settings import own_generation_settings
-from aird.models.loading import TRUST, import_model, load_tokenizer
+from aird.models.importing import import_model
+from aird.models.loading import TRUST, load_tokenizer
 from aird.prompts.chat import chat_record
 from aird.prompts.sources import model_config, open_model
 from aird.settings.checkpoint_formats import quantised_original
