@@ -54,6 +54,7 @@ def cases(names: Iterable[str]) -> list[Any]:
     return [pytest.param(name, id=name, marks=() if name in QUICK else pytest.mark.thorough) for name in names]
 
 
+KERNELS = ("cpu_attention", "packing", "batching", "hooks")  # files of aird/inference
 COMPRESSIONS = ("wanda-50", "w4a16")
 CELLS = (
     "original/plain",
@@ -156,7 +157,7 @@ def added_to(path: str, text: str = "# new\n") -> Callable[[Path], None]:
 
 
 def test_the_quick_cases_exist() -> None:
-    assert {*CONFIGURATION_CHANGES, *FILE_CHANGES, *LOST} >= QUICK
+    assert {*CONFIGURATION_CHANGES, *FILE_CHANGES, *KERNELS, *LOST} >= QUICK
 
 
 def test_nothing_changed(project: Path) -> None:
@@ -425,7 +426,7 @@ def test_an_edit_while_a_job_is_at_work(project: Path) -> None:
     assert planned(project) == expected
 
 
-@pytest.mark.parametrize("name", cases(["cpu_attention", "packing", "batching", "hooks"]))
+@pytest.mark.parametrize("name", cases(KERNELS))
 def test_a_kernel_of_the_inference_is_no_part_of_what_reports(project: Path, name: str) -> None:
     """What ran a model runs again, and then what reads its results: but nothing reports again for its own sake."""
     append(project / f"aird/inference/{name}.py", "# new\n")

@@ -23,7 +23,7 @@ from aird.compression.registry import compress
 from aird.inference.cpu_attention import needed_attention
 from aird.inference.generation import generate
 from aird.inference.packing import last_logits, plan_packs
-from aird.models import loading
+from aird.models import importing, loading
 from aird.models.checkpoint import read_checkpoint
 from aird.models.dense import write_dense_copy
 from aird.models.importing import import_model
@@ -73,7 +73,7 @@ def test_the_structure_is_proven_in_float32_whatever_a_processor_computes_in(
         proven.append(next(model.parameters()))
         return residual_writers(model)
 
-    monkeypatch.setattr(loading, "residual_writers", seen)
+    monkeypatch.setattr(importing, "residual_writers", seen)
     imported(source, tmp_path)
     assert {parameter.dtype for parameter in proven if not parameter.is_meta} == {torch.float32}
 
