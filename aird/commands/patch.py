@@ -137,7 +137,7 @@ def run(arguments: argparse.Namespace) -> None:
         settings,
         prompts,
         directions,
-        calibrated_from(arguments),
+        calibrated_from(arguments) if "replies" in METHODS[name].needs else Replies(),
         arguments.seed,
         arguments.output,
         arguments.direction,

@@ -164,7 +164,7 @@ def test_patch_replaces_its_own_adapter_and_nothing_else(
     work, adapter = tmp_path / "work", tmp_path / "adapter"
     work.mkdir()
     (work / "thesis.txt").write_text("mine")
-    command = ["patch", *pair(folder), "--direction", str(folder / "direction"), "--method", "scale"]
+    command = ["patch", *pair(folder), "--direction", str(folder / "direction"), "--method", "scale", "--train", "4"]
     assert main([*command, "--output", str(adapter)]) == 0
     first = hash_folder(adapter)
     assert main([*command, "--alpha", "0.5", "--output", str(adapter)]) == 0
