@@ -108,6 +108,7 @@ def test_a_failed_job_shows_the_end_of_its_log_and_what_to_try(folder: Path) -> 
     assert "seq 100" not in text
 
 
+@pytest.mark.thorough
 def test_a_job_that_succeeds_when_it_is_tried_again_has_not_failed(folder: Path) -> None:
     snakefile = (folder / "Snakefile").read_text(encoding="utf-8")
     once = snakefile.replace(
@@ -314,6 +315,7 @@ rule card:
 """
 
 
+@pytest.mark.thorough
 def test_the_share_of_a_job_is_of_what_it_takes_most_of(tmp_path: Path) -> None:
     (tmp_path / "Snakefile").write_text(SHARES, encoding="utf-8")
     code, text = run(tmp_path, "--resources", "gpu=1", "--cores", "4")
@@ -321,6 +323,7 @@ def test_the_share_of_a_job_is_of_what_it_takes_most_of(tmp_path: Path) -> None:
     assert "shares [('all', 0.25), ('card', 1.0), ('one', 0.25), ('two', 0.75)]" in text
 
 
+@pytest.mark.thorough
 def test_a_log_of_snakemakes_gives_the_schedule_and_the_weights(folder: Path) -> None:
     run(folder)
     (log,) = (folder / ".snakemake/log").glob("*.log")

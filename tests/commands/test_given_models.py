@@ -82,6 +82,7 @@ def test_evaluate_says_in_which_form_it_was_measured(name: str, form: str, folde
     assert before is None or hash_folder(folder / name) == before
 
 
+@pytest.mark.thorough
 def test_a_command_that_is_ended_leaves_nothing_decoded(folder: Path, tmp_path: Path) -> None:
     long = ["--transformers", "--tokens", "256"]
     command = [sys.executable, "-m", "aird", *asked(folder, "q8.gguf", tmp_path / "scores", *long)]

@@ -567,6 +567,7 @@ def test_matrices_that_stay_dense_beside_packed_ones(original: Path, tmp_path: P
     check_served(tmp_path / "imported", original, wanted, torch.float16)
 
 
+@pytest.mark.thorough
 def test_the_manifest_says_what_the_checkpoint_says_about_generation(original: Path, tmp_path: Path) -> None:
     """Such settings are often a quantiser's own, and are not followed."""
     given = tmp_path / "given"

@@ -320,6 +320,7 @@ def test_server_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert alive == []
 
 
+@pytest.mark.thorough
 def test_a_task_that_does_not_exist_is_named_before_the_start(original: Path, tmp_path: Path) -> None:
     suite = asking(tasks=["no_such_task"])
     with pytest.raises(ValueError, match="lm-eval knows no task no_such_task"):

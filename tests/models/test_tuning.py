@@ -111,6 +111,7 @@ def test_refused_harmless_instructions_get_another_answer(original: Path, monkey
             assert after[index] == before[index]
 
 
+@pytest.mark.thorough
 def test_the_tuned_models_manifest_says_what_its_source_said(original: Path, tmp_path: Path) -> None:
     said = {
         "source": {"path": "tiny"},
