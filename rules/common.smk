@@ -69,13 +69,15 @@ SEED = CONFIGURATION.seed
 # Half the cores for a job that computes with tensors: two run side by side, so that one's start
 # (a single-threaded affair of many seconds) overlaps the other's work. The tuning, on which
 # everything waits, takes all of them. Snakemake lowers both to what there is.
-# (`workflow.cores` would stop calls without --cores, such as --unlock.) Inside a job of a cluster, --cores is what
-# was asked for already, which is not to be halved once more.
-RUN_CORES = (
-    workflow.resource_settings.cores if workflow.exec_mode == ExecMode.DEFAULT else None
-)
-ALL_THREADS = min(16, RUN_CORES or 16)
+# (`workflow.cores` would stop calls without --cores, such as --unlock.)
+CORES = workflow.resource_settings.cores or 16
+ALL_THREADS = min(16, CORES)
 THREADS = max(1, ALL_THREADS // 2)
+if workflow.exec_mode != ExecMode.DEFAULT:
+    # A job of a cluster takes what it asked for when it was sent, not half of it again, and no more: Slurm refuses a
+    # step that wants more than its job has. Where processes are not bound, --cores is the whole machine.
+    ASKED = int(os.environ.get("SLURM_CPUS_PER_TASK", CORES))
+    ALL_THREADS, THREADS = min(16, ASKED), min(8, ASKED)
 
 
 onstart:

@@ -123,11 +123,22 @@ def test_a_cluster_gets_vllm_for_gpus_from_a_machine_without(
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(("mode", "threads"), [("default", "4 and 8"), ("remote", "8 and 16")])
+@pytest.mark.parametrize(
+    ("mode", "asked", "threads"),
+    [("default", None, "4 and 8"), ("remote", None, "8 and 8"), ("remote", "4", "4 and 4")],
+)
 def test_a_job_of_a_cluster_takes_all_cpus_that_it_asked_for(
-    project: Path, configuration: dict[str, Any], mode: str, threads: str
+    project: Path,
+    configuration: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str,
+    asked: str | None,
+    threads: str,
 ) -> None:
-    """Snakemake lowers what a rule wants to --cores: here those that Slurm gave the job."""
+    """And no more: where processes are not bound, --cores is the whole machine."""
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("SLURM_CPUS_PER_TASK", asked)
     write_configuration(project, configuration)
     saying = 'include: "Snakefile"\n\nprint(THREADS, "and", ALL_THREADS)\n'
     (project / "saying.smk").write_text(saying, encoding="utf-8")
