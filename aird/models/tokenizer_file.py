@@ -108,9 +108,8 @@ def _differs(tokenizer: Any, checkpoint: Path) -> bool:
     Special tokens that only tokenizer_config.json names are no difference.
     """
     path = checkpoint / FILE
-    made_anew = type(tokenizer).__module__.startswith(
-        "transformers.models."
-    )  # a model's own code is trusted or not run
+    # A class of a model's own code is taken as it is: that code is trusted, or it did not run.
+    made_anew = type(tokenizer).__module__.startswith("transformers.models.")
     if not made_anew or not path.is_file() or not hasattr(tokenizer, "backend_tokenizer"):
         return False
     from tokenizers import Tokenizer
