@@ -19,6 +19,9 @@ WORDS = (
 ).split()
 
 
+# A compression that tests add to the tiny grid.
+QUANTISATION = {"recipe": "round_to_nearest", "weight_bits": 4, "group_size": 64}
+
 # Of a model of random weights, which refuses nothing by itself, where a patch learns from refusals.
 REFUSAL_TUNING = {
     "harmful": {"set": "harmful", "split": "train"},
@@ -80,7 +83,7 @@ metric_list:
 
 
 def tiny_configuration(folder: Path, models: list[str], serving: dict[str, Any]) -> dict[str, Any]:
-    """Return the configuration of a tiny grid, with paths relative to `folder`; its inputs are written there.
+    """Return the configuration of a tiny grid, one compression and one patch; its inputs are written to `folder`.
 
     Args:
         folder: where the workflow will run; its folder inputs/ is filled: prompts, a task, labels, and the models that lack.
@@ -121,12 +124,8 @@ def tiny_configuration(folder: Path, models: list[str], serving: dict[str, Any])
                 "sparsity": 0.5,
                 "calibration": {"prompt_set": "harmless", "split": "train", "count": 8},
             },
-            "w4a16": {"recipe": "round_to_nearest", "weight_bits": 4, "group_size": 64},
         },
-        "patches": {
-            "aird": {"method": "scale"},
-            "random-control": {"method": "scale", "direction": "random", "compressions": ["wanda-50"]},
-        },
+        "patches": {"aird": {"method": "scale"}},
         "suites": {
             "quick": {
                 "harmful": {"set": "attack", "count": 8},
@@ -139,11 +138,3 @@ def tiny_configuration(folder: Path, models: list[str], serving: dict[str, Any])
         "hand_labels": "inputs/labels.csv",
         "serving": {"maximum_model_length": 256, "parity_tolerance": 0.1, **serving},
     }
-
-
-def smallest_configuration(folder: Path, serving: dict[str, Any]) -> dict[str, Any]:
-    """Return the configuration of a tiny grid of one compression and one patch."""
-    configuration = tiny_configuration(folder, ["tiny"], serving)
-    configuration["compressions"] = {"wanda-50": configuration["compressions"]["wanda-50"]}
-    configuration["patches"] = {"aird": configuration["patches"]["aird"]}
-    return configuration

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from grid import tiny_configuration
+from grid import QUANTISATION, tiny_configuration
 from project import copy_project, job_records, names, planned, snakemake, write_configuration
 
 pytestmark = pytest.mark.workflow
@@ -33,7 +33,7 @@ def configuration(project: Path, pretend_gpus: Callable[[int], None]) -> dict[st
         "parameters": 70.0,
         "compressions": ["w4a16"],
     }
-    made["compressions"] = {"w4a16": made["compressions"]["w4a16"], "cache": {"recipe": "kv_cache", "dtype": "fp8"}}
+    made["compressions"] = {"w4a16": QUANTISATION, "cache": {"recipe": "kv_cache", "dtype": "fp8"}}
     made["patches"] = {"aird": {"method": "scale", "compressions": ["cache"]}}
     return made
 
@@ -50,6 +50,7 @@ def settings(project: Path) -> list[str]:
     return sorted(text for text in found if '"prompt_sets"' not in text)
 
 
+@pytest.mark.thorough
 def test_each_job_gets_the_gpus_and_the_memory_of_its_model(project: Path, configuration: dict[str, Any]) -> None:
     write_configuration(project, configuration)
     plan = resources(project, "--resources", "gpu=4")

@@ -52,7 +52,10 @@ def edits() -> list[Edit]:
     [
         Magnitude(sparsity=0.3),
         RoundToNearest(weight_bits=4, group_size=32),
-        AWQ(group_size=32, calibration=CalibrationSettings(prompt_set="harmless", count=len(PROMPTS))),
+        pytest.param(
+            AWQ(group_size=32, calibration=CalibrationSettings(prompt_set="harmless", count=len(PROMPTS))),
+            marks=pytest.mark.thorough,
+        ),
     ],
     ids=lambda settings: settings.recipe,
 )

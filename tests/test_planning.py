@@ -65,9 +65,8 @@ def test_a_plan_is_a_table_and_makes_no_lines_of_jobs(folder: Path) -> None:
     assert "made 0 collects False frozen True" in text
 
 
-@pytest.mark.parametrize(
-    "arguments", [("--printshellcmds",), pytest.param(("--logger", "why"), marks=pytest.mark.thorough)]
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize("arguments", [("--printshellcmds",), ("--logger", "why")])
 def test_who_asks_for_jobs_gets_them(folder: Path, arguments: tuple[str, ...]) -> None:
     """Else Snakemake would no longer make the lines by the function that a plan replaces."""
     text = plan(folder, *arguments)

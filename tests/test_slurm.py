@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas
 import pytest
-from grid import smallest_configuration
+from grid import tiny_configuration
 from project import copy_project, read_configuration, snakemake, write_configuration, write_vllm_lock
 from slurm import NoSlurm, running_slurm
 
@@ -36,7 +36,7 @@ def project(cluster: None, tmp_path_factory: pytest.TempPathFactory, vllm_python
     """Return a project in which a grid of one compression has run on Slurm."""
     project = copy_project(tmp_path_factory.mktemp("cluster") / "project")
     write_vllm_lock(project, vllm_python)
-    write_configuration(project, smallest_configuration(project, {"lock": "inputs/vllm.lock.txt"}))
+    write_configuration(project, tiny_configuration(project, ["tiny"], {"lock": "inputs/vllm.lock.txt"}))
     snakemake(project, *PROFILE)
     return project
 

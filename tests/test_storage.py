@@ -10,7 +10,7 @@ from typing import Any
 import boto3
 import pandas
 import pytest
-from grid import smallest_configuration
+from grid import tiny_configuration
 from moto.server import ThreadedMotoServer
 from project import copy_project, job_records, names, planned, snakemake, write_configuration
 
@@ -51,7 +51,7 @@ def environment(storage: Any) -> Iterator[list[str]]:
 def project(tmp_path_factory: pytest.TempPathFactory, vllm_python: Path) -> Path:
     """Return a project with a grid of one compression, and nothing run."""
     project = copy_project(tmp_path_factory.mktemp("stored") / "project")
-    write_configuration(project, smallest_configuration(project, {"executable": str(vllm_python)}))
+    write_configuration(project, tiny_configuration(project, ["tiny"], {"executable": str(vllm_python)}))
     return project
 
 
@@ -67,7 +67,9 @@ def test_a_profile_plans_the_same_jobs(project: Path, environment: list[str], pr
 
 
 def test_the_python_of_an_image_need_not_exist_here(project: Path, environment: list[str]) -> None:
-    write_configuration(project, smallest_configuration(project, {"executable": "/image/bin/python"}), "image.yaml")
+    write_configuration(
+        project, tiny_configuration(project, ["tiny"], {"executable": "/image/bin/python"}), "image.yaml"
+    )
     wanted = "results/environments/vllm.json"
     options = [wanted, "--workflow-profile", "profiles/kubernetes", *environment]
     assert planned(project, *options, configuration="image.yaml") == {"vllm_environment"}

@@ -28,12 +28,11 @@ LONGEST_WAIT_SECONDS = 5.0  # between finding a victim and killing it
 END_SECONDS = 30.0  # until nothing of a killed run is alive
 # What an interrupted job may leave, and what differs between any two runs: times, logs, environments.
 VARYING = {"logs", "benchmarks", "environments", "code"}
+# What shows times and served numbers.
+SHOWN = {"tables", "figures", "cards"}
 # vLLM batches prompts as they arrive. Its numbers were equal to the last bit whenever this was tried, but
 # nothing promises that on every processor.
 SERVED = {"completions", "utility", "scores"}
-# What shows a whole grid. Kills are tried on the part that has one compression, the one that calibrates.
-SHOWN = {"tables", "figures", "cards"}
-KILLED = "wanda-50"
 
 
 @pytest.fixture
@@ -115,25 +114,14 @@ class Run:
         return lines
 
 
-def narrow(project: Path) -> set[str]:
-    """Leave one compression and one patch in a project's grid; return the names of the others."""
-    configuration = read_configuration(project)
-    others = set()
-    for section, kept in (("compressions", KILLED), ("patches", "aird")):
-        others |= configuration[section].keys() - {kept}
-        configuration[section] = {kept: configuration[section][kept]}
-    write_configuration(project, configuration)
-    return others
-
-
-def contents(project: Path, others: set[str]) -> dict[str, bytes]:
-    """Return every result without another's name that does not depend on time, hidden files included."""
+def contents(project: Path) -> dict[str, bytes]:
+    """Return every result that does not depend on time, hidden files included."""
     found = {}
     for path in sorted((project / "results").rglob("*")):
         name = path.relative_to(project / "results")
         if name.parts[0] in VARYING | SHOWN or path.name in (".snakemake_timestamp", "report.html"):
             continue
-        if path.is_file() and not any(part.partition(".")[0] in others for part in name.parts):
+        if path.is_file():
             found[str(name)] = path.read_bytes()
     return found
 
@@ -148,9 +136,9 @@ def outline(name: str, content: bytes) -> Any:
     return text.splitlines()[0], len(text.splitlines())
 
 
-def differing(project: Path, other: Path, others: set[str]) -> list[str]:
+def differing(project: Path, other: Path) -> list[str]:
     """Return the results that differ: in a bit, or in their outline where vLLM's batches decide on the last bits."""
-    first, second = contents(project, others), contents(other, others)
+    first, second = contents(project), contents(other)
     found = []
     for name in sorted(first.keys() | second.keys()):
         same = first.get(name) == second.get(name)
@@ -164,7 +152,6 @@ def differing(project: Path, other: Path, others: set[str]) -> list[str]:
 def test_kills_at_random_moments(finished: Path, project: Path, tmp_path: Path) -> None:
     killed = dict.fromkeys(("run", "job", "server"), 0)
     without_victim = dict.fromkeys(killed, 0)
-    others = narrow(project)
     while sum(killed.values()) < KILLS:
         kind = min(killed, key=lambda name: killed[name])
         run = Run(project, tmp_path / "run.log")
@@ -176,11 +163,11 @@ def test_kills_at_random_moments(finished: Path, project: Path, tmp_path: Path) 
         assert run.wait_until_gone() == [], f"alive after a killed {kind}"
         if run.process.returncode == 0:
             # It finished before there was a victim: from the start again.
-            assert differing(project, finished, others) == []
+            assert differing(project, finished) == []
             shutil.rmtree(project / "results")
             shutil.rmtree(project / ".snakemake")
     snakemake(project)
-    assert differing(project, finished, others) == []
+    assert differing(project, finished) == []
     assert planned(project) == set()
 
 
@@ -321,13 +308,13 @@ def test_a_model_of_nan(project: Path) -> None:
 
 def test_an_altered_cache_is_named_and_rebuilt(finished: Path, tmp_path: Path) -> None:
     project = Path(shutil.copytree(finished, tmp_path / "project", symlinks=True))
-    cache = project / "results/activations/tiny/w4a16.safetensors"
+    cache = project / "results/activations/tiny/wanda-50.safetensors"
     content = cache.read_bytes()
     cache.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    scores = "results/directions/tiny/w4a16/scores.csv"
+    scores = "results/directions/tiny/wanda-50/scores.csv"
     failed = snakemake(project, scores, check=False)
     assert failed.returncode == 1
-    assert "w4a16.safetensors cannot be read" in failed.stdout + failed.stderr
+    assert "wanda-50.safetensors cannot be read" in failed.stdout + failed.stderr
     cache.unlink()
     snakemake(project, scores)
     assert cache.read_bytes() == content

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas
 import pytest
-from grid import REFUSAL_TUNING
+from grid import QUANTISATION, REFUSAL_TUNING
 from project import REPORT, planned, read_configuration, snakemake, write_configuration
 from test_documentation import documented_columns
 from tiny_model import build_tiny_model
@@ -32,8 +32,7 @@ def test_summary_has_one_row_per_cell(finished: Path) -> None:
     wanted += "perplexity utility cosine_same_site norm_ratio layer position"
     assert set(wanted.split()) <= set(summary.columns)
     cells = set(summary[["compression", "patch"]].itertuples(index=False, name=None))
-    compressed = {(c, p) for c in ("wanda-50", "w4a16") for p in ("plain", "aird")}
-    assert cells == compressed | {("original", "plain"), ("wanda-50", "random-control")}
+    assert cells == {("original", "plain"), ("wanda-50", "plain"), ("wanda-50", "aird")}
     assert (summary.n == 8).all()
     assert (summary.refusal_low <= summary.refusal).all() and (summary.refusal <= summary.refusal_high).all()
     assert set(zip(summary.patch == "plain", summary.served_as, strict=True)) == {(True, "plain"), (False, "adapter")}
@@ -43,7 +42,7 @@ def test_summary_has_one_row_per_cell(finished: Path) -> None:
 
 
 def test_completions_hold_prompts_parameters_and_versions(finished: Path) -> None:
-    lines = (finished / "results/completions/tiny/w4a16/aird/quick.jsonl").read_text().splitlines()
+    lines = (finished / "results/completions/tiny/wanda-50/aird/quick.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     assert [record["kind"] for record in records] == ["harmful"] * 8 + ["harmless"] * 8
     assert all(record["sampling"]["temperature"] == 0 and record["versions"]["vllm"] for record in records)
@@ -55,11 +54,9 @@ def test_adapter_leaves_the_base_alone_and_loads_in_peft(finished: Path) -> None
     from aird.models.loading import load_model
     from aird.support.files import check_folder
 
-    for compression in ("wanda-50", "w4a16"):
-        base = finished / "results/models/tiny" / compression
-        check_folder(base / "checkpoint", json.loads((base / "manifest.json").read_text())["files"])
-    base = finished / "results/models/tiny/wanda-50/checkpoint"
-    model = load_model(base, finished / "results/patches/tiny/wanda-50/aird/adapter")
+    base = finished / "results/models/tiny/wanda-50"
+    check_folder(base / "checkpoint", json.loads((base / "manifest.json").read_text())["files"])
+    model = load_model(base / "checkpoint", finished / "results/patches/tiny/wanda-50/aird/adapter")
     assert type(model).__name__ == "PeftModelForCausalLM"
 
 
@@ -70,7 +67,7 @@ def test_every_claim_has_a_verdict_and_every_direction_a_second_opinion(finished
     assert claims.verdict.isin(("holds", "does not hold", "undecided")).all()
     # 8 questions of a task, paired one by one.
     utility = claims[claims.statement.str.startswith("utility")]
-    assert len(utility) == 3 and utility.n.eq(8).all()
+    assert len(utility) == 1 and utility.n.eq(8).all()
     directions = pandas.read_csv(tables / "directions.csv")
     assert directions.cosmic_layer.between(0, 2).all() and directions.resampled_same_site.between(0, 1).all()
     verification = json.loads((finished / "results/directions/tiny/original/verification.json").read_text())
@@ -93,6 +90,7 @@ def test_report_is_one_file_without_requests(finished: Path) -> None:
             assert len(record["completion"]) < 20 or record["completion"] not in text
 
 
+@pytest.mark.thorough
 def test_snakemakes_own_report_is_one_file_without_requests(finished: Path, tmp_path: Path) -> None:
     report = tmp_path / "report.html"
     snakemake(finished, "--report", str(report))
@@ -119,7 +117,8 @@ def test_second_model_of_another_family_runs_only_its_nodes(project: Path) -> No
         "compressions": ["w4a16"],
         "patches": list(patches),
     }
-    configuration["models"]["tiny"]["patches"] = ["aird", "random-control"]
+    configuration["models"]["tiny"] |= {"compressions": ["wanda-50"], "patches": ["aird"]}
+    configuration["compressions"]["w4a16"] = QUANTISATION
     configuration["patches"] |= patches
     configuration["replies"] = {"train_harmful": 16, "train_harmless": 16, "validation": 8}
     before = {path: path.stat().st_mtime_ns for path in (project / "results").rglob("*/tiny/**/*.json")}
@@ -192,19 +191,18 @@ def test_the_direction_is_looked_for_in_patched_checkpoints_and_written_at_the_o
         "method": "choose",
         "strengths": [0.5, 2.0],
         "blocks": "own_source",
-        "compressions": ["w4a16"],
     }
     configuration["replies"] = {"train_harmful": 8, "train_harmless": 8, "validation": 8}
     write_configuration(project, configuration)
-    cell = "tiny/w4a16/at-source"
-    examined = [*(f"tiny/{name}/aird" for name in ("wanda-50", "w4a16")), cell]
+    cell = "tiny/wanda-50/at-source"
+    examined = ["tiny/wanda-50/aird", cell]
     jobs = {f"{rule} {each}" for rule in ("examine_patched", "compare_restored") for each in examined}
     jobs |= {"record_replies tiny", f"learn_patch {cell}", f"evaluate_suite {cell}/quick"}
     jobs |= {f"score_completions {cell}/quick", "make_figure restored"}
     assert planned(project) == jobs | REPORT | {"make_cards"}
     snakemake(project)
     assert planned(project) == set()
-    own = json.loads((project / "results/directions/tiny/w4a16/direction.json").read_text())
+    own = json.loads((project / "results/directions/tiny/wanda-50/direction.json").read_text())
     statistics = json.loads((project / f"results/patches/{cell}/statistics.json").read_text())
     assert statistics["blocks"] == [max(0, own["layer"] - 1)]
     assert statistics["own_direction"]["layer"] == own["layer"]
@@ -212,9 +210,9 @@ def test_the_direction_is_looked_for_in_patched_checkpoints_and_written_at_the_o
     assert {int(update.module.split(".")[2]) for update in updates} == set(statistics["blocks"])
     table = pandas.read_csv(project / "results/tables/restored_directions.csv")
     assert sorted(table.columns) == sorted(documented_columns()["restored_directions"])
-    assert len(table) == 1 + 2 + 2 + 1
+    assert len(table) == 1 + 1 + 2
     assert table.corrected_cosine.iloc[0] == pytest.approx(1) and table.norm_ratio.iloc[0] == pytest.approx(1)
-    assert table.cosine_gain.notna().sum() == 3
+    assert table.cosine_gain.notna().sum() == 2
     claims = pandas.read_csv(project / "results/tables/claims.csv", keep_default_na=False)
     fifth = claims[claims.claim == "C5"]
     assert set(fifth.patch) == {"aird", "at-source"} and fifth.verdict.ne("").all()
@@ -225,13 +223,13 @@ def test_the_direction_is_looked_for_in_patched_checkpoints_and_written_at_the_o
 def test_merged_checkpoints_say_what_they_cost(project: Path) -> None:
     from aird.support.files import check_folder
 
+    configuration = read_configuration(project)
+    configuration["compressions"]["w4a16"] = QUANTISATION
+    write_configuration(project, configuration)
     snakemake(project, "merged_checkpoints")
     table = pandas.read_csv(project / "results/tables/merged.csv")
     assert sorted(table.columns) == sorted(documented_columns()["merged"])
-    assert set(zip(table.compression, table.patch, strict=True)) == {
-        *((compression, "aird") for compression in ("wanda-50", "w4a16")),
-        ("wanda-50", "random-control"),
-    }
+    assert set(zip(table.compression, table.patch, strict=True)) == {("wanda-50", "aird"), ("w4a16", "aird")}
     for row in table.itertuples():
         base = json.loads((project / f"results/models/tiny/{row.compression}/manifest.json").read_text())
         cell = project / f"results/patches/tiny/{row.compression}/{row.patch}"

@@ -229,6 +229,7 @@ def test_two_models_and_prompts_of_ones_own(original: Path, tmp_path: Path, caps
     assert json.loads(captured.out)["exit_code"] == 4 and "Asking " in captured.err
 
 
+@pytest.mark.thorough
 def test_another_chat_template_is_said(original: Path, tmp_path: Path) -> None:
     other, verdict = Path(shutil.copytree(original, tmp_path / "other")), tmp_path / "verdict.json"
     template = (other / "chat_template.jinja").read_text(encoding="utf-8")

@@ -319,18 +319,19 @@ def test_vllm_serves_the_adapter_folder_itself(folder: Path, tmp_path: Path, vll
 def test_the_commands_give_what_the_workflow_gives(finished: Path, tmp_path: Path) -> None:
     results = finished / "results"
     sets = [text for kind in ("harmful", "harmless") for text in (f"--{kind}", str(results / f"prompts/{kind}.jsonl"))]
-    models = [str(results / f"models/tiny/{name}/checkpoint") for name in ("original", "w4a16")]
+    models = [str(results / f"models/tiny/{name}/checkpoint") for name in ("original", "wanda-50")]
     seed = ["--seed", "1"]
     assert main(["compare", *models, *sets, *SIZES, *seed, "--output", str(tmp_path)]) == 0
-    for mine, name in (("original", "original"), ("compressed", "w4a16")):
+    for mine, name in (("original", "original"), ("compressed", "wanda-50")):
         theirs = results / "directions/tiny" / name
         assert sha256_of(tmp_path / mine / "direction.safetensors") == sha256_of(theirs / "direction.safetensors")
         assert sha256_of(tmp_path / mine / "scores.csv") == sha256_of(theirs / "scores.csv")
-    assert read_json(tmp_path / "comparison.json") == read_json(results / "comparisons/tiny/w4a16.json")
+    assert read_json(tmp_path / "comparison.json") == read_json(results / "comparisons/tiny/wanda-50.json")
     direction = ["--direction", str(tmp_path / "original"), "--output", str(tmp_path / "adapter")]
     assert main(["patch", *models, *direction]) == 0
     weights = "adapter_model.safetensors"
-    assert sha256_of(tmp_path / "adapter" / weights) == sha256_of(results / "patches/tiny/w4a16/aird/adapter" / weights)
+    theirs = results / "patches/tiny/wanda-50/aird/adapter"
+    assert sha256_of(tmp_path / "adapter" / weights) == sha256_of(theirs / weights)
 
 
 def test_prompts_are_read_from_every_format(tmp_path: Path) -> None:

@@ -229,6 +229,7 @@ def test_only_the_names_of_the_base_change_and_no_path_is_published() -> None:
     assert r'"<\|think\|>"}} |' in published_card(card, verdict, "fp8", "someone/eight")
 
 
+@pytest.mark.thorough
 def test_the_commit_goes_out_with_its_own_repository_alone(
     hub: ThreadingHTTPServer, adapter: Path, verdict: Path
 ) -> None:

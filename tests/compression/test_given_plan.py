@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import ready_made
-from grid import tiny_configuration
+from grid import QUANTISATION, tiny_configuration
 from project import copy_project, job_records, names, read_configuration, snakemake, write_configuration
 
 from aird.models.loading import open_checkpoint
@@ -22,7 +22,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ready_made.awq(folder / "inputs/models/tiny", folder / "inputs/models/packed")
     (folder / "inputs/python").write_text("stands for vLLM's environment", encoding="utf-8")
     configuration["compressions"] = {
-        "w4a16": configuration["compressions"]["w4a16"],
+        "w4a16": QUANTISATION,
         "ready": {"recipe": "given", "sources": {"tiny": {"path": "inputs/models/packed"}}},
     }
     configuration["patches"] = {"aird": {"method": "scale"}, "only": {"method": "scale", "compressions": ["ready"]}}
@@ -60,6 +60,7 @@ def test_only_the_needed_nodes_exist(project: Path) -> None:
     assert "results/models/tiny/original/manifest.json" in job["input"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("trusted", [False, True])
 def test_the_local_files_are_watched_that_an_import_reads(project: Path, trusted: bool) -> None:
     read = {"config.json", "chat_template.jinja", "model.safetensors", "tokenizer.json", "README.md"}

@@ -208,6 +208,7 @@ def test_experts_of_a_ready_made_mixture(
     assert (logits_of(load_model(imported, dtype=torch.float32)) - expected).norm() < 0.2 * expected.norm()
 
 
+@pytest.mark.thorough
 def test_a_block_behind_the_last_one_is_left_alone(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
     """As GLM-4.5 and DeepSeek-V3 store their prediction of several tokens: imported, neither compressed nor compared."""
     plain, source = tiny_folder("qwen3_moe"), Path(shutil.copytree(tiny_folder("qwen3_moe"), tmp_path / "source"))

@@ -33,7 +33,9 @@ def rotated(degrees: float, seed: int, distance: float = 4.0) -> tuple[States, S
     return original, compressed
 
 
-@pytest.mark.parametrize("degrees", [0, 10, 15, 20, 25, 30])
+@pytest.mark.parametrize(
+    "degrees", [0, 15, *(pytest.param(degrees, marks=pytest.mark.thorough) for degrees in (10, 20, 25, 30))]
+)
 def test_the_true_cosine_is_recovered(degrees: float) -> None:
     corrected = [corrected_cosine(*rotated(degrees, seed), 0) for seed in range(2)]
     true = math.cos(math.radians(degrees))
@@ -78,6 +80,7 @@ def test_models_without_a_direction_have_no_corrected_cosine() -> None:
     assert corrected["undefined"] > 0.1 * RESAMPLES and (corrected["low"], corrected["high"]) == (-1, 1)
 
 
+@pytest.mark.thorough
 def test_it_is_drawn_by_its_seed() -> None:
     states = rotated(10, 0)
     assert corrected_cosine(*states, 0) == corrected_cosine(*states, 0)

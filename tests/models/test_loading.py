@@ -311,6 +311,7 @@ def test_options_say_nothing_else_than_the_folder(source: Path, monkeypatch: pyt
     assert read_chat(source) == CHAT
 
 
+@pytest.mark.thorough
 def test_the_manifest_of_an_import_records_the_chat(source: Path, tmp_path: Path) -> None:
     (source / "chat_template.jinja").write_text(QWEN, encoding="utf-8")
     settings = json.dumps({"source": {"path": str(source)}, "chat": CHAT.model_dump()})

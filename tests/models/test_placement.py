@@ -55,7 +55,7 @@ def test_a_large_vocabulary_leaves_the_first_gpu_fewer_blocks() -> None:
     assert counts[0] < counts[1] == counts[2] or counts[0] == 0
 
 
-@pytest.fixture(scope="module", params=["llama", "gemma2"])
+@pytest.fixture(scope="module", params=["llama", pytest.param("gemma2", marks=pytest.mark.thorough)])
 def pair(request: pytest.FixtureRequest) -> tuple[Any, Any]:
     """Return a model on the CPU, and the same one spread over three devices."""
     models = [tiny_family(request.param, num_hidden_layers=4).eval().requires_grad_(False) for _ in range(2)]

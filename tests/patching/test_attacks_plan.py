@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from grid import tiny_configuration
+from grid import QUANTISATION, tiny_configuration
 from project import (
     closure,
     copy_project,
@@ -32,7 +32,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = copy_project(tmp_path_factory.mktemp("attacks") / "project")
     configuration: dict[str, Any] = tiny_configuration(folder, ["tiny"], {"executable": "inputs/python"})
     (folder / "inputs/python").write_text("stands for vLLM's environment", encoding="utf-8")
-    configuration["compressions"] = {"w4a16": configuration["compressions"]["w4a16"]}
+    configuration["compressions"] = {"w4a16": QUANTISATION}
     learnt = {"suite": "second", "names": ["begun"], "count": 8}
     configuration["patches"] = {
         "aird": {"method": "scale"},
@@ -70,6 +70,7 @@ def quick(jobs: set[str]) -> set[str]:
     return {job for job in jobs if job.startswith("evaluate_suite") and job.endswith("/quick")}
 
 
+@pytest.mark.thorough
 def test_the_texts_are_an_input_of_the_patch_that_learns_from_them_alone(project: Path) -> None:
     graph = job_records(project, "--forceall")
     made = [record for record in graph if patches(names([record]))]

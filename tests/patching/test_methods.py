@@ -77,9 +77,8 @@ print("LOADED", *(file for file in files if file.startswith((folder + "aird", fo
 """
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == "calibrate" else pytest.mark.thorough) for name in NAMES]
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", NAMES)
 def test_the_script_makes_any_patch_from_what_it_needs_by_the_code_of_its_method(
     name: str, tiny_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:

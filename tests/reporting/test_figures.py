@@ -113,7 +113,7 @@ def words_in_file(figure: Figure, path: Path) -> set[str]:
     return {element.text or "" for element in root.iter(f"{SVG}text")}
 
 
-@pytest.mark.parametrize("grid", [(["tiny"], [], []), LARGE])
+@pytest.mark.parametrize("grid", [(["tiny"], [], []), pytest.param(LARGE, marks=pytest.mark.thorough)])
 def test_every_figure_names_what_its_grid_holds(grid: Grid, tmp_path: Path) -> None:
     """The smallest grid, an original alone, and a large one."""
     models, compressions, patches = map(set, grid)

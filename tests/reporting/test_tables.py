@@ -544,6 +544,7 @@ def make_tables(folder: Path) -> str:
     return run_script("print_tables", folder, results="results", grid="grid.json")
 
 
+@pytest.mark.thorough
 def test_make_tables_at_any_time(results: Path) -> None:
     folder, written = results.parent, results / "tables"
     assert "No run has begun" in make_tables(folder) and not written.exists()
