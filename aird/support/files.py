@@ -12,9 +12,12 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from aird.support.lifetime import is_alive
 
 # Some libraries (safetensors) write for the owner alone; results are to be read like other files.
 FILE_MODE = 0o644
@@ -40,8 +43,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path in `path`'s folder; rename it to `path` on success."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # One name for all attempts: what a killed job leaves behind is overwritten by the next.
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = _temporary_name(path)
     try:
         yield temporary
         temporary.chmod(FILE_MODE)
@@ -68,13 +70,32 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def scratch_folder(path: Path) -> Iterator[Path]:
     """Yield an empty hidden folder beside `path`, and remove it afterwards."""
-    folder = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(folder, ignore_errors=True)
+    folder = _temporary_name(path)
     folder.mkdir(parents=True)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _temporary_name(path: Path) -> Path:
+    """Return this process's own hidden name beside `path`, and remove what killed processes of this host left there.
+
+    Two jobs may make one file: a cluster's job goes on when the run that sent it is killed, and the next run sends
+    another. What was written on another host stays, as nobody can tell from here whether its process is at work.
+    """
+    host, own = socket.gethostname(), os.getpid()
+    prefix = f".{path.name}.{host}."
+    for entry in path.parent.iterdir() if path.parent.is_dir() else ():
+        process = entry.name.removeprefix(prefix).removesuffix(".partial")
+        if entry.name != f"{prefix}{process}.partial" or not process.isdigit():
+            continue
+        if int(process) == own or not is_alive(int(process)):
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
+    return path.with_name(f"{prefix}{own}.partial")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -41,7 +41,7 @@ def end_with_run() -> None:
 def _watch(run: int, shell: int) -> None:
     import psutil
 
-    while os.getppid() == shell and _is_alive(run):
+    while os.getppid() == shell and is_alive(run):
         time.sleep(POLL_SECONDS)
     children = psutil.Process().children(recursive=True)
     for child in children:
@@ -52,7 +52,8 @@ def _watch(run: int, shell: int) -> None:
     os._exit(1)  # not sys.exit: the main thread may be deep in a computation
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Return whether a process of this machine is at work."""
     import psutil
 
     try:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -71,6 +75,52 @@ def test_atomic_folder_keeps_the_old_one_on_exceptions(tmp_path: Path) -> None:
         (temporary / "half").touch()
         raise KeyError
     assert names(tmp_path) == ["folder", "folder/old"]
+
+
+# Another process that writes the same folder: its first file, then, when it is told to, its second.
+WRITER = """
+import sys
+from pathlib import Path
+from aird.support.files import atomic_folder
+with atomic_folder(Path(sys.argv[1])) as temporary:
+    (temporary / "a").write_text("other")
+    print(temporary.name, flush=True)
+    sys.stdin.readline()
+    (temporary / "b").write_text("other")
+"""
+
+
+@contextlib.contextmanager
+def writer(target: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Start a process that has begun to write `target`; yield it and the name that it writes to."""
+    command = [sys.executable, "-c", WRITER, str(target)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process, process.stdout.readline().strip()
+
+
+def test_two_processes_that_write_one_folder_do_not_share_files(tmp_path: Path) -> None:
+    target = tmp_path / "folder"
+    with writer(target) as (other, _), atomic_folder(target) as temporary:
+        (temporary / "a").write_text("own")
+        other.communicate("go on\n")
+        assert other.returncode == 0
+        assert {path.name: path.read_text() for path in target.iterdir()} == {"a": "other", "b": "other"}
+    assert {path.name: path.read_text() for path in target.iterdir()} == {"a": "own"}
+    assert names(tmp_path) == ["folder", "folder/a"]
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    with writer(tmp_path / "folder") as (other, left):
+        other.kill()
+    elsewhere = ".folder.another-host.1.partial"  # nobody here knows whether that process is at work
+    unrelated = ".folder.extra" + left.removeprefix(".folder")
+    for name in (elsewhere, unrelated):
+        (tmp_path / name).touch()
+    assert (tmp_path / left / "a").is_file()
+    with atomic_folder(tmp_path / "folder"):
+        pass
+    assert names(tmp_path) == sorted([elsewhere, unrelated, "folder"])
 
 
 def test_json(tmp_path: Path) -> None:
