@@ -123,6 +123,29 @@ def test_a_cluster_gets_vllm_for_gpus_from_a_machine_without(
         assert readers == {"vllm_environment", "make_report"}
 
 
+# What Snakemake knows of the rules once all are read, the profile's settings included.
+RULES = """
+include: "Snakefile"
+
+groups = workflow.group_settings.overwrite_groups
+for known in workflow.rules:
+    gpu = "gpu" in known.resources and known.resources["gpu"].raw != 0
+    print("RULE", known.name, gpu, "nodes" in known.resources, known.name in groups)
+"""
+
+
+def test_slurm_takes_the_gpus_of_a_job_from_one_node(project: Path, configuration: dict[str, Any]) -> None:
+    write_configuration(project, configuration)
+    (project / "rules.smk").write_text(RULES, encoding="utf-8")
+    options = ("--workflow-profile", "profiles/slurm", "--snakefile", "rules.smk", "--dry-run")
+    run = snakemake(project, *options, "results/environments/arithmetic.json")
+    rules = [line.split()[1:] for line in run.stdout.splitlines() if line.startswith("RULE ")]
+    assert {name for name, gpu, _, _ in rules if gpu == "True"} == {
+        name for name, _, nodes, _ in rules if nodes == "True"
+    }
+    assert not [name for name, _, nodes, grouped in rules if nodes == grouped == "True"]
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     ("mode", "asked", "threads"),
