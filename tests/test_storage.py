@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,23 @@ def test_the_python_of_an_image_need_not_exist_here(project: Path, environment: 
     assert planned(project, *options, configuration="image.yaml") == {"vllm_environment"}
     refused = snakemake(project, "--dry-run", wanted, configuration="image.yaml", check=False)
     assert refused.returncode != 0 and "serving.executable: there is no such file" in refused.stdout + refused.stderr
+
+
+def test_a_fresh_checkout_runs_nothing_with_what_snakemake_knows(
+    project: Path, environment: list[str], tmp_path: Path
+) -> None:
+    """Nothing of a checkout is in the bucket, and all of it is newer than what is there."""
+    options = ["results/models/tiny/original/manifest.json", "results/prompts/attack.jsonl"]
+    options += ["--workflow-profile", "profiles/object-storage", *environment]
+    options += ["--default-storage-prefix", f"s3://{BUCKET}/checkout"]
+    snakemake(project, *options)
+    for known in (False, True):
+        checkout = tmp_path / str(known)
+        ignored = shutil.ignore_patterns(".snakemake", "results")
+        shutil.copytree(project, checkout, ignore=ignored, copy_function=shutil.copyfile)
+        if known:
+            shutil.copytree(project / ".snakemake/metadata", checkout / ".snakemake/metadata")
+        assert planned(checkout, *options) == (set() if known else {"import_model tiny", "prompt_set attack"})
 
 
 def test_the_grid_runs_with_its_results_in_the_bucket(project: Path, environment: list[str], storage: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -277,9 +278,10 @@ def choose_engine(arguments: argparse.Namespace, model: str) -> Engine:
             raise ValueError(f"{VLLM_VARIABLE} names {variable}, which is no file")
         return Vllm(Path(variable))
     if WORKFLOW_RECORD.is_file():
-        engine = recorded_engine(WORKFLOW_RECORD)
-        if isinstance(engine, Vllm) and engine.python is not None and engine.python.is_file():
-            return engine
+        with contextlib.suppress(FileNotFoundError):  # the environment was removed
+            engine = recorded_engine(WORKFLOW_RECORD)
+            if isinstance(engine, Vllm):
+                return engine
     return Transformers()
 
 

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from aird.support.files import read_json
+
 logger = logging.getLogger(__name__)
 
 # What the server of an engine is imported by, and the packages whose versions are recorded.
@@ -69,6 +71,21 @@ def describe_environment(python: Path, engine: str = "vllm") -> dict[str, str]:
     output = _run([str(python), "-c", probe], f"{server} cannot be imported by {python}")
     versions: dict[str, str] = json.loads(output.splitlines()[-1])
     return versions
+
+
+def recorded_python(record: Path) -> Path:
+    """Return the Python that the record of an environment names, such as results/environments/vllm.json.
+
+    Raises:
+        FileNotFoundError: it is not there; the message says how to build it again.
+    """
+    python: Path = record.absolute().parent / read_json(record)["python"]
+    if not python.is_file():
+        raise FileNotFoundError(
+            f"the environment of {record.name} is not on this machine: there is no {python}; build it again by "
+            f"`snakemake --cores all --force results/environments/{record.name}` with the profile of this run"
+        )
+    return python
 
 
 def _run(command: list[str], failure: str) -> str:

@@ -8,7 +8,8 @@ from aird.prompts.chat import chat_tokens
 from aird.prompts.sets import select
 from aird.settings.base import PromptSelection
 from aird.settings.compressions import CalibrationSettings, CompressionSettings
-from aird.support.files import hash_folder, read_json, read_json_lines, write_json
+from aird.support.environments import recorded_python
+from aird.support.files import hash_folder, read_json_lines, write_json
 
 from arguments import begin_job, parse
 
@@ -34,7 +35,7 @@ def main() -> None:
         calibration = [chat_tokens(tokenizer, record["instruction"]) for record in records]
     python = None
     for record_path in arguments.environment:
-        python = record_path.absolute().parent / read_json(record_path)["python"]
+        python = recorded_python(record_path)
     measurements = compress(arguments.original, arguments.checkpoint, settings, calibration, python)
     files = hash_folder(arguments.checkpoint)
     record = {"settings": arguments.settings, TRUST: code_is_trusted(), **measurements, "files": files}

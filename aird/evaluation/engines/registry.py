@@ -9,6 +9,7 @@ from aird.evaluation.engines.engine import Engine
 from aird.evaluation.engines.llama_cpp import LlamaCpp
 from aird.evaluation.engines.transformers import Transformers
 from aird.evaluation.engines.vllm import Vllm
+from aird.support.environments import recorded_python
 from aird.support.files import read_json
 
 ENGINES: dict[str, type[Engine]] = {
@@ -24,8 +25,11 @@ def recorded_engine(environment: Path) -> Engine:
 
     Raises:
         ValueError: no engine knows the record.
+        FileNotFoundError: the environment is not there.
     """
     record = read_json(environment)
+    if record["python"] is not None:
+        recorded_python(environment)
     for kind in ENGINES.values():
         engine = kind.recorded(record, environment.parent)
         if engine is not None:
