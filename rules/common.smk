@@ -51,14 +51,21 @@ from aird.support.lifetime import hold_run_lock
 
 RESULTS = "results"
 
+# Whether jobs run the programs of this machine, and not those of an image of their own.
+SOFTWARE_IS_HERE = (
+    SharedFSUsage.SOFTWARE_DEPLOYMENT in workflow.storage_settings.shared_fs_usage
+)
+
+# A pod gets declared variables only, and Snakemake refuses to declare one that is not set. Other jobs inherit it.
+if not SOFTWARE_IS_HERE and "HF_TOKEN" in os.environ:
+
+    envvars:
+        "HF_TOKEN",
+
+
 try:
     CONFIGURATION = load_configuration(config)
-    check_files(
-        CONFIGURATION,
-        workflow.configfiles,
-        software_is_here=SharedFSUsage.SOFTWARE_DEPLOYMENT
-        in workflow.storage_settings.shared_fs_usage,
-    )
+    check_files(CONFIGURATION, workflow.configfiles, software_is_here=SOFTWARE_IS_HERE)
 except ConfigurationError as error:
     raise WorkflowError(
         f"The configuration has mistakes (keys: config/README.md):\n{error}"

@@ -78,6 +78,29 @@ def test_the_python_of_an_image_need_not_exist_here(project: Path, environment: 
     assert refused.returncode != 0 and "serving.executable: there is no such file" in refused.stdout + refused.stderr
 
 
+@pytest.mark.parametrize(
+    ("profile", "token", "declared"),
+    [("kubernetes", "secret", "{'HF_TOKEN'}"), ("kubernetes", None, "set()"), ("object-storage", "secret", "set()")],
+)
+def test_a_pod_gets_the_token_of_the_hub(
+    project: Path,
+    environment: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    profile: str,
+    token: str | None,
+    declared: str,
+) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    if token is not None:
+        monkeypatch.setenv("HF_TOKEN", token)
+    saying = 'include: "Snakefile"\n\nprint("DECLARED", workflow.envvars)\n'
+    (project / "saying.smk").write_text(saying, encoding="utf-8")
+    wanted = "results/environments/arithmetic.json"
+    options = ["--snakefile", "saying.smk", "--dry-run", "--workflow-profile", f"profiles/{profile}", *environment]
+    run = snakemake(project, wanted, *options)
+    assert f"DECLARED {declared}" in run.stdout.splitlines()
+
+
 def test_a_fresh_checkout_runs_nothing_with_what_snakemake_knows(
     project: Path, environment: list[str], tmp_path: Path
 ) -> None:

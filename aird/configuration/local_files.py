@@ -18,7 +18,7 @@ from aird.configuration.configuration import Configuration
 from aird.configuration.messages import ConfigurationError, show
 from aird.evaluation.hand_labels import read_labels
 from aird.patching.methods import method_of
-from aird.settings.base import PLAIN
+from aird.settings.base import ORIGINAL, PLAIN
 from aird.settings.checkpoint_formats import (
     GGUF_MODELS,
     checkpoint_refusal,
@@ -86,6 +86,8 @@ def check_files(
         checked = software_is_here or key == "lock"
         if checked and value is not None and not Path(value).is_file():
             mistakes.append(_absent(f"serving.{key}", value, wanted))
+    if not software_is_here:
+        mistakes += _environments_of_images(configuration)
     if mistakes:
         raise ConfigurationError("\n".join(mistakes))
 
@@ -133,6 +135,27 @@ def load_yaml_strictly(path: Path) -> Any:
 def _absent(key: str, path: str, wanted: str, kind: str = "file") -> str:
     home = ", with ~ written out" if path.startswith("~") else ""
     return f"{key}: there is no such {kind}; name {wanted}{home} (found: {show(path)})"
+
+
+def _environments_of_images(configuration: Configuration) -> Iterator[str]:
+    """Yield what needs an environment that the workflow would build: it would end with the image of its own job."""
+    serving = configuration.serving
+    engines = {configuration.engine_of(model, compression) for model, compression, _ in configuration.cells()}
+    engines = engines if serving.url is None and serving.urls is None else set()
+    if any(suite.judge is not None for suite in configuration.suites.values()):
+        engines.add("vllm")
+    image = "each job runs in an image of its own here, which keeps no environment that another job builds"
+    if "vllm" in engines and serving.executable is None:
+        yield f"serving.executable: {image}; name the Python of the image that has vLLM"
+    if "llama.cpp" in engines and serving.llama_cpp_executable is None:
+        yield f"serving.llama_cpp_executable: {image}; name the Python of the image that has xllamacpp"
+    for name in sorted({compression for _, compression, _ in configuration.cells()} - {ORIGINAL}):
+        made = configuration.compressions[name]
+        if made.environment is not None:
+            yield (
+                f"compressions.{name}: {image}, as `recipe: {made.model_dump()['recipe']}` needs; leave it out, or run "
+                "the workflow without `shared-fs-usage: none`"
+            )
 
 
 def _prompt_file(configuration: Configuration, name: str, settings: PromptSet) -> Iterator[str]:

@@ -452,6 +452,21 @@ def test_the_python_of_an_image_is_not_looked_for_here(folder: Path) -> None:
         check_files(load_configuration(values), software_is_here=False)
 
 
+def test_environments_that_would_end_with_their_image_are_refused(folder: Path) -> None:
+    values = changed("models.hub.source", {"path": "model"})
+    values["compressions"]["q4"] = {"recipe": "gguf", "type": "Q4_0"}
+    values["serving"] = {}
+    configuration = load_configuration(values)
+    check_files(configuration)
+    with pytest.raises(ConfigurationError) as raised:
+        check_files(configuration, software_is_here=False)
+    keys = [line.partition(":")[0] for line in str(raised.value).splitlines()]
+    assert keys == ["serving.executable", "serving.llama_cpp_executable", "compressions.q4"]
+    assert "keeps no environment that another job builds; name the Python of the image that has vLLM" in str(
+        raised.value
+    )
+
+
 def test_a_patch_of_what_can_only_be_measured(folder: Path) -> None:
     values = changed("compressions.ready.sources", {"hub": {"path": "rotated"}})
     values["models"]["hub"]["source"] = {"path": "model"}
