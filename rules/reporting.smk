@@ -23,11 +23,6 @@ SAME_WEIGHTS = [
     for name, compression in CONFIGURATION.compressions.items()
     if not compression.changes_weights
 ]
-GIVEN = [
-    name
-    for name, compression in CONFIGURATION.compressions.items()
-    if compression.recipe == "given"
-]
 PATCH_SETTINGS = {
     name: patch.model_dump() for name, patch in CONFIGURATION.patches.items()
 }
