@@ -198,6 +198,8 @@ def document(configuration: Configuration) -> str:
         "  head on the first. A compression takes one GPU whatever the model, as llm-compressor has one block",
         "  there at a time, and an import none. On one GPU, Transformers leaves in main memory what does not fit",
         "  (`device_map: auto`).",
+        "- **On one machine** the jobs of all runs of one user, and `aird`, take their GPUs by lock files in the",
+        "  folder for temporary files, and wait for those that another one has.",
         "- **A run may use more GPUs than the profile's one**: `--resources gpu=4`. With fewer than a model",
         "  wants, planning fails and says so.",
         "- **GPU memory** of a server: vLLM's own share, or `serving.gpu_memory_utilization`. Further arguments of",

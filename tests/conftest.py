@@ -127,14 +127,16 @@ def load_float32(folder: Path) -> Any:
 
 
 @pytest.fixture
-def pretend_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Return a function that puts an nvidia-smi with so many GPUs on PATH."""
+def pretend_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return a function that puts an nvidia-smi with so many GPUs on PATH, of so much free memory each, MiB."""
     tool = tmp_path / "bin" / "nvidia-smi"
 
-    def pretend(count: int) -> None:
-        tool.parent.mkdir()
+    def pretend(count: int, *free: int) -> None:
+        tool.parent.mkdir(exist_ok=True)
         lines = "\n".join(f"echo 'GPU {index}: Pretended (UUID: GPU-{index})'" for index in range(count))
-        tool.write_text(f"#!/bin/sh\n{lines}\n", encoding="utf-8")
+        memory = "\n".join(f"echo '{index}, GPU-{index}, {each}'" for index, each in enumerate(free))
+        queried = f"case $1 in --query*) true\n{memory}\nexit;; esac\n"
+        tool.write_text(f"#!/bin/sh\n{queried}{lines}\n", encoding="utf-8")
         tool.chmod(0o755)
         monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

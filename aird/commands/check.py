@@ -22,6 +22,7 @@ from aird.commands.evaluate import (
     choose_engine,
     served_as,
     served_by_llama_cpp,
+    served_by_vllm,
 )
 from aird.commands.inputs import (
     MODEL_HELP,
@@ -31,6 +32,7 @@ from aird.commands.inputs import (
     open_model_folder,
     read_prompts,
     recorded_chat,
+    take_gpus_for,
     validated,
 )
 from aird.commands.search import PROVENANCE
@@ -299,6 +301,8 @@ def _check(arguments: argparse.Namespace, original: Side, compressed: Side, outp
     _check_lengths(prompts, suite, original, compressed)
     learnt = {} if arguments.repair is None else _prompts_to_learn(prompts, arguments.seed)
     engines = {side.name: choose_engine(arguments, side.name) for side in (original, compressed) if side.model}
+    models = [side.model for side in (original, compressed) if side.model is not None]
+    take_gpus_for(models, any(map(served_by_vllm, engines.values())))
     forms: dict[str, str] = {}
     answerers: dict[str, str] = {}  # what an engine is called in records, and who it is
     weights: dict[str, str | None] = {}

@@ -14,6 +14,7 @@ from aird.commands.inputs import (
     open_model_folder,
     prompt_files,
     recorded_chat,
+    take_gpus_for,
 )
 from aird.commands.search import (
     add_search_arguments,
@@ -81,6 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
             addressed.append((text, recorded_chat(provenance)))
     if addressed:
         check_same_chat(*addressed)
+    take_gpus_for(list(models.values()))
     searches: dict[str, Any] = {}
     files = []
     for name in names:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from aird.commands.inputs import MODEL_HELP, open_model_folder
+from aird.commands.inputs import MODEL_HELP, open_model_folder, take_gpus_for
 from aird.commands.search import (
     add_search_arguments,
     describe,
@@ -67,6 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
             raise ValueError(f"--refusal-tokens: there is no file {arguments.refusal_tokens}")
         tokens = read_json(arguments.refusal_tokens)
     model = open_model_folder(arguments.model, arguments.trust_remote_code)
+    take_gpus_for([model])
     search = run_search(model, prompts, search_settings(arguments), arguments.seed, tokens)
     write_search(search, model, arguments, arguments.output)
     print(describe(search))

@@ -17,6 +17,7 @@ from aird.commands.inputs import (
     open_model_folder,
     prompt_files,
     read_prompts,
+    take_gpus_for,
     validated,
 )
 from aird.commands.search import PROVENANCE
@@ -138,6 +139,7 @@ def run(arguments: argparse.Namespace) -> None:
     if suite.tasks and not engine.abilities.tasks:
         raise ValueError("--tasks need vLLM: name its Python with --vllm, or a server's address with --url")
     model = open_model_folder(arguments.model, arguments.trust_remote_code)
+    take_gpus_for([model], served_by_vllm(engine))
     output: Path = arguments.output
     scores = ask(model, arguments.adapter, records, suite, engine, reference, arguments, output)
     print(_describe(scores))
@@ -283,6 +285,13 @@ def choose_engine(arguments: argparse.Namespace, model: str) -> Engine:
             if isinstance(engine, Vllm):
                 return engine
     return Transformers()
+
+
+def served_by_vllm(engine: Engine) -> bool:
+    """Tell whether an engine is a vLLM that is started here."""
+    from aird.evaluation.engines.vllm import Vllm
+
+    return isinstance(engine, Vllm)
 
 
 def served_as(scores: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ import argparse
 import functools
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +27,7 @@ from aird.settings.sources import FileSource, HubName, read_hub_name
 from aird.settings.suites import AS_STORED, DENSE_COPY, GGUF_FILE
 from aird.support.checkpoint_patterns import is_mistrals
 from aird.support.files import read_json, read_json_lines, sha256_of
+from aird.support.gpus import VISIBLE, free_memory, spreading_obstacle, take_gpus, visible_gpus
 
 FORMATS = {
     ".txt": "lines",
@@ -58,6 +59,7 @@ COPY_IN_WORDS = (
 )
 SERVER_IN_WORDS = "what the running server has loaded, in a form that only the server knows"
 GGUF_IN_WORDS = "a dense copy of its decoded weights; this says nothing about llama.cpp's own arithmetic"
+WEIGHTS_SHARE = 0.8  # of a GPU's free memory; the rest is for activations
 _scratch: list[tempfile.TemporaryDirectory[str]] = []  # what is decoded lives as long as the process
 
 
@@ -168,6 +170,54 @@ def open_model_folder(
     except OSError as error:
         raise ValueError(f"{text} holds no tokenizer that can be read: {error}") from error
     return ModelFolder(source if folder == absolute else folder, name, commit, source, form, read_chat(folder))
+
+
+def take_gpus_for(models: Sequence[ModelFolder], vllm: bool = False) -> None:
+    """Take the fewest visible GPUs that hold each of these models, of which one at a time is in memory.
+
+    Has to be called before CUDA is first used. Of a machine's only GPU nothing is asked; where it holds no model,
+    `load_model` leaves a part in main memory.
+
+    Args:
+        models: those that are to run; with none, nothing is taken.
+        vllm: whether vLLM may serve them, which deals attention heads.
+
+    Raises:
+        ValueError: all visible GPUs together do not hold one, or its heads cannot be dealt to as many as it needs.
+    """
+    ids = visible_gpus()
+    if not ids or not models:
+        return
+    free = free_memory()
+    if len(ids) == 1 or any(name not in free for name in ids):  # such as a part of a GPU, which cannot be several
+        take_gpus(1)
+        return
+    from aird.models.loading import load_structure, stored_dtype
+    from aird.models.placement import largest_share
+
+    sized = [(load_structure(each.folder), stored_dtype(each.folder).itemsize) for each in models]
+    obstacle = None
+    for count in range(1, len(ids) + 1):
+        share = max(largest_share(structure, count) * size for structure, size in sized)
+        roomy = [name for name in ids if WEIGHTS_SHARE * free[name] >= share]
+        if len(roomy) < count:
+            continue
+        obstacles = [spreading_obstacle(read_json(each.folder / "config.json"), count) for each in models]
+        obstacle = next(filter(None, obstacles), None) if vllm else None
+        if obstacle is None:
+            take_gpus(count, among=roomy)
+            return
+    if obstacle is not None:
+        raise ValueError(
+            f"vLLM cannot serve {models[-1].name} on the GPUs that it needs: {obstacle}; let Transformers "
+            "answer (--transformers)"
+        )
+    weights = max(largest_share(structure, 1) * size for structure, size in sized)
+    told = ", ".join(f"{free[name] / 1e9:.0f} GB of GPU {name}" for name in ids)
+    raise ValueError(
+        f"the visible GPUs do not hold {weights / 1e9:.0f} GB of weights and their activations ({told} are free); end "
+        f"what else runs there, or show others by {VISIBLE}"
+    )
 
 
 def _fetched(hub: HubName, trust_remote_code: bool) -> tuple[Path, str]:

@@ -84,6 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # Bars of every shard and tensor would bury the result.
     os.environ.setdefault("TQDM_DISABLE", "1")
+    # Whoever asks whether there is a GPU must not fix which ones this process sees: `take_gpus_for` comes later.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     from aird.evaluation.server_process import signals_as_exit
 
     try:

@@ -16,6 +16,7 @@ from aird.commands.inputs import (
     check_same_chat,
     open_model_folder,
     recorded_chat,
+    take_gpus_for,
     validated,
 )
 from aird.commands.search import (
@@ -131,6 +132,8 @@ def run(arguments: argparse.Namespace) -> None:
         addressed.append((str(arguments.direction), recorded_chat(provenance)))
     check_same_chat(*addressed)
     check_patchable(original, compressed)
+    if arguments.direction is None or "prompts" in METHODS[name].needs:  # else no model runs
+        take_gpus_for([original, compressed])
     record = write_patch(
         original,
         compressed,

@@ -119,8 +119,9 @@ def load_model(
 ) -> Any:
     """Return the checkpoint as a Transformers model in evaluation mode, on a GPU where there is one.
 
-    On one GPU, what does not fit there stays in main memory or on the disk; over several that are this job's own the
-    model is spread (aird/models/placement.py). It computes in the checkpoint's type, except on a processor that is
+    On a machine's only visible GPU, what does not fit there stays in main memory or on the disk. Over several that are
+    this process's own (aird/support/gpus.py) the model is spread (aird/models/placement.py); of several that are not it
+    takes the first. It computes in the checkpoint's type, except on a processor that is
     faster in float32 (aird/support/processor.py), and by an attention that does all that the model asks of one.
 
     Args:
@@ -210,7 +211,10 @@ def attention(checkpoint: Path) -> str | None:
 def _device_map(checkpoint: Path) -> dict[str, int] | str | None:
     if not torch.cuda.is_available():
         return None
-    return spread(load_structure(checkpoint), own_gpus()) if own_gpus() > 1 else "auto"
+    if own_gpus() > 1:
+        return spread(load_structure(checkpoint), own_gpus())
+    # "auto" deals a model to all visible GPUs, its head to the last one, where nobody here looks for logits.
+    return "auto" if torch.cuda.device_count() == 1 else {"": 0}
 
 
 def stored_dtype(checkpoint: Path) -> torch.dtype:

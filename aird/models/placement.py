@@ -31,6 +31,18 @@ def spread(model: nn.Module, gpus: int) -> dict[str, int]:
     return places
 
 
+def largest_share(model: nn.Module, gpus: int) -> int:
+    """Return how many weights the GPU gets that gets most of them, where a model is on so many GPUs."""
+    if gpus == 1:
+        return _size(model)
+    places = spread(model, gpus)
+    shares = [0] * gpus
+    for name, parameter in model.named_parameters():
+        gpu = next(gpu for part, gpu in places.items() if f"{name}.".startswith(f"{part}."))
+        shares[gpu] += parameter.numel()
+    return max(shares)
+
+
 def _place_outside(module: nn.Module, prefix: str, blocks: nn.ModuleList, places: dict[str, int]) -> None:
     """Put whatever does not hold the blocks on the first GPU."""
     own = [name for name, _ in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]]

@@ -1,8 +1,7 @@
 """GPUs of its own for each job on a machine that has several.
 
 Snakemake counts GPUs but does not say which ones a job gets, so each job takes its number by
-lock files that the kernel releases when the job ends. Schedulers hand out GPUs themselves:
-a job that sees no more than it asks for takes nothing.
+lock files that the kernel releases when the job ends. The command `aird` takes its GPUs in the same way.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from aird.support.lifetime import take_lock
 logger = logging.getLogger(__name__)
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+ORDER = "CUDA_DEVICE_ORDER"
 POLL_SECONDS = 1.0
 
 _own: list[str] = []  # ids of the GPUs that are this process's
@@ -41,20 +41,33 @@ def listed_gpus() -> list[str]:
 
 def gpu_names() -> list[str]:
     """Return the product names of the GPUs that nvidia-smi lists, in its order; none where it is missing or fails."""
+    lines = [line for line in _nvidia_smi("-L") if line.startswith("GPU ")]
+    return [line.partition(":")[2].partition("(")[0].strip() for line in lines]
+
+
+def free_memory() -> dict[str, int]:
+    """Return the free memory of each GPU that nvidia-smi knows, in bytes, by its index and by its UUID."""
+    free = {}
+    for line in _nvidia_smi("--query-gpu=index,uuid,memory.free", "--format=csv,noheader,nounits"):
+        *names, mebibytes = (part.strip() for part in line.split(","))
+        if mebibytes.isdigit():
+            free |= dict.fromkeys(names, int(mebibytes) * 2**20)
+    return free
+
+
+def _nvidia_smi(*arguments: str) -> list[str]:
+    """Return the lines that nvidia-smi prints; none where it is missing or fails."""
     executable = shutil.which("nvidia-smi")
     if executable is None:
         return []
     try:
-        listing = subprocess.run([executable, "-L"], check=False, capture_output=True, text=True, timeout=60)
+        listing = subprocess.run([executable, *arguments], check=False, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    if listing.returncode != 0:
-        return []
-    lines = [line for line in listing.stdout.splitlines() if line.startswith("GPU ")]
-    return [line.partition(":")[2].partition("(")[0].strip() for line in lines]
+    return listing.stdout.splitlines() if listing.returncode == 0 else []
 
 
-def take_gpus(count: int, folder: Path | None = None) -> list[str]:
+def take_gpus(count: int, folder: Path | None = None, among: Sequence[str] | None = None) -> list[str]:
     """Make `count` GPUs this process's own until it ends, and the only ones that it sees.
 
     Waits while too few are free. Has to be called before CUDA is first used; servers that are started afterwards see
@@ -63,6 +76,7 @@ def take_gpus(count: int, folder: Path | None = None) -> list[str]:
     Args:
         count: how many; with 0 the process sees none. Where there are none at all, it has none either.
         folder: where the lock files are; by default one that all of this user's runs share.
+        among: the ids to choose from; None is all that are visible.
 
     Returns:
         The ids of those that were taken; none where there is no choice.
@@ -73,7 +87,7 @@ def take_gpus(count: int, folder: Path | None = None) -> list[str]:
     if not count:
         os.environ[VISIBLE] = ""
         return []
-    ids = visible_gpus()
+    ids = visible_gpus() if among is None else list(among)
     if not ids:
         return []
     if len(ids) < count:
@@ -81,11 +95,13 @@ def take_gpus(count: int, folder: Path | None = None) -> list[str]:
             f"this job wants {count} GPUs and sees {len(ids)} ({', '.join(ids)}); lower `gpus` of the model, or run it "
             "where there are more"
         )
-    if len(ids) == count:
+    if len(ids) == count and among is None:
         logger.info("this job runs on GPU %s, %s", ", ".join(ids), "the only one that it sees" if count == 1 else "all")
         _own[:] = ids
         return []
     _own[:] = _taken(ids, count, folder or Path(tempfile.gettempdir()) / f"aird-gpus-{os.getuid()}")
+    if VISIBLE not in os.environ:
+        os.environ[ORDER] = "PCI_BUS_ID"  # in which nvidia-smi counts; CUDA's own order begins with the fastest
     os.environ[VISIBLE] = ",".join(_own)
     logger.info("this job runs on GPU %s of %s", ", ".join(_own), ", ".join(ids))
     return list(_own)

@@ -21,10 +21,10 @@ from grid import write_prompts
 from peft import PeftModel
 from safetensors.torch import load_file
 from thinking_templates import DEEPSEEK
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, LlamaConfig
 
 from aird.commands.compare import describe_comparison
-from aird.commands.inputs import read_prompts
+from aird.commands.inputs import ModelFolder, read_prompts, take_gpus_for
 from aird.commands.main import COMMANDS, main
 from aird.commands.patch import _prompts as prompts_of
 from aird.commands.patch import add_arguments
@@ -35,7 +35,9 @@ from aird.prompts.chat import chat_tokens
 from aird.settings.compressions import RoundToNearest
 from aird.settings.models import Chat
 from aird.settings.patches import Replies
+from aird.support import gpus
 from aird.support.files import check_folder, hash_folder, read_json, read_json_lines, sha256_of
+from aird.support.gpus import own_gpus
 
 SIZES = ["--train", "16", "--validation", "8", "--minimum-induce=-1000"]
 
@@ -483,3 +485,82 @@ def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert ended.value.code == 0
     for part in ("examples:", "files", "common errors:", f"aird {command} "):
         assert part in text, part
+
+
+SHAPES = {  # width, inner width, blocks, heads
+    "8b": (4096, 14336, 32, 32),
+    "70b": (8192, 28672, 80, 64),
+    "of-12-heads": (6144, 24576, 80, 12),
+}
+FREE = 80_000  # MiB of a pretended GPU
+
+
+def model_of_shape(root: Path, name: str) -> ModelFolder:
+    """Return a model that is a configuration only, which says how large it is."""
+    width, inner, blocks, heads = SHAPES[name]
+    sizes = {
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": blocks,
+        "num_attention_heads": heads,
+    }
+    config = LlamaConfig(**sizes, num_key_value_heads=4, vocab_size=128256, dtype="bfloat16")
+    config.save_pretrained(root / name)
+    return ModelFolder(root / name, name, None, root / name)
+
+
+@pytest.fixture
+def gpus_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Locks of this test's own, and nothing that it takes outlives it."""
+    monkeypatch.setattr(gpus.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(gpus, "_own", [])
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+
+
+@pytest.mark.parametrize(
+    ("names", "free", "vllm", "taken"),
+    [
+        (["8b"], [FREE] * 4, True, ["0"]),
+        (["8b"], [FREE // 8, FREE, FREE, FREE], True, ["1"]),
+        (["70b"], [FREE] * 4, False, ["0", "1", "2"]),
+        (["70b"], [FREE] * 4, True, ["0", "1", "2", "3"]),  # 64 heads cannot be dealt to three
+        (["8b", "70b"], [FREE] * 8, True, ["0", "1", "2", "3"]),
+        (["70b"], [FREE, FREE // 8, FREE, FREE], False, ["0", "2", "3"]),
+        (["70b"], [FREE], True, ["0"]),  # load_model leaves a part of it in main memory
+        ([], [FREE] * 2, True, []),
+    ],
+)
+@pytest.mark.usefixtures("gpus_taken")
+def test_a_command_takes_the_fewest_gpus_that_hold_its_models(
+    tmp_path: Path, pretend_gpus: Any, names: list[str], free: list[int], vllm: bool, taken: list[str]
+) -> None:
+    pretend_gpus(len(free), *free)
+    take_gpus_for([model_of_shape(tmp_path, name) for name in names], vllm)
+    assert own_gpus() == max(1, len(taken))
+    if len(free) > 1:
+        assert os.environ.get("CUDA_VISIBLE_DEVICES", "") == ",".join(taken)
+
+
+@pytest.mark.usefixtures("gpus_taken")
+def test_a_command_refuses_what_its_gpus_do_not_hold(tmp_path: Path, pretend_gpus: Any) -> None:
+    pretend_gpus(2, FREE, 1000)
+    with pytest.raises(
+        ValueError, match=r"do not hold 14\d GB .* \(84 GB of GPU 0, 1 GB of GPU 1 are free\); end what"
+    ):
+        take_gpus_for([model_of_shape(tmp_path, "70b")])
+    pretend_gpus(6, *[FREE // 4] * 6)
+    wide = model_of_shape(tmp_path, "of-12-heads")
+    with pytest.raises(ValueError, match="its 12 attention heads, 4 of them .*; let Transformers answer"):
+        take_gpus_for([wide], vllm=True)
+
+
+@pytest.mark.usefixtures("gpus_taken")
+def test_the_chosen_gpu_is_the_only_one_that_a_command_sees(
+    folder: Path, tmp_path: Path, pretend_gpus: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_gpus(2, 0, FREE)
+    seen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(seen.append(os.environ.get("CUDA_VISIBLE_DEVICES"))))
+    asked = [*prompts(folder, "attack.txt"), "--count", "2", "--tokens", "2", "--transformers"]
+    assert main(["evaluate", str(folder / "w4a16"), *asked, "--output", str(tmp_path / "scores")]) == 0
+    assert set(seen) == {"1"}  # whoever asks earlier fixes what CUDA shows

@@ -19,14 +19,15 @@ from aird.directions.candidates import difference_in_means
 from aird.directions.cosmic import ablation_divergences, score_by_cosine
 from aird.inference.generation import generate
 from aird.inference.hooks import ablation, addition
-from aird.models.loading import load_structure
-from aird.models.placement import spread
+from aird.models.loading import _device_map, load_structure
+from aird.models.placement import largest_share, spread
 from aird.models.structure import decoder_blocks, residual_writers, writer_modules
 from aird.patching.calibration import divergence, make_batches
 from aird.patching.edits import Edit
 from aird.patching.fitting import fit_edits, record_projections, targets
 from aird.patching.replies import ReplySet
 from aird.settings.directions import Directions
+from aird.support import gpus
 
 PROMPTS = [[1, 5 + number, 30 + number % 7, 2, 60, 61, 62] for number in range(12)]
 HARMFUL, HARMLESS = PROMPTS[:6], PROMPTS[6:]
@@ -53,6 +54,35 @@ def test_a_large_vocabulary_leaves_the_first_gpu_fewer_blocks() -> None:
     model = tiny_family("llama", num_hidden_layers=12, vocab_size=4000)
     counts = Counter(place for name, place in spread(model, 3).items() if ".layers." in name)
     assert counts[0] < counts[1] == counts[2] or counts[0] == 0
+
+
+@pytest.mark.parametrize("vocabulary", [64, 4000])
+def test_the_largest_share_is_that_of_the_gpu_with_most_weights(vocabulary: int) -> None:
+    model = tiny_family("llama", num_hidden_layers=12, vocab_size=vocabulary)
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    block = sum(parameter.numel() for parameter in decoder_blocks(model)[0].parameters())
+    outside = whole - 12 * block
+    assert largest_share(model, 1) == whole
+    for number in (2, 3):
+        counts = Counter(place for name, place in spread(model, number).items() if ".layers." in name)
+        assert largest_share(model, number) == max(outside * (gpu == 0) + counts[gpu] * block for gpu in range(number))
+
+
+def test_gpus_that_are_not_this_processes_own_get_nothing(
+    tiny_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transformers' own map of two GPUs has the head on the second, and the logits are looked for on the first."""
+    monkeypatch.setattr(gpus, "_own", [])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    model = tiny_family("llama", num_hidden_layers=4).eval().requires_grad_(False)
+    automatic = spread(model, 2) | {"model.norm": 1, "lm_head": 1}
+    model = dispatch(model, automatic)
+    with devices(), pytest.raises(AssertionError, match="meets tensors on cuda:0 and cuda:1"):
+        capture(model, HARMFUL, 3, REFUSAL_TOKENS)
+    assert _device_map(tiny_folder("llama")) == {"": 0}
+    monkeypatch.setattr(gpus, "_own", ["0", "1"])
+    assert _device_map(tiny_folder("llama")) == spread(load_structure(tiny_folder("llama")), 2)
 
 
 @pytest.fixture(scope="module", params=["llama", pytest.param("gemma2", marks=pytest.mark.thorough)])

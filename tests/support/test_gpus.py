@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from aird.support import gpus
-from aird.support.gpus import own_gpus, spreading_obstacle, take_gpus, visible_gpus
+from aird.support.gpus import free_memory, own_gpus, spreading_obstacle, take_gpus, visible_gpus
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB = """
@@ -31,6 +31,9 @@ print(json.dumps([taken, seen, own_gpus(), start, time.time()]))
 @pytest.fixture(autouse=True)
 def nothing_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpus, "_own", [])
+    for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):  # what a test sets is taken back
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
 
 
 Job = tuple[list[str], str, int, float, float]
@@ -81,6 +84,19 @@ def test_no_choice_takes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert os.environ["CUDA_VISIBLE_DEVICES"] == visible
     assert own_gpus() == own
     assert not list(tmp_path.iterdir())
+
+
+def test_only_those_that_are_named_are_chosen_from(tmp_path: Path, pretend_gpus: Callable[[int], None]) -> None:
+    pretend_gpus(3)
+    assert take_gpus(1, tmp_path, among=["2"]) == ["2"]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2"
+    assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert own_gpus() == 1
+
+
+def test_free_memory_of_the_machine(pretend_gpus: Callable[..., None]) -> None:
+    pretend_gpus(2, 10, 300)
+    assert free_memory() == {"0": 10 * 2**20, "GPU-0": 10 * 2**20, "1": 300 * 2**20, "GPU-1": 300 * 2**20}
 
 
 def test_a_job_without_gpus_sees_none(pretend_gpus: Callable[[int], None]) -> None:
