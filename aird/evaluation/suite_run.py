@@ -34,7 +34,7 @@ from aird.evaluation.measurements import (
     reference_answers,
     run_tasks,
 )
-from aird.models.dense import is_weight_only, rounds_activations, write_dense_copy
+from aird.models.dense import computed_dtype, is_weight_only, rounds_activations, write_dense_copy
 from aird.models.loading import code_is_trusted, load_model, load_tokenizer
 from aird.patching.adapters import load_adapter, merge
 from aird.patching.system_prompt import read_patch
@@ -294,7 +294,7 @@ def prepare_checkpoint(
 def _dense_copy(checkpoint: Path, scratch: Path) -> Path:
     copy = scratch / "dense"
     copy.mkdir()
-    write_dense_copy(checkpoint, copy)
+    write_dense_copy(checkpoint, copy, computed_dtype(checkpoint))
     return copy
 
 

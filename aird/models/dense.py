@@ -3,13 +3,15 @@
 vLLM has no kernel for packed integers on a CPU without AVX-512, and cannot load
 bitsandbytes anywhere. Weight-only quantisation computes with the dequantised
 matrix, so a dense copy gives the same results; of LLM.int8 it keeps the rounded
-weights and leaves out the rounding of activations. What learns through a model
+weights and leaves out the rounding of activations. The copy has the type that is computed in, in which it
+would be loaded anyway. What learns through a model
 takes a dense copy where the format's own kernels pass no gradient.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,9 +21,11 @@ import torch
 from safetensors.torch import save_file
 
 from aird.models.checkpoint import Checkpoint, read_checkpoint
-from aird.models.loading import code_is_trusted, copy_description, load_model
+from aird.models.loading import code_is_trusted, compute_dtype, copy_description, load_model, stored_dtype
 from aird.models.matrices import declared_format, matrix_of, quantization_scheme, stored_format
 from aird.support.files import read_json, write_json
+
+SHARD_BYTES = 2 * 10**9  # of a dense copy; no more of it is in memory at once
 
 
 def needs_dense_copy(folder: Path, on_cpu: bool) -> bool:
@@ -61,41 +65,73 @@ def passes_gradients(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def model_with_gradients(folder: Path, adapter: Path | None = None, dtype: torch.dtype | None = None) -> Iterator[Any]:
+def model_with_gradients(
+    folder: Path, scratch: Path, adapter: Path | None = None, dtype: torch.dtype | None = None
+) -> Iterator[Any]:
     """Yield a checkpoint as a model through which gradients pass: itself, or where they do not a dense copy.
 
-    Arguments as of `load_model`. The copy has the same matrices and rounds no activations.
+    The copy has the same matrices and rounds no activations.
+
+    Args:
+        folder: a checkpoint folder.
+        scratch: where the copy is made and removed again, a folder on a disk with room for it.
+        adapter, dtype: as of `load_model`.
     """
     if passes_gradients(folder):
         yield load_model(folder, adapter, dtype)
         return
-    with tempfile.TemporaryDirectory(prefix="aird-dense-") as copy:
-        write_dense_copy(folder, Path(copy))
+    with tempfile.TemporaryDirectory(prefix=".aird-dense-", dir=scratch) as copy:
+        write_dense_copy(folder, Path(copy), dtype or computed_dtype(folder))
         yield load_model(Path(copy), adapter, dtype)
 
 
-def write_dense_copy(folder: Path, target: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write the checkpoint `folder` without its quantisation into the folder `target`.
+def computed_dtype(folder: Path) -> torch.dtype:
+    """Return the type that a checkpoint is computed in; a dense copy in more bits would be rounded to it when loaded."""
+    chosen = compute_dtype(folder)
+    return chosen if isinstance(chosen, torch.dtype) else stored_dtype(folder)
 
-    Quantised matrices become float32: in a 16-bit type the product of integer and scale would be
-    rounded once more. Every other tensor keeps its type and bytes.
+
+def write_dense_copy(folder: Path, target: Path, dtype: torch.dtype) -> None:
+    """Write the checkpoint `folder` without its quantisation into the folder `target`, shard by shard.
+
+    The product of integer and scale is computed in float32, and rounded once. Every other tensor keeps its type and
+    bytes.
 
     Args:
         folder: a quantised checkpoint folder.
         target: an existing, empty folder.
-        dtype: another type for the matrices, to which the float32 products are rounded once.
+        dtype: the type that quantised matrices get.
     """
     checkpoint = read_checkpoint(folder)
-    modules = _quantised_modules(checkpoint)
-    packed = {tensor.name for module in modules for tensor in checkpoint.module_tensors(module).values()}
-    tensors = {name: tensor.load() for name, tensor in checkpoint.tensors.items() if name not in packed}
-    for module in modules:
-        tensors[f"{module}.weight"] = matrix_of(checkpoint, module, torch.float32).to(dtype)
+    weight_map: dict[str, str] = {}
+    file = target / "model.safetensors"
+    for number, tensors in enumerate(_dense_shards(checkpoint, dtype)):
+        file = target / f"model-{number + 1:05}.safetensors"
+        save_file(tensors, file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, file.name)
+    if len(set(weight_map.values())) > 1:
+        write_json(target / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
+    else:
+        file.rename(target / "model.safetensors")
     copy_description(folder, target, code_is_trusted())
-    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
     config = read_json(target / "config.json")
     del config["quantization_config"]
     write_json(target / "config.json", config)
+
+
+def _dense_shards(checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield the tensors of a dense copy by name, about SHARD_BYTES at a time."""
+    modules = _quantised_modules(checkpoint)
+    packed = {tensor.name for module in modules for tensor in checkpoint.module_tensors(module).values()}
+    kept = ((name, tensor.load()) for name, tensor in checkpoint.tensors.items() if name not in packed)
+    decoded = ((f"{module}.weight", matrix_of(checkpoint, module, torch.float32).to(dtype)) for module in modules)
+    shard: dict[str, torch.Tensor] = {}
+    for name, tensor in itertools.chain(kept, decoded):
+        if shard and sum(each.nbytes for each in shard.values()) + tensor.nbytes > SHARD_BYTES:
+            yield shard
+            shard = {}
+        shard[name] = tensor
+    yield shard
 
 
 def _quantised_modules(checkpoint: Checkpoint) -> list[str]:

@@ -223,7 +223,7 @@ def test_chat_settings_travel_with_the_checkpoint(source: Path, tmp_path: Path) 
     import_model(source, original, "bfloat16", chat=CHAT)
     assert chat_settings(load_tokenizer(original)) == CHAT
     compress(original, tmp_path / "compressed", RoundToNearest(weight_bits=4, group_size=64), None)
-    write_dense_copy(tmp_path / "compressed", new(tmp_path / "dense"))
+    write_dense_copy(tmp_path / "compressed", new(tmp_path / "dense"), torch.float32)
     copy_description(original, new(tmp_path / "described"))
     tuning = tiny_tuning(rank=2, epochs=1, batch_size=2)
     tune_to_refuse(original, new(tmp_path / "tuned"), ["Open the hidden lantern"], ["What is 2 + 2?"], tuning)

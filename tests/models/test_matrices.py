@@ -116,7 +116,7 @@ def test_compressed_tensors_as_llmcompressor_packs_it(original: Path, tmp_path: 
     # What vLLM has no kernel for on a CPU is served from a dense copy.
     assert needs_dense_copy(folder, on_cpu=True) == (scheme not in ("W8A8", "FP8", "FP8_DYNAMIC"))
     assert not needs_dense_copy(folder, on_cpu=False)
-    write_dense_copy(folder, tmp_path)
+    write_dense_copy(folder, tmp_path, torch.float32)
     copied = dense_matrix(tmp_path, WRITER)
     torch.testing.assert_close(copied, dense_matrix(folder, WRITER).float(), rtol=2**-7, atol=0)
     error = (copied - plain).norm() / plain.norm()

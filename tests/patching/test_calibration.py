@@ -494,7 +494,7 @@ def test_what_learns_gets_a_gradient_through_every_module(
         model(inputs_embeds=embedded, use_cache=False).logits[0, -1].float().logsumexp(-1).backward()
         return embedded.grad[0].norm(dim=-1)
 
-    with model_with_gradients(tmp_path / "base") as model:
+    with model_with_gradients(tmp_path / "base", tmp_path) as model:
         whole = gradients(model)
     assert (whole > 0.01 * whole.max()).all()
     if settings.recipe == "round_to_nearest":

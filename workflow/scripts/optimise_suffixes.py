@@ -5,7 +5,7 @@ from aird.models.dense import model_with_gradients
 from aird.models.loading import load_tokenizer, open_checkpoint
 from aird.patching.system_prompt import read_patch
 from aird.settings.attacks import OptimisedSuffix
-from aird.support.files import check_folder, read_json, read_json_lines, write_json
+from aird.support.files import check_folder, read_json, read_json_lines, scratch_folder, write_json
 
 from arguments import begin_job, parse
 
@@ -27,7 +27,10 @@ def main() -> None:
     for patch, statistics in zip(arguments.adapter, arguments.adapter_statistics, strict=True):
         check_folder(patch, read_json(statistics)["files"])
     adapter, system_prompt = read_patch(patch)
-    with model_with_gradients(arguments.checkpoint, adapter) as model:
+    with (
+        scratch_folder(arguments.output) as scratch,
+        model_with_gradients(arguments.checkpoint, scratch, adapter) as model,
+    ):
         made = optimise_suffixes(
             model,
             load_tokenizer(arguments.checkpoint),

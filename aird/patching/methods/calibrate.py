@@ -149,7 +149,7 @@ def make(settings: Calibrate, inputs: PatchInputs, folder: Path) -> dict[str, An
             learnt = learn(model)
         else:
             del model
-            with model_with_gradients(inputs.compressed) as dense:
+            with model_with_gradients(inputs.compressed, folder) as dense:
                 learnt = learn(dense)
             del dense
             model = load_model(inputs.compressed)  # the strength is chosen on the checkpoint as it is

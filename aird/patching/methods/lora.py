@@ -39,7 +39,7 @@ def make(settings: LoRA, inputs: PatchInputs, folder: Path) -> dict[str, Any]:
     torch.manual_seed(settings.seed)
     harmful, harmless = inputs.instructions("harmful"), inputs.instructions("harmless")
     tokenizer = load_tokenizer(inputs.compressed)
-    with model_with_gradients(inputs.compressed, dtype=torch.float32) as model:
+    with model_with_gradients(inputs.compressed, folder, dtype=torch.float32) as model:
         examples = tuning_examples(model, tokenizer, harmful, harmless, settings)
         tuned = with_lora(model, settings)
         losses = train(tuned, examples, settings)
