@@ -168,8 +168,8 @@ def document(configuration: Configuration) -> str:
         "",
         "GPU memory is the least that a node works with; vLLM takes what there is, for its cache, and wants more",
         "than that for full batches. Disk is what a node leaves, for `evaluate_suite` what it needs while it runs (a",
-        "dense copy of a checkpoint by bitsandbytes, which it removes). A patch or a suffix that is learnt through W8A8,",
-        "FP8 or bitsandbytes needs as much beside its output meanwhile, and `lora-16` twice as much.",
+        "dense copy of a checkpoint by bitsandbytes, which it removes). What is learnt through W8A8, FP8 or bitsandbytes,",
+        "a patch or a suffix, needs as much beside its output meanwhile, and `lora-16` twice as much.",
     ]
     for name, shape in SHAPES.items():
         lines += ["", f"## {name}: {shape.parameters / 1e9:.2f}e9 weights", ""]
@@ -210,9 +210,9 @@ def document(configuration: Configuration) -> str:
         "  beyond 1 GiB (`serving.key_value_cache_gib`). Without a GPU the weights count as float32, which jobs",
         "  compute in where a processor is faster so, unless `compute_dtype: checkpoint`: an 8B model in 16 bits asks",
         "  for 32 GB and the base.",
-        "- **A dense copy** of a quantised checkpoint needs no memory of its own: at most 2 GB of it are there at once, and",
-        "  no model beside it. It has the type that is computed in, so without a GPU it may be in float32, which takes",
-        "  twice the disk.",
+        "- **A dense copy** of a quantised checkpoint needs no memory of its own: at most 2 GB of it are there at once,",
+        "  and no model beside it. It has the type that is computed in, so without a GPU it may be in float32, which",
+        "  takes twice the disk.",
         "- **Memory of what runs no model through prompts**: the import takes the stored weights twice, as its proof",
         "  computes in float32 on every machine (and a wrapper is there beside its text model), of a GGUF file",
         "  three times, as that is dequantised in float32. A ready-made checkpoint takes the original's weights",

@@ -86,7 +86,7 @@ def model_with_gradients(
 
 
 def computed_dtype(folder: Path) -> torch.dtype:
-    """Return the type that a checkpoint is computed in; a dense copy in more bits would be rounded to it when loaded."""
+    """Return the type that a checkpoint is computed in, to which a dense copy in more bits would be rounded."""
     chosen = compute_dtype(folder)
     return chosen if isinstance(chosen, torch.dtype) else stored_dtype(folder)
 

@@ -1,7 +1,9 @@
 """GPUs of its own for each job on a machine that has several.
 
 Snakemake counts GPUs but does not say which ones a job gets, so each job takes its number by
-lock files that the kernel releases when the job ends. The command `aird` takes its GPUs in the same way.
+lock files that the kernel releases when the job ends. It does so too where it wants all that it
+sees: another run may want them as well. Schedulers hand out GPUs themselves: a job of theirs
+that sees no more than it asks for takes nothing. The command `aird` takes its GPUs in the same way.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from aird.support.lifetime import take_lock
 
 logger = logging.getLogger(__name__)
 
+# Set in the jobs of schedulers that hand out GPUs: Slurm and Kubernetes.
+SCHEDULED = ("SLURM_JOB_ID", "KUBERNETES_SERVICE_HOST")
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 ORDER = "CUDA_DEVICE_ORDER"
 POLL_SECONDS = 1.0
@@ -79,7 +83,7 @@ def take_gpus(count: int, folder: Path | None = None, among: Sequence[str] | Non
         among: the ids to choose from; None is all that are visible.
 
     Returns:
-        The ids of those that were taken; none where there is no choice.
+        The ids of those that were taken; none where there are none, or a scheduler has handed out as many.
 
     Raises:
         RuntimeError: fewer are visible than are wanted.
@@ -87,7 +91,8 @@ def take_gpus(count: int, folder: Path | None = None, among: Sequence[str] | Non
     if not count:
         os.environ[VISIBLE] = ""
         return []
-    ids = visible_gpus() if among is None else list(among)
+    visible = visible_gpus()
+    ids = visible if among is None else list(among)
     if not ids:
         return []
     if len(ids) < count:
@@ -95,7 +100,7 @@ def take_gpus(count: int, folder: Path | None = None, among: Sequence[str] | Non
             f"this job wants {count} GPUs and sees {len(ids)} ({', '.join(ids)}); lower `gpus` of the model, or run it "
             "where there are more"
         )
-    if len(ids) == count and among is None:
+    if len(visible) == count and any(name in os.environ for name in SCHEDULED):
         logger.info("this job runs on GPU %s, %s", ", ".join(ids), "the only one that it sees" if count == 1 else "all")
         _own[:] = ids
         return []
@@ -133,7 +138,7 @@ def _taken(ids: list[str], count: int, folder: Path) -> list[str]:
     from filelock import FileLock  # here, as in aird/support/lifetime.py
 
     folder.mkdir(mode=0o700, exist_ok=True)
-    taken: set[str] = set()
+    taken = {name for name in ids if name in _own}  # a process cannot take a lock that it has
     told = False
     # Only one job gathers at a time: two that hold half of what they want would wait for each other.
     with FileLock(folder / "gathering.lock", fallback_to_soft=False, poll_interval=POLL_SECONDS / 10):
@@ -141,8 +146,8 @@ def _taken(ids: list[str], count: int, folder: Path) -> list[str]:
             for name in ids:
                 if len(taken) < count and name not in taken and take_lock(folder / f"{name}.lock"):
                     taken.add(name)
-            if len(taken) == count:
-                return [name for name in ids if name in taken]
+            if len(taken) >= count:
+                return [name for name in ids if name in taken][:count]
             if not told:
                 logger.info("waiting for %d of the GPUs %s", count, ", ".join(ids))
                 told = True

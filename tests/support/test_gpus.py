@@ -31,7 +31,7 @@ print(json.dumps([taken, seen, own_gpus(), start, time.time()]))
 @pytest.fixture(autouse=True)
 def nothing_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpus, "_own", [])
-    for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):  # what a test sets is taken back
+    for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", *gpus.SCHEDULED):  # what a test sets is taken back
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
 
@@ -77,13 +77,37 @@ def test_only_visible_ids_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(taken) == 2 and set(taken) < {"5", "GPU-abc", "7"}
 
 
-@pytest.mark.parametrize(("visible", "own"), [("3", 1), ("", 1), ("-1", 1), ("3,GPU-abc", 2)])
-def test_no_choice_takes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str, own: int) -> None:
+@pytest.mark.parametrize("scheduler", ["SLURM_JOB_ID", "KUBERNETES_SERVICE_HOST"])
+@pytest.mark.parametrize(("visible", "own"), [("3", 1), ("3,GPU-abc", 2)])
+def test_what_a_scheduler_hands_out_is_not_taken_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheduler: str, visible: str, own: int
+) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setenv(scheduler, "7")
     assert take_gpus(own, tmp_path) == []
     assert os.environ["CUDA_VISIBLE_DEVICES"] == visible
     assert own_gpus() == own
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("visible", ["", "-1"])
+def test_where_there_are_none_nothing_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert take_gpus(1, tmp_path) == []
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == visible
+    assert own_gpus() == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_jobs_that_want_all_gpus_wait_for_each_other(
+    tmp_path: Path, pretend_gpus: Callable[[int], None], count: int
+) -> None:
+    """Two runs in two folders, each of which sees as many as its jobs want."""
+    pretend_gpus(count)
+    jobs = run_jobs(tmp_path, count, count)
+    assert [taken for taken, *_ in jobs] == [["0", "1"][:count]] * 2
+    check_apart(jobs)
 
 
 def test_only_those_that_are_named_are_chosen_from(tmp_path: Path, pretend_gpus: Callable[[int], None]) -> None:
@@ -92,6 +116,20 @@ def test_only_those_that_are_named_are_chosen_from(tmp_path: Path, pretend_gpus:
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "2"
     assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
     assert own_gpus() == 1
+
+
+def test_a_process_takes_what_it_has_once_more(tmp_path: Path, pretend_gpus: Callable[[int], None]) -> None:
+    pretend_gpus(2)
+    assert take_gpus(1, tmp_path) == take_gpus(1, tmp_path) == ["0"]
+
+
+def test_a_choice_among_what_a_scheduler_hands_out(
+    tmp_path: Path, pretend_gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_gpus(2)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert take_gpus(1, tmp_path, among=["1"]) == ["1"]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
 
 
 def test_free_memory_of_the_machine(pretend_gpus: Callable[..., None]) -> None:
