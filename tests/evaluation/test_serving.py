@@ -25,6 +25,7 @@ from tiny_model import changed_tensors, new, with_tokenizer_class
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aird.evaluation import server_process
+from aird.evaluation.engines import engine as engine_module
 from aird.evaluation.engines import vllm
 from aird.evaluation.engines.address import Address
 from aird.evaluation.engines.engine import AdapterRefused, ServerSettings
@@ -318,6 +319,23 @@ def test_server_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(pids) == 2
     alive = [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
     assert alive == []
+
+
+def test_a_server_may_take_longer_to_read_a_larger_checkpoint(
+    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM's own limit, by which it waits for the process that reads the weights, is the same."""
+    weights = original / "model.safetensors"
+    monkeypatch.setattr(engine_module, "SLOWEST_READING", weights.stat().st_size / 90.5)
+    python = stand_in(tmp_path, "printenv VLLM_ENGINE_READY_TIMEOUT_S; exit 1")
+    with (
+        pytest.raises(RuntimeError, match="ended with exit code 1"),
+        Vllm(python).serve(original, ServerSettings(64, dtype="float32"), tmp_path / "log"),
+    ):
+        pass
+    assert (tmp_path / "log").read_text().strip() == "691"
+    assert ServerSettings(64).start_seconds([weights]) == pytest.approx(690.5)
+    assert ServerSettings(64, start_timeout_seconds=3.0).start_seconds([weights]) == 3.0
 
 
 @pytest.mark.thorough

@@ -9,12 +9,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from aird.settings.suites import AS_STORED
+
+START_SECONDS = 600.0  # of a server that reads nothing
+SLOWEST_READING = 50e6  # bytes a second of a file system that is waited for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +171,7 @@ class ServerSettings:
         maximum_sequences: most sequences in one batch.
         key_value_cache_gib: memory of the key/value cache in GiB, allocated at start.
         threads: OpenMP threads on the CPU; None leaves OMP_NUM_THREADS as it is.
-        start_timeout_seconds: how long a server may take until it is healthy.
+        start_timeout_seconds: how long a server may take until it is healthy; None is as `start_seconds` says.
         dtype: type to compute in; None takes the type that `load_model` computes in.
         seed: the engine's own (greedy decoding does not depend on it).
         trust_remote_code: let the engine run modelling code that the checkpoint brings.
@@ -182,7 +185,7 @@ class ServerSettings:
     maximum_sequences: int = 256
     key_value_cache_gib: float = 1.0
     threads: int | None = None
-    start_timeout_seconds: float = 600.0
+    start_timeout_seconds: float | None = None
     dtype: str | None = None
     seed: int = 0
     trust_remote_code: bool = False
@@ -190,6 +193,16 @@ class ServerSettings:
     gpu_memory_utilization: float | None = None
     key_value_cache_dtype: str | None = None
     extra_arguments: tuple[str, ...] = ()
+
+    def start_seconds(self, weights: Iterable[Path]) -> float:
+        """Return how long a server may take until it is healthy: the longer, the more it reads, if not said otherwise.
+
+        Args:
+            weights: the files that it reads.
+        """
+        if self.start_timeout_seconds is not None:
+            return self.start_timeout_seconds
+        return START_SECONDS + sum(path.stat().st_size for path in weights) / SLOWEST_READING
 
 
 class Engine(ABC):

@@ -111,7 +111,7 @@ class LlamaCpp(Engine):
                 return [interpreter, llama_cpp_server.__file__, *fixed, f"--port={port}", f"--mark={mark}"]
 
             server = stack.enter_context(
-                start_server(NAME, command, clean_environment(), log_path, settings.start_timeout_seconds)
+                start_server(NAME, command, clean_environment(), log_path, settings.start_seconds([model]))
             )
             yield LlamaCppClient(server)
 

@@ -35,6 +35,7 @@ from aird.evaluation.programs import vllm_server
 from aird.evaluation.server_process import clean_environment
 from aird.settings.checkpoint_formats import experts_of
 from aird.settings.compressions import CACHE_DTYPES
+from aird.support.checkpoint_patterns import weight_files
 from aird.support.files import read_json
 from aird.support.gpus import VISIBLE, listed_gpus, spreading_obstacle
 from aird.support.processor import computes_in, processor_flags
@@ -122,10 +123,11 @@ class Vllm(Engine):
             arguments = _arguments(checkpoint, settings, adapter, port, mark, on_cpu)
             return [interpreter, vllm_server.__file__, "cpu" if on_cpu else "cuda", *arguments]
 
-        environment = _environment(interpreter, settings, on_cpu)
+        seconds = settings.start_seconds(weight_files(checkpoint))
+        environment = _environment(interpreter, settings, on_cpu, seconds)
         with contextlib.ExitStack() as stack:
             try:
-                started = start_server("vLLM", command, environment, log_path, settings.start_timeout_seconds)
+                started = start_server("vLLM", command, environment, log_path, seconds)
                 server = stack.enter_context(started)
             except RuntimeError as error:
                 # Its errors about adapters all say so ("GPT2LMHeadModel does not support LoRA yet"); names of patches
@@ -300,10 +302,12 @@ def _lora_targets(adapter: Path) -> list[str]:
     return sorted({EXPERTS if f".{EXPERTS}" in module else module.rpartition(".")[2] for module in modules})
 
 
-def _environment(interpreter: str, settings: ServerSettings, on_cpu: bool) -> dict[str, str]:
-    """Return the environment of the server's processes."""
+def _environment(interpreter: str, settings: ServerSettings, on_cpu: bool, seconds: float) -> dict[str, str]:
+    """Return the environment of the server's processes, which may take so many seconds to start."""
     environment = clean_environment()
     environment |= dict.fromkeys(("VLLM_NO_USAGE_STATS", "DO_NOT_TRACK"), "1")
+    # Its API server waits for the engine's process by a limit of its own, by default 600 s.
+    environment["VLLM_ENGINE_READY_TIMEOUT_S"] = str(math.ceil(seconds))
     # Tools of the server's environment, such as ninja, are looked up on PATH.
     folder = Path(interpreter).absolute().parent
     environment["PATH"] = os.pathsep.join([str(folder), os.environ.get("PATH", os.defpath)])
