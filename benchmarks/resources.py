@@ -129,7 +129,14 @@ def nodes(shape: Shape, configuration: Configuration) -> dict[str, Node]:
         "compress_model, SparseGPT, GPTQ": Node(
             RUNTIME_BYTES + hessians, weights, weights, 3 * load + 2 * calibrated + 7 * shape.layers * 6
         ),
-        "compress_model, rounding, int8": Node(0, 1.5 * weights, weights / 2, 3 * load + shape.parameters / 100e6),
+        # Matrix by matrix on the GPU.
+        "compress_model, rounding": Node(
+            RUNTIME_BYTES + 2 * 4.0 * shape.width * shape.inner,
+            1.5 * weights,
+            weights / 2,
+            3 * load + shape.parameters / 100e6,
+        ),
+        "compress_model, bitsandbytes": Node(0, 1.5 * weights, weights / 2, 3 * load + shape.parameters / 100e6),
         "capture_activations": Node(run, 0.3 * weights, cache, load + captured * prompts * operation + 30),
         "score_candidates": Node(run, 0.3 * weights, 1e6, load + passes * operation + 30),
         "verify_direction": Node(
@@ -168,8 +175,8 @@ def document(configuration: Configuration) -> str:
         "",
         "GPU memory is the least that a node works with; vLLM takes what there is, for its cache, and wants more",
         "than that for full batches. Disk is what a node leaves, for `evaluate_suite` what it needs while it runs (a",
-        "dense copy of a checkpoint by bitsandbytes, which it removes). What is learnt through W8A8, FP8 or bitsandbytes,",
-        "a patch or a suffix, needs as much beside its output meanwhile, and `lora-16` twice as much.",
+        "dense copy of a checkpoint by bitsandbytes, which it removes). What is learnt through W8A8, FP8 or",
+        "bitsandbytes needs as much beside its output meanwhile, and `lora-16` twice as much.",
     ]
     for name, shape in SHAPES.items():
         lines += ["", f"## {name}: {shape.parameters / 1e9:.2f}e9 weights", ""]
@@ -197,8 +204,8 @@ def document(configuration: Configuration) -> str:
         "  no others. vLLM deals each matrix to them (`--tensor-parallel-size`), so they must divide the",
         "  attention heads. Transformers jobs deal the blocks to them, and keep embedding, last norm and output",
         "  head on the first. A compression takes one GPU whatever the model, as llm-compressor has one block",
-        "  there at a time, and an import none. On one GPU, Transformers leaves in main memory what does not fit",
-        "  (`device_map: auto`).",
+        "  there at a time; `magnitude`, `bitsandbytes`, `gguf` and `kv_cache` take none, and an import neither.",
+        "  On a machine's one GPU, Transformers leaves in main memory what does not fit (`device_map: auto`).",
         "- **On one machine** the jobs of all runs of one user, and `aird`, take their GPUs by lock files in the",
         "  folder for temporary files, and wait for those that another one has.",
         "- **A run may use more GPUs than the profile's one**: `--resources gpu=4`. With fewer than a model",
@@ -210,9 +217,9 @@ def document(configuration: Configuration) -> str:
         "  beyond 1 GiB (`serving.key_value_cache_gib`). Without a GPU the weights count as float32, which jobs",
         "  compute in where a processor is faster so, unless `compute_dtype: checkpoint`: an 8B model in 16 bits asks",
         "  for 32 GB and the base.",
-        "- **A dense copy** of a quantised checkpoint needs no memory of its own: at most 2 GB of it are there at once,",
-        "  and no model beside it. It has the type that is computed in, so without a GPU it may be in float32, which",
-        "  takes twice the disk.",
+        "- **A dense copy** of a quantised checkpoint needs no memory of its own: at most 2 GB of it are there at",
+        "  once, and no model beside it. It has the type that is computed in, so without a GPU it may be in",
+        "  float32, which takes twice the disk.",
         "- **Memory of what runs no model through prompts**: the import takes the stored weights twice, as its proof",
         "  computes in float32 on every machine (and a wrapper is there beside its text model), of a GGUF file",
         "  three times, as that is dequantised in float32. A ready-made checkpoint takes the original's weights",

@@ -265,11 +265,6 @@ def gpus(wildcards):
     return gpus_here(CONFIGURATION.models[name].gpus, f"models.{name}.gpus")
 
 
-def one_gpu(wildcards):
-    """Return the GPU of a job that has one block of a model there at a time."""
-    return gpus_here(1, "gpu")
-
-
 def weights_mb(model, float32=False):
     """Return the memory that a model's weights take once, MB; `float32`: in that type, where jobs may compute in it."""
     settings = CONFIGURATION.models[model]

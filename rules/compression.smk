@@ -38,6 +38,12 @@ def given_memory(wildcards):
     return 8000 + times * weights_mb(wildcards.model)
 
 
+def compression_gpus(wildcards):
+    """Return the GPUs of a compression: one, on which one block of the model is at a time, or none of some recipes."""
+    uses = CONFIGURATION.compressions[wildcards.compression].uses_gpu
+    return gpus_here(1, "gpu") if uses else 0
+
+
 def calibration_set(wildcards):
     """Return the calibration prompts of a recipe, if it needs any."""
     settings = CONFIGURATION.compressions[wildcards.compression]
@@ -86,7 +92,7 @@ rule compress_model:
     resources:
         mem_mb=compression_memory,
         runtime=120,
-        gpu=one_gpu,
+        gpu=compression_gpus,
     params:
         settings=compression_settings,
     message:

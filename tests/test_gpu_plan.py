@@ -33,7 +33,12 @@ def configuration(project: Path, pretend_gpus: Callable[[int], None]) -> dict[st
         "parameters": 70.0,
         "compressions": ["w4a16"],
     }
-    made["compressions"] = {"w4a16": QUANTISATION, "cache": {"recipe": "kv_cache", "dtype": "fp8"}}
+    made["compressions"] = {
+        "w4a16": QUANTISATION,
+        "cache": {"recipe": "kv_cache", "dtype": "fp8"},
+        "magnitude": {"recipe": "magnitude", "sparsity": 0.5},
+        "nf4": {"recipe": "bitsandbytes", "variant": "nf4"},
+    }
     made["patches"] = {"aird": {"method": "scale", "compressions": ["cache"]}}
     return made
 
@@ -59,6 +64,7 @@ def test_each_job_gets_the_gpus_and_the_memory_of_its_model(project: Path, confi
     assert {gpus[name] for name in running} == {2}
     # One block of a model is there at a time.
     assert gpus["compress_model tiny/w4a16"] == 1
+    assert {gpus[f"compress_model tiny/{name}"] for name in ("cache", "magnitude", "nf4")} == {0}
     assert gpus["evaluate_suite large/w4a16/plain/quick"] == 1
     assert gpus["make_patch tiny/cache/aird"] == 0
     assert gpus["import_model tiny"] is None

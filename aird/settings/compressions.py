@@ -45,6 +45,7 @@ class RecipeSettings(Settings):
         rescales_norms: the norms inside the decoder blocks change with the matrices that read them.
         rounds_embeddings: embeddings and the output head are rounded too.
         changes_weights: the checkpoint has other weights than the original, and so a direction of its own.
+        uses_gpu: the recipe computes on a GPU where there is one.
         compresses_experts: whether the recipe compresses the experts of a mixture that are stored matrix by matrix;
             None where llm-compressor has to make the very same matrices (`aird.models.experts.separate_modules`).
     """
@@ -52,6 +53,7 @@ class RecipeSettings(Settings):
     rescales_norms: ClassVar[bool] = False
     rounds_embeddings: ClassVar[bool] = False
     changes_weights: ClassVar[bool] = True
+    uses_gpu: ClassVar[bool] = True
     compresses_experts: ClassVar[bool | None] = False
 
     @property
@@ -147,6 +149,7 @@ class Magnitude(PruningSettings):
     """Zero the weights of smallest absolute value in each matrix."""
 
     compresses_experts: ClassVar[bool | None] = True
+    uses_gpu: ClassVar[bool] = False
     recipe: Literal["magnitude"] = "magnitude"
 
 
@@ -267,6 +270,7 @@ class FP8(WeightSettings):
 class BitsAndBytes(WeightSettings):
     """Quantise as bitsandbytes does: LLM.int8 (arXiv:2208.07339) or NF4 (arXiv:2305.14314)."""
 
+    uses_gpu: ClassVar[bool] = False
     recipe: Literal["bitsandbytes"] = "bitsandbytes"
     variant: Literal["int8", "nf4"] = Field(description="LLM.int8, or 4-bit NormalFloat in blocks of 64.")
 
@@ -300,6 +304,7 @@ class GGUF(ServedSettings):
     """
 
     rounds_embeddings: ClassVar[bool] = True  # as llama.cpp does
+    uses_gpu: ClassVar[bool] = False
 
     recipe: Literal["gguf"] = "gguf"
     type: Literal[
@@ -341,6 +346,7 @@ class KeyValueCache(RecipeSettings):
     """Serve the original with a quantised key/value cache; no weight changes (docs/method.md)."""
 
     changes_weights: ClassVar[bool] = False
+    uses_gpu: ClassVar[bool] = False
 
     recipe: Literal["kv_cache"] = "kv_cache"
     dtype: CacheDtype = Field(
