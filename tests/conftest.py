@@ -135,7 +135,8 @@ def pretend_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
         tool.parent.mkdir(exist_ok=True)
         lines = "\n".join(f"echo 'GPU {index}: Pretended (UUID: GPU-{index})'" for index in range(count))
         memory = "\n".join(f"echo '{index}, GPU-{index}, {each}'" for index, each in enumerate(free))
-        queried = f"case $1 in --query*) true\n{memory}\nexit;; esac\n"
+        kinds = "\n".join(f"echo '{index}, GPU-{index}, 8.0, Pretended'" for index in range(count))
+        queried = f"case $1 in *memory.free) true\n{memory}\nexit;; *compute_cap*) true\n{kinds}\nexit;; esac\n"
         tool.write_text(f"#!/bin/sh\n{queried}{lines}\n", encoding="utf-8")
         tool.chmod(0o755)
         monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")

@@ -41,9 +41,9 @@ from aird.patching.system_prompt import read_patch
 from aird.prompts.chat import chat_tokens
 from aird.prompts.sets import CLASSES
 from aird.settings.base import PLAIN
-from aird.settings.suites import ADAPTER, BOTH, DENSE_COPY, GGUF_FILE, MERGED, SYSTEM_PROMPT, Serving, Suite
+from aird.settings.suites import ADAPTER, AS_STORED, BOTH, DENSE_COPY, GGUF_FILE, MERGED, SYSTEM_PROMPT, Serving, Suite
 from aird.support.files import scratch_folder
-from aird.support.gpus import own_gpus
+from aird.support.gpus import describe_gpus, own_gpus
 
 logger = logging.getLogger(__name__)
 
@@ -226,6 +226,8 @@ def evaluate_suite(
             "name": name,
             "prompts": "token ids" if can.token_ids else "text, read by the server's tokenizer",
             "not_measured": not_measured,
+            # They decide by which kernels a format runs. Other engines run on the processor, or nobody knows where.
+            **({"gpus": gpus} if engine.weights == AS_STORED and (gpus := describe_gpus()) else {}),
             **({} if can.unpenalised else {"repetition_penalty": "the server's own"}),
         },
     }

@@ -51,12 +51,23 @@ def gpu_names() -> list[str]:
 
 def free_memory() -> dict[str, int]:
     """Return the free memory of each GPU that nvidia-smi knows, in bytes, by its index and by its UUID."""
-    free = {}
+    free: dict[str, int] = {}
     for line in _nvidia_smi("--query-gpu=index,uuid,memory.free", "--format=csv,noheader,nounits"):
         *names, mebibytes = (part.strip() for part in line.split(","))
         if mebibytes.isdigit():
             free |= dict.fromkeys(names, int(mebibytes) * 2**20)
     return free
+
+
+def describe_gpus() -> list[dict[str, str]]:
+    """Return `name` and `compute_capability` of each visible GPU that nvidia-smi knows, in their order."""
+    found: dict[str, dict[str, str]] = {}
+    for line in _nvidia_smi("--query-gpu=index,uuid,compute_cap,name", "--format=csv,noheader"):
+        fields = [part.strip() for part in line.split(",", 3)]
+        if len(fields) == 4:
+            *ids, capability, name = fields
+            found |= {each: {"name": name, "compute_capability": capability} for each in ids}
+    return [found[name] for name in visible_gpus() if name in found]
 
 
 def _nvidia_smi(*arguments: str) -> list[str]:

@@ -153,6 +153,19 @@ def test_tasks_are_not_measured_where_the_engine_cannot_be_asked(original: Path,
     assert measured["engine"] == {"name": "Transformers", "prompts": "token ids", "not_measured": ["tasks"]}
 
 
+def test_the_record_says_on_which_gpus_it_was(
+    original: Path, tmp_path: Path, pretend_gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FP8 rounds activations from compute capability 8.9 on, and no more below."""
+    pretend_gpus(3)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-0")
+    completions, measured = evaluate(Transformers(), original, tmp_path)
+    assert measured["engine"]["gpus"] == [{"name": "Pretended", "compute_capability": "8.0"}] * 2
+    assert completions[0]["engine"] == measured["engine"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert "gpus" not in evaluate(Transformers(), original, tmp_path)[1]["engine"]
+
+
 @dataclass(frozen=True)
 class DenseOnly(Starter):
     """An engine that reads no quantised weights."""
