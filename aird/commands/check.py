@@ -27,6 +27,8 @@ from aird.commands.evaluate import (
 from aird.commands.inputs import (
     MODEL_HELP,
     ModelFolder,
+    check_output,
+    check_results_apart,
     check_same_chat,
     choose,
     open_model_folder,
@@ -211,7 +213,7 @@ def _checked(arguments: argparse.Namespace) -> Told:
         raise ValueError("--repair needs the original model itself, not stored results of it")
     _check_addressed(arguments, original, compressed)
     _check_same_prompts(original, compressed)
-    _check_output(arguments.output, {"original": original, "compressed": compressed})
+    _check_kept(arguments.output, {"original": original, "compressed": compressed})
     if original.model is not None and compressed.model is not None and arguments.repair is not None:
         patch.check_patchable(original.model, compressed.model)
     with contextlib.ExitStack() as stack:
@@ -255,14 +257,17 @@ def _check_same_prompts(original: Side, compressed: Side) -> None:
         )
 
 
-def _check_output(output: Path | None, sides: Mapping[str, Side]) -> None:
-    """Check that no results of another model stand where answers are to be kept.
+def _check_kept(output: Path | None, sides: Mapping[str, Side]) -> None:
+    """Check that no model, and no results of another one, stand where answers are to be kept.
 
     Raises:
         ValueError: some do.
     """
     for word, side in sides.items():
-        if output is None or side.model is None or not (provenance := output / word / PROVENANCE).is_file():
+        if output is None or side.model is None:
+            continue
+        check_output(output / word)
+        if not (provenance := output / word / PROVENANCE).is_file():
             continue
         name = read_json(provenance).get("model", {}).get("name")
         if name != side.model.name:
@@ -304,14 +309,17 @@ def _check(arguments: argparse.Namespace, original: Side, compressed: Side, outp
     models = [side.model for side in (original, compressed) if side.model is not None]
     take_gpus_for(models, any(map(served_by_vllm, engines.values())))
     forms: dict[str, str] = {}
-    answerers: dict[str, str] = {}  # what an engine is called in records, and who it is
+    answerers: dict[str, tuple[str, str]] = {}  # of each side: what its engine is called in records, and who it is
     weights: dict[str, str | None] = {}
 
     def labels(side: Side, folder: str, patch: Path | None = None) -> list[dict[str, Any]]:
         engine = engines.get(side.name)
         scores = _scores(side, prompts, suite, engine, arguments, output / folder, patch)
         name = (scores["engine"] or {}).get("name", "")
-        answerers[name] = engine.describe() if engine else answerers.get(name, f"{name or UNNAMED} (stored)")
+        answerers["original" if side is original else "compressed"] = (
+            name,
+            engine.describe() if engine else f"{name or UNNAMED} (stored)",
+        )
         weights[folder] = scores["weights"]
         if patch is not None:
             forms["patch served as"] = served_as(scores)
@@ -338,7 +346,7 @@ def _check(arguments: argparse.Namespace, original: Side, compressed: Side, outp
             **_template_fact(original, compressed),
             "prompts": ", ".join(f"{len(records)} {kind}" for kind, records in prompts.items()),
             "answers": f"greedy, at most {suite.maximum_new_tokens} tokens{thought}",
-            "answered by": _answered_by(answerers),
+            "answered by": _answered_by(answerers["original"], answerers["compressed"]),
             **forms,
             "judge": "refusal phrases of Arditi et al. (arXiv 2406.11717), their published list",
             "seed": str(arguments.seed),
@@ -377,13 +385,18 @@ def _template_fact(original: Side, compressed: Side) -> dict[str, str]:
     }
 
 
-def _answered_by(answerers: Mapping[str, str]) -> str:
-    """Return who answered in words; of two engines, what their difference means."""
-    first, *others = answerers.values()
-    if not others:
-        return first
-    may = "is" if all(answerers) else "may be"  # stored completions without a name may be by the same engine
-    return f"{first} and {others[0]}: the change {may} that of the engine and of the compression at once"
+def _answered_by(original: tuple[str, str], compressed: tuple[str, str]) -> str:
+    """Return who answered in words, and of two engines what their difference means.
+
+    Args:
+        original, compressed: what the engine of each is called in records, and who it is.
+    """
+    (first, told), (second, other) = original, compressed
+    said = told if told == other else f"{told} and {other}"
+    if first == second:
+        return said
+    may = "is" if first and second else "may be"  # stored completions without a name may be by the same engine
+    return f"{said}: the change {may} that of the engine and of the compression at once"
 
 
 def _patch_fact(adapter: Path | None) -> dict[str, str]:
@@ -452,10 +465,18 @@ def _write(
 
 
 def _stored(text: str) -> Path | None:
-    """Return the file of completions that one of the two names; None for a model."""
+    """Return the file of completions that one of the two names; None for a model.
+
+    Raises:
+        ValueError: a folder holds both.
+    """
     path = Path(text).expanduser()
     stored = path / "completions.jsonl" if path.is_dir() else path
-    return stored if stored.suffix == ".jsonl" and stored.is_file() else None
+    if stored.suffix != ".jsonl" or not stored.is_file():
+        return None
+    if path.is_dir():
+        check_results_apart(path, stored.name)
+    return stored
 
 
 def _side(text: str, trust_remote_code: bool, original: ModelFolder | None = None) -> Side:

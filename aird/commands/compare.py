@@ -10,6 +10,8 @@ from typing import Any
 from aird.commands.inputs import (
     MODEL_HELP,
     ModelFolder,
+    check_output,
+    check_results_apart,
     check_same_chat,
     open_model_folder,
     prompt_files,
@@ -67,6 +69,10 @@ def run(arguments: argparse.Namespace) -> None:
 
     names = ("original", "compressed")
     ready = {name: is_search(Path(getattr(arguments, name))) for name in names}
+    for name in (name for name in names if ready[name]):
+        check_results_apart(Path(getattr(arguments, name)), "direction.json")
+    for folder in (arguments.output, *(arguments.output / name for name in names if not ready[name])):
+        check_output(folder)
     prompts = None if all(ready.values()) else read_search_prompts(arguments)
     models: dict[str, ModelFolder] = {}
     for name in names:

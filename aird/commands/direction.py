@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from aird.commands.inputs import MODEL_HELP, open_model_folder, take_gpus_for
+from aird.commands.inputs import MODEL_HELP, check_output, open_model_folder, take_gpus_for
 from aird.commands.search import (
     add_search_arguments,
     describe,
@@ -60,6 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     from aird.support.files import read_json
 
+    check_output(arguments.output)
     prompts = read_search_prompts(arguments)
     tokens = None
     if arguments.refusal_tokens is not None:

@@ -13,6 +13,7 @@ from aird.commands.inputs import (
     MODEL_HELP,
     ModelFolder,
     add_prompt_arguments,
+    check_output,
     choose,
     open_model_folder,
     prompt_files,
@@ -111,6 +112,7 @@ def run(arguments: argparse.Namespace) -> None:
     from aird.settings.suites import Suite
     from aird.support.files import read_json_lines
 
+    check_output(arguments.output)
     suite = validated(
         Suite,
         {

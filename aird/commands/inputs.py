@@ -220,6 +220,38 @@ def take_gpus_for(models: Sequence[ModelFolder], vllm: bool = False) -> None:
     )
 
 
+def holds_model(folder: Path) -> bool:
+    """Tell whether a folder holds a model, in Hugging Face format or as GGUF files."""
+    return (folder / "config.json").is_file() or any(folder.glob("*.gguf"))
+
+
+def check_results_apart(folder: Path, results: str) -> None:
+    """Check that a folder of stored results is none of a model: whoever made the model may have put them there.
+
+    Args:
+        folder: the folder.
+        results: the file in it that is one of stored results.
+
+    Raises:
+        ValueError: it is.
+    """
+    if holds_model(folder):
+        raise ValueError(
+            f"{folder} holds a model and stored results ({results}), so it is not clear which one is meant, or whether "
+            f"the results are this model's; move {results} away, or name a folder with the results alone"
+        )
+
+
+def check_output(folder: Path) -> None:
+    """Check that results are not written into the folder of a model, whose own they would then seem to be.
+
+    Raises:
+        ValueError: they would be.
+    """
+    if holds_model(folder):
+        raise ValueError(f"--output: {folder} holds a model; name a folder of its own for the results")
+
+
 def _fetched(hub: HubName, trust_remote_code: bool) -> tuple[Path, str]:
     """Return the local folder or GGUF file of a hub model, and its commit.
 

@@ -118,6 +118,30 @@ def test_a_model_is_asked_the_prompts_of_the_stored_side(
     assert check(tmp_path / "completions.jsonl", output / "compressed") == 3
 
 
+def test_results_in_the_folder_of_a_model_are_not_taken_for_it(
+    original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever made the model may have put them there, or its weights may have changed since."""
+    model = Path(shutil.copytree(original, tmp_path / "model"))
+    stored(model, 29)
+    told = f"{model} holds a model and stored results (completions.jsonl), so it is not clear which one is meant"
+    for sides in ((original, model), (model, original), (stored(tmp_path, 29), model)):
+        assert check(*sides, "--transformers") == 2
+        assert told in capsys.readouterr().err
+    (model / "config.json").unlink()
+    (model / "model.gguf").touch()
+    assert check(original, model, "--transformers") == 2
+    assert told in capsys.readouterr().err
+
+
+def test_answers_are_not_kept_in_the_folder_of_a_model(
+    original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "compressed").symlink_to(original)
+    assert check(stored(tmp_path, 29), original, "--transformers", "--output", tmp_path) == 2
+    assert f"--output: {tmp_path / 'compressed'} holds a model; name a folder of its own" in capsys.readouterr().err
+
+
 def test_results_of_another_model_are_not_replaced(
     original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -191,7 +215,7 @@ def test_other_engines_are_said_of_stored_answers_too(
     by_transformers = stored(tmp_path, 29, name="transformers", engine={"name": "Transformers"})
     together = "the change is that of the engine and of the compression at once"
     assert answered_by(by_vllm, original) == f"vLLM (stored) and Transformers: {together}"
-    assert answered_by(by_transformers, original) == "Transformers"
+    assert answered_by(by_transformers, original) == "Transformers (stored) and Transformers"
     assert answered_by(by_vllm, by_transformers) == f"vLLM (stored) and Transformers (stored): {together}"
     assert answered_by(by_vllm, by_vllm) == "vLLM (stored)"
     assert "the change may be that of the engine" in answered_by(by_vllm, stored(tmp_path, 29))

@@ -101,6 +101,22 @@ def test_compare_uses_a_ready_direction_and_searches_the_other(
     assert 0.5 < first["cosine_same_site"] < 1 and first["split_half_null"]["low"] < 1
 
 
+def test_a_direction_in_the_folder_of_a_model_is_not_taken_for_its_own(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = Path(shutil.copytree(folder / "model", tmp_path / "model"))
+    shutil.copytree(folder / "direction", model, dirs_exist_ok=True)
+    assert main(["compare", str(folder / "direction"), str(model), "--output", str(tmp_path / "out")]) == 2
+    assert f"{model} holds a model and stored results (direction.json)" in capsys.readouterr().err
+
+
+def test_results_are_not_written_into_the_folder_of_a_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = str(folder / "model")
+    for command in (["direction", model], ["evaluate", model], ["compare", *pair(folder)]):
+        assert main([*command, *prompts(folder), "--output", model]) == 2
+        assert f"--output: {model} holds a model; name a folder of its own" in capsys.readouterr().err
+
+
 def test_patch_writes_an_adapter_that_peft_loads_by_its_own_record(folder: Path) -> None:
     record = read_json(folder / "adapter.statistics.json")
     check_folder(folder / "adapter", record["files"])
