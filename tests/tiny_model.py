@@ -160,6 +160,17 @@ def with_tokenizer_class(folder: Path, name: str) -> Path:
     return folder
 
 
+def with_adapter_inside(folder: Path) -> Path:
+    """Put an adapter beside a checkpoint's weights, which Transformers would put on them."""
+    writer = "base_model.model.model.layers.2.mlp.down_proj"
+    factors = {f"{writer}.lora_A.weight": torch.ones(1, 256), f"{writer}.lora_B.weight": torch.ones(128, 1)}
+    save_file(factors, folder / "adapter_model.safetensors", {"format": "pt"})
+    settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "", "inference_mode": True}
+    more = {"r": 1, "lora_alpha": 1, "target_modules": ["model.layers.2.mlp.down_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(settings | more), encoding="utf-8")
+    return folder
+
+
 def with_mistrals_files(folder: Path) -> Path:
     """Put the files of Mistral's own format beside a checkpoint's, as its repositories do."""
     save_file({"tok_embeddings.weight": torch.zeros(2, 2)}, folder / "consolidated.safetensors")

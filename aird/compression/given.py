@@ -25,6 +25,7 @@ from aird.models.dense import write_dense_copy
 from aird.models.experts import decodes_experts
 from aird.models.gguf_file import MODEL_FILE, GGUFFile, read_gguf
 from aird.models.importing import (
+    check_folder_format,
     check_weights,
     copy_tokenizer,
     copy_weights,
@@ -255,6 +256,7 @@ def _check_others(given: Checkpoint, original: Checkpoint) -> None:
 
 
 def _import_folder(source: Path, original: Path, folder: Path) -> dict[str, Any]:
+    check_folder_format(source)
     given = read_checkpoint(source)
     check_config(given.config, original, str(source))
     served_as = readable_form(source)  # before shapes, which a packing that is not read does not tell

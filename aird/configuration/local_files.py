@@ -20,6 +20,8 @@ from aird.evaluation.hand_labels import read_labels
 from aird.patching.methods import method_of
 from aird.settings.base import ORIGINAL, PLAIN
 from aird.settings.checkpoint_formats import (
+    ADAPTER,
+    ADAPTER_INSIDE,
     GGUF_MODELS,
     checkpoint_refusal,
     experts_of,
@@ -211,6 +213,8 @@ def _model_files(key: str, source: ModelSource, given: bool) -> Iterator[str]:
         yield f"{key}.path: the folder holds no config.json; name a model's folder in Hugging Face format {where}"
     elif not weight_files(path):
         yield f"{key}.path: the folder holds no *.safetensors; convert the model with save_pretrained first {where}"
+    elif (path / ADAPTER).is_file():
+        yield f"{key}.path: the folder {ADAPTER_INSIDE} {where}"
     elif given:
         if reason := checkpoint_refusal(_config(path)):
             yield f"{key}.path: {reason} {where}"

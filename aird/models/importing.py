@@ -33,7 +33,7 @@ from aird.models.structure import ArchitectureError, residual_writers, writer_co
 from aird.models.text_model import extract_text_model, is_wrapper
 from aird.models.tokenizer_file import let_its_file_be_read
 from aird.prompts.chat import check_chat
-from aird.settings.checkpoint_formats import quantised_original
+from aird.settings.checkpoint_formats import ADAPTER, ADAPTER_INSIDE, quantised_original
 from aird.settings.models import Chat
 from aird.support.checkpoint_patterns import TOKENIZER, WEIGHTS, matching_files, weight_files
 from aird.support.files import read_json, write_json
@@ -175,22 +175,24 @@ def check_weights(checkpoint: Path, source: Path) -> None:
 
 
 def check_folder_format(folder: Path) -> None:
-    """Check that a folder holds a model in Hugging Face format with safetensors weights.
+    """Check that a folder holds a model in Hugging Face format with safetensors weights, and no adapter.
 
     Raises:
-        ValueError: says what is missing.
+        ValueError: says what is missing, or what is too much.
     """
     if not weight_files(folder):
         raise ValueError(f"{folder} holds no *.safetensors file; convert the model with save_pretrained first")
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no config.json: it is not a model folder in Hugging Face format")
+    if (folder / ADAPTER).is_file():
+        raise ValueError(f"{folder} {ADAPTER_INSIDE}")
 
 
 def copy_weights(source: Path, target: Path, with_code: bool) -> None:
     """Copy a model folder: safetensors and their index, and what describes them; nothing in Mistral's own format.
 
     Raises:
-        ValueError: it holds no safetensors or no config.json.
+        ValueError: as `check_folder_format`.
     """
     check_folder_format(source)
     for path in matching_files(source, *WEIGHTS, "*.index.json"):

@@ -13,6 +13,13 @@ AS_GIVEN = "given"  # the given files, byte for byte
 REPACKED = "repacked"  # the same integers and scales, in compressed-tensors' packing
 DEQUANTISED = "dequantised"  # a dense checkpoint of the decoded matrices
 
+ADAPTER = "adapter_config.json"
+# What is wrong with a model's folder that holds one.
+ADAPTER_INSIDE = (
+    f"holds an adapter beside the model ({ADAPTER}), which Transformers puts on it and no other program does; merge it "
+    "into the weights, or move it out of the folder (`aird check --patch` and `aird evaluate --adapter` take it there)"
+)
+
 # By `model_type`: what llama.cpp's converter writes and Transformers reads back. A conversion compares every weight.
 GGUF_MODELS = (
     "falcon",

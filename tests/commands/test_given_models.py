@@ -21,7 +21,14 @@ from conftest import ROOT
 from grid import write_prompts
 from safetensors.torch import load_file
 from test_commands import SIZES, prompts
-from tiny_model import build_tiny_model, changed_tensors, configured, with_mistrals_files, with_tokenizer_class
+from tiny_model import (
+    build_tiny_model,
+    changed_tensors,
+    configured,
+    with_adapter_inside,
+    with_mistrals_files,
+    with_tokenizer_class,
+)
 from wrappers import write_wrapper
 
 from aird.commands.evaluate import served_by_llama_cpp
@@ -404,6 +411,7 @@ def test_what_cannot_be_read_is_an_error_of_the_input(
     for name in ("attack.txt", "harmless.txt"):
         shutil.copy(folder / name, tmp_path / name)
     (tmp_path / "broken.gguf").write_bytes(b"GGUF damaged")
+    with_adapter_inside(Path(shutil.copytree(folder / "model", tmp_path / "adapted")))
     hqq = Path(shutil.copytree(folder / "model", tmp_path / "hqq"))
     configured(hqq, quantization_config={"quant_method": "hqq"})
     old = Path(shutil.copytree(folder / "gptq", tmp_path / "old"))
@@ -426,6 +434,7 @@ def test_what_cannot_be_read_is_an_error_of_the_input(
         ("old", "packed (gptq), but its config.json has no quantization_config; quantize_config.json, which some"),
         ("lacking", f"lacks tensors of its model (1, {WRITER}.weight first)"),
         ("hqq", "is stored as HQQ, which is not read; convert the original"),
+        ("adapted", "adapted holds an adapter beside the model"),
         ("none.gguf", "is no folder and no file"),
     ):
         assert main(asked(tmp_path, name, tmp_path / "output", "--transformers")) == 2, name

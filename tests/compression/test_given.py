@@ -18,7 +18,15 @@ from project import run_script
 from ready_made import block_matrices
 from safetensors.torch import load_file, save_file
 from thinking_templates import QWEN
-from tiny_model import build_tiny_model, changed_tensors, configured, logits_of, new, with_tokenizer_class
+from tiny_model import (
+    build_tiny_model,
+    changed_tensors,
+    configured,
+    logits_of,
+    new,
+    with_adapter_inside,
+    with_tokenizer_class,
+)
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -451,6 +459,17 @@ def test_what_is_refused_before_anything_is_copied(
     with pytest.raises(ValueError, match=message):
         import_given(given, original, tmp_path / "imported")
     assert not (tmp_path / "imported").exists()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_adapter_beside_the_weights(packed: bool, original: Path, tmp_path: Path) -> None:
+    given = tmp_path / "given"
+    if packed:
+        ready_made.gptq(original, given)
+    else:
+        shutil.copytree(original, given)
+    with pytest.raises(ValueError, match="given holds an adapter beside the model .*; merge it into the weights"):
+        import_given(with_adapter_inside(given), original, tmp_path / "imported")
 
 
 def test_matrices_that_are_not_the_originals(original: Path, tmp_path: Path) -> None:

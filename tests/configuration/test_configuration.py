@@ -487,6 +487,14 @@ def test_incomplete_model_folder(folder: Path, file: str, said: str) -> None:
     assert said in line
 
 
+@pytest.mark.parametrize("key", ["models.hub.source", "compressions.ready.sources"])
+def test_a_model_folder_with_an_adapter_inside(folder: Path, key: str) -> None:
+    (folder / "model/adapter_config.json").write_text("{}", encoding="utf-8")
+    source = {"path": "model"}
+    (line,) = mistakes(changed(key, {"hub": source} if "sources" in key else source), files=True)
+    assert line.startswith(key) and "the folder holds an adapter beside the model" in line
+
+
 def test_splits_that_only_the_file_knows(folder: Path) -> None:
     values = changed("prompt_sets.harmless.splits", ABSENT)
     values["prompt_sets"]["harmless"]["split_field"] = "part"

@@ -15,7 +15,16 @@ from models.families import tiny_family
 from project import run_script
 from safetensors.torch import load_file, save_file
 from thinking_templates import DEEPSEEK, QWEN
-from tiny_model import changed_tensors, configured, new, tiny_tuning, with_mistrals_files, with_tokenizer_class
+from tiny_model import (
+    changed_tensors,
+    configured,
+    logits_of,
+    new,
+    tiny_tuning,
+    with_adapter_inside,
+    with_mistrals_files,
+    with_tokenizer_class,
+)
 from tokenizers import Tokenizer, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
@@ -134,6 +143,16 @@ def test_mistrals_own_files_stay_behind(source: Path, tmp_path: Path) -> None:
     (source / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"holds no \*.safetensors file"):
         imported(source, new(tmp_path / "other"))
+
+
+def test_an_adapter_inside_a_model_is_refused(source: Path, tmp_path: Path) -> None:
+    """Transformers would put it on the model in silence, and give random values to a weight that is missing."""
+    plain = logits_of(load_model(source))
+    with_adapter_inside(source)
+    assert not torch.equal(logits_of(load_model(source)), plain)
+    message = r"source holds an adapter beside the model \(adapter_config.json\).*; merge it into the weights, or move"
+    with pytest.raises(ValueError, match=message):
+        imported(source, tmp_path)
 
 
 def test_pickled_weights_are_not_read(source: Path, tmp_path: Path) -> None:
