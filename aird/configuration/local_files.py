@@ -25,8 +25,8 @@ from aird.settings.checkpoint_formats import (
     GGUF_MODELS,
     checkpoint_refusal,
     experts_of,
+    original_refusal,
     patch_refusal,
-    quantised_original,
 )
 from aird.settings.compressions import Given
 from aird.settings.models import Model
@@ -218,8 +218,8 @@ def _model_files(key: str, source: ModelSource, given: bool) -> Iterator[str]:
     elif given:
         if reason := checkpoint_refusal(_config(path)):
             yield f"{key}.path: {reason} {where}"
-    elif quantised := quantised_original(_config(path)):
-        yield f"{key}.path: {quantised} {where}"
+    elif reason := original_refusal(_config(path)):
+        yield f"{key}.path: {reason} {where}"
     elif not _has_chat_template(path):
         yield (
             f"{key}.path: the folder holds no chat template; use the chat (instruct) version of the model, or put "

@@ -21,6 +21,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from aird.settings.checkpoint_formats import config_refusal
+from aird.support.files import read_json
+
 # Bits of one value, by the names that safetensors gives to dtypes.
 FLOAT_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16}
 # Local names of the tensor that holds a matrix's values: dense and 8-bit, compressed-tensors, GPTQ and AWQ.
@@ -166,13 +169,15 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     Handles one `model.safetensors` and shards with `model.safetensors.index.json`.
 
     Raises:
-        ValueError: no config.json, no safetensors, a missing shard or one without its tensors, or `model.safetensors`
-            beside an index of other files.
+        ValueError: no config.json or one that no model can have, no safetensors, a missing shard or one without its
+            tensors, or `model.safetensors` beside an index of other files.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no config.json: it is not a checkpoint in Hugging Face format")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
+    if reason := config_refusal(config):
+        raise ValueError(f"{folder} {reason}")
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     tensors: dict[str, StoredTensor] = {}
     if index.is_file():

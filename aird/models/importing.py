@@ -33,7 +33,7 @@ from aird.models.structure import ArchitectureError, residual_writers, writer_co
 from aird.models.text_model import extract_text_model, is_wrapper
 from aird.models.tokenizer_file import let_its_file_be_read
 from aird.prompts.chat import check_chat
-from aird.settings.checkpoint_formats import ADAPTER, ADAPTER_INSIDE, quantised_original
+from aird.settings.checkpoint_formats import ADAPTER, ADAPTER_INSIDE, original_refusal
 from aird.settings.models import Chat
 from aird.support.checkpoint_patterns import TOKENIZER, WEIGHTS, matching_files, weight_files
 from aird.support.files import read_json, write_json
@@ -62,8 +62,8 @@ def import_model(
     wrapper = None
     if source.is_dir():
         check_folder_format(source)
-        if quantised := quantised_original(read_json(source / "config.json")):
-            raise ValueError(f"{source}: {quantised}")
+        if reason := original_refusal(read_json(source / "config.json")):
+            raise ValueError(f"{source}: {reason}")
         check_dense(read_checkpoint(source))
         if holds_wrapper(source, trust_remote_code):
             wrapper = write_text_model(source, target, trust_remote_code)

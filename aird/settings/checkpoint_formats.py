@@ -88,12 +88,35 @@ def refusal(quantisation: Mapping[str, Any] | None) -> str | None:
     return f"is quantised by {method or 'an unnamed method'}, which is not known; {_CONVERT}"
 
 
+def config_refusal(config: Any) -> str | None:
+    """Return why no model can have this configuration, an original or not, and what would help; None for one that can.
+
+    Args:
+        config: the content of its config.json.
+    """
+    if not isinstance(config, Mapping):
+        return "has a config.json that is no JSON object; fetch it again"
+    for values in (config, config.get("text_config")):
+        if not isinstance(values, Mapping):
+            continue
+        if values.get("transformers_weights") is not None:
+            return (
+                "names a file of weights in its config.json (`transformers_weights`), which Transformers reads and no "
+                "other program does; take the key out, and leave the model's own weights alone in the folder"
+            )
+        if not isinstance(values.get("quantization_config"), Mapping | None):
+            return "has a `quantization_config` in its config.json that is no JSON object; fetch it again"
+    return None
+
+
 def checkpoint_refusal(config: Mapping[str, Any]) -> str | None:
     """Return why a checkpoint cannot be read, as `refusal`, which knows no wrappers of vision and language.
 
     Args:
         config: its config.json.
     """
+    if reason := config_refusal(config):
+        return reason
     quantisation = _quantisation(config)
     if quantisation is not None and _wraps(config):
         return (
@@ -120,12 +143,14 @@ def _wraps(config: Mapping[str, Any]) -> bool:
     return any(isinstance(config.get(part), Mapping) for part in ("text_config", "vision_config"))
 
 
-def quantised_original(config: Mapping[str, Any]) -> str | None:
-    """Return why a model cannot be the original of a grid, and what would help; None for one that is not quantised.
+def original_refusal(config: Mapping[str, Any]) -> str | None:
+    """Return why a model cannot be the original of a grid, and what would help; None for one that can.
 
     Args:
         config: its config.json.
     """
+    if reason := config_refusal(config):
+        return f"the model {reason}"
     quantisation = _quantisation(config)
     if quantisation is None:
         return None

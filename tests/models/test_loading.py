@@ -28,6 +28,7 @@ from tiny_model import (
 from tokenizers import Tokenizer, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+from aird.compression.given import import_given
 from aird.compression.registry import compress
 from aird.inference.cpu_attention import needed_attention
 from aird.inference.generation import generate
@@ -153,6 +154,25 @@ def test_an_adapter_inside_a_model_is_refused(source: Path, tmp_path: Path) -> N
     message = r"source holds an adapter beside the model \(adapter_config.json\).*; merge it into the weights, or move"
     with pytest.raises(ValueError, match=message):
         imported(source, tmp_path)
+
+
+def test_weights_that_only_transformers_would_read(source: Path, original: Path, tmp_path: Path) -> None:
+    """Of an original, of a ready-made checkpoint, and of whatever else is read."""
+    with changed_tensors(source) as tensors:
+        save_file(
+            {name: tensor * 0.5 for name, tensor in tensors.items()}, source / "other.safetensors", {"format": "pt"}
+        )
+    configured(source, transformers_weights="other.safetensors")
+    plain, other = (logits_of(load_model(folder)) for folder in (original, source))
+    assert not torch.equal(plain, other)
+    message = "names a file of weights in its config.json .*; take the key out"
+    for read in (
+        lambda: imported(source, tmp_path),
+        lambda: import_given(source, original, tmp_path / "given"),
+        lambda: read_checkpoint(source),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read()
 
 
 def test_pickled_weights_are_not_read(source: Path, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from aird.settings.checkpoint_formats import (
     PACKINGS,
     REFUSED,
     checkpoint_refusal,
+    original_refusal,
     patch_refusal,
-    quantised_original,
     refusal,
 )
 
@@ -94,19 +94,33 @@ def test_refused(quantisation: dict[str, Any], said: str) -> None:
 def test_a_quantised_wrapper_is_refused_by_its_configuration(config: dict[str, Any]) -> None:
     reason = checkpoint_refusal({"model_type": "llava", **config})
     assert reason is not None and "wraps a quantised text model (llava)" in reason and ";" in reason
-    original = quantised_original(config)
+    original = original_refusal(config)
     assert original is not None and "quantised already, by gptq" in original and "recipe: given" not in original
     dense = {name: value for name, value in config.items() if name != "quantization_config"} | {"text_config": {}}
-    assert checkpoint_refusal(dense) is None and quantised_original(dense) is None
+    assert checkpoint_refusal(dense) is None and original_refusal(dense) is None
 
 
 @pytest.mark.parametrize("own", [{}, {"quantization_config": {"group_size": 64, "bits": 4}}])
 def test_mlx_is_known_by_its_key(own: dict[str, Any]) -> None:
     config = {"model_type": "llama", "quantization": {"group_size": 64, "bits": 4}, **own}
-    reason, original = checkpoint_refusal(config), quantised_original(config)
+    reason, original = checkpoint_refusal(config), original_refusal(config)
     assert reason is not None and "is stored as MLX, which is not read; take a GGUF file" in reason
     assert original is not None and "quantised already, by mlx" in original
     assert checkpoint_refusal({**config, "quantization_config": GPTQ}) is None
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        ([], "has a config.json that is no JSON object; fetch it again"),
+        ({"quantization_config": "gptq"}, "has a `quantization_config` in its config.json that is no JSON object"),
+        ({"text_config": {"quantization_config": []}}, "has a `quantization_config` in its config.json that is no"),
+        ({"transformers_weights": "other.safetensors"}, "names a file of weights in its config.json"),
+    ],
+)
+def test_what_no_model_can_have(config: Any, message: str) -> None:
+    for reason in (checkpoint_refusal(config), original_refusal(config)):
+        assert reason is not None and message in reason
 
 
 def test_measured_but_not_patched() -> None:

@@ -6,7 +6,7 @@ from aird.models.importing import import_model
 from aird.models.loading import TRUST, load_tokenizer
 from aird.prompts.chat import chat_record
 from aird.prompts.sources import model_config, open_model
-from aird.settings.checkpoint_formats import quantised_original
+from aird.settings.checkpoint_formats import original_refusal
 from aird.settings.models import Model
 from aird.support.files import atomic_folder, hash_folder, write_json
 
@@ -20,7 +20,7 @@ def main() -> None:
     settings = Model.model_validate(arguments.settings)
     trust = settings.trust_remote_code
     config = model_config(settings.source)
-    if config is not None and (reason := quantised_original(config)):  # before gigabytes are fetched
+    if config is not None and (reason := original_refusal(config)):  # before gigabytes are fetched
         raise ValueError(f"{settings.source.hub}: {reason}")
     with open_model(settings.source, trust) as source, atomic_folder(arguments.checkpoint) as folder:
         wrapper = import_model(source, folder, settings.dtype, trust, settings.chat)
