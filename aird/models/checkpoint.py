@@ -170,7 +170,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
     Raises:
         ValueError: no config.json or one that no model can have, no safetensors, a missing shard or one without its
-            tensors, or `model.safetensors` beside an index of other files.
+            tensors, an index that names a file elsewhere, or `model.safetensors` beside an index of other files.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
@@ -181,7 +181,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     tensors: dict[str, StoredTensor] = {}
     if index.is_file():
-        located = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        located = _read_index(index)
         others = sorted(set(located.values()) - {single.name})
         if others and single.is_file():
             raise ValueError(
@@ -254,6 +254,25 @@ def block_prefix(names: Iterable[str], config: dict[str, Any]) -> str:
 def _block_count(config: dict[str, Any]) -> int | None:
     text = config.get("text_config", config)
     return next((text[key] for key in BLOCK_COUNTS if key in text), None)
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    """Return {tensor: name of its shard} of an index.
+
+    Raises:
+        ValueError: it is no index, or names a file outside of its own folder.
+    """
+    content = read_json(index)
+    located = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(located, dict) or not located or not all(isinstance(name, str) for name in located.values()):
+        raise ValueError(f"{index} has no `weight_map` that gives each tensor its file; fetch it again")
+    for name in sorted(set(located.values())):
+        if name != Path(name).name or "\\" in name or name in ("", ".."):
+            raise ValueError(
+                f"{index} names the file {name}, and the weights of a model lie beside their index; put the file "
+                "there, and write its name alone"
+            )
+    return located
 
 
 def _read_header(file: Path) -> dict[str, StoredTensor]:

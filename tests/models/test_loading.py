@@ -136,6 +136,20 @@ def test_an_index_that_was_left_beside_whole_weights(source: Path, tmp_path: Pat
     assert read_checkpoint(source).weight_files == [source / "model-00001-of-00001.safetensors"]
 
 
+@pytest.mark.parametrize("name", ["../outside.safetensors", "inside/a.safetensors", "/tmp/a.safetensors", "..", ""])
+def test_an_index_that_names_a_file_elsewhere(source: Path, tmp_path: Path, name: str) -> None:
+    """A stranger's checkpoint is its own folder, and reads no other file of this machine."""
+    tensors = load_file(source / "model.safetensors")
+    (source / "inside").mkdir()
+    for place in (source / "model-00001-of-00001.safetensors", source / "inside/a.safetensors"):
+        save_file(tensors, place, {"format": "pt"})
+    shutil.move(source / "model.safetensors", tmp_path / "outside.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, name)}
+    write_json(source / "model.safetensors.index.json", index)
+    with pytest.raises(ValueError, match=f"model.safetensors.index.json names the file {name}, and .* beside their"):
+        imported(source, tmp_path)
+
+
 def test_mistrals_own_files_stay_behind(source: Path, tmp_path: Path) -> None:
     """VLLM would read them and nothing else; where nothing else is there, that is said."""
     names = hash_folder(source).keys()
