@@ -160,6 +160,26 @@ def with_tokenizer_class(folder: Path, name: str) -> Path:
     return folder
 
 
+CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def with_own_code(folder: Path) -> Path:
+    """Let a checkpoint need modelling code of its own, which it brings."""
+    (folder / "own.py").write_text(CODE, encoding="utf-8")
+    code = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
+    return configured(folder, model_type="own", architectures=["OwnForCausalLM"], auto_map=code)
+
+
 def with_adapter_inside(folder: Path) -> Path:
     """Put an adapter beside a checkpoint's weights, which Transformers would put on them."""
     writer = "base_model.model.model.layers.2.mlp.down_proj"

@@ -124,17 +124,17 @@ def open_model_folder(
 
     Args:
         text: what the user named.
-        trust_remote_code: run the code that a model brings.
+        trust_remote_code: run the code that a model brings; of a compressed one, if it is the original's.
         original: what it was made from, where that is known: the decoded weights of a GGUF file take its type, its
             tokenizer and its ends of a text, as in the workflow. Alone they take bfloat16 and what the file says.
         asked: whether it is to answer prompts; otherwise its tokenizer is not read.
 
     Raises:
-        ValueError: none of these, no chat model in safetensors, of a format that is not read, or one that the chat
-            settings do not fit.
+        ValueError: none of these, no chat model in safetensors, of a format that is not read, with other code than its
+            original's where that is trusted, or one that the chat settings do not fit.
         SourceError: the hub does not have it, or cannot be reached.
     """
-    from aird.models.importing import check_folder_format
+    from aird.models.importing import check_folder_format, check_same_code
     from aird.models.loading import load_tokenizer, read_chat, trust_code
     from aird.prompts.chat import check_chat
     from aird.prompts.sources import SourceError
@@ -159,6 +159,8 @@ def open_model_folder(
             raise SourceError(f"there is no folder {text} here, and as a hub id: {error}") from error
     if source.is_dir():
         check_folder_format(source)
+        if original is not None:
+            check_same_code(source, original.source if original.source.is_dir() else original.folder)
     # A GGUF file of the hub's cache is a link to a file without an ending.
     absolute = source.resolve() if source.is_dir() else source.absolute()
     beside = original.folder if original is not None and source.is_file() else None

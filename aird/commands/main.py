@@ -66,7 +66,8 @@ def parser() -> argparse.ArgumentParser:
             subparser.add_argument(
                 "--trust-remote-code",
                 action="store_true",
-                help="run modelling code that the model brings (default: never)",
+                help="run modelling code that the model brings (default: never); beside its original, a compressed "
+                "model may bring the original's code alone",
             )
         subparser.add_argument("--debug", action="store_true", help="show where in the code an error arose")
         subparser.set_defaults(run=command.run, failure=getattr(command, "FAILURE", FAILURE))

@@ -26,6 +26,7 @@ from aird.models.experts import decodes_experts
 from aird.models.gguf_file import MODEL_FILE, GGUFFile, read_gguf
 from aird.models.importing import (
     check_folder_format,
+    check_same_code,
     check_weights,
     copy_tokenizer,
     copy_weights,
@@ -75,8 +76,8 @@ PROBES = (
 def import_given(source: Path, original: Path, output: Path) -> dict[str, Any]:
     """Write the ready-made checkpoint at `source` as a checkpoint folder of this project, and measure it.
 
-    1. Refuse, before anything is copied: a format that is not read, sizes, matrices or a vocabulary that are not
-       the original's, matrices that cannot be decoded.
+    1. Refuse, before anything is copied: a format that is not read, code, sizes, matrices or a vocabulary that are
+       not the original's, matrices that cannot be decoded.
     2. Write the folder: as given, repacked, or dequantised.
     3. Settle the tokenizer: its own, or the original's where it brings none or is a GGUF file.
     4. Measure it against the original.
@@ -257,6 +258,7 @@ def _check_others(given: Checkpoint, original: Checkpoint) -> None:
 
 def _import_folder(source: Path, original: Path, folder: Path) -> dict[str, Any]:
     check_folder_format(source)
+    check_same_code(source, original)
     given = read_checkpoint(source)
     check_config(given.config, original, str(source))
     served_as = readable_form(source)  # before shapes, which a packing that is not read does not tell

@@ -20,6 +20,7 @@ from aird.models.generation_settings import ends_of_text
 from aird.models.gguf_file import GGUFFile, read_gguf
 from aird.models.gguf_tokenizer import check_read_back, check_vocabulary, is_default_model, own_ends, own_tokenizer
 from aird.models.loading import (
+    code_is_trusted,
     configuration_of,
     copy_description,
     load_model,
@@ -35,7 +36,7 @@ from aird.models.tokenizer_file import let_its_file_be_read
 from aird.prompts.chat import check_chat
 from aird.settings.checkpoint_formats import ADAPTER, ADAPTER_INSIDE, original_refusal
 from aird.settings.models import Chat
-from aird.support.checkpoint_patterns import TOKENIZER, WEIGHTS, matching_files, weight_files
+from aird.support.checkpoint_patterns import CODE, TOKENIZER, WEIGHTS, matching_files, weight_files
 from aird.support.files import read_json, write_json
 
 
@@ -186,6 +187,59 @@ def check_folder_format(folder: Path) -> None:
         raise ValueError(f"{folder} holds no config.json: it is not a model folder in Hugging Face format")
     if (folder / ADAPTER).is_file():
         raise ValueError(f"{folder} {ADAPTER_INSIDE}")
+
+
+def check_same_code(folder: Path, original: Path) -> None:
+    """Check that a compressed checkpoint brings no code but its original's, where that is trusted: nobody read another.
+
+    Without trust nothing is checked, as no code runs.
+
+    Args:
+        folder: the compressed checkpoint's folder.
+        original: the original's.
+
+    Raises:
+        ValueError: names the file of code that the original does not have so, or the entry of `auto_map`.
+    """
+    if not code_is_trusted():
+        return
+    as_its_own = "or measure the checkpoint by itself, as a model of its own"
+    ours, theirs = ({path.name: path for path in place.glob(CODE)} for place in (folder, original))
+    for name in sorted(ours):
+        if name not in theirs:
+            raise ValueError(
+                f"{folder} brings the code {name}, and {original}, whose code is trusted, has no such file; read it, "
+                f"and remove it, {as_its_own}"
+            )
+        if ours[name].read_bytes() != theirs[name].read_bytes():
+            raise ValueError(
+                f"{folder} brings another {name} than {original}, whose code is trusted; read it, and copy the "
+                f"original's over it, {as_its_own}"
+            )
+    named = _named_code(folder)
+    for entry in sorted(named - _named_code(original)):
+        raise ValueError(
+            f"{folder} takes code from {entry[1]} ({entry[0]} in an auto_map), and {original}, whose code is trusted, "
+            f"does not; write the original's auto_map, {as_its_own}"
+        )
+    if named and (absent := sorted(theirs.keys() - ours.keys())):
+        raise ValueError(f"{folder} names its original's code and lacks {absent[0]}; copy it from {original}")
+
+
+def _named_code(folder: Path) -> set[tuple[str, str]]:
+    """Return (class of Transformers, where its code is) of every `auto_map` in a model's configuration files."""
+    found: set[tuple[str, str]] = set()
+    left = [read_json(path) for path in folder.glob("*config.json")]
+    while left:
+        value = left.pop()
+        if not isinstance(value, dict):
+            continue
+        left += value.values()
+        entries = value.get("auto_map")
+        # Of a tokenizer there are two: the slow class and the fast one, either of which may be absent.
+        for name, code in entries.items() if isinstance(entries, dict) else [("a class", entries)]:
+            found |= {(name, str(each)) for each in (code if isinstance(code, list) else [code]) if each is not None}
+    return found
 
 
 def copy_weights(source: Path, target: Path, with_code: bool) -> None:

@@ -84,7 +84,11 @@ class Model(Settings):
     dtype: Literal["bfloat16", "float16", "float32"] = Field(
         "bfloat16", description="Working type of a dequantised GGUF file; other sources keep their own and refuse it."
     )
-    trust_remote_code: bool = Field(False, description="Run modelling code that the source brings. Off for safety.")
+    trust_remote_code: bool = Field(
+        False,
+        description="Run modelling code that the source brings. Off for safety. Ready-made checkpoints of this model "
+        "may bring the same code, and no other.",
+    )
     chat: Chat | None = Field(None, description="How the model is addressed; default: as its chat template says.")
     refusal_tuning: RefusalTuning | None = Field(None, description="Tune the model to refuse first.")
     gpus: int = Field(

@@ -27,6 +27,7 @@ from tiny_model import (
     configured,
     with_adapter_inside,
     with_mistrals_files,
+    with_own_code,
     with_tokenizer_class,
 )
 from wrappers import write_wrapper
@@ -37,6 +38,7 @@ from aird.commands.main import main
 from aird.commands.patch import check_patchable
 from aird.compression.registry import compress
 from aird.evaluation.engines.address import Address
+from aird.models import loading
 from aird.models.gguf_file import served_gguf
 from aird.models.loading import load_model, load_tokenizer
 from aird.models.matrices import dense_matrix
@@ -439,6 +441,33 @@ def test_what_cannot_be_read_is_an_error_of_the_input(
     ):
         assert main(asked(tmp_path, name, tmp_path / "output", "--transformers")) == 2, name
         assert message in capsys.readouterr().err
+
+
+def test_of_two_models_the_code_of_the_original_is_trusted(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loading, "_trusted", [])  # trust holds for its process
+    for name in ("model", "compressed"):
+        with_own_code(Path(shutil.copytree(folder / "model", tmp_path / name)))
+    for name in ("harmful.txt", "attack.txt", "harmless.txt"):
+        shutil.copy(folder / name, tmp_path / name)
+    more, ran = ["--transformers", "--trust-remote-code"], tmp_path / "ran"
+    check = checked(tmp_path, "model", "compressed", tmp_path / "verdict.json", *more)
+    assert main(check) == 4  # random weights refuse nothing
+    with (tmp_path / "compressed/own.py").open("a", encoding="utf-8") as stream:
+        stream.write(f"open({str(ran)!r}, 'w')\n")
+    pair = [str(tmp_path / name) for name in ("model", "compressed")]
+    for command in (
+        check,
+        [*patched(tmp_path, pair[1], tmp_path / "patch"), more[1]],
+        ["compare", *pair, *prompts(tmp_path), *SIZES, "--output", str(tmp_path / "compared"), more[1]],
+    ):
+        assert main(command) == 2
+        assert "compressed brings another own.py than" in capsys.readouterr().err
+    assert not ran.exists()
+    # By itself it is a model whose own code is trusted.
+    assert main(asked(tmp_path, "compressed", tmp_path / "scores", *more)) == 0
+    assert ran.exists()
 
 
 def test_a_gguf_file_beside_a_checkpoint_is_read_by_itself(original: Path, tmp_path: Path) -> None:

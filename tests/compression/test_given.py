@@ -19,12 +19,14 @@ from ready_made import block_matrices
 from safetensors.torch import load_file, save_file
 from thinking_templates import QWEN
 from tiny_model import (
+    CODE,
     build_tiny_model,
     changed_tensors,
     configured,
     logits_of,
     new,
     with_adapter_inside,
+    with_own_code,
     with_tokenizer_class,
 )
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -33,6 +35,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from aird.compression.given import import_given
 from aird.compression.patchable import check_patchable
 from aird.inference.generation import stop_tokens
+from aird.models import loading
 from aird.models.importing import dequantise_gguf
 from aird.models.loading import load_model, load_tokenizer, read_chat, write_chat
 from aird.models.matrices import dense_matrix
@@ -470,6 +473,46 @@ def test_an_adapter_beside_the_weights(packed: bool, original: Path, tmp_path: P
         shutil.copytree(original, given)
     with pytest.raises(ValueError, match="given holds an adapter beside the model .*; merge it into the weights"):
         import_given(with_adapter_inside(given), original, tmp_path / "imported")
+
+
+def test_code_of_an_original_is_trusted_and_no_other(
+    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a stranger's checkpoint brings besides does not even get imported."""
+    monkeypatch.setattr(loading, "_trusted", [True])
+    trusted, ran = with_own_code(Path(shutil.copytree(original, tmp_path / "trusted"))), tmp_path / "ran"
+    code = read_json(trusted / "config.json")["auto_map"]
+    evil = f"open({str(ran)!r}, 'w')\n{CODE}"
+
+    def given(name: str) -> Path:
+        return Path(shutil.copytree(trusted, tmp_path / name))
+
+    import_given(given("same"), trusted, tmp_path / "imported")
+    assert (tmp_path / "imported/own.py").read_text(encoding="utf-8") == CODE
+    assert type(load_model(tmp_path / "imported")).__name__ == "OwnForCausalLM"
+
+    other, added, lacking = given("other"), given("added"), given("lacking")
+    (other / "own.py").write_text(evil, encoding="utf-8")
+    (added / "evil.py").write_text(evil, encoding="utf-8")
+    (lacking / "own.py").unlink()
+    elsewhere = configured(given("elsewhere"), auto_map=code | {"AutoConfig": "some/body--own.OwnConfig"})
+    tokenizer = given("tokenizer")
+    settings = read_json(tokenizer / "tokenizer_config.json")
+    code_of_it = {"auto_map": {"AutoTokenizer": [None, "own.OwnTokenizer"]}}
+    write_json(tokenizer / "tokenizer_config.json", settings | code_of_it)
+    for folder, message in (
+        (other, "other brings another own.py than .*; read it, and copy the original's over it, or measure"),
+        (
+            added,
+            "added brings the code evil.py, and .*trusted, .* has no such file; read it, and remove it, or measure",
+        ),
+        (lacking, "lacking names its original's code and lacks own.py; copy it from .*trusted"),
+        (elsewhere, "takes code from some/body--own.OwnConfig .AutoConfig in an auto_map.*; write the original's"),
+        (tokenizer, "takes code from own.OwnTokenizer .AutoTokenizer in an auto_map"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            import_given(folder, trusted, tmp_path / "refused")
+    assert not ran.exists() and not (tmp_path / "refused").exists()
 
 
 def test_matrices_that_are_not_the_originals(original: Path, tmp_path: Path) -> None:

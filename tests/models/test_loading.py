@@ -23,6 +23,7 @@ from tiny_model import (
     tiny_tuning,
     with_adapter_inside,
     with_mistrals_files,
+    with_own_code,
     with_tokenizer_class,
 )
 from tokenizers import Tokenizer, pre_tokenizers
@@ -217,26 +218,11 @@ def test_blocks_that_aird_cannot_edit(source: Path, tmp_path: Path) -> None:
         imported(source, tmp_path)
 
 
-CODE = """
-from transformers import LlamaConfig, LlamaForCausalLM
-
-
-class OwnConfig(LlamaConfig):
-    model_type = "own"
-
-
-class OwnForCausalLM(LlamaForCausalLM):
-    config_class = OwnConfig
-"""
-
-
 @pytest.fixture
 def with_code(source: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a model folder that needs its own code, and trust nothing yet."""
     monkeypatch.setattr(loading, "_trusted", [])
-    (source / "own.py").write_text(CODE, encoding="utf-8")
-    code = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
-    return configured(source, model_type="own", architectures=["OwnForCausalLM"], auto_map=code)
+    return with_own_code(source)
 
 
 def test_code_of_a_model_runs_only_where_it_is_trusted(with_code: Path, tmp_path: Path) -> None:
