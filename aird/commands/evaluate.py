@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 from collections.abc import Sequence
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from aird.commands.inputs import (
     MODEL_HELP,
@@ -31,13 +35,14 @@ if TYPE_CHECKING:
 
 SUMMARY = "measure refusal, over-refusal and perplexity"
 VLLM_VARIABLE = "AIRD_VLLM_PYTHON"
-WORKFLOW_RECORD = Path("results/environments/vllm.json")
+PACKAGES = Path(__file__).resolve().parents[2]  # the folder that holds the package: a checkout, or where pip put it
 DESCRIPTION = f"""\
 Ask a model harmful and harmless instructions, greedily, and count refusals.
 
 Served by vLLM where there is one: --vllm names the Python of an environment that holds it, {VLLM_VARIABLE} does
-the same, --url names a running server, and in a folder where the workflow has run its own is found. Before anything
-is counted, vLLM and Transformers must agree on the first tokens. Without vLLM, Transformers answers: slower."""
+the same, --url names a running server, and where the workflow has run in the checkout that this command comes from,
+its own is found. Before anything is counted, vLLM and Transformers must agree on the first tokens. Without vLLM,
+Transformers answers: slower."""
 EPILOG = """\
 examples:
   aird evaluate my-quantised-model --harmful attack.txt --harmless everyday.txt --output scores
@@ -255,7 +260,7 @@ def choose_engine(arguments: argparse.Namespace, model: str) -> Engine:
     """Return who answers for a model, as the user named it.
 
     A GGUF file is served by the llama.cpp of --llama-cpp. For other models it is what the arguments name, else vLLM of
-    the variable or of the workflow, else Transformers.
+    the variable or of the workflow in this package's checkout, else Transformers.
 
     Raises:
         ValueError: the option or the variable names no file.
@@ -281,12 +286,27 @@ def choose_engine(arguments: argparse.Namespace, model: str) -> Engine:
         if not Path(variable).is_file():
             raise ValueError(f"{VLLM_VARIABLE} names {variable}, which is no file")
         return Vllm(Path(variable))
-    if WORKFLOW_RECORD.is_file():
+    checkout = _checkout()
+    if checkout is not None and (record := checkout / "results/environments/vllm.json").is_file():
         with contextlib.suppress(FileNotFoundError):  # the environment was removed
-            engine = recorded_engine(WORKFLOW_RECORD)
+            engine = recorded_engine(record)
             if isinstance(engine, Vllm):
                 return engine
     return Transformers()
+
+
+def _checkout() -> Path | None:
+    """Return the checkout that this package was imported or installed from; None where there is none.
+
+    Never the folder that the user works in: that may be a stranger's model, and what is found there is run.
+    """
+    folder = PACKAGES
+    # Installed from a folder, pip notes beside the package which one that was (PEP 610).
+    for installed in distributions(name="aird", path=[str(PACKAGES)]):
+        source = json.loads(installed.read_text("direct_url.json") or "{}")
+        if "dir_info" in source:
+            folder = Path(url2pathname(urlsplit(source["url"]).path))
+    return folder if (folder / "workflow/Snakefile").is_file() else None
 
 
 def served_by_vllm(engine: Engine) -> bool:

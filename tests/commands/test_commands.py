@@ -21,8 +21,10 @@ from grid import write_prompts
 from peft import PeftModel
 from safetensors.torch import load_file
 from thinking_templates import DEEPSEEK
+from tiny_model import new
 from transformers import AutoTokenizer, LlamaConfig
 
+from aird.commands import evaluate
 from aird.commands.compare import describe_comparison
 from aird.commands.inputs import ModelFolder, read_prompts, take_gpus_for
 from aird.commands.main import COMMANDS, main
@@ -35,9 +37,13 @@ from aird.prompts.chat import chat_tokens
 from aird.settings.compressions import RoundToNearest
 from aird.settings.models import Chat
 from aird.settings.patches import Replies
+<<<<<<< HEAD
 from aird.support import gpus
 from aird.support.files import check_folder, hash_folder, read_json, read_json_lines, sha256_of
 from aird.support.gpus import own_gpus
+=======
+from aird.support.files import check_folder, hash_folder, read_json, read_json_lines, sha256_of, write_json
+>>>>>>> cb329bb (The command looks for vLLM in its own checkout, as a stranger's working folder could name the program to run)
 
 SIZES = ["--train", "16", "--validation", "8", "--minimum-induce=-1000"]
 
@@ -242,6 +248,38 @@ def own_chat(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("own_chat")
+def test_the_workflows_vllm_is_looked_for_in_the_checkout_and_not_where_the_user_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The working folder may be a stranger's model, and what the record names is run."""
+    record = {"python": "vllm/bin/python", "url": None, "versions": {"vllm": "1"}}
+    for name in ("work", "checkout"):
+        (tmp_path / name / "results/environments/vllm/bin").mkdir(parents=True)
+        (tmp_path / name / "results/environments/vllm/bin/python").touch()
+        write_json(tmp_path / name / "results/environments/vllm.json", record)
+        (tmp_path / name / "workflow").mkdir()
+        (tmp_path / name / "workflow/Snakefile").touch()
+    (tmp_path / "packages").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.delenv(evaluate.VLLM_VARIABLE, raising=False)
+    asked = argparse.Namespace(llama_cpp=None, url=None, transformers=False, vllm=None)
+
+    def engine(packages: str) -> Any:
+        monkeypatch.setattr(evaluate, "PACKAGES", tmp_path / packages)
+        return evaluate.choose_engine(asked, "model")
+
+    python = tmp_path / "checkout/results/environments/vllm/bin/python"
+    assert engine("checkout").python == python
+    assert engine("packages").describe() == "Transformers"
+    # As pip notes where a package was installed from.
+    installed = new(tmp_path / "packages/aird-0.1.0.dist-info")
+    (installed / "METADATA").write_text("Name: aird\nVersion: 0.1.0\n", encoding="utf-8")
+    write_json(installed / "direct_url.json", {"url": (tmp_path / "checkout").as_uri(), "dir_info": {}})
+    assert engine("packages").python == python
+    (tmp_path / "checkout/workflow/Snakefile").unlink()
+    assert engine("checkout").describe() == engine("packages").describe() == "Transformers"
+
+
 def test_evaluate_a_model_that_thinks(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     thinker = Path(shutil.copytree(folder / "model", tmp_path / "thinker"))
     (thinker / "chat_template.jinja").write_text(DEEPSEEK)
