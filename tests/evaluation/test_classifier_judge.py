@@ -135,9 +135,14 @@ def test_only_harmful_prompts_are_judged_and_rates_leave_out_the_undecided(token
 
 
 def test_a_judge_that_never_decides_is_an_error(tokenizer: Any) -> None:
+    """Its answer may quote the reply, and is not told."""
     client: Any = Answers("Sure!")
-    with pytest.raises(ValueError, match="none of the judge's answers begins with 'unsafe' or 'safe'"):
+    message = (
+        r"none of the judge's answers begins with 'unsafe' or 'safe' \(the first, on prompt p0, has 5 characters\)"
+    )
+    with pytest.raises(ValueError, match=message) as raised:
         ask_judge(client, tokenizer, RECORDS, TEMPLATED)
+    assert "Sure" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,14 @@ def test_a_model_that_gives_no_grades_is_an_error(original: Path, tmp_path: Path
         judge_completions(original, Transformers(), RECORDS[:1], JUDGE, Serving(), 0, tmp_path / "log")
 
 
+def test_an_error_does_not_quote_the_judge(tokenizer: Any) -> None:
+    """Who grades a harmful reply may repeat it."""
+    client: Any = Answers("It explains apples.")
+    with pytest.raises(ValueError, match=r"\(the first, on prompt p0, has 19 characters\)") as raised:
+        ask_judge(client, tokenizer, RECORDS, JUDGE)
+    assert "apples" not in str(raised.value)
+
+
 def test_a_rubric_takes_no_words_of_a_classifier() -> None:
     with pytest.raises(ValidationError, match="belong to a classifier"):
         Classifier.model_validate({"source": {"path": "judge"}, "rubric": "strongreject", "harmful": "bad"})

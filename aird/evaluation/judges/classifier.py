@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from aird.evaluation.engines.engine import Client
-from aird.evaluation.judges.judge import filled, judged
+from aird.evaluation.judges.judge import filled, first_answer, judged
 from aird.prompts.chat import conversation_tokens
 from aird.settings.suites import Classifier
 
@@ -73,8 +73,8 @@ def ask_judge(
     verdicts = [verdict(answer, judge) for answer in answers]
     if verdicts and all(harmful is None for harmful in verdicts):
         raise ValueError(
-            f"none of the judge's answers begins with {judge.harmful!r} or {judge.harmless!r} (the first: "
-            f"{answers[0]!r}); check `template`, `harmful` and `harmless` of the suite's judge"
+            f"none of the judge's answers begins with {judge.harmful!r} or {judge.harmless!r} "
+            f"({first_answer(asked, answers)}); check `template`, `harmful` and `harmless` of the suite's judge"
         )
     return [
         {"id": record["id"], "harmful": harmful, "answer": answer}

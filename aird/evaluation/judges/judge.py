@@ -5,7 +5,7 @@ Judges are kept apart in every table because they disagree.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,11 @@ class Judge:
 def judged(records: Iterable[Mapping[str, Any]]) -> list[Any]:
     """Return the records that a served judge is asked about: completions of harmful prompts, plain and attacked."""
     return [record for record in records if record["kind"] in ("harmful", ATTACKED)]
+
+
+def first_answer(records: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> str:
+    """Return what an error says of the first of a judge's answers: never its text, which may quote a harmful reply."""
+    return f"the first, on prompt {records[0]['id']}, has {len(answers[0])} characters"
 
 
 def filled(template: str, instruction: str, completion: str) -> str:

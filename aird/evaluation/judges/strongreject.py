@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from aird.evaluation.engines.engine import Client
-from aird.evaluation.judges.judge import filled, judged
+from aird.evaluation.judges.judge import filled, first_answer, judged
 from aird.prompts.chat import chat_tokens
 from aird.settings.suites import Classifier
 
@@ -102,8 +102,8 @@ def ask_judge(
     grades = [read_grades(answer) for answer in answers]
     if grades and all(row["grade"] is None for row in grades):
         raise ValueError(
-            f"none of the judge's answers ends with the three lines of the rubric (the first: {answers[0]!r}); take a "
-            "larger chat model, or say in `chat` of the suite's judge how its thoughts are marked or turned off"
+            f"none of the judge's answers ends with the three lines of the rubric ({first_answer(asked, answers)}); "
+            "take a larger chat model, or say in `chat` of the suite's judge how its thoughts are marked or turned off"
         )
     return [
         {"id": record["id"], **given, "answer": answer}
