@@ -26,6 +26,14 @@ from aird.support.files import (
 )
 
 
+@pytest.mark.parametrize("content", [b"", b'{"a": ', b"\xef\xbb\xbf{}", b"\xff", b"[" * 100_000])
+def test_damaged_json_is_named(tmp_path: Path, content: bytes) -> None:
+    """Empty, cut, with the mark of Windows, no text, or without an end."""
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a.json is no JSON \(.+\); fetch it again"):
+        read_json(tmp_path / "a.json")
+
+
 def names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
