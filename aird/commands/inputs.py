@@ -518,6 +518,7 @@ def _guess_field(path: Path, kind: str, form: str) -> str:
             tried.append(str(error))
             continue
         return name
-    if any("lacks" in message for message in tried):
-        raise ValueError(f"--{kind}: {tried[0]}; name the field with --field")
-    raise ValueError(f"--{kind}: {tried[0]}")
+    for message in tried:
+        if "lacks" not in message:  # there is a field of one of these names, or the file cannot be read at all
+            raise ValueError(f"--{kind}: {message}")
+    raise ValueError(f"--{kind}: {tried[0]}; name the field with --field")

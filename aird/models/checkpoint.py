@@ -278,18 +278,18 @@ def _read_index(index: Path) -> dict[str, str]:
 def _read_header(file: Path) -> dict[str, StoredTensor]:
     if not file.is_file():
         raise ValueError(f"{file} is missing: the checkpoint needs its weights as safetensors")
-    with open(file, "rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        try:
+    try:
+        with open(file, "rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(min(length, file.stat().st_size)))
-        except ValueError as error:
-            raise ValueError(f"{file} is truncated or altered ({error}); fetch it again") from error
-    tensors = {}
-    for name, entry in header.items():
-        if name != "__metadata__":
-            start, end = entry["data_offsets"]
-            shape = tuple(entry["shape"])
-            tensors[name] = StoredTensor(file, name, entry["dtype"], shape, 8 + length + start, end - start)
+        tensors = {}
+        for name, entry in header.items():
+            if name != "__metadata__":
+                start, end = entry["data_offsets"]
+                shape = tuple(entry["shape"])
+                tensors[name] = StoredTensor(file, name, entry["dtype"], shape, 8 + length + start, end - start)
+    except (ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is truncated or altered ({error}); fetch it again") from error
     return tensors
 
 

@@ -31,11 +31,22 @@ def own_generation_settings(folder: Path, gguf: Path | None = None) -> dict[str,
 
 
 def ends_of_text(folder: Path) -> list[int]:
-    """Return the tokens that end a text, as a checkpoint's generation settings or its configuration have them."""
+    """Return the tokens that end a text, as a checkpoint's generation settings or its configuration have them.
+
+    Raises:
+        ValueError: a file says something else in their place.
+    """
     for name in ("generation_config.json", "config.json"):
         path = folder / name
         settings = read_json(path) if path.is_file() else {}
-        tokens = settings.get("eos_token_id", settings.get("text_config", {}).get("eos_token_id"))
-        if tokens is not None:
-            return list(tokens) if isinstance(tokens, list) else [int(tokens)]
+        if not isinstance(settings, dict):
+            raise ValueError(f"{path} is no JSON object; fetch it again")
+        inner = settings.get("text_config")
+        tokens = settings.get("eos_token_id", inner.get("eos_token_id") if isinstance(inner, dict) else None)
+        if tokens is None:
+            continue
+        ends = tokens if isinstance(tokens, list) else [tokens]
+        if not all(type(token) is int for token in ends):
+            raise ValueError(f"{path}: eos_token_id is {tokens!r}; write the number of a token, or a list of numbers")
+        return list(ends)
     return []

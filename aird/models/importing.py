@@ -34,7 +34,7 @@ from aird.models.structure import ArchitectureError, residual_writers, writer_co
 from aird.models.text_model import extract_text_model, is_wrapper
 from aird.models.tokenizer_file import let_its_file_be_read
 from aird.prompts.chat import check_chat
-from aird.settings.checkpoint_formats import ADAPTER, ADAPTER_INSIDE, original_refusal
+from aird.settings.checkpoint_formats import ADAPTER, ADAPTER_INSIDE, config_refusal, original_refusal
 from aird.settings.models import Chat
 from aird.support.checkpoint_patterns import CODE, TOKENIZER, WEIGHTS, matching_files, weight_files
 from aird.support.files import read_json, write_json
@@ -179,7 +179,7 @@ def check_folder_format(folder: Path) -> None:
     """Check that a folder holds a model in Hugging Face format with safetensors weights, and no adapter.
 
     Raises:
-        ValueError: says what is missing, or what is too much.
+        ValueError: says what is missing, what is too much, or which file of settings cannot be.
     """
     if not weight_files(folder):
         raise ValueError(f"{folder} holds no *.safetensors file; convert the model with save_pretrained first")
@@ -187,6 +187,9 @@ def check_folder_format(folder: Path) -> None:
         raise ValueError(f"{folder} holds no config.json: it is not a model folder in Hugging Face format")
     if (folder / ADAPTER).is_file():
         raise ValueError(f"{folder} {ADAPTER_INSIDE}")
+    if reason := config_refusal(read_json(folder / "config.json")):
+        raise ValueError(f"{folder} {reason}")
+    ends_of_text(folder)
 
 
 def check_same_code(folder: Path, original: Path) -> None:

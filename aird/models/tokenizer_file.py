@@ -99,7 +99,12 @@ def _effective(part: Any, name: str) -> Any:
 def _by_transformers(checkpoint: Path, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(str(checkpoint), trust_remote_code=trust_remote_code)
+    try:
+        return AutoTokenizer.from_pretrained(str(checkpoint), trust_remote_code=trust_remote_code)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{checkpoint} holds a file of its tokenizer that is no JSON ({error}); fetch it again"
+        ) from error
 
 
 def _differs(tokenizer: Any, checkpoint: Path) -> bool:

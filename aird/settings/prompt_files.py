@@ -38,6 +38,13 @@ def read_instructions(path: Path, settings: PromptSet) -> list[tuple[str, str | 
                 ) from None
         if not isinstance(text, str):
             raise ValueError(f"record {number} of {path.name}: the instruction is {type(text).__name__}, not text")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"record {number} of {path.name}: the instruction holds half a character "
+                f"({error.object[error.start]!r}), which no tokenizer takes; write the whole one, or take it out"
+            ) from None
         if not isinstance(split, str | None):
             raise ValueError(f"record {number} of {path.name}: the split is {type(split).__name__}, not text")
         if settings.format == "csv" and any(record.get(None, [])):
@@ -75,7 +82,7 @@ def _records(path: Path, settings: PromptSet) -> Iterable[Any]:
                 raise ValueError(str(error)) from error
         else:
             content = json.loads(path.read_text(encoding=ENCODING))
-    except (ValueError, UnicodeDecodeError, csv.Error) as error:
+    except (ValueError, UnicodeDecodeError, RecursionError, csv.Error) as error:
         raise ValueError(f"{path.name} cannot be read as {settings.format}: {error}") from error
     records = content
     if settings.records is not None:

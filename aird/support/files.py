@@ -137,7 +137,9 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
                 continue
             try:
                 record = json.loads(line)
-            except ValueError as error:
+                if r"\ud" in line.lower():  # an escape may be half a character, which is no text for anybody
+                    json.dumps(record, ensure_ascii=False).encode()
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}: line {number} is no JSON ({error})") from error
             if not isinstance(record, dict):
                 raise ValueError(f"{path}: line {number} is no JSON object, but {type(record).__name__}")

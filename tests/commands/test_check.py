@@ -414,6 +414,7 @@ def test_a_repair_learns_from_no_prompt_that_is_measured(tmp_path: Path, monkeyp
 BROKEN = {
     "list": "[1]\n",
     "torn": '{"id": \n',
+    "half": '{"id": "\\ud800"}\n',
     "null": '{"id": "a", "kind": "harmful", "instruction": "b", "completion": "c", "sampling": null}\n',
     "yaml_torn": "a: [1",
     "yaml_list": "[1]",
@@ -437,6 +438,7 @@ BROKEN = {
         (["{stored}", "{longer}"], "other limits, 4 tokens in {stored} and 8 tokens in {longer}"),
         (["{list}", "{stored}"], "line 1 is no JSON object, but list"),
         (["{torn}", "{stored}"], "line 1 is no JSON ("),
+        (["{half}", "{stored}"], "line 1 is no JSON ('utf-8' codec can't encode character"),
         (["{null}", "{stored}"], "holds no completions of `aird evaluate`"),
         (["no/model", "no/other", "--url", "http://127.0.0.1:9"], "run `aird evaluate no/model` first"),
         (

@@ -432,6 +432,10 @@ def bad_inputs(folder: Path, tmp_path: Path) -> dict[str, tuple[list[str], str]]
     (tmp_path / "pickles/pytorch_model.bin").write_bytes(b"")
     (tmp_path / "list.csv").write_text("number,sentence\n1,Name a colour.\n", encoding="utf-8")
     (tmp_path / "broken.jsonl").write_text('{"instruction": "Name a colour."}\n{"instr\n', encoding="utf-8")
+    half = {"id": "a", "split": None, "instruction": "Name a \ud800 colour."}
+    whole = {**half, "instruction": "Name \U0001f600."}
+    (tmp_path / "half.jsonl").write_text(f"{json.dumps(whole)}\n{json.dumps(half)}\n", encoding="utf-8")
+    (tmp_path / "deep.json").write_text("[" * 100_000, encoding="utf-8")
     (tmp_path / "list.doc").write_text("Name a colour.\n", encoding="utf-8")
     model, asked = str(folder / "model"), prompts(folder)
     patch, evaluate = ["patch", *pair(folder)], ["evaluate", model, *asked]
@@ -448,6 +452,8 @@ def bad_inputs(folder: Path, tmp_path: Path) -> dict[str, tuple[list[str], str]]
         "unknown ending": (harmful("list.doc"), "ends in none of .txt"),
         "unknown column": (harmful("list.csv"), "name the field with --field"),
         "broken line": (harmful("broken.jsonl"), "cannot be read as jsonl"),
+        "half a character": (harmful("half.jsonl"), "record 2 of half.jsonl: the instruction holds half a character"),
+        "lists without an end": (harmful("deep.json"), "deep.json cannot be read as json"),
         "too few prompts": (["direction", model, *asked], "ask for fewer with --train and --validation"),
         "a folder that is no model": (search(str(tmp_path / "empty")), "no *.safetensors"),
         "pickled weights": (search(str(tmp_path / "pickles")), "save_pretrained"),

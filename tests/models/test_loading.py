@@ -190,6 +190,41 @@ def test_weights_that_only_transformers_would_read(source: Path, original: Path,
             read()
 
 
+def damaged() -> dict[str, tuple[str, bytes, str]]:
+    """Return files of a model's folder that say what none can say, and the errors."""
+    index = "model.safetensors.index.json"
+
+    def header(content: str) -> bytes:
+        return len(content).to_bytes(8, "little") + content.encode()
+
+    return {
+        "an empty configuration": ("config.json", b"", "source/config.json is no JSON"),
+        "a list as configuration": ("config.json", b"[]", "source has a config.json that is no JSON object"),
+        "another format's name": (
+            "config.json",
+            b'{"quantization_config": "gptq"}',
+            "source has a `quantization_config` in its config.json that is no JSON object",
+        ),
+        "an index of nothing": (index, b"{}", f"{index} has no `weight_map` that gives each tensor its file"),
+        "a list as index": (index, b"[]", f"{index} has no `weight_map`"),
+        "a shard that is a number": (index, b'{"weight_map": {"a": 1}}', f"{index} has no `weight_map`"),
+        "a list as header": ("model.safetensors", header("[]"), "model.safetensors is truncated or altered"),
+        "a tensor of nothing": ("model.safetensors", header('{"a": {}}'), "model.safetensors is truncated or altered"),
+        "no weights at all": ("model.safetensors", b"", "model.safetensors is truncated or altered"),
+        "an end that is text": ("generation_config.json", b'{"eos_token_id": "x"}', "eos_token_id is 'x'; write the"),
+        "a list as settings": ("generation_config.json", b"[]", "generation_config.json is no JSON object"),
+        "an empty tokenizer": ("tokenizer.json", b"", "holds a file of its tokenizer that is no JSON"),
+    }
+
+
+@pytest.mark.parametrize("name", damaged())
+def test_odd_files_are_named(name: str, source: Path, tmp_path: Path) -> None:
+    file, content, message = damaged()[name]
+    (source / file).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        imported(source, tmp_path)
+
+
 def test_pickled_weights_are_not_read(source: Path, tmp_path: Path) -> None:
     tensors = load_file(source / "model.safetensors")
     (source / "model.safetensors").unlink()
