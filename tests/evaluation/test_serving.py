@@ -479,3 +479,31 @@ def test_an_adapter_that_vllm_has_no_lora_for(tmp_path: Path) -> None:
         write_adapter({f"base_model.model.lm_head.lora_{s}.weight": torch.ones(1, 1) for s in "AB"}, 1, 1, head, "")
         with pytest.raises(AdapterRefused, match="no adapter on lm_head"):
             started(python, head)
+
+
+def test_compiled_kernels_are_kept_where_nobody_else_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are run, so a folder that another user made is not taken."""
+    name, settings = "TORCHINDUCTOR_CACHE_DIR", ServerSettings(maximum_model_length=64)
+    monkeypatch.delenv(name, raising=False)
+
+    def kept() -> str | None:
+        return vllm._environment("python", settings, on_cpu=False).get(name)
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for relative in ("", "results"):  # the working folder may be a stranger's
+        monkeypatch.setenv("XDG_CACHE_HOME", relative)
+        assert kept() == str(tmp_path / ".cache/aird-inductor")
+    caches = tmp_path / "caches"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(caches))
+    assert kept() == str(caches / "aird-inductor")
+    assert (caches / "aird-inductor").stat().st_mode & 0o777 == 0o700
+    (caches / "aird-inductor").chmod(0o777)
+    assert kept() is None  # then in the server's own temporary folder
+    (caches / "aird-inductor").rmdir()
+    (caches / "aird-inductor").symlink_to(tmp_path)
+    assert kept() is None
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    (tmp_path / "file").touch()
+    assert kept() is None
+    monkeypatch.setenv(name, "my/own")
+    assert kept() == "my/own"

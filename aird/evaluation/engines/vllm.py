@@ -11,8 +11,8 @@ import json
 import math
 import os
 import shutil
+import stat
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -312,7 +312,8 @@ def _environment(interpreter: str, settings: ServerSettings, on_cpu: bool, secon
     folder = Path(interpreter).absolute().parent
     environment["PATH"] = os.pathsep.join([str(folder), os.environ.get("PATH", os.defpath)])
     # By default in TMPDIR, which is each server's own, while compiled kernels are worth keeping.
-    environment.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/aird-inductor-{os.getuid()}")
+    if (kernels := _kernel_cache()) is not None:
+        environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kernels))
     if on_cpu:
         environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # saves the start of a third process
         # By itself vLLM pins its threads from core 0 on, so that all servers of a machine share it.
@@ -325,6 +326,19 @@ def _environment(interpreter: str, settings: ServerSettings, on_cpu: bool, secon
     if settings.threads is not None:
         environment["OMP_NUM_THREADS"] = str(settings.threads)
     return environment
+
+
+def _kernel_cache() -> Path | None:
+    """Return a folder for compiled kernels that this user alone can write, as they are run; None where none can be."""
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    try:
+        folder = (given if given.is_absolute() else Path.home() / ".cache") / "aird-inductor"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.lstat()  # a link is somebody else's folder, perhaps
+    except (OSError, RuntimeError):  # RuntimeError: this user has no home
+        return None
+    private = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
+    return folder if private and os.access(folder, os.W_OK) else None
 
 
 def _read_completion(choice: Mapping[str, Any]) -> Completion:
