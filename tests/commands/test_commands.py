@@ -37,13 +37,9 @@ from aird.prompts.chat import chat_tokens
 from aird.settings.compressions import RoundToNearest
 from aird.settings.models import Chat
 from aird.settings.patches import Replies
-<<<<<<< HEAD
 from aird.support import gpus
-from aird.support.files import check_folder, hash_folder, read_json, read_json_lines, sha256_of
-from aird.support.gpus import own_gpus
-=======
 from aird.support.files import check_folder, hash_folder, read_json, read_json_lines, sha256_of, write_json
->>>>>>> cb329bb (The command looks for vLLM in its own checkout, as a stranger's working folder could name the program to run)
+from aird.support.gpus import own_gpus
 
 SIZES = ["--train", "16", "--validation", "8", "--minimum-induce=-1000"]
 
