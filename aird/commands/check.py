@@ -127,6 +127,14 @@ class Side:
             return self.model.chat
         return None if self.provenance is None else recorded_chat(self.provenance)
 
+    @property
+    def told(self) -> tuple[str, str | None]:
+        """The model's name, and its commit on the hub; of stored answers, what is recorded of the model they are of."""
+        recorded = (self.provenance or {}).get("model", {})
+        if self.model is not None:
+            return self.name, self.model.commit
+        return recorded.get("name", self.name), recorded.get("commit")
+
     def measured_as(self, weights: str | None) -> str | None:
         """Return in which form it was measured, in words; None where that is what was given, or is not known.
 
@@ -328,10 +336,12 @@ def _check(arguments: argparse.Namespace, original: Side, compressed: Side, outp
     def told(verdicts: dict[str, Verdict]) -> Told:
         thought = ", a thought included" if suite.think else ""
         chats = [side.chat for side in (original, compressed) if side.chat is not None and side.chat != Chat()]
+        (its_name, its_commit), (name, commit) = original.told, compressed.told
         facts = {
-            "original": original.name,
-            **({"original commit": original.model.commit} if original.model and original.model.commit else {}),
-            "compressed": compressed.name + (f" with {arguments.patch}" if arguments.patch else ""),
+            "original": its_name,
+            **({"original commit": its_commit} if its_commit else {}),
+            "compressed": name + (f" with {arguments.patch}" if arguments.patch else ""),
+            **({"compressed commit": commit} if commit else {}),
             **{
                 f"{word} measured as": form
                 for word, side in (("original", original), ("compressed", compressed))
@@ -350,7 +360,7 @@ def _check(arguments: argparse.Namespace, original: Side, compressed: Side, outp
             **forms,
             "judge": "refusal phrases of Arditi et al. (arXiv 2406.11717), their published list",
             "seed": str(arguments.seed),
-            **_patch_fact(arguments.repair if len(verdicts) > 1 else arguments.patch),
+            **_patch_facts(arguments.repair if len(verdicts) > 1 else arguments.patch, compressed.model),
             "command": shlex.join(["aird", *sys.argv[1:]]),
         }
         if "patch" in facts or "compressed patched by" in facts:
@@ -399,9 +409,11 @@ def _answered_by(original: tuple[str, str], compressed: tuple[str, str]) -> str:
     return f"{said}: the change {may} that of the engine and of the compression at once"
 
 
-def _patch_fact(adapter: Path | None) -> dict[str, str]:
-    """Return which patch a verdict is about, by the SHA-256 of its weights; `aird push` compares it."""
-    return {} if adapter is None else {"patch": sha256_of(adapter / "adapter_model.safetensors")}
+def _patch_facts(adapter: Path | None, model: ModelFolder | None) -> dict[str, str]:
+    """Return which patch (SHA-256) on which model (folder or hub id) a verdict is about; `aird push` compares both."""
+    if adapter is None or model is None:
+        return {}
+    return {"patch": sha256_of(adapter / "adapter_model.safetensors"), "patched model": model.base}
 
 
 def _demo(arguments: argparse.Namespace) -> int:

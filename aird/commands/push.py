@@ -35,13 +35,17 @@ The token is the one of `hf auth login` or HF_TOKEN; it needs leave to write.
 common errors:
   "is the name of a folder": say with --base which hub model the adapter belongs on
   "a path of this machine": the card or the adapter's configuration names a folder that nobody else has
-  "is about another patch": the verdict was made with other weights; run `aird check` again"""
+  "is about another patch": the verdict was made with other weights; run `aird check` again
+  "was made for": the verdict was measured on another model; check the adapter on its own
+  "is about another adapter": the card was written for other weights"""
 
 CARD = "README.md"
 WEIGHTS = "adapter_model.safetensors"
 CONFIGURATION = "adapter_config.json"
-REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+REPOSITORY = re.compile(r"\w[\w.-]*/[\w.-]+")
 BASE = re.compile(rf"{REPOSITORY.pattern}(:[\w./-]+\.gguf)?", re.IGNORECASE)
+# As `patch_card` writes it.
+HASH_IN_CARD = re.compile(rf"SHA-256 of `{re.escape(WEIGHTS)}` \| `(\w+)`")
 # An absolute path of two names or more; a URL and a closing tag are none.
 LOCAL_PATH = re.compile(r"(?<![\w/:.<])~?/[\w.-]+/[\w./-]+")
 NUMBERS, LIMITS = "## Numbers\n", "## Limits\n"  # headings of a card, of aird/patching and aird/reporting
@@ -78,13 +82,10 @@ def run(arguments: argparse.Namespace) -> None:
         path = getattr(arguments, option)
         if path is not None and not path.is_file():
             raise ValueError(f"--{option}: there is no file {path}")
-    verdict = read_json(arguments.verdict) if arguments.verdict else None
-    if verdict is not None:
-        _check_verdict(verdict, folder, arguments.verdict)
     configuration = read_json(folder / CONFIGURATION)
     made_for = str(configuration["base_model_name_or_path"])
     base = arguments.base or made_for
-    if not BASE.fullmatch(base) or Path(base).exists():
+    if not BASE.fullmatch(base) or (arguments.base is None and Path(base).exists()):
         raise ValueError(
             f"the adapter was made for {base}, which is the name of a folder; nobody else has it, so say with --base "
             "which hub model it belongs on"
@@ -92,8 +93,14 @@ def run(arguments: argparse.Namespace) -> None:
     file = Path(made_for.rpartition(":")[2]).name
     if file.lower().endswith(".gguf") and ":" not in base:
         base = f"{base}:{file}"
+    verdict = read_json(arguments.verdict) if arguments.verdict else None
+    if verdict is not None:
+        _check_verdict(verdict, folder, arguments.verdict)
+        _check_measured(verdict["facts"], configuration, base, arguments.verdict)
     source: Path = arguments.card or folder / CARD
-    card = published_card(source.read_text(encoding="utf-8"), verdict, made_for, base)
+    text = source.read_text(encoding="utf-8")
+    _check_card(text, folder, source)
+    card = published_card(text, verdict, made_for, base)
     configuration["base_model_name_or_path"] = base
     if base != made_for:
         configuration.pop("revision", None)  # a commit of the other repository
@@ -139,9 +146,11 @@ def published_card(card: str, verdict: Mapping[str, Any] | None, made_for: str, 
 
 def _published(facts: Mapping[str, str], base: str) -> dict[str, str]:
     """Return a verdict's facts without what names folders, programs and servers of this machine."""
-    known = {name: value for name, value in facts.items() if name not in ("command", "patch")}
+    known = {name: value for name, value in facts.items() if name not in ("command", "patch", "patched model")}
     if "compressed" in known:
         known["compressed"] = f"{base} with this adapter"
+    if facts.get("patched model") != base:
+        known.pop("compressed commit", None)  # a commit of the other repository
     original = known.get("original")
     # A folder may have a name like a hub id, and need not be here.
     if original is not None and "original commit" not in known:
@@ -201,4 +210,49 @@ def _check_verdict(verdict: Any, adapter: Path, path: Path) -> None:
         raise ValueError(
             f"--verdict: {path} is about another patch, or about none; make it with "
             f"`aird check ORIGINAL COMPRESSED --patch {adapter} --json {path}`"
+        )
+
+
+def _check_measured(facts: Mapping[str, str], configuration: Mapping[str, Any], base: str, path: Path) -> None:
+    """Check that a verdict is about the model that an adapter was made for, or the one that it is published for.
+
+    Args:
+        facts: of the verdict.
+        configuration: of the adapter; its `revision` is the commit of a model on the hub.
+        base: the hub id that the adapter is published for.
+        path: the verdict's file.
+
+    Raises:
+        ValueError: it is about another model or commit, or does not say about which.
+    """
+    made_for, commit = str(configuration["base_model_name_or_path"]), configuration.get("revision")
+    again = f"make it again with `aird check ORIGINAL {base} --patch ADAPTER --json {path}`"
+    measured = facts.get("patched model")
+    if measured is None:
+        raise ValueError(f"--verdict: {path} does not say on which model the patch was; {again}")
+    folder = Path(measured)
+    same_folder = folder.is_absolute() and folder.resolve() == Path(made_for).resolve()
+    if measured not in (made_for, base) and not same_folder:
+        raise ValueError(f"--verdict: {path} is about {measured}, and the adapter was made for {made_for}; {again}")
+    found = facts.get("compressed commit")
+    if measured == made_for and commit is not None and found != commit:
+        raise ValueError(
+            f"--verdict: {path} is about commit {found} of {measured}, and the adapter was made for {commit}; "
+            f"check {measured}@{commit}"
+        )
+
+
+def _check_card(card: str, adapter: Path, path: Path) -> None:
+    """Check that a card that says of which weights it is says it of these.
+
+    Raises:
+        ValueError: it is about others.
+    """
+    from aird.support.files import sha256_of
+
+    named = HASH_IN_CARD.search(card)
+    if named and named[1] != sha256_of(adapter / WEIGHTS):
+        raise ValueError(
+            f"{path} is about another adapter, or the weights of {adapter} were changed: it names another SHA-256 of "
+            f"{WEIGHTS}; name with --card the one that was written for these weights"
         )

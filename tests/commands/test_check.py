@@ -237,6 +237,14 @@ def test_the_verdict_says_how_stored_answers_were_made(original: Path, tmp_path:
     assert text.count("and the patched checkpoint") == 2 and "compressed checkpoint" not in text
     assert facts["answers"] == "greedy, at most 4 tokens, a thought included"
     assert facts["chat settings"] == '{"system_prompt":"Be kind."}'
+    # The model itself, and no folder of scores, stands in the verdict.
+    assert (facts["original"], facts["compressed"]) == ("plain", "patched") and "original commit" not in facts
+    hub = {"name": "someone/model", "commit": "c0ffee", "chat": chat}
+    write_json(tmp_path / "plain/provenance.json", {"model": hub, "adapter": None, "think": True})
+    assert check(tmp_path / "plain", tmp_path / "plain", "--json", verdict) == 5
+    facts = read_json(verdict)["facts"]
+    for side in ("original", "compressed"):
+        assert (facts[side], facts[f"{side} commit"]) == ("someone/model", "c0ffee")
     assert check(stored(tmp_path, 29), original, "--transformers", "--json", verdict) in (3, 5)
     assert not {"chat settings", "compressed patched by", "original commit"} & read_json(verdict)["facts"].keys()
     assert read_json(verdict)["text"].count("and the compressed checkpoint") == 2
@@ -339,6 +347,7 @@ def test_a_regression_is_repaired_and_the_repaired_model_checked(
     assert "and the patched checkpoint" in record["text"] and "compressed" not in record["text"]
     assert record["exit_code"] == code
     assert record["facts"]["patch"] == sha256_of(repair / "adapter_model.safetensors")
+    assert record["facts"]["patched model"] == read_json(repair / "adapter_config.json")["base_model_name_or_path"]
     # The patch is of rank 1 and was learnt from prompts that were not measured.
     statistics = read_json(tmp_path / "adapter.statistics.json")
     assert statistics["settings"]["method"] == "calibrate" and statistics["edits"]

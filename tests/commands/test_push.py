@@ -110,6 +110,7 @@ def verdict(tmp_path: Path, adapter: Path) -> Path:
     facts = {
         "compressed": f"/models/four-bits with {adapter}",
         "patch": sha256_of(adapter / "adapter_model.safetensors"),
+        "patched model": "/models/four-bits",
         "seed": "42",
         "command": "aird check a b",
     }
@@ -191,6 +192,65 @@ def test_an_adapter_that_was_changed_is_refused(
     assert message in capsys.readouterr().err
 
 
+def about(verdict: Path, model: str, commit: str | None = None) -> None:
+    """Let a verdict be about this compressed model."""
+    record = json.loads(verdict.read_text(encoding="utf-8"))
+    record["facts"] |= {"patched model": model, **({"compressed commit": commit} if commit else {})}
+    write_json(verdict, record)
+
+
+@pytest.mark.parametrize(
+    ("made_for", "measured", "commit", "message"),
+    [
+        ("/models/four-bits", "someone/eight-bits", "c0ffee", "is about someone/eight-bits, and the adapter was made"),
+        ("/models/four-bits", "/models/eight-bits", None, "is about /models/eight-bits, and the adapter was made for"),
+        ("someone/four-bits", "someone/four-bits", "beef", "is about commit beef of someone/four-bits"),
+        ("someone/four-bits", "someone/four-bits", None, "is about commit None of someone/four-bits"),
+        ("/models/four-bits", None, None, "does not say on which model the patch was"),
+    ],
+)
+def test_a_verdict_on_another_model_is_refused(
+    adapter: Path,
+    verdict: Path,
+    capsys: pytest.CaptureFixture[str],
+    made_for: str,
+    measured: str,
+    commit: str | None,
+    message: str,
+) -> None:
+    write_json(adapter / "adapter_config.json", {"base_model_name_or_path": made_for, "revision": "c0ffee"})
+    about(verdict, measured, commit)
+    options = ["--verdict", str(verdict), "--base", "someone/four-bits"]
+    assert main(["push", str(adapter), "someone/repaired", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_verdict_on_the_hub_model_is_one_on_its_file(hub: ThreadingHTTPServer, adapter: Path, verdict: Path) -> None:
+    """The file's name is added where --base leaves it out; a folder may be spelled in other ways."""
+    write_json(adapter / "adapter_config.json", {"base_model_name_or_path": "/models/four-bits.gguf"})
+    (adapter / "README.md").write_text(CARD.replace("four-bits", "four-bits.gguf"), encoding="utf-8")
+    for measured in ("someone/bits:four-bits.gguf", "/models/more/../four-bits.gguf"):
+        about(verdict, measured)
+        result = push(hub, adapter, "someone/repaired", "--verdict", verdict, "--base", "someone/bits")
+        assert result.returncode == 0, result.stderr
+
+
+def test_a_base_of_the_hub_may_have_the_name_of_a_folder(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What --base names is on the hub; what the adapter names may be a folder. Nothing is measured, so nothing goes out."""
+    (tmp_path / "someone/four-bits").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    write_json(adapter / "adapter_config.json", {"base_model_name_or_path": "someone/four-bits"})
+    for options, message in (
+        ([], "which is the name of a folder"),
+        (["--base", "someone/four-bits"], "nothing was measured about this adapter"),
+        (["--base", "./four-bits"], "./four-bits is no hub id"),
+    ):
+        assert main(["push", str(adapter), "someone/repaired", *options]) == 2
+        assert message in capsys.readouterr().err
+
+
 RECORD: dict[str, Any] = {
     "settings": {"method": "scale", "direction": "original", "alpha": 1.0},
     "direction": {"layer": 1, "position": -1, "sha256": "0"},
@@ -225,6 +285,11 @@ def test_only_the_names_of_the_base_change_and_no_path_is_published() -> None:
     # A relative folder, on a machine that has none of that name.
     verdict["facts"] = {"original": "models/sixteen"}
     assert "| original | sixteen, not on the hub |" in published_card(card, verdict, "fp8", "someone/eight")
+    # Of a hub model's copy elsewhere, the commit says nothing.
+    verdict["facts"] = {"compressed": "a/b with c", "compressed commit": "c0ffee", "patched model": "a/b"}
+    for base in ("a/b", "a/copy"):
+        published = published_card(card, verdict, "a/b", base)
+        assert ("| compressed commit | c0ffee |" in published) == (base == "a/b") and "patched model" not in published
     verdict["facts"] = {"chat settings": '{"thinking":{"start":"<|think|>"}}'}
     assert r'"<\|think\|>"}} |' in published_card(card, verdict, "fp8", "someone/eight")
 
@@ -236,6 +301,7 @@ def test_the_commit_goes_out_with_its_own_repository_alone(
     record = RECORD | {"revision": "c0ffee"}
     (adapter / "README.md").write_text(patch_card(record, "someone/models", None), encoding="utf-8")
     write_json(adapter / "adapter_config.json", {"base_model_name_or_path": "someone/models", "revision": "c0ffee"})
+    about(verdict, "someone/models", "c0ffee")
     state = hub.state  # type: ignore[attr-defined]
     for more, revision in (([], "c0ffee"), (["--base", "someone/models"], "c0ffee"), (["--base", "a/copy"], None)):
         result = push(hub, adapter, "someone/repaired", "--verdict", verdict, *more)
@@ -275,3 +341,18 @@ def test_a_card_of_the_workflow_has_its_numbers(hub: ThreadingHTTPServer, adapte
     assert result.returncode == 0, result.stderr
     assert b"## Numbers" in hub.state["files"]["README.md"]  # type: ignore[attr-defined]
     assert hub.state["created"].get("visibility") is None  # type: ignore[attr-defined]
+
+
+def test_a_card_of_other_weights_is_refused(
+    hub: ThreadingHTTPServer, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A card of a method that edits matrices names the hash of the weights."""
+    name, card = "adapter_model.safetensors", tmp_path / "card.md"
+    options = ["--card", str(card), "--base", "someone/four-bits"]
+    for sha256 in (sha256_of(adapter / name), "0" * 64):
+        text = patch_card(RECORD | {"weights": {name: sha256}}, "/models/four-bits", None)
+        card.write_text(evaluated(text), encoding="utf-8")
+        if sha256 != "0" * 64:
+            assert push(hub, adapter, "someone/repaired", *options).returncode == 0
+    assert main(["push", str(adapter), "someone/repaired", *options]) == 2
+    assert f"{card} is about another adapter" in capsys.readouterr().err
