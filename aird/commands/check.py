@@ -60,6 +60,8 @@ from aird.support.files import atomic_file, canonical_json, read_json, read_json
 
 Told = tuple[str, dict[str, Verdict], dict[str, str]]  # title, verdicts by name, facts
 DEMO = Path(__file__).with_name("demo_labels.csv")
+OF_DEMO = ("command", "demo", "margin", "report", "junit", "json", "debug")  # what it uses
+SIDES = ("original", "compressed")
 EXIT_CODES = {WITHIN_MARGIN: 0, REGRESSION: 3, NOT_MEASURED: 4, UNRESOLVED: 5}
 SEED = 42  # where nothing else is said
 COUNT, TOKENS = 100, 64  # prompts of each kind, and tokens of an answer, where nothing else is said
@@ -182,8 +184,10 @@ def run(arguments: argparse.Namespace) -> int:
     if not 0 < arguments.margin < 100:
         raise ValueError(f"--margin: {arguments.margin:g} is no margin; write points between 0 and 100, such as 5")
     if arguments.demo:
-        if arguments.original is not None or arguments.repair is not None:
-            raise ValueError("--demo takes no model: it is a stored example; leave one of the two out")
+        if unused := [name for name, value in vars(arguments).items() if _is_unused_by_demo(arguments, name, value)]:
+            options = ["a model" if name in SIDES else f"--{name.replace('_', '-')}" for name in unused]
+            given = " and ".join(dict.fromkeys(options))
+            raise ValueError(f"--demo is a stored example, so it does not use {given}; leave one or the other out")
         return _demo(arguments)
     if arguments.original is None or arguments.compressed is None:
         raise ValueError("name two models, the original and its compressed form, or --demo")
@@ -191,6 +195,10 @@ def run(arguments: argparse.Namespace) -> int:
     with contextlib.redirect_stdout(sys.stderr) if _prints_json(arguments) else contextlib.nullcontext():
         title, verdicts, facts = _checked(arguments)
     return _tell(arguments, title, verdicts, facts)
+
+
+def _is_unused_by_demo(arguments: argparse.Namespace, name: str, value: Any) -> bool:
+    return name not in OF_DEMO and value != arguments.default_of(name)
 
 
 def _prints_json(arguments: argparse.Namespace) -> bool:

@@ -70,7 +70,9 @@ def parser() -> argparse.ArgumentParser:
                 "model may bring the original's code alone",
             )
         subparser.add_argument("--debug", action="store_true", help="show where in the code an error arose")
-        subparser.set_defaults(run=command.run, failure=getattr(command, "FAILURE", FAILURE))
+        subparser.set_defaults(
+            run=command.run, failure=getattr(command, "FAILURE", FAILURE), default_of=subparser.get_default
+        )
     return top
 
 

@@ -102,6 +102,24 @@ def test_the_demo_is_a_regression_of_a_real_run(tmp_path: Path, capsys: pytest.C
     assert json.loads(capsys.readouterr().out) == record
 
 
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["a-model"], "a model"),
+        (["--patch", "nowhere", "--count", "5", "--output", "kept"], "--patch and --count and --output"),
+        (["--suite", "nonsense", "--serve", "both"], "--suite and --serve"),
+        (["--system-prompt", "Be kind.", "--template-argument", "a=1"], "--system-prompt and --template-argument"),
+        (["--trust-remote-code", "--llama-cpp", "python"], "--llama-cpp and --trust-remote-code"),
+    ],
+)
+def test_the_demo_refuses_what_it_does_not_use(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str], named: str
+) -> None:
+    monkeypatch.setattr(loading, "_chat", [])  # chat settings of a command hold for its process
+    assert check("--demo", *options) == 2
+    assert f"so it does not use {named}; leave one or the other out" in capsys.readouterr().err
+
+
 def test_a_model_is_asked_the_prompts_of_the_stored_side(
     original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -435,7 +453,7 @@ BROKEN = {
     "arguments, message",
     [
         ([], "name two models, the original and its compressed form, or --demo"),
-        (["--demo", "a", "b"], "--demo takes no model"),
+        (["--demo", "a", "b"], "--demo is a stored example, so it does not use a model"),
         (["a", "b", "--margin", "0"], "--margin: 0 is no margin"),
         (["{stored}", "{stored}", "--patch", "adapter"], "--patch: adapter holds no adapter_config.json"),
         (["no/model", "no/other", "--patch", "a", "--repair", "b"], "--patch and --repair: a repair is made for"),
