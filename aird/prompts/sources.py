@@ -18,13 +18,28 @@ from pathlib import Path
 from typing import Any
 
 from aird.settings.sources import FileSource, ModelSource
-from aird.support.checkpoint_patterns import CARD, CODE, DESCRIPTION, MISTRALS, WEIGHTS
+from aird.support.checkpoint_patterns import CARD, CODE, DESCRIPTION, MISTRALS, WEIGHTS, matching_files
 from aird.support.files import read_json, sha256_of
 
-# What hub errors advise, by what could not be done.
+# What hub errors advise where the hub gave no reason, by what could not be done.
 ADVICE = {
     "fetched": "is there a network? Offline, fill the hub's cache beforehand or name a local folder with `path`",
     "written": "is there a network, and may the token write there?",
+}
+# What they advise by the status of the hub's answer.
+ADVICE_BY_STATUS = {
+    400: {"written": "the hub refuses what it was sent; correct the model card, or the repository's name"},
+    401: dict.fromkeys(
+        ADVICE, "the hub does not accept the token; make a new one, and log in with it or export HF_TOKEN"
+    ),
+    403: {
+        "fetched": "the token may not read it; give the token leave in its settings (of a fine-grained one also for "
+        "gated repositories), or accept the licence",
+        "written": "the token may not write there; make one that may, and check the organisation's name",
+    },
+    429: dict.fromkeys(
+        ADVICE, "the hub takes no more requests for now; wait some minutes, and log in for more of them"
+    ),
 }
 
 
@@ -112,17 +127,42 @@ def model_from_hub(repository: str, revision: str | None, trust_remote_code: boo
         trust_remote_code: fetch the code that the model brings, too.
 
     Raises:
-        SourceError: no network, no such repository or revision, or no leave to read it.
+        SourceError: no such repository or revision, no leave to read it, or no network and no whole model in the
+            hub's cache.
     """
+    import httpx
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
     # Weights as safetensors only: a pickle can run code when it is opened.
     wanted = [*WEIGHTS, *DESCRIPTION, CARD]
     if trust_remote_code:
         wanted.append(CODE)
-    with hub_errors(f"model {repository} at {revision or 'its default branch'}"):
-        folder = snapshot_download(repository, revision=revision, allow_patterns=wanted, ignore_patterns=list(MISTRALS))
-    return Path(folder)
+    fetch = functools.partial(
+        snapshot_download, repository, revision=revision, allow_patterns=wanted, ignore_patterns=list(MISTRALS)
+    )
+    what = f"model {repository} at {revision or 'its default branch'}"
+    with hub_errors(what):
+        try:
+            return Path(fetch())
+        except (LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.TransportError) as error:
+            # For the files of a commit it asks the hub, and not the cache, unless it cached their list itself.
+            try:
+                folder = Path(fetch(local_files_only=True))
+            except LocalEntryNotFoundError:
+                raise error from error.__cause__
+            if missing := _missing_of_model(folder):
+                with hub_errors(f"{', '.join(missing)} of {what}"):
+                    raise error from error.__cause__
+            return folder
+
+
+def _missing_of_model(folder: Path) -> list[str]:
+    """Return the files that a model needs and a folder lacks: others fill the hub's cache file by file."""
+    index = folder / "model.safetensors.index.json"
+    weights = sorted(set(read_json(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+    missing = [name for name in ("config.json", *weights) if not (folder / name).is_file()]
+    return missing if matching_files(folder, "tokenizer.json", "*.model", "vocab.*") else [*missing, "tokenizer.json"]
 
 
 def _check_hash(path: Path, expected: str | None) -> None:
@@ -189,4 +229,25 @@ def hub_errors(what: str, done: str = "fetched") -> Iterator[None]:
             f"{what}: there is no such file; of a repository of GGUF files, name the file that is meant"
         ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, httpx.HTTPError, OSError) as error:
-        raise SourceError(f"{what} could not be {done} ({type(error).__name__}): {ADVICE[done]}") from error
+        raise SourceError(f"{what} could not be {done}: {_reason(error, done)}") from error
+
+
+def _reason(error: Exception, done: str) -> str:
+    """Return what to do about an error of the hub's client, with the first line of what it says itself."""
+    causes = [error]
+    while (cause := causes[-1].__cause__) is not None:
+        causes.append(cause)
+    of_this_machine = isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError)
+    if of_this_machine:  # such as a full disk
+        place = "; HF_HOME can name another folder for the hub's cache" if done == "fetched" else ""
+        return f"{error}{place}"
+    for cause in causes:
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        if advice := ADVICE_BY_STATUS.get(status, {}).get(done):
+            return f"{advice} ({getattr(cause, 'server_message', None) or _first_line(cause)})"
+    return f"{ADVICE[done]} ({_first_line(causes[-1])})"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import subprocess
@@ -12,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from aird.prompts.sources import SourceError, model_config, open_file, open_model
+from aird.prompts.sources import SourceError, hub_errors, model_config, open_file, open_model
 from aird.settings.sources import FileSource, ModelSource
+from aird.support.files import write_json
 
 CONTENT = b"Boil an egg.\nFry a fish.\n"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -174,6 +176,40 @@ def test_single_files_of_a_hub_model(tmp_path: Path) -> None:
             raise AssertionError
 
 
+@pytest.mark.parametrize("unreachable", ["offline", "no network"])
+@pytest.mark.usefixtures("offline")
+def test_a_whole_model_in_the_cache_needs_no_hub(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, unreachable: str
+) -> None:
+    """Also where Transformers put it there, which keeps no list of the commit's files."""
+    import httpx
+    import huggingface_hub
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise httpx.ConnectError("no route")
+
+    if unreachable == "no network":
+        monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_tree", fail)
+    stored = tmp_path / "cache/models--someone--model/snapshots" / COMMIT
+    stored.mkdir(parents=True)
+    for name in ("config.json", "tokenizer.json", "a.safetensors", "b.safetensors"):
+        (stored / name).write_text("{}", encoding="utf-8")
+    index = {"weight_map": {"one": "a.safetensors", "two": "b.safetensors", "three": "a.safetensors"}}
+    write_json(stored / "model.safetensors.index.json", index)
+    source = ModelSource(hub="someone/model", revision=COMMIT)
+    with open_model(source) as path:
+        assert path == stored
+    for name in ("b.safetensors", "tokenizer.json"):
+        (stored / name).unlink()
+    reason = "no route" if unreachable == "no network" else "offline mode is enabled"
+    message = f"b.safetensors, tokenizer.json of model someone/model at {COMMIT} could not be fetched: .*{reason}"
+    with pytest.raises(SourceError, match=message), open_model(source):
+        raise AssertionError
+    (stored / "model.safetensors.index.json").unlink()
+    with pytest.raises(SourceError, match="model.safetensors, tokenizer.json of model"), open_model(source):
+        raise AssertionError
+
+
 def test_what_is_fetched_of_a_hub_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Neither pickles nor code, and of a Mistral's repository one of its two formats, that of Transformers."""
     import huggingface_hub
@@ -198,7 +234,6 @@ def test_what_is_fetched_of_a_hub_model(monkeypatch: pytest.MonkeyPatch, tmp_pat
         ("GatedRepoError", "accepted licence and a token: export HF_TOKEN"),
         ("RevisionNotFoundError", "there is no such commit"),
         ("RepositoryNotFoundError", "does not exist, or is private"),
-        ("HfHubHTTPError", "could not be fetched.*network"),
     ],
 )
 def test_every_error_of_the_hub_becomes_a_sentence(monkeypatch: pytest.MonkeyPatch, name: str, message: str) -> None:
@@ -214,3 +249,38 @@ def test_every_error_of_the_hub_becomes_a_sentence(monkeypatch: pytest.MonkeyPat
     source = ModelSource(hub="someone/model", revision=COMMIT)
     with pytest.raises(SourceError, match=f"model someone/model at {COMMIT}.*{message}"), open_model(source):
         raise AssertionError
+
+
+@pytest.mark.parametrize("within", [False, True])
+@pytest.mark.parametrize(
+    ("status", "done", "message"),
+    [
+        (400, "written", "the hub refuses what it was sent.*its reason"),
+        (401, "fetched", "does not accept the token.*its reason"),
+        (403, "fetched", "the token may not read it.*its reason"),
+        (403, "written", "the token may not write there.*its reason"),
+        (429, "fetched", "no more requests for now.*its reason"),
+        (503, "fetched", "is there a network.*503"),
+    ],
+)
+def test_what_the_hub_answered_says_what_to_do(status: int, done: str, message: str, within: bool) -> None:
+    """Also where the hub's client says only that a file is not in its cache."""
+    import httpx
+    from huggingface_hub import errors
+    from huggingface_hub.utils import hf_raise_for_status
+
+    headers = {"X-Error-Message": "its reason"}
+    response = httpx.Response(status, headers=headers, request=httpx.Request("GET", "https://example.invalid"))
+    with pytest.raises(SourceError, match=f"the thing could not be {done}: .*{message}"), hub_errors("the thing", done):
+        try:
+            hf_raise_for_status(response)
+        except errors.HfHubHTTPError as error:
+            if not within:
+                raise
+            raise errors.LocalEntryNotFoundError("please check your connection") from error
+
+
+def test_a_full_disk_is_no_missing_network() -> None:
+    message = r"the thing could not be fetched: \[Errno 28\] No space left on device; HF_HOME can name another folder"
+    with pytest.raises(SourceError, match=message), hub_errors("the thing"):
+        raise OSError(errno.ENOSPC, "No space left on device")
