@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Sequence
 
@@ -16,6 +18,7 @@ COMMANDS = (check, direction, compare, patch, evaluate, label, export, push)
 WITHOUT_MODEL = ("label", "push")  # no model runs
 BAD_INPUT = 2  # exit code, as argparse's own
 FAILURE = 1
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 DESCRIPTION = """\
 What did compression do to the refusal of a chat model, and can it be repaired?
@@ -100,17 +103,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # What is wrong with the input is a ValueError or a missing file; the message says what to write.
         expected = isinstance(error, ValueError | OSError) or type(error).__name__ == "SourceError"
         text = str(error) if not expected else " ".join(str(error).split())
-        print(f"aird {options.command}: error: {text or type(error).__name__}", file=sys.stderr)
+        print(f"aird {options.command}: error: {text or type(error).__name__}{_advice(error)}", file=sys.stderr)
         return BAD_INPUT if expected else options.failure
-    except Exception:  # a fault of this project, and no verdict
+    except Exception as error:
         if options.debug:
             raise
-        traceback.print_exc()
+        if _is_of_the_disk(error):
+            print(f"aird {options.command}: error: {error}{_advice(error)}", file=sys.stderr)
+            return int(options.failure)
+        traceback.print_exc()  # a fault of this project, and no verdict
         print(f"aird {options.command}: error: failed in a way that it should not; please report it", file=sys.stderr)
         return int(options.failure)
     except SystemExit as ended:
         print(f"aird {options.command}: ended by a signal", file=sys.stderr)
         return int(ended.code or 0)
+
+
+def _is_of_the_disk(error: Exception) -> bool:
+    """Tell whether a file could not be written: safetensors has an error of its own for that, which is no OSError."""
+    if type(error).__name__ == "SafetensorError":
+        return "I/O error" in str(error)
+    return isinstance(error, OSError) and error.errno in NO_ROOM
+
+
+def _advice(error: Exception) -> str:
+    """Return what to do about an error where the message alone does not say it."""
+    if not _is_of_the_disk(error):
+        return ""
+    return f"; is a disk full? The temporary folder is {tempfile.gettempdir()}, and TMPDIR can name another"
 
 
 def _run(options: argparse.Namespace) -> int:

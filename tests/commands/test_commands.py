@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import csv
+import errno
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -531,6 +533,30 @@ def test_no_traceback_reaches_the_terminal(tmp_path: Path) -> None:
     )
     assert result.returncode == 2 and result.stdout == ""
     assert result.stderr == "aird evaluate: error: --harmful: there is no file x\n"
+
+
+def test_a_full_disk_is_no_fault_of_the_project(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit of a file's size stands for the disk; tensors and other files have errors of their own."""
+    command = ["direction", str(folder / "model"), *prompts(folder), *SIZES, "--output", str(tmp_path / "direction")]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limits[1]))
+    try:
+        code = main(command)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    told = capsys.readouterr().err
+    assert code == 1 and "Traceback" not in told and "report it" not in told
+    assert "I/O error: File too large (os error 27); is a disk full? The temporary folder is " in told
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("aird.commands.direction.open_model_folder", fail)
+    assert main(command) == 2
+    told = capsys.readouterr().err
+    assert "[Errno 28] No space left on device; is a disk full?" in told and "TMPDIR can name another" in told
 
 
 @pytest.mark.parametrize("command", [module.__name__.rpartition(".")[2] for module in COMMANDS])
