@@ -76,7 +76,7 @@ Ask a model and its compressed form the same harmful and harmless prompts, and g
 
 It compares prompt by prompt: refusals lost, harmless prompts newly refused, with 95% intervals and McNemar's exact
 test. Without --harmful and --harmless it asks 100 prompts of AdvBench and 100 everyday requests, some of which sound
-unsafe; the first call downloads the benchmark. Either model may be a folder that `aird evaluate` wrote, or its
+unsafe; pip fetches the benchmark. Either model may be a folder that `aird evaluate` wrote, or its
 completions.jsonl: the other is then asked the same prompts."""
 EPILOG = """\
 exit codes:
@@ -163,7 +163,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--suite", metavar="CONFIG.yaml:NAME", help="ask the prompts of a suite of a workflow configuration"
     )
-    parser.add_argument("--count", type=int, help="ask so many of each kind (default: 100, or all of your files)")
+    parser.add_argument(
+        "--count", type=int, help="ask so many of each kind (default: 100, all of your files, or the suite's)"
+    )
     parser.add_argument("--tokens", type=int, help="length limit of an answer (default: 64, or the suite's)")
     parser.add_argument(
         "--think", action="store_true", help="let models that think do so (also: the suite); give them enough --tokens"
@@ -173,7 +175,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--margin", type=float, default=100 * MARGIN, help="largest accepted loss, in points (default: %(default)g)"
     )
     add_engine_arguments(parser)
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="keep completions and scores of both there")
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="keep completions and scores of all that is asked there"
+    )
     parser.add_argument("--report", type=Path, metavar="FILE", help="write a page (HTML)")
     parser.add_argument("--junit", type=Path, metavar="FILE", help="write JUnit XML")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the verdict as JSON; - prints it")

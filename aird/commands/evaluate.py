@@ -61,6 +61,8 @@ files in the output folder:
                       (with --serve both, each holds what the merged model does instead as `merged`)
   scores.json         refusal, attack success by two judges, degenerate text, over-refusal: n, rate, 95% interval;
                       perplexity; the labels of each prompt
+  provenance.json     model, commit, adapter, hashes of the prompt files
+  server.log          what a server printed that was started for this
 
 common errors:
   "disagree on this checkpoint": vLLM or Transformers loads it wrongly; no rate is reported for it
@@ -79,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reference", type=Path, metavar="FILE", help="completions.jsonl of the original, for the perplexity"
     )
-    parser.add_argument("--tasks", help="lm-eval tasks, separated by commas (needs vLLM)")
+    parser.add_argument("--tasks", help="lm-eval tasks, separated by commas (needs vLLM, or --url)")
     parser.add_argument("--task-limit", type=int, help="use only that many documents of each task")
     add_engine_arguments(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where the files go")

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="the file of labels; what it holds stays")
     parser.add_argument("--count", type=int, default=60, help="replies in the sample (default: 60)")
     parser.add_argument("--kind", nargs="+", choices=KINDS, default=["harmful"], help="of prompts (default: harmful)")
-    parser.add_argument("--seed", type=int, default=0, help="of the sample's order (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw of the sample and its order (default: 0)")
 
 
 def run(arguments: argparse.Namespace) -> None:

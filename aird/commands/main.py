@@ -15,7 +15,8 @@ from aird.commands import check, compare, direction, evaluate, export, label, pa
 from aird.commands.inputs import add_chat_arguments, read_chat_arguments
 
 COMMANDS = (check, direction, compare, patch, evaluate, label, export, push)
-WITHOUT_MODEL = ("label", "push")  # no model runs
+WITHOUT_MODEL = ("label", "push")  # no model is read
+WITHOUT_CHAT = (*WITHOUT_MODEL, "export")  # none is asked
 BAD_INPUT = 2  # exit code, as argparse's own
 FAILURE = 1
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -33,8 +34,8 @@ What did compression do to the refusal of a chat model, and can it be repaired?
   aird push        publish an adapter on a model hub, with its numbers and its verdict
 
 A model is a folder in Hugging Face format, GPTQ and AWQ included, a GGUF file or a hub id
-(organisation/name, with a commit or a branch after an @; organisation/name:file.gguf for one GGUF file). Each command
-writes the files that the workflow writes. The workflow itself, with every step cached and all tables and figures, is
+(organisation/name, with a commit or a branch after an @; organisation/name:file.gguf for one GGUF file). What the
+commands write is what the workflow writes. The workflow itself, with every step cached and all tables and figures, is
 `snakemake --cores all` in a checkout."""
 
 EPILOG = """\
@@ -64,8 +65,9 @@ def parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.add_arguments(subparser)
-        if name not in WITHOUT_MODEL:
+        if name not in WITHOUT_CHAT:
             add_chat_arguments(subparser)
+        if name not in WITHOUT_MODEL:
             subparser.add_argument(
                 "--trust-remote-code",
                 action="store_true",
@@ -134,7 +136,7 @@ def _advice(error: Exception) -> str:
 
 
 def _run(options: argparse.Namespace) -> int:
-    chat = None if options.command in WITHOUT_MODEL else read_chat_arguments(options)
+    chat = None if options.command in WITHOUT_CHAT else read_chat_arguments(options)
     if chat is not None:
         from aird.models.loading import use_chat
 

@@ -84,7 +84,7 @@ use the adapter:
   python -m vllm.entrypoints.openai.api_server --model compressed --enable-lora --lora-modules aird=adapter
 
 common errors:
-  "needs the instructions": --method fit is fitted on prompts; give --harmful and --harmless, or another method
+  "needs the instructions": the method of --method learns from prompts; give --harmful and --harmless, or another method
   "no compressed form of the original's", "was not made from": COMPRESSED is rotated, or ORIGINAL is another model
   then measure it: `aird evaluate compressed --adapter adapter ...`, on other prompts, harmless ones included"""
 

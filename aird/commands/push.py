@@ -36,7 +36,7 @@ common errors:
   "is the name of a folder": say with --base which hub model the adapter belongs on
   "a path of this machine": the card or the adapter's configuration names a folder that nobody else has
   "is about another patch": the verdict was made with other weights; run `aird check` again
-  "was made for": the verdict was measured on another model; check the adapter on its own
+  "was made for": the verdict was measured on another model; check the one that the adapter is for
   "is about another adapter": the card was written for other weights"""
 
 CARD = "README.md"

@@ -522,6 +522,13 @@ def test_bad_input_is_one_clear_line(
         assert lines[0].startswith(f"aird {arguments[0]}: error: "), name
 
 
+def test_an_export_has_no_options_of_a_chat(capsys: pytest.CaptureFixture[str]) -> None:
+    """It asks no model; such an option was taken and did nothing."""
+    with pytest.raises(SystemExit):
+        main(["export", "--gguf", "adapter", "adapter.gguf", "--system-prompt", "Be kind."])
+    assert "unrecognized arguments: --system-prompt" in capsys.readouterr().err
+
+
 def test_no_traceback_reaches_the_terminal(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "aird", "evaluate", "no/model", "--harmful", "x", "--harmless", "y"]
     result = subprocess.run(
