@@ -7,11 +7,14 @@ log-probability for a few prompts.
 
 from __future__ import annotations
 
+import hashlib
 import math
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 
 from aird.evaluation.engines.engine import Client, Completion, check_whole
@@ -19,7 +22,9 @@ from aird.evaluation.engines.vllm import NO_PENALTIES
 from aird.inference.refusals import degenerate, jailbroken_arditi
 from aird.models.loading import code_is_trusted
 from aird.prompts.chat import chat_settings, chat_tokens, check_no_thoughts, opens_thought, split_thought
+from aird.prompts.sources import SourceError
 from aird.settings.suites import Suite
+from aird.support.files import canonical_json
 
 TASK_SECONDS = 30 * 24 * 3600  # of a request of lm-eval, which has none without a time-out
 GENERATED = 1  # token that a server generates where only the log-probabilities of given ones are asked for
@@ -317,14 +322,15 @@ def _answered(
     return list(zip(prompts, texts, strict=True))
 
 
-def known_tasks(suite: Suite) -> Any:
-    """Return lm-eval's index of tasks, in which all tasks of a suite stand; None where the suite has no tasks.
+def load_tasks(suite: Suite) -> list[Any]:
+    """Return lm-eval's tasks of a suite, with their data; a group or tag of tasks stands for each of them.
 
     Raises:
         ValueError: a task does not exist.
+        SourceError: its data cannot be loaded.
     """
     if not suite.tasks:
-        return None
+        return []
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=suite.task_folder, include_defaults=False)
@@ -334,44 +340,56 @@ def known_tasks(suite: Suite) -> Any:
     unknown = [task for task in suite.tasks if task not in manager.all_tasks]
     if unknown:
         raise ValueError(f"lm-eval knows no task {', '.join(unknown)}; see `lm_eval ls tasks`, or set `task_folder`")
-    return manager
+    # As lm-eval does before it loads tasks, some of which shuffle the options of their questions.
+    random.seed(0)
+    numpy.random.seed(1234)
+    try:
+        return list(manager.load(list(suite.tasks))["tasks"].values())
+    except Exception as error:  # whatever a data set's library, or a task's own code, leads to
+        first = next(iter(str(error).strip().splitlines()), "")
+        raise SourceError(
+            f"lm-eval cannot load the data of its tasks {', '.join(suite.tasks)} ({type(error).__name__}: {first}); is "
+            "there a network? Offline, load them beforehand into a cache that this machine sees (HF_HOME)"
+        ) from error
 
 
 def run_tasks(
-    client: Client, checkpoint: Path, suite: Suite, known: Any, length: int
-) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, list[float]]]]:
-    """Run a suite's lm-eval tasks against a server; a group or tag of tasks stands for each of them.
+    client: Client, checkpoint: Path, suite: Suite, loaded: Sequence[Any], length: int
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, list[float]]], dict[str, dict[str, Any]]]:
+    """Run a suite's lm-eval tasks against a server.
 
     Args:
         client: asks the server.
         checkpoint: folder whose tokenizer splits the requests.
         suite: names the tasks, and the number of documents per task.
-        known: `known_tasks` of the suite.
+        loaded: `load_tasks` of the suite.
         length: the server's maximum model length, tokens.
 
     Returns:
-        {task: {metric: value}}, a metric named as lm-eval does (`exact_match,strict-match` of a filter), and {task:
+        {task: {metric: value}}, a metric named as lm-eval does (`exact_match,strict-match` of a filter); {task:
         {metric: one value per question}}, the questions in lm-eval's order: with these, two checkpoints are compared
-        question by question.
+        question by question; and {task: {"version", "sha256"}}, lm-eval's version of the task and a hash of all
+        questions and answers, since the data are the newest on the hub.
 
     Raises:
         RuntimeError: the server cut an answer early.
         ValueError: the prompt and the longest answer of a task that generates do not fit into the length.
     """
-    if not suite.tasks:
-        return {}, {}
+    if not loaded:
+        return {}, {}, {}
     import lm_eval
+    from lm_eval.tasks import TaskManager
 
     report = lm_eval.simple_evaluate(
         model=_task_model(client, checkpoint, length),
-        tasks=list(suite.tasks),
-        task_manager=known,
+        tasks=list(loaded),
+        task_manager=TaskManager(include_defaults=False),  # else it would read the files of all its tasks again
         limit=suite.task_limit,
         gen_kwargs=dict(NO_PENALTIES),  # of a server that was not started here, too
         bootstrap_iters=0,
         log_samples=True,
     )
-    results, questions = {}, {}
+    results, questions, data = {}, {}, {}
     # A group or tag stands for its tasks; those that were named come first, in their order.
     asked = report["n-samples"]
     for task in [*(name for name in suite.tasks if name in asked), *sorted(asked.keys() - set(suite.tasks))]:
@@ -382,8 +400,10 @@ def run_tasks(
             if isinstance(value, int | float) and not isinstance(value, bool)
         }
         results[task]["n"] = float(report["n-samples"][task]["effective"])
-        questions[task] = _per_question(report["samples"].get(task, []))
-    return results, questions
+        samples = report["samples"].get(task, [])
+        questions[task] = _per_question(samples)
+        data[task] = {"version": report["versions"][task], "sha256": _hash_of_questions(samples)}
+    return results, questions, data
 
 
 def _task_model(client: Client, checkpoint: Path, length: int) -> Any:
@@ -443,6 +463,13 @@ def _task_model(client: Client, checkpoint: Path, length: int) -> Any:
     plain, whole = (model.tokenizer("a b", add_special_tokens=special)["input_ids"] for special in (False, True))
     model.add_bos_token = whole[-len(plain) :] == plain
     return model
+
+
+def _hash_of_questions(samples: Sequence[dict[str, Any]]) -> str:
+    """Return the SHA-256 of what a task asked and of its answers, in lm-eval's order, by lm-eval's own hashes."""
+    names = ("doc_id", "doc_hash", "prompt_hash", "target_hash")
+    parts = {tuple(sample[name] for name in names) for sample in samples}  # each of several filters has them again
+    return hashlib.sha256(canonical_json(sorted(parts)).encode()).hexdigest()
 
 
 def _per_question(samples: Sequence[dict[str, Any]]) -> dict[str, list[float]]:

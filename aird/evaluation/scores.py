@@ -51,6 +51,7 @@ def score(
         # What tables of paired differences are made of.
         "answers": utility["answers"],
         "questions": utility["questions"],
+        "task_data": utility.get("task_data"),
         "parity": utility["parity"],
         "served_as": utility["served_as"],
         "weights": utility.get("weights"),

@@ -30,7 +30,7 @@ from aird.evaluation.measurements import (
     compare_first_tokens,
     complete_records,
     first_token_logprobs,
-    known_tasks,
+    load_tasks,
     reference_answers,
     run_tasks,
 )
@@ -115,6 +115,7 @@ def evaluate_suite(
             asked for.
         ValueError: the suite asks for both forms or the merged one, and the engine cannot serve them; lm-eval knows no
             such task; a prompt is too long; or the engine cannot be started so.
+        SourceError: the data of a task cannot be loaded.
     """
     longest = suite.maximum_model_length or serving.maximum_model_length
     settings = ServerSettings(
@@ -156,8 +157,8 @@ def evaluate_suite(
         raise ValueError(
             f"{engine.describe()} takes no adapter, so a patch is served merged only; leave out serve: both"
         )
-    # Before the start: a wrong name would lose all completions.
-    known = known_tasks(suite) if asks_tasks else None
+    # Before the start: a wrong name, or data that cannot be fetched, would lose all completions.
+    loaded = load_tasks(suite) if asks_tasks else []
     tokenizer = load_tokenizer(checkpoint)
 
     def tokens(asked: Sequence[dict[str, Any]]) -> list[list[int]]:
@@ -196,7 +197,7 @@ def evaluate_suite(
         client = served.client
         beside = first_tokens(client) if both else []
         # First: only lm-eval finds that a task's prompt is too long, which would lose what was completed before.
-        tasks, questions = run_tasks(client, served.folder, suite, known, longest) if asks_tasks else ({}, {})
+        tasks, questions, data = run_tasks(client, served.folder, suite, loaded, longest)
         completions = complete(client)
         harmful = [record for record in completions if record["kind"] == "harmful"]
         attacked = attacked_records(client, tokenizer, records["harmful"], harmful, suite, texts, seed, system_prompt)
@@ -204,7 +205,7 @@ def evaluate_suite(
         likelihoods = answer_likelihoods(client, tokenizer, answers, system_prompt) if can.prompt_logprobs else []
         name, versions = client.name, client.versions()
     form, weights, parity = served.served_as, served.weights, served.parity
-    utility = {"answers": likelihoods, "tasks": tasks, "questions": questions}
+    utility = {"answers": likelihoods, "tasks": tasks, "questions": questions, "task_data": data}
     if both:
         # A model in this process would stay in memory beside the merged one; with an adapter it refers to itself.
         del client, served

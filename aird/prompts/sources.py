@@ -234,7 +234,7 @@ def hub_errors(what: str, done: str = "fetched") -> Iterator[None]:
 
 def _reason(error: Exception, done: str) -> str:
     """Return what to do about an error of the hub's client, with the first line of what it says itself."""
-    causes = [error]
+    causes: list[BaseException] = [error]
     while (cause := causes[-1].__cause__) is not None:
         causes.append(cause)
     of_this_machine = isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError)
@@ -243,7 +243,7 @@ def _reason(error: Exception, done: str) -> str:
         return f"{error}{place}"
     for cause in causes:
         status = getattr(getattr(cause, "response", None), "status_code", None)
-        if advice := ADVICE_BY_STATUS.get(status, {}).get(done):
+        if advice := ADVICE_BY_STATUS.get(status or 0, {}).get(done):
             return f"{advice} ({getattr(cause, 'server_message', None) or _first_line(cause)})"
     return f"{ADVICE[done]} ({_first_line(causes[-1])})"
 

@@ -518,7 +518,9 @@ def _repairs(
         yield _paired_cost(row, "harmless prompts", original, labels[1], ORIGINAL_MARGIN)
         right, still_right = answered_rightly(plain), answered_rightly(score)
         row = about(f"utility falls by less than {100 * UTILITY_MARGIN:.0f} points")
-        if right and len(right) == len(still_right):
+        if plain.get("task_data") != score.get("task_data") and right and still_right:
+            yield _other_questions(row)
+        elif right and len(right) == len(still_right):
             yield _paired_cost(row, "questions", still_right, right, UTILITY_MARGIN)
         else:
             chat = "tasks that are asked by chat, behind the system prompt,"  # which lm-eval's are not here
@@ -555,6 +557,14 @@ def _not_measured(row: Statement, what: str, needed: str) -> Statement:
     row.test = "none"
     row.decide = lambda _: (UNDECIDED, f"{what} was not measured")
     row.ask = lambda _: (f"{needed[0].upper()}{needed[1:]} decide whether {row.statement}",)
+    return row
+
+
+def _other_questions(row: Statement) -> Statement:
+    """Leave the utility undecided where the data of a task changed between two evaluations."""
+    row.test = "none"
+    row.decide = lambda _: (UNDECIDED, "the two were asked other questions: the data of a task changed on the hub")
+    row.ask = lambda _: (f"Evaluating both again, on the same data, decides whether {row.statement}",)
     return row
 
 

@@ -18,6 +18,7 @@ from thinking_templates import DEEPSEEK
 from tokenizers.processors import TemplateProcessing
 
 from aird.evaluation.engines.engine import Abilities, Completion, ServerSettings
+from aird.evaluation.engines.transformers import Transformers
 from aird.evaluation.engines.vllm import Vllm, VllmClient
 from aird.evaluation.http_server import HttpServer
 from aird.evaluation.measurements import (
@@ -28,13 +29,14 @@ from aird.evaluation.measurements import (
     compare_first_tokens,
     complete_records,
     first_token_logprobs,
-    known_tasks,
+    load_tasks,
     reference_answers,
     run_tasks,
 )
 from aird.models import loading
 from aird.models.loading import load_tokenizer, trust_code
 from aird.prompts.chat import chat_tokens, with_chat
+from aird.prompts.sources import SourceError
 from aird.settings.models import Chat, Thinking
 from aird.settings.suites import Serving, Suite
 from aird.support.files import read_json, write_json
@@ -319,10 +321,34 @@ def test_a_group_of_tasks_stands_for_each_of_them(original: Path, tmp_path: Path
         {"harmful": {"set": "a"}, "harmless": {"set": "b"}, "tasks": ["both"], "task_folder": str(tmp_path)}
     )
     with answering(answer) as address:
-        results, questions = run_tasks(Addressed(), original, suite, known_tasks(suite), 256)
+        results, questions, data = run_tasks(Addressed(), original, suite, load_tasks(suite), 256)
+        again = run_tasks(Addressed(), original, suite, load_tasks(suite), 256)
+        (tmp_path / "rows.jsonl").write_text("".join(f'{{"text": "Pear {n}?"}}\n' for n in range(3)), encoding="utf-8")
+        *_, other = run_tasks(Addressed(), original, suite, load_tasks(suite), 256)
     assert list(results) == list(questions) == ["first", "last"]
     assert all(task["n"] == 3 for task in results.values())
     assert questions["first"] == questions["last"] == {"acc": [0.0] * 3}
+    # The record tells other data apart.
+    assert again == (results, questions, data) and data.keys() == other.keys() == results.keys()
+    assert data["first"]["version"] == other["first"]["version"] and data["first"]["sha256"] != other["first"]["sha256"]
+
+
+def test_a_task_without_its_data_is_refused_before_a_server_starts(original: Path, tmp_path: Path) -> None:
+    """As of a data set on the hub without a network."""
+    write_tasks(tmp_path / "tasks", ROWS, 16)
+    (tmp_path / "tasks/rows.jsonl").unlink()
+    suite = asking(tasks=["scored"], task_folder=str(tmp_path / "tasks"))
+
+    class NeverStarted(Transformers):
+        def able(self, checkpoint: Path) -> Abilities:
+            return dataclasses.replace(super().able(checkpoint), tasks=True)
+
+        def serve(self, *_: Any, **__: Any) -> Any:
+            raise AssertionError
+
+    message = r"lm-eval cannot load the data of its tasks scored \(.*; is there a network\? .*HF_HOME"
+    with pytest.raises(SourceError, match=message):
+        evaluate(NeverStarted(), original, tmp_path, suite=suite)
 
 
 class CompletionServer:
@@ -374,7 +400,7 @@ def test_tasks_count_the_tokens_that_a_tokenizer_adds(original: Path, tmp_path: 
     suite = asking(tasks=["scored", "told"], task_folder=str(tmp_path / "tasks"))
     with answering(server) as url:
         client = VllmClient(HttpServer("vLLM", url), "checkpoint")
-        results, questions = run_tasks(client, folder, suite, known_tasks(suite), 256)
+        results, questions, _ = run_tasks(client, folder, suite, load_tasks(suite), 256)
     ids = [tokenizer(f" {word}", add_special_tokens=False)["input_ids"] for word in WORDS]
     assert questions["scored"]["perplexity"] == pytest.approx([-sum(row) / 100 for row in ids])
     assert results["told"]["exact_match"] == 1
@@ -400,11 +426,11 @@ def test_a_task_whose_answers_would_be_cut_is_refused(original: Path, tmp_path: 
         with pytest.raises(
             ValueError, match="task told: .* take 256 tokens, .* is 255; write maximum_model_length: 256"
         ):
-            run_tasks(client, original, suite, known_tasks(suite), 255)
+            run_tasks(client, original, suite, load_tasks(suite), 255)
         assert server.asked == []
         server.made = [1] * 7
         with pytest.raises(RuntimeError, match=f"vLLM cut an answer after 7 of {longest} tokens"):
-            run_tasks(client, original, suite, known_tasks(suite), 256)
+            run_tasks(client, original, suite, load_tasks(suite), 256)
 
 
 def test_a_slow_server_is_waited_for(original: Path) -> None:
@@ -450,11 +476,11 @@ def test_tasks_are_asked_with_the_servers_key(
     with answering(CompletionServer(load_tokenizer(original)), key="sesame") as url:
         client = VllmClient(HttpServer("vLLM", url), "checkpoint")
         if key == "sesame":
-            results, _ = run_tasks(client, original, suite, known_tasks(suite), 256)
+            results, *_ = run_tasks(client, original, suite, load_tasks(suite), 256)
             assert results["scored"]["n"] == len(WORDS)
         else:
             with pytest.raises(Exception, match="401"):
-                run_tasks(client, original, suite, known_tasks(suite), 256)
+                run_tasks(client, original, suite, load_tasks(suite), 256)
     shown = caplog.text + "".join(capfd.readouterr())
     assert "RequestInfo" in shown or key == "sesame"  # lm-eval writes the headers
     assert not any(secret in shown for secret in ("sesame", "thistle", "barley"))

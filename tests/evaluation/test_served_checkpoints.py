@@ -25,7 +25,7 @@ from aird.evaluation.measurements import (
     answer_likelihoods,
     check_parity,
     first_token_logprobs,
-    known_tasks,
+    load_tasks,
     run_tasks,
 )
 from aird.evaluation.suite_run import prepare_checkpoint
@@ -213,7 +213,7 @@ def test_a_checkpoints_own_generation_settings_are_not_followed(
     with Vllm(vllm_python).serve(folder, SETTINGS, tmp_path / "log") as client:
         for row, ids in zip(client.complete(asked, 12), expected, strict=True):
             assert list(row.token_ids[: len(ids)]) == ids
-        tasks, questions = run_tasks(client, folder, suite, known_tasks(suite), 256)
+        tasks, questions, _ = run_tasks(client, folder, suite, load_tasks(suite), 256)
         logprobs = client.token_logprobs(whole)
     scores = [sum(v for v in row[len(ids) :] if v) for row, ids in zip(logprobs, asked, strict=True)]
     assert questions["scored"]["perplexity"] == pytest.approx(scores, abs=1e-3)

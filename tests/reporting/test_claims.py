@@ -449,6 +449,22 @@ def test_a_cost_that_was_not_measured_leaves_a_repair_undecided(
     assert row(table, "repaired at no cost", "pruned", "learnt").verdict == DOES_NOT_HOLD
 
 
+def test_questions_that_changed_between_two_evaluations_are_not_compared() -> None:
+    evidence = collected()
+    data = {"plain": {"task": {"version": 1, "sha256": "a"}}, "aird": {"task": {"version": 1, "sha256": "b"}}}
+    scores = {
+        key: record | {"task_data": data.get(key[1][2], data["plain"])} for key, record in evidence.scores.items()
+    }
+    table = claims_table(dataclasses.replace(evidence, scores=scores))
+    part = row(table, "utility ", "pruned", "aird")
+    assert (part.verdict, part.reason) == (
+        UNDECIDED,
+        "the two were asked other questions: the data of a task changed on the hub",
+    )
+    assert part.needed.startswith("Evaluating both again, on the same data, decides whether utility falls")
+    assert row(table, "utility ", "pruned", "learnt").test == "paired difference, margin"
+
+
 def test_the_utility_of_a_system_prompt_was_not_measured() -> None:
     """More tasks of the same kind would not tell it either."""
     evidence = collected()
