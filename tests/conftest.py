@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from aird.evaluation import server_process
 from aird.evaluation.engines.engine import ServerSettings
 from aird.evaluation.engines.vllm import Vllm, VllmClient
+from aird.models import loading
 from aird.prompts.chat import chat_tokens
 from aird.support.files import read_json, write_json
 from aird.support.lifetime import hold_run_lock
@@ -62,6 +63,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def needs(item: pytest.Item) -> set[str]:
     """Return the names of a test's fixtures, and of theirs."""
     return set(getattr(item, "fixturenames", ()))
+
+
+@pytest.fixture(autouse=True)
+def own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chat settings and trust in code hold for the process of a command; those of a test end with it."""
+    for name in ("_chat", "_trusted"):
+        monkeypatch.setattr(loading, name, [])
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -113,9 +113,8 @@ def test_the_demo_is_a_regression_of_a_real_run(tmp_path: Path, capsys: pytest.C
     ],
 )
 def test_the_demo_refuses_what_it_does_not_use(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str], named: str
+    capsys: pytest.CaptureFixture[str], options: list[str], named: str
 ) -> None:
-    monkeypatch.setattr(loading, "_chat", [])  # chat settings of a command hold for its process
     assert check("--demo", *options) == 2
     assert f"so it does not use {named}; leave one or the other out" in capsys.readouterr().err
 
@@ -186,7 +185,6 @@ def test_what_was_kept_says_how_it_was_asked(
     original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also in a folder where an earlier evaluation left what it says of itself."""
-    monkeypatch.setattr(loading, "_chat", [])  # chat settings of a command hold for its process
     output, files = tmp_path / "output", own_prompts(tmp_path)
     for name in ("original", "compressed"):
         (output / name).mkdir(parents=True)
@@ -197,7 +195,7 @@ def test_what_was_kept_says_how_it_was_asked(
     assert record["model"]["name"] == str(original) and record["model"]["chat"]["system_prompt"] == "Be kind."
     assert (record["adapter"], record["think"]) == (None, False)
     assert record["prompts"] == {"harmful": sha256_of(files[1]), "harmless": sha256_of(files[3])}
-    monkeypatch.setattr(loading, "_chat", [])
+    monkeypatch.setattr(loading, "_chat", [])  # as in a process of its own
     capsys.readouterr()
     assert check(output / "original", original, "--transformers") == 2
     assert "have different chat settings" in capsys.readouterr().err
@@ -295,9 +293,7 @@ def test_prompts_of_a_suite(
     original: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(loading, "_chat", [])  # chat settings of a command hold for its process
     configuration = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
     lines = [f"Draw {word}{n} {word}{word}{n} {n}{word}" for n, word in enumerate("abcdefghijklmnopqrstuvwx")]
     (tmp_path / "stand_in.txt").write_text("\n".join(lines), encoding="utf-8")

@@ -239,13 +239,6 @@ def test_evaluate_with_transformers(
     assert plain["perplexity"]["perplexity"] < patched["perplexity"]["perplexity"]
 
 
-@pytest.fixture
-def own_chat(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command's chat settings hold for its process; a test's must not outlive it."""
-    monkeypatch.setattr(loading, "_chat", [])
-
-
-@pytest.mark.usefixtures("own_chat")
 def test_the_workflows_vllm_is_looked_for_in_the_checkout_and_not_where_the_user_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,7 +292,6 @@ def test_evaluate_a_model_that_thinks(folder: Path, tmp_path: Path, capsys: pyte
     assert read_json(tmp_path / "closed/scores.json")["rates"]["unfinished"]["rate"] == 0
 
 
-@pytest.mark.usefixtures("own_chat")
 def test_what_is_compared_is_addressed_in_one_way(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -328,7 +320,6 @@ def test_what_is_compared_is_addressed_in_one_way(
     assert main(["check", str(scores), str(kind), "--transformers"]) == 4
 
 
-@pytest.mark.usefixtures("own_chat")
 def test_chat_options_that_cannot_be(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["evaluate", str(folder / "model"), *prompts(folder), "--transformers", "--output", str(tmp_path)]
     for options, message in (

@@ -38,7 +38,6 @@ from aird.commands.main import main
 from aird.commands.patch import check_patchable
 from aird.compression.registry import compress
 from aird.evaluation.engines.address import Address
-from aird.models import loading
 from aird.models.gguf_file import served_gguf
 from aird.models.loading import load_model, load_tokenizer
 from aird.models.matrices import dense_matrix
@@ -444,9 +443,8 @@ def test_what_cannot_be_read_is_an_error_of_the_input(
 
 
 def test_of_two_models_the_code_of_the_original_is_trusted(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(loading, "_trusted", [])  # trust holds for its process
     for name in ("model", "compressed"):
         with_own_code(Path(shutil.copytree(folder / "model", tmp_path / name)))
     for name in ("harmful.txt", "attack.txt", "harmless.txt"):

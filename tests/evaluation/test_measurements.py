@@ -33,7 +33,6 @@ from aird.evaluation.measurements import (
     reference_answers,
     run_tasks,
 )
-from aird.models import loading
 from aird.models.loading import load_tokenizer, trust_code
 from aird.prompts.chat import chat_tokens, with_chat
 from aird.prompts.sources import SourceError
@@ -439,9 +438,7 @@ def test_a_slow_server_is_waited_for(original: Path) -> None:
     assert _task_model(client, original, 256).timeout >= 7 * 24 * 3600
 
 
-def test_a_trusted_tokenizers_own_code_splits_the_tasks(
-    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_trusted_tokenizers_own_code_splits_the_tasks(original: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(original, tmp_path / "model"))
     (folder / "own.py").write_text(
         "from transformers import PreTrainedTokenizerFast\n\n\nclass OwnTokenizer(PreTrainedTokenizerFast):\n    pass\n",
@@ -450,7 +447,6 @@ def test_a_trusted_tokenizers_own_code_splits_the_tasks(
     path = folder / "tokenizer_config.json"
     code = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": [None, "own.OwnTokenizer"]}}
     write_json(path, read_json(path) | code)
-    monkeypatch.setattr(loading, "_trusted", [])
     trust_code()
     client = VllmClient(HttpServer("vLLM", "http://127.0.0.1:1"), "checkpoint")
     assert type(_task_model(client, folder, 256).tokenizer).__name__ == "OwnTokenizer"

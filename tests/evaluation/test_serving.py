@@ -487,7 +487,7 @@ def test_compiled_kernels_are_kept_where_nobody_else_writes(tmp_path: Path, monk
     monkeypatch.delenv(name, raising=False)
 
     def kept() -> str | None:
-        return vllm._environment("python", settings, on_cpu=False).get(name)
+        return vllm._environment("python", settings, on_cpu=False, seconds=600).get(name)
 
     monkeypatch.setenv("HOME", str(tmp_path))
     for relative in ("", "results"):  # the working folder may be a stranger's

@@ -254,9 +254,8 @@ def test_blocks_that_aird_cannot_edit(source: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def with_code(source: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a model folder that needs its own code, and trust nothing yet."""
-    monkeypatch.setattr(loading, "_trusted", [])
+def with_code(source: Path) -> Path:
+    """Return a model folder that needs its own code."""
     return with_own_code(source)
 
 
@@ -270,7 +269,7 @@ def test_code_of_a_model_runs_only_where_it_is_trusted(with_code: Path, tmp_path
 def test_trust_travels_with_the_manifest(with_code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, manifest = new(tmp_path / "trusted"), tmp_path / "manifest.json"
     import_model(with_code, folder, "bfloat16", trust_remote_code=True)
-    monkeypatch.setattr(loading, "_trusted", [])
+    monkeypatch.setattr(loading, "_trusted", [])  # as in a process of its own
     for trust in (False, True):
         write_json(manifest, {"files": hash_folder(folder), "trust_remote_code": trust})
         open_checkpoint(folder, manifest)
@@ -373,9 +372,8 @@ def test_altered_chat_settings(source: Path) -> None:
         load_tokenizer(source)
 
 
-def test_options_say_nothing_else_than_the_folder(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_say_nothing_else_than_the_folder(source: Path) -> None:
     """Else the workflow and a command would ask one checkpoint in two ways."""
-    monkeypatch.setattr(loading, "_chat", [])
     use_chat(Chat(system_prompt="Be kind."))
     assert read_chat(source) == Chat(system_prompt="Be kind.")
     write_chat(CHAT, source)
