@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from aird.support.lifetime import hold_run_lock
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT / "results" / "tests"  # what the processes of `pytest -n` share
+VLLM = ("AIRD_VLLM_PYTHON", "vllm")  # the variable that names its Python, and the workflow's node
 
 INSTRUCTIONS = (
     "Name a colour.",
@@ -160,7 +162,7 @@ def vllm_python() -> Path:
     AIRD_VLLM_PYTHON names one; otherwise the workflow's own node builds it below results/, where
     the next run finds it.
     """
-    return server_python("AIRD_VLLM_PYTHON", "vllm")
+    return server_python(*VLLM)
 
 
 @pytest.fixture(scope="session")
@@ -218,11 +220,11 @@ def served(
 
 
 @pytest.fixture(scope="session")
-def tiny_run(vllm_python: Path) -> Iterator[Path]:
+def tiny_run() -> Iterator[Path]:
     """Start the run of the tiny grid, unless another process of these tests has; yield where its exit code will be.
 
-    The folder stays in results/tests/ for the next call of pytest. The workflow itself sees what has to run again:
-    nothing, or what depends on sources that have changed since.
+    Its environment of vLLM is built first, while tests run. The folder stays in results/tests/ for the next call of
+    pytest. The workflow itself sees what has to run again: nothing, or what depends on sources that have changed since.
     """
     code = SHARED / f"exit-code.{os.environ.get('PYTEST_XDIST_TESTRUNUID', 'alone')}"
     lock = SHARED / "lock"
@@ -240,20 +242,28 @@ def tiny_run(vllm_python: Path) -> Iterator[Path]:
         if path.name not in ("results", ".snakemake"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     copy_project(project)
-    write_vllm_lock(project, vllm_python)
     write_configuration(project, tiny_configuration(project, ["tiny"], {"lock": "inputs/vllm.lock.txt"}))
-    with (SHARED / "log").open("wb") as log:
-        run = subprocess.Popen(command(), cwd=project, stdout=log, stderr=log)
+    runs: list[subprocess.Popen[bytes]] = []
 
-    def tell_the_end() -> None:
-        write_json(code, run.wait())
+    def work() -> None:
+        log = SHARED / "log"
+        try:
+            write_vllm_lock(project, server_python(*VLLM))
+            with log.open("wb") as stream:
+                runs.append(subprocess.Popen(command(), cwd=project, stdout=stream, stderr=stream))
+            write_json(code, runs[0].wait())
+        except Exception:
+            log.write_text(traceback.format_exc(), encoding="utf-8")
+            write_json(code, 1)
+            raise
 
-    teller = threading.Thread(target=tell_the_end)
-    teller.start()
+    worker = threading.Thread(target=work)
+    worker.start()
     yield code
     if "PYTEST_XDIST_WORKER" not in os.environ:  # else another process may still wait for the run
-        run.terminate()
-    teller.join()
+        for run in runs:
+            run.terminate()
+    worker.join()
 
 
 def belongs_to_these_tests(lock: Path) -> bool:
