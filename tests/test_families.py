@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas
 import pytest
-from grid import REFUSAL_TUNING, tiny_configuration
+from grid import QUANTISATION, REFUSAL_TUNING, tiny_configuration
 from project import copy_project, planned, snakemake, write_configuration, write_vllm_lock
 from thinking_templates import QWEN
 from tiny_model import CHAT_TEMPLATE, build_tiny_model
@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.workflow, pytest.mark.thorough]
 # Each with the one compression that it gets.
 GRID = {"gemma2": "w4a16", "qwen3": "w4a16", "mixtral": "magnitude-50", "qwen2": "q8"}
 COMPRESSIONS = {
+    "w4a16": QUANTISATION,
     "magnitude-50": {"recipe": "magnitude", "sparsity": 0.5},
     # By llama.cpp.
     "q8": {"recipe": "gguf", "type": "Q8_0", "key_value_cache_dtype": "q8_0"},
@@ -48,8 +49,7 @@ def project(vllm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         "aird": {"method": "scale", "blocks": "all"},
         "calibrated": {"method": "calibrate", "epochs": 2, "strengths": [1.0], "significance": 1},
     }
-    known = configuration["compressions"] | COMPRESSIONS
-    configuration["compressions"] = {name: known[name] for name in dict.fromkeys(GRID.values())}
+    configuration["compressions"] = COMPRESSIONS
     configuration["directions"]["cosmic"] = "original"
     configuration["replies"] = {"train_harmful": 16, "train_harmless": 16, "validation": 8}
     write_configuration(folder, configuration)
