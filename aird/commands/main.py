@@ -90,6 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "huggingface_hub", "aird.inference.packing"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # It warns whoever imports it of a kernel on the hub, which nobody here asks for.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # Bars of every shard and tensor would bury the result.
     os.environ.setdefault("TQDM_DISABLE", "1")
     # Whoever asks whether there is a GPU must not fix which ones this process sees: `take_gpus_for` comes later.
