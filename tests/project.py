@@ -70,6 +70,13 @@ def snakemake(
     return result
 
 
+def printed_by_rules(project: Path, code: str, *arguments: str) -> list[str]:
+    """Return the lines of a dry run whose Snakefile ends with code that prints what the rules know."""
+    (project / "printing.smk").write_text(f'include: "Snakefile"\n\n{code}\n', encoding="utf-8")
+    wanted = "results/environments/arithmetic.json"
+    return snakemake(project, wanted, "--snakefile", "printing.smk", "--dry-run", *arguments).stdout.splitlines()
+
+
 def run_script(name: str, cwd: Path = ROOT, **arguments: object) -> str:
     """Run a script of the workflow with an option for each named argument; return what it prints."""
     options = [str(part) for key, value in arguments.items() for part in (f"--{key.replace('_', '-')}", value)]

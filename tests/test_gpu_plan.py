@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from grid import QUANTISATION, tiny_configuration
-from project import copy_project, job_records, names, planned, snakemake, write_configuration
+from project import copy_project, job_records, names, planned, printed_by_rules, snakemake, write_configuration
 
 pytestmark = pytest.mark.workflow
 
@@ -131,8 +131,6 @@ def test_a_cluster_gets_vllm_for_gpus_from_a_machine_without(
 
 # What Snakemake knows of the rules once all are read, the profile's settings included.
 RULES = """
-include: "Snakefile"
-
 groups = workflow.group_settings.overwrite_groups
 for known in workflow.rules:
     gpu = "gpu" in known.resources and known.resources["gpu"].raw != 0
@@ -142,10 +140,8 @@ for known in workflow.rules:
 
 def test_slurm_takes_the_gpus_of_a_job_from_one_node(project: Path, configuration: dict[str, Any]) -> None:
     write_configuration(project, configuration)
-    (project / "rules.smk").write_text(RULES, encoding="utf-8")
-    options = ("--workflow-profile", "profiles/slurm", "--snakefile", "rules.smk", "--dry-run")
-    run = snakemake(project, *options, "results/environments/arithmetic.json")
-    rules = [line.split()[1:] for line in run.stdout.splitlines() if line.startswith("RULE ")]
+    lines = printed_by_rules(project, RULES, "--workflow-profile", "profiles/slurm")
+    rules = [line.split()[1:] for line in lines if line.startswith("RULE ")]
     assert {name for name, gpu, _, _ in rules if gpu == "True"} == {
         name for name, _, nodes, _ in rules if nodes == "True"
     }
@@ -170,11 +166,8 @@ def test_a_job_of_a_cluster_takes_all_cpus_that_it_asked_for(
     if asked is not None:
         monkeypatch.setenv("SLURM_CPUS_PER_TASK", asked)
     write_configuration(project, configuration)
-    saying = 'include: "Snakefile"\n\nprint(THREADS, "and", ALL_THREADS)\n'
-    (project / "saying.smk").write_text(saying, encoding="utf-8")
-    options = ("--snakefile", "saying.smk", "--dry-run", "--cores", "8", "--resources", "gpu=4", "--mode", mode)
-    run = snakemake(project, *options, "results/environments/arithmetic.json")
-    assert threads in run.stdout.splitlines()
+    options = ("--cores", "8", "--resources", "gpu=4", "--mode", mode)
+    assert threads in printed_by_rules(project, 'print(THREADS, "and", ALL_THREADS)', *options)
 
 
 @pytest.mark.thorough

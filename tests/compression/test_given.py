@@ -35,9 +35,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from aird.compression.given import import_given
 from aird.compression.patchable import check_patchable
 from aird.inference.generation import stop_tokens
-from aird.models import loading
 from aird.models.importing import dequantise_gguf
-from aird.models.loading import load_model, load_tokenizer, read_chat, write_chat
+from aird.models.loading import load_model, load_tokenizer, read_chat, trust_code, write_chat
 from aird.models.matrices import dense_matrix
 from aird.settings.models import Chat
 from aird.support.files import hash_folder, read_json, sha256_of, write_json
@@ -475,11 +474,9 @@ def test_an_adapter_beside_the_weights(packed: bool, original: Path, tmp_path: P
         import_given(with_adapter_inside(given), original, tmp_path / "imported")
 
 
-def test_code_of_an_original_is_trusted_and_no_other(
-    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_code_of_an_original_is_trusted_and_no_other(original: Path, tmp_path: Path) -> None:
     """What a stranger's checkpoint brings besides does not even get imported."""
-    monkeypatch.setattr(loading, "_trusted", [True])
+    trust_code()
     trusted, ran = with_own_code(Path(shutil.copytree(original, tmp_path / "trusted"))), tmp_path / "ran"
     code = read_json(trusted / "config.json")["auto_map"]
     evil = f"open({str(ran)!r}, 'w')\n{CODE}"
