@@ -45,8 +45,8 @@ from aird.support.checkpoint_patterns import (
     WEIGHTS,
     matching_files,
 )
-from aird.support.code_dependencies import code_files
-from aird.support.files import atomic_file, canonical_json, sha256_of
+from aird.support.code_dependencies import code_files, code_hash
+from aird.support.files import atomic_file, canonical_json
 from aird.support.lifetime import hold_run_lock
 
 RESULTS = "results"
@@ -170,11 +170,11 @@ else:
     )
 
 
-hash_of = functools.cache(sha256_of)
+hash_of = functools.cache(code_hash)
 
 
 @functools.cache
-def code(script, *modules):
+def code(script, *modules, words=False):
     """Return a file with the hashes of a script, of every library file that it runs, and of their lock.
 
     A change of one of them is another file, and so reruns the node. One input instead of twenty: planning takes half
@@ -182,23 +182,38 @@ def code(script, *modules):
     records a job's inputs when it ends, and any plan in between would have put new content into a file of one name.
     Records of earlier code stay for that reason; they are small.
 
-    `modules` are those that the script chooses at run time, as dotted names or paths below the project. A rule
-    whose script serves several methods calls this in an input function, so that an edit of one method reruns
-    its own jobs only.
+    `modules` are those that the script chooses at run time, such as plug-ins: files, or dotted names of the project.
+    A rule whose script serves several plug-ins calls this in an input function, so that an edit of one plug-in reruns
+    its own jobs only. `words` counts the words for readers as well, for jobs that show them.
     """
     start = PROJECT / "workflow" / "scripts" / f"{script}.py"
-    files = code_files(start, PROJECT, *modules)
+    chosen = [each if isinstance(each, Path) else module_file(each) for each in modules]
+    files = code_files(start, PROJECT, *chosen)
     files.append(PROJECT / "envs" / "core.lock.txt")
-    lines = [f"{hash_of(path)}  {os.path.relpath(path, PROJECT)}" for path in files]
+    lines = [
+        f"{hash_of(path, words)}  {os.path.relpath(path, PROJECT)}" for path in files
+    ]
     text = "\n".join(lines) + "\n"
-    chosen = [".".join(Path(module.removesuffix(".py")).parts) for module in modules]
-    name = "+".join([script, *chosen])
+    names = [module_name(path) for path in chosen]
+    name = "+".join([script, *names])
     version = hashlib.sha256(text.encode("utf-8")).hexdigest()[:12]
     record = Path(RESULTS) / "code" / f"{name}.{version}.sha256"
     if not record.is_file():
         with atomic_file(record) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return sources([str(record)])
+
+
+def module_file(name):
+    """Return the file of a module of the project by its dotted name."""
+    return PROJECT.joinpath(*name.split(".")).with_suffix(".py")
+
+
+def module_name(path):
+    """Return what the record of a script's code calls a module: its dotted name in the project, else its file's."""
+    if not path.is_relative_to(PROJECT):
+        return path.stem
+    return ".".join(path.relative_to(PROJECT).with_suffix("").parts)
 
 
 def sources(paths):

@@ -9,7 +9,8 @@ steps   make_patch: read the edited matrices, compute the row r^T (a W_c + b W_o
         learn_patch: run the models on the direction prompts, and fit or learn the rows
 """
 
-from aird.patching.methods import method_of, module_of, needs_of, sizes_of
+from aird.patching.methods import method_of, needs_of, sizes_of
+from aird.plugin import METHODS as METHOD_FILES
 
 ADAPTER = f"{RESULTS}/patches/{{model}}/{{compression}}/{{patch}}/adapter"
 ADAPTER_STATISTICS = (
@@ -32,7 +33,7 @@ def code_of_method(script):
     workflow is parsed: once Snakemake has listed their folder, it does not see new ones.
     """
     records = {
-        name: code(script, module_of(patch.method))
+        name: code(script, METHOD_FILES.file(patch.method))
         for name, patch in CONFIGURATION.patches.items()
     }
     return lambda wildcards: records[wildcards.patch]

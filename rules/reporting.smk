@@ -102,7 +102,7 @@ COMMAND = shlex.join(
 rule make_tables:
     input:
         **RECORDS,
-        code=code("make_tables"),
+        code=code("make_tables", words=True),
     output:
         [
             report(
@@ -138,7 +138,7 @@ rule make_tables:
 
 rule make_merged_table:
     input:
-        code=code("make_merged_table"),
+        code=code("make_merged_table", words=True),
         bases=[
             f"{RESULTS}/models/{model}/{compression}/manifest.json"
             for model, compression, _ in MERGED_CELLS
@@ -179,7 +179,7 @@ rule make_merged_table:
 # Benchmark files are no inputs that Snakemake knows: the table tells of the run that made the others.
 rule make_timings:
     input:
-        code=code("make_timings"),
+        code=code("make_timings", words=True),
         tables=TABLES,
     output:
         TIMINGS,
@@ -208,7 +208,9 @@ rule make_timings:
 rule make_figure:
     input:
         # Of a figure's code only its own module counts, and of the tables those that it shows.
-        code=lambda wildcards: code("make_figures", figures.module_of(wildcards.figure)),
+        code=lambda wildcards: code(
+            "make_figures", figures.module_of(wildcards.figure), words=True
+        ),
         tables=lambda wildcards: [
             f"{RESULTS}/tables/{name}.csv"
             for name in figures.tables_of(wildcards.figure)
@@ -252,7 +254,7 @@ rule make_figure:
 
 rule make_cards:
     input:
-        code=code("make_cards"),
+        code=code("make_cards", words=True),
         scores=SCORES,
         adapters=ancient(
             [f"{RESULTS}/patches/{'/'.join(cell)}/adapter" for cell in PATCHED_CELLS]
@@ -286,7 +288,7 @@ rule make_cards:
 
 rule make_report:
     input:
-        code=code("make_report"),
+        code=code("make_report", words=True),
         tables=TABLES,
         timings=TIMINGS,
         figures=FIGURES,

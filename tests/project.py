@@ -86,9 +86,14 @@ def run_script(name: str, cwd: Path = ROOT, **arguments: object) -> str:
     return result.stdout
 
 
-def code_of(script: str, *modules: str) -> set[str]:
+def file_of(module: str | Path) -> Path:
+    """Return the file of a module, which may be named as it is imported."""
+    return module if isinstance(module, Path) else ROOT.joinpath(*module.split(".")).with_suffix(".py")
+
+
+def code_of(script: str, *modules: str | Path) -> set[str]:
     """Return the files that a script of the workflow, and modules that it imports by name, hang on."""
-    files = code_files(ROOT / "workflow/scripts" / f"{script}.py", ROOT, *modules)
+    files = code_files(ROOT / "workflow/scripts" / f"{script}.py", ROOT, *map(file_of, modules))
     return {path.relative_to(ROOT).as_posix() for path in files}
 
 

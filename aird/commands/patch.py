@@ -28,13 +28,14 @@ from aird.commands.search import (
     run_search,
     search_settings,
 )
-from aird.patching.methods import NAMES, method
+from aird.patching.methods import method
+from aird.plugin import METHODS as PATCH_METHODS
 from aird.settings.directions import Directions
 from aird.settings.patches import RankOneSettings, Replies
 from aird.support.files import read_json
 
 # The baselines are for comparisons, which the workflow makes.
-METHODS = {name: method(name) for name in NAMES if issubclass(method(name).settings, RankOneSettings)}
+METHODS = {name: method(name) for name in PATCH_METHODS.names() if issubclass(method(name).settings, RankOneSettings)}
 # Settings that can be given, and how they are read.
 OPTIONS: dict[str, dict[str, Any]] = {
     "alpha": {"type": float},

@@ -8,6 +8,7 @@ from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from aird.plugin import OneOf
 from aird.settings.base import NAME_FORM, NAME_PATTERN, Form, Settings
 from aird.settings.sources import FORMS
 
@@ -37,6 +38,12 @@ def members(annotation: Any) -> list[Any]:
     if get_origin(bare) in (Union, types.UnionType):
         return [member for option in get_args(bare) for member in members(option)]
     return [] if bare is type(None) else [annotation]
+
+
+def plugins(annotation: Any) -> OneOf | None:
+    """Return whose plug-ins' settings a type stands for; None for other types."""
+    marks = (mark for option in [annotation, *members(annotation)] for mark in split_metadata(option)[1])
+    return next((mark for mark in marks if isinstance(mark, OneOf)), None)
 
 
 def tables(annotation: Any) -> list[type[Settings]]:
@@ -93,6 +100,9 @@ def locate(root: type[Settings], location: Sequence[int | str]) -> Place:
     for part in location:
         if part == "[key]":
             return Place(keys, None, None, None)
+        if (one := plugins(annotation)) is not None:
+            annotation = one.settings(str(part))
+            continue
         models = tables(annotation)
         if len(models) > 1:
             annotation = next((model for model in models if tag(model) == part), None)

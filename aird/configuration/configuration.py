@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import reduce
-from operator import or_
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import Field
 
-from aird.patching.methods import NAMES, method
+from aird.plugin import METHODS, OneOf
 from aird.settings.base import ORIGINAL, PLAIN, EngineName, Name, Seed, Settings, Text
 from aird.settings.compressions import CacheDtype, CompressionSettings, Given, KeyValueCache, WeightSettings
 from aird.settings.directions import Directions
@@ -19,22 +17,19 @@ from aird.settings.prompts import PromptSet
 from aird.settings.suites import Serving, Suite
 from aird.support.processor import Choice
 
-# Any of the registered methods, by its name.
-if TYPE_CHECKING:
-    Patch = PatchSettings
-else:
-    Patch = Annotated[reduce(or_, (method(name).settings for name in NAMES)), Field(discriminator="method")]
-
 
 class Configuration(Settings):
     """Everything that decides results. Where and how jobs run belongs into a profile."""
 
+    plugins: list[Text] = Field([], description="Python files with plug-ins of your own (CONTRIBUTING.md).")
     seed: Seed = Field(42, description="Seed of every drawn split and sample.")
     prompt_sets: dict[Name, PromptSet] = Field(description="Named prompt sets.", min_length=1)
     directions: Directions = Field(description="How refusal directions are found.")
     models: dict[Name, Model] = Field(description="The chat models of the grid.", min_length=1)
     compressions: dict[Name, CompressionSettings] = Field(description="The compressions of the grid.")
-    patches: dict[Name, Patch] = Field({}, description="The repairs and controls of the grid.")
+    patches: dict[Name, Annotated[PatchSettings, OneOf(METHODS)]] = Field(
+        {}, description="The repairs and controls of the grid."
+    )
     replies: Replies = Field(Replies(), description="What calibrated patches learn from and are chosen by.")
     suites: dict[Name, Suite] = Field(description="What is measured on every cell of the grid.", min_length=1)
     hand_labels: Text | None = Field(

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from aird.configuration.annotations import Place, form, locate, tables, tag, tag_key
+from aird.configuration.annotations import Place, form, locate, plugins, tables, tag, tag_key
 from aird.settings.base import NAME_FORM, NAME_PATTERN, Settings
 
 LONGEST_VALUE = 60  # characters of a wrong value that a message repeats
@@ -78,8 +78,11 @@ def lines(error: ValidationError, root: type[Settings]) -> list[str]:
 def _line(detail: Any, place: Place) -> str:
     keys, given, kind = place.keys, detail["input"], detail["type"]
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        models = tables(place.annotation)
-        known, key = [tag(model) for model in models], str(tag_key(models[0]))
+        if (one := plugins(place.annotation)) is not None:
+            known, key = one.axis.names(), str(one.axis.key)
+        else:
+            models = tables(place.annotation)
+            known, key = [tag(model) for model in models], str(tag_key(models[0]))
         chosen = given.get(key) if isinstance(given, Mapping) else None
         path = show_keys([*keys, key])
         if kind == "union_tag_not_found":
@@ -118,6 +121,8 @@ def _message(detail: Any, place: Place) -> str:
         return f"is out of range; write a number {bounds[kind]} {limit:g}{share}"
     if kind == "finite_number":
         return "is not finite; write an ordinary number"
+    if kind == "plugin":
+        return str(context["reason"])
     if kind.startswith("value_error"):
         return str(detail["msg"]).removeprefix("Value error, ")
     return _wrong_type(kind, given, place)
@@ -143,7 +148,7 @@ def _wrong_type(kind: str, given: Any, place: Place) -> str:
         return "must be a list; write it in brackets" + (
             f": [{given}]" if isinstance(given, str) else ", such as [...]"
         )
-    models = tables(place.annotation)
+    models = tables(place.annotation) if plugins(place.annotation) is None else []
     if len(models) == 1:
         keys = [name for name, field in models[0].model_fields.items() if field.is_required()]
         return f"must be a table; write keys below it, such as {', '.join(keys or list(models[0].model_fields)[:3])}"

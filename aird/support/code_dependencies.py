@@ -1,48 +1,124 @@
-"""Which files of this project a script runs: from its imports, never from a kept list.
+"""Which files of this project a script runs, and what of them decides results: from the code, never from a kept list.
 
-Snakemake does not see modules that a script imports, so an edit of the library
-would rerun nothing. Every rule therefore takes their hashes as an input.
+Snakemake does not see modules that a script imports, so an edit of the library would rerun nothing. Every rule
+therefore takes a record of their hashes as an input.
 """
 
 from __future__ import annotations
 
 import ast
+import hashlib
 from functools import cache
 from pathlib import Path
 
+# Arguments with words for readers. Descriptions stand in the reference of the configuration alone, the others of a
+# plug-in also in the report, in cards and in helps.
+DESCRIPTIONS = {"description"}
+WORDS = {"title", "summary", "usage", "says"}
 
-def code_files(script: Path, root: Path, *modules: str) -> list[Path]:
-    """Return the script and every project file that it imports, directly or through others.
+
+def code_files(script: Path, root: Path, *chosen: Path) -> list[Path]:
+    """Return the script and every file of the project that it imports, directly or through others.
 
     Args:
         script: a Python file.
         root: the project's folder; imports are looked for below it and beside the script.
-        modules: what the script imports by a name that it learns at run time: dotted names, or paths relative to
-            `root`.
+        chosen: further files that the script imports by a name that it learns at run time, such as plug-ins. One that
+            lies elsewhere may import files of its own package, and files beside it.
 
     Returns:
-        The script first, then the imported files, sorted. The data files of an imported package, such
-        as templates, belong to it.
-
-    Raises:
-        ValueError: the project has no such module.
+        The script first, then the other files, sorted. The data files of an imported package, such as templates,
+        belong to it.
     """
     files: set[Path] = set()
-    stack = [script]
-    for module in modules:
-        name = module.removesuffix(".py").replace("/", ".")
-        base = root.joinpath(*name.split("."))
-        if not (base.with_suffix(".py").is_file() or (base / "__init__.py").is_file()):
-            raise ValueError(f"{module} is no module of {root}; write its dotted name or its path below that folder")
-        stack += _files_of(name, root)
+    stack = [script, *(part for path in chosen for part in _with_packages(path))]
     while stack:
         path = stack.pop()
         if path not in files:
             files.add(path)
-            stack += _imported_files(path, root)
+            folders = (root, path.parent, _with_packages(path)[0].parent.parent)
+            stack += [file for name in _code(path).imports for folder in folders for file in _files_of(name, folder)]
             if path.name == "__init__.py":
                 files.update(_data_files(path.parent))
     return [script, *sorted(files - {script})]
+
+
+def code_hash(path: Path, words: bool = False) -> str:
+    """Return a hash of what a file computes, 64 hexadecimal digits; of a file that is no Python, of its bytes.
+
+    Comments, docstrings, descriptions, messages of errors and lines of logs are left out: they change no result. So
+    are fields of settings (`name: type = Field(...)`): their values are parameters of the rules that use them.
+
+    Args:
+        path: a file.
+        words: count the words of plug-ins for readers too, as the report shows them.
+    """
+    if path.suffix != ".py":
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    code = _code(path)
+    return code.with_words if words else code.without_words
+
+
+class _Code:
+    """What a Python file imports, and the hashes of what it computes."""
+
+    def __init__(self, path: Path) -> None:
+        tree = ast.parse(path.read_bytes())
+        names: set[str] = set()
+        for node in ast.walk(tree):
+            # Imports inside functions count as well: they are how heavy libraries are kept lazy.
+            if isinstance(node, ast.Import):
+                names.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+                names.add(node.module)
+                names.update(f"{node.module}.{alias.name}" for alias in node.names)
+        self.imports = sorted(names)
+        self.with_words = _hash(_WithoutWords(DESCRIPTIONS).visit(tree))
+        self.without_words = _hash(_WithoutWords(WORDS).visit(tree))
+
+
+class _WithoutWords(ast.NodeTransformer):
+    """Take away what changes no result, in place."""
+
+    def __init__(self, keywords: set[str]) -> None:
+        self.keywords = keywords
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:  # docstrings, lines of logs
+        value = node.value
+        if isinstance(value, ast.Constant):
+            return None
+        if isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute):
+            owner = value.func.value
+            if isinstance(owner, ast.Name) and owner.id == "logger":
+                return None
+        return self.generic_visit(node)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:  # fields of settings
+        value = node.value
+        if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "Field":
+            return None
+        return self.generic_visit(node)
+
+    def visit_Raise(self, node: ast.Raise) -> ast.AST:
+        for child in ast.walk(node):
+            if isinstance(child, ast.JoinedStr):
+                child.values = []
+            elif isinstance(child, ast.Constant) and isinstance(child.value, str):
+                child.value = ""
+        return node
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        node.keywords = [keyword for keyword in node.keywords if keyword.arg not in self.keywords]
+        return self.generic_visit(node)
+
+
+def _hash(tree: ast.AST) -> str:
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+@cache
+def _code(path: Path) -> _Code:
+    return _Code(path)
 
 
 def _data_files(package: Path) -> list[Path]:
@@ -57,20 +133,18 @@ def _data_files(package: Path) -> list[Path]:
     ]
 
 
+def _with_packages(path: Path) -> list[Path]:
+    """Return a file and, in front of it, the `__init__.py` of each package that it lies in."""
+    packages: list[Path] = []
+    folder = path.parent
+    while (folder / "__init__.py").is_file():
+        packages.insert(0, folder / "__init__.py")
+        folder = folder.parent
+    return [*packages, path] if path.name != "__init__.py" else packages
+
+
+@cache
 def _files_of(name: str, folder: Path) -> list[Path]:
     """Return the files that importing a dotted name below a folder runs: for a.b.c, a/__init__.py comes first."""
     bases = [folder.joinpath(*name.split(".")[: length + 1]) for length in range(name.count(".") + 1)]
     return [file for base in bases for file in (base / "__init__.py", base.with_suffix(".py")) if file.is_file()]
-
-
-@cache
-def _imported_files(path: Path, root: Path) -> list[Path]:
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        # Imports inside functions count as well: they are how heavy libraries are kept lazy.
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names.add(node.module)
-            names.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return sorted({file for name in names for folder in (root, path.parent) for file in _files_of(name, folder)})

@@ -101,7 +101,7 @@ CASES: dict[str, list[Case]] = {
         ("directions", ABSENT, "missing; add it"),
         ("directions.harmful", ABSENT, "add it (Prompt set with splits"),
         ("models.hub.source", ABSENT, "add it (Where the model comes from)"),
-        ("patches.aird.method", ABSENT, "missing; write one of scale, project"),
+        ("patches.aird.method", ABSENT, "missing; write one of calibrate, choose"),
         ("models", {}, "is empty; give at least one"),
         ("models", None, "write a name and its settings below it"),
         ("patches", None, "{} for none"),

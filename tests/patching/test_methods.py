@@ -23,9 +23,10 @@ from tiny_model import changed_tensors
 from aird.directions.direction import load_direction
 from aird.patching.adapters import load_adapter
 from aird.patching.method import PatchInputs
-from aird.patching.methods import NAMES, method, module_of, needs_of, parse_patch
+from aird.patching.methods import method, needs_of, parse_patch
 from aird.patching.patch_files import make_patch, write_merged
 from aird.patching.system_prompt import read_patch
+from aird.plugin import METHODS
 from aird.settings.patches import Replies
 from aird.support.code_dependencies import code_files
 from aird.support.files import hash_folder, read_json, write_json, write_json_lines
@@ -53,10 +54,8 @@ RECORDS = prompt_records(train=8, validation=8)
 
 
 def test_every_method_is_tested_and_named_as_in_its_settings() -> None:
-    assert tuple(SETTINGS) == NAMES
-    files = {path.stem for path in (ROOT / "aird/patching/methods").glob("*.py")} - {"__init__"}
-    assert files == set(NAMES)
-    for name in NAMES:
+    assert sorted(SETTINGS) == METHODS.names()
+    for name in METHODS.names():
         assert parse_patch({"method": name}).model_dump()["method"] == name
 
 
@@ -78,7 +77,7 @@ print("LOADED", *(file for file in files if file.startswith((folder + "aird", fo
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", METHODS.names())
 def test_the_script_makes_any_patch_from_what_it_needs_by_the_code_of_its_method(
     name: str, tiny_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -114,7 +113,7 @@ def test_the_script_makes_any_patch_from_what_it_needs_by_the_code_of_its_method
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
     loaded = {Path(line) for line in result.stdout.partition("LOADED\n")[2].splitlines()}
-    hashed = set(code_files(ROOT / "workflow/scripts/make_patch.py", ROOT, module_of(name)))
+    hashed = set(code_files(ROOT / "workflow/scripts/make_patch.py", ROOT, METHODS.file(name)))
     assert loaded <= hashed and len(loaded) > 10
     assert {path.stem for path in loaded if path.parent.name == "methods"} <= {"__init__", name, *MADE_OF.get(name, ())}
     statistics = read_json(tmp_path / "statistics.json")
@@ -146,11 +145,11 @@ def test_an_edit_of_a_method_or_of_what_it_runs_makes_its_own_patches_again() ->
         "aird/patching/formula.py": {"scale", "project", "choose"},
         "aird/patching/fitting.py": {"fit", "calibrate"},
         "aird/directions/direction.py": {"scale", "project", "choose", "fit", "calibrate"},
-        "aird/patching/model_card.py": set(NAMES),
+        "aird/patching/model_card.py": set(METHODS.names()),
     }
-    code = {name: code_of("make_patch", module_of(name)) for name in NAMES}
+    code = {name: code_of("make_patch", METHODS.file(name)) for name in METHODS.names()}
     for path, again in rows.items():
-        assert {name for name in NAMES if path in code[name]} == again, path
+        assert {name for name in METHODS.names() if path in code[name]} == again, path
     # Replies are recorded, and completions are made, whatever the methods do with them.
     for script in ("record_replies", "evaluate_suite"):
         assert not [path for path in code_of(script) if path.startswith("aird/patching/methods/")]
@@ -158,7 +157,7 @@ def test_an_edit_of_a_method_or_of_what_it_runs_makes_its_own_patches_again() ->
     assert "aird/patching/calibration.py" not in code_of("record_replies")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", METHODS.names())
 def test_what_a_method_needs_is_asked_for_before_anything_is_made(name: str, tmp_path: Path) -> None:
     needed = sorted(method(name).needs - {"arithmetic", "replies"})
     if not needed:

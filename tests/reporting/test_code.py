@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from project import file_of
 
 from aird.reporting.figures import FIGURES, module_of
 from aird.support.code_dependencies import code_files
@@ -37,7 +38,7 @@ LIGHT = (
 
 
 def code_of(script: Path, *modules: str) -> set[str]:
-    return {path.relative_to(ROOT).as_posix() for path in code_files(script, ROOT, *modules)}
+    return {path.relative_to(ROOT).as_posix() for path in code_files(script, ROOT, *map(file_of, modules))}
 
 
 @pytest.mark.parametrize("script", [*SCRIPTS, FINDINGS], ids=lambda path: path.stem)

@@ -15,7 +15,7 @@ from project import run_script
 from snakemake.utils import update_config
 
 from aird.configuration.loading import load_configuration
-from aird.patching.methods import NAMES
+from aird.plugin import METHODS
 from aird.reporting.figures.drawing import read_table
 from aird.reporting.names import compression_in_words, matched_controls, patch_in_words
 from aird.reporting.sentences import details, headlines, read_claims, verdict_sentences, whole_percent
@@ -395,7 +395,7 @@ def test_every_recipe_and_method_has_words() -> None:
     for model in get_args(get_args(CompressionSettings)[0]):
         recipe = model.model_fields["recipe"].default
         assert compression_in_words("x", {**values, "recipe": recipe}).endswith(" (x)")
-    for name in NAMES:
+    for name in METHODS.names():
         assert "x" in patch_in_words("x", {**values, "method": name})
     assert patch_in_words("x", CONFIGURATION["patches"]["control"]) == (
         "the calibrated patch along a random direction (x)"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from project import code_of
 
-from aird.support.code_dependencies import code_files
+from aird.support.code_dependencies import code_files, code_hash
 
 FILES = {
     "scripts/run.py": '''
@@ -97,19 +97,83 @@ def test_a_script_without_imports(project: Path) -> None:
     assert code_files(project / "other.py", project) == [project / "other.py"]
 
 
-@pytest.mark.parametrize("name", ["package.deep.inner", "package/deep/inner.py"])
-def test_a_module_that_is_chosen_at_run_time(project: Path, name: str) -> None:
+def test_a_module_that_is_chosen_at_run_time(project: Path) -> None:
     expected = ["other.py", "package/__init__.py", "package/deep/__init__.py", "package/deep/inner.py"]
     expected += ["package/deep/page.html", "package/shared.py"]
-    assert relative(code_files(project / "other.py", project, name), project) == expected
-    assert relative(code_files(project / "other.py", project, "package.deep"), project) == [
+    assert relative(code_files(project / "other.py", project, project / "package/deep/inner.py"), project) == expected
+    assert relative(code_files(project / "other.py", project, project / "package/deep/__init__.py"), project) == [
         path for path in expected if path != "package/deep/inner.py"
     ]
 
 
-def test_a_module_that_is_none_is_refused(project: Path) -> None:
-    with pytest.raises(ValueError, match=r"package\.misspelt is no module of .*; write its dotted name"):
-        code_files(project / "other.py", project, "package.misspelt")
+def test_a_chosen_file_elsewhere_brings_its_own_package_and_what_stands_beside_it(
+    project: Path, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    files = {
+        "mine/__init__.py": "",
+        "mine/judge.py": "from mine.words import WORDS\nfrom package.late import something\nimport lonely\n",
+        "mine/words.py": "WORDS = ()\n",
+        "lonely.py": "",
+    }
+    for name, content in files.items():
+        (elsewhere / name).parent.mkdir(parents=True, exist_ok=True)
+        (elsewhere / name).write_text(content, encoding="utf-8")
+    found = code_files(project / "other.py", project, elsewhere / "mine/judge.py")
+    assert {path for path in found if path.is_relative_to(elsewhere)} == {elsewhere / name for name in files}
+    assert project / "package/late.py" in found
+
+
+SOURCE = """
+class Alpha(Settings):
+    'What it does.'
+    alpha: float = Field(1.0, gt=0, description="How much.")
+    kind: Literal["alpha"] = "alpha"
+
+    def check(self) -> None:
+        if self.alpha == 3:
+            raise ValueError(f"is {self.alpha}, which is odd")
+        logger.info("checked %s", self.alpha)
+
+
+METHOD = Method(settings=Alpha, summary="makes more", make=make)
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("METHOD", "\n\n# A comment.\nMETHOD"),
+        ("What it does.", "What else it does."),
+        ("How much.", "How little."),
+        ("which is odd", "which is strange"),
+        ("checked", "looked at"),
+        ("1.0", "2.0"),  # a parameter of the rule
+    ],
+)
+def test_words_and_defaults_are_left_out(tmp_path: Path, old: str, new: str) -> None:
+    assert hashes(tmp_path, SOURCE) == hashes(tmp_path, SOURCE.replace(old, new))
+
+
+@pytest.mark.parametrize(("old", "new"), [("== 3", "== 4"), ("ValueError", "KeyError"), ('= "alpha"', '= "beta"')])
+def test_code_counts(tmp_path: Path, old: str, new: str) -> None:
+    assert not set(hashes(tmp_path, SOURCE)) & set(hashes(tmp_path, SOURCE.replace(old, new)))
+
+
+def test_words_of_plugins_count_where_they_are_shown(tmp_path: Path) -> None:
+    (without, shown), (other, otherwise) = (
+        hashes(tmp_path, SOURCE),
+        hashes(tmp_path, SOURCE.replace("makes more", "makes less")),
+    )
+    assert without == other
+    assert shown != otherwise
+
+
+def hashes(folder: Path, source: str) -> tuple[str, str]:
+    """Return the hash of a file with this content, and that with words."""
+    path = folder / f"{len(list(folder.iterdir()))}.py"
+    path.write_text(source, encoding="utf-8")
+    return code_hash(path), code_hash(path, words=True)
 
 
 def test_a_script_of_this_project() -> None:

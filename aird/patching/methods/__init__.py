@@ -1,40 +1,30 @@
-"""The registry of patch methods: one file each, which holds its settings, its needs, how it is made, and its card text.
+"""The patch methods: one plug-in each (aird/plugin.py), with its settings, its needs, how it is made, and its words.
 
-To add one, write a file beside this one that ends with `METHOD = Method(...)` (aird/patching/method.py), and add its
-name here. The configuration, the rules, the model cards and `aird patch` take everything else from it.
-
-Every start of the workflow imports these files, so they import torch inside functions only. They are imported by name:
-a job then runs, and so depends on, the code of its own method and of no other.
+To add one, write a file beside this one that ends with `METHOD = Method(...)` (aird/patching/method.py). The
+configuration, the rules, the model cards and `aird patch` take everything else from it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
 
 from aird.patching.method import TO_CHOOSE, Method, Need
+from aird.plugin import METHODS
 from aird.settings.directions import Directions
 from aird.settings.patches import PatchSettings, RankOneSettings, Replies
-
-# In the order of the configuration's reference.
-NAMES = ("scale", "project", "choose", "fit", "calibrate", "lora", "system_prompt")
-
-
-def module_of(name: str) -> str:
-    """Return the dotted name of a method's module."""
-    return f"{__name__}.{name}"
 
 
 def method(name: str) -> Method:
     """Return a method by its name."""
-    chosen: Method = import_module(module_of(name)).METHOD
+    chosen: Method = METHODS.load(name)
     return chosen
 
 
 def method_of(settings: PatchSettings) -> Method:
     """Return the method that a patch's settings name."""
-    return method(settings.model_dump()["method"])
+    chosen: Method = METHODS.of(settings)
+    return chosen
 
 
 def needs_of(settings: PatchSettings) -> frozenset[Need]:
@@ -64,4 +54,5 @@ def parse_patch(values: Mapping[str, Any]) -> PatchSettings:
     Raises:
         pydantic.ValidationError: wrong keys or values.
     """
-    return method(values["method"]).settings.model_validate(values)
+    settings: PatchSettings = METHODS.parse(values)
+    return settings
