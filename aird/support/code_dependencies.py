@@ -7,9 +7,14 @@ therefore takes a record of their hashes as an input.
 from __future__ import annotations
 
 import ast
+import atexit
 import hashlib
+import sys
 from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple
+
+from aird.support.files import read_json, write_json
 
 # Arguments with words for readers. Descriptions stand in the reference of the configuration alone, the others of a
 # plug-in also in the report, in cards and in helps.
@@ -59,22 +64,29 @@ def code_hash(path: Path, words: bool = False) -> str:
     return code.with_words if words else code.without_words
 
 
-class _Code:
+class _Code(NamedTuple):
     """What a Python file imports, and the hashes of what it computes."""
 
-    def __init__(self, path: Path) -> None:
-        tree = ast.parse(path.read_bytes())
-        names: set[str] = set()
-        for node in ast.walk(tree):
-            # Imports inside functions count as well: they are how heavy libraries are kept lazy.
-            if isinstance(node, ast.Import):
-                names.update(alias.name for alias in node.names)
-            elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-                names.add(node.module)
-                names.update(f"{node.module}.{alias.name}" for alias in node.names)
-        self.imports = sorted(names)
-        self.with_words = _hash(_WithoutWords(DESCRIPTIONS).visit(tree))
-        self.without_words = _hash(_WithoutWords(WORDS).visit(tree))
+    imports: list[str]
+    with_words: str
+    without_words: str
+
+
+def _read(content: bytes) -> _Code:
+    tree = ast.parse(content)
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        # Imports inside functions count as well: they are how heavy libraries are kept lazy.
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    hashes = [
+        hashlib.sha256(ast.dump(_WithoutWords(left_out).visit(tree)).encode()).hexdigest()
+        for left_out in (DESCRIPTIONS, DESCRIPTIONS | WORDS)  # in place, one after the other
+    ]
+    return _Code(sorted(names), *hashes)
 
 
 class _WithoutWords(ast.NodeTransformer):
@@ -112,13 +124,30 @@ class _WithoutWords(ast.NodeTransformer):
         return self.generic_visit(node)
 
 
-def _hash(tree: ast.AST) -> str:
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+@cache
+def _code(path: Path) -> _Code:
+    content = path.read_bytes()
+    key = hashlib.sha256(content).hexdigest()
+    memory = _memory()
+    if key not in memory:
+        memory[key] = _read(content)
+    return _Code(*memory[key])
 
 
 @cache
-def _code(path: Path) -> _Code:
-    return _Code(path)
+def _memory() -> dict[str, Any]:
+    """Return what earlier processes read, by the hashes of files: parsing all of them takes a second of every plan."""
+    version = hashlib.sha256(Path(__file__).read_bytes() + sys.version.encode()).hexdigest()[:12]
+    file = Path(".snakemake") / f"aird.code.{version}.json"
+    known: dict[str, Any] = read_json(file) if file.is_file() else {}
+    before = len(known)
+
+    def remember() -> None:
+        if len(known) > before and file.parent.is_dir():
+            write_json(file, known)
+
+    atexit.register(remember)
+    return known
 
 
 def _data_files(package: Path) -> list[Path]:
