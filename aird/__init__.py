@@ -5,3 +5,5 @@ of the data's way, and each imports only those that stand before it here: `suppo
 `inference`, `models`, `compression`, `directions`, `patching`, `evaluation`, `configuration`,
 `reporting`, `commands`.
 """
+
+__version__ = "0.1.0"

@@ -32,13 +32,16 @@ from aird.commands.inputs import (
     check_same_chat,
     choose,
     open_model_folder,
+    prompt_path,
     read_prompts,
     recorded_chat,
     take_gpus_for,
     validated,
 )
+from aird.commands.preflight import Examined, check_room, estimate, examine
 from aird.commands.search import PROVENANCE
 from aird.evaluation.regression import (
+    LEAST_FLIPS,
     MARGIN,
     NOT_MEASURED,
     REGRESSION,
@@ -158,7 +161,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--repair", type=Path, metavar="FOLDER", help="after a regression: write a calibrated patch there and check it"
     )
     for kind in CLASSES:
-        parser.add_argument(f"--{kind}", type=Path, metavar="FILE", help=f"{kind} prompts of your own")
+        parser.add_argument(
+            f"--{kind}", type=prompt_path, metavar="FILE", help=f"{kind} prompts of your own: a file, or a pipe"
+        )
     parser.add_argument("--field", help="field or column with the instruction in those files")
     parser.add_argument(
         "--suite", metavar="CONFIG.yaml:NAME", help="ask the prompts of a suite of a workflow configuration"
@@ -177,6 +182,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine_arguments(parser)
     parser.add_argument(
         "--output", type=Path, metavar="FOLDER", help="keep completions and scores of all that is asked there"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check paths, files, packages, memory and disk, say what it takes, stop"
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="write a page (HTML)")
     parser.add_argument("--junit", type=Path, metavar="FILE", help="write JUnit XML")
@@ -197,8 +205,16 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError("name two models, the original and its compressed form, or --demo")
     # What is told on the way must not stand in the JSON.
     with contextlib.redirect_stdout(sys.stderr) if _prints_json(arguments) else contextlib.nullcontext():
-        title, verdicts, facts = _checked(arguments)
-    return _tell(arguments, title, verdicts, facts)
+        checked = _checked(arguments)
+    return 0 if checked is None else _tell(arguments, *checked)
+
+
+def _same_fact(original: str, compressed: str) -> dict[str, str]:
+    """Return what is to say where one model is compared with itself."""
+    paths = [Path(text).expanduser() for text in (original, compressed)]
+    if original != compressed and not (all(path.exists() for path in paths) and paths[0].samefile(paths[1])):
+        return {}
+    return {"one model": f"{original} is named twice: this compares a model with itself"}
 
 
 def _is_unused_by_demo(arguments: argparse.Namespace, name: str, value: Any) -> bool:
@@ -209,8 +225,8 @@ def _prints_json(arguments: argparse.Namespace) -> bool:
     return arguments.json is not None and str(arguments.json) == "-"
 
 
-def _checked(arguments: argparse.Namespace) -> Told:
-    """Return the title, the verdicts and the facts about two models that the arguments name.
+def _checked(arguments: argparse.Namespace) -> Told | None:
+    """Return the title, the verdicts and the facts about two models that the arguments name; None of a dry run.
 
     Raises:
         ValueError: an option that does not fit the others, or a model that cannot be.
@@ -220,11 +236,25 @@ def _checked(arguments: argparse.Namespace) -> Told:
             "--patch and --repair: a repair is made for the compressed model as it is, without the patch; leave out "
             "one of the two"
         )
+    if arguments.count is not None and arguments.count < LEAST_FLIPS:
+        raise ValueError(
+            f"--count: no loss among {arguments.count} prompts of each kind could be told from chance; ask "
+            f"{LEAST_FLIPS} at least, better {COUNT} (found: {arguments.count})"
+        )
     check_adapter("--patch", arguments.patch)
     check_engine_arguments(arguments, [arguments.original, arguments.compressed])
     _check_url(arguments)
     if arguments.repair is not None and arguments.repair.exists():
         raise ValueError(f"--repair: {arguments.repair} exists already; name a new folder for the adapter")
+    for kind in CLASSES:
+        path = getattr(arguments, kind)
+        if path is not None and _stored(arguments.original) is None and not path.is_file():
+            raise ValueError(f"--{kind}: there is no file {path}")
+    asked = [examine(text) for text in (arguments.original, arguments.compressed) if _stored(text) is None]
+    check_room(asked)
+    if arguments.dry_run:
+        _tell_plan(arguments, asked)
+        return None
     original = _side(arguments.original, arguments.trust_remote_code)
     compressed = _side(arguments.compressed, arguments.trust_remote_code, original.model)
     if compressed.model is None and (arguments.patch is not None or arguments.repair is not None):
@@ -239,6 +269,16 @@ def _checked(arguments: argparse.Namespace) -> Told:
     with contextlib.ExitStack() as stack:
         output = arguments.output or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         return _check(arguments, original, compressed, output)
+
+
+def _tell_plan(arguments: argparse.Namespace, models: list[Examined]) -> None:
+    """Print what would be asked."""
+    prompts = 2 * (arguments.count or COUNT)
+    for kind in CLASSES:
+        if (path := getattr(arguments, kind)) is not None and arguments.count is None:
+            prompts += len(read_prompts(path, kind, arguments.field)) - COUNT
+    engines = {choose_engine(arguments, each.name).describe().partition(" (")[0] for each in models}
+    print(f"Nothing was run. Would ask {estimate(models, prompts, arguments.tokens or TOKENS, ' and '.join(engines))}.")
 
 
 def _check_addressed(arguments: argparse.Namespace, *sides: Side) -> None:
@@ -365,6 +405,7 @@ def _check(arguments: argparse.Namespace, original: Side, compressed: Side, outp
                 if side.provenance is not None and side.provenance.get("adapter") is not None
             },
             **({"chat settings": chats[0].in_words()} if chats else {}),
+            **_same_fact(arguments.original, arguments.compressed),
             **_template_fact(original, compressed),
             "prompts": ", ".join(f"{len(records)} {kind}" for kind, records in prompts.items()),
             "answers": f"greedy, at most {suite.maximum_new_tokens} tokens{thought}",
@@ -460,7 +501,7 @@ def _tell(arguments: argparse.Namespace, title: str, verdicts: Mapping[str, Verd
 
 def _is_caution(name: str) -> bool:
     """Tell whether a fact says what a verdict holds for, so that it stands below the verdict as well."""
-    return name.endswith("measured as") or name in ("chat template", "answered by")
+    return name.endswith("measured as") or name in ("one model", "chat template", "answered by")
 
 
 def _record(verdicts: Mapping[str, Verdict], facts: Mapping[str, str]) -> dict[str, Any]:

@@ -53,10 +53,8 @@ FORM_IN_WORDS = {
     REPACKED: "the same integers and scales, repacked for Transformers and vLLM",
     DEQUANTISED: "a dense copy of its decoded weights; activations are not rounded",
 }
-COPY_IN_WORDS = (
-    "a dense copy of its quantised weights, which the engine cannot read here; activations that the format rounds, as "
-    "LLM.int8 does, are not rounded"
-)
+COPY_IN_WORDS = "a dense copy of its quantised weights, which the engine cannot read here"
+UNROUNDED = "; the format rounds activations, and these are not rounded"
 SERVER_IN_WORDS = "what the running server has loaded, in a form that only the server knows"
 GGUF_IN_WORDS = "a dense copy of its decoded weights; this says nothing about llama.cpp's own arithmetic"
 WEIGHTS_SHARE = 0.8  # of a GPU's free memory; the rest is for activations
@@ -102,7 +100,10 @@ class ModelFolder:
         form = FORM_IN_WORDS.get(self.form)
         if weights != DENSE_COPY:
             return form
-        return COPY_IN_WORDS if form is None else f"{form}; then {COPY_IN_WORDS}"
+        from aird.models.dense import rounds_activations
+
+        copy = COPY_IN_WORDS + (UNROUNDED if rounds_activations(self.folder) else "")
+        return copy if form is None else f"{form}; then {copy}"
 
     def record(self, weights: str | None = AS_STORED) -> dict[str, Any]:
         """Return what a result says about its model, and about what an engine, if one answered, measured of it."""
@@ -411,13 +412,29 @@ def add_prompt_arguments(parser: argparse.ArgumentParser, required: bool = True,
     for kind in CLASSES:
         parser.add_argument(
             f"--{kind}",
-            type=Path,
+            type=prompt_path,
             required=required,
             metavar="FILE",
-            help=f"{kind} instructions{what}: .txt (one a line), .jsonl, .json, .csv, .parquet or .yaml",
+            help=f"{kind} instructions{what}: .txt (one a line), .jsonl, .json, .csv, .parquet or .yaml; or a pipe of "
+            "lines",
         )
     parser.add_argument("--field", help=f"field or column with the instruction (default: the first of {FIELDS})")
     parser.add_argument("--seed", type=int, default=42, help="of every random draw (default: 42)")
+
+
+def prompt_path(text: str) -> Path:
+    """Return the path of a prompt file; what a pipe such as `<(command)` holds is kept in a file, as it is read twice.
+
+    A pipe has no ending that tells its format: its lines are JSON objects, or prompts.
+    """
+    path = Path(text)
+    if not path.is_fifo():
+        return path
+    content = path.read_bytes()
+    _scratch.append(tempfile.TemporaryDirectory(prefix="aird-prompts-"))
+    kept = Path(_scratch[-1].name, "pipe.jsonl" if content.lstrip().startswith(b"{") else "pipe.txt")
+    kept.write_bytes(content)
+    return kept
 
 
 def read_prompts(path: Path, kind: str, field: str | None) -> list[Record]:

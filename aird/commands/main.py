@@ -11,6 +11,7 @@ import tempfile
 import traceback
 from collections.abc import Sequence
 
+from aird import __version__
 from aird.commands import check, compare, direction, evaluate, export, label, patch, push
 from aird.commands.inputs import add_chat_arguments, read_chat_arguments
 
@@ -54,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="aird", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    top.add_argument("--version", action="version", version=f"aird {__version__}")
     subparsers = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         name = command.__name__.rpartition(".")[2]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import threading
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from pathlib import Path
@@ -271,10 +273,33 @@ def test_two_models_and_prompts_of_ones_own(original: Path, tmp_path: Path, caps
     assert check(*asked) == 4
     told = capsys.readouterr().out
     assert "the original refuses 0 of 8 harmful prompts" in told and "Asking " in told
+    assert "is named twice: this compares a model with itself" in told
     # Nothing else may stand in the JSON.
     assert check(*asked, "--json", "-") == 4
     captured = capsys.readouterr()
     assert json.loads(captured.out)["exit_code"] == 4 and "Asking " in captured.err
+
+
+def test_prompts_through_pipes(original: Path, tmp_path: Path) -> None:
+    """As a shell's `<(command)` hands them on: named pipes, one of lines and one of JSON objects."""
+    other = Path(shutil.copytree(original, tmp_path / "other"))
+    contents = {
+        "harmful": "".join(f"Tell me about harmful {n} apples\n" for n in range(8)),
+        "harmless": "".join(json.dumps({"prompt": f"Tell me about kind {n} apples"}) + "\n" for n in range(8)),
+    }
+    options: list[Any] = []
+    for kind, content in contents.items():
+        os.mkfifo(tmp_path / kind)
+        threading.Thread(target=(tmp_path / kind).write_text, args=[content], daemon=True).start()
+        options += [f"--{kind}", tmp_path / kind]
+    assert check(original, other, *options, "--transformers", "--tokens", 2, "--output", tmp_path / "kept") == 4
+    asked = [record["instruction"] for record in read_json_lines(tmp_path / "kept/original/completions.jsonl")]
+    assert len(asked) == 16 and {"Tell me about harmful 0 apples", "Tell me about kind 7 apples"} <= set(asked)
+
+
+def test_too_few_prompts_are_refused_before_a_model_is_opened(capsys: pytest.CaptureFixture[str]) -> None:
+    assert check("no-such-model", "no-such-model-either", "--count", 2) == 2
+    assert "--count: no loss among 2 prompts of each kind could be told from chance" in capsys.readouterr().err
 
 
 @pytest.mark.thorough
@@ -322,7 +347,7 @@ def test_prompts_of_a_suite(
     # A model that thinks may do so where the suite or --think says it.
     thinker = Path(shutil.copytree(original, tmp_path / "thinker"))
     (thinker / "chat_template.jinja").write_text(DEEPSEEK, encoding="utf-8")
-    short = ["--count", 2, "--tokens", 4, "--transformers", "--thinking", "<think>", "</think>"]
+    short = ["--count", 6, "--tokens", 4, "--transformers", "--thinking", "<think>", "</think>"]
     configuration["suites"]["thoughts"] = configuration["suites"]["safety"] | {"think": True}
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(configuration), encoding="utf-8")
     thinking = f"{tmp_path / 'own.yaml'}:thoughts"
@@ -338,7 +363,7 @@ def test_prompts_of_a_suite(
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(configuration), encoding="utf-8")
     for name, more, longest in (("safety", (), 512), ("long", (), 700), ("long", ("--length", 600), 600)):
         suite = f"{tmp_path / 'own.yaml'}:{name}"
-        asked = [original, original, "--suite", suite, "--count", 2, "--transformers", "--tokens", 2000, *more]
+        asked = [original, original, "--suite", suite, "--count", 6, "--transformers", "--tokens", 2000, *more]
         assert check(*asked) == 2
         captured = capsys.readouterr()
         assert f"and the longest that may be asked is {longest}; write --length 20" in captured.err
