@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from aird.evaluation.attacks import attacked_records, check_attack_lengths
+from aird.evaluation.decoding import CheckedClient
 from aird.evaluation.engines.engine import AdapterRefused, Client, Completion, Engine, ServerSettings
 from aird.evaluation.engines.transformers import Transformers
 from aird.evaluation.measurements import (
@@ -256,7 +257,10 @@ def _serve(
         if checked:
             # Before the start: the reference's memory is then the server's.
             expected, unpatched = _reference_logprobs(checkpoint, adapter, served if left is None else None, probes)
-        with engine.serve(served, settings, log, left) as client:
+        with engine.serve(served, settings, log, left) as serving:
+            client: Client = serving
+            if engine.able(checkpoint).token_ids:
+                client = CheckedClient(serving, load_tokenizer(checkpoint), str(checkpoint))
             dtype = settings.key_value_cache_dtype
             parity = None if expected is None else _parity(client, probes, expected, unpatched, tolerance, dtype)
             form = PLAIN if adapter is None else MERGED if left is None else ADAPTER

@@ -50,7 +50,8 @@ class Started(TransformersClient):
                     self._model(torch.tensor([list(prompt)])).logits[0, -1].double().log_softmax(-1).topk(logprobs)
                 )
             first = dict(zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True))
-            completions.append(Completion("", (max(first, key=lambda token: first[token]),), "length", first))
+            token = max(first, key=lambda token: first[token])
+            completions.append(Completion(self._tokenizer.decode([token]), (token,), "length", first))
         return completions
 
     def versions(self) -> dict[str, str]:
