@@ -7,6 +7,7 @@ import logging
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from aird.support.files import read_json
@@ -30,6 +31,28 @@ for name in {packages}:
         pass
 print(json.dumps(versions))
 """
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A Python environment that a plug-in runs in, apart from that of the jobs.
+
+    Attributes:
+        name: of its record, results/environments/NAME.json, and of the folder beside it.
+        lock: the file in envs/ with its complete pins.
+        modules: what is imported there to show that it works; the last one names the tool in messages.
+        packages: whose versions are recorded, as far as they are installed.
+        gpu_lock: replaces `lock` where jobs have GPUs.
+        memory_mb, minutes: what the job that builds it asks for.
+    """
+
+    name: str
+    lock: str
+    modules: tuple[str, ...]
+    packages: tuple[str, ...]
+    gpu_lock: str | None = None
+    memory_mb: int = 2000
+    minutes: int = 30
 
 
 class EnvironmentBuildError(RuntimeError):
