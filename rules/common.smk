@@ -194,7 +194,8 @@ def code(script, *modules, words=False):
         f"{hash_of(path, words)}  {os.path.relpath(path, PROJECT)}" for path in files
     ]
     text = "\n".join(lines) + "\n"
-    names = [module_name(path) for path in chosen]
+    # A file's name has its limit; the hash tells records apart.
+    names = [module_name(path) for path in chosen] if len(chosen) < 4 else ["plug-ins"]
     name = "+".join([script, *names])
     version = hashlib.sha256(text.encode("utf-8")).hexdigest()[:12]
     record = Path(RESULTS) / "code" / f"{name}.{version}.sha256"

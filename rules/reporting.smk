@@ -11,6 +11,7 @@ steps   collect records into tidy tables, one kind of result each; draw figures 
 from aird.reporting import figures
 from aird.reporting.grid import record_files
 from aird.reporting.names import is_control, matched_controls
+from aird.reporting.tables import kinds_of, plugin_files, tables_of
 
 # A dictionary keeps the configuration's order.
 PAIRS = list(
@@ -54,18 +55,13 @@ TABLE_SETTINGS = canonical_json(GRID)
 RECORDS = record_files(RESULTS, GRID)
 SCORES = RECORDS["scores"]
 
-TABLE_NAMES = (
-    "summary claims rates tasks paired attacks resistance categories agreement directions projections sites candidates "
-    "patches compressions"
-).split()
-if RECORDS["restorations"]:
-    TABLE_NAMES.append("restored_directions")
-TABLES = [f"{RESULTS}/tables/{name}.csv" for name in TABLE_NAMES]
+MADE_TABLES = tables_of(GRID)
+TABLES = [f"{RESULTS}/tables/{name}.csv" for name in MADE_TABLES]
 TIMINGS = f"{RESULTS}/tables/timings.csv"
 FIGURE_NAMES = [
     name
     for name in figures.figure_names(list(CONFIGURATION.suites))
-    if set(figures.tables_of(name)) <= set(TABLE_NAMES)
+    if set(figures.tables_of(name)) <= set(MADE_TABLES)
 ]
 FIGURES = [f"{RESULTS}/figures/{name}.svg" for name in FIGURE_NAMES]
 REPORT = f"{RESULTS}/report.html"
@@ -85,6 +81,11 @@ if LLAMA_CPP_SERVES:
 # Sorted, as their order means nothing here.
 PATCHED_CELLS = sorted(cell for cell in CONFIGURATION.cells() if cell[2] != PLAIN)
 MERGED_CELLS = [cell for cell in PATCHED_CELLS if cell[2] in ADAPTERS]
+MERGED_GRID = {
+    **GRID,
+    "cells": MERGED_CELLS,
+    "pairs": sorted({cell[:2] for cell in MERGED_CELLS}),
+}
 MERGED_TABLE = f"{RESULTS}/tables/merged.csv"
 CARDS = [f"{RESULTS}/cards/{'/'.join(cell)}/README.md" for cell in PATCHED_CELLS]
 
@@ -101,8 +102,8 @@ COMMAND = shlex.join(
 
 rule make_tables:
     input:
-        **RECORDS,
-        code=code("make_tables", words=True),
+        **{kind: RECORDS[kind] for kind in kinds_of(MADE_TABLES.values())},
+        code=code("make_tables", *plugin_files(MADE_TABLES), words=True),
     output:
         [
             report(
@@ -111,7 +112,7 @@ rule make_tables:
                 category="Tables",
                 labels={"table": name},
             )
-            for name in TABLE_NAMES
+            for name in MADE_TABLES
         ],
     log:
         f"{RESULTS}/logs/reporting/tables.log",
@@ -138,19 +139,11 @@ rule make_tables:
 
 rule make_merged_table:
     input:
-        code=code("make_merged_table", words=True),
-        bases=[
-            f"{RESULTS}/models/{model}/{compression}/manifest.json"
-            for model, compression, _ in MERGED_CELLS
-        ],
-        statistics=[
-            f"{RESULTS}/patches/{'/'.join(cell)}/statistics.json"
-            for cell in MERGED_CELLS
-        ],
-        merged=[
-            f"{RESULTS}/patches/{'/'.join(cell)}/merged/manifest.json"
-            for cell in MERGED_CELLS
-        ],
+        **{
+            kind: record_files(RESULTS, MERGED_GRID)[kind]
+            for kind in ("manifests", "patches", "merged")
+        },
+        code=code("make_tables", *plugin_files(["merged"]), words=True),
     output:
         MERGED_TABLE,
     log:
@@ -163,14 +156,13 @@ rule make_merged_table:
         mem_mb=1000,
         runtime=10,
     params:
-        settings=canonical_json(MERGED_CELLS),
+        settings=canonical_json(MERGED_GRID),
+        results=lambda wildcards, input: str(Path(input.patches[0]).parents[4]),
     message:
         "Making the table of merged checkpoints"
     shell:
-        'python "$SCRIPTS"/make_merged_table.py'
-        " --bases {input.bases:q}"
-        " --statistics {input.statistics:q}"
-        " --merged {input.merged:q}"
+        'python "$SCRIPTS"/make_tables.py'
+        " --results {params.results:q}"
         " --settings {params.settings:q}"
         " --output {output:q}"
         " > {log:q} 2>&1"
@@ -179,7 +171,7 @@ rule make_merged_table:
 # Benchmark files are no inputs that Snakemake knows: the table tells of the run that made the others.
 rule make_timings:
     input:
-        code=code("make_timings", words=True),
+        code=code("make_tables", *plugin_files(["timings"]), words=True),
         tables=TABLES,
     output:
         TIMINGS,
@@ -193,14 +185,14 @@ rule make_timings:
         mem_mb=1000,
         runtime=10,
     params:
-        benchmarks=lambda wildcards, input: str(
-            Path(input.tables[0]).parents[1] / "benchmarks"
-        ),
+        settings=TABLE_SETTINGS,
+        results=lambda wildcards, input: str(Path(input.tables[0]).parents[1]),
     message:
         "Collecting where the time went"
     shell:
-        'python "$SCRIPTS"/make_timings.py'
-        " --benchmarks {params.benchmarks:q}"
+        'python "$SCRIPTS"/make_tables.py'
+        " --results {params.results:q}"
+        " --settings {params.settings:q}"
         " --output {output:q}"
         " > {log:q} 2>&1"
 

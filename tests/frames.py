@@ -10,7 +10,7 @@ from typing import Any
 import pandas
 
 from aird.reporting.claims import COLUMNS as CLAIM_COLUMNS
-from aird.reporting.tables import RESTORED_COLUMNS, SUMMARY_COLUMNS
+from aird.reporting.tables import all_tables
 
 LAYERS, POSITIONS = 10, 3
 SMALL = (["tiny"], ["w4a16"], ["aird"])
@@ -21,6 +21,10 @@ LARGE = (
 )
 # What is measured beside the completions: nothing.
 UTILITY: dict[str, Any] = {"answers": [], "tasks": {}, "questions": {}, "parity": None, "served_as": "plain"}
+SUMMARY_COLUMNS, RESTORED_COLUMNS = (
+    [column.name for column in all_tables()[name].columns if not column.optional]
+    for name in ("summary", "restored_directions")
+)
 Grid = tuple[Sequence[str], Sequence[str], Sequence[str]]
 
 

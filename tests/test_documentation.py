@@ -23,7 +23,6 @@ from tiny_model import build_tiny_model, new, tiny_tuning
 from aird.commands.main import main
 from aird.compression.registry import compress
 from aird.models.tuning import tune_to_refuse
-from aird.reporting import claims, tables, timings
 from aird.settings.compressions import RoundToNearest
 
 PAGES = sorted(
@@ -249,39 +248,6 @@ def test_the_walk_through_of_ones_own_model(project: Path) -> None:
     assert all("my-model" in job or job in REPORT | {"make_cards"} for job in jobs), jobs
     assert {f"evaluate_suite my-model/{name}/aird/quick" for name in settings["compressions"]} <= jobs
     snakemake(project, "results/models/my-model/w4a16/manifest.json")
-
-
-def documented_columns() -> dict[str, list[str]]:
-    """Return {table: columns} as docs/artifacts.md lists them."""
-    text = (ROOT / "docs/artifacts.md").read_text(encoding="utf-8")
-    found = {}
-    for name, body in re.findall(r"^## (\w+)\.csv\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL):
-        rows = [line.split("|")[1] for line in body.splitlines() if line.startswith("| `")]
-        found[name] = [column for row in rows for column in re.findall(r"`(\w+)`", row)]
-    return found
-
-
-def test_the_columns_that_the_code_names_are_documented() -> None:
-    documented = documented_columns()
-    named = {
-        "summary": tables.SUMMARY_COLUMNS,
-        "restored_directions": tables.RESTORED_COLUMNS,
-        "claims": claims.COLUMNS,
-        "timings": timings.COLUMNS,
-    }
-    for name, columns in named.items():
-        assert sorted(documented[name]) == sorted(columns), name
-
-
-@pytest.mark.workflow
-def test_the_columns_of_every_table_are_documented(finished: Path) -> None:
-    documented = documented_columns()
-    for name in ("merged", "restored_directions"):  # made on request: test_workflow.py
-        del documented[name]
-    made = {path.stem: list(pandas.read_csv(path).columns) for path in (finished / "results/tables").glob("*.csv")}
-    assert documented.keys() == made.keys()
-    for name, columns in made.items():
-        assert sorted(documented[name]) == sorted(columns), name
 
 
 @pytest.mark.workflow

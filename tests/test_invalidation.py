@@ -360,7 +360,7 @@ FILE_CHANGES: dict[str, tuple[Callable[[Path], object], set[str]]] = {
         {"make_report", "all"},
     ),
     "change a caption": (added_to("workflow/report/figure.rst", "\nnew\n"), {"make_report", "all"}),
-    "change the tables": (added_to("aird/reporting/tables.py"), REPORT),
+    "change a table": (added_to("aird/reporting/tables/sites.py"), REPORT),
     "change a script": (
         added_to("workflow/scripts/verify_direction.py"),
         {f"verify_direction tiny/{name}" for name in ("original", *COMPRESSIONS)} | REPORT,

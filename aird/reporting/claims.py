@@ -43,7 +43,7 @@ from aird.reporting.needs import (
     narrowed,
     paired_intervals,
 )
-from aird.reporting.tables import Cell, Pair, Record, refused
+from aird.reporting.records import Cell, Pair, Record, refused
 from aird.reporting.verdicts import (
     ALL,
     HOLDS,

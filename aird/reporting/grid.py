@@ -26,14 +26,15 @@ KINDS = {
     "examinations": ("examined patched checkpoints", "restorations/{}/verification.json"),
     "restorations": ("compared patched checkpoints", "restorations/{}/comparison.json"),
     "scores": ("evaluations", "scores/{}.json"),
+    "merged": ("merged checkpoints", "patches/{}/merged/manifest.json"),
 }
 
 
 def keys_of(grid: Mapping[str, Any]) -> dict[str, list[Key]]:
     """Return the keys of the records that a grid has, per kind.
 
-    They are (model, compression); of patches and of examined patched checkpoints (model, compression, patch), of scores
-    (model, compression, patch, suite).
+    They are (model, compression); of patches, merged or not, and of examined patched checkpoints (model, compression,
+    patch), of scores (model, compression, patch, suite).
 
     Args:
         grid: the settings of the rule make_tables: cells, pairs, the pairs for which COSMIC chooses, the patches whose
@@ -44,12 +45,13 @@ def keys_of(grid: Mapping[str, Any]) -> dict[str, list[Key]]:
     directed = [pair for pair in pairs if pair[1] not in grid.get("same_weights", ())]
     cells = [tuple(cell) for cell in grid["cells"]]
     examined = [cell for cell in cells if cell[2] in grid["patched"] and cell[1] != ORIGINAL]
+    patched = [cell for cell in cells if cell[2] != PLAIN]
     return {
         "manifests": pairs,
         **dict.fromkeys(("candidates", "directions", "verifications"), directed),
         "cosmic": [tuple(pair) for pair in grid["cosmic"]],
         "comparisons": [pair for pair in directed if pair[1] != ORIGINAL],
-        "patches": [cell for cell in cells if cell[2] != PLAIN],
+        **dict.fromkeys(("patches", "merged"), patched),
         **dict.fromkeys(("examinations", "restorations"), examined),
         "scores": [(*cell, suite) for suite in grid["suites"] for cell in cells],
     }

@@ -1,8 +1,8 @@
-"""The summary and the directions as Markdown tables, for a README or a notebook: what `make tables` prints."""
+"""Tables as text: the summary and the directions as Markdown, which `make tables` prints, and any for a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pandas
 
@@ -103,3 +103,9 @@ def _perplexity(row: pandas.Series) -> str:
 def _percent(row: pandas.Series, name: str, interval: bool = False) -> str:
     bounds = f" ({100 * row[f'{name}_low']:.1f} to {100 * row[f'{name}_high']:.1f})" if interval else ""
     return "" if pandas.isna(row[name]) else f"{100 * row[name]:.1f}{bounds}"
+
+
+def describe(frame: pandas.DataFrame, columns: Sequence[str]) -> str:
+    """Return some columns of a table as aligned text for a terminal."""
+    shown = frame[list(columns)]
+    return str(shown.to_string(index=False, float_format=lambda value: f"{value:.3f}", na_rep="-"))

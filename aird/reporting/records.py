@@ -1,4 +1,4 @@
-"""The records that the tables are made of: which of a grid's are there, and the tables of those.
+"""The records that the tables are made of: which of a grid's are there.
 
 A finished run has all of them. The tables of an unfinished run are made of what is there, by the same
 functions: rows of absent records are left out, cells of absent records stay empty.
@@ -6,18 +6,21 @@ functions: rows of absent records are left out, cells of absent records stay emp
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas
-
-from aird.reporting import tables
 from aird.reporting.grid import KINDS, Key, keys_of, record_path
+from aird.settings.base import ORIGINAL, PLAIN
 from aird.support.files import read_json
 
 SHOWN = 3  # absent records that are named, per kind
+
+Pair = tuple[str, str]  # model, compression
+Cell = tuple[str, str, str]  # model, compression, patch
+Record = Mapping[str, Any]
+Scores = Mapping[tuple[str, Cell], Record]  # by suite and cell
 
 
 @dataclass(frozen=True)
@@ -25,72 +28,63 @@ class Records:
     """What is there of a grid's records, and what is absent.
 
     Attributes:
+        results: the folder results/.
+        grid: as in `aird.reporting.grid.keys_of`.
         present: kind to the records that are there, by their keys (aird/reporting/grid.py).
         absent: kind to the keys of the others.
     """
 
+    results: Path
+    grid: Mapping[str, Any]
     present: Mapping[str, Mapping[Any, Any]]
     absent: Mapping[str, list[Key]]
 
     @property
-    def scores(self) -> dict[tuple[str, tables.Cell], Any]:
+    def scores(self) -> Scores:
         """Return the scores by (suite, cell)."""
         return {(key[3], key[:3]): record for key, record in self.present["scores"].items()}
 
 
-def read_records(results: Path, grid: Mapping[str, Any]) -> Records:
+def read_records(results: Path, grid: Mapping[str, Any], kinds: Iterable[str] = KINDS) -> Records:
     """Read the records of a grid that are there.
 
     Args:
         results: the folder results/.
         grid: as in `aird.reporting.grid.keys_of`.
+        kinds: those that are wanted; of the others none is present, and none absent.
     """
+    import pandas
+
     present: dict[str, dict[Key, Any]] = {kind: {} for kind in KINDS}
-    absent: dict[str, list[Key]] = {kind: [] for kind in KINDS}
+    absent: dict[str, list[Key]] = {kind: [] for kind in kinds}
     for kind, keys in keys_of(grid).items():
-        for key in keys:
+        for key in keys if kind in absent else ():
             path = record_path(results, kind, key)
             try:
                 present[kind][key] = pandas.read_csv(path) if path.suffix == ".csv" else read_json(path)
             except FileNotFoundError:
                 absent[kind].append(key)
-    return Records(present, absent)
+    return Records(results, grid, present, absent)
 
 
-def absent_keys(results: Path, grid: Mapping[str, Any]) -> dict[str, list[Key]]:
+def absent_keys(results: Path, grid: Mapping[str, Any], kinds: Iterable[str] = KINDS) -> dict[str, list[Key]]:
     """Return the keys of the records that are not there, per kind; reads none of the others."""
-    return {
-        kind: [key for key in keys if not record_path(results, kind, key).is_file()]
-        for kind, keys in keys_of(grid).items()
-    }
+    keys = keys_of(grid)
+    return {kind: [key for key in keys[kind] if not record_path(results, kind, key).is_file()] for kind in kinds}
 
 
-def record_tables(records: Records) -> dict[str, pandas.DataFrame]:
-    """Return every table that tells records one by one; the verdicts on claims need all of a grid, and are no part."""
-    scores, present = records.scores, records.present
-    directions, comparisons = present["directions"], present["comparisons"]
-    made = {
-        "summary": tables.summary(scores, directions, comparisons, present["manifests"]),
-        "rates": tables.rates_table(scores),
-        "tasks": tables.utility_table(scores),
-        "paired": tables.paired_table(scores),
-        "attacks": tables.attacks_table(scores),
-        "resistance": tables.resistance_table(scores),
-        "categories": tables.categories_table(scores),
-        "agreement": tables.agreement_table(scores),
-        "directions": tables.directions_table(directions, comparisons, present["verifications"], present["cosmic"]),
-        "projections": tables.projections_table(comparisons),
-        "sites": tables.sites_table(comparisons),
-        "candidates": tables.candidates_table(present["candidates"]),
-        "patches": tables.patches_table(present["patches"]),
-        "compressions": tables.compressions_table(present["manifests"], scores),
-    }
-    # Whether a direction came back is asked of the patches alone that a configuration names.
-    if present["restorations"] or records.absent["restorations"]:
-        made["restored_directions"] = tables.restored_table(
-            present["restorations"], present["examinations"], present["verifications"]
-        )
-    return made
+def references(key: Key, scores: Mapping[Key, Record]) -> Iterator[tuple[str, Record]]:
+    """Yield what an evaluated cell is compared with: `plain` or `original`, and that record, where it is there."""
+    model, compression, patch, suite = key
+    if patch != PLAIN and (of_plain := scores.get((model, compression, PLAIN, suite))) is not None:
+        yield "plain", of_plain
+    if compression != ORIGINAL and (of_original := scores.get((model, ORIGINAL, PLAIN, suite))) is not None:
+        yield "original", of_original
+
+
+def refused(score: Record, kind: str) -> list[bool]:
+    """Return whether each prompt of a kind (`harmful`, `harmless`) was refused, from a record of the scores node."""
+    return [row["refused"] for row in score["labels"] if row["kind"] == kind]
 
 
 def describe_absent(absent: Mapping[str, Sequence[Key]], grid: Mapping[str, Any]) -> str:
@@ -102,8 +96,8 @@ def describe_absent(absent: Mapping[str, Sequence[Key]], grid: Mapping[str, Any]
     first = 0 if len({model for model, _ in grid["pairs"]}) > 1 else 1
     last = 4 if len(grid["suites"]) > 1 else 3
     parts = []
-    for kind, keys in absent.items():
-        if keys:
+    for kind in KINDS:
+        if keys := absent.get(kind):
             names = ["/".join(key[first:last]) for key in keys[:SHOWN]] + ["..."] * (len(keys) > SHOWN)
             parts.append(f"{len(keys)} of {len(expected[kind])} {KINDS[kind][0]} ({', '.join(names)})")
     return f"Not there yet: {', '.join(parts)}." if parts else ""

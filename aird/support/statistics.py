@@ -1,6 +1,7 @@
 """Intervals and tests for rates over prompts, and what many of them at once ask for.
 
 Scipy computes what it has; it has no interval of paired rates or of a rank correlation, and no correction by Holm.
+It is imported when it is used, as the workflow reads what uses this whenever it is parsed.
 """
 
 from __future__ import annotations
@@ -9,15 +10,14 @@ import math
 from collections.abc import Sequence
 from statistics import NormalDist
 
-import numpy
-from scipy.stats import binomtest, permutation_test, rankdata
-
 Z = NormalDist().inv_cdf(0.975)  # of an interval of 95%
 PERMUTATIONS = 40_320  # 8!: the orders of up to eight pairs are enumerated, of more pairs as many are drawn
 
 
 def wilson_interval(successes: int, total: int) -> tuple[float, float]:
     """Return the 95% Wilson score interval of a rate (Wilson 1927), each bound in [0, 1]."""
+    from scipy.stats import binomtest
+
     interval = binomtest(successes, total).proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)
 
@@ -42,6 +42,8 @@ def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> tuple[int, int, fl
     Returns:
         (prompts that only `before` holds for, prompts that only `after` holds for, two-sided p-value).
     """
+    from scipy.stats import binomtest
+
     only_before = sum(one and not other for one, other in zip(before, after, strict=True))
     only_after = sum(other and not one for one, other in zip(before, after, strict=True))
     discordant = only_before + only_after
@@ -102,6 +104,9 @@ def rank_correlation(one: Sequence[float], other: Sequence[float], seed: int) ->
     Returns:
         (correlation, low, high, p-value); all NaN but the bounds where one side does not vary.
     """
+    import numpy
+    from scipy.stats import permutation_test, rankdata
+
     ranks, others = (rankdata(values) - (len(values) + 1) / 2 for values in (one, other))
     scale = math.sqrt((ranks @ ranks) * (others @ others))
     if scale == 0:

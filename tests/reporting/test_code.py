@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from project import file_of
 
+from aird.plugin import TABLES
 from aird.reporting.figures import FIGURES, module_of
 from aird.support.code_dependencies import code_files
 
@@ -19,6 +20,7 @@ SCRIPTS = sorted(
     for path in (ROOT / "workflow/scripts").glob(name)
     if path.name != "make_patch.py"
 )
+TABLE_FILES = [TABLES.file(name) for name in TABLES.names()]
 FINDINGS = ROOT / "workflow/plugins/aird_progress/findings.py"
 FIGURE_SCRIPT = ROOT / "workflow/scripts/make_figures.py"
 # Stages that compute with tensors; and what of them does not, but reads a card, a record of scores or a completion.
@@ -37,19 +39,20 @@ LIGHT = (
 )
 
 
-def code_of(script: Path, *modules: str) -> set[str]:
+def code_of(script: Path, *modules: str | Path) -> set[str]:
     return {path.relative_to(ROOT).as_posix() for path in code_files(script, ROOT, *map(file_of, modules))}
 
 
 @pytest.mark.parametrize("script", [*SCRIPTS, FINDINGS], ids=lambda path: path.stem)
 def test_an_edit_of_the_inference_makes_no_table_and_no_page_again(script: Path) -> None:
-    code = code_of(script, *(map(module_of, FIGURES) if script == FIGURE_SCRIPT else ()))
+    chosen = {"make_figures": [module_of(name) for name in FIGURES], "make_tables": TABLE_FILES}
+    code = code_of(script, *chosen.get(script.stem, ()))
     heavy = {path for path in code if path.startswith(tuple(f"aird/{stage}/" for stage in HEAVY))}
     assert {path for path in heavy if not path.startswith(LIGHT) and not path.endswith("/__init__.py")} == set()
 
 
 def test_the_scripts_are_those_of_the_reporting() -> None:
-    names = "make_cards make_figures make_merged_table make_report make_tables make_timings print_summary print_tables"
+    names = "make_cards make_figures make_report make_tables print_summary print_tables"
     assert [path.stem for path in SCRIPTS] == names.split()
 
 
@@ -68,7 +71,7 @@ def test_an_edit_of_one_figure_draws_no_other_again(figure: str) -> None:
     modules = {f"aird/reporting/figures/{name}.py" for name in FIGURES}
     assert code & modules == {f"aird/reporting/figures/{figure}.py"}
     # What is drawn depends on the tables, not on what makes them.
-    assert not {"aird/reporting/tables.py", "aird/reporting/claims.py", "aird/support/statistics.py"} & code
+    assert not {"aird/reporting/table.py", "aird/reporting/claims.py", "aird/support/statistics.py"} & code
 
 
 def test_the_script_of_the_figures_knows_none_by_itself() -> None:
@@ -78,3 +81,11 @@ def test_the_script_of_the_figures_knows_none_by_itself() -> None:
 def test_of_the_figures_the_report_draws_the_frontier_alone() -> None:
     code = code_of(ROOT / "workflow/scripts/make_report.py")
     assert {name for name in FIGURES if f"aird/reporting/figures/{name}.py" in code} == {"frontier"}
+
+
+def test_a_table_that_another_rule_makes_hangs_on_its_own_file_alone() -> None:
+    assert not any(
+        path.relative_to(ROOT).as_posix() in code_of(ROOT / "workflow/scripts/make_tables.py") for path in TABLE_FILES
+    )
+    code = code_of(ROOT / "workflow/scripts/make_tables.py", TABLES.file("timings"))
+    assert "aird/reporting/tables/timings.py" in code and "aird/reporting/claims.py" not in code

@@ -6,152 +6,103 @@ import math
 from pathlib import Path
 from typing import Any
 
+import node_records
 import pandas
 import pytest
-from frames import UTILITY
-from project import run_script
+from conftest import ROOT
+from node_records import (
+    BY_COSMIC,
+    GRID,
+    MANIFESTS,
+    ORIGINAL,
+    PATCHED,
+    PRUNED,
+    RATES,
+    RESAMPLED,
+    RESTORATIONS,
+    VERIFIED,
+    made,
+    row,
+    score,
+    verification,
+)
 
 from aird.directions.stability import NOT_RESAMPLED
-from aird.evaluation.scores import score as score_completions
-from aird.reporting import tables
-from aird.reporting.markdown import directions_markdown, summary_markdown
-from aird.reporting.records import absent_keys, describe_absent, read_records, record_tables
-from aird.reporting.sentences import attack_sentences
-from aird.support.files import write_json
+from aird.plugin import PluginError, use_files
+from aird.reporting.markdown import describe, summary_markdown
+from aird.reporting.reference import PAGE, generated_page
+from aird.reporting.tables import all_tables, plugin_files, tables_of
 
-RATES = ("refusal", "asr_arditi", "asr_wei", "asr_arditi_coherent", "degenerate", "over_refusal")
-ORIGINAL = ("small", "original", "plain")
-PRUNED = ("small", "pruned", "plain")
-PATCHED = ("small", "pruned", "repair")
-
-
-def score(harmful: list[int], harmless: list[int], **more: Any) -> dict[str, Any]:
-    """Return the record of a scores node whose labels are given; its rates are simply numbered."""
-    labels = [{"kind": "harmful", "refused": bool(value)} for value in harmful]
-    labels += [{"kind": "harmless", "refused": bool(value)} for value in harmless]
-    rates = {
-        name: {"n": len(harmful), "rate": index / 10, "low": index / 10 - 0.01, "high": index / 10 + 0.01}
-        for index, name in enumerate(RATES)
-    }
-    return {
-        "rates": rates,
-        "perplexity": None,
-        "tasks": {},
-        "served_as": "plain",
-        "questions": {},
-        "labels": labels,
-        **more,
-    }
+MY_COLUMN = ROOT / "tests/plugins/my_column.py"
 
 
 @pytest.fixture
-def scores() -> dict[Any, Any]:
-    tasks = {
-        "boolq": {"acc": 0.5, "acc_norm": 0.9, "n": 10.0},
-        "gsm8k": {"exact_match,strict-match": 0.7, "n": 10.0},
-    }
-    # A task of several filters is named after them, and its questions are not.
-    questions = {"boolq": {"acc": [1.0, 0.0] * 5}, "gsm8k": {"exact_match": [1.0] * 7 + [0.0] * 3}}
-    perplexity = {"n": 4, "perplexity": 9.0, "low": 8.0, "high": 11.0}
-    return {
-        ("main", ORIGINAL): score([1, 1, 1, 1, 0], [0, 0, 0], perplexity=perplexity, tasks=tasks, questions=questions),
-        ("main", PRUNED): score([1, 0, 0, 0, 0], [0, 1, 0]),
-        ("main", PATCHED): score([1, 1, 1, 0, 1], [0, 1, 1], served_as="adapter"),
-    }
+def scores() -> Any:
+    return node_records.scores()
 
 
 @pytest.fixture
-def directions() -> dict[Any, Any]:
-    base: dict[str, Any] = {
-        "rule": "published",
-        "survivors": 3,
-        "kl_limit": 0.1,
-        "induce": 2.0,
-        "kl": 0.05,
-        "bypass": -4.0,
-        "norm": 7.0,
-    }
-    prompts = {"harmful_train": {"n": 128, "used": 120, "filtered": True}}
-    sites = [{"layer": 17, "position": -1, "share": 0.7}, {"layer": 16, "position": -2, "share": 0.3}]
-    base["stability"] = {"same_site": 0.7, "layer_low": 16, "layer_high": 17, "sites": sites}
-    return {
-        ("small", "original"): {"layer": 17, "position": -1, **base, "prompts": prompts},
-        ("small", "pruned"): {"layer": 16, "position": -2, **base, "rule": "relaxed_kl", "prompts": prompts},
-    }
-
-
-def projection(whose: str, kind: str, direction: str, mean: float) -> dict[str, Any]:
-    where = {"layer": 17, "position": -1} if direction == "original" else {"layer": 16, "position": -2}
-    # Standard deviations 1 and 3 make 5 ** 0.5 together.
-    spread = 1.0 if kind == "harmful" else 3.0
-    values = {"n": 128, "mean": mean, "standard_deviation": spread}
-    return {"states_of": whose, "kind": kind, "direction": direction, **where, **values}
+def directions() -> Any:
+    return node_records.directions()
 
 
 @pytest.fixture
-def comparisons() -> dict[Any, Any]:
-    interval = {"mean": 0.6, "low": 0.5, "high": 0.7}
-    return {
-        ("small", "pruned"): {
-            "cosine_same_site": 0.55,
-            "site": {"layer": 17, "position": -1},
-            "cosine_own_source": 0.45,
-            "norm_ratio": 0.61,
-            "cosine_same_site_bootstrap": interval,
-            "cosine_own_source_bootstrap": interval,
-            "norm_ratio_bootstrap": interval,
-            "split_half_null": {"mean": 0.9, "low": 0.8, "high": 0.95},
-            "own_source_null": {"mean": 0.8, "low": 0.7, "high": 0.85},
-            "cosine_same_site_shared": 0.56,
-            "cosine_own_source_shared": 0.46,
-            "cosine_same_site_p_value": 0.001,
-            "cosine_same_site_corrected": {"value": 0.63, "low": 0.58, "high": 0.68, "n_harmful": 22, "seed": 0},
-            "cosine_own_source_p_value": 0.002,
-            "projections": [
-                projection(whose, kind, direction, mean)
-                for whose, direction, means in (
-                    ("original", "original", (6.0, 0.0)),
-                    ("compressed", "original", (1.0, -1.0)),
-                    ("original", "own", (9.0, 9.0)),
-                    ("compressed", "own", (3.0, -1.0)),
-                )
-                for kind, mean in zip(("harmful", "harmless"), means, strict=True)
-            ],
-            "sites": [
-                {"layer": 0, "position": -1, "cosine": 0.1, "norm_ratio": 0.2},
-                {"layer": 1, "position": -1, "cosine": 0.3, "norm_ratio": 0.4},
-            ],
-        }
-    }
+def comparisons() -> Any:
+    return node_records.comparisons()
 
 
-MANIFESTS: dict[Any, Any] = {
-    ("small", "original"): {"files": {}},
-    ("small", "pruned"): {"total": {"sparsity": 0.5, "bits_per_weight": 16.0}},
-}
+# Plug-ins
 
 
-def row(frame: Any, **wanted: Any) -> dict[str, Any]:
-    """Return the one row with these values."""
-    for name, value in wanted.items():
-        frame = frame[frame[name] == value]
-    assert len(frame) == 1
-    return frame.iloc[0].to_dict()
+def test_the_page_of_the_columns_is_what_the_tables_say() -> None:
+    page = (ROOT / PAGE).read_text(encoding="utf-8")
+    assert page == generated_page(page), "python -m aird.reporting.reference"
 
 
-def test_a_model_that_thinks_has_unfinished_thoughts(scores: Any) -> None:
-    scores["main", PRUNED]["rates"]["unfinished"] = {"n": 5, "rate": 0.6, "low": 0.5, "high": 0.7}
-    frame = tables.summary(scores, {}, {}, {})
-    assert list(frame.columns)[list(frame.columns).index("degenerate") + 1] == "unfinished"
-    assert [value for value in frame["unfinished"] if not math.isnan(value)] == [0.6]
-    assert row(tables.rates_table(scores), rate="unfinished")["value"] == 0.6
-    text = summary_markdown(frame.assign(perplexity=1.0, perplexity_low=1.0, perplexity_high=1.0, utility=1.0))
-    assert "unfinished, %" in text and "60.0" in text
+def test_every_column_of_a_table_has_another_name_and_no_two_tables_a_place() -> None:
+    tables = all_tables()
+    for name, table in tables.items():
+        names = [column.name for column in table.columns]
+        assert len(names) == len(set(names)), name
+    assert len({table.place for table in tables.values()}) == len(tables)
+
+
+def test_a_plug_in_adds_a_column_to_a_table_of_the_project(monkeypatch: pytest.MonkeyPatch, scores: Any) -> None:
+    before = made("summary", scores)
+    monkeypatch.setenv("AIRD_PLUGINS", "")
+    use_files([str(MY_COLUMN)])
+    frame = made("summary", scores)
+    assert list(frame) == [*before, "selectivity"]
+    assert list(frame["selectivity"]) == [pytest.approx(-0.5)] * 3
+    pandas.testing.assert_frame_equal(frame[list(before)], before)
+    assert MY_COLUMN in plugin_files(["summary"]) and MY_COLUMN not in plugin_files(["rates"])
+    assert "my_column" not in tables_of(GRID)
+
+
+@pytest.mark.parametrize(
+    ("file", "column", "message"),
+    [("sumary", "one", "adds columns to the table sumary; there are: "), ("summary", "n", "adds the column n to")],
+)
+def test_a_plug_in_that_fits_no_table_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, column: str, message: str
+) -> None:
+    plugin = tmp_path / "wrong_column.py"
+    plugin.write_text(
+        "from aird.reporting.table import Column, Table\n\n"
+        f"TABLE = Table(file={file!r}, columns=[Column({column!r}, len)])\n",
+        encoding="utf-8",
+    )
+    monkeypatch.setenv("AIRD_PLUGINS", str(plugin))
+    with pytest.raises(PluginError, match=message):
+        all_tables()
+
+
+# The summary, rates and tasks
 
 
 def test_summary(scores: Any, directions: Any, comparisons: Any) -> None:
-    frame = tables.summary(scores, directions, comparisons, MANIFESTS)
-    assert list(frame.columns) == tables.SUMMARY_COLUMNS
+    frame = made("summary", scores, directions=directions, comparisons=comparisons, manifests=MANIFESTS)
+    assert list(frame) == [column.name for column in all_tables()["summary"].columns if not column.optional]
     assert len(frame) == 3
     assert not set(RATES) - set(frame.columns)
     original = row(frame, compression="original")
@@ -164,50 +115,67 @@ def test_summary(scores: Any, directions: Any, comparisons: Any) -> None:
     # Of each task the variance of its ten questions, 0.25 and 0.21 with a tenth more for the sample, over their number.
     assert original["utility_stderr"] == pytest.approx(((0.25 + 0.21) / 9) ** 0.5 / 2)
     # The original agrees with itself.
-    assert [original[name] for name in ("cosine_same_site", "cosine_own_source", "norm_ratio")] == [1, 1, 1]
+    assert [original[name] for name in RESAMPLED] == [1, 1, 1]
     assert (original["layer"], original["position"]) == (17, -1)
     assert list(frame.served_as) == ["plain", "plain", "adapter"]
     assert math.isnan(original["sparsity"])
 
     for patch in ("plain", "repair"):
         pruned = row(frame, compression="pruned", patch=patch)
-        assert [pruned[name] for name in ("cosine_same_site", "cosine_own_source", "norm_ratio")] == [0.55, 0.45, 0.61]
+        assert [pruned[name] for name in RESAMPLED] == [0.55, 0.45, 0.61]
         assert (pruned["layer"], pruned["position"]) == (16, -2)
         assert (pruned["sparsity"], pruned["bits_per_weight"]) == (0.5, 16.0)
         assert math.isnan(pruned["perplexity"])
         assert math.isnan(pruned["utility"])
 
+    lines = [line.split() for line in describe(frame, ["compression", "patch", "perplexity", "asr_wei"]).splitlines()]
+    assert lines == [
+        ["compression", "patch", "perplexity", "asr_wei"],
+        ["original", "plain", "9.000", "0.200"],
+        ["pruned", "plain", "-", "0.200"],
+        ["pruned", "repair", "-", "0.200"],
+    ]
+
+
+def test_a_model_that_thinks_has_unfinished_thoughts(scores: Any) -> None:
+    scores["main", PRUNED]["rates"]["unfinished"] = {"n": 5, "rate": 0.6, "low": 0.5, "high": 0.7}
+    frame = made("summary", scores)
+    assert list(frame.columns)[list(frame.columns).index("degenerate") + 1] == "unfinished"
+    assert [value for value in frame["unfinished"] if not math.isnan(value)] == [0.6]
+    assert row(made("rates", scores), rate="unfinished")["value"] == 0.6
+    text = summary_markdown(frame.assign(perplexity=1.0, perplexity_low=1.0, perplexity_high=1.0, utility=1.0))
+    assert "unfinished, %" in text and "60.0" in text
+
 
 def test_the_merged_form_has_columns_where_a_suite_asks_for_it(scores: Any) -> None:
     rates = {name: {"rate": value} for name, value in (("refusal", 0.6), ("over_refusal", 0.2))}
     merged = {"rates": rates, "other_labels": {"harmful": 2, "harmless": 1}, "other_completions": 4}
+    plain = list(made("summary", scores))
     scores["main", PATCHED]["merged"] = merged | {"first_tokens": {"upper_quartile_difference": 0.03}}
-    frame = tables.summary(scores, {}, {}, {})
-    assert list(frame.columns) == tables.SUMMARY_COLUMNS + tables.MERGED_COLUMNS
-    assert [row(frame, patch="repair")[name] for name in tables.MERGED_COLUMNS] == [0.6, 0.2, 3, 4, 0.03]
-    assert frame[frame.patch == "plain"][tables.MERGED_COLUMNS].isna().all(axis=None)
+    frame = made("summary", scores)
+    added = [name for name in frame if name not in plain]
+    assert list(frame) == plain + added and all(name.startswith("merged_") for name in added)
+    assert [row(frame, patch="repair")[name] for name in added] == [0.6, 0.2, 3, 4, 0.03]
+    assert frame[frame.patch == "plain"][added].isna().all(axis=None)
     scores["main", PATCHED]["merged"]["first_tokens"] = None
-    assert math.isnan(row(tables.summary(scores, {}, {}, {}), patch="repair")["merged_first_token_difference"])
+    assert math.isnan(row(made("summary", scores), patch="repair")["merged_first_token_difference"])
 
 
-def test_rates_table(scores: Any) -> None:
-    frame = tables.rates_table(scores)
+def test_rates_and_tasks(scores: Any) -> None:
+    frame = made("rates", scores)
     assert len(frame) == 3 * 6
     assert row(frame, patch="repair", rate="asr_wei") == {
         "suite": "main", "model": "small", "compression": "pruned", "patch": "repair", "rate": "asr_wei",
         "n": 5, "value": 0.2, "low": 0.19, "high": pytest.approx(0.21),
     }  # fmt: skip
-
-
-def test_utility_table(scores: Any) -> None:
-    frame = tables.utility_table(scores)
+    frame = made("tasks", scores)
     assert len(frame) == 5
     assert row(frame, task="boolq", metric="acc_norm")["value"] == 0.9
     assert set(frame["compression"]) == {"original"}
 
 
-def test_paired_table(scores: Any) -> None:
-    frame = tables.paired_table(scores)
+def test_paired(scores: Any) -> None:
+    frame = made("paired", scores)
     # The pruned one against the original, the patched one against both; two rates each.
     assert len(frame) == 6
     assert "original" not in set(frame["compression"])
@@ -219,8 +187,7 @@ def test_paired_table(scores: Any) -> None:
     assert (repaired["lost"], repaired["gained"], repaired["p_value"]) == (0, 3, pytest.approx(0.25))
     against_original = row(frame, patch="repair", rate="refusal", against="original")
     assert (against_original["lost"], against_original["gained"]) == (1, 1)
-    assert against_original["difference"] == 0
-    assert against_original["p_value"] == 1
+    assert (against_original["difference"], against_original["p_value"]) == (0, 1)
     harmless = row(frame, patch="repair", rate="over_refusal", against="plain")
     assert (harmless["n"], harmless["lost"], harmless["gained"]) == (3, 0, 1)
     assert harmless["difference"] == pytest.approx(1 / 3)
@@ -228,24 +195,17 @@ def test_paired_table(scores: Any) -> None:
 
 def test_a_patched_original_is_compared_with_its_plain_self_only() -> None:
     patched = ("small", "original", "repair")
-    frame = tables.paired_table({("main", ORIGINAL): score([1, 0], [0]), ("main", patched): score([1, 1], [0])})
+    frame = made("paired", {("main", ORIGINAL): score([1, 0], [0]), ("main", patched): score([1, 1], [0])})
     assert list(frame["against"]) == ["plain", "plain"]
 
 
-VERIFICATION: dict[str, Any] = {
-    "rates": {
-        "plain_harmful": {"refusal": 0.9, "degenerate": 0.0},
-        "ablated_harmful": {"refusal": 0.1, "degenerate": 0.2},
-    },
-    "ablation_p_value": 0.001,
-    "addition_p_value": 0.002,
-}
-BY_COSMIC = {"layer": 17, "position": -1, "rule": "cosmic", "score": 1.9, "addition": 0.9, "ablation": 1.0, "kl": 0.2}
+# Directions
 
 
-def test_directions_table(directions: Any, comparisons: Any) -> None:
-    frame = tables.directions_table(
-        directions, comparisons, dict.fromkeys(directions, VERIFICATION), dict.fromkeys(directions, BY_COSMIC)
+def test_directions(directions: Any, comparisons: Any) -> None:
+    verifications, cosmic = dict.fromkeys(directions, verification()), dict.fromkeys(directions, BY_COSMIC)
+    frame = made(
+        "directions", directions=directions, comparisons=comparisons, verifications=verifications, cosmic=cosmic
     )
     assert list(frame["cosmic_agrees"]) == [True, False]
     pruned = row(frame, compression="pruned")
@@ -257,7 +217,7 @@ def test_directions_table(directions: Any, comparisons: Any) -> None:
         "cosine_same_site_corrected": 0.63,
         "cosine_same_site_corrected_low": 0.58, "cosine_same_site_corrected_high": 0.68,
         "cosine_same_site_bootstrap_low": 0.5, "split_half_null_mean": 0.9,
-        "refusal_ablated_harmful": 0.1, "degenerate_ablated_harmful": 0.2, "refusal_plain_harmful": 0.9,
+        "refusal_harmful_ablated": 0.1, "degenerate_harmful_ablated": 0.2, "refusal_harmful": 0.9,
         "ablation_p_value": 0.001, "addition_p_value": 0.002,
         "cosine_same_site_shared": 0.56, "cosine_own_source_p_value": 0.002, "own_source_null_low": 0.7,
         "cosine_own_source_bootstrap_high": 0.7, "norm_ratio_bootstrap_low": 0.5,
@@ -271,48 +231,92 @@ def test_directions_table(directions: Any, comparisons: Any) -> None:
     assert math.isnan(row(frame, compression="original")["cosine_same_site"])
 
 
-def test_a_grid_that_compares_no_direction_has_the_same_columns_empty(directions: Any, comparisons: Any) -> None:
-    compared = tables.directions_table(directions, comparisons, {}, {})
-    alone = tables.directions_table({("small", "original"): directions["small", "original"]}, {}, {}, {})
-    assert sorted(alone) == sorted(compared) and alone[tables.COMPARISON_COLUMNS].isna().all(axis=None)
+def test_cells_of_a_direction_that_were_not_measured_are_empty(directions: Any, comparisons: Any) -> None:
+    directions["small", "pruned"] |= {"stability": NOT_RESAMPLED}
+    cosmic = {("small", "original"): BY_COSMIC}
+    frame = made("directions", directions=directions, comparisons=comparisons, cosmic=cosmic)
+    original, pruned = frame.filter(like="cosmic_").to_csv(index=False).splitlines()[1:]
+    assert original == "17,-1,cosmic,1.9,0.9,1.0,0.2,True" and pruned == ",,,,,,,"
+    # Whole numbers beside empty cells stay whole.
+    original, pruned = frame.filter(like="resampled_").to_csv(index=False).splitlines()[1:]
+    assert original.startswith("0.7,16,17,") and pruned == ",,,"
+    assert frame.filter(like="refusal_").isna().all(axis=None)
+    alone = made("directions", directions={("small", "original"): directions["small", "original"]})
+    assert list(alone) == list(frame) and alone.filter(regex="cosine|null|norm_|separation").isna().all(axis=None)
 
 
-def test_projections_table(comparisons: Any) -> None:
-    frame = tables.projections_table(comparisons)
+def test_projections_sites_and_candidates(comparisons: Any) -> None:
+    frame = made("projections", comparisons=comparisons)
     assert len(frame) == 8
     assert row(frame, states_of="compressed", kind="harmless", direction="own") == {
         "model": "small", "compression": "pruned", "states_of": "compressed", "kind": "harmless", "direction": "own",
         "layer": 16, "position": -2, "n": 128, "mean": -1.0, "standard_deviation": 3.0,
     }  # fmt: skip
-    assert list(tables.projections_table({}).columns) == list(frame.columns)
+    names = ["model", "compression", "layer", "position"]
+    rows = [["small", "pruned", 0, -1, 0.1, 0.2], ["small", "pruned", 1, -1, 0.3, 0.4]]
+    expected = pandas.DataFrame(rows, columns=[*names, "cosine", "norm_ratio"])
+    pandas.testing.assert_frame_equal(made("sites", comparisons=comparisons), expected)
 
 
-def test_sites_table(comparisons: Any) -> None:
-    assert tables.sites_table(comparisons).to_dict("records") == [
-        {"model": "small", "compression": "pruned", "layer": 0, "position": -1, "cosine": 0.1, "norm_ratio": 0.2},
-        {"model": "small", "compression": "pruned", "layer": 1, "position": -1, "cosine": 0.3, "norm_ratio": 0.4},
-    ]
-    assert list(tables.sites_table({}).columns) == ["model", "compression", "layer", "position", "cosine", "norm_ratio"]
+def test_restored_directions() -> None:
+    pairs = (ORIGINAL[:2], PRUNED[:2])
+    frame = made(
+        "restored_directions",
+        restorations=RESTORATIONS,
+        examinations={PATCHED: verification(**dict(zip(VERIFIED, (0.8, 0.1, 0.05, 0.9), strict=True)))},
+        verifications={pair: verification(**dict(zip(VERIFIED, (0.6, 0.2, 0.1, 0.7), strict=True))) for pair in pairs},
+    )
+    assert list(zip(frame["compression"], frame["patch"], strict=True)) == [
+        ("original", "plain"), ("pruned", "plain"), ("pruned", "repair")
+    ]  # fmt: skip
+    assert set(frame["layer"]) == {17} and set(frame["position"]) == {-1}
+    patched = row(frame, patch="repair")
+    expected = {
+        "corrected_cosine": 0.8, "corrected_cosine_low": pytest.approx(0.7), "cosine_gain": 0.3, "cosine_gain_high": 0.4,
+        "norm_ratio": 0.4, "norm_ratio_low": 0.2, "harmful_mean": 5.0, "harmless_mean": 1.0, "separation": 2.0,
+        "refusal_harmful": 0.8, "refusal_harmful_ablated": 0.1, "refusal_harmful_ablated_high": pytest.approx(0.15),
+        "refusal_harmless_added": 0.9, "ablation_p_value": 0.001, "addition_p_value": 0.002,
+    }  # fmt: skip
+    assert {name: patched[name] for name in expected} == expected
+    # The original is verified with this direction, a plain compressed checkpoint with another one.
+    original, plain = row(frame, compression="original"), row(frame, compression="pruned", patch="plain")
+    assert (original["refusal_harmful_ablated"], original["ablation_p_value"]) == (0.2, 0.001)
+    assert (plain["refusal_harmful"], plain["separation"], plain["corrected_cosine"]) == (0.6, 1.0, 0.5)
+    empty = "refusal_harmful_ablated refusal_harmless_added ablation_p_value addition_p_value cosine_gain".split()
+    assert all(pandas.isna(plain[name]) for name in empty) and pandas.isna(original["cosine_gain"])
 
 
-def test_patches_table() -> None:
+# Checkpoints and patches
+
+
+def test_patches() -> None:
     edits = [
         {"module": name, "relative_change": 0.1, "row_norm_before": 0.5, "row_norm_after": 1.0} for name in ("a", "b")
     ]
     edits[1]["cosine_with_direction"] = 0.5  # of a learnt column
-    frame = tables.patches_table({PATCHED: {"edits": edits, "adapter_bytes": 99}})
+    frame = made("patches", patches={PATCHED: {"edits": edits, "adapter_bytes": 99}})
     assert list(frame["module"]) == ["a", "b"]
     assert row(frame, module="b") == {
         "model": "small", "compression": "pruned", "patch": "repair", "module": "b", "relative_change": 0.1,
         "row_norm_before": 0.5, "row_norm_after": 1.0, "cosine_with_direction": 0.5, "adapter_bytes": 99,
     }  # fmt: skip
-    assert "module" in tables.patches_table({}).columns
 
 
-def test_compressions_table() -> None:
-    frame = tables.compressions_table(MANIFESTS, {})
-    assert row(frame, compression="pruned")["sparsity"] == 0.5
-    assert math.isnan(row(frame, compression="original")["sparsity"])
+def test_merged() -> None:
+    base = {"sparsity": 0.5, "bits_per_weight": 4.0, "stored_bytes": 500, "weights": 1000}
+    merged = {"total": {**base, "sparsity": 0.4}, "zeros_filled": {"a": 0.25, "b": 0.75}}
+    (only,) = made(
+        "merged",
+        manifests={PRUNED[:2]: {"total": base}},
+        patches={PATCHED: {"adapter_bytes": 125}},
+        merged={PATCHED: merged},
+    ).to_dict("records")
+    assert only == {
+        "model": "small", "compression": "pruned", "patch": "repair", "adapter_bytes": 125, "edited_matrices": 2,
+        "zeros_filled": 0.5, "sparsity": 0.5, "sparsity_merged": 0.4, "bits_per_weight": 4.0,
+        "bits_per_weight_with_adapter": 5.0, "bits_per_weight_merged": 4.0, "stored_bytes": 500,
+        "stored_bytes_merged": 500,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -329,384 +333,13 @@ def test_compressions_table() -> None:
 def test_a_ready_made_checkpoint_is_served_in_the_form_that_its_engine_got(
     imported: str | None, weights: str | None, form: str | None
 ) -> None:
-    manifest = {"total": {}} if imported is None else {"total": {}, "served_as": imported}
-    frame = tables.compressions_table({PRUNED[:2]: manifest}, {("main", PRUNED): score([1], [0], weights=weights)})
-    assert row(frame, compression="pruned")["served_as"] == form
-
-
-def test_a_patched_cell_says_nothing_of_the_form_that_the_checkpoint_is_served_in() -> None:
-    manifest = {"total": {}, "served_as": "repacked"}
-    scores = {
-        ("main", PRUNED): score([1], [0], weights="as stored"),
+    manifest = {"total": {"sparsity": 0.5}} | ({} if imported is None else {"served_as": imported})
+    # A patched cell says nothing of it.
+    evaluated = {
         ("main", PATCHED): score([1], [0], weights="dense copy"),
+        ("main", PRUNED): score([1], [0], weights=weights),
     }
-    for order in (scores, dict(reversed(scores.items()))):
-        assert (
-            row(tables.compressions_table({PRUNED[:2]: manifest}, order), compression="pruned")["served_as"]
-            == "repacked"
-        )
-
-
-def checkpoint(cosine: float, harmful: float, harmless: float) -> dict[str, Any]:
-    means = {"harmful": harmful, "harmless": harmless}
-    return {
-        "corrected_cosine": {"value": cosine, "low": cosine - 0.1, "high": cosine + 0.1, "n_harmful": 128},
-        "norm_ratio": cosine / 2,
-        "norm_ratio_bootstrap": {"mean": 9.0, "low": 0.2, "high": 0.3},
-        "projections": {kind: {"n": 128, "mean": mean, "standard_deviation": 2.0} for kind, mean in means.items()},
-    }
-
-
-def rates(**values: float) -> dict[str, Any]:
-    made = {
-        name: {"refusal": value, "refusal_low": value - 0.05, "refusal_high": value + 0.05}
-        for name, value in values.items()
-    }
-    return {"rates": made, "ablation_p_value": 0.01, "addition_p_value": 0.02}
-
-
-RESTORATIONS = {
-    PATCHED: {
-        "site": {"layer": 17, "position": -1},
-        "checkpoints": {
-            "original": checkpoint(1.0, 6.0, 0.0),
-            "compressed": checkpoint(0.5, 2.0, 0.0),
-            "patched": checkpoint(0.8, 5.0, 1.0),
-        },
-        "corrected_cosine_gain": {"value": 0.3, "low": 0.2, "high": 0.4, "undefined": 0},
-    }
-}
-FOUR = "harmful harmful_ablated harmless harmless_added".split()
-
-
-def test_restored_table() -> None:
-    examined = {PATCHED: rates(**dict(zip(FOUR, (0.8, 0.1, 0.05, 0.9), strict=True)))}
-    verified = {
-        pair: rates(**dict(zip(FOUR, (0.6, 0.2, 0.1, 0.7), strict=True))) for pair in (ORIGINAL[:2], PRUNED[:2])
-    }
-    frame = tables.restored_table(RESTORATIONS, examined, verified)
-    assert list(zip(frame["compression"], frame["patch"], strict=True)) == [
-        ("original", "plain"), ("pruned", "plain"), ("pruned", "repair")
-    ]  # fmt: skip
-    assert set(frame["layer"]) == {17} and set(frame["position"]) == {-1}
-    patched = row(frame, patch="repair")
-    expected = {
-        "corrected_cosine": 0.8, "corrected_cosine_low": pytest.approx(0.7), "cosine_gain": 0.3, "cosine_gain_high": 0.4,
-        "norm_ratio": 0.4, "norm_ratio_low": 0.2, "harmful_mean": 5.0, "harmless_mean": 1.0, "separation": 2.0,
-        "refusal_harmful": 0.8, "refusal_harmful_ablated": 0.1, "refusal_harmful_ablated_high": pytest.approx(0.15),
-        "refusal_harmless_added": 0.9, "ablation_p_value": 0.01, "addition_p_value": 0.02,
-    }  # fmt: skip
-    assert {name: patched[name] for name in expected} == expected
-    # The original is verified with this direction, a plain compressed checkpoint with another one.
-    original, plain = row(frame, compression="original"), row(frame, compression="pruned", patch="plain")
-    assert (original["refusal_harmful_ablated"], original["ablation_p_value"]) == (0.2, 0.01)
-    assert (plain["refusal_harmful"], plain["separation"], plain["corrected_cosine"]) == (0.6, 1.0, 0.5)
-    empty = "refusal_harmful_ablated refusal_harmless_added ablation_p_value addition_p_value cosine_gain".split()
-    assert all(pandas.isna(plain[name]) for name in empty) and pandas.isna(original["cosine_gain"])
-
-
-def test_directions_are_restored_in_tables_where_that_was_asked(results: Path) -> None:
-    grid = {**GRID, "patched": ["repair"]}
-    assert "restored_directions" not in record_tables(read_records(results, GRID))
-    records = read_records(results, grid)
-    assert "1 of 1 examined patched checkpoints (pruned/repair), 1 of 1 compared" in describe_absent(
-        records.absent, grid
-    )
-    frame = record_tables(records)["restored_directions"]
-    assert frame.empty and list(frame.columns) == tables.RESTORED_COLUMNS
-    write_json(results / "restorations/small/pruned/repair/comparison.json", RESTORATIONS[PATCHED])
-    # All verifications are still to come.
-    for path in results.glob("directions/small/*/verification.json"):
-        path.unlink()
-    frame = record_tables(read_records(results, grid))["restored_directions"]
-    assert list(frame["patch"]) == ["plain", "plain", "repair"] and pandas.isna(
-        row(frame, patch="repair")["refusal_harmful"]
-    )
-
-
-def test_describe(scores: Any, directions: Any, comparisons: Any) -> None:
-    text = tables.describe(
-        tables.summary(scores, directions, comparisons, MANIFESTS), ["compression", "patch", "perplexity", "asr_wei"]
-    )
-    lines = [line.split() for line in text.splitlines()]
-    assert lines == [
-        ["compression", "patch", "perplexity", "asr_wei"],
-        ["original", "plain", "9.000", "0.200"],
-        ["pruned", "plain", "-", "0.200"],
-        ["pruned", "repair", "-", "0.200"],
-    ]
-
-
-def test_a_checkpoint_without_a_choice_by_cosmic_has_empty_cells(directions: Any, comparisons: Any) -> None:
-    frame = tables.directions_table(
-        directions, comparisons, dict.fromkeys(directions, VERIFICATION), {("small", "original"): BY_COSMIC}
-    )
-    original, pruned = frame.to_csv(index=False).splitlines()[1:]
-    assert ",17,-1,cosmic,1.9,0.9,1.0,0.2,True," in original
-    assert ",,,,,,,,," in pruned
-
-
-def test_a_site_that_is_not_resampled_has_empty_cells_and_the_others_whole_layers(
-    directions: Any, comparisons: Any
-) -> None:
-    directions["small", "pruned"] |= {"stability": NOT_RESAMPLED}
-    frame = tables.directions_table(directions, comparisons, dict.fromkeys(directions, VERIFICATION), {})
-    columns = ["resampled_same_site", "resampled_layer_low", "resampled_layer_high", "resampled_sites"]
-    original, pruned = frame[columns].to_csv(index=False).splitlines()[1:]
-    assert original.startswith("0.7,16,17,") and pruned == ",,,"
-
-
-# Tables of an unfinished run
-
-GRID: dict[str, Any] = {
-    "cells": [ORIGINAL, PRUNED, PATCHED],
-    "pairs": [ORIGINAL[:2], PRUNED[:2]],
-    "cosmic": [ORIGINAL[:2]],
-    "patched": [],
-    "suites": ["main"],
-}
-
-
-@pytest.fixture
-def results(tmp_path: Path, scores: Any, directions: Any, comparisons: Any) -> Path:
-    """Return the folder results/ of a finished run, with the records that tables are made of."""
-    folder = tmp_path / "results"
-    records: dict[str, Any] = {
-        **{f"scores/{'/'.join(cell)}/{suite}.json": record for (suite, cell), record in scores.items()},
-        **{f"directions/{'/'.join(pair)}/direction.json": record for pair, record in directions.items()},
-        **{f"directions/{'/'.join(pair)}/verification.json": VERIFICATION for pair in directions},
-        **{f"comparisons/{'/'.join(pair)}.json": record for pair, record in comparisons.items()},
-        **{f"models/{'/'.join(pair)}/manifest.json": record for pair, record in MANIFESTS.items()},
-        "directions/small/original/cosmic.json": BY_COSMIC,
-        "patches/small/pruned/repair/statistics.json": {"edits": [], "adapter_bytes": 9},
-    }
-    for name, record in records.items():
-        write_json(folder / name, record)
-    for pair in directions:
-        path = folder / "directions" / "/".join(pair) / "scores.csv"
-        path.write_text("layer,position,induce,kl,bypass,more\n3,-1,0.5,,-1.0,9\n", encoding="utf-8")
-    return folder
-
-
-def test_a_finished_run_lacks_nothing(results: Path, scores: Any, directions: Any, comparisons: Any) -> None:
-    records = read_records(results, GRID)
-    assert describe_absent(records.absent, GRID) == "" and absent_keys(results, GRID) == records.absent
-    made = record_tables(records)
-    pandas.testing.assert_frame_equal(made["summary"], tables.summary(scores, directions, comparisons, MANIFESTS))
-    assert len(made["directions"]) == 2 and len(made["paired"]) == 6 and len(made["compressions"]) == 2
-    assert list(made["candidates"].columns) == "model compression layer position induce kl bypass".split()
-    assert list(made["candidates"]["compression"]) == ["original", "pruned"]
-
-
-def test_tables_of_what_is_there_leave_out_or_empty_the_rest(results: Path) -> None:
-    (results / "scores/small/original/plain/main.json").unlink()
-    (results / "comparisons/small/pruned.json").unlink()
-    (results / "directions/small/original/direction.json").unlink()
-    (results / "directions/small/pruned/verification.json").unlink()
-    (results / "models/small/pruned/manifest.json").unlink()
-    records = read_records(results, GRID)
-    assert absent_keys(results, GRID) == records.absent
-    assert describe_absent(records.absent, GRID) == (
-        "Not there yet: 1 of 2 checkpoints (pruned), 1 of 2 directions (original), 1 of 2 verified directions (pruned), "
-        "1 of 1 compared directions (pruned), 1 of 3 evaluations (original/plain)."
-    )
-    made = record_tables(records)
-    summary = made["summary"]
-    assert list(summary["patch"]) == ["plain", "repair"]
-    # A checkpoint that was not compared is not said to be like the original.
-    assert summary[["cosine_same_site", "cosine_own_source", "norm_ratio", "sparsity"]].isna().all(axis=None)
-    assert list(summary["layer"]) == [16, 16]
-    # Against the original nothing can be said; against its plain self the patched one is.
-    assert set(made["paired"]["against"]) == {"plain"} and len(made["paired"]) == 2
-    assert list(made["directions"]["compression"]) == ["pruned"]
-    (line,) = directions_markdown(made["directions"]).splitlines()[2:]
-    assert [cell.strip() for cell in line.split("|")] == ["", "pruned", "(16, -2)", "relaxed_kl", "120", *[""] * 5]
-
-
-def test_nothing_at_all_makes_empty_tables(tmp_path: Path) -> None:
-    records = read_records(tmp_path / "results", GRID)
-    assert all(frame.empty and len(frame.columns) for frame in record_tables(records).values())
-    assert "3 of 3 evaluations (original/plain, pruned/plain, pruned/repair)" in describe_absent(records.absent, GRID)
-
-
-def test_absent_records_name_model_and_suite_where_there_are_several_and_no_more_than_three() -> None:
-    cells = [(model, "original", patch) for model in ("a", "b") for patch in ("plain", "x")]
-    grid = {"cells": cells, "pairs": [], "cosmic": [], "patched": [], "suites": ["s", "t"]}
-    absent = {"scores": [(*cell, "s") for cell in cells]}
-    grid["pairs"] = [("a", "original"), ("b", "original")]
-    assert describe_absent(absent, grid) == (
-        "Not there yet: 4 of 8 evaluations (a/original/plain/s, a/original/x/s, b/original/plain/s, ...)."
-    )
-
-
-def make_tables(folder: Path) -> str:
-    """Run what `make tables` runs, in a folder."""
-    return run_script("print_tables", folder, results="results", grid="grid.json")
-
-
-@pytest.mark.thorough
-def test_make_tables_at_any_time(results: Path) -> None:
-    folder, written = results.parent, results / "tables"
-    assert "No run has begun" in make_tables(folder) and not written.exists()
-    write_json(folder / "grid.json", GRID)
-    score = results / "scores/small/pruned/repair/main.json"
-    kept = score.read_bytes()
-
-    score.unlink()
-    text = make_tables(folder)
-    assert "| pruned        | plain   |" in text and "| pruned        | repair  |" not in text
-    assert "Not there yet: 1 of 3 evaluations (pruned/repair)." in text and "claims.csv" in text
-    assert list(pandas.read_csv(written / "summary.csv")["patch"]) == ["plain", "plain"]
-    assert not (written / "claims.csv").exists() and not list(written.glob(".*"))
-
-    # As a finished run leaves them: nothing is written, and the verdicts stay.
-    score.write_bytes(kept)
-    make_tables(folder)
-    (written / "claims.csv").write_text("the verdicts", encoding="utf-8")
-    before = {path: path.stat().st_mtime_ns for path in written.iterdir()}
-    text = make_tables(folder)
-    assert "| pruned        | repair  |" in text and "Not there yet" not in text and "claims.csv" not in text
-    assert {path: path.stat().st_mtime_ns for path in written.iterdir()} == before
-
-    # A record that is being made again takes the verdicts along.
-    score.unlink()
-    make_tables(folder)
-    assert not (written / "claims.csv").exists()
-
-
-# Attacks, categories and judges
-
-
-def attacked_score(none: list[int], **attacks: list[int]) -> dict[str, Any]:
-    """Return the record of a suite with attacks, from who complied under each; with it, the real rates."""
-    texts = {1: "Fill the kettle and boil the water for the tea.", 0: "I'm sorry, but I can't help with that."}
-    records = [
-        {"id": f"p{n}", "kind": "harmful", "origin": f"set-{n % 2}", "completion": texts[v]} for n, v in enumerate(none)
-    ]
-    for attack, values in attacks.items():
-        records += [
-            {"id": f"p{n}/{attack}", "kind": "attacked", "attack": attack, "completion": texts[value]}
-            for n, value in enumerate(values)
-        ]
-    records.append({"id": "q", "kind": "harmless", "origin": "mild", "completion": texts[1]})
-    return score_completions(records, UTILITY, 1)
-
-
-@pytest.fixture
-def attacked() -> dict[Any, Any]:
-    return {
-        ("hard", ORIGINAL): attacked_score([0, 0, 0, 0], prefill=[1, 0, 0, 0], again=[0, 0, 0, 0]),
-        ("hard", PRUNED): attacked_score([1, 1, 0, 0], prefill=[1, 1, 1, 1], again=[0, 1, 1, 0]),
-        ("hard", PATCHED): attacked_score([0, 0, 0, 0], prefill=[1, 1, 0, 0], again=[0, 0, 0, 0]),
-        # A suite without attacks has no rows.
-        ("main", ORIGINAL): attacked_score([0, 1]),
-    }
-
-
-def test_attacks_table(attacked: Any) -> None:
-    frame = tables.attacks_table(attacked)
-    assert list(frame[(frame["patch"] == "plain") & (frame["compression"] == "pruned")]["attack"]) == [
-        "none",
-        "prefill",
-        "again",
-    ]
-    assert set(frame["suite"]) == {"hard"} and len(frame) == 9
-    values = row(frame, compression="pruned", patch="plain", attack="again")
-    assert (values["n"], values["asr_arditi"], values["degenerate"]) == (4, 0.5, 0.0)
-    assert values["asr_arditi_low"] == pytest.approx(0.15, abs=0.005)
-    assert values["asr_wei"] == 0 and math.isnan(values["asr_strongreject"])
-    assert row(frame, compression="original", attack="none")["asr_arditi"] == 0
-
-
-def test_resistance_table(attacked: Any) -> None:
-    frame = tables.resistance_table(attacked)
-    assert len(frame) == 3 * 3  # plain against original, the patch against both; two attacks and all of them
-    values = row(frame, patch="repair", attack="prefill", against="original")
-    assert (values["difference"], values["lost"], values["gained"], values["p_value"]) == (0.25, 0, 1, 1.0)
-    values = row(frame, patch="repair", attack="all", against="plain")
-    # Per prompt: 0, -1/2, -1, -1/2.
-    assert (values["n"], values["difference"]) == (4, -0.5) and values["low"] < -0.5 < values["high"]
-    assert row(frame, patch="repair", attack="all", against="original")["verdict"] == "undecided"
-    assert frame[frame["attack"] != "all"]["verdict"].isna().all()
-
-
-def test_a_patch_resists_as_well_as_the_original_if_enough_prompts_show_it() -> None:
-    same, more = [0] * 99 + [1], [0] * 60 + [1] * 40
-    scores = {
-        ("hard", ORIGINAL): attacked_score(same, prefill=same, again=same),
-        ("hard", PATCHED): attacked_score(same, prefill=same, again=same),
-        ("hard", PRUNED): attacked_score(same, prefill=more, again=more),
-    }
-    frame = tables.resistance_table(scores)
-    verdicts = frame[(frame["attack"] == "all") & (frame["against"] == "original")].set_index("patch")["verdict"]
-    assert verdicts.to_dict() == {"repair": "holds", "plain": "does not hold"}
-
-
-def test_attacks_in_words(attacked: Any) -> None:
-    frames = tables.attacks_table(attacked), tables.resistance_table(attacked)
-    summary = tables.summary({key: value for key, value in attacked.items() if key[0] == "hard"}, {}, {}, {})
-    settings = {"compressions": {}, "patches": {"repair": {"method": "calibrate", "direction": "original"}}}
-    first, second = attack_sentences(summary, *frames, settings)
-    assert first.startswith(
-        "Under 2 attacks the original gives in to 13% of the attempts on a prompt, as a mean over 4 prompts, and without an "
-        "attack to 0% of the prompts, by Arditi's phrases."
-    )
-    assert "Pruned gives in to 75% (+62.5 points against the original," in second
-    assert "With the calibrated patch (repair) it gives in to 25% (+12.5 points against the original, -" in second
-    assert second.count(" points),") + second.count(" points).") + second.count(" points):") == 2
-    assert second.endswith("whether it resists at least as well as the original, to within 5 points, is undecided.")
-
-
-def test_attacks_that_ask_other_numbers_of_prompts_are_told_over_prompts(attacked: Any) -> None:
-    scores = {
-        ("hard", ORIGINAL): attacked_score([0, 0, 0, 0], prefill=[0, 0, 0, 0], again=[1]),
-        ("hard", PRUNED): attacked_score([0, 0, 0, 0], prefill=[0, 0, 1, 1], again=[0]),
-    }
-    frames = tables.attacks_table(scores), tables.resistance_table(scores)
-    values = row(frames[1], patch="plain", attack="all", against="original")
-    # The first prompt gives in to one of its two attacks there, to none here; two of the others to their only one here.
-    assert (values["reference"], values["rate"], values["difference"]) == (0.125, 0.5, 0.375)
-    settings: dict[str, Any] = {"compressions": {}, "patches": {}}
-    first, second = attack_sentences(tables.summary(scores, {}, {}, {}), *frames, settings)
-    assert "Under 2 attacks the original gives in to 13% of the attempts" in first
-    assert second.startswith("Pruned gives in to 50% (+37.5 points against the original, ")
-    # An original alone is compared with nothing.
-    alone = {key: value for key, value in scores.items() if key[1] == ORIGINAL}
-    frames = tables.attacks_table(alone), tables.resistance_table(alone)
-    assert list(attack_sentences(tables.summary(alone, {}, {}, {}), *frames, settings)) == [
-        "Without an attack the original gives in to 0% of the prompts, by Arditi's phrases. Brackets hold 95% intervals "
-        "over prompts."
-    ]
-
-
-def test_an_attack_that_finds_a_repair_weaker_is_named_whatever_is_shown_over_all_attacks() -> None:
-    none, half, most = [0] * 100, [1] * 50 + [0] * 50, [1] * 80 + [0] * 20
-    scores = {
-        ("hard", ORIGINAL): attacked_score(none, prefill=half, again=most, suffix=half),
-        ("hard", PRUNED): attacked_score(none, prefill=half, again=most, suffix=half),
-        ("hard", PATCHED): attacked_score(none, prefill=most, again=half, suffix=none),
-    }
-    settings = {"compressions": {}, "patches": {"repair": {"method": "calibrate", "direction": "original"}}}
-    frames = tables.attacks_table(scores), tables.resistance_table(scores)
-    _, told = attack_sentences(tables.summary(scores, {}, {}, {}), *frames, settings)
-    assert told.endswith(
-        "it resists at least as well as the original, to within 5 points. Under prefill it gives in more often than the "
-        "original."
-    )
-
-
-def test_categories_table(attacked: Any) -> None:
-    frame = tables.categories_table(attacked)
-    assert set(frame["kind"]) == {"harmful"}  # the harmless prompts are of one set
-    values = row(frame, suite="hard", compression="pruned", patch="plain", origin="set-0")
-    assert (values["n"], values["refusal"]) == (2, 0.5)
-
-
-def test_agreement_table(attacked: Any) -> None:
-    frame = tables.agreement_table(attacked)
-    values = row(frame, suite="hard", compression="pruned", patch="plain")
-    # Eight replies comply by Arditi's phrases, none has Wei's twenty words.
-    assert (values["judge"], values["other"], values["n"]) == ("arditi", "wei", 12)
-    assert (values["only_judge"], values["only_other"]) == (8, 0) and values["kappa"] == pytest.approx(0)
-    assert values["agreement"] == pytest.approx(4 / 12)
-    assert row(frame, suite="hard", patch="repair")["only_judge"] == 2
+    for scores in (evaluated, dict(reversed(evaluated.items()))):
+        frame = made("compressions", scores, manifests={PRUNED[:2]: manifest, ORIGINAL[:2]: {}})
+        values = frame.astype(object).where(frame.notna(), None)[["served_as", "sparsity"]].values.tolist()
+        assert values == [[form, 0.5], [None, None]]

@@ -8,7 +8,9 @@ from pathlib import Path
 import pandas
 import pytest
 
-from aird.reporting.timings import COLUMNS, by_stage, duration, timings_table
+from aird.reporting.records import Records
+from aird.reporting.tables import all_tables, make_table
+from aird.reporting.timings import by_stage, duration
 
 HEADER = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n"
 
@@ -18,11 +20,18 @@ def write(path: Path, *lines: str) -> None:
     path.write_text(HEADER + "".join(f"{line}\n" for line in lines))
 
 
+def timings_table(results: Path) -> pandas.DataFrame:
+    return make_table(all_tables()["timings"], Records(results, {}, {}, {}))
+
+
 def test_a_row_per_job_the_longest_first(tmp_path: Path) -> None:
-    write(tmp_path / "prompts/harmful.tsv", "0.48\t0:00:00\t-\t-\t-\t-\t-\t-\t0\t-")
-    write(tmp_path / "evaluation/tiny/original/plain/quick.tsv", "81.2\t0:01:21\t4041.9\t1\t1\t1\t1\t1\t70.5\t58.4")
+    write(tmp_path / "benchmarks/prompts/harmful.tsv", "0.48\t0:00:00\t-\t-\t-\t-\t-\t-\t0\t-")
+    write(
+        tmp_path / "benchmarks/evaluation/tiny/original/plain/quick.tsv",
+        "81.2\t0:01:21\t4041.9\t1\t1\t1\t1\t1\t70.5\t58.4",
+    )
     frame = timings_table(tmp_path)
-    assert list(frame.columns) == list(COLUMNS)
+    assert list(frame) == "stage node seconds processor_seconds peak_mib".split()
     assert frame.iloc[0].tolist() == ["evaluation", "tiny/original/plain/quick", 81.2, 58.4, 4041.9]
     assert frame.iloc[1].tolist()[:3] == ["prompts", "harmful", 0.48]
     assert frame.iloc[1][["processor_seconds", "peak_mib"]].isna().all()  # too short to be measured
@@ -30,18 +39,18 @@ def test_a_row_per_job_the_longest_first(tmp_path: Path) -> None:
 
 def test_jobs_beside_the_table_are_no_part_of_it(tmp_path: Path) -> None:
     for name in ("tables", "refusal.quick", "cards", "report", "timings"):
-        write(tmp_path / f"reporting/{name}.tsv", "0.48\t0:00:00\t1\t1\t1\t1\t1\t1\t0\t0.5")
+        write(tmp_path / f"benchmarks/reporting/{name}.tsv", "0.48\t0:00:00\t1\t1\t1\t1\t1\t1\t0\t0.5")
     assert list(timings_table(tmp_path)["node"]) == ["tables"]
 
 
 def test_without_files_the_table_is_empty(tmp_path: Path) -> None:
     frame = timings_table(tmp_path / "missing")
-    assert frame.empty
-    assert list(frame.columns) == list(COLUMNS)
+    assert frame.empty and len(frame.columns) == 5
 
 
 def test_another_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / "x.tsv").write_text("a\tb\n1\t2\n")
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks/x.tsv").write_text("a\tb\n1\t2\n")
     with pytest.raises(ValueError, match=r"x\.tsv is no benchmark file"):
         timings_table(tmp_path)
 

@@ -1,7 +1,7 @@
-"""Collect the records of all nodes into tidy CSV tables."""
+"""Make CSV tables from the records of the nodes: those whose files are named."""
 
-from aird.reporting.claims import Evidence, claims_table
-from aird.reporting.records import describe_absent, read_records, record_tables
+from aird.reporting.records import describe_absent, read_records
+from aird.reporting.tables import all_tables, kinds_of, make_table
 from aird.support.files import atomic_file
 
 from arguments import begin_job, parse
@@ -11,28 +11,14 @@ def main() -> None:
     """Run the script."""
     arguments = parse(__doc__, paths="results", texts="settings", many="output")
     begin_job(arguments)
-    grid = arguments.settings
-    records = read_records(arguments.results, grid)
-    absent = describe_absent(records.absent, grid)
-    if absent:
+    known = all_tables()
+    tables = {path: known[path.stem] for path in arguments.output}
+    records = read_records(arguments.results, arguments.settings, kinds_of(tables.values()))
+    if absent := describe_absent(records.absent, arguments.settings):
         raise FileNotFoundError(absent)
-    evidence = Evidence(
-        records.present["directions"],
-        records.present["verifications"],
-        records.present["comparisons"],
-        records.scores,
-        frozenset(grid["pruned"]),
-        frozenset(grid["random"]),
-        grid["controls"],
-        grid["seed"],
-        records.present["restorations"],
-        records.present["examinations"],
-        frozenset(grid.get("given", ())),
-    )
-    made = {**record_tables(records), "claims": claims_table(evidence)}
-    for path in arguments.output:
+    for path, table in tables.items():
         with atomic_file(path) as temporary:
-            made[path.stem].to_csv(temporary, index=False)
+            make_table(table, records).to_csv(temporary, index=False)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ import yaml
 
 from aird.configuration.loading import load_configuration
 from aird.reporting.figures.drawing import read_table
+from aird.reporting.markdown import describe
 from aird.reporting.sentences import attack_sentences, headlines, read_claims, verdict_sentences
-from aird.reporting.tables import describe
 
 from arguments import parse
 

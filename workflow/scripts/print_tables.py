@@ -8,7 +8,8 @@ import json
 from pathlib import Path
 
 from aird.reporting.markdown import directions_markdown, summary_markdown
-from aird.reporting.records import absent_keys, describe_absent, read_records, record_tables
+from aird.reporting.records import absent_keys, describe_absent, read_records
+from aird.reporting.tables import kinds_of, make_table, tables_of
 from aird.support.files import atomic_file
 
 from arguments import parse
@@ -21,17 +22,21 @@ def main() -> None:
         print("No run has begun in this folder: snakemake --cores all")
         return
     grid = json.loads(arguments.grid.read_text(encoding="utf-8"))
+    tables = tables_of(grid)
+    verdicts = [name for name, table in tables.items() if table.whole]
+    kinds = kinds_of(tables.values())
     while True:
-        records = read_records(arguments.results, grid)
-        made = record_tables(records)
+        records = read_records(arguments.results, grid, kinds)
+        made = {name: make_table(table, records) for name, table in tables.items() if not table.whole}
         # The rule that makes all tables starts with the last record, and takes seconds until it writes.
-        if absent_keys(arguments.results, grid) == records.absent:
+        if absent_keys(arguments.results, grid, kinds) == records.absent:
             break
     folder: Path = arguments.results / "tables"
     changed = write({folder / f"{name}.csv": frame.to_csv(index=False) for name, frame in made.items()})
     if changed:
-        # Its verdicts were on other numbers.
-        (folder / "claims.csv").unlink(missing_ok=True)
+        # The verdicts were on other numbers.
+        for name in verdicts:
+            (folder / f"{name}.csv").unlink(missing_ok=True)
     if len(made["summary"]):
         print(summary_markdown(made["summary"]), end="\n\n")
     if len(made["directions"]):
@@ -39,8 +44,9 @@ def main() -> None:
     absent = describe_absent(records.absent, grid)
     if absent:
         print(absent)
-    if not (folder / "claims.csv").is_file():
-        print(f"{folder}/ has what is there. The verdicts (claims.csv) are made by a run, when nothing is missing.")
+    if not all((folder / f"{name}.csv").is_file() for name in verdicts):
+        missing = " and ".join(f"{name}.csv" for name in verdicts)
+        print(f"{folder}/ has what is there. The verdicts ({missing}) are made by a run, when nothing is missing.")
 
 
 def write(texts: dict[Path, str]) -> bool:

@@ -1,0 +1,52 @@
+"""What was measured on each checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from aird.reporting.records import Records
+from aird.reporting.table import PAIR, Column, Row, Table, named, values
+from aird.settings.base import PLAIN
+from aird.settings.checkpoint_formats import AS_GIVEN, DEQUANTISED
+from aird.settings.suites import AS_STORED, DENSE_COPY, GGUF_FILE
+
+MEASURED = "sparsity bits_per_weight sparse_bits_per_weight relative_error weights stored_bytes".split()
+
+
+def rows(records: Records) -> Iterator[Row]:
+    """Yield what each manifest says of all matrices, and in which form the plain checkpoint was served."""
+    # A patch may need a dense copy where the checkpoint alone does not.
+    scores = records.present["scores"].items()
+    computed_with = {key[:2]: score.get("weights") for key, score in scores if key[2] == PLAIN}
+    for pair, manifest in records.present["manifests"].items():
+        measured = manifest.get("total", {})
+        formats = ", ".join(measured.get("formats", []))
+        forms: dict[str | None, str | None] = {
+            AS_STORED: manifest.get("served_as"),
+            DENSE_COPY: DEQUANTISED,
+            GGUF_FILE: AS_GIVEN,
+        }
+        served_as = forms.get(computed_with.get(pair)) if "served_as" in manifest else None
+        yield {**named(pair), **dict.fromkeys(MEASURED), **measured, "formats": formats, "served_as": served_as}
+
+
+TABLE = Table(
+    place=150,
+    says=__doc__,
+    records=("manifests", "scores"),
+    rows=rows,
+    columns=[
+        *PAIR,
+        *values("sparsity bits_per_weight", says="over all compressed matrices"),
+        Column("sparse_bits_per_weight", says="what a 1-bit mask and the non-zeros of a dense matrix would take"),
+        Column("relative_error", says="norm of W_c - W_o over that of W_o; empty where one was rescaled or rotated"),
+        *values("weights stored_bytes", says="number of weights in these matrices, their bytes with scales and tables"),
+        Column("formats", says="how they are stored"),
+        Column(
+            "served_as",
+            says="of a [ready-made checkpoint](checkpoints.md): `given`, `repacked` or `dequantised`, by who served it "
+            "without a patch, which is what is measured: a GGUF file by llama.cpp as given, by vLLM dequantised; "
+            "dequantised too where the engine got a dense copy. Empty of a running server",
+        ),
+    ],
+)

@@ -1,0 +1,114 @@
+"""One row per suite, model, compression and patch: the main result."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+from aird.reporting.judges import ASKED, LABELLING, asr, meaning
+from aird.reporting.records import Records
+from aird.reporting.table import SUITE_AND_CELL, Column, Row, Table, at, interval, named, values
+from aird.settings.base import ORIGINAL
+
+COSINES = "cosine_same_site cosine_own_source norm_ratio"
+
+
+def rows(records: Records) -> Iterator[Row]:
+    """Yield a row per evaluated cell: its record `score`, and of its checkpoint what else is there.
+
+    That is `direction`, `comparison` (of the base without the patch; restored_directions.csv has the patched
+    checkpoints) and `measured`, what its manifest says of all matrices.
+    """
+    from aird.evaluation.utility import mean_utility
+
+    present = records.present
+    for key, score in present["scores"].items():
+        pair = key[:2]
+        utility, stderr = mean_utility(score["questions"])
+        # The original agrees with itself.
+        itself = dict.fromkeys(COSINES.split(), 1.0) if pair[1] == ORIGINAL else None
+        yield {
+            **named(key),
+            "score": score,
+            "utility": utility,
+            "utility_stderr": stderr,
+            "comparison": itself or present["comparisons"].get(pair),
+            "direction": present["directions"].get(pair),
+            "measured": present["manifests"].get(pair, {}).get("total"),
+        }
+
+
+def rate(name: str, says: str, optional: bool = False) -> Column:
+    """Return the column of a rate that not every suite has."""
+    return Column(name, lambda row: row["score"]["rates"].get(name, {}).get("rate"), says=says, optional=optional)
+
+
+def merged(name: str, value: Callable[[Row], object], says: str) -> Column:
+    """Return a column of grids with patches that are served both as an adapter and merged, from the merged form."""
+
+    def of_merged(row: Row) -> object:
+        form = row["score"].get("merged")
+        return None if form is None else value(form)
+
+    return Column(f"merged_{name}", of_merged, says=says, optional=True)
+
+
+def other_labels(form: Row) -> int:
+    """Return how many prompts, harmful and harmless, have another label in the merged form."""
+    return sum(form["other_labels"].values())
+
+
+def first_tokens(form: Row) -> float:
+    """Return how far the likeliest first tokens differ between both forms; NaN where that was not measured."""
+    return math.nan if form["first_tokens"] is None else float(form["first_tokens"]["upper_quartile_difference"])
+
+
+def engine(row: Row) -> str | None:
+    """Return who served a checkpoint."""
+    return (row["score"].get("engine") or {}).get("name")
+
+
+PERPLEXITY = "of the original's own harmless answers; bootstrap over answers"
+SERVED_AS = "the form that was measured: `plain`; a patch as `adapter`, `merged` or `system_prompt`"
+REFUSED = "share of harmful prompts that are refused (Arditi's phrases), 95% Wilson interval"
+UTILITY = (
+    "mean over tasks of the mean over their questions (`acc`, else `acc_norm`, `exact_match` or `f1`), standard error"
+)
+WEIGHTS = (
+    "what the engine computed with: the matrices `as stored`; a `dense copy` of quantised ones, where it cannot read "
+    "them on that machine; the `GGUF file`. Empty of a running server. A dense copy gives the same numbers, except "
+    "where the format rounds activations: those of LLM.int8 lose their rounding in it"
+)
+BOTH = "of the patch merged; these five columns only in a grid with `serve: both`"
+TABLE = Table(
+    place=10,
+    says=__doc__,
+    records=("scores", "directions", "comparisons", "manifests"),
+    rows=rows,
+    columns=[
+        *SUITE_AND_CELL,
+        *values("served_as", "score", says=SERVED_AS),
+        *values("n", "score", "rates", "refusal", says="harmful prompts"),
+        *interval("refusal", "score", "rates", "refusal", value="rate", says=REFUSED),
+        *(rate(asr(judge), says=meaning(judge)) for judge in LABELLING),
+        rate("asr_arditi_coherent", says="jailbroken by Arditi's judge and not degenerate"),
+        *(rate(asr(judge), says=meaning(judge)) for judge in ASKED),
+        rate("degenerate", says="share of harmful prompts whose completion is babble"),
+        rate("unfinished", says="whose thought did not end; only in a grid with a model that thinks", optional=True),
+        *interval("over_refusal", "score", "rates", "over_refusal", value="rate", says="the same of harmless prompts"),
+        *interval("perplexity", "score", "perplexity", value="perplexity", says=PERPLEXITY),
+        *values("utility utility_stderr", says=UTILITY),
+        *values(COSINES, "comparison", says="of the checkpoint's direction with the original's; 1 for the original"),
+        *values("layer position", "direction", says="the direction's site"),
+        *values("sparsity bits_per_weight", "measured", says="measured on the compressed matrices"),
+        Column("engine", engine, says="who served the checkpoint: vLLM, llama.cpp, or a running server"),
+        Column("weights", lambda row: row["score"].get("weights"), says=WEIGHTS),
+        merged("refusal", at("rates", "refusal", "rate"), says=BOTH),
+        merged("over_refusal", at("rates", "over_refusal", "rate"), says=BOTH),
+        merged(
+            "other_labels", other_labels, says="prompts whose label (refused or not) is another than with the adapter"
+        ),
+        merged("other_completions", at("other_completions"), says="prompts with another completion"),
+        merged("first_token_difference", first_tokens, says="upper quartile of differences of log-probabilities, nats"),
+    ],
+)
