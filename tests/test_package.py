@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,10 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT
+
+from aird import __version__
+from aird.commands.main import EXTRAS
+from aird.support.files import read_json
 
 
 @pytest.fixture(scope="module")
@@ -57,19 +62,86 @@ def test_a_fresh_environment_has_the_command(wheel: Path, tmp_path: Path) -> Non
     assert subprocess.run(where, capture_output=True, text=True, check=True, cwd=tmp_path).stdout.startswith(str(site))
 
 
+LIGHT = """
+import importlib.metadata, json
+from pathlib import Path
+names = sorted(each.name.lower() for each in importlib.metadata.distributions())
+print(json.dumps(names))
+"""
+
+
+@pytest.mark.thorough
+def test_a_plain_installation_checks_models_without_cuda_and_without_snakemake(
+    wheel: Path, original: Path, tmp_path: Path
+) -> None:
+    """What `pip install .` brings, from the registry; PyTorch's build is the one that is tested here."""
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    python, aird = (str(tmp_path / "venv/bin" / name) for name in ("python", "aird"))
+    install = [python, "-m", "pip", "install", "--quiet", "--no-compile", f"torch=={version('torch')}", str(wheel)]
+    subprocess.run(install, check=True, capture_output=True)
+
+    def run(*command: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, cwd=tmp_path)
+
+    packages = json.loads(run(python, "-c", LIGHT).stdout)
+    assert len(packages) < 70
+    assert not [name for name in packages if name.startswith(("nvidia", "snakemake", "vllm", "llmcompressor"))]
+    assert run(aird, "check", "--demo").returncode == 3
+    other = shutil.copytree(original, tmp_path / "other")
+    for kind in ("harmful", "harmless"):
+        prompts = "".join(f"Tell me about {kind} {n} apples\n" for n in range(8))
+        (tmp_path / f"{kind}.txt").write_text(prompts, encoding="utf-8")
+    own = ["--harmful", "harmful.txt", "--harmless", "harmless.txt", "--tokens", 4]
+    checked = run(aird, "check", original, other, *own, "--report", "check.html")
+    assert checked.returncode == 4 and (tmp_path / "check.html").is_file(), checked.stderr
+    (other / "config.json").write_text(
+        json.dumps({**read_json(other / "config.json"), "quantization_config": {"quant_method": "bitsandbytes"}})
+    )
+    missing = run(aird, "check", original, other, *own)
+    assert missing.returncode == 2 and "pip install 'aird[bitsandbytes]'" in missing.stderr, missing.stderr
+
+
+@pytest.mark.thorough
+def test_a_source_distribution_builds_the_same_wheel(wheel: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "source"
+    copy.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy / name)
+    shutil.copytree(ROOT / "aird", copy / "aird", ignore=shutil.ignore_patterns("__pycache__"))
+    build = "from setuptools.build_meta import build_sdist; print(build_sdist('dist'))"
+    subprocess.run([sys.executable, "-c", build], cwd=copy, check=True, capture_output=True)
+    (archive,) = (copy / "dist").glob("aird-*.tar.gz")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(archive)]
+    subprocess.run(command, check=True, capture_output=True)
+    (made,) = tmp_path.glob("aird-*.whl")
+    assert set(zipfile.ZipFile(made).namelist()) == set(zipfile.ZipFile(wheel).namelist())
+
+
 def test_every_named_dependency_is_met_by_the_tested_lock() -> None:
     from packaging.requirements import Requirement
 
-    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
-    for text in wanted:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {name: texts for name, texts in project["optional-dependencies"].items() if name != "vllm"}
+    locked = {"xllamacpp": (ROOT / "envs/llama-cpp.lock.txt").read_text(encoding="utf-8").split("==")[-1].strip()}
+    for text in [*project["dependencies"], *(each for texts in extras.values() for each in texts)]:
         requirement = Requirement(text)
-        assert version(requirement.name) in requirement.specifier, text
+        found = locked.get(requirement.name) or version(requirement.name)
+        assert found in requirement.specifier, text
+
+
+def test_every_missing_package_has_its_extra() -> None:
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for package, extra in EXTRAS.items():
+        brought = [Requirement(text).name.replace("-", "_") for text in project["optional-dependencies"][extra]]
+        assert package in brought
 
 
 def test_the_citation_and_the_catalogue_files_agree_with_the_project() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert citation["version"] == project["version"] and citation["license"] == project["license"]
+    assert citation["version"] == __version__ and citation["license"] == project["license"]
     catalogue = yaml.safe_load((ROOT / ".snakemake-workflow-catalog.yml").read_text(encoding="utf-8"))
     assert catalogue["usage"]["report"] is True
     assert (ROOT / "workflow/Snakefile").is_file() and (ROOT / "config/README.md").is_file()

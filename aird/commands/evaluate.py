@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Sequence
 from importlib.metadata import distributions
 from pathlib import Path
@@ -98,9 +99,11 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--llama-cpp",
         type=Path,
+        nargs="?",
+        const=Path(sys.executable),
         metavar="PYTHON",
-        help="Python of an environment that holds xllamacpp (envs/llama-cpp.lock.txt): llama.cpp serves GGUF files; "
-        "without it, their decoded weights are measured",
+        help="let llama.cpp serve GGUF files; without it, their decoded weights are measured. It comes with this "
+        "package; PYTHON names another environment that holds xllamacpp, such as one built for a GPU",
     )
     parser.add_argument(
         "--serve",

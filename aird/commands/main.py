@@ -22,6 +22,16 @@ BAD_INPUT = 2  # exit code, as argparse's own
 FAILURE = 1
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
+# Packages that the plain installation leaves out, and the extra that brings them.
+EXTRAS = {
+    "bitsandbytes": "bitsandbytes",
+    "lm_eval": "tasks",
+    "llmcompressor": "workflow",
+    "matplotlib": "workflow",
+    "tabulate": "workflow",
+    "docutils": "workflow",
+}
+
 DESCRIPTION = """\
 What did compression do to the refusal of a chat model, and can it be repaired?
 
@@ -103,6 +113,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with signals_as_exit():  # what was decoded into temporary folders is removed
             return _run(options)
+    except ModuleNotFoundError as error:
+        if options.debug or error.name not in EXTRAS:
+            raise
+        extra = f"pip install 'aird[{EXTRAS[error.name]}]'"
+        print(f"aird {options.command}: error: this needs the package {error.name}; {extra}", file=sys.stderr)
+        return BAD_INPUT
     except (ValueError, OSError, RuntimeError) as error:
         if options.debug:
             raise

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +220,7 @@ def evaluate_suite(
             ]
     provenance = {
         "sampling": {"temperature": 0.0, "max_tokens": suite.maximum_new_tokens, "seed": seed},
-        "versions": {**versions, "transformers": version("transformers"), "lm_eval": version("lm_eval")},
+        "versions": {**versions, **_installed("transformers", "lm_eval")},
         "served_as": SYSTEM_PROMPT if system_prompt is not None else form,
         "weights": weights,
         "parity": parity,
@@ -234,6 +234,15 @@ def evaluate_suite(
         },
     }
     return [{**completion, **provenance} for completion in [*completions, *attacked]], {**utility, **provenance}
+
+
+def _installed(*packages: str) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    found = {}
+    for name in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 @contextlib.contextmanager
