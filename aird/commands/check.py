@@ -205,8 +205,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError("name two models, the original and its compressed form, or --demo")
     # What is told on the way must not stand in the JSON.
     with contextlib.redirect_stdout(sys.stderr) if _prints_json(arguments) else contextlib.nullcontext():
-        checked = _checked(arguments)
-    return 0 if checked is None else _tell(arguments, *checked)
+        found = checked(arguments)
+    return 0 if found is None else _tell(arguments, *found)
 
 
 def _same_fact(original: str, compressed: str) -> dict[str, str]:
@@ -225,7 +225,7 @@ def _prints_json(arguments: argparse.Namespace) -> bool:
     return arguments.json is not None and str(arguments.json) == "-"
 
 
-def _checked(arguments: argparse.Namespace) -> Told | None:
+def checked(arguments: argparse.Namespace) -> Told | None:
     """Return the title, the verdicts and the facts about two models that the arguments name; None of a dry run.
 
     Raises:
@@ -492,7 +492,7 @@ def _tell(arguments: argparse.Namespace, title: str, verdicts: Mapping[str, Verd
     """Print the verdict, write the files that were asked for, and return the exit code."""
     *_, verdict = verdicts.values()
     if _prints_json(arguments):
-        print(canonical_json(_record(verdicts, facts)))
+        print(canonical_json(record_of(verdicts, facts)))
     else:
         print("\n".join([verdict.text(), *(f"  {name}: {fact}" for name, fact in facts.items() if _is_caution(name))]))
     _write(arguments, title, verdicts, facts)
@@ -504,7 +504,7 @@ def _is_caution(name: str) -> bool:
     return name.endswith("measured as") or name in ("one model", "chat template", "answered by")
 
 
-def _record(verdicts: Mapping[str, Verdict], facts: Mapping[str, str]) -> dict[str, Any]:
+def record_of(verdicts: Mapping[str, Verdict], facts: Mapping[str, str]) -> dict[str, Any]:
     """Return what the JSON says: the last verdict, and of a repaired model also the one before."""
     *before, verdict = verdicts.values()
     repaired = {"before_the_repair": before[0].record()} if before else {}
@@ -521,7 +521,7 @@ def _write(
     files = {
         arguments.report: lambda: check_page(title, verdicts, facts),
         arguments.junit: lambda: junit(title, verdict),
-        None if _prints_json(arguments) else arguments.json: lambda: canonical_json(_record(verdicts, facts)) + "\n",
+        None if _prints_json(arguments) else arguments.json: lambda: canonical_json(record_of(verdicts, facts)) + "\n",
     }
     for path, text in files.items():
         if path is not None:

@@ -6,11 +6,12 @@ weights, tokenizer, chat template and generation configuration.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import re
 import shutil
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,16 @@ def code_is_trusted() -> bool:
 def use_chat(chat: Chat) -> None:
     """From now on, every checkpoint of this process has these chat settings; no folder may say anything else."""
     _chat[:] = [chat]
+
+
+@contextlib.contextmanager
+def settings_of_a_call() -> Iterator[None]:
+    """Let chat settings and trust in code hold until the context ends, and not for the whole process."""
+    before = list(_chat), list(_trusted)
+    try:
+        yield
+    finally:
+        _chat[:], _trusted[:] = before
 
 
 def read_chat(checkpoint: Path) -> Chat | None:

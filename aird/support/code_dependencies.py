@@ -155,7 +155,7 @@ def _data_files(package: Path) -> list[Path]:
         path
         for path in package.iterdir()
         if path.is_file()
-        and path.suffix not in (".py", ".pyc", ".typed")
+        and path.suffix not in (".py", ".pyc", ".pyi", ".typed")
         # What an editor or a file browser leaves there.
         and not path.name.startswith(".")
         and not path.name.endswith("~")
