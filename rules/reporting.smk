@@ -87,6 +87,10 @@ MERGED_GRID = {
     "pairs": sorted({cell[:2] for cell in MERGED_CELLS}),
 }
 MERGED_TABLE = f"{RESULTS}/tables/merged.csv"
+# Cards show the words of the methods.
+CARD_METHODS = sorted(
+    {METHOD_FILES.file(patch.method) for patch in CONFIGURATION.patches.values()}
+)
 CARDS = [f"{RESULTS}/cards/{'/'.join(cell)}/README.md" for cell in PATCHED_CELLS]
 
 # What makes all this again.
@@ -246,14 +250,12 @@ rule make_figure:
 
 rule make_cards:
     input:
-        code=code("make_cards", words=True),
+        code=code("make_cards", *CARD_METHODS, words=True),
         scores=SCORES,
-        adapters=ancient(
-            [f"{RESULTS}/patches/{'/'.join(cell)}/adapter" for cell in PATCHED_CELLS]
-        ),
         statistics=RECORDS["patches"],
     output:
-        CARDS,
+        cards=CARDS,
+        numbers=[f"{Path(card).parent}/numbers.json" for card in CARDS],
     log:
         f"{RESULTS}/logs/reporting/cards.log",
     benchmark:
@@ -274,7 +276,8 @@ rule make_cards:
         'python "$SCRIPTS"/make_cards.py'
         " --results {params.results:q}"
         " --settings {params.settings:q}"
-        " --output {output:q}"
+        " --cards {output.cards:q}"
+        " --numbers {output.numbers:q}"
         " > {log:q} 2>&1"
 
 

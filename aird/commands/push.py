@@ -5,20 +5,24 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from aird.commands.evaluate import check_adapter
-from aird.patching.model_card import renamed_card
+from aird.commands.patch import statistics_of
+from aird.patching.model_card import facts_table, patch_card
+from aird.support.files import read_json, sha256_of, write_json
 
 SUMMARY = "publish an adapter on a model hub, with its numbers and its verdict"
 DESCRIPTION = """\
 Upload an adapter that `aird patch` wrote to a repository of the Hugging Face hub.
 
-Its card goes with it and says what was measured. An adapter without numbers is not published: give the verdict that
-`aird check --patch ADAPTER --json` wrote, or push an adapter of the workflow with its card of results/cards/."""
+A card goes with it, made from what `aird patch` wrote beside the adapter, and says what was measured. An adapter
+without numbers is not published: give the verdict that `aird check --patch ADAPTER --json` wrote, or of an adapter of
+the workflow the numbers beside its card."""
 EPILOG = """\
 examples:
   aird check original compressed --patch adapter --json verdict.json
@@ -26,7 +30,7 @@ examples:
   aird push adapter organisation/my-model-aird --verdict verdict.json --base organisation/my-4bit-model
       (the adapter was made for a folder; on the hub it needs the name of the model there, and if that is a GGUF file
       of another name, organisation/name:file.gguf)
-  aird push results/patches/M/C/aird/adapter organisation/M-C-aird --card results/cards/M/C/aird/README.md --base ...
+  aird push results/patches/M/C/P/adapter organisation/name --numbers results/cards/M/C/P/numbers.json --base ...
 
 files that go out: adapter_config.json, adapter_model.safetensors, README.md (the card with the numbers)
 
@@ -34,21 +38,18 @@ The token is the one of `hf auth login` or HF_TOKEN; it needs leave to write.
 
 common errors:
   "is the name of a folder": say with --base which hub model the adapter belongs on
-  "a path of this machine": the card or the adapter's configuration names a folder that nobody else has
+  "a path of this machine": the verdict or the adapter's configuration names a folder that nobody else has
   "is about another patch": the verdict was made with other weights; run `aird check` again
   "was made for": the verdict was measured on another model; check the one that the adapter is for
-  "is about another adapter": the card was written for other weights"""
+  "is about another adapter": the numbers, or what stands beside the adapter, are of other weights"""
 
 CARD = "README.md"
 WEIGHTS = "adapter_model.safetensors"
 CONFIGURATION = "adapter_config.json"
 REPOSITORY = re.compile(r"\w[\w.-]*/[\w.-]+")
 BASE = re.compile(rf"{REPOSITORY.pattern}(:[\w./-]+\.gguf)?", re.IGNORECASE)
-# As `patch_card` writes it.
-HASH_IN_CARD = re.compile(rf"SHA-256 of `{re.escape(WEIGHTS)}` \| `(\w+)`")
 # An absolute path of two names or more; a URL and a closing tag are none.
 LOCAL_PATH = re.compile(r"(?<![\w/:.<])~?/[\w.-]+/[\w./-]+")
-NUMBERS, LIMITS = "## Numbers\n", "## Limits\n"  # headings of a card, of aird/patching and aird/reporting
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,92 +57,129 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("adapter", type=Path, help="the adapter's folder")
     parser.add_argument("repository", help="where it goes: organisation/name; it is made if it does not exist")
     parser.add_argument("--verdict", type=Path, metavar="FILE", help="what `aird check --patch --json` wrote")
-    parser.add_argument(
-        "--card", type=Path, metavar="FILE", help="a card of results/cards/ instead of the folder's own"
-    )
+    parser.add_argument("--numbers", type=Path, metavar="FILE", help="numbers.json of results/cards/, of the workflow")
     parser.add_argument("--base", metavar="HUB_ID", help="hub id of the compressed model that the adapter belongs on")
     parser.add_argument("--private", action="store_true", help="make the repository private if it is made")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    from aird.support.files import read_json
-
     folder: Path = arguments.adapter
     check_adapter("ADAPTER", folder)
-    for name in (WEIGHTS, CARD):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder} holds no {name}: name the folder that `aird patch` wrote")
+    if not (folder / WEIGHTS).is_file():
+        raise ValueError(f"{folder} holds no {WEIGHTS}: name the folder that `aird patch` wrote")
+    weights = sha256_of(folder / WEIGHTS)
+    record = _record(folder, weights)
+    base = _hub_name(arguments, str(record["base"]))
+    verdict = _read(arguments, "verdict", {"outcome", "text", "facts"}, "`aird check --json` wrote")
+    if verdict is not None:
+        if verdict["facts"].get("patch") != weights:
+            raise ValueError(
+                f"--verdict: {arguments.verdict} is about another patch, or about none; make it with "
+                f"`aird check ORIGINAL COMPRESSED --patch {folder} --json {arguments.verdict}`"
+            )
+        _check_measured(verdict["facts"], record, base, arguments.verdict)
+    numbers = _read(arguments, "numbers", {"weights", "suites"}, "the workflow wrote beside a card")
+    if numbers is not None and numbers["weights"].get(WEIGHTS) != weights:
+        raise ValueError(f"--numbers: {arguments.numbers} is about another adapter; name that of these weights")
+    configuration = read_json(folder / CONFIGURATION) | {"base_model_name_or_path": base}
+    if base != record["base"]:
+        configuration.pop("revision", None)  # a commit of the other repository
+    card = published_card(record, base, numbers and numbers["suites"], verdict)
+    for name, text in ((CARD, card), (CONFIGURATION, json.dumps(configuration))):
+        if found := LOCAL_PATH.search(text):
+            raise ValueError(f"{name} would publish a path of this machine, {found[0]}; make what names it again")
+    print(f"  uploaded to     {upload(folder, arguments.repository, card, configuration, arguments.private)}")
+
+
+def _record(folder: Path, weights: str) -> dict[str, Any]:
+    """Return what was written about an adapter, beside its folder.
+
+    Raises:
+        ValueError: that is missing, or is about weights with another SHA-256.
+    """
+    places = (statistics_of(folder), folder.parent / "statistics.json")  # of `aird patch`, and of the workflow
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        raise ValueError(f"there is no {places[0]}, which `aird patch` wrote beside {folder}; the card is made of it")
+    record: dict[str, Any] = read_json(path)
+    if record["weights"].get(WEIGHTS) != weights:
+        raise ValueError(f"{path} is about another adapter, or the weights of {folder} were changed; patch again")
+    return record
+
+
+def _hub_name(arguments: argparse.Namespace, made_for: str) -> str:
+    """Return the hub id that an adapter is published for, with `:file.gguf` for a GGUF file.
+
+    Raises:
+        ValueError: a name is no hub id, or may be one of a folder.
+    """
     if not REPOSITORY.fullmatch(arguments.repository):
         raise ValueError(f"REPOSITORY: {arguments.repository} is no hub id; write organisation/name")
     if arguments.base is not None and not BASE.fullmatch(arguments.base):
         raise ValueError(
             f"--base: {arguments.base} is no hub id; write organisation/name (and :file.gguf if it is one)"
         )
-    for option in ("verdict", "card"):
-        path = getattr(arguments, option)
-        if path is not None and not path.is_file():
-            raise ValueError(f"--{option}: there is no file {path}")
-    configuration = read_json(folder / CONFIGURATION)
-    made_for = str(configuration["base_model_name_or_path"])
-    base = arguments.base or made_for
+    base: str = arguments.base or made_for
     if not BASE.fullmatch(base) or (arguments.base is None and Path(base).exists()):
         raise ValueError(
             f"the adapter was made for {base}, which is the name of a folder; nobody else has it, so say with --base "
             "which hub model it belongs on"
         )
     file = Path(made_for.rpartition(":")[2]).name
-    if file.lower().endswith(".gguf") and ":" not in base:
-        base = f"{base}:{file}"
-    verdict = read_json(arguments.verdict) if arguments.verdict else None
-    if verdict is not None:
-        _check_verdict(verdict, folder, arguments.verdict)
-        _check_measured(verdict["facts"], configuration, base, arguments.verdict)
-    source: Path = arguments.card or folder / CARD
-    text = source.read_text(encoding="utf-8")
-    _check_card(text, folder, source)
-    card = published_card(text, verdict, made_for, base)
-    configuration["base_model_name_or_path"] = base
-    if base != made_for:
-        configuration.pop("revision", None)  # a commit of the other repository
-    for place, text in ((source, card), (folder / CONFIGURATION, json.dumps(configuration))):
-        if found := LOCAL_PATH.search(text):
-            raise ValueError(
-                f"{place} would publish a path of this machine, {found[0]}; write a name in its place, and push again"
-            )
-    print(f"  uploaded to     {upload(folder, arguments.repository, card, configuration, arguments.private)}")
+    return f"{base}:{file}" if file.lower().endswith(".gguf") and ":" not in base else base
 
 
-def published_card(card: str, verdict: Mapping[str, Any] | None, made_for: str, base: str) -> str:
+def _read(arguments: argparse.Namespace, option: str, keys: set[str], what: str) -> dict[str, Any] | None:
+    """Return the JSON file that an option names, if it names one.
+
+    Raises:
+        ValueError: there is no such file, or it is another one.
+    """
+    path: Path | None = getattr(arguments, option)
+    if path is None:
+        return None
+    if not path.is_file():
+        raise ValueError(f"--{option}: there is no file {path}")
+    found = read_json(path)
+    if not isinstance(found, dict) or not keys <= found.keys():
+        raise ValueError(f"--{option}: {path} is not what {what}")
+    return found
+
+
+def published_card(
+    record: Mapping[str, Any],
+    base: str,
+    numbers: Mapping[str, Any] | None = None,
+    verdict: Mapping[str, Any] | None = None,
+) -> str:
     """Return the card that goes to the hub.
 
     Args:
-        card: the adapter's own, with or without a section of numbers.
-        verdict: what `aird check` wrote; None where the card has numbers.
-        made_for: how the card calls the base: a folder, a GGUF file, a compression of the workflow, or a hub id.
-        base: the hub id that is put there instead, with `:file.gguf` for a GGUF file.
+        record: what was written about the adapter.
+        base: the hub id that it is published for, with `:file.gguf` for a GGUF file.
+        numbers: of the workflow's suites (`aird.reporting.evaluated_card.numbers_section`).
+        verdict: what `aird check` wrote.
 
     Raises:
         ValueError: neither numbers nor a verdict.
     """
-    if verdict is None and NUMBERS not in card:
+    from aird.reporting.evaluated_card import numbers_section
+
+    if numbers is None and verdict is None:
         raise ValueError(
             "nothing was measured about this adapter, so it is not published: give --verdict with what "
-            "`aird check ORIGINAL COMPRESSED --patch ADAPTER --json FILE` wrote, or --card with one of results/cards/"
+            "`aird check ORIGINAL COMPRESSED --patch ADAPTER --json FILE` wrote, or --numbers of results/cards/"
         )
-    card = renamed_card(card, made_for, base)
-    if verdict is None:
-        return card
-    # Tags of chat settings may hold what ends a cell of a table.
-    cells = {name: value.replace("|", "\\|") for name, value in _published(verdict["facts"], base).items()}
-    facts = "".join(f"| {name} | {value} |\n" for name, value in cells.items())
-    section = (
-        f"## Verdict of `aird check`\n\n**{verdict['outcome'].capitalize()}.** {verdict['text']}\n\n"
-        f"| | |\n|---|---|\n{facts}\n"
-    )
-    if LIMITS not in card:
-        return f"{card}\n{section}"
-    return card.replace(LIMITS, section + LIMITS, 1)
+    sections = [] if numbers is None else [numbers_section(numbers)]
+    if verdict is not None:
+        # Tags of chat settings may hold what ends a cell of a table.
+        facts = {name: value.replace("|", "\\|") for name, value in _published(verdict["facts"], base).items()}
+        said = f"**{verdict['outcome'].capitalize()}.** {verdict['text']}"
+        sections.append(f"## Verdict of `aird check`\n\n{said}\n\n{facts_table(facts)}")
+    # The commit of another repository says nothing of this one.
+    known = record if base == record["base"] else {**record, "revision": None}
+    return patch_card(known, base, record["licence"], sections=sections)
 
 
 def _published(facts: Mapping[str, str], base: str) -> dict[str, str]:
@@ -173,10 +211,9 @@ def upload(folder: Path, repository: str, card: str, configuration: Mapping[str,
     Raises:
         SourceError: the hub refused, or cannot be reached.
     """
-    import huggingface_hub
+    from huggingface_hub import HfApi
 
     from aird.prompts.sources import hub_errors
-    from aird.support.files import write_json
 
     with (
         tempfile.TemporaryDirectory(prefix="aird-push-") as temporary,
@@ -185,47 +222,26 @@ def upload(folder: Path, repository: str, card: str, configuration: Mapping[str,
         changed = Path(temporary)
         (changed / CARD).write_text(card, encoding="utf-8")
         write_json(changed / CONFIGURATION, configuration)
-        files = {name: (changed / name) for name in (CARD, CONFIGURATION)} | {WEIGHTS: folder / WEIGHTS}
-        hub = huggingface_hub.HfApi()
+        shutil.copyfile(folder / WEIGHTS, changed / WEIGHTS)
+        hub = HfApi()
         hub.create_repo(repository, private=private or None, exist_ok=True)
-        commit = hub.create_commit(
-            repository,
-            [huggingface_hub.CommitOperationAdd(name, path) for name, path in files.items()],
-            commit_message="An AIRD adapter with what was measured about it",
-        )
-    return str(commit.commit_url)
+        message = "An AIRD adapter with what was measured about it"
+        return str(hub.upload_folder(repo_id=repository, folder_path=changed, commit_message=message).commit_url)
 
 
-def _check_verdict(verdict: Any, adapter: Path, path: Path) -> None:
-    """Check that a verdict is one of `aird check` on this adapter.
-
-    Raises:
-        ValueError: it is not.
-    """
-    from aird.support.files import sha256_of
-
-    if not isinstance(verdict, dict) or not {"outcome", "text", "facts"} <= verdict.keys():
-        raise ValueError(f"--verdict: {path} is not what `aird check --json` wrote")
-    if verdict["facts"].get("patch") != sha256_of(adapter / WEIGHTS):
-        raise ValueError(
-            f"--verdict: {path} is about another patch, or about none; make it with "
-            f"`aird check ORIGINAL COMPRESSED --patch {adapter} --json {path}`"
-        )
-
-
-def _check_measured(facts: Mapping[str, str], configuration: Mapping[str, Any], base: str, path: Path) -> None:
+def _check_measured(facts: Mapping[str, str], record: Mapping[str, Any], base: str, path: Path) -> None:
     """Check that a verdict is about the model that an adapter was made for, or the one that it is published for.
 
     Args:
         facts: of the verdict.
-        configuration: of the adapter; its `revision` is the commit of a model on the hub.
+        record: of the adapter; its `revision` is the commit of a model on the hub.
         base: the hub id that the adapter is published for.
         path: the verdict's file.
 
     Raises:
         ValueError: it is about another model or commit, or does not say about which.
     """
-    made_for, commit = str(configuration["base_model_name_or_path"]), configuration.get("revision")
+    made_for, commit = str(record["base"]), record.get("revision")
     again = f"make it again with `aird check ORIGINAL {base} --patch ADAPTER --json {path}`"
     measured = facts.get("patched model")
     if measured is None:
@@ -239,20 +255,4 @@ def _check_measured(facts: Mapping[str, str], configuration: Mapping[str, Any], 
         raise ValueError(
             f"--verdict: {path} is about commit {found} of {measured}, and the adapter was made for {commit}; "
             f"check {measured}@{commit}"
-        )
-
-
-def _check_card(card: str, adapter: Path, path: Path) -> None:
-    """Check that a card that says of which weights it is says it of these.
-
-    Raises:
-        ValueError: it is about others.
-    """
-    from aird.support.files import sha256_of
-
-    named = HASH_IN_CARD.search(card)
-    if named and named[1] != sha256_of(adapter / WEIGHTS):
-        raise ValueError(
-            f"{path} is about another adapter, or the weights of {adapter} were changed: it names another SHA-256 of "
-            f"{WEIGHTS}; name with --card the one that was written for these weights"
         )

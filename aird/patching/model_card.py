@@ -1,17 +1,14 @@
 """The model card of a patch: what was done and how to use it, with the hub's standard metadata.
 
-The patch's folder and the merged checkpoint carry it as README.md. Numbers are known only after the
-evaluation; aird/reporting/evaluated_card.py adds them.
+The patch's folder and the merged checkpoint carry it as README.md. Numbers are known only after the evaluation: the
+card is then made again from the same record, with sections more (aird/reporting/evaluated_card.py, `aird push`).
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from aird.patching.method import Method
 from aird.patching.methods import method
@@ -84,7 +81,9 @@ SERVING_EXPERTS = (
 )
 
 
-def patch_card(record: Mapping[str, Any], base: str, licence: str | None, merged: bool = False) -> str:
+def patch_card(
+    record: Mapping[str, Any], base: str, licence: str | None, merged: bool = False, sections: Iterable[str] = ()
+) -> str:
     """Return the card of a patch.
 
     Args:
@@ -92,9 +91,13 @@ def patch_card(record: Mapping[str, Any], base: str, licence: str | None, merged
         base: hub id, folder or name of the compressed checkpoint.
         licence: the base's licence; None leaves it out.
         merged: the card of the merged checkpoint instead of the adapter's.
+        sections: what stands in front of its limits, each ending in a line break.
     """
-    settings = record["settings"]
-    made_by = method(settings["method"])
+    from huggingface_hub.repocard_data import CardData
+
+    made_by = method(record["settings"]["method"])
+    settings = {name: record["settings"][name] for name in made_by.settings.model_fields if name in record["settings"]}
+    record = {**record, "settings": settings}  # in their own order, whatever that of the file
     attention = record.get("attention")
     loading = _loading(base, settings.get("rank", 1), "experts" in record, attention, record.get("revision"))
     if made_by.usage is None:
@@ -105,49 +108,27 @@ def patch_card(record: Mapping[str, Any], base: str, licence: str | None, merged
         tags, title, introduction, facts = _baseline(record, made_by, base)
         limits = LIMITS_OF_A_COMPARISON.format(kind="baseline")
         heading, use = "How to use it", made_by.usage.format(loading=loading)
-    metadata: dict[str, Any] = {
-        "base_model": _repository(base),
-        "base_model_relation": "finetune" if merged else "adapter",
-        "library_name": "peft" if made_by.adapter and not merged else "transformers",
-        "pipeline_tag": "text-generation",
-        **({"license": licence} if licence else {}),
-        "tags": [*TAGS, *tags],
-    }
-    return (
-        f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---\n\n# {title}\n\n{introduction}\n\n"
-        "## What was done\n\n| | |\n|---|---|\n"
-        + "".join(f"| {name} | {value} |\n" for name, value in facts.items())
-        + f"\n## {heading}\n\n{LOADING_MERGED.format(attention=_arguments(attention)) if merged else use}"
-        f"\n## Limits\n\n{limits}"
+    metadata = CardData(
+        base_model=_repository(base),
+        base_model_relation="finetune" if merged else "adapter",
+        library_name="peft" if made_by.adapter and not merged else "transformers",
+        pipeline_tag="text-generation",
+        license=licence,
+        tags=[*TAGS, *tags],
     )
+    parts = [
+        f"# {title}\n\n{introduction}\n",
+        f"## What was done\n\n{facts_table(facts)}",
+        f"## {heading}\n\n{LOADING_MERGED.format(attention=_arguments(attention)) if merged else use}",
+        *sections,
+        f"## Limits\n\n{limits}",
+    ]
+    return f"---\n{metadata.to_yaml()}\n---\n\n" + "\n".join(parts)
 
 
-def renamed_card(card: str, made_for: str, base: str) -> str:
-    """Return a card with another name of its base, where a card names it, and only there.
-
-    The name of a compression, such as fp8, may stand elsewhere for something else.
-
-    Args:
-        card: what `patch_card` wrote, with or without further sections.
-        made_for: how it calls the base.
-        base: the hub id that is put there instead, with `:file.gguf` for a GGUF file.
-    """
-    patterns = (r"--max-lora-rank (\d+)", r'attn_implementation="(\w+)"', r'revision="([^"]+)"')
-    rank, attention, revision = (re.search(what, card) for what in patterns)
-    commit = revision[1] if revision else None
-    commits = commit, commit if base == made_for else None  # of another repository it says nothing
-    for experts in (False, True):
-        settings = int(rank[1]) if rank else 1, experts, attention[1] if attention else None
-        ours, theirs = (_loading(name, *settings, at) for name, at in zip((made_for, base), commits, strict=True))
-        card = card.replace(ours, theirs)
-    old, old_repository = re.escape(made_for), re.escape(_repository(made_for))
-    changes = {
-        rf"^(base_model: |- base_model:adapter:)['\"]?{old_repository}['\"]?$": rf"\g<1>{_repository(base)}",
-        rf"`{old}`": f"`{base}`",
-    }
-    for pattern, name in changes.items():
-        card = re.sub(pattern, name, card, flags=re.MULTILINE)
-    return card
+def facts_table(facts: Mapping[str, str]) -> str:
+    """Return named facts as a Markdown table."""
+    return "| | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in facts.items())
 
 
 def _loading(base: str, rank: int, experts: bool, attention: str | None, revision: str | None = None) -> str:

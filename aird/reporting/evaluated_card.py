@@ -1,7 +1,4 @@
-"""A patch's model card with what was measured: refusal before and after, with intervals.
-
-The card itself is written with the patch (aird/patching/model_card.py); its numbers are known after the evaluation.
-"""
+"""A patch's model card with what was measured: refusal before and after, with intervals."""
 
 from __future__ import annotations
 
@@ -10,9 +7,12 @@ from typing import Any
 
 from aird.evaluation.judges.registry import TABULATED
 from aird.evaluation.utility import question_metric
+from aird.patching.model_card import patch_card
 from aird.reporting.names import engines_in_words
 
 Score = Mapping[str, Any]
+Scores = Mapping[str, Mapping[str, Score]]  # by suite and cell
+MEASURED = ("rates", "served_as", "perplexity", "questions", "engine")  # of a record, what the card shows
 
 RATES = {
     "refusal of harmful prompts, %": "refusal",
@@ -22,16 +22,34 @@ RATES = {
 }
 
 
-def evaluated_card(card: str, scores: Mapping[str, Mapping[str, Score]]) -> str:
-    """Return a card with a section of numbers in front of its limits.
+def evaluated_card(record: Mapping[str, Any], scores: Scores) -> str:
+    """Return the card of a patch with its numbers.
 
     Args:
-        card: the card as the adapter folder has it.
-        scores: suite to {"original", "compressed", "patched"} to the record of the scores node.
+        record: the patch's `statistics.json`.
+        scores: as of `numbers_section`.
+    """
+    return patch_card(record, record["base"], record["licence"], sections=[numbers_section(scores)])
+
+
+def numbers_section(scores: Scores) -> str:
+    """Return what was measured of a patch, as a section of its card.
+
+    Args:
+        scores: suite to {"original", "compressed", "patched"} to the record of the scores node, or its MEASURED part.
     """
     sections = [_suite(name, cells) for name, cells in scores.items()]
     numbers = "## Numbers\n\nShare of prompts, greedy decoding; in parentheses the 95% Wilson interval.\n\n"
-    return card.replace("## Limits\n", numbers + "\n".join(sections) + "\n## Limits\n", 1)
+    return numbers + "\n".join(sections)
+
+
+def published_numbers(record: Mapping[str, Any], scores: Scores) -> dict[str, Any]:
+    """Return what `aird push --numbers` reads: of which weights the numbers are, and what the card shows of them."""
+    suites = {
+        suite: {cell: {key: score[key] for key in MEASURED if key in score} for cell, score in cells.items()}
+        for suite, cells in scores.items()
+    }
+    return {"weights": record["weights"], "suites": suites}
 
 
 def _suite(name: str, scores: Mapping[str, Score]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import subprocess
@@ -17,12 +18,14 @@ import pytest
 from conftest import ROOT
 
 from aird.commands.main import main
+from aird.commands.patch import statistics_of
 from aird.commands.push import LOCAL_PATH, published_card
 from aird.patching.model_card import patch_card
-from aird.support.files import sha256_of, write_json
+from aird.reporting.evaluated_card import numbers_section, published_numbers
+from aird.support.files import write_json
 
-CARD = "---\nbase_model: /models/four-bits\n---\n\n# AIRD adapter\n\nMade for `/models/four-bits`.\n\n## Limits\n\nMeasure.\n"
 WEIGHTS = b"the bytes of an adapter"
+SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -94,14 +97,40 @@ def hub() -> Iterator[ThreadingHTTPServer]:
     server.server_close()
 
 
+RECORD: dict[str, Any] = {
+    "settings": {"method": "scale", "direction": "original", "alpha": 1.0},
+    "direction": {"layer": 1, "position": -1, "sha256": "0"},
+    "blocks": [0],
+    "edits": [{"module": "fp8_projection"}],
+    "base": "/models/four-bits",
+    "licence": None,
+}
+RATE = {"n": 20, "rate": 0.95, "low": 0.75, "high": 1.0}
+SCORE = {
+    "rates": dict.fromkeys(("refusal", "asr_wei", "degenerate", "over_refusal"), RATE),
+    "served_as": "adapter",
+    "perplexity": None,
+    "questions": {},
+}
+SUITES = {"safety": dict.fromkeys(("original", "compressed", "patched"), SCORE)}
+
+
+def write_adapter(folder: Path, **record: Any) -> Path:
+    """Write an adapter as `aird patch` does, with what stands beside it."""
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_model.safetensors").write_bytes(WEIGHTS)
+    record = {**RECORD, "weights": {"adapter_model.safetensors": SHA256}, **record}
+    configuration = {"r": 1, "base_model_name_or_path": record["base"]}
+    if "revision" in record:
+        configuration["revision"] = record["revision"]
+    write_json(folder / "adapter_config.json", configuration)
+    write_json(statistics_of(folder), record)
+    return folder
+
+
 @pytest.fixture
 def adapter(tmp_path: Path) -> Path:
-    folder = tmp_path / "adapter"
-    folder.mkdir()
-    write_json(folder / "adapter_config.json", {"r": 1, "base_model_name_or_path": "/models/four-bits"})
-    (folder / "adapter_model.safetensors").write_bytes(WEIGHTS)
-    (folder / "README.md").write_text(CARD, encoding="utf-8")
-    return folder
+    return write_adapter(tmp_path / "adapter")
 
 
 @pytest.fixture
@@ -109,7 +138,7 @@ def verdict(tmp_path: Path, adapter: Path) -> Path:
     path = tmp_path / "verdict.json"
     facts = {
         "compressed": f"/models/four-bits with {adapter}",
-        "patch": sha256_of(adapter / "adapter_model.safetensors"),
+        "patch": SHA256,
         "patched model": "/models/four-bits",
         "seed": "42",
         "command": "aird check a b",
@@ -159,37 +188,44 @@ def test_a_token_that_may_not_write_is_named(hub: ThreadingHTTPServer, adapter: 
 
 
 @pytest.mark.parametrize(
-    "options, message",
+    ("options", "message"),
     [
-        ([], "nothing was measured about this adapter"),
+        (["--base", "a/b"], "nothing was measured about this adapter"),
         (["--verdict", "{verdict}"], "made for /models/four-bits, which is the name of a folder"),
-        (["--verdict", "none.json"], "--verdict: there is no file none.json"),
+        (["--base", "a/b", "--verdict", "none.json"], "--verdict: there is no file none.json"),
+        (["--base", "a/b", "--verdict", "{numbers}"], "is not what `aird check --json` wrote"),
+        (["--base", "a/b", "--numbers", "{numbers}"], "{numbers} is about another adapter"),
         (["--base", "not a hub id"], "--base: not a hub id is no hub id"),
     ],
 )
 def test_what_is_not_published(
     adapter: Path, verdict: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
-    base = [] if "folder" in message else ["--base", "someone/four-bits"]
-    options = [option.format(verdict=verdict) for option in options]
-    assert main(["push", str(adapter), "someone/repaired", *base, *options]) == 2
-    assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("file", "content", "message"),
-    [
-        ("adapter_model.safetensors", "others", "is about another patch"),
-        ("README.md", f"{CARD}Made in /home/me/models.\n", "would publish a path of this machine, /home/me/models"),
-    ],
-)
-def test_an_adapter_that_was_changed_is_refused(
-    adapter: Path, verdict: Path, capsys: pytest.CaptureFixture[str], file: str, content: str, message: str
-) -> None:
-    (adapter / file).write_text(content, encoding="utf-8")
-    options = ["--verdict", str(verdict), "--base", "someone/four-bits"]
+    numbers = verdict.with_name("numbers.json")
+    write_json(numbers, {"weights": {"adapter_model.safetensors": "0" * 64}, "suites": SUITES})
+    options = [option.format(verdict=verdict, numbers=numbers) for option in options]
     assert main(["push", str(adapter), "someone/repaired", *options]) == 2
-    assert message in capsys.readouterr().err
+    assert message.format(numbers=numbers) in capsys.readouterr().err
+
+
+def test_an_adapter_that_was_changed_is_refused(
+    adapter: Path, verdict: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--verdict", str(verdict), "--base", "someone/four-bits"]
+
+    def said() -> str:
+        assert main(["push", str(adapter), "someone/repaired", *options]) == 2
+        return capsys.readouterr().err
+
+    record = json.loads(verdict.read_text(encoding="utf-8"))
+    write_json(verdict, record | {"text": "Measured with /home/me/models."})
+    assert "would publish a path of this machine, /home/me/models" in said()
+    write_json(verdict, record | {"facts": record["facts"] | {"patch": "0" * 64}})
+    assert "is about another patch" in said()
+    (adapter / "adapter_model.safetensors").write_bytes(b"others")
+    assert "is about another adapter, or the weights of" in said()
+    statistics_of(adapter).unlink()
+    assert "which `aird patch` wrote beside" in said()
 
 
 def about(verdict: Path, model: str, commit: str | None = None) -> None:
@@ -218,7 +254,7 @@ def test_a_verdict_on_another_model_is_refused(
     commit: str | None,
     message: str,
 ) -> None:
-    write_json(adapter / "adapter_config.json", {"base_model_name_or_path": made_for, "revision": "c0ffee"})
+    write_adapter(adapter, base=made_for, revision="c0ffee")
     about(verdict, measured, commit)
     options = ["--verdict", str(verdict), "--base", "someone/four-bits"]
     assert main(["push", str(adapter), "someone/repaired", *options]) == 2
@@ -227,8 +263,7 @@ def test_a_verdict_on_another_model_is_refused(
 
 def test_a_verdict_on_the_hub_model_is_one_on_its_file(hub: ThreadingHTTPServer, adapter: Path, verdict: Path) -> None:
     """The file's name is added where --base leaves it out; a folder may be spelled in other ways."""
-    write_json(adapter / "adapter_config.json", {"base_model_name_or_path": "/models/four-bits.gguf"})
-    (adapter / "README.md").write_text(CARD.replace("four-bits", "four-bits.gguf"), encoding="utf-8")
+    write_adapter(adapter, base="/models/four-bits.gguf")
     for measured in ("someone/bits:four-bits.gguf", "/models/more/../four-bits.gguf"):
         about(verdict, measured)
         result = push(hub, adapter, "someone/repaired", "--verdict", verdict, "--base", "someone/bits")
@@ -241,7 +276,7 @@ def test_a_base_of_the_hub_may_have_the_name_of_a_folder(
     """What --base names is on the hub; what the adapter names may be a folder. Nothing is measured, so nothing goes out."""
     (tmp_path / "someone/four-bits").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    write_json(adapter / "adapter_config.json", {"base_model_name_or_path": "someone/four-bits"})
+    write_adapter(adapter, base="someone/four-bits")
     for options, message in (
         ([], "which is the name of a folder"),
         (["--base", "someone/four-bits"], "nothing was measured about this adapter"),
@@ -251,56 +286,46 @@ def test_a_base_of_the_hub_may_have_the_name_of_a_folder(
         assert message in capsys.readouterr().err
 
 
-RECORD: dict[str, Any] = {
-    "settings": {"method": "scale", "direction": "original", "alpha": 1.0},
-    "direction": {"layer": 1, "position": -1, "sha256": "0"},
-    "blocks": [0],
-    "edits": [{"module": "fp8_projection"}],
-}
+def test_no_path_of_a_verdict_is_published() -> None:
+    """The card of an adapter that the workflow made for its compression fp8."""
+    record = RECORD | {"base": "fp8"}
 
+    def published(facts: dict[str, str], base: str = "someone/eight", record: dict[str, Any] = record) -> str:
+        return published_card(record, base, SUITES, {"outcome": "x", "text": "y", "facts": facts})
 
-def evaluated(card: str, numbers: str = "95%") -> str:
-    """Return a card with the numbers of a run."""
-    return card.replace("## Limits", f"## Numbers\n\n{numbers}\n\n## Limits")
-
-
-def test_only_the_names_of_the_base_change_and_no_path_is_published() -> None:
-    """The card of an adapter that the workflow made for its compression fp8, with a verdict."""
-    card = evaluated(patch_card(RECORD, "fp8", None), "fp8 activations, `not fp8`")
-    facts = {
-        "original": "/home/me/original",
-        "compressed": "/home/me/fp8 with /home/me/adapter",
-        "answered by": "vLLM (/home/me/bin/python) and the server at http://inside:8000: the change is both",
-    }
-    published = published_card(card, {"outcome": "x", "text": "y", "facts": facts}, "fp8", "someone/eight")
-    assert "fp8 activations, `not fp8`" in published and "fp8_projection" in published
-    assert published.count("fp8") == 3 and published.count("someone/eight") == 6
-    for text in ("| original | original, not on the hub |", "| compressed | someone/eight with this adapter |"):
-        assert text in published
-    assert "| answered by | vLLM and a running server: the change is both |" in published
-    assert LOCAL_PATH.search(published) is None
-    verdict = {"outcome": "x", "text": "y", "facts": {"original": "someone/sixteen@main", "original commit": "c0ffee"}}
-    published = published_card(card, verdict, "fp8", "someone/eight")
-    assert "| original | someone/sixteen@main |\n| original commit | c0ffee |" in published
+    card = published(
+        {
+            "original": "/home/me/original",
+            "compressed": "/home/me/fp8 with /home/me/adapter",
+            "answered by": "vLLM (/home/me/bin/python) and the server at http://inside:8000: the change is both",
+            "chat settings": '{"thinking":{"start":"<|think|>"}}',
+        }
+    )
+    for text in (
+        "| original | original, not on the hub |",
+        "| compressed | someone/eight with this adapter |",
+        "| answered by | vLLM and a running server: the change is both |",
+        r'"<\|think\|>"}} |',
+    ):
+        assert text in card
+    assert "fp8" not in card.replace("fp8_projection", "") and LOCAL_PATH.search(card) is None
+    assert card.index("## Numbers") < card.index("## Verdict") < card.index("## Limits")
+    known = {"original": "someone/sixteen@main", "original commit": "c0ffee"}
+    assert "| original | someone/sixteen@main |\n| original commit | c0ffee |" in published(known)
     # A relative folder, on a machine that has none of that name.
-    verdict["facts"] = {"original": "models/sixteen"}
-    assert "| original | sixteen, not on the hub |" in published_card(card, verdict, "fp8", "someone/eight")
+    assert "| original | sixteen, not on the hub |" in published({"original": "models/sixteen"})
     # Of a hub model's copy elsewhere, the commit says nothing.
-    verdict["facts"] = {"compressed": "a/b with c", "compressed commit": "c0ffee", "patched model": "a/b"}
+    facts = {"compressed": "a/b with c", "compressed commit": "c0ffee", "patched model": "a/b"}
     for base in ("a/b", "a/copy"):
-        published = published_card(card, verdict, "a/b", base)
-        assert ("| compressed commit | c0ffee |" in published) == (base == "a/b") and "patched model" not in published
-    verdict["facts"] = {"chat settings": '{"thinking":{"start":"<|think|>"}}'}
-    assert r'"<\|think\|>"}} |' in published_card(card, verdict, "fp8", "someone/eight")
+        card = published(facts, base, RECORD | {"base": "a/b"})
+        assert ("| compressed commit | c0ffee |" in card) == (base == "a/b") and "patched model" not in card
 
 
 @pytest.mark.thorough
 def test_the_commit_goes_out_with_its_own_repository_alone(
     hub: ThreadingHTTPServer, adapter: Path, verdict: Path
 ) -> None:
-    record = RECORD | {"revision": "c0ffee"}
-    (adapter / "README.md").write_text(patch_card(record, "someone/models", None), encoding="utf-8")
-    write_json(adapter / "adapter_config.json", {"base_model_name_or_path": "someone/models", "revision": "c0ffee"})
+    write_adapter(adapter, base="someone/models", revision="c0ffee")
     about(verdict, "someone/models", "c0ffee")
     state = hub.state  # type: ignore[attr-defined]
     for more, revision in (([], "c0ffee"), (["--base", "someone/models"], "c0ffee"), (["--base", "a/copy"], None)):
@@ -311,48 +336,24 @@ def test_the_commit_goes_out_with_its_own_repository_alone(
 
 
 @pytest.mark.parametrize("kind", ["scale", "experts", "lora"])
-@pytest.mark.parametrize(
-    ("made_for", "base"),
-    [
-        ("/home/me/eight", "someone/models"),
-        ("/home/me/dir/q8.gguf", "someone/models:Q8.gguf"),
-        ("someone/else:q8.gguf", "someone/models:Q8.gguf"),
-        ("q8", "someone/models"),
-        ("q8", "someone/models:Q8.gguf"),
-    ],
-)
+@pytest.mark.parametrize("made_for", ["/home/me/dir/q8.gguf", "someone/else:q8.gguf", "q8"])
+@pytest.mark.parametrize("base", ["someone/models", "someone/models:Q8.gguf"])
 def test_a_published_card_is_the_one_that_the_hub_name_would_have_got(made_for: str, base: str, kind: str) -> None:
     """Also where the workflow calls a GGUF file by the name of its compression."""
-    record = RECORD | {"attention": "eager"}
-    if kind == "lora":
-        record |= {"settings": {"method": "lora", "rank": 16}}
-    if kind == "experts":
-        record |= {"experts": []}
-    card, wanted = (evaluated(patch_card(record, name, None)) for name in (made_for, base))
-    published = published_card(card, None, made_for, base)
-    assert published == wanted
-    assert kind != "lora" or "--max-lora-rank 16 " in published
+    more = {"lora": {"settings": {"method": "lora", "rank": 16}}, "experts": {"experts": []}, "scale": {}}[kind]
+    record = RECORD | {"attention": "eager", "base": made_for} | more
+    card = published_card(record | {"revision": "c0ffee"}, base, SUITES)
+    assert card == patch_card(record, base, None, sections=[numbers_section(SUITES)])
+    assert ("--max-lora-rank 16 " in card) == (kind == "lora")
 
 
-def test_a_card_of_the_workflow_has_its_numbers(hub: ThreadingHTTPServer, adapter: Path, tmp_path: Path) -> None:
-    card = tmp_path / "card.md"
-    card.write_text(evaluated(CARD), encoding="utf-8")
-    result = push(hub, adapter, "someone/repaired", "--card", card, "--base", "someone/four-bits")
-    assert result.returncode == 0, result.stderr
-    assert b"## Numbers" in hub.state["files"]["README.md"]  # type: ignore[attr-defined]
-    assert hub.state["created"].get("visibility") is None  # type: ignore[attr-defined]
-
-
-def test_a_card_of_other_weights_is_refused(
-    hub: ThreadingHTTPServer, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_an_adapter_of_the_workflow_goes_out_with_its_numbers(
+    hub: ThreadingHTTPServer, adapter: Path, tmp_path: Path
 ) -> None:
-    """A card of a method that edits matrices names the hash of the weights."""
-    name, card = "adapter_model.safetensors", tmp_path / "card.md"
-    options = ["--card", str(card), "--base", "someone/four-bits"]
-    for sha256 in (sha256_of(adapter / name), "0" * 64):
-        text = patch_card(RECORD | {"weights": {name: sha256}}, "/models/four-bits", None)
-        card.write_text(evaluated(text), encoding="utf-8")
-        if sha256 != "0" * 64:
-            assert push(hub, adapter, "someone/repaired", *options).returncode == 0
-    assert main(["push", str(adapter), "someone/repaired", *options]) == 2
-    assert f"{card} is about another adapter" in capsys.readouterr().err
+    statistics_of(adapter).rename(tmp_path / "statistics.json")
+    write_json(tmp_path / "numbers.json", published_numbers({"weights": {"adapter_model.safetensors": SHA256}}, SUITES))
+    options = ["--numbers", tmp_path / "numbers.json", "--base", "someone/four-bits"]
+    result = push(hub, adapter, "someone/repaired", *options)
+    assert result.returncode == 0, result.stderr
+    assert b"| 95.0 (75.0 to 100.0) |" in hub.state["files"]["README.md"]  # type: ignore[attr-defined]
+    assert hub.state["created"].get("visibility") is None  # type: ignore[attr-defined]

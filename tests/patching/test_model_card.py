@@ -199,7 +199,7 @@ def test_numbers_stand_in_front_of_the_limits(patch: tuple[Path, dict[str, Any]]
         name: score(completions(refused), {**utility, "served_as": form}, 0) for name, (refused, form) in cells.items()
     }
     static = (patch[0] / "README.md").read_text(encoding="utf-8")
-    card = evaluated_card(static, {"safety": records})
+    card = evaluated_card(patch[1], {"safety": records})
     assert ModelCard(card).data.to_dict() == ModelCard(static).data.to_dict()
     assert card.index("## How to load it") < card.index("## Numbers") < card.index("## Limits")
     assert "| | original | compressed | patched |" in card
@@ -214,7 +214,7 @@ def test_numbers_stand_in_front_of_the_limits(patch: tuple[Path, dict[str, Any]]
     assert "engine" not in card.partition("## Numbers")[2]
     for name, record in records.items():
         record["engine"] = {"name": "vLLM" if name == "original" else "llama.cpp"}
-    card = evaluated_card(static, {"safety": records})
+    card = evaluated_card(patch[1], {"safety": records})
     assert "| engine | vLLM | llama.cpp | llama.cpp |" in card
     assert "llama.cpp served it and vLLM the original: this measures engine and compression at once" in card
     assert card.index("at once") < card.index("## Limits")

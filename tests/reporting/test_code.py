@@ -26,7 +26,7 @@ FIGURE_SCRIPT = ROOT / "workflow/scripts/make_figures.py"
 # Stages that compute with tensors; and what of them does not, but reads a card, a record of scores or a completion.
 HEAVY = ("inference", "models", "compression", "directions", "evaluation", "patching", "prompts", "commands")
 LIGHT = (
-    "aird/models/card_metadata.py",
+    "aird/patching/model_card.py",
     # The settings of the methods, which a configuration that is read consists of.
     "aird/patching/method.py",
     "aird/patching/methods/",
