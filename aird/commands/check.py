@@ -40,6 +40,7 @@ from aird.commands.inputs import (
 )
 from aird.commands.preflight import Examined, check_room, estimate, examine
 from aird.commands.search import PROVENANCE
+from aird.evaluation.kind_of_loss import kind_of_loss
 from aird.evaluation.regression import (
     LEAST_FLIPS,
     MARGIN,
@@ -405,6 +406,7 @@ def _check(arguments: argparse.Namespace, original: Side, compressed: Side, outp
                 if side.provenance is not None and side.provenance.get("adapter") is not None
             },
             **({"chat settings": chats[0].in_words()} if chats else {}),
+            **kind_of_loss(before, last_labels[-1]),
             **_same_fact(arguments.original, arguments.compressed),
             **_template_fact(original, compressed),
             "prompts": ", ".join(f"{len(records)} {kind}" for kind, records in prompts.items()),
@@ -422,14 +424,16 @@ def _check(arguments: argparse.Namespace, original: Side, compressed: Side, outp
         return f"{compressed.name} against {original.name}", verdicts, facts
 
     before = labels(original, "original")
-    as_it_is = judge_change(before, labels(compressed, "compressed", arguments.patch), arguments.margin / 100)
+    last_labels = [labels(compressed, "compressed", arguments.patch)]
+    as_it_is = judge_change(before, last_labels[-1], arguments.margin / 100)
     if arguments.repair is None or as_it_is.outcome != REGRESSION:
         return told({"": as_it_is})
     print(as_it_is.text(), flush=True)
     _write(arguments, *told({"": as_it_is}))  # a repair may fail, and what was measured is not to be lost with it
     assert original.model is not None and compressed.model is not None  # `run` checked it
     _repair(original.model, compressed.model, learnt, arguments.repair, arguments.seed)
-    repaired = judge_change(before, labels(compressed, "repaired", arguments.repair), arguments.margin / 100)
+    last_labels.append(labels(compressed, "repaired", arguments.repair))
+    repaired = judge_change(before, last_labels[-1], arguments.margin / 100)
     return told({"As it is": as_it_is, f"With the patch in {arguments.repair}": repaired})
 
 
@@ -480,8 +484,10 @@ def _demo(arguments: argparse.Namespace) -> int:
             for row in rows
         ]
 
-    verdict = judge_change(labels("original"), labels("compressed"), arguments.margin / 100)
+    sides = labels("original"), labels("compressed")
+    verdict = judge_change(*sides, arguments.margin / 100)
     facts = {
+        **kind_of_loss(*sides),
         "what": "stored labels of the quick grid of this project: SmolLM2-135M tuned to refuse, pruned to 50% by Wanda",
         "judge": "refusal phrases of Arditi et al. (arXiv 2406.11717), their published list",
     }
@@ -501,7 +507,7 @@ def _tell(arguments: argparse.Namespace, title: str, verdicts: Mapping[str, Verd
 
 def _is_caution(name: str) -> bool:
     """Tell whether a fact says what a verdict holds for, so that it stands below the verdict as well."""
-    return name.endswith("measured as") or name in ("one model", "chat template", "answered by")
+    return name.endswith("measured as") or name in ("kind of loss", "one model", "chat template", "answered by")
 
 
 def record_of(verdicts: Mapping[str, Verdict], facts: Mapping[str, str]) -> dict[str, Any]:
