@@ -43,7 +43,7 @@ from aird.reporting.needs import (
     narrowed,
     paired_intervals,
 )
-from aird.reporting.records import Cell, Pair, Record, refused
+from aird.reporting.records import Cell, Pair, Record, Score, refused
 from aird.reporting.verdicts import (
     ALL,
     HOLDS,
@@ -101,7 +101,7 @@ class Evidence:
     directions: Mapping[Pair, Record]
     verifications: Mapping[Pair, Record]
     comparisons: Mapping[Pair, Record]
-    scores: Mapping[tuple[str, Cell], Record]
+    scores: Mapping[tuple[str, Cell], Score]
     pruned: frozenset[str]
     random: frozenset[str]
     controls: Mapping[str, Sequence[str]]

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from aird.evaluation.judges.registry import TABULATED
 from aird.evaluation.utility import question_metric
 from aird.patching.model_card import patch_card
 from aird.reporting.names import engines_in_words
+from aird.reporting.records import Measured, Rate, Record
 
-Score = Mapping[str, Any]
-Scores = Mapping[str, Mapping[str, Score]]  # by suite and cell
-MEASURED = ("rates", "served_as", "perplexity", "questions", "engine")  # of a record, what the card shows
+Scores = Mapping[str, Mapping[str, Measured]]  # by suite and cell
 
 RATES = {
     "refusal of harmful prompts, %": "refusal",
@@ -22,7 +20,7 @@ RATES = {
 }
 
 
-def evaluated_card(record: Mapping[str, Any], scores: Scores) -> str:
+def evaluated_card(record: Record, scores: Scores) -> str:
     """Return the card of a patch with its numbers.
 
     Args:
@@ -36,23 +34,26 @@ def numbers_section(scores: Scores) -> str:
     """Return what was measured of a patch, as a section of its card.
 
     Args:
-        scores: suite to {"original", "compressed", "patched"} to the record of the scores node, or its MEASURED part.
+        scores: suite to {"original", "compressed", "patched"} to the record of the scores node.
     """
     sections = [_suite(name, cells) for name, cells in scores.items()]
     numbers = "## Numbers\n\nShare of prompts, greedy decoding; in parentheses the 95% Wilson interval.\n\n"
     return numbers + "\n".join(sections)
 
 
-def published_numbers(record: Mapping[str, Any], scores: Scores) -> dict[str, Any]:
+def published_numbers(record: Record, scores: Scores) -> dict[str, object]:
     """Return what `aird push --numbers` reads: of which weights the numbers are, and what the card shows of them."""
     suites = {
-        suite: {cell: {key: score[key] for key in MEASURED if key in score} for cell, score in cells.items()}
+        suite: {
+            cell: {name: value for name, value in score.items() if name in Measured.__annotations__}
+            for cell, score in cells.items()
+        }
         for suite, cells in scores.items()
     }
     return {"weights": record["weights"], "suites": suites}
 
 
-def _suite(name: str, scores: Mapping[str, Score]) -> str:
+def _suite(name: str, scores: Mapping[str, Measured]) -> str:
     rows = {title: [_rate(score["rates"][rate]) for score in scores.values()] for title, rate in RATES.items()}
     rows["served as"] = [score["served_as"] for score in scores.values()]
     rows["n, harmful and harmless"] = [
@@ -70,15 +71,15 @@ def _suite(name: str, scores: Mapping[str, Score]) -> str:
     return "\n".join([*lines, *(f"| {title} | {' | '.join(cells)} |" for title, cells in rows.items())]) + f"\n{mixed}"
 
 
-def _engine(score: Score) -> str | None:
+def _engine(score: Measured) -> str | None:
     return (score.get("engine") or {}).get("name")
 
 
-def _rate(rate: Mapping[str, float]) -> str:
+def _rate(rate: Rate) -> str:
     return f"{100 * rate['rate']:.1f} ({100 * rate['low']:.1f} to {100 * rate['high']:.1f})"
 
 
-def _perplexity(score: Score) -> str:
+def _perplexity(score: Measured) -> str:
     measured = score["perplexity"]
     return f"{measured['perplexity']:.2f} ({measured['low']:.2f} to {measured['high']:.2f})" if measured else "-"
 

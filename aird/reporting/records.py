@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from aird.reporting.grid import KINDS, Key, keys_of, record_path
 from aird.settings.base import ORIGINAL, PLAIN
@@ -20,7 +20,36 @@ SHOWN = 3  # absent records that are named, per kind
 Pair = tuple[str, str]  # model, compression
 Cell = tuple[str, str, str]  # model, compression, patch
 Record = Mapping[str, Any]
-Scores = Mapping[tuple[str, Cell], Record]  # by suite and cell
+
+
+class Rate(TypedDict):
+    """A share of prompts with its 95% Wilson interval."""
+
+    n: int
+    rate: float
+    low: float
+    high: float
+
+
+class Measured(TypedDict):
+    """What a record of the scores node says of a whole cell."""
+
+    rates: dict[str, Rate]
+    served_as: str
+    perplexity: dict[str, float] | None
+    questions: dict[str, dict[str, list[float]]]  # by task and metric, one value per question
+    engine: NotRequired[dict[str, Any] | None]
+
+
+class Score(Measured):
+    """A record of the scores node."""
+
+    labels: list[Record]  # of each prompt
+    answers: list[Record]  # the original's own, with their likelihood
+    tasks: dict[str, dict[str, float]]
+    attacks: NotRequired[dict[str, dict[str, Rate]]]
+    weights: NotRequired[str | None]  # what the engine computed with
+    merged: NotRequired[Record]
 
 
 @dataclass(frozen=True)
@@ -40,7 +69,7 @@ class Records:
     absent: Mapping[str, list[Key]]
 
     @property
-    def scores(self) -> Scores:
+    def scores(self) -> dict[tuple[str, Cell], Score]:
         """Return the scores by (suite, cell)."""
         return {(key[3], key[:3]): record for key, record in self.present["scores"].items()}
 
@@ -73,7 +102,7 @@ def absent_keys(results: Path, grid: Mapping[str, Any], kinds: Iterable[str] = K
     return {kind: [key for key in keys[kind] if not record_path(results, kind, key).is_file()] for kind in kinds}
 
 
-def references(key: Key, scores: Mapping[Key, Record]) -> Iterator[tuple[str, Record]]:
+def references(key: Key, scores: Mapping[Key, Score]) -> Iterator[tuple[str, Score]]:
     """Yield what an evaluated cell is compared with: `plain` or `original`, and that record, where it is there."""
     model, compression, patch, suite = key
     if patch != PLAIN and (of_plain := scores.get((model, compression, PLAIN, suite))) is not None:
@@ -82,7 +111,7 @@ def references(key: Key, scores: Mapping[Key, Record]) -> Iterator[tuple[str, Re
         yield "original", of_original
 
 
-def refused(score: Record, kind: str) -> list[bool]:
+def refused(score: Score, kind: str) -> list[bool]:
     """Return whether each prompt of a kind (`harmful`, `harmless`) was refused, from a record of the scores node."""
     return [row["refused"] for row in score["labels"] if row["kind"] == kind]
 

@@ -14,16 +14,16 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from aird.reporting.figures.style import WIDTH, note, styled
+from aird.reporting.figures.style import WIDTH, Look, note, styled
 
-CHOSEN: dict[str, Any] = {
+CHOSEN: Look = {
     "marker": "o",
     "color": "black",
     "markerfacecolor": "white",
     "linestyle": "none",
     "label": "chosen site",
 }
-NOT_COMPUTED: dict[str, Any] = {"facecolor": "#e4e4e4", "edgecolor": "#aaaaaa", "hatch": "////"}
+NOT_COMPUTED: Look = {"facecolor": "#e4e4e4", "edgecolor": "#aaaaaa", "hatch": "////"}
 
 
 @styled

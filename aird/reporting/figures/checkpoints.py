@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import pandas
 from matplotlib.axes import Axes
@@ -14,6 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 from aird.reporting.figures.axes import error_lengths
 from aird.reporting.figures.style import (
     REFERENCE,
+    Look,
     not_measured,
     note,
     ordered,
@@ -23,7 +23,7 @@ from aird.reporting.figures.style import (
 )
 from aird.settings.base import ORIGINAL, PLAIN
 
-DASHED: dict[str, Any] = {"color": REFERENCE, "linestyle": "--", "linewidth": 1.1}
+DASHED: Look = {"color": REFERENCE, "linestyle": "--", "linewidth": 1.1}
 POINT_HEIGHT = 0.17  # inches per drawn row
 GROUP_GAP = 0.7  # between compressions, in drawn rows
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import pandas
 from matplotlib.axes import Axes
@@ -18,6 +17,7 @@ from matplotlib.figure import Figure
 from aird.reporting.figures.axes import error_lengths, rate_axis, ratio_axis, upper_limit, with_bounds
 from aird.reporting.figures.style import (
     REFERENCE,
+    Look,
     Patches,
     check_one_suite,
     not_measured,
@@ -145,7 +145,7 @@ def _panel(
     rows = of_model[of_model["compression"] == compression].set_index("patch", drop=False)
     rows = rows[rows[cost].notna() & rows["refusal"].notna()]
     star = of_model[(of_model["compression"] == ORIGINAL) & (of_model["patch"] == PLAIN)]
-    labels: list[tuple[float, float, str, dict[str, Any]]] = []
+    labels: list[tuple[float, float, str, Look]] = []
     if len(star):
         reference = star.iloc[0]
         axes.axhline(reference["refusal"], color=REFERENCE, linestyle="--", linewidth=1.0, zorder=1)
@@ -188,7 +188,7 @@ def _label(name: str, patches: Patches) -> str:
     return name if strength in name else f"{name}, α = {strength}"
 
 
-def _point(axes: Axes, row: pandas.DataFrame, cost: str, label: str, look: dict[str, Any]) -> None:
+def _point(axes: Axes, row: pandas.DataFrame, cost: str, label: str, look: Look) -> None:
     axes.errorbar(
         row[cost],
         row["refusal"],
@@ -201,7 +201,7 @@ def _point(axes: Axes, row: pandas.DataFrame, cost: str, label: str, look: dict[
     )
 
 
-def _write_labels(axes: Axes, labels: Sequence[tuple[float, float, str, dict[str, Any]]]) -> None:
+def _write_labels(axes: Axes, labels: Sequence[tuple[float, float, str, Look]]) -> None:
     """Write the name of each point to the right of the axes, in the order of height, with a thin line to it.
 
     Args:
@@ -210,7 +210,7 @@ def _write_labels(axes: Axes, labels: Sequence[tuple[float, float, str, dict[str
     low, high = axes.get_ylim()
     chosen = sorted(labels, key=lambda label: label[1])
     heights = _spread([(y - low) / (high - low) for _, y, _, _ in chosen])
-    beside: dict[str, Any] = {"transform": axes.transAxes, "clip_on": False}
+    beside: Look = {"transform": axes.transAxes, "clip_on": False}
     for (x, y, text, look), height in zip(chosen, heights, strict=True):
         start = (y - low) / (high - low)
         end = 1.0 if math.isnan(x) else float(axes.transAxes.inverted().transform(axes.transData.transform((x, y)))[0])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy
 import pandas
 from matplotlib.axes import Axes
@@ -12,10 +10,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from aird.reporting.figures.axes import ratio_axis
-from aird.reporting.figures.style import BAND, BLACK, REFERENCE, line_look, note, ordered, styled, with_legend
+from aird.reporting.figures.style import BAND, BLACK, REFERENCE, Look, line_look, note, ordered, styled, with_legend
 from aird.settings.base import ORIGINAL
 
-DOTTED: dict[str, Any] = {"color": REFERENCE, "linestyle": ":", "linewidth": 1.2}
+DOTTED: Look = {"color": REFERENCE, "linestyle": ":", "linewidth": 1.2}
 
 
 @styled

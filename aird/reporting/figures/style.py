@@ -22,6 +22,7 @@ from matplotlib.lines import Line2D
 from aird.settings.base import PLAIN
 
 Patches = Mapping[str, Mapping[str, Any]]  # name to settings, as in the configuration
+Look = dict[str, Any]  # keywords of matplotlib
 BOUNDS = ("", "_low", "_high")  # ends of the columns of a value and of its interval
 
 # Okabe and Ito's colours, told apart under every common colour blindness; black is kept for what
@@ -88,7 +89,7 @@ def write_svg(figure: Figure, path: Path | BinaryIO) -> None:
         figure.savefig(path, format="svg", metadata={"Date": None})
 
 
-def patch_look(patch: str, patches: Sequence[str]) -> dict[str, Any]:
+def patch_look(patch: str, patches: Sequence[str]) -> Look:
     """Return colour and marker of a patch, the same in all figures of one grid."""
     common = {"markersize": 5.5, "markeredgecolor": "black", "markeredgewidth": 0.5}
     if patch == PLAIN:
@@ -102,7 +103,7 @@ def patch_handle(patch: str, patches: Sequence[str]) -> Line2D:
     return Line2D([], [], linestyle="none", label=patch, **patch_look(patch, patches))
 
 
-def line_look(index: int) -> dict[str, Any]:
+def line_look(index: int) -> Look:
     """Return colour and dashes of a compression's line."""
     # Yellow lines on white cannot be seen, so the eighth colour is black.
     colours = (*COLOURS[:-1], BLACK)

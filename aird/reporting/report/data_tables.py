@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import pandas
 
@@ -38,7 +37,7 @@ def html_table(name: str, frame: pandas.DataFrame) -> Table:
     return Table(name, columns, rows, len(frame))
 
 
-def _cell(value: Any) -> Cell:
+def _cell(value: object) -> Cell:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return Cell("", "")
     if isinstance(value, float):

@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 
 from aird.reporting.figures.drawing import read_table
 from aird.reporting.figures.frontier import COSTS, frontier_pairs, frontier_panel
-from aird.reporting.figures.style import with_perplexity_ratio
+from aird.reporting.figures.style import Patches, with_perplexity_ratio
 from aird.reporting.report import provenance
 from aird.reporting.report.captions import Captions
 from aird.reporting.report.claim_list import MARKS, claims
@@ -79,7 +79,7 @@ def write_report(output: Path, sources: Sources) -> None:
         temporary.write_text(page, encoding="utf-8")
 
 
-def _content(sources: Sources) -> dict[str, Any]:
+def _content(sources: Sources) -> dict[str, object]:
     configuration = sources.configuration
     tables = {path.stem: read_table(path) for path in sources.tables}
     captions = Captions(sources.captions)
@@ -124,9 +124,9 @@ def _content(sources: Sources) -> dict[str, Any]:
     }
 
 
-def _attacks(attacks: pandas.DataFrame) -> list[dict[str, Any]]:
+def _attacks(attacks: pandas.DataFrame) -> list[dict[str, object]]:
     """Return a table per suite, model and compression: attacks down; the original, then the patches, across."""
-    tables = []
+    tables: list[dict[str, object]] = []
     several = len(attacks[["suite", "model"]].drop_duplicates()) > 1
     for (suite, model, compression), rows in attacks.groupby(["suite", "model", "compression"], sort=False):
         if compression == ORIGINAL:
@@ -144,8 +144,8 @@ def _attacks(attacks: pandas.DataFrame) -> list[dict[str, Any]]:
     return tables
 
 
-def _suites(summary: pandas.DataFrame, patches: Mapping[str, Any]) -> list[dict[str, Any]]:
-    suites = []
+def _suites(summary: pandas.DataFrame, patches: Patches) -> list[dict[str, object]]:
+    suites: list[dict[str, object]] = []
     for suite, of_suite in summary.groupby("suite", sort=False):
         several = of_suite["model"].nunique() > 1
         panels = []
@@ -167,9 +167,9 @@ def _suites(summary: pandas.DataFrame, patches: Mapping[str, Any]) -> list[dict[
     return suites
 
 
-def _figures(paths: Sequence[Path], captions: Captions) -> dict[str, list[dict[str, Any]]]:
+def _figures(paths: Sequence[Path], captions: Captions) -> dict[str, list[dict[str, object]]]:
     """Return the figures by kind; the frontier is not among them, as its panels stand on their own."""
-    figures: dict[str, list[dict[str, Any]]] = {"suite": [], "direction": []}
+    figures: dict[str, list[dict[str, object]]] = {"suite": [], "direction": []}
     for path in paths:
         kind, _, suite = path.stem.partition(".")
         if kind == "frontier":

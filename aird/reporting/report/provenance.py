@@ -95,5 +95,5 @@ def settings_rows(settings: Mapping[str, Any]) -> list[Row]:
     return rows
 
 
-def _without_none(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _without_none(settings: Mapping[str, object]) -> dict[str, object]:
     return {key: value for key, value in settings.items() if value is not None}

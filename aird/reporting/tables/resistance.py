@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from aird.evaluation.judges.judge import ATTACKED
 from aird.reporting.records import Records, references
@@ -60,7 +59,7 @@ def over_all(before: Complied, after: Complied, against: str) -> Row:
     return {**compared(there, here, estimate), "attack": ALL, "verdict": verdict}
 
 
-def compared(there: Sequence[float], here: Sequence[float], estimate: tuple[float, float, float]) -> dict[str, Any]:
+def compared(there: Sequence[float], here: Sequence[float], estimate: tuple[float, float, float]) -> Row:
     """Return the cells that every row has; those of a single attack's test, and of the verdict, are empty."""
     rates = {"n": len(here), "reference": sum(there) / len(there), "rate": sum(here) / len(here)}
     found = dict(zip(("difference", "low", "high"), estimate, strict=True))
