@@ -167,6 +167,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
     parser.add_argument("--field", help="field or column with the instruction in those files")
     parser.add_argument(
+        "--prompts",
+        action="append",
+        choices=list(embedded.PRESETS),
+        help="published prompts in the place of AdvBench, or borderline ones in the place of everyday requests; may be "
+        "repeated, once for each kind",
+    )
+    parser.add_argument(
         "--suite", metavar="CONFIG.yaml:NAME", help="ask the prompts of a suite of a workflow configuration"
     )
     parser.add_argument(
@@ -618,8 +625,13 @@ def _prompts(arguments: argparse.Namespace, original: Side, compressed: Side) ->
         arguments.seed = SEED
     named = [kind for kind in CLASSES if getattr(arguments, kind) is not None]
     stored = next((side for side in (original, compressed) if side.completions is not None), None)
-    if sum([bool(named), arguments.suite is not None, stored is not None]) > 1:
-        raise ValueError("the prompts come from files, from --suite or from stored results; name one of them")
+    if sum([bool(named), arguments.suite is not None, arguments.prompts is not None, stored is not None]) > 1:
+        raise ValueError(
+            "the prompts come from files, from --prompts, from --suite or from stored results; name one of them"
+        )
+    kinds = [kind for name in arguments.prompts or [] for kind in embedded.PRESETS[name]]
+    if len(set(kinds)) < len(kinds):
+        raise ValueError(f"--prompts: {' and '.join(arguments.prompts)} are prompts of one kind; name one of them")
     if stored is not None:
         if arguments.count is not None:
             raise ValueError("--count: the prompts are all those of the stored answers; leave --count out")
@@ -649,14 +661,21 @@ def _prompts(arguments: argparse.Namespace, original: Side, compressed: Side) ->
         how = asked(suite.maximum_new_tokens, suite.think, suite.maximum_model_length)
     else:
         sets = {name: PromptSet.model_validate(values) for name, values in embedded.PROMPT_SETS.items()}
-        selections = {kind: PromptSelection(**chosen, count=COUNT) for kind, chosen in embedded.MEASURED.items()}
+        presets = [embedded.PRESETS[name] for name in arguments.prompts or []]
+        chosen_sets = dict(embedded.MEASURED)
+        for preset in presets:
+            chosen_sets |= preset
+        selections = {kind: PromptSelection.model_validate(chosen) for kind, chosen in chosen_sets.items()}
         how = asked(TOKENS)
-    if arguments.count is not None:
-        selections = {kind: each.model_copy(update={"count": arguments.count}) for kind, each in selections.items()}
-    prompts = {
-        kind: select(build_with_parts(sets, selection.set, arguments.seed), selection, arguments.seed)
-        for kind, selection in selections.items()
-    }
+    prompts = {}
+    for kind, selection in selections.items():
+        records = build_with_parts(sets, selection.set, arguments.seed)
+        if arguments.count is not None:
+            selection = selection.model_copy(update={"count": arguments.count})
+        elif arguments.suite is None:
+            known = len(select(records, selection, arguments.seed))
+            selection = selection.model_copy(update={"count": min(COUNT, known)})
+        prompts[kind] = select(records, selection, arguments.seed)
     return prompts, how
 
 

