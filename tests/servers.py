@@ -27,7 +27,8 @@ from aird.evaluation import server_process
 from aird.evaluation.engines.engine import Completion, Engine
 from aird.evaluation.engines.llama_cpp import LlamaCpp
 from aird.evaluation.engines.vllm import Vllm
-from aird.evaluation.suite_run import evaluate_suite
+from aird.evaluation.questions import Asked
+from aird.evaluation.suite_run import Deployment, Places, evaluate_suite
 from aird.models.loading import load_tokenizer
 from aird.prompts.chat import chat_tokens
 from aird.settings.suites import Serving, Suite
@@ -54,11 +55,14 @@ def asking(**settings: Any) -> Suite:
 
 def evaluate(
     engine: Engine, checkpoint: Path, folder: Path, patch: Path | None = None, suite: Suite = SUITE, **options: Any
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Evaluate the small suite; `options` are those of `evaluate_suite`, whose scratch folder and log are in `folder`."""
-    more: dict[str, Any] = {"records": RECORDS, "serving": SERVING, "reference": REFERENCE, "seed": 3}
-    more |= {"scratch": folder / "scratch", "log": folder / "log", **options}
-    return evaluate_suite(checkpoint, patch, suite=suite, engine=engine, **more)
+) -> tuple[list[Any], Any]:
+    """Evaluate the small suite; `options` are those of `Asked` and `Deployment`, and `folder` takes what is written."""
+    asked: dict[str, Any] = {"suite": suite, "records": RECORDS, "reference": REFERENCE, "seed": 3}
+    deployment: dict[str, Any] = {"serving": SERVING}
+    for name, value in options.items():
+        (deployment if name in ("serving", "key_value_cache_dtype") else asked)[name] = value
+    places = Places(folder / "scratch", folder / "log")
+    return evaluate_suite(Asked(**asked), Deployment(checkpoint, patch, engine, **deployment), places)
 
 
 def chat_prompts(checkpoint: Path) -> list[list[int]]:

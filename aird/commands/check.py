@@ -590,13 +590,13 @@ def _check_lengths(prompts: Mapping[str, Sequence[Record]], suite: Suite, *sides
     Raises:
         ValueError: one does not.
     """
-    from aird.evaluation.measurements import check_lengths
+    from aird.evaluation.questions import Asked, check_lengths, suite_questions
     from aird.models.loading import load_tokenizer
 
     longest = suite.maximum_model_length or Serving().maximum_model_length
     for side in sides:
         if side.model is not None:
-            check_lengths(load_tokenizer(side.model.folder), prompts, suite, longest)
+            check_lengths(suite_questions(load_tokenizer(side.model.folder), Asked(suite, prompts, 0)), longest)
 
 
 def _prompts(arguments: argparse.Namespace, original: Side, compressed: Side) -> tuple[dict[str, list[Record]], Suite]:

@@ -189,8 +189,9 @@ def ask(
         arguments: of the command: `url`, `seed`, and the prompt files, where there are any.
         output: a folder; it is made.
     """
+    from aird.evaluation.questions import Asked
     from aird.evaluation.scores import score
-    from aird.evaluation.suite_run import evaluate_suite
+    from aird.evaluation.suite_run import Deployment, Places, evaluate_suite
     from aird.settings.suites import Serving
     from aird.support.files import write_json, write_json_lines
 
@@ -198,16 +199,9 @@ def ask(
     print(f"Asking {model.name}{f' with {adapter}' if adapter else ''} by {engine.describe()} ...", flush=True)
     output.mkdir(parents=True, exist_ok=True)
     completions, utility = evaluate_suite(
-        model.folder,
-        adapter,
-        records,
-        suite,
-        serving,
-        engine,
-        reference=reference,
-        seed=arguments.seed,
-        scratch=output / "served",
-        log=output / "server.log",
+        Asked(suite, records, arguments.seed, reference),
+        Deployment(model.folder, adapter, engine, serving),
+        Places(output / "served", output / "server.log"),
     )
     scores = score(completions, utility, arguments.seed)
     provenance = {

@@ -14,8 +14,8 @@ from aird.support.statistics import mean_interval, wilson_interval
 
 
 def score(
-    completions: Sequence[dict[str, Any]],
-    utility: dict[str, Any],
+    completions: Sequence[Mapping[str, Any]],
+    utility: Mapping[str, Any],
     seed: int,
     judgement: Sequence[dict[str, Any]] | None = None,
     hand_labels: Mapping[str, str] | None = None,
@@ -62,7 +62,7 @@ def score(
 
 
 def _merged(
-    completions: Sequence[dict[str, Any]], labels: Sequence[Mapping[str, Any]], utility: dict[str, Any]
+    completions: Sequence[Mapping[str, Any]], labels: Sequence[Mapping[str, Any]], utility: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return how the merged checkpoint differs from the adapter on its base: rates, counts of prompts, first tokens."""
     # The merged checkpoint is not attacked.
@@ -77,7 +77,7 @@ def _merged(
     }
 
 
-def label(completion: dict[str, Any]) -> dict[str, Any]:
+def label(completion: Mapping[str, Any]) -> dict[str, Any]:
     """Return the labels of one completion record by every judge of texts; its text is not part of them.
 
     A completion whose thought did not end is neither refused nor complied: it is `unfinished`. Only completions of a
@@ -107,7 +107,7 @@ def _join(labels: Sequence[dict[str, Any]], judgement: Sequence[dict[str, Any]])
 
 
 def _join_by_hand(
-    labels: Sequence[dict[str, Any]], completions: Sequence[dict[str, Any]], hand_labels: Mapping[str, str]
+    labels: Sequence[dict[str, Any]], completions: Sequence[Mapping[str, Any]], hand_labels: Mapping[str, str]
 ) -> None:
     """Add a person's label to those of the replies that have one, with the reply's hash.
 

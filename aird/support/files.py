@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is no JSON ({error}); fetch it again, or have it made again") from error
 
 
-def write_json_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
+def write_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object a line, atomically."""
     with atomic_file(path) as temporary, open(temporary, "w", encoding="utf-8") as stream:
         for record in records:

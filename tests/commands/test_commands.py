@@ -347,7 +347,7 @@ def test_evaluate_with_vllm_agrees_with_transformers(folder: Path, tmp_path: Pat
 def test_vllm_serves_the_adapter_folder_itself(folder: Path, tmp_path: Path, vllm_python: Path) -> None:
     from aird.evaluation.engines.engine import ServerSettings
     from aird.evaluation.engines.vllm import Vllm
-    from aird.evaluation.measurements import first_token_logprobs
+    from aird.evaluation.parity import first_token_logprobs
     from aird.models.loading import load_model
 
     tokens = [chat_tokens(AutoTokenizer.from_pretrained(folder / "model"), "Name a colour.")]

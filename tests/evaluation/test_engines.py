@@ -26,7 +26,7 @@ from aird.evaluation.engines.llama_cpp import LlamaCpp
 from aird.evaluation.engines.registry import ENGINES, recorded_engine
 from aird.evaluation.engines.transformers import Transformers, TransformersClient
 from aird.evaluation.engines.vllm import Vllm
-from aird.evaluation.measurements import ParityError
+from aird.evaluation.parity import ParityError
 from aird.evaluation.scores import score
 from aird.models.dense import needs_dense_copy
 from aird.models.loading import load_model, load_tokenizer

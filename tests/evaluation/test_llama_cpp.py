@@ -18,7 +18,7 @@ from servers import LONG_PROMPTS, asking, chat_prompts, evaluate, gguf_checkpoin
 
 from aird.evaluation.engines.engine import ServerSettings
 from aird.evaluation.engines.llama_cpp import SEQUENCES, LlamaCpp, LlamaCppClient
-from aird.evaluation.measurements import check_parity, first_token_logprobs
+from aird.evaluation.parity import check_parity, first_token_logprobs
 from aird.models.generation_settings import own_generation_settings
 from aird.models.gguf_file import MODEL_FILE
 from aird.models.importing import import_model

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from patches import adapter_of, merged, random_edits
-from servers import REFERENCE, SERVING, asking, evaluate, write_tasks
+from servers import REFERENCE, SERVING, SUITE, asking, evaluate, write_tasks
 from tiny_model import build_tiny_model, new
 from transformers import AutoConfig, AutoModelForCausalLM, StableLmConfig
 
@@ -20,15 +20,10 @@ from aird.evaluation.engines.address import Address
 from aird.evaluation.engines.engine import ServerSettings
 from aird.evaluation.engines.transformers import TransformersClient
 from aird.evaluation.engines.vllm import Vllm, detect_accelerator
-from aird.evaluation.measurements import (
-    ParityError,
-    answer_likelihoods,
-    check_parity,
-    first_token_logprobs,
-    load_tasks,
-    run_tasks,
-)
+from aird.evaluation.parity import ParityError, check_parity, first_token_logprobs
+from aird.evaluation.questions import Asked, answer_likelihoods, suite_questions
 from aird.evaluation.suite_run import prepare_checkpoint
+from aird.evaluation.tasks import load_tasks, run_tasks
 from aird.inference.generation import generate
 from aird.models.dense import rounds_activations
 from aird.models.loading import load_model, load_tokenizer
@@ -142,9 +137,10 @@ def test_adapter_and_merged_checkpoint_give_the_same_first_tokens(
     assert sum(record["completion"] == record["merged"]["completion"] for record in completions) > 20
     # The perplexity is of the adapter too.
     local = TransformersClient(load_model(base, adapter), load_tokenizer(base))
+    asked = suite_questions(load_tokenizer(base), Asked(SUITE, records, 0, REFERENCE), likelihoods=True)
     nats = [
         answer["negative_log_likelihood"] / answer["tokens"]
-        for answer in (*utility["answers"], *answer_likelihoods(local, load_tokenizer(base), REFERENCE))
+        for answer in (*utility["answers"], *answer_likelihoods(local, asked.answers or []))
     ]
     assert nats[0] == pytest.approx(nats[1], abs=TOLERANCE)
 

@@ -16,7 +16,7 @@ from tiny_model import build_tiny_model
 from aird.evaluation.engines.address import Address
 from aird.evaluation.engines.engine import ServerSettings
 from aird.evaluation.engines.transformers import Transformers
-from aird.evaluation.measurements import ParityError
+from aird.evaluation.parity import ParityError
 from aird.evaluation.scores import score
 from aird.inference.generation import generate
 from aird.models.loading import load_model, load_tokenizer

@@ -14,12 +14,11 @@ import torch
 from grid import prompt_records
 from models.families import tiny_family
 from patches import saved_direction, unit_vector
-from servers import Answers
 from test_fitting import damaged, damaged_copy, modules
 from tiny_model import new
 
 from aird.compression.registry import compress
-from aird.evaluation.attacks import attacked_records
+from aird.evaluation.questions import Asked, suite_questions
 from aird.inference.generation import generate
 from aird.inference.packing import last_logits, make_packs
 from aird.models.dense import model_with_gradients, passes_gradients
@@ -385,17 +384,16 @@ def test_attacked_training_prompts_are_what_the_suite_would_ask(tokenizer: Any) 
     given = {name: {**values, "count": 4} for name, (values, _) in ATTACKS.items()}
     suite = Suite.model_validate({"harmful": {"set": "p"}, "harmless": {"set": "q"}, "attacks": given})
     records = select(RECORDS["harmful"], PromptSelection(set="p", split="train", count=8), 1)
-    plain = [{**record, "completion": ""} for record in records]
-    server: Any = Answers("")
     texts = {name: text for name, (_, text) in ATTACKS.items()}
-    made = attacked_records(server, tokenizer, records, plain, suite, texts, 1)
+    asked = Asked(suite, {"harmful": records, "harmless": []}, 1, attack_texts=texts)
+    made = suite_questions(tokenizer, asked).attacked
     attacks = {name: (parse_attack(values), text) for name, (values, text) in ATTACKS.items()}
     found = attacked_prompts(tokenizer, attacks, RECORDS["harmful"], 8, 4, 1)
-    assert [prompt for prompts in found.values() for prompt in prompts] == server.prompts
-    assert [record["attack"] for record in made] == [name for name in found for _ in range(4)]
+    assert [prompt for prompts in found.values() for prompt in prompts] == [each.tokens for each in made]
+    assert [each.record["attack"] for each in made] == [name for name in found for _ in range(4)]
     # They are among the plain prompts of the calibration, all of them training prompts.
     drawn = reply_instructions(RECORDS, [("train", "harmful")], SIZES, 1)["train", "harmful"]
-    assert {record["instruction"] for record in made} < set(drawn)
+    assert {each.record["instruction"] for each in made} < set(drawn)
 
 
 def test_refusals_under_an_attack_are_learnt_and_answers_are_not(replies: dict[str, ReplySet]) -> None:

@@ -13,7 +13,7 @@ from tiny_model import new
 
 from aird.evaluation.engines.engine import ServerSettings
 from aird.evaluation.engines.llama_cpp import LlamaCpp
-from aird.evaluation.measurements import first_token_logprobs
+from aird.evaluation.parity import first_token_logprobs
 from aird.models.gguf_file import read_gguf
 from aird.models.importing import dequantise_gguf
 from aird.models.loading import load_model

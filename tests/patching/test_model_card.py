@@ -17,7 +17,7 @@ from tiny_model import configured
 
 from aird.evaluation.engines.engine import ServerSettings
 from aird.evaluation.engines.vllm import Vllm
-from aird.evaluation.measurements import check_parity, first_token_logprobs
+from aird.evaluation.parity import check_parity, first_token_logprobs
 from aird.evaluation.scores import score
 from aird.models.card_metadata import read_licence
 from aird.models.loading import load_model

@@ -2,7 +2,8 @@
 
 from aird.evaluation.engines.address import Address
 from aird.evaluation.engines.registry import recorded_engine
-from aird.evaluation.suite_run import evaluate_suite
+from aird.evaluation.questions import Asked
+from aird.evaluation.suite_run import Deployment, Places, evaluate_suite
 from aird.models.loading import open_checkpoint
 from aird.prompts.sets import CLASSES, select
 from aird.settings.suites import Serving, Suite
@@ -36,19 +37,18 @@ def main() -> None:
     for path in arguments.attacks:  # those of the suite, and those that are optimised against this checkpoint
         made = read_json(path)
         texts |= {name: text if isinstance(text, str) else text["text"] for name, text in made.items()}
-    completions, utility = evaluate_suite(
+    reference = None if arguments.reference is None else read_json_lines(arguments.reference)
+    deployment = Deployment(
         arguments.checkpoint,
         arguments.adapter,
-        records,
-        suite,
-        Serving.model_validate(arguments.settings["serving"]),
         Address(arguments.url) if arguments.url else recorded_engine(arguments.environment),
-        reference=None if arguments.reference is None else read_json_lines(arguments.reference),
-        seed=seed,
-        scratch=arguments.completions.with_suffix(".served"),
-        log=arguments.server_log,
-        attack_texts=texts,
-        key_value_cache_dtype=arguments.key_value_cache_dtype,
+        Serving.model_validate(arguments.settings["serving"]),
+        arguments.key_value_cache_dtype,
+    )
+    completions, utility = evaluate_suite(
+        Asked(suite, records, seed, reference, texts),
+        deployment,
+        Places(arguments.completions.with_suffix(".served"), arguments.server_log),
     )
     write_json(arguments.utility, utility)
     write_json_lines(arguments.completions, completions)
