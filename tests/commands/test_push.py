@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -147,6 +147,20 @@ def verdict(tmp_path: Path, adapter: Path) -> Path:
     return path
 
 
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(adapter: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Return a function that pushes with some options, which has to be refused, and returns why."""
+
+    def why(*options: object) -> str:
+        assert main(["push", str(adapter), "someone/repaired", *map(str, options)]) == 2
+        return capsys.readouterr().err
+
+    return why
+
+
 def push(hub: ThreadingHTTPServer, *arguments: object, token: str = "hf_test") -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own, since huggingface_hub reads its address once, when it is imported."""
     environment = {
@@ -198,34 +212,24 @@ def test_a_token_that_may_not_write_is_named(hub: ThreadingHTTPServer, adapter: 
         (["--base", "not a hub id"], "--base: not a hub id is no hub id"),
     ],
 )
-def test_what_is_not_published(
-    adapter: Path, verdict: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
-) -> None:
+def test_what_is_not_published(verdict: Path, refused: Refused, options: list[str], message: str) -> None:
     numbers = verdict.with_name("numbers.json")
     write_json(numbers, {"weights": {"adapter_model.safetensors": "0" * 64}, "suites": SUITES})
     options = [option.format(verdict=verdict, numbers=numbers) for option in options]
-    assert main(["push", str(adapter), "someone/repaired", *options]) == 2
-    assert message.format(numbers=numbers) in capsys.readouterr().err
+    assert message.format(numbers=numbers) in refused(*options)
 
 
-def test_an_adapter_that_was_changed_is_refused(
-    adapter: Path, verdict: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    options = ["--verdict", str(verdict), "--base", "someone/four-bits"]
-
-    def said() -> str:
-        assert main(["push", str(adapter), "someone/repaired", *options]) == 2
-        return capsys.readouterr().err
-
+def test_an_adapter_that_was_changed_is_refused(adapter: Path, verdict: Path, refused: Refused) -> None:
+    options = ["--verdict", verdict, "--base", "someone/four-bits"]
     record = json.loads(verdict.read_text(encoding="utf-8"))
     write_json(verdict, record | {"text": "Measured with /home/me/models."})
-    assert "would publish a path of this machine, /home/me/models" in said()
+    assert "would publish a path of this machine, /home/me/models" in refused(*options)
     write_json(verdict, record | {"facts": record["facts"] | {"patch": "0" * 64}})
-    assert "is about another patch" in said()
+    assert "is about another patch" in refused(*options)
     (adapter / "adapter_model.safetensors").write_bytes(b"others")
-    assert "is about another adapter, or the weights of" in said()
+    assert "is about another adapter, or the weights of" in refused(*options)
     statistics_of(adapter).unlink()
-    assert "which `aird patch` wrote beside" in said()
+    assert "which `aird patch` wrote beside" in refused(*options)
 
 
 def about(verdict: Path, model: str, commit: str | None = None) -> None:
@@ -246,19 +250,11 @@ def about(verdict: Path, model: str, commit: str | None = None) -> None:
     ],
 )
 def test_a_verdict_on_another_model_is_refused(
-    adapter: Path,
-    verdict: Path,
-    capsys: pytest.CaptureFixture[str],
-    made_for: str,
-    measured: str,
-    commit: str | None,
-    message: str,
+    adapter: Path, verdict: Path, refused: Refused, made_for: str, measured: str, commit: str | None, message: str
 ) -> None:
     write_adapter(adapter, base=made_for, revision="c0ffee")
     about(verdict, measured, commit)
-    options = ["--verdict", str(verdict), "--base", "someone/four-bits"]
-    assert main(["push", str(adapter), "someone/repaired", *options]) == 2
-    assert message in capsys.readouterr().err
+    assert message in refused("--verdict", verdict, "--base", "someone/four-bits")
 
 
 def test_a_verdict_on_the_hub_model_is_one_on_its_file(hub: ThreadingHTTPServer, adapter: Path, verdict: Path) -> None:
@@ -271,19 +267,15 @@ def test_a_verdict_on_the_hub_model_is_one_on_its_file(hub: ThreadingHTTPServer,
 
 
 def test_a_base_of_the_hub_may_have_the_name_of_a_folder(
-    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
 ) -> None:
     """What --base names is on the hub; what the adapter names may be a folder. Nothing is measured, so nothing goes out."""
     (tmp_path / "someone/four-bits").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     write_adapter(adapter, base="someone/four-bits")
-    for options, message in (
-        ([], "which is the name of a folder"),
-        (["--base", "someone/four-bits"], "nothing was measured about this adapter"),
-        (["--base", "./four-bits"], "./four-bits is no hub id"),
-    ):
-        assert main(["push", str(adapter), "someone/repaired", *options]) == 2
-        assert message in capsys.readouterr().err
+    assert "which is the name of a folder" in refused()
+    assert "nothing was measured about this adapter" in refused("--base", "someone/four-bits")
+    assert "./four-bits is no hub id" in refused("--base", "./four-bits")
 
 
 def test_no_path_of_a_verdict_is_published() -> None:

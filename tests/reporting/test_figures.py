@@ -177,15 +177,12 @@ def test_refusal_points_are_the_rates_of_the_table() -> None:
         original = rows[(rows["compression"] == "original")][name].item()
         dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
         assert [numpy.asarray(line.get_xdata())[0] for line in dashed] == [original]
-
-
-def test_labels_stand_beside_their_points() -> None:
-    """The tick of a compression is at the middle of its points."""
+    # The tick of a compression is at the middle of its points.
     figure = figure_of("refusal", summary_frame(SMALL))
-    axes = figure.axes[0]
-    points = drawn_points(axes)
+    points = drawn_points(figure.axes[0])
     figure.draw_without_rendering()
-    ticks = dict(zip((label.get_text() for label in axes.get_yticklabels()), axes.get_yticks(), strict=True))
+    labels = (label.get_text() for label in figure.axes[0].get_yticklabels())
+    ticks = dict(zip(labels, figure.axes[0].get_yticks(), strict=True))
     assert ticks["original"] == points["plain"][1][0]
     assert ticks["w4a16"] == (points["plain"][1][1] + points["aird"][1][0]) / 2
 
@@ -214,37 +211,25 @@ def test_frontier_points_are_the_numbers_of_the_table() -> None:
             numpy.testing.assert_allclose(horizontal[0, :, 0], expected, atol=1e-12)
 
 
-def test_patches_that_differ_in_strength_alone_are_one_curve_from_the_plain_checkpoint() -> None:
-    """The curve goes through its points in the order of alpha, whatever the order of the table."""
+STRENGTHS = {"strong": 4.0, "weak": 0.5}
+
+
+@pytest.mark.parametrize(("method", "start"), [("scale", ["plain"]), ("fit", [])])
+def test_patches_that_differ_in_strength_alone_are_one_curve(method: str, start: list[str]) -> None:
+    """In the order of alpha, whatever that of the table; a fitted patch of strength 0 is not the plain checkpoint."""
     summary = summary_frame((["tiny"], ["w4a16"], ["strong", "weak", "control"]))
-    settings = {
-        "strong": {"method": "scale", "direction": "original", "alpha": 4.0},
-        "weak": {"method": "scale", "direction": "original", "alpha": 0.5},
-        "control": {"method": "scale", "direction": "random", "alpha": 1.0},
+    swept = {name: {"method": method, "direction": "original", "alpha": alpha} for name, alpha in STRENGTHS.items()}
+    others = {
+        "control": {"method": method, "direction": "random", "alpha": 1.0},
         "without-alpha": {"method": "calibrate", "direction": "original"},
     }
-    for axes in figure_of("frontier", summary, patches=settings).axes:
-        points = drawn_points(axes)
-        expected = [points[name][1].item() for name in ("plain", "weak", "strong")]
-        curves = [line for line in axes.lines if len(numpy.asarray(line.get_xdata())) == 3 and line.get_alpha() == 0.55]
-        assert [list(numpy.asarray(line.get_ydata())) for line in curves] == [expected]
-        assert "weak, α = 0.5" in {text.get_text() for text in axes.texts}
-        assert "control" in {text.get_text() for text in axes.texts}
-    alone = figure_of("frontier", summary, patches={**settings, "weak": {**settings["weak"], "direction": "own"}})
-    assert not any(line.get_alpha() == 0.55 for axes in alone.axes for line in axes.lines)
-
-
-def test_a_curve_of_fitted_patches_does_not_begin_at_the_plain_checkpoint() -> None:
-    """A fitted patch of strength 0 asks for the harmless mean, and so is none."""
-    summary = summary_frame((["tiny"], ["w4a16"], ["strong", "weak"]))
-    settings = {
-        name: {"method": "fit", "direction": "original", "alpha": alpha}
-        for name, alpha in (("strong", 4.0), ("weak", 0.5))
-    }
-    for axes in figure_of("frontier", summary, patches=settings).axes:
+    for axes in figure_of("frontier", summary, patches=swept | others).axes:
         points = drawn_points(axes)
         (curve,) = [line for line in axes.lines if line.get_alpha() == 0.55]
-        assert list(numpy.asarray(curve.get_ydata())) == [points[name][1].item() for name in ("weak", "strong")]
+        assert list(numpy.asarray(curve.get_ydata())) == [points[name][1].item() for name in (*start, "weak", "strong")]
+        assert {"weak, α = 0.5", "control"} <= {text.get_text() for text in axes.texts}
+    alone = figure_of("frontier", summary, patches={**swept, **others, "weak": {**swept["weak"], "direction": "own"}})
+    assert not any(line.get_alpha() == 0.55 for axes in alone.axes for line in axes.lines)
 
 
 def test_names_of_points_do_not_overlap() -> None:
@@ -275,25 +260,22 @@ def test_utility_points_are_ratios_to_plain() -> None:
     plain, patched = (summary[summary["compression"] == "w4a16"].iloc[index] for index in (0, 1))
     x, _, bars = perplexity["aird"]
     assert x.item() == patched["perplexity"] / plain["perplexity"]
-    expected = [
-        patched["perplexity_low"] / plain["perplexity"],
-        patched["perplexity_high"] / plain["perplexity"],
-    ]
+    expected = [patched[f"perplexity_{end}"] / plain["perplexity"] for end in ("low", "high")]
     numpy.testing.assert_allclose(bars[0][0, :, 0], expected)
     numpy.testing.assert_array_equal(perplexity["plain"][0], [1, 1])
     x, _, bars = accuracy["aird"]
     assert x.item() == patched["utility"]
     numpy.testing.assert_allclose(bars[0][0, 1, 0] - x.item(), 1.96 * 0.01, rtol=1e-3)
-
-
-def test_ratios_far_apart_get_a_logarithmic_axis() -> None:
-    """A broken patch must not press all others onto one line."""
-    summary = summary_frame(SMALL)
-    assert figure_of("utility", summary).axes[0].get_xscale() == "linear"
+    # A broken patch must not press all others onto one line.
     broken = summary.assign(perplexity_high=summary["perplexity_high"].where(summary["patch"] == "plain", 5000))
-    axes = figure_of("utility", broken).axes[0]
-    assert axes.get_xscale() == "log"
-    assert len(axes.get_xticks()) >= 2
+    scales = [figure_of("utility", frame).axes[0] for frame in (summary, broken)]
+    assert [axes.get_xscale() for axes in scales] == ["linear", "log"] and len(scales[1].get_xticks()) >= 2
+
+
+def notes(figure: Figure) -> list[str]:
+    """Return what stands at the right above heat maps."""
+    titles = [axes.get_title(loc="right") for axes in figure.axes if axes.images]
+    return [title for title in titles if title]
 
 
 def test_heat_maps_are_the_scores_of_the_table() -> None:
@@ -312,14 +294,10 @@ def test_heat_maps_are_the_scores_of_the_table() -> None:
             assert drawn is numpy.ma.masked if pandas.isna(value) else drawn == value
         site = next(line for line in axes.lines if line.get_label() == "chosen site")
         assert (site.get_xdata()[0], site.get_ydata()[0]) == (pair["layer"], pair["position"])  # type: ignore[index]
-    notes = [axes.get_title(loc="right") for axes in maps if axes.get_title(loc="right")]
-    assert notes == ["fallback: relaxed_kl"] * len(LARGE[0])
-
-
-def test_a_site_that_cosmic_chose_is_no_fallback() -> None:
+    assert notes(figure) == ["fallback: relaxed_kl"] * len(LARGE[0])
+    # What COSMIC chose is no fallback.
     figure = figure_of("candidates", candidate_frame(SMALL), direction_frame(SMALL).assign(rule="cosmic"))
-    notes = [axes.get_title(loc="right") for axes in figure.axes if axes.images and axes.get_title(loc="right")]
-    assert notes == ["chosen by cosmic"] * 2
+    assert notes(figure) == ["chosen by cosmic"] * 2
 
 
 def test_a_kl_of_zero_does_not_look_missing() -> None:
@@ -355,13 +333,6 @@ def test_lines_are_the_sites_of_the_table() -> None:
     assert not any(axes.patches for axes in plain.axes)
 
 
-def test_two_suites_are_refused() -> None:
-    """Rows of several suites would be drawn over one another."""
-    summary = summary_frame(SMALL)
-    with pytest.raises(ValueError, match="one suite, but the rows are of safety, other"):
-        figure_of("refusal", pandas.concat([summary, summary.assign(suite="other")]))
-
-
 def test_script_draws_the_chosen_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The script reads the tables, takes the suite by name and writes one file, nothing half."""
     summary = summary_frame(SMALL).replace({"model": {"tiny": "007"}})
@@ -376,11 +347,12 @@ def test_script_draws_the_chosen_suite(tmp_path: Path, monkeypatch: pytest.Monke
         return output.read_text(encoding="utf-8")
 
     text = run("refusal.other")
-    assert list(output.parent.iterdir()) == [output]
-    assert "n = 77" in text and ">007<" in text
+    assert list(output.parent.iterdir()) == [output] and "n = 77" in text and ">007<" in text
     assert "n = 100" in run("refusal.safety")
     with pytest.raises(ValueError, match="the tables have no suite missing; they have: safety, other"):
         run("refusal.missing")
+    with pytest.raises(ValueError, match="one suite, but the rows are of safety, other"):
+        figure_of("refusal", pandas.read_csv(tmp_path / "summary.csv"))
     with pytest.raises(ValueError, match="there is no figure pie; known: refusal.SUITE, frontier.SUITE"):
         run("pie")
 

@@ -50,6 +50,7 @@ ARITHMETIC = {
     "gigaflops": {"bfloat16": 70.1, "float32": 126.4},
     "computes_in": {"bfloat16": "float32", "float32": "float32"},
 }
+FIGURES = ("refusal.safety", "frontier.safety", "utility.safety", "candidates", "sites", "restored")
 TIMINGS = "stage,node,seconds,processor_seconds,peak_mib\n"
 
 
@@ -59,7 +60,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
     folder = tmp_path_factory.mktemp("results")
     tables = write_tables(folder / "tables", GRID)
     figures = []
-    for name in ("refusal.safety", "frontier.safety", "utility.safety", "candidates", "sites", "restored"):
+    for name in FIGURES:
         figures.append(folder / f"{name}.svg")
         write_svg(draw(name, tables, PATCHES), figures[-1])
     manifest = folder / "models/tiny/w4a16/manifest.json"
@@ -146,34 +147,25 @@ def test_it_says_what_an_undecided_claim_needs(sources: Sources, text: str) -> N
     assert needed and re.findall(r'<p class="needed">(.*?)</p>', html.unescape(text)) == needed
 
 
-def test_a_site_without_a_second_opinion(sources: Sources, tmp_path: Path) -> None:
-    """COSMIC need not be asked about every checkpoint."""
+def test_sites_without_a_second_opinion_and_without_resamples(sources: Sources, tmp_path: Path) -> None:
+    """COSMIC need not be asked about every checkpoint, and its own choice is not resampled."""
     paths = write_tables(tmp_path / "tables", GRID)
     path = next(path for path in paths if path.stem == "directions")
     directions = pandas.read_csv(path).astype({"cosmic_agrees": object})
+    compressed = directions["compression"] != "original"
     cosmic = ["cosmic_layer", "cosmic_position", "cosmic_agrees"]
-    directions.loc[directions["compression"] != "original", cosmic] = math.nan
-    directions.loc[directions["compression"] == "original", cosmic] = [7, -2, False]
+    directions.loc[compressed, [*cosmic, "resampled_same_site"]] = math.nan
+    directions.loc[~compressed, cosmic] = [7, -2, False]
     directions.to_csv(path, index=False)
     text = written(tmp_path, sources, tables=paths)
     assert re.findall(r"COSMIC: ([^<]+)", text) == ["7, -2"]
     assert re.findall(r"COSMIC (chooses \([^.]+|agrees)", text) == ["chooses (7, -2)"]
+    assert re.findall(r"in ([^ ]+)% of resamples", text) == ["75.0"] and "nan%" not in text
 
 
 def test_directions_stand_with_their_corrected_cosine(text: str) -> None:
     section = text.partition('<section id="directions">')[2].partition("</table>")[0]
     assert section.count("0.85 (0.75 to 0.95)") == 2 and "null" not in section and "0.80" not in section
-
-
-def test_a_site_that_is_not_resampled(sources: Sources, tmp_path: Path) -> None:
-    """COSMIC's own choice has no such numbers."""
-    paths = write_tables(tmp_path / "tables", GRID)
-    path = next(path for path in paths if path.stem == "directions")
-    directions = pandas.read_csv(path)
-    directions.loc[directions["compression"] != "original", "resampled_same_site"] = math.nan
-    directions.to_csv(path, index=False)
-    text = written(tmp_path, sources, tables=paths)
-    assert re.findall(r"in ([^ ]+)% of resamples", text) == ["75.0"] and "nan%" not in text
 
 
 def test_it_shows_whether_a_direction_came_back(sources: Sources, text: str, tmp_path: Path) -> None:
@@ -191,16 +183,10 @@ def test_it_shows_whether_a_direction_came_back(sources: Sources, text: str, tmp
     assert heading not in html.unescape(written(tmp_path, sources, tables=others))
 
 
-def test_the_same_run_gives_the_same_bytes(sources: Sources, text: str, tmp_path: Path) -> None:
+def test_the_page_is_the_same_each_time_and_leads_to_itself_alone(sources: Sources, text: str, tmp_path: Path) -> None:
     assert written(tmp_path, sources) == text
-
-
-def test_it_leads_to_nothing_outside(text: str) -> None:
     loaded = re.findall(r'(?:\bsrc|<link[^>]*href|xlink:href|url\()[="(\']+([^"\')]+)', text)
     assert loaded and all(address.startswith(("#", "data:")) for address in loaded)
-
-
-def test_ids_are_unique_and_all_that_is_referred_to_is_there(text: str) -> None:
     ids = re.findall(r'\bid="([^"]+)"', text)
     assert len(ids) == len(set(ids))
     referred = re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', text)
@@ -213,28 +199,22 @@ def test_words_of_tables_are_text_and_not_markup(sources: Sources, tmp_path: Pat
     assert "<script>alert" not in text and "&lt;script&gt;alert(1)&lt;/script&gt;" in text
 
 
-def test_it_says_whose_time_it_counts(text: str) -> None:
+def test_it_says_whose_time_it_counts(sources: Sources, text: str, tmp_path: Path) -> None:
     """A benchmark file stays when its job leaves the configuration."""
     assert "1:30 min of computing in this results folder" in text
     assert "other configurations that ran there, and what was since taken out of this one, count too" in text
-
-
-def test_without_timings_it_says_so(sources: Sources, tmp_path: Path) -> None:
     (tmp_path / "timings.csv").write_text(TIMINGS, encoding="utf-8")
     assert "There are no benchmark files here" in written(tmp_path, sources, timings=tmp_path / "timings.csv")
 
 
-def test_every_caption_can_be_shown() -> None:
+def test_every_caption_can_be_shown_and_a_mistake_in_one_is_an_error(tmp_path: Path) -> None:
+    from docutils.utils import SystemMessage
+
     captions = Captions(CAPTIONS)
-    for name in ("refusal.safety", "frontier.safety", "utility.safety", "candidates", "sites", "restored"):
+    for name in FIGURES:
         assert "<strong>Reading.</strong>" in captions("figure", figure=name)
     assert "difference" in captions.table("paired")
     assert "tidy table" in captions.table("rates")
-
-
-def test_a_mistake_in_a_caption_is_an_error(tmp_path: Path) -> None:
-    from docutils.utils import SystemMessage
-
     (tmp_path / "broken.rst").write_text("A `broken reference_ and *emphasis.\n", encoding="utf-8")
     with pytest.raises(SystemMessage):
         Captions([tmp_path / "broken.rst"])("broken")
@@ -245,30 +225,16 @@ def test_long_tables_are_cut_and_say_so() -> None:
     assert len(table.rows) == MOST_ROWS and table.total == MOST_ROWS + 5
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0.0, "0"),
-        (3.0, "3"),
-        (0.12345, "0.1235"),
-        (12.3456, "12.35"),
-        (123456.7, "123457"),
-        (1e-9, "1.00e-09"),
-        (math.inf, "inf"),
-    ],
-)
-def test_numbers_are_short(value: float, text: str) -> None:
-    assert short_number(value) == text
+def test_numbers_are_short() -> None:
+    numbers = [0.0, 3.0, 0.12345, 12.3456, 123456.7, 1e-9, math.inf]
+    assert [short_number(value) for value in numbers] == "0 3 0.1235 12.35 123457 1.00e-09 inf".split()
 
 
-def test_colours_of_pictures_follow_the_page(sources: Sources) -> None:
-    picture = figure_svg(draw("refusal.safety", sources.tables, PATCHES), "one", "a label")
-    assert "var(--series-1)" in picture and "var(--ink)" in picture and "#0072b2" not in picture.lower()
-
-
-@pytest.mark.parametrize("prefix", ["7b", "128-tokens"])
-def test_a_prefix_may_begin_with_a_digit(sources: Sources, prefix: str) -> None:
+@pytest.mark.parametrize("prefix", ["one", "7b", "128-tokens"])
+def test_pictures_have_the_colours_of_the_page_and_ids_of_their_own(sources: Sources, prefix: str) -> None:
+    """A prefix may begin with a digit."""
     picture = figure_svg(draw("refusal.safety", sources.tables, PATCHES), prefix, "a label")
+    assert "var(--series-1)" in picture and "var(--ink)" in picture and "#0072b2" not in picture.lower()
     named = set(re.findall(r'\bid="([^"]+)"', picture))
     assert named == {one or other for one, other in re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', picture)}
     assert named and all(name.startswith(f"{prefix}-") for name in named)
