@@ -22,6 +22,8 @@ examples:
   aird patch original model-Q4_K_M.gguf --harmful harmful.txt --harmless harmless.txt --output adapter
   aird export --gguf adapter adapter.gguf
   llama-server -m model-Q4_K_M.gguf --lora adapter.gguf
+  aird export --gguf --merged adapter model-repaired.gguf
+      (one file, for Ollama and LM Studio: edited matrices are stored in 16 bits, all others stay as they are)
   aird export --gguf adapter adapter.gguf --base model-Q8_0.gguf
       (the patch was made for another form of the model: measure it on this one)
 
@@ -37,6 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("patch", type=Path, help="the adapter folder that `aird patch` wrote")
     parser.add_argument("output", type=Path, help="the file to write; an earlier export is replaced")
     parser.add_argument("--gguf", action="store_true", required=True, help="as a GGUF LoRA (the only format so far)")
+    parser.add_argument(
+        "--merged", action="store_true", help="write the whole model with the patch in it, for programs without LoRA"
+    )
     parser.add_argument("--base", metavar="MODEL", help="the GGUF model (default: what the patch was made for)")
 
 
@@ -49,8 +54,8 @@ def _made_for(configuration: Mapping[str, Any]) -> str | None:
     return f"{hub.repository}@{revision}" + (f":{hub.file}" if hub.file else "")
 
 
-def _check_output(output: Path) -> None:
-    """Check that nothing but an earlier export stands where the file is to be written.
+def _check_output(output: Path, kind: str) -> None:
+    """Check that nothing but an earlier export stands where the file is to be written; a model is never replaced.
 
     Raises:
         ValueError: something else does, such as the model itself.
@@ -65,7 +70,7 @@ def _check_output(output: Path) -> None:
         known = gguf.GGUFReader(output).get_field(KIND)
     except Exception:  # a folder, another file, or a damaged one: the reader raises whatever that leads to
         known = None
-    if known is None or known.contents() != "adapter":
+    if kind == "model" or known is None or known.contents() != "adapter":
         raise ValueError(f"OUTPUT: {output} exists already and is no exported patch; it would be lost: name a new file")
 
 
@@ -73,10 +78,11 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     from aird.models.gguf_file import read_gguf, served_gguf
     from aird.patching.gguf_adapter import write_gguf_adapter
+    from aird.patching.gguf_merge import write_merged_gguf
     from aird.support.files import read_json
 
     check_adapter("PATCH", arguments.patch)
-    _check_output(arguments.output)
+    _check_output(arguments.output, "model" if arguments.merged else "adapter")
     base = arguments.base or _made_for(read_json(arguments.patch / "adapter_config.json"))
     if not base:
         raise ValueError(f"{arguments.patch} does not say what it was made for; name the GGUF model with --base")
@@ -84,8 +90,10 @@ def run(arguments: argparse.Namespace) -> None:
     file = served_gguf(model.folder)
     if file is None:
         raise ValueError(f"{base} holds no GGUF file, which llama.cpp needs; name the GGUF model with --base")
-    modules = write_gguf_adapter(arguments.patch, model.folder, read_gguf(file), arguments.output)
+    write = write_merged_gguf if arguments.merged else write_gguf_adapter
+    modules = write(arguments.patch, model.folder, read_gguf(file), arguments.output)
     print(f"  edits           {', '.join(modules[:4])}{' ...' if len(modules) > 4 else ''}")
     print(f"  written to      {arguments.output}")
     served = model.source if model.source.is_file() else file
-    print(f"  use it          llama-server -m {served} --lora {arguments.output}")
+    use = str(arguments.output) if arguments.merged else f"{served} --lora {arguments.output}"
+    print(f"  use it          llama-server -m {use}")
