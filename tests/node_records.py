@@ -27,17 +27,26 @@ GRID: dict[str, Any] = {
     "patched": [],
     "suites": ["main"],
 }
-MANIFESTS: dict[Any, Any] = {
-    ("small", "original"): {"files": {}},
-    ("small", "pruned"): {"total": {"sparsity": 0.5, "bits_per_weight": 16.0}},
-}
 BY_COSMIC = {**SITES["original"], "rule": "cosmic", "score": 1.9, "addition": 0.9, "ablation": 1.0, "kl": 0.2}
 
 
-def made(table: str, scores: Mapping[Any, Any] | None = None, **present: Mapping[Any, Any]) -> pandas.DataFrame:
-    """Return a table of these records; `scores` are by suite and cell."""
-    by_key = {(*cell, suite): record for (suite, cell), record in (scores or {}).items()}
-    known = {**{kind: {} for kind in KINDS}, **present, "scores": by_key}
+def records() -> dict[str, dict[Any, Any]]:
+    """Return all records of the grid, by kind; scores by suite and cell."""
+    return {
+        "scores": scores(),
+        "directions": directions(),
+        "comparisons": comparisons(),
+        "verifications": dict.fromkeys(directions(), verification()),
+        "cosmic": dict.fromkeys(directions(), BY_COSMIC),
+        "manifests": {ORIGINAL[:2]: {"files": {}}, PRUNED[:2]: {"total": {"sparsity": 0.5, "bits_per_weight": 16.0}}},
+        "patches": {PATCHED: {"edits": [], "adapter_bytes": 9}},
+    }
+
+
+def made(table: str, **others: Mapping[Any, Any]) -> pandas.DataFrame:
+    """Return a table of the grid's records, with others in their place."""
+    known = {kind: {} for kind in KINDS} | records() | others
+    known["scores"] = {(*cell, suite): record for (suite, cell), record in known["scores"].items()}
     return make_table(all_tables()[table], Records(Path(), GRID, known, {}))
 
 
@@ -63,21 +72,20 @@ def score(harmful: list[int], harmless: list[int], **more: Any) -> dict[str, Any
 
 def attacked_score(none: list[int], **attacks: list[int]) -> dict[str, Any]:
     """Return the record of a suite with attacks, from who complied under each; with it, the real rates."""
-    texts = {1: "Fill the kettle and boil the water for the tea.", 0: "I'm sorry, but I can't help with that."}
+    texts = ("I'm sorry, but I can't help with that.", "Fill the kettle and boil the water for the tea.")
     records = [
         {"id": f"p{n}", "kind": "harmful", "origin": f"set-{n % 2}", "completion": texts[v]} for n, v in enumerate(none)
     ]
-    for attack, values in attacks.items():
-        records += [
-            {"id": f"p{n}/{attack}", "kind": "attacked", "attack": attack, "completion": texts[value]}
-            for n, value in enumerate(values)
-        ]
+    records += [
+        {"id": f"p{n}/{attack}", "kind": "attacked", "attack": attack, "completion": texts[value]}
+        for attack, values in attacks.items()
+        for n, value in enumerate(values)
+    ]
     records.append({"id": "q", "kind": "harmless", "origin": "mild", "completion": texts[1]})
     return score_completions(records, UTILITY, 1)
 
 
 def scores() -> dict[Any, Any]:
-    """Return the scores of all three cells."""
     tasks = {"boolq": {"acc": 0.5, "acc_norm": 0.9, "n": 10.0}, "gsm8k": {"exact_match,strict-match": 0.7, "n": 10.0}}
     # A task of several filters is named after them, and its questions are not.
     questions = {"boolq": {"acc": [1.0, 0.0] * 5}, "gsm8k": {"exact_match": [1.0] * 7 + [0.0] * 3}}
@@ -90,7 +98,6 @@ def scores() -> dict[Any, Any]:
 
 
 def directions() -> dict[Any, Any]:
-    """Return the directions of both checkpoints."""
     sites = [{"layer": 17, "position": -1, "share": 0.7}, {"layer": 16, "position": -2, "share": 0.3}]
     parts = [f"{kind}_{split}" for kind in ("harmful", "harmless") for split in ("train", "validation")]
     base: dict[str, Any] = {
@@ -129,7 +136,6 @@ def projection(whose: str, kind: str, direction: str, mean: float) -> dict[str, 
 
 
 def comparisons() -> dict[Any, Any]:
-    """Return the comparison of the pruned checkpoint."""
     interval = {"mean": 0.6, "low": 0.5, "high": 0.7}
     means = {
         ("original", "original"): (6.0, 0.0),
@@ -137,18 +143,13 @@ def comparisons() -> dict[Any, Any]:
         ("original", "own"): (9.0, 9.0),
         ("compressed", "own"): (3.0, -1.0),
     }
+    values = dict(zip(RESAMPLED, (0.55, 0.45, 0.61), strict=True))
     record = {
-        "site": SITES["original"],
-        "cosine_same_site": 0.55,
-        "cosine_own_source": 0.45,
-        "norm_ratio": 0.61,
-        **dict.fromkeys((f"{name}_bootstrap" for name in RESAMPLED), interval),
+        **{"site": SITES["original"], **values, **{f"{name}_bootstrap": interval for name in RESAMPLED}},
         "split_half_null": {"mean": 0.9, "low": 0.8, "high": 0.95},
         "own_source_null": {"mean": 0.8, "low": 0.7, "high": 0.85},
-        "cosine_same_site_shared": 0.56,
-        "cosine_own_source_shared": 0.46,
-        "cosine_same_site_p_value": 0.001,
-        "cosine_own_source_p_value": 0.002,
+        **{"cosine_same_site_shared": 0.56, "cosine_own_source_shared": 0.46},
+        **{"cosine_same_site_p_value": 0.001, "cosine_own_source_p_value": 0.002},
         "cosine_same_site_corrected": {"value": 0.63, "low": 0.58, "high": 0.68, "n_harmful": 22, "seed": 0},
         "projections": [
             projection(whose, kind, direction, mean)

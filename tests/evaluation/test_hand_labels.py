@@ -99,7 +99,7 @@ def test_a_label_counts_for_its_reply_alone_and_makes_no_rate() -> None:
     assert record["labels"][0]["reply"] == reply_hash("Question 0", REFUSAL)
     assert (record["rates"], record["attacks"]) == (without["rates"], without["attacks"])
     assert not any("reply" in row or "by_hand" in row for row in without["labels"])
-    columns = made("summary", {("safety", ("m", "original", "plain")): record}).columns
+    columns = made("summary", scores={("safety", ("m", "original", "plain")): record}).columns
     assert not any("hand" in column for column in columns)
 
 
@@ -113,7 +113,9 @@ def test_judges_are_compared_with_a_person() -> None:
     one, other = ("m", "original", "plain"), ("m", "pruned", "plain")
     replies = [REFUSAL, ANSWER, ANSWER, ANSWER, REFUSAL, ANSWER]
     labels = labels_of(REPLIES, SAID) | labels_of(replies, [None, "complied", "complied", None, None, None])
-    frame = made("agreement", {("safety", one): scored(REPLIES, labels), ("safety", other): scored(replies, labels)})
+    frame = made(
+        "agreement", scores={("safety", one): scored(REPLIES, labels), ("safety", other): scored(replies, labels)}
+    )
     columns = ["compression", "judge", "other", "n", "only_judge", "only_other", "complied", "neither"]
     rows = [tuple(row) for row in frame[columns].astype(object).where(frame[columns].notna(), None).to_numpy()]
     assert rows == [

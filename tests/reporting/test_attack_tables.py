@@ -23,7 +23,7 @@ def attacked() -> dict[Any, Any]:
 
 
 def test_attacks(attacked: Any) -> None:
-    frame = made("attacks", attacked)
+    frame = made("attacks", scores=attacked)
     plain = frame[(frame["patch"] == "plain") & (frame["compression"] == "pruned")]
     assert list(plain["attack"]) == ["none", "prefill", "again"]
     assert set(frame["suite"]) == {"hard"} and len(frame) == 9
@@ -35,7 +35,7 @@ def test_attacks(attacked: Any) -> None:
 
 
 def test_resistance(attacked: Any) -> None:
-    frame = made("resistance", attacked)
+    frame = made("resistance", scores=attacked)
     assert len(frame) == 3 * 3  # plain against original, the patch against both; two attacks and all of them
     values = row(frame, patch="repair", attack="prefill", against="original")
     assert (values["difference"], values["lost"], values["gained"], values["p_value"]) == (0.25, 0, 1, 1.0)
@@ -53,7 +53,7 @@ def test_a_patch_resists_as_well_as_the_original_if_enough_prompts_show_it() -> 
         ("hard", PATCHED): attacked_score(same, prefill=same, again=same),
         ("hard", PRUNED): attacked_score(same, prefill=more, again=more),
     }
-    frame = made("resistance", scores)
+    frame = made("resistance", scores=scores)
     verdicts = frame[(frame["attack"] == "all") & (frame["against"] == "original")].set_index("patch")["verdict"]
     assert verdicts.to_dict() == {"repair": "holds", "plain": "does not hold"}
 
@@ -66,7 +66,11 @@ REPAIR: dict[str, Any] = {
 
 def in_words(scores: dict[Any, Any]) -> list[str]:
     """Return what is said of attacks on these cells."""
-    return list(attack_sentences(made("summary", scores), made("attacks", scores), made("resistance", scores), REPAIR))
+    return list(
+        attack_sentences(
+            made("summary", scores=scores), made("attacks", scores=scores), made("resistance", scores=scores), REPAIR
+        )
+    )
 
 
 def test_attacks_in_words(attacked: Any) -> None:
@@ -86,7 +90,7 @@ def test_attacks_that_ask_other_numbers_of_prompts_are_told_over_prompts() -> No
         ("hard", ORIGINAL): attacked_score([0, 0, 0, 0], prefill=[0, 0, 0, 0], again=[1]),
         ("hard", PRUNED): attacked_score([0, 0, 0, 0], prefill=[0, 0, 1, 1], again=[0]),
     }
-    values = row(made("resistance", scores), patch="plain", attack="all", against="original")
+    values = row(made("resistance", scores=scores), patch="plain", attack="all", against="original")
     # The first prompt gives in to one of its two attacks there, to none here; two of the others to their only one here.
     assert (values["reference"], values["rate"], values["difference"]) == (0.125, 0.5, 0.375)
     first, second = in_words(scores)
@@ -115,11 +119,11 @@ def test_an_attack_that_finds_a_repair_weaker_is_named_whatever_is_shown_over_al
 
 
 def test_categories_and_agreement(attacked: Any) -> None:
-    frame = made("categories", attacked)
+    frame = made("categories", scores=attacked)
     assert set(frame["kind"]) == {"harmful"}  # the harmless prompts are of one set
     values = row(frame, suite="hard", compression="pruned", patch="plain", origin="set-0")
     assert (values["n"], values["refusal"]) == (2, 0.5)
-    frame = made("agreement", attacked)
+    frame = made("agreement", scores=attacked)
     values = row(frame, suite="hard", compression="pruned", patch="plain")
     # Eight replies comply by Arditi's phrases, none has Wei's twenty words.
     assert (values["judge"], values["other"], values["n"]) == ("arditi", "wei", 12)

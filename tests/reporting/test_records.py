@@ -8,9 +8,10 @@ from typing import Any
 import node_records
 import pandas
 import pytest
-from node_records import BY_COSMIC, GRID, MANIFESTS, PATCHED, RESTORATIONS, made, row, verification
+from node_records import GRID, ORIGINAL, PATCHED, RESTORATIONS, made, row
 from project import run_script
 
+from aird.reporting.grid import record_path
 from aird.reporting.markdown import directions_markdown
 from aird.reporting.records import absent_keys, describe_absent, read_records
 from aird.reporting.tables import kinds_of, make_table, tables_of
@@ -21,21 +22,15 @@ from aird.support.files import write_json
 def results(tmp_path: Path) -> Path:
     """Return the folder results/ of a finished run, with the records that tables are made of."""
     folder = tmp_path / "results"
-    directions = node_records.directions()
-    records: dict[str, Any] = {
-        **{f"scores/{'/'.join(cell)}/{suite}.json": each for (suite, cell), each in node_records.scores().items()},
-        **{f"directions/{'/'.join(pair)}/direction.json": record for pair, record in directions.items()},
-        **{f"directions/{'/'.join(pair)}/verification.json": verification() for pair in directions},
-        **{f"comparisons/{'/'.join(pair)}.json": record for pair, record in node_records.comparisons().items()},
-        **{f"models/{'/'.join(pair)}/manifest.json": record for pair, record in MANIFESTS.items()},
-        "directions/small/original/cosmic.json": BY_COSMIC,
-        "patches/small/pruned/repair/statistics.json": {"edits": [], "adapter_bytes": 9},
-    }
-    for name, record in records.items():
-        write_json(folder / name, record)
-    for pair in directions:
-        path = folder / "directions" / "/".join(pair) / "scores.csv"
-        path.write_text("layer,position,induce,kl,bypass,more\n3,-1,0.5,,-1.0,9\n", encoding="utf-8")
+    known = node_records.records()
+    known["cosmic"] = {ORIGINAL[:2]: node_records.BY_COSMIC}
+    known["scores"] = {(*cell, suite): record for (suite, cell), record in known["scores"].items()}
+    for kind, records in known.items():
+        for key, record in records.items():
+            write_json(record_path(folder, kind, key), record)
+    for pair in known["directions"]:
+        text = "layer,position,induce,kl,bypass,more\n3,-1,0.5,,-1.0,9\n"
+        record_path(folder, "candidates", pair).write_text(text, encoding="utf-8")
     return folder
 
 
@@ -52,11 +47,7 @@ def read(results: Path, grid: dict[str, Any] = GRID) -> tuple[dict[str, pandas.D
 def test_a_finished_run_lacks_nothing(results: Path) -> None:
     frames, absent = read(results)
     assert absent == ""
-    directions, comparisons = node_records.directions(), node_records.comparisons()
-    summary = made(
-        "summary", node_records.scores(), directions=directions, comparisons=comparisons, manifests=MANIFESTS
-    )
-    pandas.testing.assert_frame_equal(frames["summary"], summary)
+    pandas.testing.assert_frame_equal(frames["summary"], made("summary"))
     assert len(frames["directions"]) == 2 and len(frames["paired"]) == 6 and len(frames["compressions"]) == 2
     assert list(frames["candidates"].columns) == "model compression layer position induce kl bypass".split()
     assert list(frames["candidates"]["compression"]) == ["original", "pruned"]

@@ -4,28 +4,12 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import node_records
 import pandas
 import pytest
 from conftest import ROOT
-from node_records import (
-    BY_COSMIC,
-    GRID,
-    MANIFESTS,
-    ORIGINAL,
-    PATCHED,
-    PRUNED,
-    RATES,
-    RESAMPLED,
-    RESTORATIONS,
-    VERIFIED,
-    made,
-    row,
-    score,
-    verification,
-)
+from node_records import ORIGINAL, PATCHED, PRUNED, RATES, RESAMPLED, VERIFIED, made, row, score, verification
 
 from aird.directions.stability import NOT_RESAMPLED
 from aird.plugin import PluginError, use_files
@@ -34,21 +18,6 @@ from aird.reporting.reference import PAGE, generated_page
 from aird.reporting.tables import all_tables, plugin_files, tables_of
 
 MY_COLUMN = ROOT / "tests/plugins/my_column.py"
-
-
-@pytest.fixture
-def scores() -> Any:
-    return node_records.scores()
-
-
-@pytest.fixture
-def directions() -> Any:
-    return node_records.directions()
-
-
-@pytest.fixture
-def comparisons() -> Any:
-    return node_records.comparisons()
 
 
 # Plug-ins
@@ -67,16 +36,16 @@ def test_every_column_of_a_table_has_another_name_and_no_two_tables_a_place() ->
     assert len({table.place for table in tables.values()}) == len(tables)
 
 
-def test_a_plug_in_adds_a_column_to_a_table_of_the_project(monkeypatch: pytest.MonkeyPatch, scores: Any) -> None:
-    before = made("summary", scores)
+def test_a_plug_in_adds_a_column_to_a_table_of_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = made("summary")
     monkeypatch.setenv("AIRD_PLUGINS", "")
     use_files([str(MY_COLUMN)])
-    frame = made("summary", scores)
+    frame = made("summary")
     assert list(frame) == [*before, "selectivity"]
     assert list(frame["selectivity"]) == [pytest.approx(-0.5)] * 3
     pandas.testing.assert_frame_equal(frame[list(before)], before)
     assert MY_COLUMN in plugin_files(["summary"]) and MY_COLUMN not in plugin_files(["rates"])
-    assert "my_column" not in tables_of(GRID)
+    assert "my_column" not in tables_of(node_records.GRID)
 
 
 @pytest.mark.parametrize(
@@ -100,113 +69,97 @@ def test_a_plug_in_that_fits_no_table_is_refused(
 # The summary, rates and tasks
 
 
-def test_summary(scores: Any, directions: Any, comparisons: Any) -> None:
-    frame = made("summary", scores, directions=directions, comparisons=comparisons, manifests=MANIFESTS)
+def test_summary() -> None:
+    frame = made("summary")
     assert list(frame) == [column.name for column in all_tables()["summary"].columns if not column.optional]
-    assert len(frame) == 3
-    assert not set(RATES) - set(frame.columns)
+    assert len(frame) == 3 and list(frame.served_as) == ["plain", "plain", "adapter"]
     original = row(frame, compression="original")
-    assert (original["suite"], original["model"], original["patch"], original["n"]) == ("main", "small", "plain", 5)
-    assert [original[name] for name in RATES] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
-    assert (original["refusal_low"], original["refusal_high"]) == (-0.01, 0.01)
-    assert (original["over_refusal_low"], original["over_refusal_high"]) == (0.49, 0.51)
-    assert (original["perplexity"], original["perplexity_low"], original["perplexity_high"]) == (9.0, 8.0, 11.0)
-    assert original["utility"] == pytest.approx((0.5 + 0.7) / 2)
-    # Of each task the variance of its ten questions, 0.25 and 0.21 with a tenth more for the sample, over their number.
-    assert original["utility_stderr"] == pytest.approx(((0.25 + 0.21) / 9) ** 0.5 / 2)
-    # The original agrees with itself.
-    assert [original[name] for name in RESAMPLED] == [1, 1, 1]
-    assert (original["layer"], original["position"]) == (17, -1)
-    assert list(frame.served_as) == ["plain", "plain", "adapter"]
-    assert math.isnan(original["sparsity"])
-
+    expected = {
+        "suite": "main", "model": "small", "patch": "plain", "n": 5, "layer": 17, "position": -1,
+        **{name: index / 10 for index, name in enumerate(RATES)}, "refusal_low": -0.01, "refusal_high": 0.01,
+        "over_refusal_low": 0.49, "over_refusal_high": 0.51,
+        "perplexity": 9.0, "perplexity_low": 8.0, "perplexity_high": 11.0, "utility": pytest.approx((0.5 + 0.7) / 2),
+        # Of each task the variance of its ten questions, 0.25 and 0.21 with a tenth more for the sample, over their number.
+        "utility_stderr": pytest.approx(((0.25 + 0.21) / 9) ** 0.5 / 2),
+        **dict.fromkeys(RESAMPLED, 1),  # the original agrees with itself
+    }  # fmt: skip
+    assert {name: original[name] for name in expected} == expected and math.isnan(original["sparsity"])
     for patch in ("plain", "repair"):
         pruned = row(frame, compression="pruned", patch=patch)
-        assert [pruned[name] for name in RESAMPLED] == [0.55, 0.45, 0.61]
-        assert (pruned["layer"], pruned["position"]) == (16, -2)
+        assert [pruned[name] for name in (*RESAMPLED, "layer", "position")] == [0.55, 0.45, 0.61, 16, -2]
         assert (pruned["sparsity"], pruned["bits_per_weight"]) == (0.5, 16.0)
-        assert math.isnan(pruned["perplexity"])
-        assert math.isnan(pruned["utility"])
+        assert math.isnan(pruned["perplexity"]) and math.isnan(pruned["utility"])
 
-    lines = [line.split() for line in describe(frame, ["compression", "patch", "perplexity", "asr_wei"]).splitlines()]
-    assert lines == [
-        ["compression", "patch", "perplexity", "asr_wei"],
-        ["original", "plain", "9.000", "0.200"],
-        ["pruned", "plain", "-", "0.200"],
-        ["pruned", "repair", "-", "0.200"],
+    lines = describe(frame, ["compression", "patch", "perplexity", "asr_wei"]).splitlines()
+    assert [" ".join(line.split()) for line in lines] == [
+        "compression patch perplexity asr_wei",
+        "original plain 9.000 0.200",
+        "pruned plain - 0.200",
+        "pruned repair - 0.200",
     ]
 
 
-def test_a_model_that_thinks_has_unfinished_thoughts(scores: Any) -> None:
+def test_a_model_that_thinks_has_unfinished_thoughts() -> None:
+    scores = node_records.scores()
     scores["main", PRUNED]["rates"]["unfinished"] = {"n": 5, "rate": 0.6, "low": 0.5, "high": 0.7}
-    frame = made("summary", scores)
+    frame = made("summary", scores=scores)
     assert list(frame.columns)[list(frame.columns).index("degenerate") + 1] == "unfinished"
     assert [value for value in frame["unfinished"] if not math.isnan(value)] == [0.6]
-    assert row(made("rates", scores), rate="unfinished")["value"] == 0.6
+    assert row(made("rates", scores=scores), rate="unfinished")["value"] == 0.6
     text = summary_markdown(frame.assign(perplexity=1.0, perplexity_low=1.0, perplexity_high=1.0, utility=1.0))
     assert "unfinished, %" in text and "60.0" in text
 
 
-def test_the_merged_form_has_columns_where_a_suite_asks_for_it(scores: Any) -> None:
+def test_the_merged_form_has_columns_where_a_suite_asks_for_it() -> None:
+    scores = node_records.scores()
     rates = {name: {"rate": value} for name, value in (("refusal", 0.6), ("over_refusal", 0.2))}
     merged = {"rates": rates, "other_labels": {"harmful": 2, "harmless": 1}, "other_completions": 4}
-    plain = list(made("summary", scores))
+    plain = list(made("summary", scores=scores))
     scores["main", PATCHED]["merged"] = merged | {"first_tokens": {"upper_quartile_difference": 0.03}}
-    frame = made("summary", scores)
+    frame = made("summary", scores=scores)
     added = [name for name in frame if name not in plain]
     assert list(frame) == plain + added and all(name.startswith("merged_") for name in added)
     assert [row(frame, patch="repair")[name] for name in added] == [0.6, 0.2, 3, 4, 0.03]
     assert frame[frame.patch == "plain"][added].isna().all(axis=None)
     scores["main", PATCHED]["merged"]["first_tokens"] = None
-    assert math.isnan(row(made("summary", scores), patch="repair")["merged_first_token_difference"])
+    assert math.isnan(row(made("summary", scores=scores), patch="repair")["merged_first_token_difference"])
 
 
-def test_rates_and_tasks(scores: Any) -> None:
-    frame = made("rates", scores)
+def test_rates_and_tasks() -> None:
+    frame = made("rates")
     assert len(frame) == 3 * 6
     assert row(frame, patch="repair", rate="asr_wei") == {
         "suite": "main", "model": "small", "compression": "pruned", "patch": "repair", "rate": "asr_wei",
         "n": 5, "value": 0.2, "low": 0.19, "high": pytest.approx(0.21),
     }  # fmt: skip
-    frame = made("tasks", scores)
+    frame = made("tasks")
     assert len(frame) == 5
     assert row(frame, task="boolq", metric="acc_norm")["value"] == 0.9
     assert set(frame["compression"]) == {"original"}
 
 
-def test_paired(scores: Any) -> None:
-    frame = made("paired", scores)
-    # The pruned one against the original, the patched one against both; two rates each.
-    assert len(frame) == 6
-    assert "original" not in set(frame["compression"])
-    pruned = row(frame, patch="plain", rate="refusal")
-    assert (pruned["against"], pruned["n"], pruned["lost"], pruned["gained"]) == ("original", 5, 3, 0)
-    assert pruned["difference"] == pytest.approx(-3 / 5)
-    assert pruned["p_value"] == pytest.approx(2 / 2**3)
-    repaired = row(frame, patch="repair", rate="refusal", against="plain")
-    assert (repaired["lost"], repaired["gained"], repaired["p_value"]) == (0, 3, pytest.approx(0.25))
-    against_original = row(frame, patch="repair", rate="refusal", against="original")
-    assert (against_original["lost"], against_original["gained"]) == (1, 1)
-    assert (against_original["difference"], against_original["p_value"]) == (0, 1)
-    harmless = row(frame, patch="repair", rate="over_refusal", against="plain")
-    assert (harmless["n"], harmless["lost"], harmless["gained"]) == (3, 0, 1)
-    assert harmless["difference"] == pytest.approx(1 / 3)
-
-
-def test_a_patched_original_is_compared_with_its_plain_self_only() -> None:
+def test_paired() -> None:
+    """The pruned one against the original, the patched one against both; two rates each."""
+    columns = "compression patch against rate n difference lost gained p_value".split()
+    assert made("paired").round(3)[columns].to_csv(index=False, header=False).splitlines() == [
+        "pruned,plain,original,refusal,5,-0.6,3,0,0.25",
+        "pruned,plain,original,over_refusal,3,0.333,0,1,1.0",
+        "pruned,repair,plain,refusal,5,0.6,0,3,0.25",
+        "pruned,repair,plain,over_refusal,3,0.333,0,1,1.0",
+        "pruned,repair,original,refusal,5,0.0,1,1,1.0",
+        "pruned,repair,original,over_refusal,3,0.667,0,2,0.5",
+    ]
+    # A patched original is compared with its plain self only.
     patched = ("small", "original", "repair")
-    frame = made("paired", {("main", ORIGINAL): score([1, 0], [0]), ("main", patched): score([1, 1], [0])})
+    frame = made("paired", scores={("main", ORIGINAL): score([1, 0], [0]), ("main", patched): score([1, 1], [0])})
     assert list(frame["against"]) == ["plain", "plain"]
 
 
 # Directions
 
 
-def test_directions(directions: Any, comparisons: Any) -> None:
-    verifications, cosmic = dict.fromkeys(directions, verification()), dict.fromkeys(directions, BY_COSMIC)
-    frame = made(
-        "directions", directions=directions, comparisons=comparisons, verifications=verifications, cosmic=cosmic
-    )
+def test_directions() -> None:
+    frame = made("directions")
     assert list(frame["cosmic_agrees"]) == [True, False]
     pruned = row(frame, compression="pruned")
     expected = {
@@ -231,22 +184,23 @@ def test_directions(directions: Any, comparisons: Any) -> None:
     assert math.isnan(row(frame, compression="original")["cosine_same_site"])
 
 
-def test_cells_of_a_direction_that_were_not_measured_are_empty(directions: Any, comparisons: Any) -> None:
+def test_cells_of_a_direction_that_were_not_measured_are_empty() -> None:
+    directions = node_records.directions()
     directions["small", "pruned"] |= {"stability": NOT_RESAMPLED}
-    cosmic = {("small", "original"): BY_COSMIC}
-    frame = made("directions", directions=directions, comparisons=comparisons, cosmic=cosmic)
+    cosmic = {ORIGINAL[:2]: node_records.BY_COSMIC}
+    frame = made("directions", directions=directions, verifications={}, cosmic=cosmic)
     original, pruned = frame.filter(like="cosmic_").to_csv(index=False).splitlines()[1:]
     assert original == "17,-1,cosmic,1.9,0.9,1.0,0.2,True" and pruned == ",,,,,,,"
     # Whole numbers beside empty cells stay whole.
     original, pruned = frame.filter(like="resampled_").to_csv(index=False).splitlines()[1:]
     assert original.startswith("0.7,16,17,") and pruned == ",,,"
     assert frame.filter(like="refusal_").isna().all(axis=None)
-    alone = made("directions", directions={("small", "original"): directions["small", "original"]})
+    alone = made("directions", comparisons={})
     assert list(alone) == list(frame) and alone.filter(regex="cosine|null|norm_|separation").isna().all(axis=None)
 
 
-def test_projections_sites_and_candidates(comparisons: Any) -> None:
-    frame = made("projections", comparisons=comparisons)
+def test_projections_and_sites() -> None:
+    frame = made("projections")
     assert len(frame) == 8
     assert row(frame, states_of="compressed", kind="harmless", direction="own") == {
         "model": "small", "compression": "pruned", "states_of": "compressed", "kind": "harmless", "direction": "own",
@@ -255,14 +209,14 @@ def test_projections_sites_and_candidates(comparisons: Any) -> None:
     names = ["model", "compression", "layer", "position"]
     rows = [["small", "pruned", 0, -1, 0.1, 0.2], ["small", "pruned", 1, -1, 0.3, 0.4]]
     expected = pandas.DataFrame(rows, columns=[*names, "cosine", "norm_ratio"])
-    pandas.testing.assert_frame_equal(made("sites", comparisons=comparisons), expected)
+    pandas.testing.assert_frame_equal(made("sites"), expected)
 
 
 def test_restored_directions() -> None:
     pairs = (ORIGINAL[:2], PRUNED[:2])
     frame = made(
         "restored_directions",
-        restorations=RESTORATIONS,
+        restorations=node_records.RESTORATIONS,
         examinations={PATCHED: verification(**dict(zip(VERIFIED, (0.8, 0.1, 0.05, 0.9), strict=True)))},
         verifications={pair: verification(**dict(zip(VERIFIED, (0.6, 0.2, 0.1, 0.7), strict=True))) for pair in pairs},
     )
@@ -340,6 +294,6 @@ def test_a_ready_made_checkpoint_is_served_in_the_form_that_its_engine_got(
         ("main", PRUNED): score([1], [0], weights=weights),
     }
     for scores in (evaluated, dict(reversed(evaluated.items()))):
-        frame = made("compressions", scores, manifests={PRUNED[:2]: manifest, ORIGINAL[:2]: {}})
+        frame = made("compressions", scores=scores, manifests={PRUNED[:2]: manifest, ORIGINAL[:2]: {}})
         values = frame.astype(object).where(frame.notna(), None)[["served_as", "sparsity"]].values.tolist()
         assert values == [[form, 0.5], [None, None]]
