@@ -14,8 +14,7 @@ DIRECTIONS = CONFIGURATION.directions
 
 rule refusal_tokens:
     input:
-        code=code("find_refusal_tokens"),
-        arithmetic=rules.measure_arithmetic.output,
+        **model_job(code("find_refusal_tokens")),
         checkpoint=ancient(ORIGINAL_CHECKPOINT),
         manifest=ORIGINAL_MANIFEST,
         harmful=prompts(DIRECTIONS.harmful),
@@ -36,28 +35,19 @@ rule refusal_tokens:
         runtime=60,
         gpu=gpus,
     params:
-        settings=settings_json(DIRECTIONS, only={"harmful", "harmless", "train"}),
-        seed=SEED,
+        **flags(
+            settings=settings_json(DIRECTIONS, only={"harmful", "harmless", "train"}),
+            seed=SEED,
+        ),
     message:
         "Finding the tokens that {wildcards.model}'s refusals begin with"
     shell:
-        'python "$SCRIPTS"/find_refusal_tokens.py'
-        " --gpus {resources.gpu}"
-        " --arithmetic {input.arithmetic:q}"
-        " --checkpoint {input.checkpoint:q}"
-        " --manifest {input.manifest:q}"
-        " --harmful {input.harmful:q}"
-        " --harmless {input.harmless:q}"
-        " --settings {params.settings:q}"
-        " --seed {params.seed}"
-        " --output {output:q}"
-        " > {log:q} 2>&1"
+        'python "$SCRIPTS"/find_refusal_tokens.py --gpus {resources.gpu} {params.flags:q} > {log:q} 2>&1'
 
 
 rule capture_activations:
     input:
-        code=code("capture_activations"),
-        arithmetic=rules.measure_arithmetic.output,
+        **model_job(code("capture_activations")),
         checkpoint=ancient(CHECKPOINT),
         manifest=MANIFEST,
         refusal_tokens=rules.refusal_tokens.output,
@@ -79,22 +69,13 @@ rule capture_activations:
         runtime=60,
         gpu=gpus,
     params:
-        settings=settings_json(
-            DIRECTIONS, only={"harmful", "harmless", "train", "validation"}
+        **flags(
+            settings=settings_json(
+                DIRECTIONS, only={"harmful", "harmless", "train", "validation"}
+            ),
+            seed=SEED,
         ),
-        seed=SEED,
     message:
         "Capturing activations of {wildcards.model}, {wildcards.compression}"
     shell:
-        'python "$SCRIPTS"/capture_activations.py'
-        " --gpus {resources.gpu}"
-        " --arithmetic {input.arithmetic:q}"
-        " --checkpoint {input.checkpoint:q}"
-        " --manifest {input.manifest:q}"
-        " --refusal-tokens {input.refusal_tokens:q}"
-        " --harmful {input.harmful:q}"
-        " --harmless {input.harmless:q}"
-        " --settings {params.settings:q}"
-        " --seed {params.seed}"
-        " --output {output:q}"
-        " > {log:q} 2>&1"
+        'python "$SCRIPTS"/capture_activations.py --gpus {resources.gpu} {params.flags:q} > {log:q} 2>&1'

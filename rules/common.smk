@@ -29,10 +29,11 @@ PROJECT = Path(
         os.path.join(workflow.current_basedir.get_path_or_uri(secret_free=True), "..")
     )
 )
-sys.path[:0] = [str(PROJECT), str(PROJECT / "workflow" / "plugins")]
+sys.path[:0] = [str(PROJECT / part) for part in ("", "workflow", "workflow/plugins")]
 
 from aird_progress import attach
 from aird_progress.earlier import earlier_seconds
+from planning import flags
 from aird.settings.base import ORIGINAL, PLAIN
 from aird.configuration.loading import load_configuration
 from aird.configuration.local_files import check_files
@@ -215,6 +216,15 @@ def module_name(path):
     if not path.is_relative_to(PROJECT):
         return path.stem
     return ".".join(path.relative_to(PROJECT).with_suffix("").parts)
+
+
+# The type that every job and server computes in.
+ARITHMETIC = f"{RESULTS}/environments/arithmetic.json"
+
+
+def model_job(code):
+    """Return the inputs that every job has that runs a model: its code, and the arithmetic that it computes in."""
+    return {"code": code, "arithmetic": ARITHMETIC}
 
 
 def sources(paths):

@@ -69,8 +69,7 @@ def compression_settings(wildcards):
 
 rule compress_model:
     input:
-        code=code("compress_model"),
-        arithmetic=rules.measure_arithmetic.output,
+        **model_job(code("compress_model")),
         original=ancient(ORIGINAL_CHECKPOINT),
         original_manifest=ORIGINAL_MANIFEST,
         calibration=calibration_set,
@@ -94,21 +93,13 @@ rule compress_model:
         runtime=120,
         gpu=compression_gpus,
     params:
-        settings=compression_settings,
+        **flags(
+            settings=compression_settings,
+        ),
     message:
         "Compressing {wildcards.model} by {wildcards.compression}"
     shell:
-        'python "$SCRIPTS"/compress_model.py'
-        " --gpus {resources.gpu}"
-        " --arithmetic {input.arithmetic:q}"
-        " --original {input.original:q}"
-        " --original-manifest {input.original_manifest:q}"
-        " --calibration {input.calibration:q}"
-        " --environment {input.environment:q}"
-        " --settings {params.settings:q}"
-        " --checkpoint {output.checkpoint:q}"
-        " --manifest {output.manifest:q}"
-        " > {log:q} 2>&1"
+        'python "$SCRIPTS"/compress_model.py --gpus {resources.gpu} {params.flags:q} > {log:q} 2>&1'
 
 
 rule import_given:
@@ -134,14 +125,10 @@ rule import_given:
         mem_mb=given_memory,
         runtime=120,
     params:
-        settings=lambda wildcards: settings_json(given_source(wildcards)),
+        **flags(
+            settings=lambda wildcards: settings_json(given_source(wildcards)),
+        ),
     message:
         "Importing {wildcards.compression} of {wildcards.model}"
     shell:
-        'python "$SCRIPTS"/import_given.py'
-        " --original {input.original:q}"
-        " --original-manifest {input.original_manifest:q}"
-        " --settings {params.settings:q}"
-        " --checkpoint {output.checkpoint:q}"
-        " --manifest {output.manifest:q}"
-        " > {log:q} 2>&1"
+        'python "$SCRIPTS"/import_given.py {params.flags:q} > {log:q} 2>&1'

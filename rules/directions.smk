@@ -23,8 +23,7 @@ COSMIC = f"{RESULTS}/directions/{{model}}/{{compression}}/cosmic.json"
 
 rule find_cosmic_direction:
     input:
-        code=code("find_cosmic_direction"),
-        arithmetic=rules.measure_arithmetic.output,
+        **model_job(code("find_cosmic_direction")),
         checkpoint=ancient(CHECKPOINT),
         manifest=MANIFEST,
         cache=rules.capture_activations.output,
@@ -44,29 +43,21 @@ rule find_cosmic_direction:
         runtime=60,
         gpu=gpus,
     params:
-        settings=settings_json(
-            DIRECTIONS, only={"harmful", "harmless", "layer_fraction", "maximum_kl"}
+        **flags(
+            settings=settings_json(
+                DIRECTIONS,
+                only={"harmful", "harmless", "layer_fraction", "maximum_kl"},
+            ),
         ),
     message:
         "Choosing a direction of {wildcards.model}, {wildcards.compression} by COSMIC"
     shell:
-        'python "$SCRIPTS"/find_cosmic_direction.py'
-        " --gpus {resources.gpu}"
-        " --arithmetic {input.arithmetic:q}"
-        " --checkpoint {input.checkpoint:q}"
-        " --manifest {input.manifest:q}"
-        " --cache {input.cache:q}"
-        " --harmful {input.harmful:q}"
-        " --harmless {input.harmless:q}"
-        " --settings {params.settings:q}"
-        " --output {output:q}"
-        " > {log:q} 2>&1"
+        'python "$SCRIPTS"/find_cosmic_direction.py --gpus {resources.gpu} {params.flags:q} > {log:q} 2>&1'
 
 
 rule score_candidates:
     input:
-        code=code("score_candidates"),
-        arithmetic=rules.measure_arithmetic.output,
+        **model_job(code("score_candidates")),
         checkpoint=ancient(CHECKPOINT),
         manifest=MANIFEST,
         cache=rules.capture_activations.output,
@@ -90,23 +81,13 @@ rule score_candidates:
         runtime=240,
         gpu=gpus,
     params:
-        settings=settings_json(DIRECTIONS, only=SCORING),
+        **flags(
+            settings=settings_json(DIRECTIONS, only=SCORING),
+        ),
     message:
         "Scoring candidate directions of {wildcards.model}, {wildcards.compression}"
     shell:
-        'python "$SCRIPTS"/score_candidates.py'
-        " --gpus {resources.gpu}"
-        " --arithmetic {input.arithmetic:q}"
-        " --checkpoint {input.checkpoint:q}"
-        " --manifest {input.manifest:q}"
-        " --cache {input.cache:q}"
-        " --refusal-tokens {input.refusal_tokens:q}"
-        " --harmful {input.harmful:q}"
-        " --harmless {input.harmless:q}"
-        " --settings {params.settings:q}"
-        " --scores {output.scores:q}"
-        " --prompt-scores {output.prompt_scores:q}"
-        " > {log:q} 2>&1"
+        'python "$SCRIPTS"/score_candidates.py --gpus {resources.gpu} {params.flags:q} > {log:q} 2>&1'
 
 
 rule select_direction:
@@ -131,27 +112,19 @@ rule select_direction:
         mem_mb=2000,
         runtime=10,
     params:
-        settings=settings_json(DIRECTIONS, only=SELECTION),
-        seed=SEED,
+        **flags(
+            settings=settings_json(DIRECTIONS, only=SELECTION),
+            seed=SEED,
+        ),
     message:
         "Choosing the refusal direction of {wildcards.model}, {wildcards.compression}"
     shell:
-        'python "$SCRIPTS"/select_direction.py'
-        " --cache {input.cache:q}"
-        " --scores {input.scores:q}"
-        " --prompt-scores {input.prompt_scores:q}"
-        " --cosmic {input.cosmic:q}"
-        " --settings {params.settings:q}"
-        " --seed {params.seed}"
-        " --direction {output.direction:q}"
-        " --record {output.record:q}"
-        " > {log:q} 2>&1"
+        'python "$SCRIPTS"/select_direction.py {params.flags:q} > {log:q} 2>&1'
 
 
 rule verify_direction:
     input:
-        code=code("verify_direction"),
-        arithmetic=rules.measure_arithmetic.output,
+        **model_job(code("verify_direction")),
         checkpoint=ancient(CHECKPOINT),
         manifest=MANIFEST,
         direction=DIRECTION,
@@ -172,26 +145,16 @@ rule verify_direction:
         runtime=120,
         gpu=gpus,
     params:
-        settings=settings_json(
-            DIRECTIONS, only={"harmful", "harmless", "test", "test_new_tokens"}
+        **flags(
+            settings=settings_json(
+                DIRECTIONS, only={"harmful", "harmless", "test", "test_new_tokens"}
+            ),
+            seed=SEED,
         ),
-        seed=SEED,
     message:
         "Verifying the direction of {wildcards.model}, {wildcards.compression} (claim C1)"
     shell:
-        'python "$SCRIPTS"/verify_direction.py'
-        " --gpus {resources.gpu}"
-        " --arithmetic {input.arithmetic:q}"
-        " --checkpoint {input.checkpoint:q}"
-        " --manifest {input.manifest:q}"
-        " --direction {input.direction:q}"
-        " --record {input.record:q}"
-        " --harmful {input.harmful:q}"
-        " --harmless {input.harmless:q}"
-        " --settings {params.settings:q}"
-        " --seed {params.seed}"
-        " --output {output:q}"
-        " > {log:q} 2>&1"
+        'python "$SCRIPTS"/verify_direction.py --gpus {resources.gpu} {params.flags:q} > {log:q} 2>&1'
 
 
 rule compare_directions:
@@ -215,17 +178,10 @@ rule compare_directions:
         mem_mb=2000,
         runtime=20,
     params:
-        seed=SEED,
+        **flags(
+            seed=SEED,
+        ),
     message:
         "Comparing the direction of {wildcards.model}, {wildcards.compression} with the original's"
     shell:
-        'python "$SCRIPTS"/compare_directions.py'
-        " --original-cache {input.original_cache:q}"
-        " --original-direction {input.original_direction:q}"
-        " --original-record {input.original_record:q}"
-        " --cache {input.cache:q}"
-        " --direction {input.direction:q}"
-        " --record {input.record:q}"
-        " --seed {params.seed}"
-        " --output {output:q}"
-        " > {log:q} 2>&1"
+        'python "$SCRIPTS"/compare_directions.py {params.flags:q} > {log:q} 2>&1'

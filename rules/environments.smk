@@ -54,7 +54,7 @@ rule measure_arithmetic:
     input:
         code=code("measure_arithmetic"),
     output:
-        f"{RESULTS}/environments/arithmetic.json",
+        ARITHMETIC,
     log:
         f"{RESULTS}/logs/environments/arithmetic.log",
     benchmark:
@@ -67,14 +67,13 @@ rule measure_arithmetic:
         mem_mb=1000,
         runtime=10,
     params:
-        settings=canonical_json(CONFIGURATION.compute_dtype),
+        **flags(
+            settings=canonical_json(CONFIGURATION.compute_dtype),
+        ),
     message:
         "Measuring which arithmetic is fast here (once)"
     shell:
-        'python "$SCRIPTS"/measure_arithmetic.py'
-        " --settings {params.settings:q}"
-        " --output {output:q}"
-        " > {log:q} 2>&1"
+        'python "$SCRIPTS"/measure_arithmetic.py {params.flags:q} > {log:q} 2>&1'
 
 
 rule vllm_environment:
@@ -93,18 +92,14 @@ rule vllm_environment:
         mem_mb=2000,
         runtime=30,
     params:
-        settings=place_of_vllm,
-        lock=lambda wildcards: "--lock" if vllm_lock(wildcards) else "",
-        environment=environment_folder,
+        **flags(
+            settings=place_of_vllm,
+            environment=environment_folder,
+        ),
     message:
         "Making vLLM's environment (once)"
     shell:
-        'python "$SCRIPTS"/build_environment.py'
-        " {params.lock} {input.lock:q}"
-        " --environment {params.environment:q}"
-        " --settings {params.settings:q}"
-        " --output {output:q}"
-        " > {log:q} 2>&1"
+        'python "$SCRIPTS"/build_environment.py {params.flags:q} > {log:q} 2>&1'
 
 
 use rule vllm_environment as llama_cpp_environment with:
@@ -121,14 +116,15 @@ use rule vllm_environment as llama_cpp_environment with:
         mem_mb=1000,
         runtime=10,
     params:
-        settings=canonical_json(
-            {
-                "engine": "llama.cpp",
-                "executable": CONFIGURATION.serving.llama_cpp_executable,
-            }
+        **flags(
+            settings=canonical_json(
+                {
+                    "engine": "llama.cpp",
+                    "executable": CONFIGURATION.serving.llama_cpp_executable,
+                }
+            ),
+            environment=environment_folder,
         ),
-        lock="--lock" if llama_cpp_lock() else "",
-        environment=environment_folder,
     message:
         "Making llama.cpp's environment (once)"
 
@@ -149,17 +145,14 @@ rule gptq_environment:
         mem_mb=2000,
         runtime=60,
     params:
-        environment=environment_folder,
-        module="aird.compression.optimum_gptq",
+        **flags(
+            environment=environment_folder,
+            module="aird.compression.optimum_gptq",
+        ),
     message:
         "Making GPTQModel's environment (once)"
     shell:
-        'python "$SCRIPTS"/build_tool_environment.py'
-        " --lock {input.lock:q}"
-        " --environment {params.environment:q}"
-        " --module {params.module:q}"
-        " --output {output:q}"
-        " > {log:q} 2>&1"
+        'python "$SCRIPTS"/build_tool_environment.py {params.flags:q} > {log:q} 2>&1'
 
 
 use rule gptq_environment as gguf_environment with:
@@ -176,7 +169,9 @@ use rule gptq_environment as gguf_environment with:
         mem_mb=1000,
         runtime=20,
     params:
-        environment=environment_folder,
-        module="aird.compression.gguf_recipe",
+        **flags(
+            environment=environment_folder,
+            module="aird.compression.gguf_recipe",
+        ),
     message:
         "Making the environment of llama.cpp's quantiser (once)"

@@ -114,36 +114,9 @@ def optimised_settings(wildcards):
     )
 
 
-def optional_flags(wildcards, input):
-    """Return the flags of the inputs that only some cells have."""
-    flags = []
-    for name in (
-        "environment",
-        "adapter",
-        "adapter_statistics",
-        "reference",
-        "attacks",
-    ):
-        if getattr(input, name):
-            flags += [f"--{name.replace('_', '-')}", *getattr(input, name)]
-    if input.tasks:
-        # With object storage the files lie elsewhere, each beside the others as before.
-        flags += [
-            "--task-folder",
-            os.path.commonpath(map(os.path.dirname, input.tasks)),
-        ]
-    return flags
-
-
-def server_flags(wildcards):
-    """Return the flags of a running server, and of a quantised key/value cache.
-
-    They stand apart from `optional_flags`, as Snakemake makes nothing again for parameters that read the input.
-    """
-    address = cell_address(wildcards)
-    flags = [] if address is None else ["--url", address]
-    cache = CONFIGURATION.cache_dtype_of(wildcards.compression)
-    return flags if cache is None else [*flags, "--key-value-cache-dtype", cache]
+def key_value_cache_dtype(wildcards):
+    """Return the type of the key/value cache that a compression asks for, if it does."""
+    return CONFIGURATION.cache_dtype_of(wildcards.compression)
 
 
 # One string per suite, made once and not once per job, without where vLLM is. What came later stands there only where
@@ -218,19 +191,13 @@ def judgement(wildcards):
     return [path.format(**wildcards)] if wildcards.suite in JUDGED else []
 
 
-def judgement_flag(wildcards):
-    """Return the flag that goes with them."""
-    return "--judgement" if wildcards.suite in JUDGED else ""
-
-
 # One file for all suites: a label says itself which reply it is of.
 HAND_LABELS = [] if CONFIGURATION.hand_labels is None else [CONFIGURATION.hand_labels]
 
 
 rule optimise_suffixes:
     input:
-        code=code("optimise_suffixes"),
-        arithmetic=rules.measure_arithmetic.output,
+        **model_job(code("optimise_suffixes")),
         checkpoint=ancient(CHECKPOINT),
         manifest=MANIFEST,
         adapter=ancient(patch_input(ADAPTER)),
@@ -252,30 +219,20 @@ rule optimise_suffixes:
         runtime=240,
         gpu=gpus,
     params:
-        settings=optimised_settings,
-        seed=SEED,
+        **flags(
+            settings=optimised_settings,
+            seed=SEED,
+        ),
     message:
         "Optimising suffixes against {wildcards.model}, {wildcards.compression}, {wildcards.patch} for suite"
         " {wildcards.suite}"
     shell:
-        'python "$SCRIPTS"/optimise_suffixes.py'
-        " --gpus {resources.gpu}"
-        " --arithmetic {input.arithmetic:q}"
-        " --checkpoint {input.checkpoint:q}"
-        " --manifest {input.manifest:q}"
-        " --adapter {input.adapter:q}"
-        " --adapter-statistics {input.adapter_statistics:q}"
-        " --prompts {input.prompts:q}"
-        " --settings {params.settings:q}"
-        " --seed {params.seed}"
-        " --output {output:q}"
-        " > {log:q} 2>&1"
+        'python "$SCRIPTS"/optimise_suffixes.py --gpus {resources.gpu} {params.flags:q} > {log:q} 2>&1'
 
 
 rule evaluate_suite:
     input:
-        code=code("evaluate_suite"),
-        arithmetic=rules.measure_arithmetic.output,
+        **model_job(code("evaluate_suite")),
         environment=engine_environment,
         checkpoint=ancient(CHECKPOINT),
         manifest=MANIFEST,
@@ -304,30 +261,18 @@ rule evaluate_suite:
         runtime=240,
         gpu=gpus,
     params:
-        settings=lambda wildcards: SUITE_SETTINGS[wildcards.suite],
-        serve=suite_serve,
-        server=server_flags,
-        optional=optional_flags,
-        seed=SEED,
+        **flags(
+            settings=lambda wildcards: SUITE_SETTINGS[wildcards.suite],
+            serve=suite_serve,
+            url=cell_address,
+            key_value_cache_dtype=key_value_cache_dtype,
+            seed=SEED,
+        ),
     message:
         "Serving {wildcards.model}, {wildcards.compression}, {wildcards.patch} for suite {wildcards.suite}"
     shell:
-        'python "$SCRIPTS"/evaluate_suite.py'
-        " --gpus {resources.gpu}"
-        " --arithmetic {input.arithmetic:q}"
-        " --checkpoint {input.checkpoint:q}"
-        " --manifest {input.manifest:q}"
-        " --harmful {input.harmful:q}"
-        " --harmless {input.harmless:q}"
-        " {params.optional:q}"
-        " {params.server:q}"
-        " --settings {params.settings:q}"
-        " --serve {params.serve:q}"
-        " --seed {params.seed}"
-        " --server-log {log.server:q}"
-        " --completions {output.completions:q}"
-        " --utility {output.utility:q}"
-        " > {log.job:q} 2>&1"
+        'python "$SCRIPTS"/evaluate_suite.py --gpus {resources.gpu} --server-log {log.server:q}'
+        " {params.flags:q} > {log.job:q} 2>&1"
 
 
 rule import_judge:
@@ -350,23 +295,20 @@ rule import_judge:
         mem_mb=4000,
         runtime=120,
     params:
-        settings=lambda wildcards: canonical_json(
-            CONFIGURATION.suites[wildcards.suite].judge.imported()
+        **flags(
+            settings=lambda wildcards: canonical_json(
+                CONFIGURATION.suites[wildcards.suite].judge.imported()
+            ),
         ),
     message:
         "Importing the judge of suite {wildcards.suite}"
     shell:
-        'python "$SCRIPTS"/import_judge.py'
-        " --settings {params.settings:q}"
-        " --checkpoint {output.checkpoint:q}"
-        " --manifest {output.manifest:q}"
-        " > {log:q} 2>&1"
+        'python "$SCRIPTS"/import_judge.py {params.flags:q} > {log:q} 2>&1'
 
 
 rule judge_completions:
     input:
-        code=judge_code,
-        arithmetic=rules.measure_arithmetic.output,
+        **model_job(judge_code),
         environment=rules.vllm_environment.output,
         judge=ancient(rules.import_judge.output.checkpoint),
         judge_manifest=rules.import_judge.output.manifest,
@@ -388,23 +330,15 @@ rule judge_completions:
         runtime=120,
         gpu=judge_gpus,
     params:
-        settings=judge_settings,
-        seed=SEED,
+        **flags(
+            settings=judge_settings,
+            seed=SEED,
+        ),
     message:
         "Judging {wildcards.model}, {wildcards.compression}, {wildcards.patch}, {wildcards.suite}"
     shell:
-        'python "$SCRIPTS"/judge_completions.py'
-        " --gpus {resources.gpu}"
-        " --arithmetic {input.arithmetic:q}"
-        " --judge {input.judge:q}"
-        " --judge-manifest {input.judge_manifest:q}"
-        " --environment {input.environment:q}"
-        " --completions {input.completions:q}"
-        " --settings {params.settings:q}"
-        " --seed {params.seed}"
-        " --server-log {log.server:q}"
-        " --output {output:q}"
-        " > {log.job:q} 2>&1"
+        'python "$SCRIPTS"/judge_completions.py --gpus {resources.gpu} --server-log {log.server:q}'
+        " {params.flags:q} > {log.job:q} 2>&1"
 
 
 rule score_completions:
@@ -428,17 +362,10 @@ rule score_completions:
         mem_mb=1000,
         runtime=10,
     params:
-        seed=SEED,
-        judgement=judgement_flag,
-        hand_labels="--hand-labels" if HAND_LABELS else "",
+        **flags(
+            seed=SEED,
+        ),
     message:
         "Scoring {wildcards.model}, {wildcards.compression}, {wildcards.patch}, {wildcards.suite}"
     shell:
-        'python "$SCRIPTS"/score_completions.py'
-        " --completions {input.completions:q}"
-        " --utility {input.utility:q}"
-        " {params.judgement} {input.judgement:q}"
-        " {params.hand_labels} {input.hand_labels:q}"
-        " --seed {params.seed}"
-        " --output {output:q}"
-        " > {log:q} 2>&1"
+        'python "$SCRIPTS"/score_completions.py {params.flags:q} > {log:q} 2>&1'

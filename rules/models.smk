@@ -85,15 +85,13 @@ rule import_model:
         mem_mb=import_memory,
         runtime=120,
     params:
-        settings=import_settings,
+        **flags(
+            settings=import_settings,
+        ),
     message:
         "Importing {wildcards.model}"
     shell:
-        'python "$SCRIPTS"/import_model.py'
-        " --settings {params.settings:q}"
-        " --checkpoint {output.checkpoint:q}"
-        " --manifest {output.manifest:q}"
-        " > {log:q} 2>&1"
+        'python "$SCRIPTS"/import_model.py {params.flags:q} > {log:q} 2>&1'
 
 
 use rule import_model as import_source_model with:
@@ -128,19 +126,11 @@ rule tune_refusal:
         runtime=60,
         gpu=gpus,
     params:
-        settings=lambda wildcards: settings_json(tuning(wildcards)),
-        seed=SEED,
+        **flags(
+            settings=lambda wildcards: settings_json(tuning(wildcards)),
+            seed=SEED,
+        ),
     message:
         "Tuning {wildcards.model} to refuse"
     shell:
-        'python "$SCRIPTS"/tune_refusal.py'
-        " --gpus {resources.gpu}"
-        " --source {input.source:q}"
-        " --source-manifest {input.source_manifest:q}"
-        " --harmful {input.harmful:q}"
-        " --harmless {input.harmless:q}"
-        " --settings {params.settings:q}"
-        " --seed {params.seed}"
-        " --checkpoint {output.checkpoint:q}"
-        " --manifest {output.manifest:q}"
-        " > {log:q} 2>&1"
+        'python "$SCRIPTS"/tune_refusal.py --gpus {resources.gpu} {params.flags:q} > {log:q} 2>&1'

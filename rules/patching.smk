@@ -63,17 +63,6 @@ def learnt_texts(wildcards):
     return [LEARNT_TEXTS.format(**wildcards)] if attacks_learnt(wildcards.patch) else []
 
 
-def needed_flags(wildcards, input):
-    """Return a flag for each input that the method needs."""
-    given = {name: path for name, paths in input.items() for path in paths}
-    del given["code"]
-    return [
-        part
-        for name, path in given.items()
-        for part in (f"--{name.replace('_', '-')}", path)
-    ]
-
-
 def patch_settings(wildcards):
     """Return what a patch depends on: its own settings, and which prompts and attacks it sees."""
     patch = CONFIGURATION.patches[wildcards.patch]
@@ -92,8 +81,7 @@ def patch_settings(wildcards):
 
 rule record_replies:
     input:
-        code=code("record_replies"),
-        arithmetic=rules.measure_arithmetic.output,
+        **model_job(code("record_replies")),
         checkpoint=ancient(ORIGINAL_CHECKPOINT),
         manifest=ORIGINAL_MANIFEST,
         harmful=prompts(DIRECTIONS.harmful),
@@ -114,22 +102,14 @@ rule record_replies:
         runtime=60,
         gpu=gpus,
     params:
-        settings=settings_json(CONFIGURATION.replies),
-        seed=SEED,
+        **flags(
+            settings=settings_json(CONFIGURATION.replies),
+            seed=SEED,
+        ),
     message:
         "Recording the replies of {wildcards.model}"
     shell:
-        'python "$SCRIPTS"/record_replies.py'
-        " --gpus {resources.gpu}"
-        " --arithmetic {input.arithmetic:q}"
-        " --checkpoint {input.checkpoint:q}"
-        " --manifest {input.manifest:q}"
-        " --harmful {input.harmful:q}"
-        " --harmless {input.harmless:q}"
-        " --settings {params.settings:q}"
-        " --seed {params.seed}"
-        " --output {output:q}"
-        " > {log:q} 2>&1"
+        'python "$SCRIPTS"/record_replies.py --gpus {resources.gpu} {params.flags:q} > {log:q} 2>&1'
 
 
 use rule attack_texts as learnt_attack_texts with:
@@ -145,7 +125,11 @@ use rule attack_texts as learnt_attack_texts with:
     wildcard_constraints:
         patch=one_of(filter(attacks_learnt, CONFIGURATION.patches)),
     params:
-        settings=lambda wildcards: attack_settings(attacks_learnt(wildcards.patch)),
+        **flags(
+            settings=lambda wildcards: attack_settings(
+                attacks_learnt(wildcards.patch)
+            ),
+        ),
     message:
         "Reading the attacks that {wildcards.patch} learns from"
 
@@ -153,7 +137,7 @@ use rule attack_texts as learnt_attack_texts with:
 rule make_patch:
     input:
         code=code_of_method("make_patch"),
-        arithmetic=needed("arithmetic", f"{RESULTS}/environments/arithmetic.json"),
+        arithmetic=needed("arithmetic", ARITHMETIC),
         original=ancient(needed("original", ORIGINAL_CHECKPOINT)),
         original_manifest=needed("compressed", ORIGINAL_MANIFEST),
         compressed=ancient(needed("compressed", CHECKPOINT)),
@@ -182,19 +166,14 @@ rule make_patch:
         runtime=lambda wildcards: METHODS[wildcards.patch].minutes,
         gpu=0,
     params:
-        settings=patch_settings,
-        inputs=needed_flags,
+        **flags(
+            settings=patch_settings,
+        ),
     message:
         "Patching {wildcards.model}, {wildcards.compression} by {wildcards.patch}"
     shell:
-        'python "$SCRIPTS"/make_patch.py'
-        " --gpus {resources.gpu}"
-        " {params.inputs:q}"
-        " --settings {params.settings:q}"
-        " --base {wildcards.compression:q}"
-        " --adapter {output.adapter:q}"
-        " --statistics {output.statistics:q}"
-        " > {log:q} 2>&1"
+        'python "$SCRIPTS"/make_patch.py --gpus {resources.gpu} --base {wildcards.compression:q}'
+        " {params.flags:q} > {log:q} 2>&1"
 
 
 use rule make_patch as learn_patch with:
@@ -235,14 +214,9 @@ rule merge_patch:
     resources:
         mem_mb=lambda wildcards: 4000 + weights_mb(wildcards.model),
         runtime=30,
+    params:
+        **flags(),
     message:
         "Merging {wildcards.patch} into {wildcards.model}, {wildcards.compression}"
     shell:
-        'python "$SCRIPTS"/merge_patch.py'
-        " --compressed {input.compressed:q}"
-        " --compressed-manifest {input.compressed_manifest:q}"
-        " --adapter {input.adapter:q}"
-        " --statistics {input.statistics:q}"
-        " --checkpoint {output.checkpoint:q}"
-        " --manifest {output.manifest:q}"
-        " > {log:q} 2>&1"
+        'python "$SCRIPTS"/merge_patch.py {params.flags:q} > {log:q} 2>&1'

@@ -36,7 +36,7 @@ def excluded_sets(wildcards):
 rule prompt_set:
     input:
         code=code("build_prompt_set"),
-        source=prompt_source,
+        files=prompt_source,
         combine=combined_sets,
         disjoint_from=excluded_sets,
     output:
@@ -52,21 +52,16 @@ rule prompt_set:
         mem_mb=1000,
         runtime=10,
     params:
-        settings=lambda wildcards: settings_json(
-            CONFIGURATION.prompt_sets[wildcards.prompt_set]
+        **flags(
+            settings=lambda wildcards: settings_json(
+                CONFIGURATION.prompt_sets[wildcards.prompt_set]
+            ),
+            seed=SEED,
         ),
-        seed=SEED,
     message:
         "Building prompt set {wildcards.prompt_set}"
     shell:
-        'python "$SCRIPTS"/build_prompt_set.py'
-        " --name {wildcards.prompt_set:q}"
-        " --settings {params.settings:q}"
-        " --seed {params.seed}"
-        " --combine {input.combine:q}"
-        " --disjoint-from {input.disjoint_from:q}"
-        " --output {output:q}"
-        " > {log:q} 2>&1"
+        'python "$SCRIPTS"/build_prompt_set.py --name {wildcards.prompt_set:q} {params.flags:q} > {log:q} 2>&1'
 
 
 ATTACKED = [name for name, suite in CONFIGURATION.suites.items() if suite.attacks]
@@ -112,13 +107,12 @@ rule attack_texts:
         mem_mb=1000,
         runtime=10,
     params:
-        settings=lambda wildcards: attack_settings(
-            CONFIGURATION.suites[wildcards.suite].attacks
+        **flags(
+            settings=lambda wildcards: attack_settings(
+                CONFIGURATION.suites[wildcards.suite].attacks
+            ),
         ),
     message:
         "Reading the attacks of suite {wildcards.suite}"
     shell:
-        'python "$SCRIPTS"/read_attack_texts.py'
-        " --settings {params.settings:q}"
-        " --output {output:q}"
-        " > {log:q} 2>&1"
+        'python "$SCRIPTS"/read_attack_texts.py {params.flags:q} > {log:q} 2>&1'

@@ -128,17 +128,16 @@ rule make_tables:
         mem_mb=2000,
         runtime=10,
     params:
-        settings=TABLE_SETTINGS,
-        # With object storage this job's copies lie elsewhere.
-        results=lambda wildcards, input: str(Path(input.scores[0]).parents[4]),
+        **flags(
+            inputs=(),
+            settings=TABLE_SETTINGS,
+            # With object storage this job's copies lie elsewhere.
+            results=lambda wildcards, input: str(Path(input.scores[0]).parents[4]),
+        ),
     message:
         "Making the tables"
     shell:
-        'python "$SCRIPTS"/make_tables.py'
-        " --results {params.results:q}"
-        " --settings {params.settings:q}"
-        " --output {output:q}"
-        " > {log:q} 2>&1"
+        'python "$SCRIPTS"/make_tables.py {params.flags:q} > {log:q} 2>&1'
 
 
 rule make_merged_table:
@@ -160,16 +159,15 @@ rule make_merged_table:
         mem_mb=1000,
         runtime=10,
     params:
-        settings=canonical_json(MERGED_GRID),
-        results=lambda wildcards, input: str(Path(input.patches[0]).parents[4]),
+        **flags(
+            inputs=(),
+            settings=canonical_json(MERGED_GRID),
+            results=lambda wildcards, input: str(Path(input.patches[0]).parents[4]),
+        ),
     message:
         "Making the table of merged checkpoints"
     shell:
-        'python "$SCRIPTS"/make_tables.py'
-        " --results {params.results:q}"
-        " --settings {params.settings:q}"
-        " --output {output:q}"
-        " > {log:q} 2>&1"
+        'python "$SCRIPTS"/make_tables.py {params.flags:q} > {log:q} 2>&1'
 
 
 # Benchmark files are no inputs that Snakemake knows: the table tells of the run that made the others.
@@ -189,16 +187,15 @@ rule make_timings:
         mem_mb=1000,
         runtime=10,
     params:
-        settings=TABLE_SETTINGS,
-        results=lambda wildcards, input: str(Path(input.tables[0]).parents[1]),
+        **flags(
+            inputs=(),
+            settings=TABLE_SETTINGS,
+            results=lambda wildcards, input: str(Path(input.tables[0]).parents[1]),
+        ),
     message:
         "Collecting where the time went"
     shell:
-        'python "$SCRIPTS"/make_tables.py'
-        " --results {params.results:q}"
-        " --settings {params.settings:q}"
-        " --output {output:q}"
-        " > {log:q} 2>&1"
+        'python "$SCRIPTS"/make_tables.py {params.flags:q} > {log:q} 2>&1'
 
 
 rule make_figure:
@@ -230,22 +227,19 @@ rule make_figure:
         mem_mb=1000,
         runtime=10,
     params:
-        # A figure may join patches that differ in their strength alone.
-        settings=canonical_json(
-            {
-                name: patch.model_dump(exclude={"compressions"})
-                for name, patch in CONFIGURATION.patches.items()
-            }
+        **flags(
+            # A figure may join patches that differ in their strength alone.
+            settings=canonical_json(
+                {
+                    name: patch.model_dump(exclude={"compressions"})
+                    for name, patch in CONFIGURATION.patches.items()
+                }
+            ),
         ),
     message:
         "Drawing {wildcards.figure}"
     shell:
-        'python "$SCRIPTS"/make_figures.py'
-        " --tables {input.tables:q}"
-        " --settings {params.settings:q}"
-        " --figure {wildcards.figure:q}"
-        " --output {output:q}"
-        " > {log:q} 2>&1"
+        'python "$SCRIPTS"/make_figures.py --figure {wildcards.figure:q} {params.flags:q} > {log:q} 2>&1'
 
 
 rule make_cards:
@@ -266,19 +260,17 @@ rule make_cards:
         mem_mb=1000,
         runtime=10,
     params:
-        settings=canonical_json(
-            {"cells": PATCHED_CELLS, "suites": sorted(CONFIGURATION.suites)}
+        **flags(
+            inputs=(),
+            settings=canonical_json(
+                {"cells": PATCHED_CELLS, "suites": sorted(CONFIGURATION.suites)}
+            ),
+            results=lambda wildcards, input: str(Path(input.scores[0]).parents[4]),
         ),
-        results=lambda wildcards, input: str(Path(input.scores[0]).parents[4]),
     message:
         "Writing the model cards of the patches"
     shell:
-        'python "$SCRIPTS"/make_cards.py'
-        " --results {params.results:q}"
-        " --settings {params.settings:q}"
-        " --cards {output.cards:q}"
-        " --numbers {output.numbers:q}"
-        " > {log:q} 2>&1"
+        'python "$SCRIPTS"/make_cards.py {params.flags:q} > {log:q} 2>&1'
 
 
 rule make_report:
@@ -290,7 +282,7 @@ rule make_report:
         captions=sources(CAPTIONS),
         manifests=RECORDS["manifests"],
         records=ENGINE_RECORDS,
-        arithmetic=rules.measure_arithmetic.output,
+        arithmetic=ARITHMETIC,
         locks=lambda wildcards: [
             *sources([os.path.relpath(PROJECT / "envs" / "core.lock.txt")]),
             *vllm_lock(wildcards),
@@ -308,23 +300,13 @@ rule make_report:
         mem_mb=2000,
         runtime=10,
     params:
-        # A function, as {model} in an address is no wildcard.
-        settings=lambda wildcards: canonical_json(CONFIGURATION.model_dump()),
-        # As a function of `input` it is not tracked: another name of the same configuration is no change.
-        command=lambda wildcards, input: COMMAND,
+        **flags(
+            # A function, as {model} in an address is no wildcard.
+            settings=lambda wildcards: canonical_json(CONFIGURATION.model_dump()),
+            # As a function of `input` it is not tracked: another name of the same configuration is no change.
+            command=lambda wildcards, input: COMMAND,
+        ),
     message:
         "Writing the report"
     shell:
-        'python "$SCRIPTS"/make_report.py'
-        " --tables {input.tables:q}"
-        " --timings {input.timings:q}"
-        " --figures {input.figures:q}"
-        " --captions {input.captions:q}"
-        " --manifests {input.manifests:q}"
-        " --records {input.records:q}"
-        " --arithmetic {input.arithmetic:q}"
-        " --locks {input.locks:q}"
-        " --command {params.command:q}"
-        " --settings {params.settings:q}"
-        " --output {output:q}"
-        " > {log:q} 2>&1"
+        'python "$SCRIPTS"/make_report.py {params.flags:q} > {log:q} 2>&1'

@@ -12,8 +12,7 @@ RESTORATION = f"{RESULTS}/restorations/{{model}}/{{compression}}/{{patch}}"
 
 rule examine_patched:
     input:
-        code=code("examine_patched"),
-        arithmetic=rules.measure_arithmetic.output,
+        **model_job(code("examine_patched")),
         checkpoint=ancient(CHECKPOINT),
         manifest=MANIFEST,
         adapter=ancient(ADAPTER),
@@ -40,32 +39,20 @@ rule examine_patched:
         runtime=180,
         gpu=gpus,
     params:
-        settings=settings_json(
-            DIRECTIONS,
-            only=set("harmful harmless train validation test test_new_tokens".split()),
+        **flags(
+            settings=settings_json(
+                DIRECTIONS,
+                only=set(
+                    "harmful harmless train validation test test_new_tokens".split()
+                ),
+            ),
+            seed=SEED,
         ),
-        seed=SEED,
     message:
         "Looking for the original's direction in {wildcards.model}, {wildcards.compression}, patched by"
         " {wildcards.patch} (claim C5)"
     shell:
-        'python "$SCRIPTS"/examine_patched.py'
-        " --gpus {resources.gpu}"
-        " --arithmetic {input.arithmetic:q}"
-        " --checkpoint {input.checkpoint:q}"
-        " --manifest {input.manifest:q}"
-        " --adapter {input.adapter:q}"
-        " --statistics {input.statistics:q}"
-        " --direction {input.direction:q}"
-        " --record {input.record:q}"
-        " --refusal-tokens {input.refusal_tokens:q}"
-        " --harmful {input.harmful:q}"
-        " --harmless {input.harmless:q}"
-        " --settings {params.settings:q}"
-        " --seed {params.seed}"
-        " --cache {output.cache:q}"
-        " --verification {output.verification:q}"
-        " > {log:q} 2>&1"
+        'python "$SCRIPTS"/examine_patched.py --gpus {resources.gpu} {params.flags:q} > {log:q} 2>&1'
 
 
 rule compare_restored:
@@ -90,16 +77,10 @@ rule compare_restored:
         mem_mb=2000,
         runtime=20,
     params:
-        seed=SEED,
+        **flags(
+            seed=SEED,
+        ),
     message:
         "Comparing {wildcards.model}, {wildcards.compression}, patched by {wildcards.patch}, with the original"
     shell:
-        'python "$SCRIPTS"/compare_restored.py'
-        " --original-cache {input.original_cache:q}"
-        " --original-direction {input.original_direction:q}"
-        " --original-record {input.original_record:q}"
-        " --compressed {input.compressed:q}"
-        " --patched {input.patched:q}"
-        " --seed {params.seed}"
-        " --output {output:q}"
-        " > {log:q} 2>&1"
+        'python "$SCRIPTS"/compare_restored.py {params.flags:q} > {log:q} 2>&1'

@@ -379,7 +379,7 @@ FILE_CHANGES: dict[str, tuple[Callable[[Path], object], set[str]]] = {
         lambda project: (project / "rules/evaluation.smk").write_text(
             (project / "rules/evaluation.smk")
             .read_text()
-            .replace('" --utility {output.utility', '"  --utility {output.utility'),
+            .replace("evaluate_suite.py --gpus", "evaluate_suite.py  --gpus"),
         ),
         evaluated(CELLS),
     ),

@@ -1,25 +1,25 @@
 """Build one prompt set: read or combine, drop duplicates and overlaps, draw splits."""
 
+from pathlib import Path
+
 from aird.prompts.building import build_prompt_set
 from aird.settings.prompts import PromptSet
 from aird.support.files import read_json_lines, write_json_lines
 
-from arguments import begin_job, parse
+from arguments import run
 
 
-def main() -> None:
+def main(
+    name: str, combine: list[Path], disjoint_from: list[Path], settings: PromptSet, seed: int, output: Path
+) -> None:
     """Run the script."""
-    arguments = parse(__doc__, paths="output", texts="name settings seed", many="combine disjoint_from")
-    begin_job(arguments)
-    settings = PromptSet.model_validate(arguments.settings)
     combined, apart_from = (
-        [record for path in paths for record in read_json_lines(path)]
-        for paths in (arguments.combine, arguments.disjoint_from)
+        [record for path in paths for record in read_json_lines(path)] for paths in (combine, disjoint_from)
     )
-    records, dropped = build_prompt_set(arguments.name, settings, combined, apart_from, int(arguments.seed))
-    print(f"{arguments.name}: {len(records)} instructions kept, dropped {dropped}")
-    write_json_lines(arguments.output, records)
+    records, dropped = build_prompt_set(name, settings, combined, apart_from, seed)
+    print(f"{name}: {len(records)} instructions kept, dropped {dropped}")
+    write_json_lines(output, records)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

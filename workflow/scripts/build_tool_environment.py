@@ -1,23 +1,22 @@
 """Build the environment of a recipe's tool from its lock; the recipe's module describes what is in it."""
 
 from importlib import import_module
+from pathlib import Path
 
 from aird.support.environments import build_environment
 from aird.support.files import write_json
 
-from arguments import begin_job, parse
+from arguments import run
 
 
-def main() -> None:
+def main(lock: Path, environment: Path, module: str, output: Path) -> None:
     """Run the script."""
-    arguments = parse(__doc__, paths="lock environment output", texts="module")
-    begin_job(arguments)
-    python = build_environment(arguments.lock, arguments.environment)
+    python = build_environment(lock, environment)
     # Relative, so that a results folder can be moved.
-    recorded = str(python.relative_to(arguments.output.absolute().parent))
-    described = import_module(arguments.module).describe_environment(python)
-    write_json(arguments.output, {"python": recorded, "versions": described["versions"]})
+    recorded = str(python.relative_to(output.absolute().parent))
+    described = import_module(module).describe_environment(python)
+    write_json(output, {"python": recorded, "versions": described["versions"]})
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

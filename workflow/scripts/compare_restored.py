@@ -1,25 +1,30 @@
 """Compare a patched checkpoint, its compressed base and the original at the site of the original's direction."""
 
+from pathlib import Path
+
 from aird.directions.activation_cache import load_cache
 from aird.directions.comparison import Side
 from aird.directions.direction import load_direction
 from aird.directions.restoration import compare_restored
 from aird.support.files import write_json
 
-from arguments import begin_job, parse
+from arguments import run
 
 
-def main() -> None:
+def main(
+    original_cache: Path,
+    original_direction: Path,
+    original_record: Path,
+    compressed: Path,
+    patched: Path,
+    seed: int,
+    output: Path,
+) -> None:
     """Run the script."""
-    arguments = parse(
-        __doc__, paths="original_cache original_direction original_record compressed patched output", texts="seed"
-    )
-    begin_job(arguments)
-    direction = load_direction(arguments.original_direction, arguments.original_record)
-    original = Side(load_cache(arguments.original_cache), direction)
-    compressed, patched = load_cache(arguments.compressed), load_cache(arguments.patched)
-    write_json(arguments.output, compare_restored(original, compressed, patched, int(arguments.seed)))
+    direction = load_direction(original_direction, original_record)
+    original = Side(load_cache(original_cache), direction)
+    write_json(output, compare_restored(original, load_cache(compressed), load_cache(patched), seed))
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,5 +1,7 @@
 """Compress a model by one recipe, measure what came out, and refuse a recipe that did nothing."""
 
+from pathlib import Path
+
 from pydantic import TypeAdapter
 
 from aird.compression.registry import compress
@@ -11,36 +13,33 @@ from aird.settings.compressions import CalibrationSettings, CompressionSettings
 from aird.support.environments import recorded_python
 from aird.support.files import hash_folder, read_json_lines, write_json
 
-from arguments import begin_job, parse
+from arguments import run
 
 
-def main() -> None:
+def main(
+    original: Path,
+    original_manifest: Path,
+    calibration: Path | None,
+    environment: Path | None,
+    settings: dict[str, object],
+    checkpoint: Path,
+    manifest: Path,
+) -> None:
     """Run the script."""
-    arguments = parse(
-        __doc__,
-        paths="arithmetic original original_manifest checkpoint manifest",
-        many="calibration environment",
-        texts="settings",
-        gpu=True,
-    )
-    begin_job(arguments)
-    settings = TypeAdapter(CompressionSettings).validate_python(arguments.settings)
-    open_checkpoint(arguments.original, arguments.original_manifest)
-    calibration = None
-    for path in arguments.calibration:  # one file, for a recipe that needs prompts
-        chosen: CalibrationSettings = settings.calibration  # type: ignore[union-attr]  # only these get prompts
+    recipe: CompressionSettings = TypeAdapter(CompressionSettings).validate_python(settings)
+    open_checkpoint(original, original_manifest)
+    prompts = None
+    if calibration is not None:
+        chosen: CalibrationSettings = recipe.calibration  # type: ignore[union-attr]  # only these get prompts
         selection = PromptSelection(set=chosen.prompt_set, split=chosen.split, count=chosen.count)
-        tokenizer = load_tokenizer(arguments.original)
-        records = select(read_json_lines(path), selection, chosen.seed)
-        calibration = [chat_tokens(tokenizer, record["instruction"]) for record in records]
-    python = None
-    for record_path in arguments.environment:
-        python = recorded_python(record_path)
-    measurements = compress(arguments.original, arguments.checkpoint, settings, calibration, python)
-    files = hash_folder(arguments.checkpoint)
-    record = {"settings": arguments.settings, TRUST: code_is_trusted(), **measurements, "files": files}
-    write_json(arguments.manifest, record)
+        tokenizer = load_tokenizer(original)
+        records = select(read_json_lines(calibration), selection, chosen.seed)
+        prompts = [chat_tokens(tokenizer, record["instruction"]) for record in records]
+    python = None if environment is None else recorded_python(environment)
+    measurements = compress(original, checkpoint, recipe, prompts, python)
+    files = hash_folder(checkpoint)
+    write_json(manifest, {"settings": settings, TRUST: code_is_trusted(), **measurements, "files": files})
 
 
 if __name__ == "__main__":
-    main()
+    run(main, model=True)

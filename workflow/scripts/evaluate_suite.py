@@ -1,58 +1,79 @@
 """Serve one checkpoint and ask it everything that a suite measures."""
 
+import os
+from pathlib import Path
+
 from aird.evaluation.engines.address import Address
+from aird.evaluation.engines.engine import Engine
 from aird.evaluation.engines.registry import recorded_engine
 from aird.evaluation.questions import Asked
 from aird.evaluation.suite_run import Deployment, Places, evaluate_suite
 from aird.models.loading import open_checkpoint
-from aird.prompts.sets import CLASSES, select
+from aird.prompts.sets import select
+from aird.settings.base import Settings
 from aird.settings.suites import Serving, Suite
 from aird.support.files import check_folder, read_json, read_json_lines, write_json, write_json_lines
 
-from arguments import begin_job, parse
+from arguments import run
 
 
-def main() -> None:
+class Job(Settings):
+    """What is asked, and how the server is started."""
+
+    suite: dict[str, object]
+    serving: Serving
+
+
+def main(
+    environment: Path | None,
+    checkpoint: Path,
+    manifest: Path,
+    adapter: Path | None,
+    adapter_statistics: Path | None,
+    reference: Path | None,
+    harmful: Path,
+    harmless: Path,
+    tasks: list[Path],
+    attacks: list[Path],
+    settings: Job,
+    serve: str,
+    url: str | None,
+    key_value_cache_dtype: str | None,
+    seed: int,
+    server_log: Path,
+    completions: Path,
+    utility: Path,
+) -> None:
     """Run the script."""
-    arguments = parse(
-        __doc__,
-        paths="arithmetic checkpoint manifest harmful harmless server_log completions utility",
-        optional="environment adapter adapter_statistics reference task_folder",
-        optional_texts="url key_value_cache_dtype",
-        many="attacks",
-        texts="settings serve seed",
-        gpu=True,
-    )
-    begin_job(arguments)
     # Object storage brings the task's files elsewhere than the configuration says.
-    folder = str(arguments.task_folder) if arguments.task_folder else None
-    more = {"task_folder": folder, "serve": arguments.serve}
-    suite = Suite.model_validate({**arguments.settings["suite"], **more})
-    seed = int(arguments.seed)
-    records = {kind: select(read_json_lines(getattr(arguments, kind)), getattr(suite, kind), seed) for kind in CLASSES}
-    open_checkpoint(arguments.checkpoint, arguments.manifest)
-    if arguments.adapter is not None:
-        check_folder(arguments.adapter, read_json(arguments.adapter_statistics)["files"])
+    folder = os.path.commonpath([path.parent for path in tasks]) if tasks else None
+    suite = Suite.model_validate({**settings.suite, "task_folder": folder, "serve": serve})
+    records = {
+        "harmful": select(read_json_lines(harmful), suite.harmful, seed),
+        "harmless": select(read_json_lines(harmless), suite.harmless, seed),
+    }
+    open_checkpoint(checkpoint, manifest)
+    if adapter is not None and adapter_statistics is not None:
+        check_folder(adapter, read_json(adapter_statistics)["files"])
     texts: dict[str, str] = {}
-    for path in arguments.attacks:  # those of the suite, and those that are optimised against this checkpoint
+    for path in attacks:  # those of the suite, and those that are optimised against this checkpoint
         made = read_json(path)
         texts |= {name: text if isinstance(text, str) else text["text"] for name, text in made.items()}
-    reference = None if arguments.reference is None else read_json_lines(arguments.reference)
-    deployment = Deployment(
-        arguments.checkpoint,
-        arguments.adapter,
-        Address(arguments.url) if arguments.url else recorded_engine(arguments.environment),
-        Serving.model_validate(arguments.settings["serving"]),
-        arguments.key_value_cache_dtype,
+    if url is not None:
+        engine: Engine = Address(url)
+    elif environment is not None:
+        engine = recorded_engine(environment)
+    else:
+        raise ValueError("neither an environment nor the address of a server")
+    answered = None if reference is None else read_json_lines(reference)
+    answers, measured = evaluate_suite(
+        Asked(suite, records, seed, answered, texts),
+        Deployment(checkpoint, adapter, engine, settings.serving, key_value_cache_dtype),
+        Places(completions.with_suffix(".served"), server_log),
     )
-    completions, utility = evaluate_suite(
-        Asked(suite, records, seed, reference, texts),
-        deployment,
-        Places(arguments.completions.with_suffix(".served"), arguments.server_log),
-    )
-    write_json(arguments.utility, utility)
-    write_json_lines(arguments.completions, completions)
+    write_json(utility, measured)
+    write_json_lines(completions, answers)
 
 
 if __name__ == "__main__":
-    main()
+    run(main, model=True)

@@ -1,41 +1,47 @@
 """Run a patched checkpoint over the direction prompts, and verify the original's direction on it (claim C5)."""
 
+from pathlib import Path
+
 from aird.directions.activation_cache import save_cache
 from aird.directions.activations import capture_activations
 from aird.directions.direction import load_direction
 from aird.directions.verification import verify_direction
 from aird.models.loading import load_model, load_tokenizer, open_checkpoint
-from aird.prompts.sets import CLASSES
 from aird.settings.directions import Directions
 from aird.support.files import check_folder, read_json, read_json_lines, write_json
 
-from arguments import begin_job, parse
+from arguments import run
 
 
-def main() -> None:
+def main(
+    checkpoint: Path,
+    manifest: Path,
+    adapter: Path,
+    statistics: Path,
+    direction: Path,
+    record: Path,
+    refusal_tokens: Path,
+    harmful: Path,
+    harmless: Path,
+    settings: Directions,
+    seed: int,
+    cache: Path,
+    verification: Path,
+) -> None:
     """Run the script."""
-    arguments = parse(
-        __doc__,
-        paths="arithmetic checkpoint manifest adapter statistics direction record refusal_tokens harmful harmless "
-        "cache verification",
-        texts="settings seed",
-        gpu=True,
-    )
-    begin_job(arguments)
-    settings, seed = Directions.model_validate(arguments.settings), int(arguments.seed)
-    prompts = {kind: read_json_lines(getattr(arguments, kind)) for kind in CLASSES}
-    tokens = read_json(arguments.refusal_tokens)
-    direction = load_direction(arguments.direction, arguments.record)
-    open_checkpoint(arguments.checkpoint, arguments.manifest)
-    check_folder(arguments.adapter, read_json(arguments.statistics)["files"])
-    tokenizer = load_tokenizer(arguments.checkpoint)
+    prompts = {"harmful": read_json_lines(harmful), "harmless": read_json_lines(harmless)}
+    tokens = read_json(refusal_tokens)
+    original = load_direction(direction, record)
+    open_checkpoint(checkpoint, manifest)
+    check_folder(adapter, read_json(statistics)["files"])
+    tokenizer = load_tokenizer(checkpoint)
     # The model inside PEFT's wrapper: its modules add the adapter themselves.
-    model = load_model(arguments.checkpoint, arguments.adapter).get_base_model()
-    cache = capture_activations(model, tokenizer, prompts, tokens, settings, seed)
-    record = verify_direction(model, tokenizer, direction, prompts, settings, seed)
-    save_cache(cache, arguments.cache)
-    write_json(arguments.verification, record)
+    model = load_model(checkpoint, adapter).get_base_model()
+    captured = capture_activations(model, tokenizer, prompts, tokens, settings, seed)
+    verified = verify_direction(model, tokenizer, original, prompts, settings, seed)
+    save_cache(captured, cache)
+    write_json(verification, verified)
 
 
 if __name__ == "__main__":
-    main()
+    run(main, model=True)

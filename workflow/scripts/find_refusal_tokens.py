@@ -1,26 +1,24 @@
 """Find the tokens that the original model's own refusals begin with."""
 
+from pathlib import Path
+
 from aird.directions.refusal_tokens import find_refusal_tokens
 from aird.models.loading import load_model, load_tokenizer, open_checkpoint
-from aird.prompts.sets import CLASSES
 from aird.settings.directions import Directions
 from aird.support.files import read_json_lines, write_json
 
-from arguments import begin_job, parse
+from arguments import run
 
 
-def main() -> None:
+def main(
+    checkpoint: Path, manifest: Path, harmful: Path, harmless: Path, settings: Directions, seed: int, output: Path
+) -> None:
     """Run the script."""
-    arguments = parse(
-        __doc__, paths="arithmetic checkpoint manifest harmful harmless output", texts="settings seed", gpu=True
-    )
-    begin_job(arguments)
-    settings = Directions.model_validate(arguments.settings)
-    prompts = {kind: read_json_lines(getattr(arguments, kind)) for kind in CLASSES}
-    open_checkpoint(arguments.checkpoint, arguments.manifest)
-    tokenizer, model = load_tokenizer(arguments.checkpoint), load_model(arguments.checkpoint)
-    write_json(arguments.output, find_refusal_tokens(model, tokenizer, prompts, settings, int(arguments.seed)))
+    prompts = {"harmful": read_json_lines(harmful), "harmless": read_json_lines(harmless)}
+    open_checkpoint(checkpoint, manifest)
+    tokenizer, model = load_tokenizer(checkpoint), load_model(checkpoint)
+    write_json(output, find_refusal_tokens(model, tokenizer, prompts, settings, seed))
 
 
 if __name__ == "__main__":
-    main()
+    run(main, model=True)

@@ -1,5 +1,7 @@
 """Import a compressed checkpoint that somebody else made, check that it fits its original, and measure it."""
 
+from pathlib import Path
+
 from aird.compression.given import check_config, import_given
 from aird.models.card_metadata import read_licence
 from aird.models.generation_settings import own_generation_settings
@@ -9,20 +11,17 @@ from aird.prompts.sources import model_config, open_model
 from aird.settings.sources import ModelSource
 from aird.support.files import hash_folder, write_json
 
-from arguments import begin_job, parse
+from arguments import run
 
 
-def main() -> None:
+def main(original: Path, original_manifest: Path, settings: ModelSource, checkpoint: Path, manifest: Path) -> None:
     """Run the script."""
-    arguments = parse(__doc__, paths="original original_manifest checkpoint manifest", texts="settings")
-    begin_job(arguments)
-    settings = ModelSource.model_validate(arguments.settings)
-    open_checkpoint(arguments.original, arguments.original_manifest)
+    open_checkpoint(original, original_manifest)
     config = model_config(settings)
     if config is not None:  # before gigabytes are fetched
-        check_config(config, arguments.original, str(settings.hub))
+        check_config(config, original, str(settings.hub))
     with open_model(settings, code_is_trusted()) as source:
-        imported = import_given(source, arguments.original, arguments.checkpoint)
+        imported = import_given(source, original, checkpoint)
         licence = read_licence(source)
     source_record = settings.model_dump(exclude_none=True)
     record = {
@@ -30,12 +29,12 @@ def main() -> None:
         "source": source_record,
         "licence": licence,
         TRUST: code_is_trusted(),
-        "generation_settings": own_generation_settings(arguments.checkpoint, served_gguf(arguments.checkpoint)),
+        "generation_settings": own_generation_settings(checkpoint, served_gguf(checkpoint)),
         **imported,
-        "files": hash_folder(arguments.checkpoint),
+        "files": hash_folder(checkpoint),
     }
-    write_json(arguments.manifest, record)
+    write_json(manifest, record)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,5 +1,7 @@
 """Fetch a model from its pinned source and write it as a checkpoint folder with a manifest."""
 
+from pathlib import Path
+
 from aird.models.card_metadata import read_licence
 from aird.models.generation_settings import own_generation_settings
 from aird.models.importing import import_model
@@ -10,30 +12,27 @@ from aird.settings.checkpoint_formats import original_refusal
 from aird.settings.models import Model
 from aird.support.files import atomic_folder, hash_folder, write_json
 
-from arguments import begin_job, parse
+from arguments import run
 
 
-def main() -> None:
+def main(settings: Model, checkpoint: Path, manifest: Path) -> None:
     """Run the script."""
-    arguments = parse(__doc__, paths="checkpoint manifest", texts="settings")
-    begin_job(arguments)
-    settings = Model.model_validate(arguments.settings)
     trust = settings.trust_remote_code
     config = model_config(settings.source)
     if config is not None and (reason := original_refusal(config)):  # before gigabytes are fetched
         raise ValueError(f"{settings.source.hub}: {reason}")
-    with open_model(settings.source, trust) as source, atomic_folder(arguments.checkpoint) as folder:
+    with open_model(settings.source, trust) as source, atomic_folder(checkpoint) as folder:
         wrapper = import_model(source, folder, settings.dtype, trust, settings.chat)
         licence = read_licence(source)
         own = own_generation_settings(folder, source if source.is_file() else None)
         chat = chat_record(load_tokenizer(folder))
     source_record = settings.source.model_dump(exclude_none=True)
-    files = hash_folder(arguments.checkpoint)
+    files = hash_folder(checkpoint)
     record = {"source": source_record, "licence": licence, TRUST: trust, "generation_settings": own, "files": files}
     # A model that is addressed plainly has no such entry, nor has one that is no wrapper.
     more = {"chat": chat, "wrapper": wrapper}
-    write_json(arguments.manifest, record | {name: value for name, value in more.items() if value})
+    write_json(manifest, record | {name: value for name, value in more.items() if value})
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

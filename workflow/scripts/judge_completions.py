@@ -1,35 +1,40 @@
 """Serve a judge and ask it about every completion of a harmful instruction."""
 
+from pathlib import Path
+
 from aird.evaluation.engines.registry import recorded_engine
 from aird.evaluation.judges.served import judge_completions
 from aird.models.loading import open_checkpoint
+from aird.settings.base import Settings
 from aird.settings.suites import Classifier, Serving
 from aird.support.files import read_json_lines, write_json_lines
 
-from arguments import begin_job, parse
+from arguments import run
 
 
-def main() -> None:
+class Asked(Settings):
+    """How the judge is asked, and what its server is started with."""
+
+    judge: Classifier
+    serving: Serving
+
+
+def main(
+    judge: Path,
+    judge_manifest: Path,
+    environment: Path,
+    completions: Path,
+    settings: Asked,
+    seed: int,
+    server_log: Path,
+    output: Path,
+) -> None:
     """Run the script."""
-    arguments = parse(
-        __doc__,
-        paths="arithmetic judge judge_manifest environment completions server_log output",
-        texts="settings seed",
-        gpu=True,
-    )
-    begin_job(arguments)
-    open_checkpoint(arguments.judge, arguments.judge_manifest)
-    judgement = judge_completions(
-        arguments.judge,
-        recorded_engine(arguments.environment),
-        read_json_lines(arguments.completions),
-        Classifier.model_validate(arguments.settings["judge"]),
-        Serving.model_validate(arguments.settings["serving"]),
-        seed=int(arguments.seed),
-        log=arguments.server_log,
-    )
-    write_json_lines(arguments.output, judgement)
+    open_checkpoint(judge, judge_manifest)
+    engine, asked = recorded_engine(environment), read_json_lines(completions)
+    judgement = judge_completions(judge, engine, asked, settings.judge, settings.serving, seed=seed, log=server_log)
+    write_json_lines(output, judgement)
 
 
 if __name__ == "__main__":
-    main()
+    run(main, model=True)

@@ -1,20 +1,19 @@
 """Draw one figure from the tables; the module of that figure is imported by its name."""
 
+from pathlib import Path
+
 from aird.reporting.figures.drawing import draw
 from aird.reporting.figures.style import write_svg
 from aird.support.files import atomic_file
 
-from arguments import begin_job, parse
+from arguments import run
 
 
-def main() -> None:
+def main(tables: list[Path], figure: str, settings: dict[str, dict[str, object]], output: Path) -> None:
     """Run the script."""
-    arguments = parse(__doc__, paths="output", texts="figure settings", many="tables")
-    begin_job(arguments)
-    figure = draw(arguments.figure, arguments.tables, arguments.settings)
-    with atomic_file(arguments.output) as temporary:
-        write_svg(figure, temporary)
+    with atomic_file(output) as temporary:
+        write_svg(draw(figure, tables, settings), temporary)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,24 +1,29 @@
 """Write the report: one HTML file, from tables, figures and records."""
 
+from pathlib import Path
+
 from aird.reporting.report.page import Sources, write_report
 
-from arguments import begin_job, parse
+from arguments import run
 
 
-def main() -> None:
+def main(
+    tables: list[Path],
+    timings: Path,
+    figures: list[Path],
+    captions: list[Path],
+    manifests: list[Path],
+    records: list[Path],
+    arithmetic: Path,
+    locks: list[Path],
+    settings: dict[str, object],
+    command: str,
+    output: Path,
+) -> None:
     """Run the script."""
-    files = "tables figures captions manifests records locks"
-    arguments = parse(__doc__, paths="timings arithmetic output", texts="settings command", many=files)
-    begin_job(arguments)
-    sources = Sources(
-        **{name: getattr(arguments, name) for name in files.split()},
-        timings=arguments.timings,
-        arithmetic=arguments.arithmetic,
-        configuration=arguments.settings,
-        command=arguments.command,
-    )
-    write_report(arguments.output, sources)
+    sources = Sources(tables, timings, figures, captions, manifests, records, arithmetic, locks, settings, command)
+    write_report(output, sources)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

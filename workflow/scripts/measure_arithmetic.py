@@ -1,17 +1,17 @@
 """Measure which type of arithmetic this processor is fast in, and record what all jobs and servers follow."""
 
+from pathlib import Path
+
 from aird.support.files import write_json
-from aird.support.processor import measure_arithmetic
+from aird.support.processor import Choice, measure_arithmetic
 
-from arguments import begin_job, parse
+from arguments import run
 
 
-def main() -> None:
+def main(settings: Choice, output: Path) -> None:
     """Run the script."""
-    arguments = parse(__doc__, paths="output", texts="settings")
-    begin_job(arguments)
-    write_json(arguments.output, measure_arithmetic(arguments.settings))
+    write_json(output, measure_arithmetic(settings))
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -2,6 +2,7 @@
 
 import shutil
 import textwrap
+from pathlib import Path
 
 import yaml
 
@@ -10,7 +11,7 @@ from aird.reporting.figures.drawing import read_table
 from aird.reporting.markdown import describe
 from aird.reporting.sentences import attack_sentences, headlines, read_claims, verdict_sentences
 
-from arguments import parse
+from arguments import call
 
 COLUMNS = (
     "compression patch n refusal refusal_low refusal_high over_refusal degenerate perplexity utility "
@@ -18,27 +19,25 @@ COLUMNS = (
 ).split()
 
 
-def main() -> None:
+def main(tables: Path, report: Path, configuration: Path) -> None:
     """Run the script."""
-    arguments = parse(__doc__, paths="tables report configuration")
-    configuration = load_configuration(yaml.safe_load(arguments.configuration.read_text(encoding="utf-8")))
+    settings = load_configuration(yaml.safe_load(configuration.read_text(encoding="utf-8"))).model_dump()
     summary, paired, attacks, resistance = (
-        read_table(arguments.tables / f"{name}.csv") for name in ("summary", "paired", "attacks", "resistance")
+        read_table(tables / f"{name}.csv") for name in ("summary", "paired", "attacks", "resistance")
     )
-    claims = read_claims(arguments.tables / "claims.csv")
+    claims = read_claims(tables / "claims.csv")
     for (suite, model), rows in summary.groupby(["suite", "model"], sort=False):
         print(f"\n{model}, suite {suite}\n")
         print(describe(rows, COLUMNS))
     print()
     width = shutil.get_terminal_size().columns
-    settings = configuration.model_dump()
     finding = headlines(summary, paired, claims, settings)
     attacked = list(attack_sentences(summary, attacks, resistance, settings))
     for sentence in (*finding, "", *attacked, *[""] * bool(attacked), *verdict_sentences(claims)):
         print(textwrap.fill(sentence, width, subsequent_indent="  ", break_on_hyphens=False))
     print("\nHow the verdicts on C1 to C5 are reached: docs/claims.md")
-    print(f"\nAll numbers: {arguments.tables}/\nReport:      {arguments.report}")
+    print(f"\nAll numbers: {tables}/\nReport:      {report}")
 
 
 if __name__ == "__main__":
-    main()
+    call(main)

@@ -12,26 +12,25 @@ from aird.reporting.records import absent_keys, describe_absent, read_records
 from aird.reporting.tables import kinds_of, make_table, tables_of
 from aird.support.files import atomic_file
 
-from arguments import parse
+from arguments import call
 
 
-def main() -> None:
+def main(results: Path, grid: Path) -> None:
     """Run the script."""
-    arguments = parse(__doc__, paths="results grid")
-    if not arguments.grid.is_file():
+    if not grid.is_file():
         print("No run has begun in this folder: snakemake --cores all")
         return
-    grid = json.loads(arguments.grid.read_text(encoding="utf-8"))
-    tables = tables_of(grid)
+    begun = json.loads(grid.read_text(encoding="utf-8"))
+    tables = tables_of(begun)
     verdicts = [name for name, table in tables.items() if table.whole]
     kinds = kinds_of(tables.values())
     while True:
-        records = read_records(arguments.results, grid, kinds)
+        records = read_records(results, begun, kinds)
         made = {name: make_table(table, records) for name, table in tables.items() if not table.whole}
         # The rule that makes all tables starts with the last record, and takes seconds until it writes.
-        if absent_keys(arguments.results, grid, kinds) == records.absent:
+        if absent_keys(results, begun, kinds) == records.absent:
             break
-    folder: Path = arguments.results / "tables"
+    folder = results / "tables"
     changed = write({folder / f"{name}.csv": frame.to_csv(index=False) for name, frame in made.items()})
     if changed:
         # The verdicts were on other numbers.
@@ -41,7 +40,7 @@ def main() -> None:
         print(summary_markdown(made["summary"]), end="\n\n")
     if len(made["directions"]):
         print(directions_markdown(made["directions"]), end="\n\n")
-    absent = describe_absent(records.absent, grid)
+    absent = describe_absent(records.absent, begun)
     if absent:
         print(absent)
     if not all((folder / f"{name}.csv").is_file() for name in verdicts):
@@ -59,4 +58,4 @@ def write(texts: dict[Path, str]) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    call(main)

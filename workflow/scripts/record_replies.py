@@ -1,24 +1,23 @@
 """Record the original's replies to the direction prompts: what calibrated patches learn from."""
 
+from pathlib import Path
+
 from aird.models.loading import open_checkpoint
 from aird.patching.replies import original_replies, save_replies
 from aird.settings.patches import Replies
 from aird.support.files import read_json_lines
 
-from arguments import begin_job, parse
+from arguments import run
 
 
-def main() -> None:
+def main(
+    checkpoint: Path, manifest: Path, harmful: Path, harmless: Path, settings: Replies, seed: int, output: Path
+) -> None:
     """Run the script."""
-    arguments = parse(
-        __doc__, paths="arithmetic checkpoint manifest harmful harmless output", texts="settings seed", gpu=True
-    )
-    begin_job(arguments)
-    open_checkpoint(arguments.checkpoint, arguments.manifest)
-    records = {kind: read_json_lines(getattr(arguments, kind)) for kind in ("harmful", "harmless")}
-    sizes = Replies.model_validate(arguments.settings)
-    save_replies(arguments.output, original_replies(arguments.checkpoint, records, sizes, int(arguments.seed)))
+    open_checkpoint(checkpoint, manifest)
+    records = {"harmful": read_json_lines(harmful), "harmless": read_json_lines(harmless)}
+    save_replies(output, original_replies(checkpoint, records, settings, seed))
 
 
 if __name__ == "__main__":
-    main()
+    run(main, model=True)

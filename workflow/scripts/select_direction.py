@@ -1,5 +1,7 @@
 """Choose the refusal direction of a checkpoint among its scored candidates."""
 
+from pathlib import Path
+
 from aird.directions.activation_cache import load_cache
 from aird.directions.choice import choose_direction
 from aird.directions.direction import save_direction
@@ -8,22 +10,25 @@ from aird.settings.directions import Directions
 from aird.support.files import read_json
 from aird.support.tensor_files import load_tensors
 
-from arguments import begin_job, parse
+from arguments import run
 
 
-def main() -> None:
+def main(
+    cache: Path,
+    scores: Path,
+    prompt_scores: Path,
+    cosmic: Path | None,
+    settings: Directions,
+    seed: int,
+    direction: Path,
+    record: Path,
+) -> None:
     """Run the script."""
-    arguments = parse(
-        __doc__, paths="cache scores prompt_scores direction record", many="cosmic", texts="settings seed"
-    )
-    begin_job(arguments)
-    settings = Directions.model_validate(arguments.settings)
-    cache, scores = load_cache(arguments.cache), load_scores(arguments.scores)
-    prompt_scores, _ = load_tensors(arguments.prompt_scores)
-    cosmic = read_json(arguments.cosmic[0]) if arguments.cosmic else None
-    direction = choose_direction(cache, scores, prompt_scores, settings, int(arguments.seed), cosmic)
-    save_direction(direction, arguments.direction, arguments.record)
+    tensors, _ = load_tensors(prompt_scores)
+    by_cosmic = None if cosmic is None else read_json(cosmic)
+    chosen = choose_direction(load_cache(cache), load_scores(scores), tensors, settings, seed, by_cosmic)
+    save_direction(chosen, direction, record)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
