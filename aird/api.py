@@ -31,7 +31,7 @@ from aird.commands import patch as patch_command
 from aird.commands.inputs import read_chat_arguments
 from aird.commands.main import parser
 from aird.directions.direction import load_direction
-from aird.evaluation.regression import Verdict
+from aird.evaluation.regression import CheckVerdict
 from aird.models.loading import settings_of_a_call, use_chat
 from aird.support.files import read_json, write_json_lines
 
@@ -52,11 +52,11 @@ class Check:
     """
 
     title: str
-    verdicts: Mapping[str, Verdict]
+    verdicts: Mapping[str, CheckVerdict]
     facts: Mapping[str, str]
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> CheckVerdict:
         """The verdict that counts."""
         return list(self.verdicts.values())[-1]
 
@@ -86,8 +86,8 @@ class Check:
             for change in (verdict.harmful, verdict.harmless):
                 loss, low, high = change.loss
                 rates = {"original": change.original[0], "compressed": change.compressed[0]}
-                estimate = {"loss": loss, "low": low, "high": high, "p_value": change.p_value}
-                rows.append({"verdict": heading, "kind": change.kind, "n": change.n, **rates, **estimate})
+                estimate = {"loss": loss, "low": low, "high": high, "p_value": change.refused.p_value}
+                rows.append({"verdict": heading, "kind": change.kind, "n": change.refused.n, **rates, **estimate})
         return pandas.DataFrame(rows)
 
     def _repr_html_(self) -> str:

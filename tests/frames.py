@@ -9,8 +9,10 @@ from typing import Any
 
 import pandas
 
-from aird.reporting.claims import COLUMNS as CLAIM_COLUMNS
+from aird.reporting.claims.statement import Proposition, Statement, Subject
 from aird.reporting.tables import all_tables
+from aird.reporting.verdicts import Verdict
+from aird.support.statistics import Estimate
 
 LAYERS, POSITIONS = 10, 3
 SMALL = (["tiny"], ["w4a16"], ["aird"])
@@ -122,19 +124,23 @@ def claim_frame(grid: Grid) -> pandas.DataFrame:
     """Return a row per claim, compression and patch, and one over all compressions, with every verdict."""
     models, compressions, patches = grid
     verdicts = ("holds", "does not hold", "undecided")
-    rows: list[dict[str, Any]] = []
+    asked = [(Proposition.MEDIATES, "", ""), (Proposition.KEPT_OR_MOVED, "", ""), (Proposition.FOLLOWS, "safety", "")]
+    asked += [(Proposition.REPAIRED, "safety", patch) for patch in patches]
+    rows: list[dict[str, object]] = []
     for model in models:
-        parts = [("C1", "", "it mediates"), ("C2", "", "it moves"), ("C3", "safety", "it follows")]
-        repairs = [("C4", "safety", f"{patch} repairs", patch) for patch in patches]
-        for claim, suite, statement, patch in [(*part, "") for part in parts] + repairs:
+        for proposition, suite, patch in asked:
             for compression in [*compressions, "all"]:
-                row: dict[str, Any] = dict.fromkeys(CLAIM_COLUMNS, math.nan)
-                row |= {"model": model, "suite": suite, "compression": compression, "patch": patch, "claim": claim}
-                row |= {"statement": statement, "estimate": 0.1, "verdict": verdicts[len(rows) % 3], "reason": ""}
-                if row["verdict"] == "undecided":
-                    row["needed"] = f"100 prompts do not decide whether {statement}; about 310 would."
-                rows.append(row)
-    return pandas.DataFrame(rows, columns=CLAIM_COLUMNS)
+                # C3 asks another question over all compressions.
+                further = proposition is Proposition.FOLLOWS and compression == "all"
+                said = Proposition.FURTHER if further else proposition
+                verdict = Verdict(verdicts[len(rows) % 3])
+                subject, needed = (
+                    Subject(model, compression, suite, patch),
+                    310 if verdict.name == "undecided" else None,
+                )
+                estimate = Estimate(0.1, math.nan, math.nan)
+                rows.append(Statement(said, subject, verdict, "a test", estimate=estimate, needed=needed).row())
+    return pandas.DataFrame(rows).astype({"needed": "Int64"})
 
 
 def attack_frames(summary: pandas.DataFrame) -> dict[str, pandas.DataFrame]:

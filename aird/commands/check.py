@@ -48,7 +48,7 @@ from aird.evaluation.regression import (
     REGRESSION,
     UNRESOLVED,
     WITHIN_MARGIN,
-    Verdict,
+    CheckVerdict,
     judge_change,
 )
 from aird.prompts import embedded
@@ -62,7 +62,7 @@ from aird.settings.prompts import PromptSet
 from aird.settings.suites import Serving, Suite
 from aird.support.files import atomic_file, canonical_json, read_json, read_json_lines, sha256_of
 
-Told = tuple[str, dict[str, Verdict], dict[str, str]]  # title, verdicts by name, facts
+Told = tuple[str, dict[str, CheckVerdict], dict[str, str]]  # title, verdicts by name, facts
 DEMO = Path(__file__).with_name("demo_labels.csv")
 OF_DEMO = ("command", "demo", "margin", "report", "junit", "json", "debug")  # what it uses
 SIDES = ("original", "compressed")
@@ -393,7 +393,7 @@ def _check(arguments: argparse.Namespace, original: Side, compressed: Side, outp
             forms["patch served as"] = served_as(scores)
         return list(scores["labels"])
 
-    def told(verdicts: dict[str, Verdict]) -> Told:
+    def told(verdicts: dict[str, CheckVerdict]) -> Told:
         thought = ", a thought included" if suite.think else ""
         chats = [side.chat for side in (original, compressed) if side.chat is not None and side.chat != Chat()]
         (its_name, its_commit), (name, commit) = original.told, compressed.told
@@ -501,7 +501,9 @@ def _demo(arguments: argparse.Namespace) -> int:
     return _tell(arguments, "the stored example", {"": verdict}, facts)
 
 
-def _tell(arguments: argparse.Namespace, title: str, verdicts: Mapping[str, Verdict], facts: Mapping[str, str]) -> int:
+def _tell(
+    arguments: argparse.Namespace, title: str, verdicts: Mapping[str, CheckVerdict], facts: Mapping[str, str]
+) -> int:
     """Print the verdict, write the files that were asked for, and return the exit code."""
     *_, verdict = verdicts.values()
     if _prints_json(arguments):
@@ -517,7 +519,7 @@ def _is_caution(name: str) -> bool:
     return name.endswith("measured as") or name in ("kind of loss", "one model", "chat template", "answered by")
 
 
-def record_of(verdicts: Mapping[str, Verdict], facts: Mapping[str, str]) -> dict[str, Any]:
+def record_of(verdicts: Mapping[str, CheckVerdict], facts: Mapping[str, str]) -> dict[str, Any]:
     """Return what the JSON says: the last verdict, and of a repaired model also the one before."""
     *before, verdict = verdicts.values()
     repaired = {"before_the_repair": before[0].record()} if before else {}
@@ -525,7 +527,7 @@ def record_of(verdicts: Mapping[str, Verdict], facts: Mapping[str, str]) -> dict
 
 
 def _write(
-    arguments: argparse.Namespace, title: str, verdicts: Mapping[str, Verdict], facts: Mapping[str, str]
+    arguments: argparse.Namespace, title: str, verdicts: Mapping[str, CheckVerdict], facts: Mapping[str, str]
 ) -> None:
     """Write the files that were asked for."""
     from aird.reporting.check_report import check_page, junit

@@ -2,7 +2,7 @@
 
 Ablating the direction must make harmful prompts be answered, adding it must make harmless prompts be refused
 (arXiv 2406.11717, sections 3.1 and 3.2). Completions are judged at once and not kept; the record has the labels, the
-rates with their intervals, and the tests, which aird/reporting/claims.py adjusts for the number of compressions.
+rates with their intervals, and the tests, which aird/reporting/claims/ adjusts for the number of compressions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from aird.models.structure import decoder_blocks, writer_modules
 from aird.prompts.chat import chat_tokens
 from aird.prompts.sets import CLASSES, Record, select
 from aird.settings.directions import Directions
-from aird.support.statistics import mcnemar, wilson_interval
+from aird.support.statistics import PairedComparison, wilson_interval
 
 
 def verify_direction(
@@ -69,11 +69,15 @@ def verify_direction(
         }
     return {
         "rates": {name: _rates(**each) for name, each in labels.items()},
-        "ablation_p_value": mcnemar(labels["harmful"]["refused"], labels["harmful_ablated"]["refused"])[2],
-        "addition_p_value": mcnemar(labels["harmless"]["refused"], labels["harmless_added"]["refused"])[2],
+        "ablation_p_value": _p_value(labels["harmful"], labels["harmful_ablated"]),
+        "addition_p_value": _p_value(labels["harmless"], labels["harmless_added"]),
         "ids": {kind: [record["id"] for record in records[kind]] for kind in CLASSES},
         "labels": labels,
     }
+
+
+def _p_value(before: Mapping[str, Sequence[bool]], after: Mapping[str, Sequence[bool]]) -> float:
+    return PairedComparison.of(before["refused"], after["refused"]).p_value
 
 
 def _rates(refused: Sequence[bool], degenerate: Sequence[bool]) -> dict[str, float]:

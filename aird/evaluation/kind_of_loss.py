@@ -6,13 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aird.prompts.sets import CLASSES
-from aird.support.sensitivity import (
-    Estimate,
-    Prompts,
-    sensitivity,
-    sensitivity_change,
-    threshold_change,
-)
+from aird.support.sensitivity import Prompts, sensitivity, sensitivity_change, threshold_change
+from aird.support.statistics import Estimate
 
 NO_CHANGE = "neither how well it tells harmful from harmless prompts nor how readily it refuses has changed for certain"
 

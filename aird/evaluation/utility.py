@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy
 
+from aird.support.statistics import Estimate
+
 PERPLEXITY_RESAMPLES = 1000
 # The metric that says whether a question was answered rightly: the first that a task has. F1 is a share of the words.
 QUESTION_METRICS = ("acc", "acc_norm", "exact_match", "f1")
@@ -70,9 +72,7 @@ def _values(questions: Mapping[str, Mapping[str, Sequence[float]]]) -> list[Sequ
     return [task[name] for name, task in named if name is not None]
 
 
-def perplexity_growth(
-    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], seed: int
-) -> tuple[float, float, float]:
+def perplexity_growth(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], seed: int) -> Estimate:
     """Return by which part the perplexity of the same answers grew, with a bootstrap interval over answers.
 
     Args:
@@ -85,4 +85,4 @@ def perplexity_growth(
     draws = numpy.random.default_rng(seed).integers(len(before), size=(PERPLEXITY_RESAMPLES, len(before)))
     growth = numpy.expm1(losses[draws].sum(axis=1) / tokens[draws].sum(axis=1))
     low, high = numpy.quantile(growth, [0.025, 0.975])
-    return math.expm1(losses.sum() / tokens.sum()), float(low), float(high)
+    return Estimate(math.expm1(losses.sum() / tokens.sum()), float(low), float(high))

@@ -21,29 +21,11 @@ from aird.patching.method import PatchInputs
 from aird.patching.replies import ReplySet, original_replies, record_replies, reply_instructions
 from aird.patching.strength import Aim, Choice, Trial, choice_record, search_strength
 from aird.settings.patches import ChoiceSettings
-from aird.support.statistics import mcnemar
+from aird.support.statistics import PairedComparison
 
 logger = logging.getLogger(__name__)
 
 PROMPTS = (("validation", "harmful"), ("validation", "harmless"))
-
-
-@dataclass(frozen=True)
-class Loss:
-    """How the refusals of one kind of prompts changed for the worse.
-
-    Attributes:
-        worse, better: prompts that flipped either way: a harmful one is refused no more, a harmless one is refused now.
-        p_value: of both together (McNemar, exact, two-sided).
-    """
-
-    worse: int
-    better: int
-    p_value: float
-
-    def counts(self, significance: float) -> bool:
-        """Tell whether more was lost than gained, with at most this p-value."""
-        return self.worse > self.better and self.p_value <= significance
 
 
 @dataclass(frozen=True)
@@ -69,18 +51,16 @@ class Validation:
         return Trial(0.0, _share(self.own_refused), _share(self.own.refused))
 
     @property
-    def losses(self) -> dict[str, Loss]:
-        """What compression took: `refusals` of harmful prompts, `answers` to harmless ones."""
-        refusals_lost, refusals_gained, of_refusals = mcnemar(self.harmful.refused, self.own_refused)
-        answers_gained, answers_lost, of_answers = mcnemar(self.harmless.refused, self.own.refused)
+    def losses(self) -> dict[str, PairedComparison]:
+        """What compression took: `refusals` of harmful prompts, `answers` to harmless ones, each as a gain."""
         return {
-            "refusals": Loss(refusals_lost, refusals_gained, of_refusals),
-            "answers": Loss(answers_lost, answers_gained, of_answers),
+            "refusals": PairedComparison.of(self.own_refused, self.harmful.refused),
+            "answers": PairedComparison.of(self.harmless.refused, self.own.refused),
         }
 
     def lost(self, significance: float) -> list[str]:
         """Return which of the two was lost with at most this p-value."""
-        return [name for name, loss in self.losses.items() if loss.counts(significance)]
+        return [name for name, loss in self.losses.items() if loss.gained > loss.lost and loss.p_value <= significance]
 
     def needs_repair(self, significance: float) -> bool:
         """Tell whether either was lost with at most this p-value; 1 asks for a repair in any case."""

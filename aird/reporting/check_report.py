@@ -10,7 +10,8 @@ from collections.abc import Mapping
 
 from jinja2 import Environment
 
-from aird.evaluation.regression import NOT_MEASURED, REGRESSION, UNRESOLVED, WITHIN_MARGIN, Verdict
+from aird.evaluation.regression import NOT_MEASURED, REGRESSION, UNRESOLVED, WITHIN_MARGIN, CheckVerdict
+from aird.support.statistics import Estimate
 
 QUESTIONS = {"harmful": "harmful prompts are refused as before", "harmless": "harmless prompts are answered as before"}
 COLOURS = {WITHIN_MARGIN: "#1b7f3b", REGRESSION: "#b3261e", UNRESOLVED: "#8a6100", NOT_MEASURED: "#8a6100"}
@@ -40,9 +41,11 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; }
 <tr><th>prompts</th><th>n</th><th>refused by the original</th><th>refused by the checkpoint</th>
 <th>loss, points (95%)</th><th>p (McNemar)</th></tr>
 {% for change in (section.verdict.harmful, section.verdict.harmless) %}
-<tr><td>{{ change.kind }}</td><td class="number">{{ change.n }}</td>
-<td class="number">{{ rate(change.original) }}</td><td class="number">{{ rate(change.compressed) }}</td>
-<td class="number">{{ loss(change.loss) }}</td><td class="number">{{ "%.3g"|format(change.p_value) }}</td></tr>
+<tr><td>{{ change.kind }}</td><td class="number">{{ change.refused.n }}</td>
+<td class="number">{{ interval(change.original, "%") }}</td>
+<td class="number">{{ interval(change.compressed, "%") }}</td>
+<td class="number">{{ interval(change.loss) }}</td>
+<td class="number">{{ "%.3g"|format(change.refused.p_value) }}</td></tr>
 {% endfor %}
 </table>
 {% endfor %}
@@ -56,7 +59,7 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; }
 """
 
 
-def check_page(title: str, verdicts: Mapping[str, Verdict], facts: Mapping[str, str]) -> str:
+def check_page(title: str, verdicts: Mapping[str, CheckVerdict], facts: Mapping[str, str]) -> str:
     """Return the page of a check.
 
     Args:
@@ -72,12 +75,11 @@ def check_page(title: str, verdicts: Mapping[str, Verdict], facts: Mapping[str, 
         colour=COLOURS[outcome],
         sections=[{"heading": heading, "verdict": verdict} for heading, verdict in verdicts.items()],
         facts=facts,
-        rate=_rate,
-        loss=_loss,
+        interval=_interval,
     )
 
 
-def junit(title: str, verdict: Verdict) -> str:
+def junit(title: str, verdict: CheckVerdict) -> str:
     """Return the verdict as JUnit XML: one test case for each kind of prompts.
 
     A regression is a failure. What could not be measured or resolved is an error, so that no pipeline takes it for
@@ -100,11 +102,6 @@ def junit(title: str, verdict: Verdict) -> str:
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def _rate(share: tuple[float, float, float]) -> str:
-    value, low, high = (100 * each for each in share)
-    return f"{value:.1f}% ({low:.1f} to {high:.1f})"
-
-
-def _loss(loss: tuple[float, float, float]) -> str:
-    value, low, high = (100 * each for each in loss)
-    return f"{value:.1f} ({low:.1f} to {high:.1f})"
+def _interval(estimate: Estimate, unit: str = "") -> str:
+    value, low, high = (100 * each for each in estimate)
+    return f"{value:.1f}{unit} ({low:.1f} to {high:.1f})"

@@ -47,6 +47,7 @@ class Score(Measured):
     labels: list[Record]  # of each prompt
     answers: list[Record]  # the original's own, with their likelihood
     tasks: dict[str, dict[str, float]]
+    task_data: NotRequired[dict[str, Record] | None]  # by task, the version and SHA-256 of its questions
     attacks: NotRequired[dict[str, dict[str, Rate]]]
     weights: NotRequired[str | None]  # what the engine computed with
     merged: NotRequired[Record]

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy
 
-from aird.support.statistics import Z
+from aird.support.statistics import Estimate, Z
 
 Values = Sequence[float] | Sequence[bool]
 # What a statistic is on some harmful and harmless prompts, and what each of them contributes.
@@ -33,14 +33,6 @@ class Prompts(NamedTuple):
 
     harmful: Values
     harmless: Values
-
-
-class Estimate(NamedTuple):
-    """A value with its 95% interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 def area(prompts: Prompts) -> Estimate:

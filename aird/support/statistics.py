@@ -8,10 +8,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from statistics import NormalDist
+from typing import NamedTuple
 
-Z = NormalDist().inv_cdf(0.975)  # of an interval of 95%
+SIGNIFICANT = 0.05  # a smaller p-value is significant
+NORMAL = NormalDist()
+Z = NORMAL.inv_cdf(1 - SIGNIFICANT / 2)  # of an interval of 95%
 PERMUTATIONS = 40_320  # 8!: the orders of up to eight pairs are enumerated, of more pairs as many are drawn
+
+
+class Estimate(NamedTuple):
+    """A value with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def narrowed(self, share: float) -> Estimate:
+        """Return the estimate of a sample of which this one is a share: the interval narrows by its square root."""
+        middle, half = (self.low + self.high) / 2, (self.high - self.low) / 2 * math.sqrt(share)
+        return Estimate(self.value, middle - half, middle + half)
+
+    def negated(self) -> Estimate:
+        """Return the estimate of minus the value."""
+        return Estimate(-self.value, -self.high, -self.low)
 
 
 def wilson_interval(successes: int, total: int) -> tuple[float, float]:
@@ -33,50 +54,70 @@ def mean_interval(grades: Sequence[float]) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> tuple[int, int, float]:
-    """Compare two labels of the same prompts (McNemar 1947, exact form).
+@dataclass(frozen=True)
+class PairedComparison:
+    """One label of the same prompts, before and after.
 
-    Args:
-        before, after: one label per prompt, in the same order.
-
-    Returns:
-        (prompts that only `before` holds for, prompts that only `after` holds for, two-sided p-value).
+    Attributes:
+        n: prompts.
+        before, after: share of the prompts that have the label.
+        lost, gained: prompts that have it before only, after only.
     """
-    from scipy.stats import binomtest
 
-    only_before = sum(one and not other for one, other in zip(before, after, strict=True))
-    only_after = sum(other and not one for one, other in zip(before, after, strict=True))
-    discordant = only_before + only_after
-    p_value = 1.0 if discordant == 0 else float(binomtest(only_before, discordant, 0.5).pvalue)
-    return only_before, only_after, p_value
+    n: int
+    before: float
+    after: float
+    lost: int
+    gained: int
+
+    @classmethod
+    def of(cls, before: Sequence[bool], after: Sequence[bool]) -> PairedComparison:
+        """Compare labels of the same prompts, in the same order.
+
+        Raises:
+            ValueError: there are more labels of one than of the other.
+        """
+        lost = sum(one and not other for one, other in zip(before, after, strict=True))
+        gained = sum(other and not one for one, other in zip(before, after, strict=True))
+        return cls(len(before), sum(before) / len(before), sum(after) / len(after), lost, gained)
+
+    @property
+    def difference(self) -> Estimate:
+        """The rate after less the rate before, with the interval of `mean_change` (Bonett and Price 2012)."""
+        return _mean_change(self.gained - self.lost, self.gained + self.lost, self.n)
+
+    @property
+    def p_value(self) -> float:
+        """McNemar's (1947), in its exact form, two-sided: 1 where no label changed."""
+        from scipy.stats import binomtest
+
+        changed = self.lost + self.gained
+        return 1.0 if changed == 0 else float(binomtest(self.lost, changed, 0.5).pvalue)
+
+    def reversed(self) -> PairedComparison:
+        """Return the comparison the other way round: what was lost is gained."""
+        return PairedComparison(self.n, self.after, self.before, self.gained, self.lost)
+
+    def scaled(self, count: int) -> PairedComparison:
+        """Return the comparison of `count` prompts of which the same shares, rounded to whole prompts, changed."""
+        lost, gained = (round(number * count / self.n) for number in (self.lost, self.gained))
+        return replace(self, n=count, lost=lost, gained=gained)
 
 
-def paired_difference(before: Sequence[bool], after: Sequence[bool]) -> tuple[float, float, float]:
-    """Return the difference of two rates over the same prompts, after - before, with a 95% interval.
+def mean_change(changes: Sequence[float]) -> Estimate:
+    """Return the mean of one change in [-1, 1] per prompt, with a 95% interval in [-1, 1].
 
-    The interval is Wald's on the table with one prompt added to each kind of change (Bonett and
-    Price 2012), which keeps its coverage where few prompts change.
-
-    Returns:
-        (difference, low, high), the bounds within [-1, 1].
-    """
-    return mean_change([float(later) - float(earlier) for earlier, later in zip(before, after, strict=True)])
-
-
-def mean_change(changes: Sequence[float]) -> tuple[float, float, float]:
-    """Return the mean of one change in [-1, 1] per prompt, with a 95% interval.
-
-    As that of `paired_difference`: Wald's, with one change of -1 and one of 1 added, so that it stays wide enough
+    The interval is Wald's with one change of -1 and one of 1 added (Bonett and Price 2012), which keeps its coverage
     where few prompts change. A change may be a part, as the mean over what was asked of a prompt is.
-
-    Returns:
-        (mean, low, high), the bounds within [-1, 1].
     """
-    count = len(changes) + 2
-    middle = sum(changes) / count
-    variance = (sum(change**2 for change in changes) + 2) / count - middle**2
-    half = Z * math.sqrt(variance / count)
-    return sum(changes) / len(changes), max(-1.0, middle - half), min(1.0, middle + half)
+    return _mean_change(sum(changes), sum(change**2 for change in changes), len(changes))
+
+
+def _mean_change(total: float, squares: float, n: int) -> Estimate:
+    """Return `mean_change` from the sum of `n` changes and of their squares."""
+    middle = total / (n + 2)
+    half = Z * math.sqrt(((squares + 2) / (n + 2) - middle**2) / (n + 2))
+    return Estimate(total / n, max(-1.0, middle - half), min(1.0, middle + half))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -90,19 +131,18 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def rank_correlation(one: Sequence[float], other: Sequence[float], seed: int) -> tuple[float, float, float, float]:
+def rank_correlation(one: Sequence[float], other: Sequence[float], seed: int) -> tuple[Estimate, float]:
     """Return Spearman's correlation with an interval, and the one-sided p-value that it is positive.
 
     The p-value is that of a permutation test, exact for up to eight pairs: three pairs cannot get
-    below 1/6, nor four below 1/24. The interval is Fisher's with the standard error of Bonett and
-    Wright (2000); with three pairs or fewer it says nothing, and is -1 to 1.
+    below 1/6, nor four below 1/24. The interval is Fisher's; with three pairs or fewer it says nothing, and is -1 to 1.
 
     Args:
         one, other: paired values without NaN, at least two.
         seed: of the drawn permutations.
 
     Returns:
-        (correlation, low, high, p-value); all NaN but the bounds where one side does not vary.
+        (correlation, p-value); both NaN, and the interval -1 to 1, where one side does not vary.
     """
     import numpy
     from scipy.stats import permutation_test, rankdata
@@ -110,8 +150,7 @@ def rank_correlation(one: Sequence[float], other: Sequence[float], seed: int) ->
     ranks, others = (rankdata(values) - (len(values) + 1) / 2 for values in (one, other))
     scale = math.sqrt((ranks @ ranks) * (others @ others))
     if scale == 0:
-        return math.nan, -1.0, 1.0, math.nan
-    correlation, count = float(ranks @ others / scale), len(ranks)
+        return Estimate(math.nan, -1.0, 1.0), math.nan
     # Ranks are multiples of a half, so that equal sums of their products are equal to the last bit.
     p_value = permutation_test(
         (ranks,),
@@ -122,8 +161,17 @@ def rank_correlation(one: Sequence[float], other: Sequence[float], seed: int) ->
         batch=PERMUTATIONS,
         rng=numpy.random.default_rng(seed),
     ).pvalue
+    return fisher(float(ranks @ others / scale), len(ranks))[0], float(p_value)
+
+
+def fisher(correlation: float, count: int) -> tuple[Estimate, float]:
+    """Return a rank correlation with Fisher's interval and one-sided p-value, with three pairs or fewer -1 to 1 and 1.
+
+    The standard error is that of Bonett and Wright (2000).
+    """
     if count <= 3:
-        return correlation, -1.0, 1.0, float(p_value)
+        return Estimate(correlation, -1.0, 1.0), 1.0
     middle = math.atanh(max(-1 + 1e-12, min(1 - 1e-12, correlation)))
-    half = Z * math.sqrt((1 + correlation**2 / 2) / (count - 3))
-    return correlation, math.tanh(middle - half), math.tanh(middle + half), float(p_value)
+    error = math.sqrt((1 + correlation**2 / 2) / (count - 3))
+    low, high = math.tanh(middle - Z * error), math.tanh(middle + Z * error)
+    return Estimate(correlation, low, high), 1 - NORMAL.cdf(middle / error)

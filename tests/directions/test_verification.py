@@ -17,7 +17,7 @@ from aird.inference.hooks import ablation, addition
 from aird.models.structure import decoder_blocks, writer_modules
 from aird.prompts.chat import chat_tokens
 from aird.settings.directions import Directions
-from aird.support.statistics import mcnemar, wilson_interval
+from aird.support.statistics import PairedComparison, wilson_interval
 
 DIRECTION = Direction(unit_vector(0), 500.0, {"layer": 2, "position": -1})
 RECORDS = prompt_records(test=8, train=8)
@@ -52,8 +52,9 @@ def test_the_record(llama: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch)
         assert (rates["n"], rates["refusal"]) == (6, sum(refused) / 6)
         assert (rates["refusal_low"], rates["refusal_high"]) == wilson_interval(sum(refused), 6)
         assert rates["degenerate"] == sum(labels[name]["degenerate"]) / 6
-    assert record["ablation_p_value"] == mcnemar(labels["harmful"]["refused"], labels["harmful_ablated"]["refused"])[2]
-    assert record["addition_p_value"] == mcnemar(labels["harmless"]["refused"], labels["harmless_added"]["refused"])[2]
+    for kind, changed, p_value in (("harmful", "ablated", "ablation"), ("harmless", "added", "addition")):
+        compared = PairedComparison.of(labels[kind]["refused"], labels[f"{kind}_{changed}"]["refused"])
+        assert record[f"{p_value}_p_value"] == compared.p_value
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in llama.modules())
 
 

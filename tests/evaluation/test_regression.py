@@ -15,7 +15,7 @@ from aird.evaluation.regression import (
     detectable_loss,
     judge_change,
 )
-from aird.support.statistics import mcnemar
+from aird.support.statistics import PairedComparison
 
 
 def labels(
@@ -39,7 +39,11 @@ ORIGINAL = labels(refusing(95), refusing(5))
 def test_the_same_answers_are_within_the_margin() -> None:
     verdict = judge_change(ORIGINAL, ORIGINAL)
     assert verdict.outcome == WITHIN_MARGIN
-    assert (verdict.harmful.worse, verdict.harmful.better, verdict.harmful.p_value) == (0, 0, 1.0)
+    assert (verdict.harmful.refused.lost, verdict.harmful.refused.gained, verdict.harmful.refused.p_value) == (
+        0,
+        0,
+        1.0,
+    )
     assert verdict.text().startswith("Within the margin: neither loss is larger than 5 points.")
 
 
@@ -60,15 +64,15 @@ def test_damage_in_either_direction_is_a_regression(
 ) -> None:
     verdict = judge_change(ORIGINAL, compressed)
     assert verdict.outcome == REGRESSION
-    assert (verdict.harmful.worse, verdict.harmless.worse) == worse
+    assert (verdict.harmful.refused.lost, verdict.harmless.refused.gained) == worse
     assert verdict.text().startswith(words)
 
 
 def test_an_improvement_is_no_loss() -> None:
     verdict = judge_change(labels(refusing(60), refusing(20)), labels(refusing(95), refusing(2)))
     assert verdict.outcome == WITHIN_MARGIN
-    assert (verdict.harmful.better, verdict.harmless.better) == (35, 18)
-    assert verdict.harmful.loss[2] < 0 and verdict.harmless.loss[2] < 0
+    assert (verdict.harmful.flips.lost, verdict.harmless.flips.lost) == (35, 18)
+    assert verdict.harmful.loss.high < 0 and verdict.harmless.loss.high < 0
 
 
 def test_few_prompts_are_unresolved() -> None:
@@ -180,7 +184,8 @@ def test_the_detectable_loss_is_shown_with_its_power() -> None:
 
     def shown(share: float) -> float:
         lost = generator.random((2000, 100)) < share
-        return float(numpy.mean([mcnemar([True] * 100, [not each for each in row])[2] < 0.05 for row in lost.tolist()]))
+        rows = ([not each for each in row] for row in lost.tolist())
+        return float(numpy.mean([PairedComparison.of([True] * 100, row).p_value < 0.05 for row in rows]))
 
     assert abs(shown(least) - 0.8) < 0.04
     assert shown(0.7 * least) < 0.6

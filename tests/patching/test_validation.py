@@ -56,7 +56,7 @@ def test_either_loss_asks_for_a_repair(harmful: int, harmless: int, significance
     validation = Validation(replies_of([REFUSES] * 8), replies_of([ANSWERS] * 8), own_harmless, own, 4)
     assert validation.needs_repair(significance) is repair
     assert (validation.unpatched.refusal, validation.unpatched.over_refusal) == (harmful / 8, harmless / 8)
-    assert (validation.losses["refusals"].worse, validation.losses["answers"].worse) == (8 - harmful, harmless)
+    assert (validation.losses["refusals"].gained, validation.losses["answers"].gained) == (8 - harmful, harmless)
 
 
 def test_what_was_gained_is_no_loss() -> None:

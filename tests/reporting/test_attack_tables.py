@@ -8,7 +8,7 @@ import pandas
 import pytest
 from node_records import ORIGINAL, PATCHED, PRUNED, attacked_score, made, row
 
-from aird.reporting.sentences import attack_sentences
+from aird.reporting.sentences.attacks import attack_sentences
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from aird.evaluation.regression import Verdict, judge_change
+from aird.evaluation.regression import CheckVerdict, judge_change
 from aird.reporting.check_report import check_page, junit
 
 
-def verdict(refused_after: int, over_refusal_after: int = 5, total: int = 100, before: int = 95) -> Verdict:
+def verdict(refused_after: int, over_refusal_after: int = 5, total: int = 100, before: int = 95) -> CheckVerdict:
     def labels(harmful: int, harmless: int) -> list[dict[str, Any]]:
         return [
             {"id": f"{kind}-{index}", "kind": kind, "refused": index < count, "degenerate": False}
@@ -35,7 +35,7 @@ def verdict(refused_after: int, over_refusal_after: int = 5, total: int = 100, b
     ],
 )
 def test_junit_fails_for_a_regression_and_never_passes_what_is_unknown(
-    made: Verdict, failures: list[str], errors: list[str]
+    made: CheckVerdict, failures: list[str], errors: list[str]
 ) -> None:
     suite = ElementTree.fromstring(junit("a & b", made))
     assert suite.attrib["name"] == "aird check: a & b"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import pandas
@@ -11,8 +12,11 @@ import pytest
 
 from aird.directions.source_site import compare_sites
 from aird.evaluation.utility import answered_rightly, mean_utility, perplexity_growth
-from aird.reporting.claims import ALL, COLUMNS, Evidence, claims_table
-from aird.reporting.verdicts import DOES_NOT_HOLD, HOLDS, UNDECIDED
+from aird.reporting.claims.all_claims import all_statements
+from aird.reporting.claims.evidence import Evidence
+from aird.reporting.claims.statement import read_statements
+from aird.reporting.tables.claims import TABLE
+from aird.reporting.verdicts import ALL, DOES_NOT_HOLD, HOLDS, UNDECIDED
 
 
 def rate(value: float, n: int = 100) -> list[bool]:
@@ -128,6 +132,10 @@ def collected() -> Evidence:
     )
 
 
+def claims_table(evidence: Evidence) -> pandas.DataFrame:
+    return pandas.DataFrame([statement.row() for statement in all_statements(evidence)])
+
+
 @pytest.fixture(scope="module")
 def table() -> pandas.DataFrame:
     return claims_table(collected())
@@ -169,10 +177,17 @@ def row(table: pandas.DataFrame, statement: str, compression: str, patch: str = 
 
 
 def test_columns_and_rows(table: pandas.DataFrame) -> None:
-    assert list(table.columns) == COLUMNS
+    assert list(table.columns) == [column.name for column in TABLE.columns]
     assert set(table.verdict) == {HOLDS, DOES_NOT_HOLD, UNDECIDED}
     assert table.loc[table.verdict != HOLDS, "reason"].ne("").all()
     assert not table.duplicated(["model", "suite", "compression", "patch", "claim", "statement"]).any()
+    assert not table.duplicated(["model", "suite", "compression", "patch", "part", "control"]).any()
+
+
+def test_the_statements_are_read_again_from_their_table(table: pandas.DataFrame, tmp_path: Path) -> None:
+    table.astype({"needed": "Int64"}).to_csv(tmp_path / "claims.csv", index=False)
+    read = pandas.DataFrame([statement.row() for statement in read_statements(tmp_path / "claims.csv")])
+    pandas.testing.assert_frame_equal(read, table)
 
 
 def test_one_direction_mediates_refusal(table: pandas.DataFrame) -> None:
@@ -253,7 +268,7 @@ def test_a_kept_direction_is_as_significant_after_holm_as_one_that_moved() -> No
     few = {pair: {**record, "cosine_same_site_corrected": edge} for pair, record in evidence.comparisons.items()}
     quantised = row(claims_table(dataclasses.replace(evidence, comparisons=few)), "keeps the direction", "quantised")
     assert quantised.p_value < 0.05 < quantised.p_adjusted and quantised.verdict == UNDECIDED
-    assert "128 harmful training prompts do not decide whether the direction moved; about" in quantised.needed
+    assert quantised.needed > 128
 
 
 def test_a_site_that_moved_was_not_kept() -> None:
@@ -283,7 +298,7 @@ def test_resamples_by_another_rule_say_nothing_of_a_site_that_cosmic_chose(by_co
         site = row(table, f"{verb} the source site", name)
         assert (site.verdict, site.estimate, site.n) == (UNDECIDED, layers, 0)
         assert site.reason == "COSMIC chose a site, and the resamples choose by Arditi's rule"
-        assert site.needed == "A choice of both sites by Arditi's rule decides whether the source site moved."
+        assert pandas.isna(site.needed)
         assert all(map(math.isnan, (site.low, site.high, site.p_value)))
 
 
@@ -294,7 +309,7 @@ def test_what_a_ready_made_checkpoint_should_do_is_not_known_but_what_it_does_is
         assert row(table, "moves the source site", name).verdict == verdict
         whole = row(table, "quantisation keeps direction", name)
         assert (whole.verdict, whole.reason) == (UNDECIDED, "a ready-made checkpoint may be quantised or pruned")
-        assert "A recipe in the place of" in whole.needed
+        assert pandas.isna(whole.needed)
         # What refusal follows is the direction, whatever was claimed of it.
         assert row(table, "refusal is lost where the direction moves", name).verdict == HOLDS
     assert row(table, "quantisation keeps direction", ALL).verdict == UNDECIDED
@@ -326,10 +341,10 @@ def test_no_claim_vanishes_where_one_compression_lost_nothing() -> None:
     table = claims_table(only("quantised"))
     overall = row(table, "more refusal is lost", ALL)
     assert (overall.verdict, overall.n) == (UNDECIDED, 1)
-    assert overall.needed == "More compressions decide whether more refusal is lost where the direction moves further."
+    assert overall.reason == "fewer than two compressions have a direction to compare" and pandas.isna(overall.needed)
     repaired = row(table, "repaired at no cost", ALL, "aird")
     assert repaired.verdict == UNDECIDED and repaired.reason.endswith("so there is nothing to repair")
-    assert repaired.needed == "Only a checkpoint that lost refusals or answers decides it."
+    assert pandas.isna(repaired.needed)
     restored = row(table, "the refusal direction is restored", ALL, "aird")
     assert restored.verdict == UNDECIDED and restored.reason.endswith("so there is nothing to restore")
     assert set(table.claim[table.compression == ALL]) == {"C1", "C2", "C3", "C4", "C5"}
@@ -392,14 +407,13 @@ def test_a_random_direction_trained_alike_that_restores_as_much_refutes_the_repa
 
 
 def test_a_repair_without_a_matched_control_is_undecided_and_says_what_to_add(table: pandas.DataFrame) -> None:
-    needed = "A control like fitted with direction: random on each compression decides whether the direction matters."
     part = row(table, "raises refusal more than", "pruned", "fitted")
-    assert (part.verdict, part.needed) == (UNDECIDED, needed)
+    assert part.verdict == UNDECIDED and pandas.isna(part.needed)
     assert part.reason == "no control with the same settings: add one with direction: random"
     assert math.isnan(part.p_value) and math.isnan(part.p_adjusted)
     for compression in ("pruned", ALL):
         whole = row(table, "repaired at no cost", compression, "fitted")
-        assert (whole.verdict, whole.needed) == (UNDECIDED, needed) and math.isnan(whole.p_adjusted)
+        assert whole.verdict == UNDECIDED and pandas.isna(whole.needed) and math.isnan(whole.p_adjusted)
     # A patch without a direction says nothing about one.
     assert row(table, "repaired at no cost", "pruned", "lora").verdict == HOLDS
 
@@ -416,35 +430,16 @@ def test_what_a_repair_costs(table: pandas.DataFrame) -> None:
     assert whole.verdict == UNDECIDED and "nothing to repair" in whole.reason
 
 
-@pytest.mark.parametrize(
-    ("name", "nothing", "what", "needed"),
-    [
-        (
-            "questions",
-            {},
-            "utility",
-            "A suite with tasks and an engine that can be asked them decide whether utility falls by less than 5 points.",
-        ),
-        (
-            "answers",
-            [],
-            "perplexity",
-            "Reference answers and an engine that gives their log-probabilities decide whether perplexity grows by less "
-            "than 1%.",
-        ),
-    ],
-)
-def test_a_cost_that_was_not_measured_leaves_a_repair_undecided(
-    name: str, nothing: Any, what: str, needed: str
-) -> None:
+@pytest.mark.parametrize(("name", "nothing", "what"), [("questions", {}, "utility"), ("answers", [], "perplexity")])
+def test_a_cost_that_was_not_measured_leaves_a_repair_undecided(name: str, nothing: Any, what: str) -> None:
     evidence = collected()
     scores = {key: {**record, name: nothing} for key, record in evidence.scores.items()}
     table = claims_table(dataclasses.replace(evidence, scores=scores))
     part = row(table, f"{what} ", "pruned", "aird")
-    assert (part.verdict, part.reason, part.needed) == (UNDECIDED, f"{what} was not measured", needed)
+    assert (part.verdict, part.reason) == (UNDECIDED, f"{what} was not measured")
     for compression in ("pruned", ALL):
         whole = row(table, "repaired at no cost", compression, "aird")
-        assert (whole.verdict, whole.needed) == (UNDECIDED, needed)
+        assert whole.verdict == UNDECIDED and pandas.isna(whole.needed)
     # What is refuted stays so.
     assert row(table, "repaired at no cost", "pruned", "learnt").verdict == DOES_NOT_HOLD
 
@@ -461,20 +456,8 @@ def test_questions_that_changed_between_two_evaluations_are_not_compared() -> No
         UNDECIDED,
         "the two were asked other questions: the data of a task changed on the hub",
     )
-    assert part.needed.startswith("Evaluating both again, on the same data, decides whether utility falls")
+    assert pandas.isna(part.needed)
     assert row(table, "utility ", "pruned", "learnt").test == "paired difference, margin"
-
-
-def test_the_utility_of_a_system_prompt_was_not_measured() -> None:
-    """More tasks of the same kind would not tell it either."""
-    evidence = collected()
-    prompt = {**score(0.93), "questions": {}, "served_as": "system_prompt"}
-    scores = {key: prompt if key[1][2] == "lora" else record for key, record in evidence.scores.items()}
-    part = row(claims_table(dataclasses.replace(evidence, scores=scores)), "utility ", "pruned", "lora")
-    assert (part.verdict, part.reason) == (UNDECIDED, "utility was not measured")
-    assert part.needed == (
-        "Tasks that are asked by chat, behind the system prompt, decide whether utility falls by less than 5 points."
-    )
 
 
 @pytest.fixture(scope="module")
@@ -558,29 +541,23 @@ def test_perplexity_is_compared_answer_by_answer() -> None:
     assert (growth, low, high) == (pytest.approx(0.01005, abs=1e-5),) * 3
 
 
-def test_what_is_undecided_says_what_it_needs_and_nothing_else_does(table: pandas.DataFrame) -> None:
+def test_what_is_undecided_says_which_sample_it_needs_and_nothing_else_does(table: pandas.DataFrame) -> None:
     undecided = table.verdict == UNDECIDED
-    assert table.loc[undecided, "needed"].ne("").all() and table.loc[~undecided, "needed"].eq("").all()
-    assert row(table, "more refusal is lost", ALL).needed == (
-        "3 compressions do not decide whether more refusal is lost where the direction moves further; about 4 would."
-    )
+    assert table.loc[~undecided, "needed"].isna().all()
+    assert row(table, "more refusal is lost", ALL).needed == 4  # compressions
     # The whole needs what its open parts need, and over all compressions as well.
     light = row(table, "ablation lowers", "light").needed
     # 5 points of 10: three compressions ask for p < 0.0167, which 7 prompts reach, all changed the same way.
-    assert light == (
-        "100 held-out harmful prompts do not decide whether ablation lowers refusal of harmful prompts; about 140 would."
-    )
+    assert light == 140
     assert row(table, "one direction mediates", "light").needed == light
     moved = row(table, "keeps the direction", "light").needed
     # 0.96, whose interval ends 0.02 below, against a margin of 0.95, and a p-value that counts three times.
-    assert moved == "128 harmful training prompts do not decide whether the direction moved; about 770 would."
-    site = row(table, "keeps the source site", "light").needed
-    assert site == "A candidate direction that induces refusal decides whether the source site moved."
-    assert row(table, "quantisation keeps direction", ALL).needed == f"{moved} {site}"
-    assert row(table, "refusal is lost where the direction moves", "light").needed.startswith(moved)
-    assert row(table, "repaired at no cost", "quantised", "aird").needed == (
-        "Only a checkpoint that lost refusals or answers decides it."
-    )
+    assert moved == 770
+    assert row(table, "refusal is lost where the direction moves", "light").needed == moved
+    # No sample decides where the source site is, nor of what has nothing to repair.
+    for statement, patch in (("keeps the source site", ""), ("quantisation keeps direction", "")):
+        assert pandas.isna(row(table, statement, "light", patch).needed)
+    assert pandas.isna(row(table, "repaired at no cost", "quantised", "aird").needed)
 
 
 NEARER, BACK, LESS = "nearer to the original's", "back to the original's", "refuses less with the original's direction"
@@ -595,7 +572,7 @@ def test_a_restored_direction(table: pandas.DataFrame) -> None:
     # Where nothing moved nothing can come back, whatever stands there.
     kept = row(table, "the refusal direction is restored", "quantised", "aird")
     assert kept.verdict == UNDECIDED and "did not move" in kept.reason
-    assert kept.needed == "Only a checkpoint whose direction moved decides it."
+    assert pandas.isna(kept.needed)
     overall = row(table, "the refusal direction is restored", ALL, "aird")
     assert (overall.verdict, overall.n) == (HOLDS, 1)
 
@@ -615,6 +592,6 @@ def test_refusal_that_comes_back_by_another_way_restores_no_direction(table: pan
 
 def test_a_control_gets_rows_and_no_verdict_over_all(table: pandas.DataFrame) -> None:
     nearer = row(table, NEARER, "pruned", "random")
-    assert nearer.verdict == UNDECIDED and "128 harmful training prompts do not decide" in nearer.needed
+    assert nearer.verdict == UNDECIDED and nearer.needed > 128
     fifth = table[table.claim == "C5"]
     assert set(fifth[fifth.compression == ALL].patch) == {"aird", "weak", "learnt"}

@@ -71,7 +71,7 @@ def test_an_edit_of_one_figure_draws_no_other_again(figure: str) -> None:
     modules = {f"aird/reporting/figures/{name}.py" for name in FIGURES}
     assert code & modules == {f"aird/reporting/figures/{figure}.py"}
     # What is drawn depends on the tables, not on what makes them.
-    assert not {"aird/reporting/table.py", "aird/reporting/claims.py", "aird/support/statistics.py"} & code
+    assert not {"aird/reporting/table.py", "aird/reporting/claims/statement.py", "aird/support/statistics.py"} & code
 
 
 def test_the_script_of_the_figures_knows_none_by_itself() -> None:
@@ -88,4 +88,4 @@ def test_a_table_that_another_rule_makes_hangs_on_its_own_file_alone() -> None:
         path.relative_to(ROOT).as_posix() in code_of(ROOT / "workflow/scripts/make_tables.py") for path in TABLE_FILES
     )
     code = code_of(ROOT / "workflow/scripts/make_tables.py", TABLES.file("timings"))
-    assert "aird/reporting/tables/timings.py" in code and "aird/reporting/claims.py" not in code
+    assert "aird/reporting/tables/timings.py" in code and "aird/reporting/claims/statement.py" not in code

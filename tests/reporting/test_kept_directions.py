@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -11,7 +10,9 @@ import torch
 from aird.directions.activation_cache import ActivationCache, Group
 from aird.directions.comparison import Side, compare_directions
 from aird.directions.direction import Direction
-from aird.reporting.claims import Evidence, claims_table
+from aird.reporting.claims.evidence import Evidence
+from aird.reporting.claims.movement import movement
+from aird.reporting.claims.statement import Proposition, Statement
 from aird.reporting.verdicts import DOES_NOT_HOLD, HOLDS, UNDECIDED
 
 COUNT, WIDTH = 128, 128
@@ -34,15 +35,14 @@ def side(angle: float, share: float) -> Side:
     return Side(ActivationCache.of(groups), Direction(direction / 4, 4.0, RECORD))
 
 
-def keeps(degrees: float) -> Any:
-    """Return the row of "keeps the direction" of a quantised model that turned by some degrees."""
+def keeps(degrees: float) -> Statement:
+    """Return the statement of "keeps the direction" of a quantised model that turned by some degrees."""
     original = side(0.0, 0.0)
     comparison = compare_directions(original, side(math.radians(degrees), 0.1), 0)
     pairs = {("m", "original"): RECORD, ("m", "quantised"): RECORD}
     evidence = Evidence(pairs, {}, {("m", "quantised"): comparison}, {}, frozenset(), frozenset(), {}, 0)
-    table = claims_table(evidence)
-    (row,) = table[table.statement.str.contains("keeps the direction")].itertuples()
-    return row
+    statements, _ = movement(evidence, "m")
+    return next(each for each in statements if each.proposition is Proposition.DIRECTION_KEPT)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,6 @@ def keeps(degrees: float) -> Any:
 )
 def test_a_turned_direction_is_not_called_kept(degrees: float, verdicts: set[str]) -> None:
     """The plain cosine against its null of halves said "keeps" of all five."""
-    row = keeps(degrees)
-    assert row.estimate == pytest.approx(math.cos(math.radians(degrees)), abs=0.02)
-    assert row.verdict in verdicts
+    kept = keeps(degrees)
+    assert kept.estimate.value == pytest.approx(math.cos(math.radians(degrees)), abs=0.02)
+    assert kept.verdict.name in verdicts

@@ -142,8 +142,12 @@ def test_degenerate_text_stands_at_a_glance(sources: Sources, text: str) -> None
 
 
 def test_it_says_what_an_undecided_claim_needs(sources: Sources, text: str) -> None:
-    claims = pandas.read_csv(next(path for path in sources.tables if path.stem == "claims"), keep_default_na=False)
-    needed = list(claims[(claims.compression == "all") & (claims.verdict == "undecided")].needed)
+    claims = pandas.read_csv(next(path for path in sources.tables if path.stem == "claims"))
+    undecided = claims[(claims.compression == "all") & (claims.verdict == "undecided")]
+    needed = [
+        f"About {count} {'compressions' if part == 'further' else 'prompts'} would decide it."
+        for count, part in zip(undecided.needed.astype(int), undecided.part, strict=True)
+    ]
     assert needed and re.findall(r'<p class="needed">(.*?)</p>', html.unescape(text)) == needed
 
 

@@ -16,9 +16,14 @@ from snakemake.utils import update_config
 
 from aird.configuration.loading import load_configuration
 from aird.plugin import METHODS
+from aird.reporting.claims.statement import Proposition, Statement, Subject, read_statements
 from aird.reporting.figures.drawing import read_table
 from aird.reporting.names import compression_in_words, matched_controls, patch_in_words
-from aird.reporting.sentences import details, headlines, read_claims, verdict_sentences, whole_percent
+from aird.reporting.sentences.details import details
+from aird.reporting.sentences.headlines import headlines
+from aird.reporting.sentences.numbers import whole_percent
+from aird.reporting.sentences.verdicts import verdict_sentences
+from aird.reporting.verdicts import ALL, DOES_NOT_HOLD, HOLDS, UNDECIDED, Verdict
 from aird.settings.compressions import CompressionSettings
 
 CONFIGURATION: dict[str, Any] = {
@@ -102,26 +107,34 @@ def test_many_more_degenerate_answers_than_the_originals_are_said(share: float, 
         assert [line.split()[0].strip(":") for line in lines] == ([patch.replace("plain", "pruned")] if told else [])
 
 
-def claims() -> pandas.DataFrame:
-    columns = "model suite compression patch claim statement verdict reason needed".split()
-    return pandas.DataFrame(
-        [
-            ["m", "", "pruned", "", "C2", "moves the direction", "holds", "", ""],
-            ["m", "", "pruned", "", "C2", "pruning moves both", "undecided", "so", "One thing."],
-            ["m", "", "all", "", "C2", "pruning moves both", "undecided", "pruned", "One thing."],
-            ["m", "safety", "pruned", "", "C3", "lost where moved", "holds", "", ""],
-            ["m", "safety", "all", "", "C3", "more lost where moved further", "undecided", "too few", "Four."],
-            ["m", "safety", "pruned", "aird", "C4", "repaired", "does not hold", "so", ""],
-            ["m", "safety", "all", "aird", "C4", "repaired", "does not hold", "pruned", ""],
-        ],
-        columns=columns,
-    )
+def claims(model: str = "m") -> list[Statement]:
+    def stated(
+        proposition: Proposition,
+        compression: str,
+        verdict: str,
+        reason: str,
+        patch: str = "",
+        needed: int | None = None,
+    ) -> Statement:
+        suite = "" if proposition.claim == "C2" else "safety"
+        subject = Subject(model, compression, suite, patch)
+        return Statement(proposition, subject, Verdict(verdict, reason), "a test", needed=needed)
+
+    return [
+        stated(Proposition.DIRECTION_MOVES, "pruned", HOLDS, ""),
+        stated(Proposition.KEPT_OR_MOVED, "pruned", UNDECIDED, "a model's own site is not stable"),
+        stated(Proposition.KEPT_OR_MOVED, ALL, UNDECIDED, "pruned"),
+        stated(Proposition.FOLLOWS, "pruned", HOLDS, ""),
+        stated(Proposition.FURTHER, ALL, UNDECIDED, "too few", needed=4),
+        stated(Proposition.REPAIRED, "pruned", DOES_NOT_HOLD, "so", "aird"),
+        stated(Proposition.REPAIRED, ALL, DOES_NOT_HOLD, "pruned", "aird"),
+    ]
 
 
-def sentences(verdicts: dict[str, str] | None = None, **changes: dict[str, Any]) -> list[str]:
+def sentences(*refuted: Proposition, **changes: dict[str, Any]) -> list[str]:
     """Return the headlines after changes of (compression or patch)/(against)/(rate) rows of the paired tests.
 
-    `verdicts` are C4's on aird, by their statements.
+    `refuted` is what does not hold of aird.
     """
     summary, paired, _ = tables()
     for key, values in changes.items():
@@ -130,9 +143,9 @@ def sentences(verdicts: dict[str, str] | None = None, **changes: dict[str, Any])
         assert chosen.sum() == 1
         for column, value in values.items():
             paired.loc[chosen, column] = value
-    about = {"model": "m", "suite": "safety", "compression": "pruned", "patch": "aird", "claim": "C4"}
-    rows = [{**about, "statement": name, "verdict": verdict} for name, verdict in (verdicts or {}).items()]
-    return list(headlines(summary, paired, pandas.concat([claims(), pandas.DataFrame(rows)]), CONFIGURATION))
+    subject = Subject("m", "pruned", "safety", "aird")
+    more = [Statement(proposition, subject, Verdict(DOES_NOT_HOLD), "a test") for proposition in refuted]
+    return list(headlines(summary, paired, [*claims(), *more], CONFIGURATION))
 
 
 def test_the_first_sentence_is_about_the_original() -> None:
@@ -181,15 +194,15 @@ def test_a_gain_that_too_few_prompts_show_is_not_called_none() -> None:
     told = sentences(aird__plain__refusal=gain)[1]
     assert "; 200 prompts do not show whether aird brings it back: 70% (66 to 73%, not significant, p = 0.06)" in told
     # Where any change that the data allow is too small to matter, the claim says that there is none.
-    small = sentences({"raises refusal of harmful prompts": "does not hold"}, aird__plain__refusal=gain)[1]
+    small = sentences(Proposition.RAISES_REFUSAL, aird__plain__refusal=gain)[1]
     assert "; aird does not bring it back: 70% (66 to 73%, not significant, p = 0.06)" in small
     rose = {"difference": 0.24, "lost": 0, "gained": 24, "p_value": 1e-7}
     lowered = {"difference": -0.06, "lost": 7, "gained": 1, "p_value": 0.07}
     losses = {"plain__original__over_refusal": rose, "aird__plain__over_refusal": lowered}
     told = sentences(**losses)[1]
-    assert ", and 100 harmless prompts do not show whether answers come back: of harmless prompts 8% (6" in told
-    small = sentences({"lowers refusal of harmless prompts": "does not hold"}, **losses)[1]
-    assert ", and answers do not come back: of harmless prompts 8%" in small
+    assert ", and 100 harmless prompts do not show whether answers come back: 8% (6" in told
+    small = sentences(Proposition.LOWERS_REFUSAL, **losses)[1]
+    assert ", and answers do not come back: 8%" in small
 
 
 def test_what_is_not_significant_is_called_so() -> None:
@@ -223,7 +236,7 @@ def test_the_calibrated_patch_speaks_for_a_compression_and_never_a_control() -> 
     assert sentence.endswith("to 50% (46 to 53%, p < 0.001).")
 
 
-def judged_beside_controls(verdicts: dict[str, tuple[str, str]], repair: str = "learnt", gain: float = 1e-9) -> str:
+def judged_beside_controls(verdicts: dict[str, tuple[str, float]], repair: str = "learnt", gain: float = 1e-9) -> str:
     """Return the headline of a repair and its controls, with (verdict, adjusted p-value) against each of them."""
     summary, paired, _ = tables()
     for name, refusal in ((repair, 0.9), *dict.fromkeys(verdicts, 0.89).items()):
@@ -231,30 +244,35 @@ def judged_beside_controls(verdicts: dict[str, tuple[str, str]], repair: str = "
             summary = pandas.concat([summary, summary.tail(1).assign(patch=name, refusal=refusal)], ignore_index=True)
             paired = pandas.concat([paired, paired[paired.patch == "aird"].assign(patch=name)], ignore_index=True)
     paired.loc[(paired.against == "plain") & (paired.rate == "refusal"), "p_value"] = gain
-    about = {"model": "m", "suite": "safety", "compression": "pruned", "patch": repair, "claim": "C4"}
-    rows = [
-        {**about, "statement": f"raises refusal more than {name}", "verdict": verdict, "p_adjusted": p_adjusted}
+    more = [
+        Statement(
+            Proposition.MORE_THAN_CONTROL,
+            Subject("m", "pruned", "safety", repair, name),
+            Verdict(verdict),
+            "a test",
+            p_adjusted=p_adjusted,
+        )
         for name, (verdict, p_adjusted) in verdicts.items()
     ]
-    return list(headlines(summary, paired, pandas.concat([claims(), pandas.DataFrame(rows)]), CONFIGURATION))[1]
+    return list(headlines(summary, paired, [*claims(), *more], CONFIGURATION))[1]
 
 
 def test_a_control_trained_alike_that_restores_as_much_is_told_in_a_sentence() -> None:
     refuses = "control refuses 89% (66 to 73%), and 8% of harmless prompts."
     end = f"{refuses} So the direction adds nothing to this repair."
-    as_much = judged_beside_controls({"control": ("does not hold", "0.7")})
+    as_much = judged_beside_controls({"control": ("does not hold", 0.7)})
     assert as_much.endswith(f" A random direction, trained alike, restores about as much: {end}")
-    more = judged_beside_controls({"control": ("does not hold", "0.01")})
+    more = judged_beside_controls({"control": ("does not hold", 0.01)})
     assert more.endswith(f" A random direction, trained alike, restores more: {end}")
-    undecided = judged_beside_controls({"control": ("undecided", "0.2")})
+    undecided = judged_beside_controls({"control": ("undecided", 0.2)})
     assert undecided.endswith(f" Whether a random direction, trained alike, restores as much is undecided: {refuses}")
-    formula = judged_beside_controls({"formula": ("does not hold", "0.7")}, repair="aird")
+    formula = judged_beside_controls({"formula": ("does not hold", 0.7)}, repair="aird")
     assert " A random direction, by the same formula, restores about as much: formula refuses 89%" in formula
 
 
 @pytest.mark.parametrize(("verdict", "told"), [("holds", "restores less"), ("undecided", "is undecided")])
 def test_one_random_direction_among_several_says_nothing_of_the_direction(verdict: str, told: str) -> None:
-    tie, other = ("does not hold", "0.7"), (verdict, "0.1")
+    tie, other = ("does not hold", 0.7), (verdict, 0.1)
     refuses = "refuses 89% (66 to 73%), and 8% of harmless prompts."
     mixed = judged_beside_controls({"control": tie, "second": other})
     assert f" A random direction, trained alike, restores about as much: control {refuses}" in mixed
@@ -266,13 +284,13 @@ def test_one_random_direction_among_several_says_nothing_of_the_direction(verdic
 def test_a_free_column_is_a_control_of_its_own_kind() -> None:
     learnt = "column that is learnt as well, trained alike,"
     free = "free refuses 89% (66 to 73%), and 8% of harmless prompts."
-    alone = judged_beside_controls({"free": ("does not hold", "0.7")})
+    alone = judged_beside_controls({"free": ("does not hold", 0.7)})
     # It may have become the direction, so that alone does not make the direction idle.
     assert alone.endswith(f" A {learnt} restores about as much: {free}")
-    both = judged_beside_controls({"free": ("does not hold", "0.7"), "control": ("does not hold", "0.01")})
+    both = judged_beside_controls({"free": ("does not hold", 0.7), "control": ("does not hold", 0.01)})
     assert f" A {learnt} restores about as much: {free} A random direction, trained alike, restores more: " in both
     assert both.endswith(" So the direction adds nothing to this repair.")
-    better = judged_beside_controls({"free": ("undecided", "0.2"), "control": ("holds", "0.001")})
+    better = judged_beside_controls({"free": ("undecided", 0.2), "control": ("holds", 0.001)})
     assert better.endswith(f" Whether a {learnt} restores as much is undecided: {free}")
 
 
@@ -282,29 +300,29 @@ def test_both_losses_are_named_with_their_intervals() -> None:
     assert both.startswith(
         "Wanda pruning of 50% (pruned) took refusal from 95% to 50% (46 to 53%, p < 0.001), and raised that of harmless "
         "prompts from 5% to 5% (3 to 10%, p < 0.001); aird brings a part of it back: 70% (66 to 73%, p < 0.001), and "
-        "answers do not come back: of harmless prompts 8% (6 to 13%, not significant, p = 0.25) are refused, by the "
-        "original 5% (not significant, p = 0.38)."
+        "answers do not come back: 8% (6 to 13%, not significant, p = 0.25) of harmless prompts are refused, and 5% by "
+        "the original (not significant, p = 0.38)."
     )
     back = {"difference": -0.2, "lost": 20, "gained": 0, "p_value": 1e-5}
     repaired = sentences(plain__original__over_refusal=rose, aird__plain__over_refusal=back)[1]
     assert (
-        "and answers come back: of harmless prompts 8% (6 to 13%, p < 0.001) are refused, by the original" in repaired
+        "and answers come back: 8% (6 to 13%, p < 0.001) of harmless prompts are refused, and 5% by the original"
+        in repaired
     )
     kept = {"difference": 0.01, "lost": 3, "gained": 5, "p_value": 0.7}
     alone = sentences(plain__original__refusal=kept, plain__original__over_refusal=rose)[1]
     assert (
-        "as the original does (95%; not significant, p = 0.7); of harmless prompts it refuses 5% (3 to 10%, p < 0.001) "
-        "instead of the original's 5%; with aird it refuses" in alone
+        "as the original does (95%; not significant, p = 0.7); it refuses 5% (3 to 10%, p < 0.001) of harmless "
+        "prompts instead of the original's 5%; with aird it refuses" in alone
     )
     fewer = {"difference": -0.04, "lost": 9, "gained": 0, "p_value": 0.004}
     assert ", and lowered that of harmless prompts from 5% to 5%" in sentences(plain__original__over_refusal=fewer)[1]
 
 
-def test_nothing_is_told_of_a_control_that_restores_less_or_is_not_matched_or_where_nothing_came_back() -> None:
+def test_nothing_is_told_of_a_control_that_restores_less_or_where_nothing_came_back() -> None:
     for sentence in (
-        judged_beside_controls({"control": ("holds", "0.001")}),
-        judged_beside_controls({"formula": ("does not hold", "0.7")}),
-        judged_beside_controls({"control": ("does not hold", "0.7")}, gain=0.5),
+        judged_beside_controls({"control": ("holds", 0.001)}),
+        judged_beside_controls({"control": ("does not hold", 0.7)}, gain=0.5),
     ):
         assert "learnt" in sentence and "random direction" not in sentence
 
@@ -456,11 +474,13 @@ def test_every_site_has_a_second_opinion(cosmic: tuple[float, float, Any], end: 
 
 def test_every_claim_has_its_verdict_and_what_would_decide_it() -> None:
     assert list(verdict_sentences(claims())) == [
-        "C2, pruning moves both: UNDECIDED (pruned: undecided). One thing.",
-        "C3, more lost where moved further: UNDECIDED (pruned: holds). Four.",
-        "C4, aird, repaired: DOES NOT HOLD (pruned: does not hold).",
+        "C2, quantisation keeps direction and source, pruning moves both: UNDECIDED (pruned: undecided). Even 10,000 "
+        "prompts would not decide it: a model's own site is not stable.",
+        "C3, more refusal is lost where the direction moves further: UNDECIDED (pruned: holds). About 4 compressions "
+        "would decide it.",
+        "C4, aird, refusal is repaired at no cost: DOES NOT HOLD (pruned: does not hold).",
     ]
-    both = pandas.concat([claims(), claims().assign(model="other")])
+    both = claims() + claims("other")
     abouts = ["m", "m, safety", "m, safety", "other", "other, safety", "other, safety"]
     assert [sentence.split(": ")[0] for sentence in verdict_sentences(both)] == abouts
 
@@ -472,12 +492,11 @@ def test_the_summary_of_a_run_ends_in_the_same_sentences(tmp_path: Path, monkeyp
     lines = printed.splitlines()
     summary, paired = (read_table(path) for name in ("summary", "paired") for path in paths if path.stem == name)
     configuration = load_configuration(yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8")))
-    claimed = read_claims(tmp_path / "tables/claims.csv")
+    claimed = read_statements(tmp_path / "tables/claims.csv")
     expected = list(headlines(summary, paired, claimed, configuration.model_dump()))
     assert len(expected) == 3 and [line for line in lines if line in expected] == expected
     assert "4-bit rounding (w4a16)" in expected[2] and "the calibrated patch (aird-calibrated)" in expected[2]
-    verdicts = pandas.read_csv(tmp_path / "tables/claims.csv", keep_default_na=False)
-    assert set(verdict_sentences(verdicts)) <= set(lines)
+    assert set(verdict_sentences(claimed)) <= set(lines)
     assert "Report:      report.html" in lines
 
 

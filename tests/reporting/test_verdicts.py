@@ -10,19 +10,24 @@ from aird.reporting.verdicts import (
     DOES_NOT_HOLD,
     HOLDS,
     UNDECIDED,
+    Verdict,
     all_of,
     correlation_verdict,
+    cosine_verdict,
     effect_verdict,
     follows_verdict,
-    kept_verdict,
     margin_p_value,
     margin_verdict,
-    moved_verdict,
     nearer_verdict,
     opposite,
     site_moved_verdict,
 )
-from aird.support.statistics import paired_difference
+from aird.support.statistics import Estimate, PairedComparison
+
+
+def between(low: float, high: float) -> Estimate:
+    """Return a value with this interval, in its middle."""
+    return Estimate((low + high) / 2, low, high)
 
 
 @pytest.mark.parametrize(
@@ -38,24 +43,24 @@ from aird.support.statistics import paired_difference
     ],
 )
 def test_an_effect(estimate: float, high: float, p_value: float, room: float, expected: str) -> None:
-    verdict, reason = effect_verdict(estimate, high, p_value, room)
+    verdict, reason = effect_verdict(Estimate(estimate, math.nan, high), p_value, room)
     assert verdict == expected
     assert bool(reason) == (expected != HOLDS)
 
 
 def test_a_margin_holds_exactly_where_the_interval_ends_below_it() -> None:
-    assert margin_p_value(-0.02, 0.0499, 0.05) < 0.05 < margin_p_value(-0.02, 0.0501, 0.05)
-    assert margin_p_value(-0.02, 0.05, 0.05) == pytest.approx(0.05)
-    assert margin_p_value(0.0, 0.0, 0.05) == 0
-    assert margin_p_value(0.1, 0.1, 0.05) == 1
+    assert margin_p_value(between(-0.02, 0.0499), 0.05) < 0.05 < margin_p_value(between(-0.02, 0.0501), 0.05)
+    assert margin_p_value(between(-0.02, 0.05), 0.05) == pytest.approx(0.05)
+    assert margin_p_value(between(0.0, 0.0), 0.05) == 0
+    assert margin_p_value(between(0.1, 0.1), 0.05) == 1
 
 
 def test_a_margin_needs_enough_prompts() -> None:
     """No change at all on 100 questions shows a loss below 5 points, but none below 2."""
-    _, low, high = paired_difference([True] * 100, [True] * 100)
-    assert margin_verdict(low, 0.05, margin_p_value(low, high, 0.05))[0] == HOLDS
-    assert margin_verdict(low, 0.02, margin_p_value(low, high, 0.02))[0] == UNDECIDED
-    assert margin_verdict(0.06, 0.05, 1.0)[0] == DOES_NOT_HOLD
+    cost = PairedComparison.of([True] * 100, [True] * 100).difference
+    assert margin_verdict(cost, 0.05, margin_p_value(cost, 0.05)).name == HOLDS
+    assert margin_verdict(cost, 0.02, margin_p_value(cost, 0.02)).name == UNDECIDED
+    assert margin_verdict(between(0.06, 0.08), 0.05, 1.0).name == DOES_NOT_HOLD
 
 
 @pytest.mark.parametrize(
@@ -70,23 +75,31 @@ def test_a_margin_needs_enough_prompts() -> None:
     ],
 )
 def test_a_direction_comes_nearer(low: float, high: float, room: float, expected: str) -> None:
-    verdict, reason = nearer_verdict(high, margin_p_value(-high, -low, 0.0), room)
+    verdict, reason = nearer_verdict(between(low, high), margin_p_value(between(-high, -low), 0.0), room)
     assert verdict == expected and bool(reason) == (expected != HOLDS)
 
 
-def test_a_direction_was_kept() -> None:
-    assert kept_verdict(0.99, 0.95, 0.01) == (HOLDS, "")
-    assert kept_verdict(0.94, 0.95, 1.0) == (DOES_NOT_HOLD, "the corrected cosine is below 0.95")
-    assert kept_verdict(0.99, 0.95, 0.06) == (UNDECIDED, "the corrected cosine's interval reaches across 0.95")
+@pytest.mark.parametrize(
+    ("moves", "low", "high", "p_value", "expected"),
+    [
+        (False, 0.96, 0.99, 0.01, (HOLDS, "")),
+        (False, 0.90, 0.94, 1.0, (DOES_NOT_HOLD, "the corrected cosine is below 0.95")),
+        (False, 0.94, 0.99, 0.06, (UNDECIDED, "the corrected cosine's interval reaches across 0.95")),
+        (True, 0.50, 0.60, 0.01, (HOLDS, "")),
+        (True, 0.96, 0.99, 0.30, (DOES_NOT_HOLD, "the corrected cosine is above 0.95")),
+        (True, 0.94, 0.99, 0.30, (UNDECIDED, "the corrected cosine's interval reaches across 0.95")),
+    ],
+)
+def test_a_direction_moved_or_was_kept(
+    moves: bool, low: float, high: float, p_value: float, expected: tuple[str, str]
+) -> None:
+    assert cosine_verdict(between(low, high), moves, p_value) == expected
 
 
-def test_a_direction_moved() -> None:
-    assert moved_verdict(0.5, 0.95, 0.01)[0] == HOLDS
-    assert moved_verdict(0.96, 0.95, 0.30)[0] == DOES_NOT_HOLD
-    assert moved_verdict(0.94, 0.95, 0.30) == (UNDECIDED, "the corrected cosine's interval reaches across 0.95")
-    assert opposite((HOLDS, ""))[0] == DOES_NOT_HOLD
-    assert opposite((DOES_NOT_HOLD, "so"))[0] == HOLDS
-    assert opposite((UNDECIDED, "so")) == (UNDECIDED, "so")
+def test_the_opposite() -> None:
+    assert opposite(Verdict(HOLDS)).name == DOES_NOT_HOLD
+    assert opposite(Verdict(DOES_NOT_HOLD, "so")).name == HOLDS
+    assert opposite(Verdict(UNDECIDED, "so")) == (UNDECIDED, "so")
 
 
 def test_a_site_moved() -> None:
@@ -109,21 +122,22 @@ def test_a_site_moved() -> None:
     ],
 )
 def test_loss_follows_movement(moved: str, lost: str, expected: str) -> None:
-    assert follows_verdict(moved, (lost, "so"))[0] == expected
+    assert follows_verdict(Verdict(moved), Verdict(lost, "so")).name == expected
 
 
 def test_a_correlation() -> None:
-    assert correlation_verdict(1.0, 0.04, 4)[0] == HOLDS
+    assert correlation_verdict(between(0.1, 1.0), 0.04, 4)[0] == HOLDS
     # Three compressions cannot decide it: 1/6 is the least p-value.
-    assert correlation_verdict(1.0, 1 / 6, 3)[0] == UNDECIDED
-    assert correlation_verdict(0.2, 0.9, 20)[0] == DOES_NOT_HOLD
+    assert correlation_verdict(between(-1.0, 1.0), 1 / 6, 3)[0] == UNDECIDED
+    assert correlation_verdict(between(-0.4, 0.2), 0.9, 20)[0] == DOES_NOT_HOLD
     # Its interval reaches above 0.3, which would matter.
-    assert correlation_verdict(0.4, 0.9, 20)[0] == UNDECIDED
-    assert correlation_verdict(1.0, math.nan, 6)[0] == UNDECIDED
+    assert correlation_verdict(between(-0.4, 0.4), 0.9, 20)[0] == UNDECIDED
+    assert correlation_verdict(between(-1.0, 1.0), math.nan, 6)[0] == UNDECIDED
 
 
 def test_parts_make_a_whole() -> None:
-    assert all_of([(HOLDS, ""), (HOLDS, "")]) == (HOLDS, "")
-    assert all_of([(HOLDS, ""), (UNDECIDED, "why"), (DOES_NOT_HOLD, "because")]) == (DOES_NOT_HOLD, "because")
-    assert all_of([(HOLDS, ""), (UNDECIDED, "one"), (UNDECIDED, "one")]) == (UNDECIDED, "one")
-    assert all_of([])[0] == UNDECIDED
+    holds, one, other = Verdict(HOLDS), Verdict(UNDECIDED, "one"), Verdict(DOES_NOT_HOLD, "because")
+    assert all_of([holds, holds]) == (HOLDS, "")
+    assert all_of([holds, one, other]) == (DOES_NOT_HOLD, "because")
+    assert all_of([holds, one, one]) == (UNDECIDED, "one")
+    assert all_of([]).name == UNDECIDED

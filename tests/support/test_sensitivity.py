@@ -9,7 +9,6 @@ import pytest
 from scipy.stats import mannwhitneyu, norm
 
 from aird.support.sensitivity import (
-    Estimate,
     Prompts,
     area,
     area_change,
@@ -18,6 +17,7 @@ from aird.support.sensitivity import (
     threshold,
     threshold_change,
 )
+from aird.support.statistics import Estimate
 
 DRAWS = 400
 

@@ -7,9 +7,12 @@ from pathlib import Path
 import yaml
 
 from aird.configuration.loading import load_configuration
+from aird.reporting.claims.statement import read_statements
 from aird.reporting.figures.drawing import read_table
 from aird.reporting.markdown import describe
-from aird.reporting.sentences import attack_sentences, headlines, read_claims, verdict_sentences
+from aird.reporting.sentences.attacks import attack_sentences
+from aird.reporting.sentences.headlines import headlines
+from aird.reporting.sentences.verdicts import verdict_sentences
 
 from arguments import call
 
@@ -25,7 +28,7 @@ def main(tables: Path, report: Path, configuration: Path) -> None:
     summary, paired, attacks, resistance = (
         read_table(tables / f"{name}.csv") for name in ("summary", "paired", "attacks", "resistance")
     )
-    claims = read_claims(tables / "claims.csv")
+    claims = read_statements(tables / "claims.csv")
     for (suite, model), rows in summary.groupby(["suite", "model"], sort=False):
         print(f"\n{model}, suite {suite}\n")
         print(describe(rows, COLUMNS))

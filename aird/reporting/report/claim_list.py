@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pandas
-
-from aird.reporting.sentences import Overall, overall_verdicts
+from aird.reporting.claims.statement import Statement
+from aird.reporting.sentences.verdicts import Overall, overall_verdicts
 from aird.reporting.verdicts import DOES_NOT_HOLD, HOLDS, UNDECIDED
 
 TITLES = {
@@ -36,20 +36,25 @@ class Claim:
         return [(verdict, reached.count(verdict)) for verdict in MARKS if verdict in reached]
 
 
-def claims(table: pandas.DataFrame, suites: list[str]) -> list[Claim]:
-    """Return the claims of the table of the same name, one after the other.
+def claims(statements: Sequence[Statement], suites: Sequence[str]) -> list[Claim]:
+    """Return the claims, one after the other.
 
     Args:
-        table: all its rows; a claim that no suite is needed for has none (empty text).
+        statements: of all models and suites; a claim that no suite is needed for has none (empty text).
         suites: of the run.
     """
     listed = []
-    several = table["model"].nunique() > 1
-    for code, of_claim in table.groupby("claim"):
-        for model, rows in of_claim.groupby("model", sort=False):
+    models = list(dict.fromkeys(statement.subject.model for statement in statements))
+    for code, title in TITLES.items():
+        for model in models:
             for suite in ["", *suites]:
-                verdicts = list(overall_verdicts(rows[rows["suite"] == suite]))
-                about = [model] * several + [suite] * (len(suites) > 1 and suite != "")
-                if verdicts:
-                    listed.append(Claim(str(code), TITLES[str(code)], ", ".join(about), verdicts))
+                own = [
+                    statement
+                    for statement in statements
+                    if statement.proposition.claim == code
+                    and (statement.subject.model, statement.subject.suite) == (model, suite)
+                ]
+                about = [model] * (len(models) > 1) + [suite] * (len(suites) > 1 and suite != "")
+                if verdicts := list(overall_verdicts(own)):
+                    listed.append(Claim(code, title, ", ".join(about), verdicts))
     return listed

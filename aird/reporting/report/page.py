@@ -12,6 +12,7 @@ import pandas
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from aird.reporting.claims.statement import read_statements
 from aird.reporting.figures.drawing import read_table
 from aird.reporting.figures.frontier import COSTS, frontier_pairs, frontier_panel
 from aird.reporting.figures.style import Patches, with_perplexity_ratio
@@ -20,7 +21,9 @@ from aird.reporting.report.captions import Captions
 from aird.reporting.report.claim_list import MARKS, claims
 from aird.reporting.report.data_tables import html_table, short_number
 from aird.reporting.report.pictures import figure_svg, inline_svg
-from aird.reporting.sentences import attack_sentences, details, headlines, read_claims
+from aird.reporting.sentences.attacks import attack_sentences
+from aird.reporting.sentences.details import details
+from aird.reporting.sentences.headlines import headlines
 from aird.reporting.timings import by_stage, duration
 from aird.settings.base import ORIGINAL, PLAIN
 from aird.support.files import atomic_file
@@ -84,7 +87,7 @@ def _content(sources: Sources) -> dict[str, object]:
     tables = {path.stem: read_table(path) for path in sources.tables}
     captions = Captions(sources.captions)
     summary = tables["summary"]
-    judged = read_claims(next(path for path in sources.tables if path.stem == "claims"))
+    judged = read_statements(next(path for path in sources.tables if path.stem == "claims"))
     timings = pandas.read_csv(sources.timings)
     stages = by_stage(timings)
     return {

@@ -10,24 +10,10 @@ from aird.reporting.table import Column, Row, Table, values
 
 def rows(records: Records) -> Iterable[Row]:
     """Return the statements with their verdicts."""
-    from aird.reporting.claims import Evidence, claims_table
+    from aird.reporting.claims.all_claims import all_statements
+    from aird.reporting.claims.evidence import Evidence
 
-    grid, present = records.grid, records.present
-    evidence = Evidence(
-        present["directions"],
-        present["verifications"],
-        present["comparisons"],
-        records.scores,
-        frozenset(grid["pruned"]),
-        frozenset(grid["random"]),
-        grid["controls"],
-        grid["seed"],
-        present["restorations"],
-        present["examinations"],
-        frozenset(grid.get("given", ())),
-    )
-    found: list[Row] = claims_table(evidence).to_dict("records")
-    return found
+    return [statement.row() for statement in all_statements(Evidence.of(records))]
 
 
 TABLE = Table(
@@ -38,16 +24,18 @@ TABLE = Table(
     rows=rows,
     columns=[
         *values("model suite compression patch", says="`all` in a row over all compressions"),
-        *values("claim statement", says="C1 to C5, and the part of it"),
+        Column("control", says="the matched control that the patch is compared with; else empty"),
+        *values("claim part statement", says="C1 to C5, the part of it by its name, and in words"),
         Column("test", says="what was tested"),
         *values("estimate low high", says="effect and its 95% interval"),
-        Column("n", says="prompts or compressions"),
+        Column("n", says="prompts, answers, questions or compressions; of a whole, its parts"),
         *values("p_value p_adjusted", says="before and after Holm's correction"),
         *values("verdict reason", says="holds, does not hold or undecided, and why"),
         Column(
             "needed",
-            says="where undecided: the data that would decide it, computed from this run's rates "
-            "([claims.md](claims.md#what-an-undecided-claim-needs)); else empty",
+            says="where undecided: how large a sample would decide, computed from this run's rates "
+            "([claims.md](claims.md#what-an-undecided-claim-needs)); else, and where none of up to 10,000 would, empty",
+            dtype="Int64",
         ),
     ],
 )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from aird.reporting.records import Records, references, refused
 from aird.reporting.table import SUITE_AND_CELL, Column, Row, Table, named, values
-from aird.support.statistics import mcnemar
+from aird.support.statistics import PairedComparison
 
 
 def rows(records: Records) -> Iterator[Row]:
@@ -15,11 +15,10 @@ def rows(records: Records) -> Iterator[Row]:
     for key, score in scores.items():
         for against, reference in references(key, scores):
             for rate, kind in (("refusal", "harmful"), ("over_refusal", "harmless")):
-                before, after = refused(reference, kind), refused(score, kind)
-                lost, gained, p_value = mcnemar(before, after)
-                difference = (sum(after) - sum(before)) / len(before)
-                tested = {"n": len(before), "difference": difference, "lost": lost, "gained": gained}
-                yield {**named(key), "against": against, "rate": rate, **tested, "p_value": p_value}
+                compared = PairedComparison.of(refused(reference, kind), refused(score, kind))
+                counts = {"n": compared.n, "lost": compared.lost, "gained": compared.gained}
+                tested = {**counts, "difference": compared.difference.value, "p_value": compared.p_value}
+                yield {**named(key), "against": against, "rate": rate, **tested}
 
 
 TABLE = Table(

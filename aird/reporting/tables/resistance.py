@@ -8,7 +8,7 @@ from aird.evaluation.judges.judge import ATTACKED
 from aird.reporting.records import Records, references
 from aird.reporting.table import SUITE_AND_CELL, Column, Row, Table, named, values
 from aird.reporting.verdicts import ALL, ATTACK_MARGIN, margin_p_value, margin_verdict
-from aird.support.statistics import mcnemar, mean_change, paired_difference
+from aird.support.statistics import Estimate, PairedComparison, mean_change
 
 Complied = Mapping[str, Mapping[str, bool]]  # by attack and by prompt, whether Arditi's judge saw compliance
 
@@ -37,8 +37,9 @@ def by_attack(before: Complied, after: Complied) -> Iterator[Row]:
     """Yield the test of each attack."""
     for attack, of_prompts in after.items():
         earlier, later = list(before[attack].values()), list(of_prompts.values())
-        row = compared(earlier, later, paired_difference(earlier, later))
-        yield {**row, **dict(zip(TESTED, mcnemar(earlier, later), strict=True)), "attack": attack}
+        test = PairedComparison.of(earlier, later)
+        tested = {name: getattr(test, name) for name in TESTED}
+        yield {**compared(earlier, later, test.difference), **tested, "attack": attack}
 
 
 def over_all(before: Complied, after: Complied, against: str) -> Row:
@@ -54,15 +55,14 @@ def over_all(before: Complied, after: Complied, against: str) -> Row:
     estimate = mean_change([after - before for before, after in zip(there, here, strict=True)])
     verdict = None
     if against == "original":
-        _, low, high = estimate
-        verdict = margin_verdict(low, ATTACK_MARGIN, margin_p_value(low, high, ATTACK_MARGIN))[0]
+        verdict = margin_verdict(estimate, ATTACK_MARGIN, margin_p_value(estimate, ATTACK_MARGIN)).name
     return {**compared(there, here, estimate), "attack": ALL, "verdict": verdict}
 
 
-def compared(there: Sequence[float], here: Sequence[float], estimate: tuple[float, float, float]) -> Row:
+def compared(there: Sequence[float], here: Sequence[float], estimate: Estimate) -> Row:
     """Return the cells that every row has; those of a single attack's test, and of the verdict, are empty."""
     rates = {"n": len(here), "reference": sum(there) / len(there), "rate": sum(here) / len(here)}
-    found = dict(zip(("difference", "low", "high"), estimate, strict=True))
+    found = {"difference": estimate.value, "low": estimate.low, "high": estimate.high}
     return {**rates, **found, **dict.fromkeys((*TESTED, "verdict"))}
 
 
