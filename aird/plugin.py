@@ -46,7 +46,8 @@ class Axis:
         name: of the axis; its entry points stand in the group `aird.NAME`.
         package: the project's own plug-ins, a folder of files.
         constant: what a plug-in's file calls the plug-in.
-        key: of the settings, that names the plug-in; None where a plug-in has no settings.
+        key: of the settings, that names the plug-in; None where no plug-in has settings. Those of single plug-ins may
+            be None.
     """
 
     name: str
@@ -56,7 +57,11 @@ class Axis:
 
     def names(self) -> list[str]:
         """Return the names of all plug-ins, sorted; nothing is loaded."""
-        return sorted({path.stem for path in self._own()} | self._entry_points().keys() | self._files().keys())
+        return sorted({*self.own(), *self._entry_points(), *self._files()})
+
+    def own(self) -> list[str]:
+        """Return the names of the project's own plug-ins, sorted; nothing is loaded."""
+        return sorted(path.stem for path in self._own())
 
     def file(self, name: str) -> Path:
         """Return the file of a plug-in, which is not loaded.
@@ -76,7 +81,7 @@ class Axis:
                 raise PluginError(f"the entry point {name} of aird.{self.name} cannot be found: {error}") from error
             if found is not None and found.origin is not None:
                 return Path(found.origin)
-        raise PluginError(f"there is no {self.constant.lower()} {name} (known: {', '.join(self.names())})")
+        raise PluginError(f"there is no {self.constant.lower()} {name}; write one of {', '.join(self.names())}")
 
     def load(self, name: str) -> Any:
         """Return a plug-in.
@@ -93,7 +98,7 @@ class Axis:
         plugin = getattr(module, self.constant, None)
         if plugin is None:
             raise PluginError(f"{path} holds no {self.constant}; end it with {self.constant} = ...")
-        if self.key is not None:
+        if self.key is not None and plugin.settings is not None:
             said = plugin.settings.model_fields[self.key].default if self.key in plugin.settings.model_fields else None
             if said != name:
                 raise PluginError(f'{path}: its settings must have the field {self.key}: Literal["{name}"] = "{name}"')
@@ -129,7 +134,7 @@ RECIPES = Axis("recipes", "aird.compression.recipes", "RECIPE", "recipe")
 FORMATS = Axis("formats", "aird.models.formats", "FORMAT")
 METHODS = Axis("methods", "aird.patching.methods", "METHOD", "method")
 ENGINES = Axis("engines", "aird.evaluation.engines", "ENGINE")
-JUDGES = Axis("judges", "aird.evaluation.judges", "JUDGE")
+JUDGES = Axis("judges", "aird.evaluation.judges", "JUDGE", "kind")
 ATTACKS = Axis("attacks", "aird.evaluation.attacks", "ATTACK", "kind")
 TABLES = Axis("tables", "aird.reporting.tables", "TABLE")
 AXES = (RECIPES, FORMATS, METHODS, ENGINES, JUDGES, ATTACKS, TABLES)
@@ -185,10 +190,14 @@ class OneOf:
 
     axis: Axis
 
-    def settings(self, name: str) -> type[BaseModel]:
-        """Return the model of the settings of a plug-in."""
-        model: type[BaseModel] = self.axis.load(name).settings
+    def settings(self, name: str) -> type[BaseModel] | None:
+        """Return the model of the settings of a plug-in, if it has settings."""
+        model: type[BaseModel] | None = self.axis.load(name).settings
         return model
+
+    def names(self) -> list[str]:
+        """Return the names of all plug-ins that have settings; they are loaded for it."""
+        return [name for name in self.axis.names() if self.settings(name) is not None]
 
     def validate(self, values: Any) -> BaseModel:
         """Return the settings of the plug-in that they name; errors stand below the plug-in's name."""
@@ -206,6 +215,8 @@ class OneOf:
             model = self.settings(name)
         except PluginError as error:
             raise PydanticCustomError("plugin", "{reason}", {"reason": str(error)}) from error
+        if model is None:
+            raise PydanticCustomError("union_tag_invalid", "the plug-in has no settings")
         below: dict[str, BaseModel] = TypeAdapter(dict[str, model]).validate_python({name: values})  # type: ignore[valid-type]
         return below[name]
 
@@ -215,5 +226,5 @@ class OneOf:
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         """Describe the alternatives, which are all loaded for it."""
-        models: Any = reduce(or_, map(self.settings, self.axis.names()))
+        models: Any = reduce(or_, map(self.settings, self.names()))
         return handler(TypeAdapter(Annotated[models, Field(discriminator=self.axis.key)]).core_schema)

@@ -10,7 +10,8 @@ steps   start an engine on the checkpoint, check that it agrees with Transformer
         model as judge, serve that and ask it about each completion
 """
 
-from aird.evaluation.judges.served import judge_module
+from aird.evaluation.judge import text_judges
+from aird.plugin import JUDGES
 
 CELL = "{model}/{compression}/{patch}/{suite}"
 
@@ -156,11 +157,25 @@ def judge_settings(wildcards):
     return canonical_json({"judge": judge, "serving": serving})
 
 
-def judge_code(wildcards):
-    """Return the code that asks a suite's judge."""
-    return code(
-        "judge_completions", judge_module(CONFIGURATION.suites[wildcards.suite].judge)
-    )
+JUDGE_CODE = {
+    name: code("judge_completions", JUDGES.file(CONFIGURATION.suites[name].judge.kind))
+    for name in JUDGED
+}
+# Who labels the completions of each suite: judges of texts, and the model that is asked, if there is one.
+LABELLED_BY = {
+    name: {
+        "judges": list(dict.fromkeys([*text_judges(), *suite.judges])),
+        "judge": None if suite.judge is None else suite.judge.kind,
+    }
+    for name, suite in CONFIGURATION.suites.items()
+}
+JUDGE_FILES = {
+    name: [JUDGES.file(judge) for judge in (*by["judges"], by["judge"]) if judge]
+    for name, by in LABELLED_BY.items()
+}
+SCORE_CODE = {
+    name: code("score_completions", *files) for name, files in JUDGE_FILES.items()
+}
 
 
 def judge_gpus(wildcards):
@@ -308,7 +323,7 @@ rule import_judge:
 
 rule judge_completions:
     input:
-        **model_job(judge_code),
+        **model_job(lambda wildcards: JUDGE_CODE[wildcards.suite]),
         environment=rules.vllm_environment.output,
         judge=ancient(rules.import_judge.output.checkpoint),
         judge_manifest=rules.import_judge.output.manifest,
@@ -343,7 +358,7 @@ rule judge_completions:
 
 rule score_completions:
     input:
-        code=code("score_completions"),
+        code=lambda wildcards: SCORE_CODE[wildcards.suite],
         completions=rules.evaluate_suite.output.completions,
         utility=rules.evaluate_suite.output.utility,
         judgement=judgement,
@@ -363,6 +378,8 @@ rule score_completions:
         runtime=10,
     params:
         **flags(
+            judges=lambda wildcards: LABELLED_BY[wildcards.suite]["judges"],
+            judge=lambda wildcards: LABELLED_BY[wildcards.suite]["judge"],
             seed=SEED,
         ),
     message:

@@ -49,6 +49,7 @@ GRID = {
     "seed": SEED,
     **({"same_weights": SAME_WEIGHTS} if SAME_WEIGHTS else {}),
     **({"given": GIVEN} if GIVEN else {}),
+    **({"plugins": CONFIGURATION.plugins} if CONFIGURATION.plugins else {}),
 }
 # A run writes it down when it begins, for `make tables`.
 TABLE_SETTINGS = canonical_json(GRID)
@@ -87,11 +88,15 @@ MERGED_GRID = {
     "pairs": sorted({cell[:2] for cell in MERGED_CELLS}),
 }
 MERGED_TABLE = f"{RESULTS}/tables/merged.csv"
-# Cards show the words of the methods.
-CARD_METHODS = sorted(
-    {METHOD_FILES.file(patch.method) for patch in CONFIGURATION.patches.values()}
-)
 CARDS = [f"{RESULTS}/cards/{'/'.join(cell)}/README.md" for cell in PATCHED_CELLS]
+
+# Cards show the words of patch methods and judges.
+CARD_PLUGINS = sorted(
+    {
+        *(METHOD_FILES.file(patch.method) for patch in CONFIGURATION.patches.values()),
+        *(file for files in JUDGE_FILES.values() for file in files),
+    }
+)
 
 # What makes all this again.
 CHOSEN = {
@@ -244,7 +249,7 @@ rule make_figure:
 
 rule make_cards:
     input:
-        code=code("make_cards", *CARD_METHODS, words=True),
+        code=code("make_cards", *CARD_PLUGINS, words=True),
         scores=SCORES,
         statistics=RECORDS["patches"],
     output:

@@ -15,6 +15,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,16 @@ from grid import EVERYDAY_CHOICES
 
 from aird.compression.given import import_given
 from aird.evaluation import server_process
-from aird.evaluation.engines.engine import Completion, Engine
+from aird.evaluation.engines.engine import Completion, Engine, ServerSettings
 from aird.evaluation.engines.llama_cpp import LlamaCpp
+from aird.evaluation.engines.transformers import Transformers
 from aird.evaluation.engines.vllm import Vllm
+from aird.evaluation.judgements import judge_completions
 from aird.evaluation.questions import Asked
 from aird.evaluation.suite_run import Deployment, Places, evaluate_suite
 from aird.models.loading import load_tokenizer
 from aird.prompts.chat import chat_tokens
+from aird.settings.judges import JudgeSettings
 from aird.settings.suites import Serving, Suite
 
 SUITE = Suite.model_validate({"harmful": {"set": "a"}, "harmless": {"set": "b"}, "maximum_new_tokens": 4})
@@ -90,6 +94,26 @@ class Answers:
     def complete(self, prompts: Sequence[Sequence[int]], maximum_new_tokens: int, **_: Any) -> list[Completion]:
         self.prompts, self.maximum_new_tokens = list(prompts), maximum_new_tokens
         return [Completion(self.texts[n % len(self.texts)], (1,), "stop") for n in range(len(prompts))]
+
+
+@dataclass(frozen=True)
+class Stand(Transformers):
+    """Transformers in whose place a client answers; it keeps what it is started with."""
+
+    client: Any
+    started: list[ServerSettings] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def serve(self, checkpoint: Path, settings: ServerSettings, *_: Any) -> Iterator[Any]:
+        self.started.append(settings)
+        yield self.client
+
+
+def judgement(
+    checkpoint: Path, engine: Engine, settings: JudgeSettings, records: Sequence[dict[str, Any]], **serving: Any
+) -> list[dict[str, Any]]:
+    """Return what a judge says of completions."""
+    return judge_completions(checkpoint, engine, records, settings, Serving(**serving), 0, checkpoint / "log")
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:

@@ -245,7 +245,7 @@ CONFIGURATION_CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], set[s
     ),
     # The judge reads the completions: nothing that it judges runs again.
     "add a judge": (
-        lambda c: c["suites"]["quick"].update(judge={"source": {"path": "inputs/models/tiny"}}),
+        lambda c: c["suites"]["quick"].update(judge={"kind": "classifier", "source": {"path": "inputs/models/tiny"}}),
         {"import_judge quick"} | {f"judge_completions tiny/{cell}/quick" for cell in CELLS} | scored(CELLS),
     ),
     # A person's labels are of replies that are there already: no server runs.

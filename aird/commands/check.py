@@ -720,12 +720,14 @@ def _scores(
     patch: Path | None,
 ) -> dict[str, Any]:
     """Return the scores of one side's answers, which are made now; of stored answers, labels and engine alone."""
+    from aird.evaluation.judge import text_judges
     from aird.evaluation.scores import label
 
     if side.model is None:
         completions = side.completions or []
         # A suite of the workflow may have asked attacked prompts as well.
-        labels = [label(record) for record in completions if record["kind"] in CLASSES]
+        judges = text_judges()
+        labels = [label(record, judges) for record in completions if record["kind"] in CLASSES]
         return {"labels": labels, "engine": completions[0].get("engine"), "weights": None}
     # No reference answers, so no perplexity: the verdict is on refusals.
     return ask(side.model, patch, prompts, suite, engine, [], arguments, folder)

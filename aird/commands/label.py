@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 from aird.evaluation.hand_labels import COMPLIED, NEITHER, REFUSED, read_labels, reply_hash, write_labels
-from aird.evaluation.judges.judge import ATTACKED
+from aird.prompts.sets import ATTACKED
 from aird.support.files import read_json_lines
 
 SUMMARY = "read replies by hand, and write labels without their text"

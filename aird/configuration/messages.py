@@ -79,7 +79,7 @@ def _line(detail: Any, place: Place) -> str:
     keys, given, kind = place.keys, detail["input"], detail["type"]
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         if (one := plugins(place.annotation)) is not None:
-            known, key = one.axis.names(), str(one.axis.key)
+            known, key = one.names(), str(one.axis.key)
         else:
             models = tables(place.annotation)
             known, key = [tag(model) for model in models], str(tag_key(models[0]))

@@ -115,8 +115,10 @@ def _collect(model: str, schema: Schema, path: str, models: Schema, sections: di
 
 def _options(schema: Schema) -> list[Schema]:
     """Return the alternatives of a value, without null."""
-    options = schema.get("anyOf") or schema.get("oneOf") or [schema]
-    return [option for option in options if option.get("type") != "null"]
+    options = schema.get("anyOf") or schema.get("oneOf")
+    if options is None:
+        return [] if schema.get("type") == "null" else [schema]
+    return [inner for option in options for inner in _options(option)]
 
 
 def _inside(schema: Schema) -> Schema | None:

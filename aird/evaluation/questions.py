@@ -18,11 +18,10 @@ from typing import Any, NamedTuple, TypedDict
 from transformers import PreTrainedTokenizerBase
 
 from aird.evaluation.engines.engine import Client
-from aird.evaluation.judges.judge import ATTACKED
 from aird.inference.refusals import degenerate, jailbroken_arditi
 from aird.prompts.attacked import attacked_prompt
 from aird.prompts.chat import chat_settings, chat_tokens, check_no_thoughts, opens_thought, split_thought
-from aird.prompts.sets import CLASSES, Record, select
+from aird.prompts.sets import ATTACKED, CLASSES, Record, select
 from aird.settings.attacks import FollowUp
 from aird.settings.base import PromptSelection
 from aird.settings.suites import Suite

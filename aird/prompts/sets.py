@@ -14,6 +14,7 @@ from aird.settings.base import PromptSelection
 
 Record = dict[str, Any]
 CLASSES = ("harmful", "harmless")  # the two classes of instructions; results name them so
+ATTACKED = "attacked"  # the kind of a completion of an attacked prompt; the others are the classes
 
 
 def select(records: Sequence[Record], selection: PromptSelection, seed: int) -> list[Record]:

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from aird.evaluation.judges.registry import TABULATED
+from aird.evaluation.judge import titles
 from aird.evaluation.utility import question_metric
 from aird.patching.model_card import patch_card
 from aird.reporting.names import engines_in_words
 from aird.reporting.records import Measured, Rate, Record
 
 Scores = Mapping[str, Mapping[str, Measured]]  # by suite and cell
-
-RATES = {
-    "refusal of harmful prompts, %": "refusal",
-    **{f"ASR by {judge.title}'s judge, %": f"asr_{judge.name}" for judge in TABULATED},
-    "degenerate, %": "degenerate",
-    "over-refusal of harmless prompts, %": "over_refusal",
-}
 
 
 def evaluated_card(record: Record, scores: Scores) -> str:
@@ -54,7 +47,13 @@ def published_numbers(record: Record, scores: Scores) -> dict[str, object]:
 
 
 def _suite(name: str, scores: Mapping[str, Measured]) -> str:
-    rows = {title: [_rate(score["rates"][rate]) for score in scores.values()] for title, rate in RATES.items()}
+    rates = {
+        "refusal of harmful prompts, %": "refusal",
+        **{f"ASR by {title}'s judge, %": rate for rate, title in titles(next(iter(scores.values()))["rates"]).items()},
+        "degenerate, %": "degenerate",
+        "over-refusal of harmless prompts, %": "over_refusal",
+    }
+    rows = {title: [_rate(score["rates"].get(rate)) for score in scores.values()] for title, rate in rates.items()}
     rows["served as"] = [score["served_as"] for score in scores.values()]
     rows["n, harmful and harmless"] = [
         ", ".join(str(score["rates"][rate]["n"]) for rate in ("refusal", "over_refusal")) for score in scores.values()
@@ -75,8 +74,8 @@ def _engine(score: Measured) -> str | None:
     return (score.get("engine") or {}).get("name")
 
 
-def _rate(rate: Rate) -> str:
-    return f"{100 * rate['rate']:.1f} ({100 * rate['low']:.1f} to {100 * rate['high']:.1f})"
+def _rate(rate: Rate | None) -> str:
+    return "" if rate is None else f"{100 * rate['rate']:.1f} ({100 * rate['low']:.1f} to {100 * rate['high']:.1f})"
 
 
 def _perplexity(score: Measured) -> str:

@@ -1,23 +1,22 @@
-"""The columns of the judges: which there are, and what they mean."""
+"""The columns of the judges. The project's own always stand there, those of others where a suite has such a judge."""
 
 from __future__ import annotations
 
-from aird.evaluation.judges.judge import Judge
-from aird.evaluation.judges.registry import JUDGES
+from dataclasses import replace
 
-ALL_JUDGES = list(JUDGES)
-LABELLING = [judge for judge in ALL_JUDGES if judge.jailbroken is not None]  # every completion, by its text
-ASKED = [judge for judge in ALL_JUDGES if judge.jailbroken is None]  # where a suite has such a judge
-DECIDING = [judge for judge in ALL_JUDGES if judge.answer == "harmful"]  # the others grade
+from aird.evaluation.judge import ServedJudge, TextJudge, served_judges, text_judges
+from aird.inference.refusals import REFUSAL_JUDGE
+from aird.plugin import JUDGES
+from aird.reporting.table import Column
+from aird.settings.judges import JudgeSettings
+
+LABELLING = text_judges(JUDGES.names())  # a completion, by its text
+ASKED = served_judges(JUDGES.names())  # where a suite has such a judge
+ALL_JUDGES: dict[str, TextJudge | ServedJudge[JudgeSettings]] = {**LABELLING, **ASKED}
+DECIDING = [name for name, judge in ALL_JUDGES.items() if not (isinstance(judge, ServedJudge) and judge.grades)]
+COHERENT = f"asr_{REFUSAL_JUDGE}_coherent"
 
 
-def asr(judge: Judge) -> str:
-    """Return the name of a judge's attack success rate."""
-    return f"asr_{judge.name}"
-
-
-def meaning(judge: Judge) -> str:
-    """Return what a judge's attack success rate is."""
-    what = "attack success rate" if judge in DECIDING else "mean grade, 0 to 1,"
-    where = "" if judge in LABELLING else ", where the suite has that `judge`; else empty"
-    return f"{what} by {judge.title}'s judge{where}"
+def of_judge(name: str, *columns: Column) -> list[Column]:
+    """Return the columns of a judge, which a table leaves out where a judge from elsewhere labelled nothing."""
+    return [column if name in JUDGES.own() else replace(column, optional=True) for column in columns]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pandas
 
-from aird.evaluation.judges.registry import TABULATED
+from aird.evaluation.judge import titles
 from aird.reporting.names import engines_in_words
 from aird.settings.base import ORIGINAL, PLAIN
 
@@ -26,8 +26,8 @@ def summary_markdown(summary: pandas.DataFrame) -> str:
         **({"engine": lambda row: "" if pandas.isna(row["engine"]) else row["engine"]} if several else {}),
         "refusal, % (95% interval)": lambda row: _percent(row, "refusal", interval=True),
         **{
-            f"ASR, {judge.title}, %": lambda row, name=judge.name: _percent(row, f"asr_{name}")  # type: ignore[misc]
-            for judge in TABULATED
+            f"ASR, {title}, %": lambda row, rate=rate: _percent(row, rate)  # type: ignore[misc]
+            for rate, title in titles(summary.dropna(axis="columns", how="all").columns).items()
         },
         "degenerate, %": lambda row: _percent(row, "degenerate"),
         **({"unfinished, %": lambda row: _percent(row, "unfinished")} if "unfinished" in summary else {}),

@@ -8,76 +8,16 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
+from aird.plugin import JUDGES, OneOf
 from aird.settings.attacks import RESERVED, Attack, Prefill, optimised
-from aird.settings.base import Billions, EngineName, Name, PromptSelection, Settings, Text
-from aird.settings.models import Chat
-from aird.settings.sources import ModelSource
+from aird.settings.base import EngineName, Name, PromptSelection, Settings, Text
+from aird.settings.judges import JudgeSettings
 
 # How a patched checkpoint is served.
 ADAPTER, MERGED, BOTH = "adapter", "merged", "both"
 SYSTEM_PROMPT = "system_prompt"  # of a patch that is one, whatever the suite says
 # What an engine computes with: the stored matrices, a dense copy where it cannot read them, or the GGUF file.
 AS_STORED, DENSE_COPY, GGUF_FILE = "as stored", "dense copy", "GGUF file"
-
-
-class Classifier(Settings):
-    """A language model, served by vLLM, that judges the completions of harmful prompts.
-
-    It says whether one is harmful (`asr_classifier`), or grades it by a rubric (`asr_strongreject`).
-    """
-
-    source: ModelSource = Field(description="The judge's model: a hub repository or a local folder.")
-    rubric: Literal["strongreject"] | None = Field(
-        None,
-        description="Ask a chat model for grades by StrongREJECT's rubric (arXiv 2402.10260); default: the model is a "
-        "classifier that says one of two words.",
-    )
-    chat: Chat | None = Field(
-        None,
-        description="How the judge is addressed, as `models.NAME.chat`; a judge that thinks answers behind an empty "
-        "thought; default: as its chat template says.",
-    )
-    template: Text | None = Field(
-        None,
-        description="What the judge is asked: text with `{instruction}` and then `{completion}`; default: the judge's "
-        "own chat template of the conversation, as Llama Guard is asked.",
-    )
-    harmful: Text = Field("unsafe", description="How its answer begins where the completion is harmful.")
-    harmless: Text = Field("safe", description="How its answer begins where it is not.")
-    maximum_model_length: int = Field(2048, ge=16, description="Longest question to the judge plus its answer, tokens.")
-    gpus: int = Field(1, ge=1, description="GPUs of each job that asks the judge.")
-    parameters: Billions | None = Field(
-        None, description="The judge's parameters in billions, as `models.NAME.parameters`."
-    )
-
-    @model_validator(mode="after")
-    def _askable(self) -> Classifier:
-        if self.source.wheel is not None or self.source.file is not None:
-            raise ValueError(
-                "a judge needs a model in Hugging Face format; give `hub` without `file`, or the `path` of a folder"
-            )
-        if self.rubric is not None and (self.template, self.harmful, self.harmless) != (None, "unsafe", "safe"):
-            raise ValueError("template, harmful and harmless belong to a classifier; leave them out, or `rubric`")
-        if self.template is not None:
-            instruction, completion = (self.template.find(f"{{{name}}}") for name in ("instruction", "completion"))
-            if not 0 <= instruction < completion:
-                raise ValueError("`template` must hold {instruction} and, after it, {completion}")
-        if self.template is not None and self.chat is not None:
-            raise ValueError("`template` is all that the judge sees, so `chat` says nothing; leave out one of the two")
-        if self.harmful.lower() == self.harmless.lower():
-            raise ValueError("`harmful` and `harmless` are the same word, so the answers would say nothing")
-        return self
-
-    def imported(self) -> dict[str, Any]:
-        """Return what its import depends on: source and chat settings, and whether it is asked by `template`."""
-        return {**self.model_dump(include={"source", "chat"}), "templated": self.template is not None}
-
-    def asked(self) -> dict[str, Any]:
-        """Return the settings that its answers depend on: not its size, nor the chat settings, which it is stored with.
-
-        What came later stands there only where it is set.
-        """
-        return self.model_dump(exclude={"gpus", "parameters", "chat"} | ({"rubric"} if self.rubric is None else set()))
 
 
 class Suite(Settings):
@@ -102,7 +42,13 @@ class Suite(Settings):
     tasks: list[Text] = Field(
         [], description="lm-eval tasks for utility; a group stands for each of its tasks. Empty: none."
     )
-    judge: Classifier | None = Field(None, description="A model that judges the harmful completions too.")
+    judge: Annotated[JudgeSettings, OneOf(JUDGES)] | None = Field(
+        None, description="A model that judges the completions too."
+    )
+    judges: list[Text] = Field(
+        [],
+        description="Further judges that label each completion by its text: names of plug-ins (CONTRIBUTING.md).",
+    )
     task_folder: Text | None = Field(None, description="Folder with lm-eval task files of your own.")
     task_limit: int | None = Field(None, ge=1, description="Use only that many documents of each task; default: all.")
     attacks: dict[Name, Attack] = Field(
@@ -119,6 +65,14 @@ class Suite(Settings):
                 "`tasks` is missing, though task_folder or task_limit is given; name tasks, or leave those out"
             )
         return self
+
+    @field_validator("judges")
+    @classmethod
+    def _label_texts(cls, judges: list[str]) -> list[str]:
+        for name in judges:
+            if JUDGES.load(name).settings is not None:
+                raise ValueError(f"{name} is a model that is served; write it as the suite's `judge`")
+        return judges
 
     @model_validator(mode="after")
     def _attacks(self) -> Suite:
@@ -142,13 +96,13 @@ class Suite(Settings):
         return self
 
     def asked(self) -> dict[str, Any]:
-        """Return the settings that completions and utility depend on: all but the judge, which only reads.
+        """Return the settings that completions and utility depend on: all but the judges, which only read.
 
         How a patch is served matters to patched checkpoints only, so it is no part of them. A key that came later
         stands there only where it is set: an older suite keeps its results.
         """
         later = {name for name in ("attacks", "maximum_model_length") if not getattr(self, name)}
-        return self.model_dump(exclude={"judge", "serve"} | later)
+        return self.model_dump(exclude={"judge", "judges", "serve"} | later)
 
 
 ServerArgument = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9]*([-_.][A-Za-z0-9]+)*$")]

@@ -331,18 +331,27 @@ CASES: dict[str, list[Case]] = {
         ("models.hub.source.revision", PLACEHOLDER_COMMIT, "replace them by the commit"),
         (
             "suites.safety.judge",
-            {"source": {"hub": "a/b", "revision": PLACEHOLDER_COMMIT}},
+            {"kind": "classifier", "source": {"hub": "a/b", "revision": PLACEHOLDER_COMMIT}},
             "replace them by the commit",
             "suites.safety.judge.source.revision:",
         ),
         *(
             (
                 "suites.safety.judge",
-                {"source": {"hub": "a/b", "revision": COMMIT, "file": file}},
+                {"kind": "classifier", "source": {"hub": "a/b", "revision": COMMIT, "file": file}},
                 "needs a model in Hugging Face format; give `hub` without `file`",
             )
             for file in ("x.gguf", "x.bin")
         ),
+        (
+            "suites.safety.judge",
+            {"source": {"path": "x"}},
+            "this key is missing; write one of classifier, strongreject",
+            "suites.safety.judge.kind:",
+        ),
+        # It labels by text, so there is no model to ask.
+        ("suites.safety.judge", {"kind": "wei"}, "there is no such kind", "suites.safety.judge.kind:"),
+        ("suites.safety.judges", ["absent"], "there is no judge absent", "suites.safety.judges:"),
         ("models.hub.source.hub", "a/b/c", "write owner/name"),
         ("models.hub.source.hub", "../x", "write owner/name"),
         ("models.hub.source.sha256", SHA256, "sha256 cannot stand beside `hub`", "models.hub.source:"),

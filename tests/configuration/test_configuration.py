@@ -227,7 +227,7 @@ def test_a_judge_needs_a_vllm_that_is_started() -> None:
     address = "http://localhost:8000#{model}-{compression}-{patch}"
     values = changed("serving", {"url": address})
     load_configuration(values)
-    values["suites"]["safety"]["judge"] = {"source": {"path": "judge"}}
+    values["suites"]["safety"]["judge"] = {"kind": "classifier", "source": {"path": "judge"}}
     assert mistakes(values) == [
         "suites.safety.judge: the workflow starts the judge's server, but serving.url leaves it without a vLLM; write "
         "serving.executable or serving.lock instead of serving.url, or leave the judge out"

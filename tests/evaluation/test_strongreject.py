@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 from frames import UTILITY
-from pydantic import ValidationError
-from servers import Answers
+from servers import Answers, Stand, judgement
+from tiny_model import new
 
 from aird.evaluation.engines.transformers import Transformers
-from aird.evaluation.judges.served import judge_completions, judge_module
-from aird.evaluation.judges.strongreject import ANSWER_TOKENS, ask_judge, grade, read_grades
+from aird.evaluation.judge_model import import_judge
+from aird.evaluation.judges.strongreject import StrongReject, grade, read
 from aird.evaluation.scores import score
-from aird.prompts.chat import with_chat
+from aird.plugin import JUDGES
 from aird.settings.models import Chat
-from aird.settings.suites import Classifier, Serving
 from aird.support.statistics import mean_interval, wilson_interval
 
-JUDGE = Classifier.model_validate({"source": {"path": "judge"}, "rubric": "strongreject"})
+SETTINGS = StrongReject.model_validate({"source": {"path": "judge"}})
 LINES = "refused: {}\nconvincing: {}\nspecific: {}"
 RECORDS = [
     {"id": f"p{number}", "kind": kind, "instruction": f"Do {{completion}} {number}", "completion": f"Reply {number}."}
@@ -48,32 +46,32 @@ def test_the_published_formula() -> None:
     ],
 )
 def test_only_whole_lines_are_grades_and_the_last_counts(answer: str, expected: float | None) -> None:
-    assert read_grades(answer)["grade"] == expected
+    assert read(answer, SETTINGS)["grade"] == expected
 
 
-def test_it_grades_harmful_prompts_plain_and_attacked(tokenizer: Any) -> None:
-    client: Any = Answers(LINES.format("no", 5, 4), LINES.format("yes", 1, 1), "I would rather not.")
-    judgement = ask_judge(client, tokenizer, RECORDS, JUDGE)
-    assert [row["id"] for row in judgement] == ["p0", "p1", "p2", "p0/begun"]
-    assert [row["grade"] for row in judgement] == [0.875, 0.0, None, 0.875]
-    text = tokenizer.decode(client.prompts[0])
-    assert client.maximum_new_tokens == ANSWER_TOKENS
+def test_it_grades_harmful_prompts_plain_and_attacked_by_its_chat_settings(
+    original: Path, tmp_path: Path, tokenizer: Any
+) -> None:
+    checkpoint = new(tmp_path / "judge")
+    import_judge(original, checkpoint, Chat(system_prompt="Be strict."))
+    engine = Stand(Answers(LINES.format("no", 5, 4), LINES.format("yes", 1, 1), "I would rather not."))
+    rows = judgement(checkpoint, engine, SETTINGS, RECORDS)
+    assert [row["id"] for row in rows] == ["p0", "p1", "p2", "p0/begun"]
+    assert [row["grade"] for row in rows] == [0.875, 0.0, None, 0.875]
+    assert list(rows[0]) == ["id", "grade", "refused", "convincing", "specific", "answer"]
+    assert list(rows[2]) == ["id", "grade", "answer"]
+    text = tokenizer.decode(engine.client.prompts[0])
+    assert engine.client.maximum_new_tokens == 256 and "Be strict." in text
     # A prompt that holds the name of a field stays as it is.
     assert text.index("Do {completion} 0") < text.index("Reply 0.") < text.index("refused: yes or no")
-    scored = score(RECORDS, UTILITY, 0, judgement)
+    scored = score(RECORDS, UTILITY, 0, judgement=rows, judge="strongreject")
     rate = scored["rates"]["asr_strongreject"]
     assert (rate["n"], rate["rate"]) == (2, 0.4375) and 0 < rate["low"] < 0.4375 < rate["high"] < 1
     assert scored["attacks"]["begun"]["asr_strongreject"]["rate"] == 0.875
-    assert "asr_classifier" not in scored["rates"]
+    # Whether an answer refuses is a part of its grade, and no rate.
+    assert not {"asr_classifier", "refusal_strongreject"} & scored["rates"].keys()
     with pytest.raises(ValueError, match="judged other prompts"):
-        score(RECORDS, UTILITY, 0, judgement[:-1])
-
-
-def test_it_is_asked_by_its_chat_settings(tokenizer: Any) -> None:
-    other = with_chat(copy.deepcopy(tokenizer), Chat(system_prompt="Be strict."))
-    client: Any = Answers(LINES.format("no", 5, 4))
-    ask_judge(client, other, RECORDS, JUDGE)
-    assert "Be strict." in tokenizer.decode(client.prompts[0])
+        score(RECORDS, UTILITY, 0, judgement=rows[:-1], judge="strongreject")
 
 
 def test_the_interval_of_grades_is_wilsons_where_they_are_yes_and_no() -> None:
@@ -81,25 +79,9 @@ def test_the_interval_of_grades_is_wilsons_where_they_are_yes_and_no() -> None:
         assert mean_interval([1.0] * ones + [0.0] * (10 - ones)) == pytest.approx(wilson_interval(ones, 10))
 
 
-def test_a_model_that_gives_no_grades_is_an_error(original: Path, tmp_path: Path) -> None:
-    """A real model of random weights, by the node's own function."""
-    assert judge_module(JUDGE).endswith(".strongreject") and judge_module(
-        Classifier.model_validate({"source": {"path": "judge"}})
-    ).endswith(".classifier")
-    with pytest.raises(ValueError, match="none of the judge's answers ends with the three lines"):
-        judge_completions(original, Transformers(), RECORDS[:1], JUDGE, Serving(), 0, tmp_path / "log")
-
-
-def test_an_error_does_not_quote_the_judge(tokenizer: Any) -> None:
-    """Who grades a harmful reply may repeat it."""
-    client: Any = Answers("It explains apples.")
-    with pytest.raises(ValueError, match=r"\(the first, on prompt p0, has 19 characters\)") as raised:
-        ask_judge(client, tokenizer, RECORDS, JUDGE)
-    assert "apples" not in str(raised.value)
-
-
-def test_a_rubric_takes_no_words_of_a_classifier() -> None:
-    with pytest.raises(ValidationError, match="belong to a classifier"):
-        Classifier.model_validate({"source": {"path": "judge"}, "rubric": "strongreject", "harmful": "bad"})
-    # Nor are its defaults such words, on the way to a job.
-    assert Classifier.model_validate(JUDGE.asked()) == JUDGE
+def test_a_model_that_gives_no_grades_is_an_error(original: Path) -> None:
+    """A real model of random weights, by the settings as a job gets them. Its answer may quote the reply."""
+    settings = JUDGES.parse(SETTINGS.asked())
+    message = r"says `grade` \(the first, on prompt p0, has \d+ characters\); each must end with the three lines"
+    with pytest.raises(ValueError, match=message):
+        judgement(original, Transformers(), settings, RECORDS[:1])

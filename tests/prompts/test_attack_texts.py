@@ -92,14 +92,15 @@ def test_settings_refuse(attacks: dict[str, Any], more: dict[str, Any], message:
 
 
 def test_a_suite_without_attacks_has_the_settings_that_it_had_before_there_were_any() -> None:
-    """Its completions stay; so do a classifier's answers."""
-    values = {"harmful": {"set": "a"}, "harmless": {"set": "b"}, "judge": {"source": {"path": "c"}}}
+    """Its completions stay."""
+    values = {
+        "harmful": {"set": "a"},
+        "harmless": {"set": "b"},
+        "judge": {"kind": "classifier", "source": {"path": "c"}},
+    }
     suite = Suite.model_validate(values)
     names = "harmful harmless maximum_new_tokens think perplexity_answers tasks task_folder task_limit"
     assert set(suite.asked()) == set(names.split())
-    assert suite.judge is not None and "rubric" not in suite.judge.asked()
-    graded = Suite.model_validate({**values, "judge": {"source": {"path": "c"}, "rubric": "strongreject"}})
-    assert graded.judge is not None and graded.judge.asked()["rubric"] == "strongreject"
     attacked = Suite.model_validate({**values, "attacks": {"a": {"kind": "prefill"}}, "maximum_model_length": 64})
     assert set(attacked.asked()) == {*names.split(), "attacks", "maximum_model_length"}
     assert Suite.model_validate(attacked.asked()).attacks == attacked.attacks

@@ -24,7 +24,7 @@ from thinking_templates import (
 )
 from tiny_model import CHAT_TEMPLATE
 
-from aird.evaluation.judges.classifier import judge_prompt
+from aird.evaluation.judges.classifier import Classifier, question
 from aird.prompts.chat import (
     THINKING_TAGS,
     chat_record,
@@ -39,7 +39,6 @@ from aird.prompts.chat import (
     with_chat,
 )
 from aird.settings.models import Chat, Thinking
-from aird.settings.suites import Classifier
 
 TAGS = Thinking(start="<think>", end="</think>")
 INSTRUCTION = "Is <think> a tag?"  # must not be taken for the template's own
@@ -266,7 +265,7 @@ def test_a_template_that_asks_for_the_date_gets_the_same_every_day(
     dated = templated(tokenizer, TODAYS)
     prompts = [chat_tokens(dated, INSTRUCTION)]
     judge = Classifier(source={"path": "judge"})
-    judged = [judge_prompt(dated, judge, INSTRUCTION, "Yes.")]
+    judged = [question(dated, judge, INSTRUCTION, "Yes.")]
 
     class Tomorrow(datetime):
         @classmethod
@@ -277,7 +276,7 @@ def test_a_template_that_asks_for_the_date_gets_the_same_every_day(
     monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Tomorrow)
     assert dated.apply_chat_template([{"role": "user", "content": INSTRUCTION}], tokenize=False) != own
     assert [chat_tokens(dated, INSTRUCTION)] == prompts
-    assert [judge_prompt(dated, judge, INSTRUCTION, "Yes.")] == judged
+    assert [question(dated, judge, INSTRUCTION, "Yes.")] == judged
     assert "Today is 01 Jan 2026." in tokenizer.decode(prompts[0])
     assert chat_record(dated)["date"] == "2026-01-01"
 

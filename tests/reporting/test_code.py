@@ -34,7 +34,7 @@ LIGHT = (
     "aird/evaluation/hand_labels.py",
     "aird/evaluation/regression.py",
     "aird/evaluation/utility.py",
-    "aird/evaluation/judges/",
+    "aird/evaluation/judge.py",
     "aird/inference/refusals.py",
 )
 

@@ -1,12 +1,15 @@
-"""Serve a judge and ask it about every completion of a harmful instruction."""
+"""Serve a judge and ask it about completions."""
 
 from pathlib import Path
+from typing import Annotated
 
 from aird.evaluation.engines.registry import recorded_engine
-from aird.evaluation.judges.served import judge_completions
+from aird.evaluation.judgements import judge_completions
 from aird.models.loading import open_checkpoint
+from aird.plugin import JUDGES, OneOf
 from aird.settings.base import Settings
-from aird.settings.suites import Classifier, Serving
+from aird.settings.judges import JudgeSettings
+from aird.settings.suites import Serving
 from aird.support.files import read_json_lines, write_json_lines
 
 from arguments import run
@@ -15,7 +18,7 @@ from arguments import run
 class Asked(Settings):
     """How the judge is asked, and what its server is started with."""
 
-    judge: Classifier
+    judge: Annotated[JudgeSettings, OneOf(JUDGES)]
     serving: Serving
 
 

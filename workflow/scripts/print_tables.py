@@ -7,6 +7,7 @@ grid. As one table is missing, Snakemake makes all of them again when the rest i
 import json
 from pathlib import Path
 
+from aird.plugin import use_files
 from aird.reporting.markdown import directions_markdown, summary_markdown
 from aird.reporting.records import absent_keys, describe_absent, read_records
 from aird.reporting.tables import kinds_of, make_table, tables_of
@@ -21,6 +22,7 @@ def main(results: Path, grid: Path) -> None:
         print("No run has begun in this folder: snakemake --cores all")
         return
     begun = json.loads(grid.read_text(encoding="utf-8"))
+    use_files(begun.get("plugins", ()))
     tables = tables_of(begun)
     verdicts = [name for name, table in tables.items() if table.whole]
     kinds = kinds_of(tables.values())

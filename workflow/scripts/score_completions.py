@@ -1,4 +1,4 @@
-"""Label every completion with every judge, and count."""
+"""Label every completion by the suite's judges, and count."""
 
 from pathlib import Path
 
@@ -10,12 +10,20 @@ from arguments import run
 
 
 def main(
-    completions: Path, utility: Path, judgement: Path | None, hand_labels: Path | None, seed: int, output: Path
+    completions: Path,
+    utility: Path,
+    judgement: Path | None,
+    hand_labels: Path | None,
+    judges: list[str],
+    judge: str | None,
+    seed: int,
+    output: Path,
 ) -> None:
     """Run the script."""
-    judged = None if judgement is None else read_json_lines(judgement)
+    judged = [] if judgement is None else read_json_lines(judgement)
     labels = None if hand_labels is None else read_labels(hand_labels)
-    write_json(output, score(read_json_lines(completions), read_json(utility), seed, judged, labels))
+    rows, measured = read_json_lines(completions), read_json(utility)
+    write_json(output, score(rows, measured, seed, judgement=judged, judge=judge, judges=judges, hand_labels=labels))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import pandas
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from aird.inference.refusals import REFUSAL_JUDGE
 from aird.reporting.claims.statement import read_statements
 from aird.reporting.figures.drawing import read_table
 from aird.reporting.figures.frontier import COSTS, frontier_pairs, frontier_panel
@@ -24,6 +25,7 @@ from aird.reporting.report.pictures import figure_svg, inline_svg
 from aird.reporting.sentences.attacks import attack_sentences
 from aird.reporting.sentences.details import details
 from aird.reporting.sentences.headlines import headlines
+from aird.reporting.table import INTERVAL
 from aird.reporting.timings import by_stage, duration
 from aird.settings.base import ORIGINAL, PLAIN
 from aird.support.files import atomic_file
@@ -129,6 +131,10 @@ def _content(sources: Sources) -> dict[str, object]:
 
 def _attacks(attacks: pandas.DataFrame) -> list[dict[str, object]]:
     """Return a table per suite, model and compression: attacks down; the original, then the patches, across."""
+
+    def rate(row: pandas.Series) -> dict[str, float]:
+        return {end: row[f"asr_{REFUSAL_JUDGE}{column}"] for column, end in INTERVAL.items()}
+
     tables: list[dict[str, object]] = []
     several = len(attacks[["suite", "model"]].drop_duplicates()) > 1
     for (suite, model, compression), rows in attacks.groupby(["suite", "model", "compression"], sort=False):
@@ -139,7 +145,7 @@ def _attacks(attacks: pandas.DataFrame) -> list[dict[str, object]]:
         cells = {ORIGINAL: original} | dict(list(rows.groupby("patch", sort=False)))
         indexed = [own.set_index("attack") for own in cells.values()]
         lines = [
-            {"attack": row.attack, "n": row.n, "rates": [own.loc[row.attack].to_dict() for own in indexed]}
+            {"attack": row.attack, "n": row.n, "rates": [rate(own.loc[row.attack]) for own in indexed]}
             for row in original.itertuples()
         ]
         title = f"{compression}, {model}, suite {suite}" if several else compression

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pandas
 
+from aird.inference.refusals import REFUSAL_JUDGE
 from aird.reporting.names import compression_in_words, patch_in_words
 from aird.reporting.sentences.numbers import Configuration, compressions_of, points, repair_of, whole_percent
 from aird.reporting.verdicts import ALL, ATTACK_MARGIN, DOES_NOT_HOLD, HOLDS, UNDECIDED
@@ -30,7 +31,7 @@ def attack_sentences(
         about = f"{model}, suite {suite}: " if len(groups) > 1 else ""
         original = rows[(rows.compression == ORIGINAL) & (rows.patch == PLAIN)]
         tried = original[original.attack != NO_ATTACK]
-        alone = whole_percent(original[original.attack == NO_ATTACK].asr_arditi.iloc[0])
+        alone = whole_percent(original[original.attack == NO_ATTACK][f"asr_{REFUSAL_JUDGE}"].iloc[0])
         compared = tests[(tests.against == ORIGINAL) & (tests.attack == ALL)]
         told = "Without an attack the original gives in to"
         if len(compared):

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from aird.evaluation.hand_labels import BY_HAND, COMPLIED, NEITHER
-from aird.evaluation.judges.judge import judged
+from aird.evaluation.judge import judged
 from aird.reporting.judges import DECIDING
 from aird.reporting.records import Records
 from aird.reporting.table import SUITE_AND_CELL, Column, Row, Table, named, values
@@ -25,7 +25,7 @@ def rows(records: Records) -> Iterator[Row]:
     A person reads a sample of all cells together, so with `by_hand` there is a row over all of them too: each reply
     that was read counts once there, however many checkpoints gave it.
     """
-    pairs = list(itertools.combinations([*(judge.name for judge in DECIDING), BY_HAND], 2))
+    pairs = list(itertools.combinations([*DECIDING, BY_HAND], 2))
     read: dict[str, dict[str, Row]] = {}
     for key, score in records.present["scores"].items():
         labels = judged(score["labels"])

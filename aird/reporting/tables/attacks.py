@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from aird.reporting.judges import ALL_JUDGES, asr, meaning
+from aird.reporting.judges import ALL_JUDGES, COHERENT, of_judge
 from aird.reporting.table import SUITE_AND_CELL, Column, Row, Table, each, interval, values
 from aird.settings.attacks import NO_ATTACK
 
@@ -18,8 +18,8 @@ def attacks(score: Row) -> Iterator[Row]:
     """Yield the rates under every attack, and without one; nothing where a suite has no attacks."""
     under = score.get("attacks")
     for attack, rates in ({NO_ATTACK: score["rates"], **under} if under else {}).items():
-        judged = {asr(judge): rates.get(asr(judge), UNKNOWN) for judge in ALL_JUDGES}
-        others = {name: rates.get(name, UNKNOWN)["rate"] for name in ("asr_arditi_coherent", "degenerate")}
+        judged = {f"asr_{name}": rates.get(f"asr_{name}", UNKNOWN) for name in ALL_JUDGES}
+        others = {name: rates.get(name, UNKNOWN)["rate"] for name in (COHERENT, "degenerate")}
         yield {"attack": attack, "n": rates["refusal"]["n"], **judged, **others}
 
 
@@ -32,7 +32,11 @@ TABLE = Table(
         *SUITE_AND_CELL,
         Column("attack"),
         Column("n", says="attacked prompts"),
-        *(column for j in ALL_JUDGES for column in interval(asr(j), asr(j), value="rate", says=meaning(j))),
-        *values("asr_arditi_coherent degenerate", says="as in `summary.csv`"),
+        *(
+            column
+            for name, judge in ALL_JUDGES.items()
+            for column in of_judge(name, *interval(f"asr_{name}", f"asr_{name}", value="rate", says=judge.says))
+        ),
+        *values(f"{COHERENT} degenerate", says="as in `summary.csv`"),
     ],
 )

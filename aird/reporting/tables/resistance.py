@@ -1,16 +1,17 @@
-"""The same attacked prompts under two checkpoints, by Arditi's judge."""
+"""The same attacked prompts under two checkpoints, by the judge whose phrases decide refusal."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from aird.evaluation.judges.judge import ATTACKED
+from aird.inference.refusals import REFUSAL_JUDGE
+from aird.prompts.sets import ATTACKED
 from aird.reporting.records import Records, references
 from aird.reporting.table import SUITE_AND_CELL, Column, Row, Table, named, values
 from aird.reporting.verdicts import ALL, ATTACK_MARGIN, margin_p_value, margin_verdict
 from aird.support.statistics import Estimate, PairedComparison, mean_change
 
-Complied = Mapping[str, Mapping[str, bool]]  # by attack and by prompt, whether Arditi's judge saw compliance
+Complied = Mapping[str, Mapping[str, bool]]  # by attack and by prompt, whether that judge saw compliance
 
 
 def rows(records: Records) -> Iterator[Row]:
@@ -29,7 +30,7 @@ def complied(score: Row) -> Complied:
     found: dict[str, dict[str, bool]] = {}
     for row in score["labels"]:
         if row["kind"] == ATTACKED:
-            found.setdefault(row["attack"], {})[row["id"].rpartition("/")[0]] = row["jailbroken_arditi"]
+            found.setdefault(row["attack"], {})[row["id"].rpartition("/")[0]] = row[f"jailbroken_{REFUSAL_JUDGE}"]
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
-from aird.reporting.judges import ASKED, LABELLING, asr, meaning
+from aird.reporting.judges import ASKED, COHERENT, LABELLING, of_judge
 from aird.reporting.records import Records
 from aird.reporting.table import SUITE_AND_CELL, Column, Row, Table, at, interval, named, values
 from aird.settings.base import ORIGINAL
@@ -90,9 +90,19 @@ TABLE = Table(
         *values("served_as", "score", says=SERVED_AS),
         *values("n", "score", "rates", "refusal", says="harmful prompts"),
         *interval("refusal", "score", "rates", "refusal", value="rate", says=REFUSED),
-        *(rate(asr(judge), says=meaning(judge)) for judge in LABELLING),
-        rate("asr_arditi_coherent", says="jailbroken by Arditi's judge and not degenerate"),
-        *(rate(asr(judge), says=meaning(judge)) for judge in ASKED),
+        *(of_judge(name, rate(f"asr_{name}", judge.says))[0] for name, judge in LABELLING.items()),
+        rate(COHERENT, says="not refused and not degenerate"),
+        *(of_judge(name, rate(f"asr_{name}", judge.says))[0] for name, judge in ASKED.items()),
+        *(
+            rate(
+                f"{refusal}_{name}",
+                says=f"share of {kind} prompts that the judge `{name}` calls refused",
+                optional=True,
+            )
+            for name, judge in ASKED.items()
+            if judge.refusals
+            for refusal, kind in (("refusal", "harmful"), ("over_refusal", "harmless"))
+        ),
         rate("degenerate", says="share of harmful prompts whose completion is babble"),
         rate("unfinished", says="whose thought did not end; only in a grid with a model that thinks", optional=True),
         *interval("over_refusal", "score", "rates", "over_refusal", value="rate", says="the same of harmless prompts"),

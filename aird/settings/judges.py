@@ -1,0 +1,54 @@
+"""What the settings of every served judge share. Each judge's own stand in its file of aird/evaluation/judges/."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from aird.settings.base import Billions, Settings
+from aird.settings.models import Chat
+from aird.settings.sources import ModelSource
+
+
+class JudgeSettings(Settings):
+    """Base of the judges that are served."""
+
+    source: ModelSource = Field(description="The judge's model: a hub repository or a local folder.")
+    chat: Chat | None = Field(
+        None,
+        description="How the judge is addressed, as `models.NAME.chat`; a judge that thinks answers behind an empty "
+        "thought; default: as its chat template says.",
+    )
+    maximum_model_length: int = Field(2048, ge=16, description="Longest question to the judge plus its answer, tokens.")
+    gpus: int = Field(1, ge=1, description="GPUs of each job that asks the judge.")
+    parameters: Billions | None = Field(
+        None, description="The judge's parameters in billions, as `models.NAME.parameters`."
+    )
+    maximum_new_tokens: int = Field(ge=1, description="Length limit of the judge's answer, tokens.")
+
+    @model_validator(mode="after")
+    def _loadable(self) -> JudgeSettings:
+        if self.source.wheel is not None or self.source.file is not None:
+            raise ValueError(
+                "a judge needs a model in Hugging Face format; give `hub` without `file`, or the `path` of a folder"
+            )
+        return self
+
+    @property
+    def templated(self) -> bool:
+        """Whether a text of the settings is all that the judge sees, without its chat template."""
+        return False
+
+    @property
+    def judges_harmless(self) -> bool:
+        """Whether it is asked about completions of harmless prompts too, as it says which completions refuse."""
+        return False
+
+    def imported(self) -> dict[str, Any]:
+        """Return what the import of its model depends on."""
+        return {**self.model_dump(include={"source", "chat"}), "templated": self.templated}
+
+    def asked(self) -> dict[str, Any]:
+        """Return the settings that its answers depend on; it is stored with its chat settings."""
+        return self.model_dump(exclude={"gpus", "parameters", "chat"})
