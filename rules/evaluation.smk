@@ -87,6 +87,14 @@ def optimised_attacks(wildcards):
 OPTIMISED = [
     name for name, suite in CONFIGURATION.suites.items() if optimised(suite.attacks)
 ]
+OPTIMISE_CODE = {
+    name: code("optimise_attacks", *attack_plugins(optimised(suite.attacks)))
+    for name, suite in CONFIGURATION.suites.items()
+}
+EVALUATION_CODE = {
+    name: code("evaluate_suite", *attack_plugins(suite.attacks))
+    for name, suite in CONFIGURATION.suites.items()
+}
 
 
 def attacks(wildcards):
@@ -210,9 +218,9 @@ def judgement(wildcards):
 HAND_LABELS = [] if CONFIGURATION.hand_labels is None else [CONFIGURATION.hand_labels]
 
 
-rule optimise_suffixes:
+rule optimise_attacks:
     input:
-        **model_job(code("optimise_suffixes")),
+        **model_job(lambda wildcards: OPTIMISE_CODE[wildcards.suite]),
         checkpoint=ancient(CHECKPOINT),
         manifest=MANIFEST,
         adapter=ancient(patch_input(ADAPTER)),
@@ -242,12 +250,12 @@ rule optimise_suffixes:
         "Optimising suffixes against {wildcards.model}, {wildcards.compression}, {wildcards.patch} for suite"
         " {wildcards.suite}"
     shell:
-        'python "$SCRIPTS"/optimise_suffixes.py --gpus {resources.gpu} {params.flags:q} > {log:q} 2>&1'
+        'python "$SCRIPTS"/optimise_attacks.py --gpus {resources.gpu} {params.flags:q} > {log:q} 2>&1'
 
 
 rule evaluate_suite:
     input:
-        **model_job(code("evaluate_suite")),
+        **model_job(lambda wildcards: EVALUATION_CODE[wildcards.suite]),
         environment=engine_environment,
         checkpoint=ancient(CHECKPOINT),
         manifest=MANIFEST,

@@ -33,7 +33,11 @@ def code_of_method(script):
     workflow is parsed: once Snakemake has listed their folder, it does not see new ones.
     """
     records = {
-        name: code(script, METHOD_FILES.file(patch.method))
+        name: code(
+            script,
+            METHOD_FILES.file(patch.method),
+            *attack_plugins(attacks_learnt(name)),
+        )
         for name, patch in CONFIGURATION.patches.items()
     }
     return lambda wildcards: records[wildcards.patch]
@@ -112,9 +116,15 @@ rule record_replies:
         'python "$SCRIPTS"/record_replies.py --gpus {resources.gpu} {params.flags:q} > {log:q} 2>&1'
 
 
+LEARNT_CODE = {
+    patch: code("read_attack_texts", *attack_plugins(attacks_learnt(patch)))
+    for patch in CONFIGURATION.patches
+}
+
+
 use rule attack_texts as learnt_attack_texts with:
     input:
-        code=code("read_attack_texts"),
+        code=lambda wildcards: LEARNT_CODE[wildcards.patch],
         files=lambda wildcards: attack_files(attacks_learnt(wildcards.patch)),
     output:
         LEARNT_TEXTS,

@@ -6,6 +6,7 @@ steps   check the SHA-256, read, drop near-duplicates and overlaps, draw splits;
         of an attack read the text
 """
 
+from aird.plugin import ATTACKS
 from aird.settings.attacks import optimised, text_sources
 
 
@@ -75,20 +76,40 @@ def attack_files(attacks):
     )
 
 
+def attack_plugins(attacks):
+    """Return the files of the kinds of attacks, so that an edit of one kind reruns its own jobs only."""
+    return sorted({ATTACKS.file(attack.kind) for attack in attacks.values()})
+
+
+def read_attacks(attacks):
+    """Return those attacks whose texts are written or read, and not made for each checkpoint."""
+    return {
+        name: attack
+        for name, attack in attacks.items()
+        if name not in optimised(attacks)
+    }
+
+
 def attack_settings(attacks):
     """Return where the texts of attacks come from; `count` is of what is asked."""
     return canonical_json(
         {
             name: attack.model_dump(exclude={"count"})
-            for name, attack in attacks.items()
-            if name not in optimised(attacks)
+            for name, attack in read_attacks(attacks).items()
         }
     )
 
 
+# Records of code are written while the workflow is parsed: once Snakemake has listed their folder, it sees no new ones.
+READ_CODE = {
+    name: code("read_attack_texts", *attack_plugins(read_attacks(suite.attacks)))
+    for name, suite in CONFIGURATION.suites.items()
+}
+
+
 rule attack_texts:
     input:
-        code=code("read_attack_texts"),
+        code=lambda wildcards: READ_CODE[wildcards.suite],
         files=lambda wildcards: attack_files(
             CONFIGURATION.suites[wildcards.suite].attacks
         ),

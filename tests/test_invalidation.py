@@ -239,7 +239,7 @@ CONFIGURATION_CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], set[s
     "add a suite": (add_suite, evaluated(CELLS, "second") | SECOND_SUITE_FIGURES),
     "add a suite with attacks": (
         add_attacks,
-        {"attack_texts second", *(f"optimise_suffixes tiny/{cell}/second" for cell in CELLS)}
+        {"attack_texts second", *(f"optimise_attacks tiny/{cell}/second" for cell in CELLS)}
         | evaluated(CELLS, "second")
         | SECOND_SUITE_FIGURES,
     ),

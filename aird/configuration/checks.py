@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 from aird.configuration.configuration import Configuration
 from aird.configuration.messages import hint
 from aird.patching.methods import method_of, needs_of
+from aird.prompts.attack import attack_of
 from aird.prompts.sets import CLASSES
-from aird.settings.attacks import FollowUp, OptimisedSuffix, optimised, text_sources
+from aird.settings.attacks import AttackSettings, optimised, text_sources
 from aird.settings.base import ORIGINAL, PLAIN, SOURCE, PromptSelection
 from aird.settings.compressions import CACHE_DTYPES, Given, KeyValueCache, ServedSettings
 from aird.settings.sources import PLACEHOLDER_COMMIT, FileSource, ModelSource
@@ -161,17 +162,25 @@ def _learnt_attacks(configuration: Configuration) -> Iterator[str]:
             yield f"{key}.suite: there is no suite {learnt.suite}; {hint(learnt.suite, configuration.suites)}"
             continue
         attacks = configuration.suites[learnt.suite].attacks
-        refused = {FollowUp: "a second turn", OptimisedSuffix: "made for each checkpoint, its patch included"}
-        known = [name for name, attack in attacks.items() if type(attack) not in refused]
+        refused = {name: why for name, attack in attacks.items() if (why := _unlearnable(attack)) is not None}
+        known = [name for name in attacks if name not in refused]
         for name in learnt.names:
             if name not in attacks:
                 yield f"{key}.names: suite {learnt.suite} has no attack {name}; {hint(name, known)}"
             elif name not in known:
                 yield (
-                    f"{key}.names: {name} is {refused[type(attacks[name])]}, and no text for training prompts; name "
+                    f"{key}.names: {name} is {refused[name]}, and no text for training prompts; name "
                     f"attacks of other kinds ({', '.join(known) or 'the suite has none, so add one there'})"
                 )
         yield from _listed(f"{key}.names", learnt.names, "attack", None)
+
+
+def _unlearnable(attack: AttackSettings) -> str | None:
+    """Return why no patch can learn from an attack; None where one can."""
+    kind = attack_of(attack)
+    if kind.turns > 1:
+        return "a second turn"
+    return None if kind.optimise is None else "made for each checkpoint, its patch included"
 
 
 def _listed(key: str, names: list[str] | None, kind: str, known: Mapping[str, Any] | None) -> Iterator[str]:

@@ -19,10 +19,9 @@ from transformers import PreTrainedTokenizerBase
 
 from aird.evaluation.engines.engine import Client
 from aird.inference.refusals import degenerate, jailbroken_arditi
-from aird.prompts.attacked import attacked_prompt
+from aird.prompts.attack import AttackedPrompt, attack_of
 from aird.prompts.chat import chat_settings, chat_tokens, check_no_thoughts, opens_thought, split_thought
 from aird.prompts.sets import ATTACKED, CLASSES, Record, select
-from aird.settings.attacks import FollowUp
 from aird.settings.base import PromptSelection
 from aird.settings.suites import Suite
 
@@ -80,7 +79,7 @@ class Asked:
         seed: draws the prompts of an attack with a `count`; it is recorded, and the engine's own.
         reference: completions of the original, whose harmless answers give the perplexity; None takes the checkpoint's
             own.
-        attack_texts: by the attacks' names (`aird.prompts.attack_texts.read_attack_texts`).
+        attack_texts: by the attacks' names (`aird.prompts.attack.read_attack_texts`).
     """
 
     suite: Suite
@@ -97,14 +96,14 @@ class Question(NamedTuple):
         record: what the completion's record says of it.
         tokens: its token ids; of a second turn they are made once the first reply is known.
         needed: most tokens that it and its answer take.
-        second_turn: what is said where the first reply refused; None of an attack in one turn, and of a plain prompt.
+        second_turn: what is asked where the first reply refused; None of an attack in one turn, and of a plain prompt.
         closed: its token ids behind a closed thought, where the likelihood of its completion is asked for.
     """
 
     record: CompletionRecord
     tokens: list[int]
     needed: int
-    second_turn: str | None = None
+    second_turn: AttackedPrompt | None = None
     closed: list[int] | None = None
 
 
@@ -133,8 +132,8 @@ class ChatPrompts:
     def tokens(
         self,
         instruction: str,
-        earlier: Sequence[tuple[str, str]] = (),
         prefill: str = "",
+        earlier: Sequence[tuple[str, str]] = (),
         closed: bool = False,
     ) -> list[int]:
         """Return the token ids that ask an instruction (`chat_tokens`); behind a closed thought if `closed`."""
@@ -152,13 +151,14 @@ class ChatPrompts:
 
     def attacked(self, name: str, text: str, record: Record) -> Question:
         """Return a prompt under an attack of the suite, by the attack's name and text."""
-        attack, instruction, limit = self.suite.attacks[name], record["instruction"], self.suite.maximum_new_tokens
+        attack, limit = attack_of(self.suite.attacks[name]), self.suite.maximum_new_tokens
+        asked = attack.put_on(text, record["instruction"])
         named: CompletionRecord = {**_named(record), "id": f"{record['id']}/{name}", "kind": ATTACKED, "attack": name}
-        if isinstance(attack, FollowUp):
+        if attack.turns > 1:
             # The first reply is as long as a completion at most.
-            longest = self.tokens(text, earlier=[(instruction, REPLY)])
-            return Question(named, [], len(longest) + 2 * limit, second_turn=text)
-        prompt = self.tokens(**attacked_prompt(attack, text, instruction))
+            longest = self.tokens(*asked, earlier=[(record["instruction"], REPLY)])
+            return Question(named, [], len(longest) + 2 * limit, second_turn=asked)
+        prompt = self.tokens(*asked)
         return Question(named, prompt, len(prompt) + limit)
 
     def answer(self, record: Mapping[str, Any], prompt: list[int] | None = None) -> Answer:
@@ -283,7 +283,7 @@ def complete_attacked(
                 made[record["id"]] = {**reply, **record}
                 continue
             earlier = [(record["instruction"], reply["completion"])]
-            tokens = questions.chat.tokens(question.second_turn, earlier=earlier)
+            tokens = questions.chat.tokens(*question.second_turn, earlier=earlier)
         asked.append((record, tokens))
     if asked:
         made |= {record["id"]: record for record in _ask(client, questions.chat, asked)}

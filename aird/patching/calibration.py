@@ -29,7 +29,7 @@ from aird.models.structure import writer_gains
 from aird.patching.divergence import divergence, make_batches
 from aird.patching.edits import Edit, along, edit_along, no_row, reader
 from aird.patching.replies import ReplySet
-from aird.prompts.attacked import attacked_prompt
+from aird.prompts.attack import attack_of
 from aird.prompts.chat import chat_tokens
 from aird.prompts.sets import Record, select, select_instructions
 from aird.settings.attacks import AttackSettings
@@ -59,7 +59,7 @@ def attacked_prompts(
     train = select(records, PromptSelection(set="harmful", split="train", count=drawn), seed)
     texts = select_instructions(train, PromptSelection(set="harmful", count=count), seed)
     return {
-        name: [chat_tokens(tokenizer, **attacked_prompt(attack, text, instruction)) for instruction in texts]
+        name: [chat_tokens(tokenizer, **attack_of(attack).put_on(text, each)._asdict()) for each in texts]
         for name, (attack, text) in attacks.items()
     }
 

@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from aird.plugin import JUDGES, OneOf
-from aird.settings.attacks import RESERVED, Attack, Prefill, optimised
+from aird.plugin import ATTACKS, JUDGES, OneOf
+from aird.settings.attacks import RESERVED, AttackSettings
 from aird.settings.base import EngineName, Name, PromptSelection, Settings, Text
 from aird.settings.judges import JudgeSettings
 
@@ -51,7 +51,7 @@ class Suite(Settings):
     )
     task_folder: Text | None = Field(None, description="Folder with lm-eval task files of your own.")
     task_limit: int | None = Field(None, ge=1, description="Use only that many documents of each task; default: all.")
-    attacks: dict[Name, Attack] = Field(
+    attacks: dict[Name, Annotated[AttackSettings, OneOf(ATTACKS)]] = Field(
         {}, description="Attacks by name: the harmful prompts are also asked as each of them changes them."
     )
     maximum_model_length: int | None = Field(
@@ -79,18 +79,13 @@ class Suite(Settings):
         for name in RESERVED:
             if name in self.attacks:
                 raise ValueError(f"attacks.{name}: tables use this name themselves; choose another")
-        prefilled = [name for name, attack in self.attacks.items() if isinstance(attack, Prefill)]
-        if self.think and prefilled:
-            raise ValueError(
-                f"attacks.{prefilled[0]} begins the answer, and `think: true` a thought before it; leave one out"
-            )
-        if self.think and (made := optimised(self.attacks)):
-            raise ValueError(
-                f"attacks.{next(iter(made))} is optimised for how an answer begins, and `think: true` begins with a "
-                "thought; leave one out"
-            )
         size = self.harmful.count
         for name, attack in self.attacks.items():
+            if self.think and ATTACKS.of(attack).begins_answer:
+                raise ValueError(
+                    f"attacks.{name} decides how the answer begins, and `think: true` begins it with a thought; leave "
+                    "one out"
+                )
             if size is not None and attack.count is not None and attack.count > size:
                 raise ValueError(f"attacks.{name}.count: the suite has {size} harmful prompts; write at most that")
         return self

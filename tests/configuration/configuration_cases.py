@@ -71,7 +71,7 @@ CASES: dict[str, list[Case]] = {
         (
             "suites.safety.attacks",
             {"a": {}},
-            "is missing; write one of prefill, template",
+            "is missing; write one of follow_up, optimised_suffix, prefill",
             "suites.safety.attacks.a.kind:",
         ),
         (

@@ -29,7 +29,7 @@ from aird.evaluation.questions import (
 )
 from aird.evaluation.scores import score
 from aird.models.loading import load_tokenizer
-from aird.prompts.attack_texts import read_attack_texts
+from aird.prompts.attack import read_attack_texts
 from aird.prompts.chat import chat_tokens, with_chat
 from aird.settings.models import Chat, Thinking
 from aird.settings.suites import Serving, Suite

@@ -43,9 +43,9 @@ from aird.patching.replies import (
     reply_places,
     save_replies,
 )
+from aird.plugin import ATTACKS as KINDS
 from aird.prompts.chat import chat_tokens
 from aird.prompts.sets import select
-from aird.settings.attacks import parse_attack
 from aird.settings.base import PromptSelection
 from aird.settings.compressions import BitsAndBytes, RoundToNearest
 from aird.settings.patches import PatchSettings, Replies
@@ -387,7 +387,7 @@ def test_attacked_training_prompts_are_what_the_suite_would_ask(tokenizer: Any) 
     texts = {name: text for name, (_, text) in ATTACKS.items()}
     asked = Asked(suite, {"harmful": records, "harmless": []}, 1, attack_texts=texts)
     made = suite_questions(tokenizer, asked).attacked
-    attacks = {name: (parse_attack(values), text) for name, (values, text) in ATTACKS.items()}
+    attacks = {name: (KINDS.parse(values), text) for name, (values, text) in ATTACKS.items()}
     found = attacked_prompts(tokenizer, attacks, RECORDS["harmful"], 8, 4, 1)
     assert [prompt for prompts in found.values() for prompt in prompts] == [each.tokens for each in made]
     assert [each.record["attack"] for each in made] == [name for name in found for _ in range(4)]
@@ -436,7 +436,7 @@ def test_a_patch_is_calibrated_on_the_attacks_that_the_original_resists(
 ) -> None:
     """Here only what the original replies to a begun answer is no refusal; a random model refuses nothing."""
     compressed = damaged_copy(original, tmp_path / "compressed")
-    attacks = {name: (parse_attack(values), text) for name, (values, text) in ATTACKS.items()}
+    attacks = {name: (KINDS.parse(values), text) for name, (values, text) in ATTACKS.items()}
     prompts = attacked_prompts(tokenizer, attacks, RECORDS["harmful"], SIZES.train_harmful, 4, 0)
     asked = {name: record_set(load_model(original), tokenizer, prompts[name], 4, 4) for name in ATTACKS}
     said = {name: [tokenizer.decode(reply) for reply in part.replies] for name, part in asked.items()}

@@ -137,7 +137,7 @@ def test_an_edit_of_a_method_or_of_what_it_runs_makes_its_own_patches_again() ->
         "aird/models/tuning.py": {"lora"},
         "aird/patching/methods/choose.py": {"choose"},
         "aird/patching/calibration.py": {"calibrate"},
-        "aird/prompts/attacked.py": {"calibrate"},
+        "aird/prompts/attack.py": {"calibrate"},
         "aird/settings/attacks.py": {"calibrate"},
         "aird/patching/replies.py": {"calibrate", "lora", "choose"},
         "aird/patching/strength.py": {"calibrate", "lora", "choose"},

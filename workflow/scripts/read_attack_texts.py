@@ -1,18 +1,19 @@
 """Read the texts of a suite's attacks from their pinned sources."""
 
 from pathlib import Path
+from typing import Annotated
 
-from aird.prompts.attack_texts import read_attack_texts
-from aird.settings.attacks import parse_attack
+from aird.plugin import ATTACKS, OneOf
+from aird.prompts.attack import read_attack_texts
+from aird.settings.attacks import AttackSettings
 from aird.support.files import write_json
 
 from arguments import run
 
 
-def main(settings: dict[str, dict[str, object]], output: Path) -> None:
+def main(settings: dict[str, Annotated[AttackSettings, OneOf(ATTACKS)]], output: Path) -> None:
     """Run the script."""
-    attacks = {name: parse_attack(values) for name, values in settings.items()}
-    write_json(output, read_attack_texts(attacks))
+    write_json(output, read_attack_texts(settings))
 
 
 if __name__ == "__main__":

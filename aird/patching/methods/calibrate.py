@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from aird.patching.method import TO_CHOOSE, Method, PatchInputs
+from aird.plugin import ATTACKS
 from aird.settings.base import Name, Settings
 from aird.settings.patches import Blocks, ChoiceSettings, RankOneSettings
 
@@ -23,7 +24,7 @@ class LearntAttacks(Settings):
     suite: Name = Field(description="The suite whose attacks they are.")
     names: list[Name] = Field(
         min_length=1,
-        description="Which of its attacks, of the kinds `prefill`, `template`, `refusal_suppression` and `suffix`; "
+        description="Which of its attacks, of one turn and with a text that all checkpoints share; "
         "those that are not named stay held out.",
     )
     count: int = Field(
@@ -173,10 +174,9 @@ def _attacked_replies(reference: Any, tokenizer: Any, count: int, inputs: PatchI
     """Return the original's replies to `count` harmful training prompts under each attack, by the attacks' names."""
     from aird.patching.calibration import attacked_prompts
     from aird.patching.replies import record_set
-    from aird.settings.attacks import parse_attack
 
     counts = inputs.replies_sizes()
-    attacks = {name: (parse_attack(values), text) for name, (values, text) in inputs.attacks.items()}
+    attacks = {name: (ATTACKS.parse(values), text) for name, (values, text) in inputs.attacks.items()}
     asked = attacked_prompts(tokenizer, attacks, inputs.prompts["harmful"], counts.train_harmful, count, inputs.seed)
     replies = {}
     for name, prompts in asked.items():

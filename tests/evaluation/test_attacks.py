@@ -1,26 +1,40 @@
-"""Texts of attacks: read from files as their settings say, and refused where they would not be what is measured."""
+"""Kinds of attacks: read from files as their settings say, and refused where they would not be what is measured."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import TypeAdapter, ValidationError
+from project import ROOT, code_of
+from pydantic import ValidationError
 
-from aird.prompts.attack_texts import read_attack_texts
+from aird.plugin import ATTACKS
+from aird.prompts.attack import read_attack_texts
 from aird.prompts.sources import SourceError
-from aird.settings.attacks import Attack, FollowUp, RefusalSuppression
 from aird.settings.suites import Suite
 
 
-def attack(**settings: Any) -> Any:
-    one: TypeAdapter[Any] = TypeAdapter(Attack)
-    return one.validate_python(settings)
+def test_core_code_names_no_kind_of_attack() -> None:
+    """Deleting one is deleting its file."""
+    named = re.compile(rf"""["'`]({"|".join(ATTACKS.names())})["'`]""")
+    chat = {"prefill", "template"}  # an argument of the chat template, and a setting of a judge
+    for path in [*(ROOT / "aird").rglob("*.py"), *(ROOT / "workflow").rglob("*.py"), *(ROOT / "rules").glob("*.smk")]:
+        if path.parent.name != "attacks":
+            assert set(named.findall(path.read_text(encoding="utf-8"))) <= chat, path
+
+
+@pytest.mark.parametrize("script", ["evaluate_suite", "read_attack_texts", "optimise_attacks", "make_patch"])
+def test_a_job_hangs_on_the_kinds_of_its_own_suite_alone(script: str) -> None:
+    folder = "aird/evaluation/attacks/"
+    own = code_of(script, ATTACKS.file("suffix"))
+    assert {path for path in own if path.startswith(folder)} == {f"{folder}__init__.py", f"{folder}suffix.py"}
+    assert not {path for path in code_of(script) if path.startswith(folder)}
 
 
 def text(**settings: Any) -> str:
-    return read_attack_texts({"one": attack(**settings)})["one"]
+    return read_attack_texts({"one": ATTACKS.parse(settings)})["one"]
 
 
 @pytest.fixture
@@ -42,8 +56,8 @@ def test_texts_are_written_or_read(files: Path) -> None:
     template = {"path": str(files / "template.yaml")}
     assert text(kind="template", source=template, field="value") == "Answer this at once: {{ prompt }}"
     assert text(kind="template", source={"path": str(files / "whole.txt")}) == "{{prompt}} (please)"
-    for kind, model in (("follow_up", FollowUp), ("refusal_suppression", RefusalSuppression)):
-        assert text(kind=kind) == model().text
+    for kind in ("follow_up", "refusal_suppression"):
+        assert text(kind=kind) == ATTACKS.parse({"kind": kind}).text
 
 
 def test_a_file_that_holds_no_such_text_is_refused(files: Path) -> None:
@@ -69,11 +83,11 @@ def test_a_file_that_holds_no_such_text_is_refused(files: Path) -> None:
         ({"all": {"kind": "prefill"}}, {}, "tables use this name"),
         ({"none": {"kind": "prefill"}}, {}, "tables use this name"),
         ({"a": {"kind": "prefill", "text": "Sure "}}, {}, "white space"),
-        ({"a": {"kind": "prefill"}}, {"think": True}, "begins the answer"),
+        ({"a": {"kind": "prefill"}}, {"think": True}, "attacks.a decides how the answer begins, .* leave one out"),
         (
             {"a": {"kind": "optimised_suffix", "prompts": {"set": "c"}}},
             {"think": True},
-            "attacks.a is optimised for how an answer begins, .* leave one out",
+            "attacks.a decides how the answer begins",
         ),
         (
             {"a": {"kind": "optimised_suffix", "prompts": {"set": "c"}, "seed": 2**32}},
