@@ -2,21 +2,29 @@
 
 input   the original checkpoint; calibration prompts and an environment of its own, if the recipe needs them
 output  results/models/{model}/{compression}/checkpoint and manifest.json
-steps   compress by one recipe of the registry (aird/compression/registry.py),
-        or import a checkpoint that somebody else made (aird/compression/given.py),
+steps   compress by one recipe (aird/compression/recipes/),
+        or import a checkpoint that somebody else made (aird/compression/ready_made.py),
         measure sparsity, bits per weight and hashes, fail if nothing happened
 """
 
-GIVEN = [
-    name
-    for name, compression in CONFIGURATION.compressions.items()
-    if compression.recipe == "given"
-]
+from aird.plugin import RECIPES
+
+GIVEN = [name for name, made in CONFIGURATION.compressions.items() if made.ready_made]
+MADE = [name for name in CONFIGURATION.compressions if name not in GIVEN]
+# An edit of one recipe makes its own checkpoints again. Written while the workflow is parsed, as those of methods.
+RECIPE_CODE = {
+    name: code("compress_model", RECIPES.file(CONFIGURATION.compressions[name].recipe))
+    for name in MADE
+}
+# For jobs that show what recipes are called.
+RECIPE_FILES = sorted(
+    {RECIPES.file(made.recipe) for made in CONFIGURATION.compressions.values()}
+)
 
 
 def given_source(wildcards):
     """Return where a model's ready-made checkpoint comes from."""
-    sources_of = CONFIGURATION.compressions[wildcards.compression].sources
+    sources_of = CONFIGURATION.compressions[wildcards.compression].ready_made
     if wildcards.model not in sources_of:
         raise WorkflowError(
             f"compressions.{wildcards.compression} is a ready-made checkpoint and has none of {wildcards.model}; "
@@ -40,8 +48,8 @@ def given_memory(wildcards):
 
 def compression_gpus(wildcards):
     """Return the GPUs of a compression: one, on which one block of the model is at a time, or none of some recipes."""
-    uses = CONFIGURATION.compressions[wildcards.compression].uses_gpu
-    return gpus_here(1, "gpu") if uses else 0
+    recipe = RECIPES.of(CONFIGURATION.compressions[wildcards.compression])
+    return gpus_here(1, "gpu") if recipe.gpu else 0
 
 
 def calibration_set(wildcards):
@@ -54,8 +62,8 @@ def calibration_set(wildcards):
 
 def compression_environment(wildcards):
     """Return the record of the environment of its own that a recipe runs in, if it does."""
-    name = CONFIGURATION.compressions[wildcards.compression].environment
-    return [f"{RESULTS}/environments/{name}.json"] if name else []
+    environment = CONFIGURATION.compressions[wildcards.compression].environment
+    return [f"{RESULTS}/environments/{environment.name}.json"] if environment else []
 
 
 def compression_settings(wildcards):
@@ -69,7 +77,7 @@ def compression_settings(wildcards):
 
 rule compress_model:
     input:
-        **model_job(code("compress_model")),
+        **model_job(lambda wildcards: RECIPE_CODE[wildcards.compression]),
         original=ancient(ORIGINAL_CHECKPOINT),
         original_manifest=ORIGINAL_MANIFEST,
         calibration=calibration_set,
@@ -82,9 +90,7 @@ rule compress_model:
     benchmark:
         f"{RESULTS}/benchmarks/compression/{{model}}/{{compression}}.tsv"
     wildcard_constraints:
-        compression=one_of(
-            [name for name in CONFIGURATION.compressions if name not in GIVEN]
-        ),
+        compression=one_of(MADE),
     conda:
         "../envs/core.yaml"
     threads: THREADS

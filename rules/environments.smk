@@ -131,7 +131,7 @@ use rule vllm_environment as llama_cpp_environment with:
 
 rule gptq_environment:
     input:
-        code=code("build_tool_environment", "aird.compression.optimum_gptq"),
+        code=code("build_tool_environment", "aird.compression.recipes.optimum_gptq"),
         lock=sources([os.path.relpath(PROJECT / "envs" / "gptq.lock.txt")]),
     output:
         f"{RESULTS}/environments/gptq.json",
@@ -147,7 +147,7 @@ rule gptq_environment:
     params:
         **flags(
             environment=environment_folder,
-            module="aird.compression.optimum_gptq",
+            module="aird.compression.recipes.optimum_gptq",
         ),
     message:
         "Making GPTQModel's environment (once)"
@@ -157,7 +157,7 @@ rule gptq_environment:
 
 use rule gptq_environment as gguf_environment with:
     input:
-        code=code("build_tool_environment", "aird.compression.gguf_recipe"),
+        code=code("build_tool_environment", "aird.compression.gguf_files"),
         lock=sources([os.path.relpath(PROJECT / "envs" / "gguf.lock.txt")]),
     output:
         f"{RESULTS}/environments/gguf.json",
@@ -171,7 +171,7 @@ use rule gptq_environment as gguf_environment with:
     params:
         **flags(
             environment=environment_folder,
-            module="aird.compression.gguf_recipe",
+            module="aird.compression.gguf_files",
         ),
     message:
         "Making the environment of llama.cpp's quantiser (once)"

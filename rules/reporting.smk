@@ -280,7 +280,7 @@ rule make_cards:
 
 rule make_report:
     input:
-        code=code("make_report", words=True),
+        code=code("make_report", *RECIPE_FILES, words=True),
         tables=TABLES,
         timings=TIMINGS,
         figures=FIGURES,

@@ -23,7 +23,7 @@ import psutil
 import ready_made
 from grid import EVERYDAY_CHOICES
 
-from aird.compression.given import import_given
+from aird.compression.ready_made import import_given
 from aird.evaluation import server_process
 from aird.evaluation.engines.engine import Completion, Engine, ServerSettings
 from aird.evaluation.engines.llama_cpp import LlamaCpp

@@ -21,9 +21,9 @@ from project import REPORT, copy_project, planned, read_configuration, snakemake
 from tiny_model import build_tiny_model, new, tiny_tuning
 
 from aird.commands.main import main
-from aird.compression.registry import compress
+from aird.compression.compress import compress
+from aird.compression.recipes.round_to_nearest import RoundToNearest
 from aird.models.tuning import tune_to_refuse
-from aird.settings.compressions import RoundToNearest
 
 PAGES = sorted(
     page for folder in ("", "docs", "config", "benchmarks", "results") for page in (ROOT / folder).glob("*.md")

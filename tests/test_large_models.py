@@ -13,7 +13,10 @@ from patches import random_edits
 from tiny_model import logits_of
 from transformers import AutoModelForCausalLM
 
-from aird.compression.registry import compress
+from aird.compression.compress import compress
+from aird.compression.recipes.awq import AWQ
+from aird.compression.recipes.magnitude import Magnitude
+from aird.compression.recipes.round_to_nearest import RoundToNearest
 from aird.directions.activations import capture
 from aird.directions.candidate_scores import score_candidates
 from aird.directions.candidates import difference_in_means
@@ -23,7 +26,7 @@ from aird.models.loading import load_model
 from aird.models.matrices import dense_matrix
 from aird.patching.adapters import merge
 from aird.patching.edits import Edit
-from aird.settings.compressions import AWQ, CalibrationSettings, Magnitude, RoundToNearest
+from aird.settings.compressions import CalibrationSettings
 from aird.settings.directions import Directions
 
 REFUSAL_TOKENS = [40, 318, 7]

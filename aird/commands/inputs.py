@@ -277,7 +277,7 @@ def _readable(source: Path, trust_remote_code: bool, original: Path | None, aske
     """Return a folder with a model as Transformers, PEFT and vLLM read it, and in which form that is; once."""
     import torch
 
-    from aird.compression.given import readable_form, write_readable
+    from aird.compression.ready_made import readable_form, write_readable
     from aird.models.gguf_file import MODEL_FILE
     from aird.models.importing import check_weights, dequantise_gguf_weights, holds_wrapper, write_text_model
 

@@ -194,7 +194,7 @@ def check_patchable(original: ModelFolder, compressed: ModelFolder) -> None:
         ValueError: it is a wrapper of vision and language, whose modules have other names than a patch's; or its
             matrices are no compressed form of the original's.
     """
-    from aird.compression.given import patch_obstacle
+    from aird.compression.ready_made import patch_obstacle
 
     if compressed.form == TEXT_MODEL:
         raise ValueError(

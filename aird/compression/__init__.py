@@ -1,5 +1,5 @@
 """Compress chat checkpoints, and measure on disk what was compressed.
 
-`registry` joins each recipe (its settings: `aird.settings.compressions`) with the function
-that does it; `measure` checks a checkpoint against its recipe.
+`compress` runs one of the `recipes`, `ready_made` imports what somebody else compressed, and `measure` checks a
+checkpoint against its recipe.
 """

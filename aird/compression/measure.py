@@ -98,7 +98,7 @@ def check(measurements: dict[str, Any], settings: RecipeSettings, reference: dic
         *_check_others(measurements, settings, reference),
     ]
     if failures:
-        raise ValueError(f"the {_name(settings)} checkpoint is not what its recipe says: " + "; ".join(failures))
+        raise ValueError(f"the {settings.recipe} checkpoint is not what its recipe says: " + "; ".join(failures))
 
 
 def check_stored_formats(measurements: dict[str, Any]) -> None:
@@ -297,7 +297,3 @@ def _failure(what: str, cases: list[str]) -> list[str]:
         return []
     more = f" and {len(cases) - 1} more" if len(cases) > 1 else ""
     return [f"{what}: {cases[0]}{more}"]
-
-
-def _name(settings: RecipeSettings) -> str:
-    return str(getattr(settings, "recipe", type(settings).__name__))

@@ -1,4 +1,4 @@
-"""Run llm-compressor's one-shot recipes: Wanda, SparseGPT, round-to-nearest, GPTQ, AWQ and FP8.
+"""Run one of llm-compressor's modifiers on a whole model.
 
 Its defaults are not ours: left alone it also prunes the output head, reorders the
 calibration prompts, and prints a bar per layer and a line per matrix.
@@ -6,108 +6,51 @@ calibration prompts, and prints a bar per layer and a line per matrix.
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from aird.compression.quiet import only_warnings
+from aird.compression.recipe import RecipeInputs
 from aird.models.checkpoint import Checkpoint
 from aird.models.experts import fused_parameters, separate_modules
 from aird.models.loading import attention, code_is_trusted, compute_dtype, stored_dtype
-from aird.models.structure import outside_blocks, residual_writers
-from aird.settings.compressions import AWQ, FP8, GPTQ, RoundToNearest, SparseGPT, Wanda
+from aird.models.structure import outside_blocks
 from aird.support.files import read_json, write_json
 
-# One scale per token, taken at run time: no calibration is needed.
-_DYNAMIC = {"symmetric": True, "strategy": "token", "dynamic": True}
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel
 
 
-def prune_by_wanda(source: Checkpoint, output: Path, settings: Wanda, calibration: list[list[int]]) -> None:
-    """Write `source`'s weights pruned by |weight| x input norm (Wanda, arXiv:2306.11695)."""
-    _run(source, output, "pruning.wanda", "WandaPruningModifier", _pruning(settings), calibration)
-
-
-def prune_by_sparsegpt(source: Checkpoint, output: Path, settings: SparseGPT, calibration: list[list[int]]) -> None:
-    """Write `source`'s weights pruned and updated by SparseGPT (arXiv:2301.00774)."""
-    _run(source, output, "pruning.sparsegpt", "SparseGPTModifier", _pruning(settings), calibration)
-
-
-def round_to_nearest(source: Checkpoint, output: Path, settings: RoundToNearest, calibration: None = None) -> None:
-    """Write `source`'s weights rounded to `weight_bits`-bit integers."""
-    activations = None
-    if settings.activation_bits is not None:
-        activations = {"num_bits": settings.activation_bits, "type": "int", **_DYNAMIC}
-    scheme = _scheme(_integers(settings.weight_bits, settings.group_size), activations)
-    _run(source, output, "quantization", "QuantizationModifier", scheme)
-
-
-def quantise_by_gptq(source: Checkpoint, output: Path, settings: GPTQ, calibration: list[list[int]]) -> None:
-    """Write `source`'s weights quantised by GPTQ (arXiv:2210.17323)."""
-    scheme = _scheme(_integers(settings.weight_bits, settings.group_size))
-    _run(source, output, "gptq", "GPTQModifier", scheme, calibration)
-
-
-def quantise_by_awq(source: Checkpoint, output: Path, settings: AWQ, calibration: list[list[int]]) -> None:
-    """Write `source`'s weights, their input channels scaled, rounded with a zero point (AWQ, arXiv:2306.00978)."""
-    weights = {**_integers(settings.weight_bits, settings.group_size), "symmetric": False}
-    with _pinning_no_memory():
-        _run(source, output, "quantization", "QuantizationModifier", _scheme(weights), calibration, _channel_scales)
-
-
-def round_to_fp8(source: Checkpoint, output: Path, settings: FP8, calibration: None = None) -> None:
-    """Write `source`'s weights rounded to 8-bit floats (E4M3), one scale per output row."""
-    eight_bits = {"num_bits": 8, "type": "float"}
-    weights = {**eight_bits, "symmetric": True, "strategy": "channel", "dynamic": False}
-    scheme = _scheme(weights, {**eight_bits, **_DYNAMIC})
-    _run(source, output, "quantization", "QuantizationModifier", scheme)
-
-
-def _pruning(settings: Wanda | SparseGPT) -> dict[str, Any]:
-    # "0:0" means zeros anywhere. Targets are named, because some names match nothing without an error.
-    return {"sparsity": settings.sparsity, "mask_structure": settings.pattern or "0:0", "targets": ["Linear"]}
-
-
-def _scheme(weights: dict[str, Any], activations: dict[str, Any] | None = None) -> dict[str, Any]:
-    # Spelled out, because the presets' group size of 128 does not divide the columns of every model.
-    group = {"targets": ["Linear"], "weights": weights, "input_activations": activations}
-    return {"config_groups": {"group_0": group}}
-
-
-def _integers(bits: int, group_size: int | None) -> dict[str, Any]:
-    strategy = {"strategy": "channel"} if group_size is None else {"strategy": "group", "group_size": group_size}
-    return {"num_bits": bits, "type": "int", "symmetric": True, "dynamic": False, **strategy}
-
-
-def _run(
-    source: Checkpoint,
-    output: Path,
+def apply(
     module: str,
     modifier: str,
     options: dict[str, Any],
-    calibration: list[list[int]] | None = None,
-    first: Callable[[Any], Any] | None = None,
+    inputs: RecipeInputs,
+    output: Path,
+    first: Callable[[PreTrainedModel], Any] | None = None,
 ) -> None:
-    """Load the model, apply one modifier, and save weights and configuration.
+    """Load the model, apply one of llm-compressor's modifiers, and save weights and configuration.
 
     Args:
-        source: the checkpoint to compress.
-        output: an existing folder.
         module: the module of `llmcompressor.modifiers` that holds the modifier.
         modifier: its class.
         options: what it is made with, apart from what it must leave alone.
-        calibration: token ids, one list per prompt.
+        inputs: the checkpoint to compress, and calibration prompts.
+        output: an existing folder.
         first: makes, of the model, a modifier that has to run before.
 
     Raises:
         ValueError: the algorithm gave up on a matrix and did something simpler to it.
     """
+    source, calibration = inputs.source, inputs.calibration
     with only_warnings() as warned:
         import transformers
         from llmcompressor import oneshot
@@ -132,11 +75,11 @@ def _run(
         recipe = [getattr(import_module(f"llmcompressor.modifiers.{module}"), modifier)(**options, ignore=ignore)]
         if first is not None:
             recipe.insert(0, first(model))
-        inputs: dict[str, Any] = {}
+        prompts: dict[str, Any] = {}
         if calibration is not None:
-            inputs = {"dataset": _dataset(calibration), "num_calibration_samples": len(calibration)}
-            inputs |= {"batch_size": 1, "shuffle_calibration_samples": False, "pipeline": "sequential"}
-        oneshot(model=model, recipe=recipe, **inputs)
+            prompts = {"dataset": _dataset(calibration), "num_calibration_samples": len(calibration)}
+            prompts |= {"batch_size": 1, "shuffle_calibration_samples": False, "pipeline": "sequential"}
+        oneshot(model=model, recipe=recipe, **prompts)
         if first is None:  # channel scales change norms
             _restore_others(model, source)
         if dtype != "auto":
@@ -155,7 +98,7 @@ def _run(
 
 
 @torch.no_grad()
-def _restore_others(model: Any, source: Checkpoint) -> None:
+def _restore_others(model: PreTrainedModel, source: Checkpoint) -> None:
     """Give all but the blocks' matrices their stored values again.
 
     llm-compressor adds 1 to the gains of Gemma's norms and takes it away again; bfloat16 rounds both times.
@@ -190,51 +133,7 @@ def _rename_tensors(folder: Path, names: Mapping[str, str]) -> None:
         write_json(path, index)
 
 
-def _channel_scales(model: Any) -> Any:
-    """Return AWQ's search for channel scales, without those that would reach into the residual writers' inputs.
-
-    Raises:
-        ValueError: llm-compressor does not know which norm stands before which matrices of this model.
-    """
-    from compressed_tensors.utils import match_name
-    from llmcompressor.modifiers.transform.awq import AWQModifier
-    from llmcompressor.modifiers.transform.awq.dynamic_mappings import (
-        AWQ_DYNAMIC_MAPPING_REGISTRY,
-        get_layer_mappings_from_model,
-    )
-    from llmcompressor.modifiers.transform.awq.mappings import AWQ_MAPPING_REGISTRY
-
-    # It would take Llama's names, which elsewhere may be those of a norm behind the matrices.
-    name = type(model).__name__
-    if name not in {*AWQ_MAPPING_REGISTRY, *AWQ_DYNAMIC_MAPPING_REGISTRY}:
-        raise ValueError(
-            f"llm-compressor's AWQ does not know {name}, and would scale by the names of another model; use another "
-            "recipe, such as gptq or round_to_nearest"
-        )
-    writers = [name for pair in residual_writers(model) for name in pair.names]
-    kept = [
-        mapping
-        for mapping in get_layer_mappings_from_model(model)
-        if not any(match_name(writer, target) for target in mapping.balance_layers for writer in writers)
-    ]
-    return AWQModifier(mappings=kept)
-
-
-@contextlib.contextmanager
-def _pinning_no_memory() -> Iterator[None]:
-    """Where there is no GPU, let AWQ not pin the memory that would be copied to it, which fails (docs/tricks.md)."""
-    from llmcompressor.pipelines.cache import IntermediatesCache
-
-    pin_memory = IntermediatesCache.pin_memory
-    if not torch.cuda.is_available():
-        IntermediatesCache.pin_memory = lambda *_: None  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        IntermediatesCache.pin_memory = pin_memory  # type: ignore[method-assign]
-
-
-def _dataset(calibration: list[list[int]]) -> Any:
+def _dataset(calibration: list[list[int]]) -> Dataset:
     from datasets import Dataset
 
     masks = [[1] * len(prompt) for prompt in calibration]

@@ -1,74 +1,83 @@
-"""Prune by magnitude, matrix by matrix, straight on the safetensors files."""
+"""The settings that all pruning recipes share."""
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
-import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from pydantic import Field, model_validator
 
-from aird.models.checkpoint import Checkpoint
-from aird.settings.compressions import Magnitude, pattern_counts
+from aird.settings.compressions import CalibrationSettings, WeightSettings, pattern_counts
 
+Pattern = Literal["2:4", "4:8"]
 
-def prune_by_magnitude(source: Checkpoint, output: Path, settings: Magnitude, calibration: None = None) -> None:
-    """Write `source`'s weight files to `output` with the smallest weights of each matrix zeroed.
-
-    Shards keep their names; one shard at a time is in memory.
-    """
-    names = {f"{module}.weight" for module in source.block_matrices()}
-    for file in source.weight_files:
-        tensors: dict[str, torch.Tensor] = {}
-        with safe_open(file, framework="pt", device="cpu") as stream:
-            metadata: dict[str, str] | None = stream.metadata()
-            for name in stream.keys():  # noqa: SIM118 - safe_open is no mapping
-                tensor = stream.get_tensor(name)
-                tensors[name] = _pruned(tensor, settings) if name in names else tensor
-        save_file(tensors, output / file.name, metadata=metadata)
-    for index in source.folder.glob("*.safetensors.index.json"):
-        shutil.copyfile(index, output / index.name)
+# Unquoted, YAML 1.1 reads N:M as a number in base 60.
+_BASE_60 = {124: "2:4", 248: "4:8"}
 
 
-def zero_smallest(weight: torch.Tensor, sparsity: float) -> torch.Tensor:
-    """Return a copy of a matrix with its floor(sparsity x n) weights of smallest |w| set to zero.
+class PruningSettings(WeightSettings):
+    """Base of the pruning recipes: matrices stay dense and hold zeros."""
 
-    Of equal weights at the threshold, those first in storage order are zeroed, so that the number
-    is exact and the result always the same.
+    sparsity: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Share of zeros in each weight matrix; given by `pattern` where there is one.",
+    )
+    pattern: Pattern | None = Field(
+        None,
+        description='"2:4" or "4:8" (in quotes): that many zeros in each group of 4 or 8 input weights. '
+        "Without it, zeros may be anywhere in the matrix.",
+    )
 
-    Args:
-        weight: [d_out, d_in], any float dtype.
-        sparsity: between 0 and 1.
-    """
-    count = int(sparsity * weight.numel())
-    if count == 0:
-        return weight.clone()
-    sizes = weight.abs().flatten().float()
-    threshold = torch.kthvalue(sizes, count).values
-    zeroed = sizes < threshold
-    ties = torch.nonzero(sizes == threshold).flatten()
-    zeroed[ties[: count - int(zeroed.sum())]] = True
-    return weight.masked_fill(zeroed.reshape(weight.shape), 0)
+    @model_validator(mode="before")
+    @classmethod
+    def _sparsity_of_pattern(cls, values: Any) -> Any:
+        # Filled in here, so that one compression has one representation, hence one name.
+        if not isinstance(values, dict):
+            return values
+        pattern = values.get("pattern")
+        if pattern in _BASE_60:
+            wanted = _BASE_60[pattern]
+            raise ValueError(f'write pattern: "{wanted}" in quotes; YAML reads {wanted} as the number {pattern}')
+        if pattern in ("2:4", "4:8") and values.get("sparsity") is None:
+            zeros, size = pattern_counts(pattern)
+            return {**values, "sparsity": zeros / size}
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PruningSettings:
+        if self.sparsity is None:
+            raise ValueError('give `sparsity`, a number between 0 and 1, or `pattern`, "2:4" or "4:8"')
+        if self.pattern is not None:
+            zeros, size = pattern_counts(self.pattern)
+            if self.sparsity != zeros / size:
+                raise ValueError(
+                    f"pattern {self.pattern} has sparsity {zeros / size}, not {self.sparsity}; "
+                    "leave `sparsity` out, or `pattern`"
+                )
+        return self
+
+    @property
+    def target_sparsity(self) -> float | None:
+        """The share of zeros in each matrix."""
+        return self.sparsity
+
+    @property
+    def amount(self) -> str:
+        """How much is pruned, in words."""
+        pattern = f" in the pattern {self.pattern}" if self.pattern else ""
+        return f"{100 * (self.sparsity or 0):.0f}%{pattern}"
 
 
-def zero_smallest_in_groups(weight: torch.Tensor, pattern: str) -> torch.Tensor:
-    """Return a copy with the N weights of smallest |w| of every M consecutive inputs set to zero.
+class CalibratedPruningSettings(PruningSettings):
+    """Base of the recipes by which llm-compressor prunes."""
 
-    Args:
-        weight: [d_out, d_in], any float dtype; M divides d_in.
-        pattern: "N:M".
-    """
-    zeros, size = pattern_counts(pattern)
-    groups = weight.reshape(-1, size)
-    order = groups.abs().float().argsort(dim=1, stable=True)
-    zeroed = torch.zeros_like(groups, dtype=torch.bool).scatter_(1, order[:, :zeros], True)
-    return groups.masked_fill(zeroed, 0).reshape(weight.shape)
+    compresses_experts: ClassVar[bool | None] = None
 
+    calibration: CalibrationSettings = Field(description="The prompts whose activations the recipe sees.")
 
-def _pruned(weight: torch.Tensor, settings: Magnitude) -> torch.Tensor:
-    if settings.pattern is not None:
-        return zero_smallest_in_groups(weight, settings.pattern)
-    sparsity: Any = settings.sparsity
-    return zero_smallest(weight, sparsity)
+    @property
+    def modifier(self) -> dict[str, Any]:
+        """What llm-compressor's modifier is made with."""
+        # "0:0" means zeros anywhere. Targets are named, because some names match nothing without an error.
+        return {"sparsity": self.sparsity, "mask_structure": self.pattern or "0:0", "targets": ["Linear"]}

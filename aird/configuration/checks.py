@@ -12,7 +12,7 @@ from aird.prompts.attack import attack_of
 from aird.prompts.sets import CLASSES
 from aird.settings.attacks import AttackSettings, optimised, text_sources
 from aird.settings.base import ORIGINAL, PLAIN, SOURCE, PromptSelection
-from aird.settings.compressions import CACHE_DTYPES, Given, KeyValueCache, ServedSettings
+from aird.settings.compressions import CACHE_DTYPES, ServedSettings
 from aird.settings.sources import PLACEHOLDER_COMMIT, FileSource, ModelSource
 from aird.settings.suites import ADAPTER, BOTH
 
@@ -36,7 +36,7 @@ def mistakes(configuration: Configuration) -> list[str]:
         *_names(configuration),
         *_references(configuration),
         *_learnt_attacks(configuration),
-        *_given(configuration),
+        *_ready_made(configuration),
         *_sources(configuration),
         *_prompt_sets(configuration),
         *_selections(configuration),
@@ -191,17 +191,17 @@ def _listed(key: str, names: list[str] | None, kind: str, known: Mapping[str, An
             yield f"{key}: {name} stands here twice; write it once"
 
 
-def _given(configuration: Configuration) -> Iterator[str]:
+def _ready_made(configuration: Configuration) -> Iterator[str]:
     """Yield ready-made checkpoints of models that are none, and names of cells that have none."""
-    given = {name: made for name, made in configuration.compressions.items() if isinstance(made, Given)}
-    for name, made in given.items():
-        for model in made.sources:
+    taken = {name: made.ready_made for name, made in configuration.compressions.items() if made.ready_made}
+    for name, of_models in taken.items():
+        for model in of_models:
             if model not in configuration.models:
                 key = f"compressions.{name}.sources.{model}"
                 yield f"{key}: there is no model {model}; {hint(model, configuration.models)}"
     for model, settings in configuration.models.items():
         for name in settings.compressions or []:
-            if name in given and model not in given[name].sources:
+            if name in taken and model not in taken[name]:
                 yield (
                     f"models.{model}.compressions: {name} is a ready-made checkpoint and has none of this model; "
                     f"add compressions.{name}.sources.{model}, or remove {name} here"
@@ -209,7 +209,7 @@ def _given(configuration: Configuration) -> Iterator[str]:
     cells = list(configuration.cells())
     for patch, edit in configuration.patches.items():
         only = edit.compressions or []
-        if only and set(only) <= given.keys() and not any(cell[2] == patch for cell in cells):
+        if only and set(only) <= taken.keys() and not any(cell[2] == patch for cell in cells):
             yield (
                 f"patches.{patch}.compressions: no model that has this patch has {' or '.join(only)}; "
                 "name compressions that exist for such a model, or add its source there"
@@ -260,9 +260,8 @@ def model_sources(configuration: Configuration) -> Iterator[tuple[str, ModelSour
     for name, model in configuration.models.items():
         yield f"models.{name}.source", model.source
     for name, made in configuration.compressions.items():
-        if isinstance(made, Given):
-            for model_name, source in made.sources.items():
-                yield f"compressions.{name}.sources.{model_name}", source
+        for model_name, source in made.ready_made.items():
+            yield f"compressions.{name}.sources.{model_name}", source
 
 
 def attack_sources(configuration: Configuration) -> Iterator[tuple[str, FileSource]]:
@@ -444,7 +443,7 @@ def _caches(configuration: Configuration) -> Iterator[str]:
         dtype = configuration.cache_dtype_of(name)
         if dtype is None or name in said:
             continue
-        key = "dtype" if isinstance(configuration.compressions[name], KeyValueCache) else "key_value_cache_dtype"
+        key = configuration.compressions[name].cache_key
         engine = configuration.engine_of(model, name)
         if _running(configuration) is not None:
             said.add(name)

@@ -7,9 +7,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from aird.plugin import METHODS, OneOf
+from aird.plugin import METHODS, RECIPES, OneOf
 from aird.settings.base import ORIGINAL, PLAIN, EngineName, Name, Seed, Settings, Text
-from aird.settings.compressions import CacheDtype, CompressionSettings, Given, KeyValueCache, WeightSettings
+from aird.settings.compressions import CacheDtype, RecipeSettings
 from aird.settings.directions import Directions
 from aird.settings.models import Model
 from aird.settings.patches import PatchSettings, Replies
@@ -26,7 +26,9 @@ class Configuration(Settings):
     prompt_sets: dict[Name, PromptSet] = Field(description="Named prompt sets.", min_length=1)
     directions: Directions = Field(description="How refusal directions are found.")
     models: dict[Name, Model] = Field(description="The chat models of the grid.", min_length=1)
-    compressions: dict[Name, CompressionSettings] = Field(description="The compressions of the grid.")
+    compressions: dict[Name, Annotated[RecipeSettings, OneOf(RECIPES)]] = Field(
+        description="The compressions of the grid."
+    )
     patches: dict[Name, Annotated[PatchSettings, OneOf(METHODS)]] = Field(
         {}, description="The repairs and controls of the grid."
     )
@@ -49,12 +51,7 @@ class Configuration(Settings):
         """Return the compressions of one model, without the original."""
         chosen = self.models[model].compressions
         names = [name for name in self.compressions if chosen is None or name in chosen]
-        return [name for name in names if self.exists(model, name)]
-
-    def exists(self, model: str, compression: str) -> bool:
-        """Return whether a compression can be had for a model: a ready-made one only where it has a source."""
-        settings = self.compressions[compression]
-        return not isinstance(settings, Given) or model in settings.sources
+        return [name for name in names if self.compressions[name].exists(model)]
 
     def engine_of(self, model: str, compression: str) -> EngineName:
         """Return who serves a checkpoint: what the compression or `serving` names, else llama.cpp a GGUF file."""
@@ -64,9 +61,7 @@ class Configuration(Settings):
     def cache_dtype_of(self, compression: str) -> CacheDtype | None:
         """Return the type of a compression's quantised key/value cache; None is the engine's own."""
         settings = self.compressions.get(compression)
-        if isinstance(settings, KeyValueCache):
-            return settings.dtype
-        return settings.key_value_cache_dtype if isinstance(settings, WeightSettings) else None
+        return None if settings is None else settings.cache_dtype
 
     def holds_gguf(self, model: str, compression: str) -> bool:
         """Return whether a checkpoint holds a GGUF file, which llama.cpp serves."""

@@ -28,7 +28,6 @@ from aird.settings.checkpoint_formats import (
     original_refusal,
     patch_refusal,
 )
-from aird.settings.compressions import Given
 from aird.settings.models import Model
 from aird.settings.prompt_files import read_instructions
 from aird.settings.prompts import PromptSet
@@ -155,7 +154,7 @@ def _environments_of_images(configuration: Configuration) -> Iterator[str]:
         made = configuration.compressions[name]
         if made.environment is not None:
             yield (
-                f"compressions.{name}: {image}, as `recipe: {made.model_dump()['recipe']}` needs; leave it out, or run "
+                f"compressions.{name}: {image}, as `recipe: {made.recipe}` needs; leave it out, or run "
                 "the workflow without `shared-fs-usage: none`"
             )
 
@@ -249,9 +248,10 @@ def _patched_rotations(configuration: Configuration) -> Iterator[str]:
     said = set()
     for model, compression, patch in configuration.cells():
         made = configuration.compressions.get(compression)
-        if patch == PLAIN or not isinstance(made, Given) or made.sources[model].path is None:
+        source = None if made is None else made.ready_made.get(model)
+        if patch == PLAIN or source is None or source.path is None:
             continue
-        reason = patch_refusal(_quantisation(Path(str(made.sources[model].path))))
+        reason = patch_refusal(_quantisation(Path(source.path)))
         changes_weights = method_of(configuration.patches[patch]).adapter
         if reason and changes_weights and (compression, patch) not in said:
             said.add((compression, patch))
@@ -264,11 +264,8 @@ def _patched_rotations(configuration: Configuration) -> Iterator[str]:
 def _unconvertible(configuration: Configuration) -> Iterator[str]:
     """Yield local models that a recipe would convert to GGUF and cannot."""
     for name, model in configuration.models.items():
-        recipes = [
-            each
-            for each in configuration.compressions_of(name)
-            if configuration.compressions[each].environment == "gguf"
-        ]
+        made = {each: configuration.compressions[each] for each in configuration.compressions_of(name)}
+        recipes = [each for each in made if made[each].holds_gguf(name) and not made[each].ready_made]
         if not recipes or model.source.path is None:
             continue
         kind = _config(Path(model.source.path)).get("model_type")
@@ -290,17 +287,17 @@ def _uncompressed_experts(configuration: Configuration) -> Iterator[str]:
         key, count = experts
         for each in configuration.compressions_of(name):
             made = configuration.compressions[each]
-            if isinstance(made, Given) or not made.changes_weights or made.environment == "gguf":
+            if made.ready_made or not made.changes_weights or made.holds_gguf(name):
                 continue  # of GGUF, `_unconvertible` knows the models
             if getattr(made, "activation_bits", None) is not None:
                 reason = "Transformers does not round its experts' inputs, as a server would"
             elif made.compresses_experts is False:
-                reason = f"{made.model_dump()['recipe']} does not compress experts"
+                reason = f"{made.recipe} does not compress experts"
             else:
                 continue
             yield (
                 f"models.{name}.compressions: {each} cannot be made of {name}, a mixture of experts ({key}: {count}): "
-                f"{reason}; name the other compressions here, or one with recipe: given"
+                f"{reason}; name the other compressions here, or a ready-made one"
             )
 
 

@@ -5,20 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from aird.plugin import RECIPES
+
 Settings = Mapping[str, Any]
 
-PRUNING = {"magnitude": "magnitude pruning", "wanda": "Wanda pruning", "sparsegpt": "SparseGPT pruning"}
-ROUNDING = {
-    "round_to_nearest": "{weight_bits}-bit rounding",
-    "gptq": "{weight_bits}-bit GPTQ",
-    "optimum_gptq": "{weight_bits}-bit GPTQ by optimum",
-    "awq": "{weight_bits}-bit AWQ",
-    "fp8": "rounding to FP8",
-    "bitsandbytes": "bitsandbytes {variant}",
-    "gguf": "GGUF {type}",
-    "kv_cache": "a key/value cache in {dtype}",
-    "given": "a ready-made checkpoint",
-}
 METHODS = {
     "fit": "the fitted patch",
     "calibrate": "the calibrated patch",
@@ -36,12 +26,8 @@ def compression_in_words(name: str, settings: Settings | None) -> str:
     """
     if settings is None:
         return name
-    recipe = settings["recipe"]
-    if recipe in ROUNDING:
-        words = ROUNDING[recipe].format_map(settings)
-    else:
-        pattern = f" in the pattern {settings['pattern']}" if settings.get("pattern") else ""
-        words = f"{PRUNING[recipe]} of {100 * settings['sparsity']:.0f}%{pattern}"
+    parsed = RECIPES.parse(settings)
+    words = RECIPES.of(parsed).title.format(settings=parsed)
     cache = settings.get("key_value_cache_dtype")
     return f"{words} with a key/value cache in {cache} ({name})" if cache else f"{words} ({name})"
 

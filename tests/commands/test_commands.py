@@ -33,10 +33,10 @@ from aird.commands.main import COMMANDS, main
 from aird.commands.patch import _prompts as prompts_of
 from aird.commands.patch import add_arguments
 from aird.commands.search import calibrated_from
-from aird.compression.registry import compress
+from aird.compression.compress import compress
+from aird.compression.recipes.round_to_nearest import RoundToNearest
 from aird.models import loading
 from aird.prompts.chat import chat_tokens
-from aird.settings.compressions import RoundToNearest
 from aird.settings.models import Chat
 from aird.settings.patches import Replies
 from aird.support import gpus

@@ -36,14 +36,14 @@ from aird.commands.evaluate import served_by_llama_cpp
 from aird.commands.inputs import COPY_IN_WORDS, SERVER_IN_WORDS, open_model_folder
 from aird.commands.main import main
 from aird.commands.patch import check_patchable
-from aird.compression.registry import compress
+from aird.compression.compress import compress
+from aird.compression.recipes.round_to_nearest import RoundToNearest
 from aird.evaluation.engines.address import Address
 from aird.models.gguf_file import served_gguf
 from aird.models.loading import load_model, load_tokenizer
 from aird.models.matrices import dense_matrix
 from aird.prompts.chat import chat_tokens
 from aird.settings.checkpoint_formats import DEQUANTISED
-from aird.settings.compressions import RoundToNearest
 from aird.support.files import check_folder, hash_folder, read_json, write_json
 
 WRITER = "model.layers.1.mlp.down_proj"

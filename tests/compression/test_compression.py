@@ -14,33 +14,30 @@ from typing import Any
 import pytest
 import torch
 from models.families import tiny_configuration, tiny_family
-from pydantic import TypeAdapter
 from safetensors import safe_open
 from tiny_model import build_tiny_model, changed_tensors, logits_of
 from transformers import AutoModelForCausalLM
 
 from aird.compression import oneshot
+from aird.compression.compress import compress
 from aird.compression.measure import check, check_stored_formats, fulfils_pattern, measure
-from aird.compression.pruning import prune_by_magnitude, zero_smallest, zero_smallest_in_groups
-from aird.compression.registry import RECIPES, Recipe, compress
+from aird.compression.recipe import Recipe, RecipeInputs
+from aird.compression.recipes import awq
+from aird.compression.recipes.awq import AWQ
+from aird.compression.recipes.bitsandbytes import BitsAndBytes
+from aird.compression.recipes.fp8 import FP8
+from aird.compression.recipes.gptq import GPTQ
+from aird.compression.recipes.kv_cache import KeyValueCache
+from aird.compression.recipes.magnitude import Magnitude, write, zero_smallest, zero_smallest_in_groups
+from aird.compression.recipes.optimum_gptq import OptimumGPTQ
+from aird.compression.recipes.round_to_nearest import RoundToNearest
+from aird.compression.recipes.sparsegpt import SparseGPT
+from aird.compression.recipes.wanda import Wanda
 from aird.models.checkpoint import block_prefix, natural_order, read_checkpoint
 from aird.models.loading import load_model as load_to_compute
 from aird.models.matrices import dense_matrix, matrix_tensors
-from aird.settings.compressions import (
-    AWQ,
-    FP8,
-    GPTQ,
-    BitsAndBytes,
-    CalibrationSettings,
-    CompressionSettings,
-    KeyValueCache,
-    Magnitude,
-    OptimumGPTQ,
-    RecipeSettings,
-    RoundToNearest,
-    SparseGPT,
-    Wanda,
-)
+from aird.plugin import RECIPES
+from aird.settings.compressions import CalibrationSettings, RecipeSettings
 from aird.support.files import hash_folder
 
 LAYERS = 4
@@ -116,10 +113,8 @@ def test_the_cache_recipe_keeps_every_weight(original: Path, tmp_path: Path) -> 
 def test_a_cache_recipe_that_changed_a_weight_is_an_error(
     original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pruned = Recipe(
-        KeyValueCache, lambda source, output, *_: prune_by_magnitude(source, output, Magnitude(sparsity=0.1))
-    )
-    monkeypatch.setitem(RECIPES, "kv_cache", pruned)
+    pruned = Recipe(KeyValueCache, "", lambda _, inputs, folder: write(Magnitude(sparsity=0.1), inputs, folder))
+    monkeypatch.setattr("aird.compression.recipes.kv_cache.RECIPE", pruned)
     with pytest.raises(ValueError, match="changed weights that it must leave as they are"):
         compress(original, tmp_path / "cache", KeyValueCache(dtype="fp8"), None)
 
@@ -263,7 +258,7 @@ def test_awq_still_pins_memory_for_a_gpu_that_is_not_there(
     original: Path, calibration: list[list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When this fails, the trick can go (docs/tricks.md)."""
-    monkeypatch.setattr(oneshot, "_pinning_no_memory", contextlib.nullcontext)
+    monkeypatch.setattr(awq, "_pinning_no_memory", contextlib.nullcontext)
     with pytest.raises(RuntimeError, match="accelerator"):
         compress(original, tmp_path / "awq", CASES["awq"][0], calibration)
 
@@ -358,7 +353,8 @@ def test_matrix_tensors_and_absent_modules(made: Any) -> None:
 def test_trap_target_that_matches_nothing(original: Path, calibration: list[list[int]], tmp_path: Path) -> None:
     options = {"sparsity": 0.5, "targets": "__ALL_PRUNABLE__"}
     (tmp_path / "config.json").write_bytes((original / "config.json").read_bytes())
-    oneshot._run(read_checkpoint(original), tmp_path, "pruning.wanda", "WandaPruningModifier", options, calibration)
+    inputs = RecipeInputs(read_checkpoint(original), calibration)
+    oneshot.apply("pruning.wanda", "WandaPruningModifier", options, inputs, tmp_path)
     with pytest.raises(ValueError, match="sparsity is off: all matrices together .* instead of 0.5"):
         check(measure(tmp_path), CASES["wanda"][0], measure(original))
 
@@ -472,13 +468,11 @@ def test_blocks_are_in_natural_order() -> None:
 
 
 def test_settings_have_one_representation_and_descriptions() -> None:
-    adapter = TypeAdapter(CompressionSettings)
-    by_pattern = adapter.validate_python({"recipe": "magnitude", "pattern": "4:8"})
-    both = adapter.validate_python({"recipe": "magnitude", "pattern": "4:8", "sparsity": 0.5})
+    by_pattern = RECIPES.parse({"recipe": "magnitude", "pattern": "4:8"})
+    both = RECIPES.parse({"recipe": "magnitude", "pattern": "4:8", "sparsity": 0.5})
     assert by_pattern == both and by_pattern.target_sparsity == 0.5
-    for name, recipe in RECIPES.items():
-        fields = recipe.settings.model_fields
-        assert fields["recipe"].default == name
+    for name in RECIPES.names():
+        fields = RECIPES.load(name).settings.model_fields
         assert all(field.description for key, field in fields.items() if key != "recipe")
 
 

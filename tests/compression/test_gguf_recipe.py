@@ -15,9 +15,11 @@ from configuration.configuration_cases import BASE
 from tiny_model import build_tiny_model, configured, new
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from aird.compression.gguf_recipe import PRE_TOKENIZERS, _quantiser, describe_environment, write_gguf
+from aird.compression.compress import compress
+from aird.compression.gguf_files import PRE_TOKENIZERS, _quantiser, describe_environment, write_gguf
 from aird.compression.programs import gguf_quantiser
-from aird.compression.registry import compress
+from aird.compression.recipes.gguf import GGUF
+from aird.compression.recipes.kv_cache import KeyValueCache
 from aird.configuration.loading import load_configuration
 from aird.configuration.local_files import check_files
 from aird.configuration.messages import ConfigurationError
@@ -25,7 +27,6 @@ from aird.models.checkpoint import read_checkpoint
 from aird.models.gguf_file import read_gguf, served_gguf
 from aird.models.matrices import dense_matrix
 from aird.settings.checkpoint_formats import GGUF_MODELS
-from aird.settings.compressions import GGUF, KeyValueCache
 from aird.support.files import hash_folder
 
 WRITER, QUERIES = "model.layers.1.mlp.down_proj", "model.layers.1.self_attn.q_proj"

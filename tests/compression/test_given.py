@@ -32,8 +32,8 @@ from tiny_model import (
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from aird.compression.given import import_given
 from aird.compression.patchable import check_patchable
+from aird.compression.ready_made import import_given
 from aird.inference.generation import stop_tokens
 from aird.models.importing import dequantise_gguf
 from aird.models.loading import load_model, load_tokenizer, read_chat, trust_code, write_chat
@@ -135,8 +135,10 @@ def test_an_adapter_on_a_repacked_checkpoint(original: Path, tmp_path: Path) -> 
 
 
 def test_what_can_be_served_stays_as_it_is(original: Path, tmp_path: Path) -> None:
-    from aird.compression.registry import compress
-    from aird.settings.compressions import BitsAndBytes, Magnitude, RoundToNearest
+    from aird.compression.compress import compress
+    from aird.compression.recipes.bitsandbytes import BitsAndBytes
+    from aird.compression.recipes.magnitude import Magnitude
+    from aird.compression.recipes.round_to_nearest import RoundToNearest
 
     for recipe in (Magnitude(sparsity=0.3), RoundToNearest(weight_bits=4, group_size=32), BitsAndBytes(variant="nf4")):
         name = recipe.model_dump()["recipe"]
@@ -184,8 +186,9 @@ def test_a_packing_that_is_not_read_is_said_before_the_shapes_that_it_hides(orig
 
 
 def test_checkpoints_that_lack_tensors(original: Path, tmp_path: Path) -> None:
-    from aird.compression.registry import compress
-    from aird.settings.compressions import BitsAndBytes, RoundToNearest
+    from aird.compression.compress import compress
+    from aird.compression.recipes.bitsandbytes import BitsAndBytes
+    from aird.compression.recipes.round_to_nearest import RoundToNearest
 
     for recipe in (RoundToNearest(weight_bits=4, group_size=32), BitsAndBytes(variant="nf4")):
         folder = tmp_path / recipe.model_dump()["recipe"]
@@ -457,7 +460,7 @@ def test_what_is_refused_before_anything_is_copied(
     def copied(*_: Any) -> None:
         raise AssertionError("was copied")
 
-    monkeypatch.setattr("aird.compression.given.copy_weights", copied)
+    monkeypatch.setattr("aird.compression.ready_made.copy_weights", copied)
     with pytest.raises(ValueError, match=message):
         import_given(given, original, tmp_path / "imported")
     assert not (tmp_path / "imported").exists()

@@ -14,26 +14,23 @@ from models.families import tiny_family
 from safetensors.torch import load_file
 from tiny_model import changed_tensors, configured, logits_of, new
 
-from aird.compression.given import import_given, readable_form
+from aird.compression.compress import compress
 from aird.compression.measure import measure
-from aird.compression.registry import compress
+from aird.compression.ready_made import import_given, readable_form
+from aird.compression.recipes.awq import AWQ
+from aird.compression.recipes.bitsandbytes import BitsAndBytes
+from aird.compression.recipes.fp8 import FP8
+from aird.compression.recipes.gptq import GPTQ
+from aird.compression.recipes.magnitude import Magnitude
+from aird.compression.recipes.round_to_nearest import RoundToNearest
+from aird.compression.recipes.sparsegpt import SparseGPT
+from aird.compression.recipes.wanda import Wanda
 from aird.models.checkpoint import read_checkpoint
 from aird.models.dense import write_dense_copy
 from aird.models.experts import fused_parameters, stored_matrices
 from aird.models.importing import import_model
 from aird.models.loading import load_model, load_structure
-from aird.settings.compressions import (
-    AWQ,
-    FP8,
-    GPTQ,
-    BitsAndBytes,
-    CalibrationSettings,
-    Magnitude,
-    RecipeSettings,
-    RoundToNearest,
-    SparseGPT,
-    Wanda,
-)
+from aird.settings.compressions import CalibrationSettings, RecipeSettings
 from aird.support.files import read_json
 
 CALIBRATION = CalibrationSettings(prompt_set="harmless", count=6)

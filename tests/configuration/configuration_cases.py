@@ -165,8 +165,8 @@ CASES: dict[str, list[Case]] = {
     ],
     "recipes": [
         ("compressions.wanda.recipe", "wnda", "did you mean wanda?"),
-        ("compressions.wanda.recipe", "aqlm", "write one of magnitude, wanda"),
-        ("compressions.wanda.recipe", ABSENT, "missing; write one of magnitude"),
+        ("compressions.wanda.recipe", "aqlm", "write one of awq, bitsandbytes"),
+        ("compressions.wanda.recipe", ABSENT, "missing; write one of awq"),
         ("compressions.wanda.recipe", 4, "must be text; write one of"),
         ("compressions.wanda", {"recipe": "fp8", "bits": 8}, "there is no such key", "compressions.wanda.bits:"),
         ("compressions.magnitude.pattern", "2:4", "has sparsity 0.5, not 0.3; leave", "compressions.magnitude:"),

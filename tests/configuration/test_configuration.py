@@ -379,7 +379,7 @@ def test_a_local_mixture_is_refused_for_a_recipe_that_leaves_its_experts_alone(f
     for config in ({"n_routed_experts": 8}, {"text_config": {"n_routed_experts": 8}}):
         (folder / "model/config.json").write_text(json.dumps(config), encoding="utf-8")
         start = "models.hub.compressions: {} cannot be made of hub, a mixture of experts (n_routed_experts: 8): {}"
-        advice = "; name the other compressions here, or one with recipe: given"
+        advice = "; name the other compressions here, or a ready-made one"
         assert mistakes(values, files=True) == [
             start.format("fp8", "fp8 does not compress experts") + advice,
             start.format("w8a8", "Transformers does not round its experts' inputs, as a server would") + advice,

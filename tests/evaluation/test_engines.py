@@ -18,7 +18,8 @@ import torch
 from patches import adapter_of, random_edits
 from servers import SERVING, SUITE, asking, evaluate
 
-from aird.compression.registry import compress
+from aird.compression.compress import compress
+from aird.compression.recipes.bitsandbytes import BitsAndBytes
 from aird.evaluation.engines import registry, vllm
 from aird.evaluation.engines.address import Address
 from aird.evaluation.engines.engine import Abilities, AdapterRefused, Completion, Engine, ServerSettings
@@ -30,7 +31,6 @@ from aird.evaluation.parity import ParityError
 from aird.evaluation.scores import score
 from aird.models.dense import needs_dense_copy
 from aird.models.loading import load_model, load_tokenizer
-from aird.settings.compressions import BitsAndBytes
 from aird.settings.suites import Serving
 from aird.support.files import read_json, write_json
 

@@ -14,8 +14,13 @@ from servers import REFERENCE, SERVING, SUITE, asking, evaluate, write_tasks
 from tiny_model import build_tiny_model, new
 from transformers import AutoConfig, AutoModelForCausalLM, StableLmConfig
 
+from aird.compression.compress import compress
 from aird.compression.measure import check_stored_formats, measure
-from aird.compression.registry import compress
+from aird.compression.recipes.awq import AWQ
+from aird.compression.recipes.bitsandbytes import BitsAndBytes
+from aird.compression.recipes.fp8 import FP8
+from aird.compression.recipes.kv_cache import KeyValueCache
+from aird.compression.recipes.round_to_nearest import RoundToNearest
 from aird.evaluation.engines.address import Address
 from aird.evaluation.engines.engine import ServerSettings
 from aird.evaluation.engines.transformers import TransformersClient
@@ -29,7 +34,7 @@ from aird.models.dense import rounds_activations
 from aird.models.loading import load_model, load_tokenizer
 from aird.patching.edits import Edit
 from aird.prompts.sets import CLASSES
-from aird.settings.compressions import AWQ, FP8, BitsAndBytes, CalibrationSettings, KeyValueCache, RoundToNearest
+from aird.settings.compressions import CalibrationSettings
 from aird.support.files import read_json, write_json
 
 MODULES = ("model.layers.0.self_attn.o_proj", "model.layers.2.mlp.down_proj")

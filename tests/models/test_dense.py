@@ -9,12 +9,13 @@ import torch
 from safetensors.torch import load_file
 from tiny_model import new
 
-from aird.compression.registry import compress
+from aird.compression.compress import compress
+from aird.compression.recipes.bitsandbytes import BitsAndBytes
+from aird.compression.recipes.round_to_nearest import RoundToNearest
 from aird.models import dense
 from aird.models.checkpoint import read_checkpoint
 from aird.models.dense import computed_dtype, model_with_gradients, write_dense_copy
 from aird.models.loading import load_model
-from aird.settings.compressions import BitsAndBytes, RoundToNearest
 from aird.support import processor
 from aird.support.files import read_json
 

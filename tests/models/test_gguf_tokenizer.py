@@ -14,9 +14,9 @@ from gguf_vocabularies import CONTROL, hard_texts, vocabulary, vocabulary_file
 from tiny_model import new
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from aird.compression import gguf_recipe
-from aird.compression.gguf_recipe import _quantiser
-from aird.compression.given import PROBES
+from aird.compression import gguf_files
+from aird.compression.gguf_files import _quantiser
+from aird.compression.ready_made import PROBES
 from aird.models.gguf_file import read_gguf
 from aird.models.gguf_tokenizer import DEFAULT_MODEL, ENDS, PRE_TOKENIZERS, own_ends, own_tokenizer
 from aird.models.importing import dequantise_gguf
@@ -85,13 +85,13 @@ def test_the_kinds_differ_on_these_texts(tmp_path: Path) -> None:
 def test_the_probes_of_a_conversion_tell_its_pre_tokenizers_apart(tmp_path: Path) -> None:
     """Else `recipe: gguf` would note the first of them for a tokenizer that llama.cpp's converter does not know."""
     found = set()
-    for pre in gguf_recipe.PRE_TOKENIZERS:
+    for pre in gguf_files.PRE_TOKENIZERS:
         file = read_gguf(vocabulary_file(tmp_path / f"{pre}.gguf", pre))
         # As in SmolLM's vocabulary, no token has two digits.
         merges = [merge for merge in file.tokenizer["merges"] if not any(map(str.isdigit, merge))]
         tokenizer = own_tokenizer(replace(file, tokenizer={**file.tokenizer, "merges": merges}))
         found.add(tuple(tuple(tokenizer(probe, add_special_tokens=False).input_ids) for probe in PROBES))
-    assert len(found) == len(gguf_recipe.PRE_TOKENIZERS)
+    assert len(found) == len(gguf_files.PRE_TOKENIZERS)
 
 
 @pytest.mark.parametrize("pre", [*PRE_TOKENIZERS, None])

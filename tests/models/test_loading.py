@@ -29,8 +29,9 @@ from tiny_model import (
 from tokenizers import Tokenizer, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from aird.compression.given import import_given
-from aird.compression.registry import compress
+from aird.compression.compress import compress
+from aird.compression.ready_made import import_given
+from aird.compression.recipes.round_to_nearest import RoundToNearest
 from aird.inference.cpu_attention import needed_attention
 from aird.inference.generation import generate
 from aird.inference.packing import last_logits, plan_packs
@@ -53,7 +54,6 @@ from aird.models.loading import (
 from aird.models.structure import residual_writers
 from aird.models.tuning import tune_to_refuse
 from aird.prompts.chat import chat_settings, chat_tokens
-from aird.settings.compressions import RoundToNearest
 from aird.settings.models import Chat, Thinking
 from aird.support.files import hash_folder, read_json, write_json
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aird.compression.pruning import zero_smallest
+from aird.compression.recipes.magnitude import zero_smallest
 from aird.models.rescaling import check_comparable, relation
 
 

@@ -19,7 +19,9 @@ from safetensors.torch import load_file, save_file
 from tiny_model import logits_of, new
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from aird.compression.registry import compress
+from aird.compression.compress import compress
+from aird.compression.recipes.magnitude import Magnitude
+from aird.compression.recipes.round_to_nearest import RoundToNearest
 from aird.models.loading import load_model, load_tokenizer
 from aird.models.matrices import dense_matrix, matrix_tensors
 from aird.models.structure import takes_adapter, writer_modules
@@ -29,7 +31,6 @@ from aird.patching.edits import Edit
 from aird.patching.method import PatchInputs
 from aird.patching.methods import parse_patch
 from aird.patching.patch_files import make_patch
-from aird.settings.compressions import Magnitude, RoundToNearest
 from aird.support.files import hash_folder
 
 MODULES = ("model.layers.1.self_attn.o_proj", "model.layers.2.mlp.down_proj")

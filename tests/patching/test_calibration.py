@@ -17,7 +17,9 @@ from patches import saved_direction, unit_vector
 from test_fitting import damaged, damaged_copy, modules
 from tiny_model import new
 
-from aird.compression.registry import compress
+from aird.compression.compress import compress
+from aird.compression.recipes.bitsandbytes import BitsAndBytes
+from aird.compression.recipes.round_to_nearest import RoundToNearest
 from aird.evaluation.questions import Asked, suite_questions
 from aird.inference.generation import generate
 from aird.inference.packing import last_logits, make_packs
@@ -47,7 +49,6 @@ from aird.plugin import ATTACKS as KINDS
 from aird.prompts.chat import chat_tokens
 from aird.prompts.sets import select
 from aird.settings.base import PromptSelection
-from aird.settings.compressions import BitsAndBytes, RoundToNearest
 from aird.settings.patches import PatchSettings, Replies
 from aird.settings.suites import Suite
 

@@ -15,7 +15,8 @@ from peft import PeftModel
 from tiny_model import TOKENS, logits_of, new
 from transformers import AutoModelForCausalLM
 
-from aird.compression.registry import compress
+from aird.compression.compress import compress
+from aird.compression.recipes.round_to_nearest import RoundToNearest
 from aird.evaluation.engines.transformers import Transformers
 from aird.evaluation.engines.vllm import Vllm
 from aird.evaluation.suite_run import prepare_checkpoint
@@ -28,7 +29,6 @@ from aird.patching.edits import Edit, make_edits
 from aird.patching.method import PatchInputs
 from aird.patching.methods import parse_patch
 from aird.patching.patch_files import make_patch
-from aird.settings.compressions import RoundToNearest
 
 # Experts stored one by one under other names and under their own, as one tensor of another name, and as one of swapped
 # dimensions; DeepSeek's first block is dense.

@@ -2,14 +2,12 @@
 
 from pathlib import Path
 
-from pydantic import TypeAdapter
-
-from aird.compression.registry import compress
+from aird.compression.compress import compress
 from aird.models.loading import TRUST, code_is_trusted, load_tokenizer, open_checkpoint
+from aird.plugin import RECIPES
 from aird.prompts.chat import chat_tokens
 from aird.prompts.sets import select
 from aird.settings.base import PromptSelection
-from aird.settings.compressions import CalibrationSettings, CompressionSettings
 from aird.support.environments import recorded_python
 from aird.support.files import hash_folder, read_json_lines, write_json
 
@@ -26,11 +24,11 @@ def main(
     manifest: Path,
 ) -> None:
     """Run the script."""
-    recipe: CompressionSettings = TypeAdapter(CompressionSettings).validate_python(settings)
+    recipe = RECIPES.parse(settings)
     open_checkpoint(original, original_manifest)
     prompts = None
     if calibration is not None:
-        chosen: CalibrationSettings = recipe.calibration  # type: ignore[union-attr]  # only these get prompts
+        chosen = recipe.calibration
         selection = PromptSelection(set=chosen.prompt_set, split=chosen.split, count=chosen.count)
         tokenizer = load_tokenizer(original)
         records = select(read_json_lines(calibration), selection, chosen.seed)

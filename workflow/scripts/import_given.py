@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from aird.compression.given import check_config, import_given
+from aird.compression.ready_made import check_config, import_given
 from aird.models.card_metadata import read_licence
 from aird.models.generation_settings import own_generation_settings
 from aird.models.gguf_file import served_gguf

@@ -1,81 +1,28 @@
-"""The one registry of compression recipes, and `compress`, which runs one of them.
+"""Compress a checkpoint by one recipe.
 
-A recipe is a model of its settings (`aird.settings.compressions`) and a function
-that writes compressed weights. To add one: write both, and add a line to RECIPES.
-
-    settings = RoundToNearest(weight_bits=4, group_size=64)
-    measurements = compress(Path("original"), Path("w4"), settings, calibration_token_ids=None)
+settings = RoundToNearest(weight_bits=4, group_size=64)
+measurements = compress(Path("original"), Path("w4"), settings, calibration_token_ids=None)
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from aird.compression import oneshot, pruning
-from aird.compression.bitsandbytes_recipe import quantise_by_bitsandbytes
-from aird.compression.cache_recipe import keep_weights
-from aird.compression.gguf_recipe import quantise_to_gguf
 from aird.compression.measure import check, measure, take_bits
-from aird.compression.optimum_gptq import quantise_by_optimum
+from aird.compression.recipe import ABSENT, RecipeInputs
 from aird.models.checkpoint import Checkpoint, read_checkpoint
 from aird.models.experts import fused_parameters, separate_modules, stored_matrices
 from aird.models.gguf_file import MODEL_FILE, read_gguf, served_gguf
 from aird.models.loading import copy_description, load_structure
 from aird.models.matrices import matrix_shape
-from aird.settings.compressions import (
-    AWQ,
-    FP8,
-    GGUF,
-    GPTQ,
-    BitsAndBytes,
-    KeyValueCache,
-    Magnitude,
-    OptimumGPTQ,
-    RecipeSettings,
-    RoundToNearest,
-    SparseGPT,
-    Wanda,
-    pattern_counts,
-)
+from aird.plugin import RECIPES
+from aird.settings.compressions import RecipeSettings, pattern_counts
 from aird.support.files import atomic_folder
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A recipe.
-
-    Attributes:
-        settings: the model of its settings.
-        write: writes safetensors weights (and, for quantisers, a config.json with a
-            `quantization_config`) to an existing folder, given the source checkpoint, the folder,
-            the settings and the calibration prompts' token ids; where the settings need an
-            environment of their own, also its Python.
-    """
-
-    settings: type[RecipeSettings]
-    write: Callable[..., None]
-
-
-RECIPES: dict[str, Recipe] = {
-    "magnitude": Recipe(Magnitude, pruning.prune_by_magnitude),
-    "wanda": Recipe(Wanda, oneshot.prune_by_wanda),
-    "sparsegpt": Recipe(SparseGPT, oneshot.prune_by_sparsegpt),
-    "round_to_nearest": Recipe(RoundToNearest, oneshot.round_to_nearest),
-    "gptq": Recipe(GPTQ, oneshot.quantise_by_gptq),
-    "optimum_gptq": Recipe(OptimumGPTQ, quantise_by_optimum),
-    "awq": Recipe(AWQ, oneshot.quantise_by_awq),
-    "fp8": Recipe(FP8, oneshot.round_to_fp8),
-    "bitsandbytes": Recipe(BitsAndBytes, quantise_by_bitsandbytes),
-    "gguf": Recipe(GGUF, quantise_to_gguf),
-    "kv_cache": Recipe(KeyValueCache, keep_weights),
-}
 
 
 def compress(
@@ -96,7 +43,7 @@ def compress(
     Args:
         source: a dense checkpoint folder with safetensors; it is only read.
         output: the folder to write; it appears when it is complete and checked.
-        settings: one of the models of `aird.settings.compressions`.
+        settings: of one of the recipes in `aird.compression.recipes`.
         calibration_token_ids: token ids of each calibration prompt, chat template applied; None for
             recipes that need none.
         python: interpreter of the environment of recipes that need one.
@@ -112,16 +59,15 @@ def compress(
     original = read_checkpoint(source)
     _check_request(original, settings, calibration_token_ids)
     if settings.environment is not None and python is None:
-        raise ValueError(f"this recipe needs the Python of the environment {settings.environment}; none is given")
-    environment = [python] if settings.environment is not None else []
-    recipe = RECIPES[settings.model_dump()["recipe"]]
+        raise ValueError(f"this recipe needs the Python of the environment {settings.environment.name}; none is given")
+    recipe = RECIPES.of(settings)
     if settings.changes_weights:
         _check_experts(original, settings)
     reference = measure(source)
     with atomic_folder(output) as folder:
         copy_description(original.folder, folder)
         with TemporaryDirectory(prefix=".weights.", dir=folder) as made:
-            recipe.write(original, Path(made), settings, calibration_token_ids, *environment)
+            recipe.write(settings, RecipeInputs(original, calibration_token_ids, python or ABSENT), Path(made))
             _take_weights(Path(made), folder, original)
         measurements = measure(folder, source)
         check(measurements, settings, reference)
@@ -181,7 +127,7 @@ def _check_experts(original: Checkpoint, settings: RecipeSettings) -> None:
         return
     stored = stored_matrices(structure, original)
     whole = [name for name in fused if name not in stored]
-    name, family = settings.model_dump()["recipe"], structure.config.model_type
+    family = structure.config.model_type
     compressed = settings.compresses_experts
     if whole:
         reason = f"it stores {whole[0]} as one tensor for all experts, which no recipe compresses"
@@ -190,13 +136,13 @@ def _check_experts(original: Checkpoint, settings: RecipeSettings) -> None:
     elif getattr(settings, "activation_bits", None) is not None:
         reason = "Transformers does not round its experts' inputs, as a server would; leave activation_bits out"
     elif not (separate_modules(structure, original) if compressed is None else compressed):
-        works = ", ".join(each for each, recipe in RECIPES.items() if recipe.settings.compresses_experts is not False)
-        reason = f"{name} does not compress the experts of {family}; recipes that compress some: {works}"
+        known = {each: RECIPES.load(each).settings for each in RECIPES.names()}
+        works = ", ".join(each for each in known if known[each].compresses_experts is not False)
+        reason = f"{settings.recipe} does not compress the experts of {family}; recipes that compress some: {works}"
     else:
         return
     raise ValueError(
-        f"{original.folder} is a mixture of experts: {reason}, or import a checkpoint that was compressed elsewhere "
-        "(recipe: given)"
+        f"{original.folder} is a mixture of experts: {reason}, or import a checkpoint that was compressed elsewhere"
     )
 
 

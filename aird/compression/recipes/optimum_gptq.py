@@ -11,16 +11,17 @@ import os
 import subprocess
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
-from safetensors.torch import save_file
-
-from aird.models.checkpoint import Checkpoint, StoredTensor, read_checkpoint
-from aird.models.loading import attention, code_is_trusted, load_structure
-from aird.models.structure import outside_blocks
-from aird.settings.compressions import OptimumGPTQ
+from aird.compression.recipe import Recipe, RecipeInputs
+from aird.compression.rounding import FourBitSettings
+from aird.support.environments import Environment
 from aird.support.files import write_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from aird.models.checkpoint import StoredTensor
 
 BITS = 4
 LOG_TAIL_LINES = 12
@@ -65,6 +66,24 @@ print(json.dumps({name: version(name) for name in ("optimum", "gptqmodel", "torc
 """
 
 
+class OptimumGPTQ(FourBitSettings):
+    """GPTQ as optimum and GPTQModel do it, in a Python environment apart (`envs/gptq.lock.txt`)."""
+
+    compresses_experts: ClassVar[bool | None] = False
+    recipe: Literal["optimum_gptq"] = "optimum_gptq"
+
+    @property
+    def environment(self) -> Environment | None:
+        """GPTQModel wants newer versions of torch and Transformers."""
+        return Environment(
+            name="gptq",
+            lock="gptq.lock.txt",
+            modules=("optimum.gptq", "gptqmodel"),
+            packages=("optimum", "gptqmodel", "torch", "transformers"),
+            minutes=60,
+        )
+
+
 def describe_environment(python: Path) -> dict[str, Any]:
     """Return the `versions` of optimum, GPTQModel, torch and Transformers there; check that they can be imported.
 
@@ -74,43 +93,43 @@ def describe_environment(python: Path) -> dict[str, Any]:
     return {"versions": json.loads(_run(python, ["-c", PROBE], "GPTQModel cannot be imported").splitlines()[-1])}
 
 
-def quantise_by_optimum(
-    source: Checkpoint, output: Path, settings: OptimumGPTQ, calibration: list[list[int]], python: Path
-) -> None:
-    """Write `source`'s weights quantised by optimum's GPTQ (arXiv:2210.17323), packed by compressed-tensors.
+def write(settings: OptimumGPTQ, inputs: RecipeInputs, folder: Path) -> None:
+    """Write the source's weights quantised by optimum's GPTQ (arXiv:2210.17323), packed by compressed-tensors.
 
     The integers are GPTQModel's; its float16 scales take the type of the original's matrices.
-
-    Args:
-        source: the checkpoint to compress.
-        output: an existing folder.
-        settings: the recipe.
-        calibration: token ids, one list per prompt.
-        python: the interpreter of an environment with optimum and GPTQModel.
 
     Raises:
         RuntimeError: the other environment's process failed.
         ValueError: it wrote something else than symmetric 4-bit integers in contiguous groups.
     """
-    with TemporaryDirectory(prefix=".gptq.", dir=output) as name:
+    from safetensors.torch import save_file
+
+    from aird.models.checkpoint import read_checkpoint
+    from aird.models.loading import attention, code_is_trusted, load_structure
+    from aird.models.structure import outside_blocks
+
+    source = inputs.source
+    with TemporaryDirectory(prefix=".gptq.", dir=folder) as name:
         request, made = Path(name) / "request.json", Path(name) / "made"
-        values: dict[str, Any] = {"source": str(source.folder.absolute()), "calibration": calibration}
+        values: dict[str, Any] = {"source": str(source.folder.absolute()), "calibration": inputs.calibration}
         values |= {"group_size": settings.group_size or -1, "trust_remote_code": code_is_trusted()}
         values["attention"] = attention(source.folder)
         write_json(request, values)
-        _run(python, ["-c", WORKER, str(request), str(made)], "optimum's GPTQ failed")
+        _run(inputs.python, ["-c", WORKER, str(request), str(made)], "optimum's GPTQ failed")
         quantised = read_checkpoint(made).tensors
         modules = source.block_matrices()
         names = {f"{module}.weight" for module in modules}
+        tensors: dict[str, torch.Tensor]
         tensors = {name: tensor.load() for name, tensor in source.tensors.items() if name not in names}
         for module in modules:
             tensors |= _packed(quantised, module, source.tensors[f"{module}.weight"].load())
-    save_file(tensors, output / "model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     left_alone = outside_blocks(load_structure(source.folder))
-    write_json(output / "config.json", {"quantization_config": _configuration(settings, left_alone)})
+    write_json(folder / "config.json", {"quantization_config": _configuration(settings, left_alone)})
 
 
 def _packed(quantised: dict[str, StoredTensor], module: str, original: torch.Tensor) -> dict[str, torch.Tensor]:
+    import torch
     from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
     words, zeros, scales, groups = (
@@ -131,6 +150,8 @@ def _packed(quantised: dict[str, StoredTensor], module: str, original: torch.Ten
 
 def _unpacked(words: torch.Tensor) -> torch.Tensor:
     """Return the 4-bit values of int32 words [rows, words], lowest bits first: [rows, 8 x words]."""
+    import torch
+
     shifts = torch.arange(0, 32, BITS, dtype=torch.int32)
     return ((words.unsqueeze(-1) >> shifts) & (2**BITS - 1)).reshape(len(words), -1)
 
@@ -156,3 +177,6 @@ def _run(python: Path, arguments: list[str], failure: str) -> str:
         tail = "\n".join(result.stderr.splitlines()[-LOG_TAIL_LINES:])
         raise RuntimeError(f"{failure} in {python}:\n{tail}")
     return result.stdout
+
+
+RECIPE = Recipe(settings=OptimumGPTQ, title="{settings.weight_bits}-bit GPTQ by optimum", write=write)

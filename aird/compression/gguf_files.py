@@ -1,4 +1,4 @@
-"""Convert a checkpoint to GGUF and quantise it, both by llama.cpp's own code.
+"""Write a checkpoint as a GGUF file, converted and quantised by llama.cpp's own code.
 
 1. Find out how the tokenizer is written so that llama.cpp splits text as Transformers does: the converter's own way,
    else byte-level BPE with one of the usual pre-tokenizers. The converter knows tokenizers by a hash, and writes some
@@ -24,15 +24,14 @@ from typing import Any
 
 import torch
 
-from aird.compression.given import PROBES
 from aird.compression.programs import gguf_converter, gguf_quantiser
+from aird.compression.ready_made import PROBES
 from aird.models.checkpoint import Checkpoint, read_checkpoint
 from aird.models.generation_settings import ends_of_text
 from aird.models.gguf_file import MODEL_FILE, read_gguf
 from aird.models.importing import dequantise_gguf_weights
 from aird.models.loading import configuration_of, load_tokenizer, stored_dtype
 from aird.prompts.chat import render
-from aird.settings.compressions import GGUF
 from aird.support.files import write_json
 
 # Of byte-level BPE, where the converter does not know the tokenizer: llama.cpp's names.
@@ -54,14 +53,13 @@ def describe_environment(python: Path) -> dict[str, Any]:
     return found
 
 
-def quantise_to_gguf(source: Checkpoint, output: Path, settings: GGUF, calibration: None, python: Path) -> None:
+def write_gguf(source: Checkpoint, output: Path, type_: str | None, python: Path) -> None:
     """Write a checkpoint as a GGUF file (`model.gguf`) and as the dense weights that this file holds.
 
     Args:
-        source: the checkpoint to compress.
+        source: the checkpoint.
         output: an existing folder.
-        settings: the recipe.
-        calibration: none; quantisation looks at the weights alone.
+        type_: llama.cpp's name of the mixture of types, such as "Q4_K_M"; None quantises nothing.
         python: the interpreter of an environment with cyllama and the converter.
 
     Raises:
@@ -69,12 +67,6 @@ def quantise_to_gguf(source: Checkpoint, output: Path, settings: GGUF, calibrati
         ValueError: the converter does not know the architecture, llama.cpp has no tokenizer that splits text as the
             model's does, no matrix could take the type, or the weights that come back are not the original's.
     """
-    write_gguf(source, output, settings.type, python)
-    _check_types(output / MODEL_FILE, settings.type)
-
-
-def write_gguf(source: Checkpoint, output: Path, type_: str | None, python: Path) -> None:
-    """Write a checkpoint as `quantise_to_gguf` does; without a type nothing is quantised."""
     target = output / MODEL_FILE
     with TemporaryDirectory(prefix=".gguf.", dir=output) as name:
         scratch = Path(name)
@@ -90,6 +82,8 @@ def write_gguf(source: Checkpoint, output: Path, type_: str | None, python: Path
             _quantiser(python, "quantise", whole, target, type_, threads)
     dequantise_gguf_weights(target, output, stored_dtype(source.folder), configuration_of(source.folder))
     _check_decoded(read_weights(output, source), source)
+    if type_ is not None:
+        _check_types(target, type_)
 
 
 def _find_pre_tokenizer(source: Path, scratch: Path, python: Path) -> str:
