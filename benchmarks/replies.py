@@ -18,7 +18,7 @@ from aird.inference.generation import generate
 from aird.models.loading import load_tokenizer
 from aird.models.structure import decoder_blocks, residual_writers
 from aird.patching.divergence import divergence, make_batches
-from aird.patching.edited import all_edited
+from aird.patching.edited import edited
 from aird.patching.edits import Edit
 from aird.patching.replies import ReplySet
 from benchmarks.measure import (
@@ -100,17 +100,18 @@ def _training(work: Workload, tokenizer: Any) -> list[Result]:
     column = work.candidates[first, -1].float()
     column /= column.norm()
     edits = [
-        Edit(name, column, torch.zeros(model.get_submodule(name).in_features, requires_grad=True)) for name in upper
+        Edit(name, column[:, None], torch.zeros(1, model.get_submodule(name).in_features, requires_grad=True))
+        for name in upper
     ]
     batches = make_batches(model, [part], first, None)
 
     def gradients(losses: Any) -> list[torch.Tensor]:
         for edit in edits:
-            edit.row.grad = None
+            edit.down.grad = None
         with torch.enable_grad():
             for loss, weight in losses():
                 (loss * weight).backward()
-        return [edit.row.grad.clone() for edit in edits if edit.row.grad is not None]
+        return [edit.down.grad.clone() for edit in edits if edit.down.grad is not None]
 
     def ours() -> Any:
         for batch in batches:
@@ -149,7 +150,7 @@ def _plain_divergence(model: Any, part: ReplySet, chosen: range, edits: Sequence
     width = max(map(len, sequences))
     rows = torch.tensor([sequence + [0] * (width - len(sequence)) for sequence in sequences])
     mask = torch.tensor([[1] * len(sequence) + [0] * (width - len(sequence)) for sequence in sequences])
-    with all_edited(model, edits):
+    with edited(model, edits):
         logits = model(input_ids=rows, attention_mask=mask, use_cache=False).logits
     kept, tokens, known = [], [], []
     for row, index in enumerate(chosen):

@@ -33,7 +33,7 @@ def random_edits(modules: Iterable[str], strength: float, seed: int = 5) -> list
     """Return edits of matrices of the tiny models, along random unit vectors."""
     generator = torch.Generator().manual_seed(seed)
     return [
-        Edit(
+        Edit.rank_one(
             module,
             column=torch.nn.functional.normalize(torch.randn(128, generator=generator), dim=0),
             row=strength * torch.randn(256 if module.endswith("down_proj") else 128, generator=generator),

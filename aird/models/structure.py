@@ -539,7 +539,9 @@ def _prove_experts(model: Any, writers: Sequence[Writers]) -> None:
         matrices = model.get_parameter(parameter).detach().float()
         if model.get_submodule(parameter.rpartition(".")[0]).is_transposed:
             matrices = matrices.transpose(1, 2)
-        with edited_experts(model, parameter, width**0.5 * unit, unit.to(matrices.device) @ matrices):
+        row = unit.to(matrices.device) @ matrices
+        up = (width**0.5 * unit)[:, None].expand(len(row), -1, -1)
+        with edited_experts(model, parameter, up, row[:, None, :]):
             change = (output().double().cpu() - plain).reshape(-1, width)
         other = (change - torch.outer(change @ unit.double(), unit.double())).norm().item()
         rounding = 4 * precision * (plain.norm() + change.norm()).item()
@@ -551,24 +553,24 @@ def _prove_experts(model: Any, writers: Sequence[Writers]) -> None:
 
 
 @contextlib.contextmanager
-def edited_experts(model: Any, parameter: str, column: torch.Tensor, row: torch.Tensor) -> Iterator[None]:
-    """Add column . row to the matrix of every expert of a mixture while the context is open.
+def edited_experts(model: Any, parameter: str, up: torch.Tensor, down: torch.Tensor) -> Iterator[None]:
+    """Add up down to the matrix of every expert of a mixture while the context is open.
 
-    The parameter itself stays as it is; gradients reach the row. One block's matrices are made at a time.
+    The parameter itself stays as it is; gradients reach both factors. One block's matrices are made at a time.
 
     Args:
         model: the model.
         parameter: full name of the experts' parameter (`Contribution.experts`).
-        column: [d_out].
-        row: [experts, d_in].
+        up: [experts, d_out, rank].
+        down: [experts, rank, d_in].
     """
     owner, _, local = parameter.rpartition(".")
     module = model.get_submodule(owner)
     original = module.get_parameter(local)
 
     def put(*_: Any) -> None:
-        parts = column.to(original.device), row.to(original.device)
-        added = torch.einsum("o,ei->eio" if module.is_transposed else "o,ei->eoi", *parts)
+        parts = up.to(original.device), down.to(original.device)
+        added = torch.einsum("eor,eri->eio" if module.is_transposed else "eor,eri->eoi", *parts)
         # Not as an attribute: under this name the module takes parameters only.
         module._parameters[local] = original + added.to(original.dtype)
 

@@ -11,7 +11,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,47 +22,49 @@ from aird.models.experts import fused_parameters, is_transposed, stored_experts
 from aird.models.loading import copy_description, load_structure
 from aird.models.matrices import dense_matrix, matrix_tensors, stored_format
 from aird.models.structure import outside_blocks
-from aird.patching.edits import Edit, Update
+from aird.patching.edits import Edit
 from aird.support.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 _PREFIX = "base_model.model."  # PEFT's name for the wrapped model
 
 
-def save_adapter(edits: Sequence[Edit], folder: Path, base: str, structure: Any = None) -> None:
-    """Write the edits as a rank-1 LoRA adapter that PEFT loads, and vLLM where no experts are edited.
+def save_adapter(edits: Sequence[Edit], folder: Path, base: str, structure: PreTrainedModel | None = None) -> None:
+    """Write the edits as a LoRA adapter that PEFT loads, and vLLM where no experts are edited.
 
-    Edits of experts are PEFT's `target_parameters`: A holds the experts' rows below each other, B their columns side
-    by side, and PEFT knows from the model which dimension of the parameter is which.
+    Edits of experts are PEFT's `target_parameters`: A holds what the experts read below each other, B what they write
+    side by side, and PEFT knows from the model which dimension of the parameter is which.
 
     Args:
-        edits: at least one edit.
+        edits: at least one edit; all of one rank.
         folder: an existing, empty folder.
         base: name of the base checkpoint, for the adapter's record.
         structure: the base, or its structure alone; only a mixture of experts needs it.
     """
+    (rank,) = {edit.rank for edit in edits}
     tensors = {}
     for edit in edits:
-        count = len(edit.row) if edit.row.ndim == 2 else 1
-        module = edit.module if edit.row.ndim == 1 else edit.module.rpartition(".")[0]
-        tensors[f"{_PREFIX}{module}.lora_A.weight"] = edit.row.reshape(count, -1)
-        tensors[f"{_PREFIX}{module}.lora_B.weight"] = edit.column.unsqueeze(1).expand(-1, count)
-    experts = [edit.module for edit in edits if edit.row.ndim == 2]
-    write_adapter(tensors, 1, 1, folder, base, structure, experts)
+        module = edit.module.rpartition(".")[0] if edit.of_experts else edit.module
+        tensors[f"{_PREFIX}{module}.lora_A.weight"] = edit.down.flatten(0, -2)
+        # As PEFT reads them: B is [d_out, rank x experts].
+        up = edit.up.permute(1, 2, 0).flatten(1) if edit.of_experts else edit.up
+        tensors[f"{_PREFIX}{module}.lora_B.weight"] = up
+    experts = [edit.module for edit in edits if edit.of_experts]
+    write_adapter(tensors, rank, rank, folder, base, structure, experts)
 
 
-def save_lora(model: Any, folder: Path, base: str) -> None:
-    """Write the LoRA adapter of a PEFT model, without what PEFT would note of this machine's paths.
+def save_lora(model: PeftModel, folder: Path, base: str) -> None:
+    """Write the one LoRA adapter of a PEFT model, without what PEFT would note of this machine's paths."""
+    from peft import LoraConfig, get_peft_model_state_dict
+    from transformers import PreTrainedModel
 
-    Args:
-        model: a PEFT model with one LoRA adapter.
-        folder: an existing, empty folder.
-        base: name of the base checkpoint, for the adapter's record.
-    """
-    from peft import get_peft_model_state_dict
-
-    configuration = model.peft_config["default"]
+    configuration, structure = model.peft_config["default"], model.get_base_model()
+    assert isinstance(configuration, LoraConfig) and isinstance(structure, PreTrainedModel)
     tensors = get_peft_model_state_dict(model)
-    write_adapter(tensors, configuration.r, configuration.lora_alpha, folder, base, model.get_base_model())
+    write_adapter(tensors, configuration.r, configuration.lora_alpha, folder, base, structure)
 
 
 def write_adapter(
@@ -71,7 +73,7 @@ def write_adapter(
     alpha: int,
     folder: Path,
     base: str,
-    structure: Any = None,
+    structure: PreTrainedModel | None = None,
     experts: Sequence[str] = (),
 ) -> None:
     """Write LoRA tensors, named as PEFT names them, and their configuration.
@@ -115,7 +117,7 @@ def scale_adapter(folder: Path, strength: float) -> None:
     save_file(scaled, path, metadata={"format": "pt"})
 
 
-def _taken_for_experts(modules: set[str], structure: Any) -> set[str]:
+def _taken_for_experts(modules: set[str], structure: PreTrainedModel | None) -> set[str]:
     """Return the linear modules whose names PEFT takes for those of experts, when it loads an adapter of a mixture.
 
     It looks at the end of a name, such as that of a dense block's `down_proj` beside experts with one, and would leave
@@ -131,7 +133,7 @@ def _taken_for_experts(modules: set[str], structure: Any) -> set[str]:
     return modules - set(configuration.target_modules or ())
 
 
-def load_adapter(folder: Path) -> list[Update]:
+def load_adapter(folder: Path) -> list[Edit]:
     """Return what a LoRA adapter of any rank adds to the matrices.
 
     Raises:
@@ -157,20 +159,20 @@ def load_adapter(folder: Path) -> list[Update]:
     modules = sorted(name.removeprefix(_PREFIX).removesuffix(ending) for name in tensors if name.endswith(ending))
     parameters = [name.rpartition(".") for name in configuration.get("target_parameters") or ()]
     experts = {module: f"{module}.{local}" for module, _, local in parameters if local != "weight"}
-    updates = []
+    edits = []
     for module in modules:
         up = scale * tensors[f"{_PREFIX}{module}.lora_B.weight"].float()
         down = tensors[f"{_PREFIX}{module}.lora_A.weight"].float()
         if module in experts:
-            # As PEFT reads them: A is [experts x rank, d_in], B is [d_out, rank x experts].
+            # A is [experts x rank, d_in], B is [d_out, rank x experts].
             count = len(down) // configuration["r"]
             down = down.reshape(count, -1, down.shape[-1])
             up = up.reshape(len(up), -1, count).permute(2, 0, 1)
-        updates.append(Update(experts.get(module, module), up=up, down=down))
-    return updates
+        edits.append(Edit(experts.get(module, module), up, down))
+    return edits
 
 
-def merge(base: Path, edits: Sequence[Edit | Update], target: Path) -> dict[str, float]:
+def merge(base: Path, edits: Sequence[Edit], target: Path) -> dict[str, float]:
     """Write the checkpoint `base` with the edits merged into the folder `target`.
 
     Args:
@@ -215,7 +217,7 @@ class _Change(NamedTuple):
     added: torch.Tensor
 
 
-def _changes(base: Path, edit: Edit | Update) -> Iterator[_Change]:
+def _changes(base: Path, edit: Edit) -> Iterator[_Change]:
     """Yield what an edit changes in a checkpoint: a matrix, or of experts each one's, or the one tensor of all.
 
     Raises:
@@ -224,7 +226,7 @@ def _changes(base: Path, edit: Edit | Update) -> Iterator[_Change]:
     """
     added = edit.matrix()
     parts = [(edit.module, added)]
-    if added.ndim == 3:
+    if edit.of_experts:
         structure, checkpoint = load_structure(base), read_checkpoint(base)
         modules = stored_experts(structure, checkpoint, edit.module)
         if not isinstance(modules, list):
@@ -247,28 +249,20 @@ def _rewrite_shards(
     base: Path, target: Path, dense: dict[str, torch.Tensor], stored: dict[str, dict[str, tuple[str, str]]]
 ) -> dict[str, str | None]:
     """Write edited shards, link the others; return {tensor name: new file, or None if dropped}."""
-    moved: dict[str, str | None] = {}
-    replaced_in: dict[str, dict[str, torch.Tensor]] = {}
-    dropped: set[str] = set()
-    for tensor, tensors in stored.items():
-        # The dense matrix goes to a shard that held the packed one.
-        file = min(file for file, _ in tensors.values())
-        for _, name in tensors.values():
-            dropped.add(name)
-            moved[name] = None
-        replaced_in.setdefault(file, {})[tensor] = dense[tensor]
-        moved[tensor] = file
+    # The dense matrix goes to a shard that held the packed one.
+    files = {tensor: min(file for file, _ in parts.values()) for tensor, parts in stored.items()}
+    dropped = {name for parts in stored.values() for _, name in parts.values()}
     for shard in sorted(base.glob("*.safetensors")):
+        new = {tensor: dense[tensor] for tensor, file in files.items() if file == shard.name}
         with safe_open(shard, "pt") as reader:
             names = list(reader.keys())
-            if shard.name not in replaced_in and not dropped.intersection(names):
+            if not new and not dropped.intersection(names):
                 _link(shard, target / shard.name)
                 continue
-            tensors_out = {name: reader.get_tensor(name) for name in names if name not in dropped}
+            kept = {name: reader.get_tensor(name) for name in names if name not in dropped}
             metadata = reader.metadata()
-        tensors_out.update(replaced_in.get(shard.name, {}))
-        save_file(tensors_out, target / shard.name, metadata=metadata or {"format": "pt"})
-    return moved
+        save_file(kept | new, target / shard.name, metadata=metadata or {"format": "pt"})
+    return dict.fromkeys(dropped) | files
 
 
 def _link(source: Path, target: Path) -> None:
@@ -285,12 +279,8 @@ def _link(source: Path, target: Path) -> None:
 def _rewrite_index(target: Path, moved: dict[str, str | None]) -> None:
     for path in target.glob("*.index.json"):
         index = json.loads(path.read_text(encoding="utf-8"))
-        weight_map: dict[str, str] = index["weight_map"]
-        for name, file in moved.items():
-            if file is None:
-                weight_map.pop(name, None)
-        weight_map.update({name: file for name, file in moved.items() if file is not None})
-        write_json(path, index)
+        files = index["weight_map"] | moved
+        write_json(path, {**index, "weight_map": {name: file for name, file in files.items() if file is not None}})
 
 
 def _ignore_modules(checkpoint: Path, modules: set[str]) -> None:

@@ -1,4 +1,4 @@
-"""Learn rank-1 edits from the original's replies.
+"""Learn edits from the original's replies.
 
 Every edit adds r (A x) to the output of a module that writes to the residual stream
 (aird/patching/edits.py). Here the rows A minimise, over the training prompts,
@@ -18,16 +18,20 @@ learnt as well, as a control; nothing else of the model changes.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
+from aird.models.dense import model_with_gradients, passes_gradients
+from aird.models.loading import load_model
 from aird.models.structure import writer_gains
 from aird.patching.divergence import divergence, make_batches
-from aird.patching.edits import Edit, along, edit_along, no_row, reader
+from aird.patching.edits import Edit, along, contributed, edit_along, reader
 from aird.patching.replies import ReplySet
 from aird.prompts.attack import attack_of
 from aird.prompts.chat import chat_tokens
@@ -35,11 +39,14 @@ from aird.prompts.sets import Record, select, select_instructions
 from aird.settings.attacks import AttackSettings
 from aird.settings.base import PromptSelection
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 logger = logging.getLogger(__name__)
 
 
 def attacked_prompts(
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     attacks: Mapping[str, tuple[AttackSettings, str]],
     records: Sequence[Record],
     drawn: int,
@@ -81,7 +88,7 @@ def training_replies(
         checkpoint's own replies to the other harmless prompts, and the original's refusals under each attack; parts
         without a prompt are left out.
     """
-    parts = [_refusals(harmful)]
+    parts = [harmful.refusals()]
     lost: list[int] = []
     if asked is not None:
         answered = [place for place, refused in enumerate(asked.refused) if not refused]
@@ -89,71 +96,120 @@ def training_replies(
         lost = [refused_now[place] for place in answered]
         parts.append(asked.chosen(answered))
     parts.append(own.chosen([index for index in range(len(own.prompts)) if index not in lost]))
-    parts += map(_refusals, attacked)
+    parts += [each.refusals() for each in attacked]
     return [part for part in parts if part.prompts]
 
 
-def _refusals(replies: ReplySet) -> ReplySet:
-    return replies.chosen([index for index, refused in enumerate(replies.refused) if refused])
+class OneModel:
+    """Holds the model of one checkpoint at a time, so that no two are in memory; callers keep none."""
+
+    def __init__(self) -> None:
+        self._folder: Path | None = None
+        self._model: PreTrainedModel | None = None
+
+    def of(self, folder: Path) -> PreTrainedModel:
+        """Return a checkpoint's model; one of another checkpoint is let go before."""
+        if self._model is None or folder != self._folder:
+            self._model = None
+            self._model, self._folder = load_model(folder), folder
+        return self._model
+
+    @contextlib.contextmanager
+    def with_gradients(self, folder: Path, scratch: Path) -> Iterator[PreTrainedModel]:
+        """Yield a checkpoint as a model through which gradients pass; arguments as of `model_with_gradients`."""
+        if passes_gradients(folder):
+            yield self.of(folder)
+        else:
+            self._model = None
+            with model_with_gradients(folder, scratch) as model:
+                yield model
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How edits are learnt.
+
+    Attributes:
+        epochs: passes over the prompts.
+        learning_rate: first step of Adam, relative to the scale of what is read, and to a unit vector's entries.
+        seed: of the order of the prompts.
+        columns: learn what edits write too; it comes back as unit vectors, their lengths in what is read.
+        by_token: let a pack of prompts count by its compared tokens, as where some prompts are so long that one fills
+            a pack; default: all packs count alike.
+    """
+
+    epochs: int
+    learning_rate: float
+    seed: int
+    columns: bool = False
+    by_token: bool = False
+
+
+def edits_of_nothing(
+    model: PreTrainedModel, modules: Sequence[str], unit: torch.Tensor, matrices: Callable[[str], torch.Tensor]
+) -> list[Edit]:
+    """Return one edit per module that writes along a direction and reads nothing: rows of zeros.
+
+    Args:
+        model: the compressed model, for the gains of its norms.
+        modules: full names of the modules to edit, or of experts' parameters.
+        unit: [d_model] unit direction.
+        matrices: returns a module's dense matrix [d_model, d_in], or that of every expert.
+    """
+    gains = writer_gains(model)
+    shapes = {module: matrices(module).shape for module in modules}
+    return [
+        edit_along(module, unit[:, None], torch.zeros(*shape[:-2], 1, shape[-1]), gains.get(module))
+        for module, shape in shapes.items()
+    ]
+
+
+def row_scales(edits: Sequence[Edit], unit: torch.Tensor, matrices: Callable[[str], torch.Tensor]) -> list[float]:
+    """Return the root mean square of r^T W of each edited matrix, (r * g)^T W before a norm."""
+    rows = (along(reader(unit, edit.gain), matrices(edit.module)) for edit in edits)
+    return [row.square().mean().sqrt().item() for row in rows]
 
 
 def learn_edits(
-    model: Any,
-    modules: Sequence[str],
-    unit: torch.Tensor,
+    model: PreTrainedModel,
+    start: Sequence[Edit],
+    scales: Sequence[float],
     first_block: int,
-    matrices: Callable[[str], torch.Tensor],
     replies: Sequence[ReplySet],
-    epochs: int,
-    learning_rate: float,
-    seed: int,
-    start: Sequence[Edit] = (),
-    learn_columns: bool = False,
-    by_token: bool = False,
+    how: Learning,
 ) -> list[Edit]:
-    """Return one edit per module, learnt together.
+    """Return the edits that learning makes of those that it begins with, all together.
 
     Args:
         model: the compressed model; it is left as it was.
-        modules: full names of the modules to edit, or of experts' parameters.
-        unit: [d_model] unit direction; the column of every edit, divided by the gain of a norm behind the module.
-            Where columns are learnt, all begin with it.
+        start: edits of any rank. What they read is learnt, and what they write where `how` says so.
+        scales: of what each reads, such as `row_scales`; steps are relative to it.
         first_block: lowest block with an edited module; what lies below runs once.
-        matrices: returns a module's dense matrix [d_model, d_in], or that of every expert; it sets the row's scale.
         replies: as of `training_replies`.
-        epochs: passes over the prompts.
-        learning_rate: first step of Adam, relative to the root mean square of r^T W of each matrix, and of a column's
-            entries.
-        seed: of the order of the prompts.
-        start: edits of these modules whose rows the learning begins with; without them it begins with zeros.
-        learn_columns: learn each edit's column too; it comes back as a unit vector, its length in the row.
-        by_token: let a pack of prompts count by its compared tokens, as where some prompts are so long that one fills
-            a pack; default: all packs count alike.
+        how: numbers of the learning.
 
     Raises:
         ValueError: the loss is not finite.
     """
-    gains = writer_gains(model)
-    known = {edit.module: edit.row.float().clone() for edit in start}
-    rows = [known.get(module, no_row(matrices(module))).requires_grad_() for module in modules]
-    readers = {module: reader(unit, gains.get(module)) for module in modules}
-    scales = [along(readers[module], matrices(module)).square().mean().sqrt().item() for module in modules]
-    groups = [{"params": [row], "lr": learning_rate * scale} for row, scale in zip(rows, scales, strict=True)]
-    columns = [unit.float().clone().requires_grad_() for _ in modules] if learn_columns else [unit] * len(modules)
-    if learn_columns:
-        groups.append({"params": columns, "lr": learning_rate / len(unit) ** 0.5})
+    downs = [edit.down.clone().requires_grad_() for edit in start]
+    ups = [contributed(edit).float().requires_grad_() for edit in start]
+    groups = [{"params": [down], "lr": how.learning_rate * scale} for down, scale in zip(downs, scales, strict=True)]
+    if how.columns:
+        groups.append({"params": ups, "lr": how.learning_rate / len(ups[0]) ** 0.5})
     optimiser = torch.optim.Adam(groups, betas=(0.9, 0.98))
-    batches = make_batches(model, replies, first_block, seed)
+    batches = make_batches(model, replies, first_block, how.seed)
     places = sum(len(batch.places) for batch in batches) / len(batches)
-    weights = [len(batch.places) / places if by_token else 1.0 for batch in batches]
-    steps = epochs * len(batches)
+    weights = [len(batch.places) / places if how.by_token else 1.0 for batch in batches]
+    steps = how.epochs * len(batches)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: max(0.05, 1 - step / steps))
 
     def edits() -> list[Edit]:
-        vectors = zip(modules, columns, rows, strict=True)
-        return [edit_along(module, column, row, gains.get(module)) for module, column, row in vectors]
+        if not how.columns:
+            return [replace(edit, down=down) for edit, down in zip(start, downs, strict=True)]
+        factors = zip(start, ups, downs, strict=True)
+        return [edit_along(edit.module, up, down, edit.gain) for edit, up, down in factors]
 
-    for epoch in range(epochs):
+    for epoch in range(how.epochs):
         total = 0.0
         for batch, weight in zip(batches, weights, strict=True):
             loss = weight * divergence(model, batch, first_block, edits())
@@ -166,8 +222,9 @@ def learn_edits(
         if not total < float("inf"):
             raise ValueError("the calibration diverged (its loss is not finite): lower the patch's learning_rate")
     with torch.no_grad():
-        if learn_columns:
-            for column, row in zip(columns, rows, strict=True):
-                row.mul_(column.norm())
-                column.div_(column.norm())
-        return [replace(edit, row=edit.row.detach(), column=edit.column.detach()) for edit in edits()]
+        if how.columns:
+            for up, down in zip(ups, downs, strict=True):
+                lengths = up.norm(dim=0)
+                down.mul_(lengths[:, None])
+                up.div_(lengths)
+        return [replace(edit, up=edit.up.detach(), down=edit.down.detach()) for edit in edits()]

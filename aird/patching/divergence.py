@@ -10,16 +10,19 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from aird.inference.packing import Pack, plan_packs, run_pack
 from aird.inference.resuming import block_input, resumed_at
 from aird.models.structure import decoder_blocks
-from aird.patching.edited import all_edited
-from aird.patching.edits import Edit, Update
+from aird.patching.edited import edited
+from aird.patching.edits import Edit
 from aird.patching.replies import ReplySet, reply_places
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PACK_TOKENS = 320  # one optimiser step; attention costs the square of a pack's length
 LEAST_PROBABILITY = 1e-6  # of all tokens together that are not kept, so that its logarithm stays finite
@@ -45,7 +48,9 @@ class Batch:
 
 
 @torch.no_grad()
-def make_batches(model: Any, replies: Sequence[ReplySet], first_block: int, seed: int | None) -> list[Batch]:
+def make_batches(
+    model: PreTrainedModel, replies: Sequence[ReplySet], first_block: int, seed: int | None
+) -> list[Batch]:
     """Return the prompts with their replies in packs, each with the input of block `first_block`.
 
     Args:
@@ -63,14 +68,14 @@ def make_batches(model: Any, replies: Sequence[ReplySet], first_block: int, seed
         random.Random(seed).shuffle(order)
     blocks = list(decoder_blocks(model))
     batches = []
-    shuffled, shuffled_lengths = [sequences[index] for index in order], [lengths[index] for index in order]
-    for pack in plan_packs(model, shuffled, PACK_TOKENS, own_tokens=max(lengths) + 1):
-        kept = [(order[index], shuffled_lengths[index] + 1) for index in pack.prompts]
+    sequences, lengths = [sequences[index] for index in order], [lengths[index] for index in order]
+    for pack in plan_packs(model, sequences, PACK_TOKENS, own_tokens=max(lengths) + 1):
+        kept = [(order[index], lengths[index] + 1) for index in pack.prompts]
         batches.append(
             Batch(
                 pack,
                 block_input(model, blocks, pack, first_block),
-                reply_places(pack, shuffled_lengths),
+                reply_places(pack, lengths),
                 torch.cat([tokens[index, :count] for index, count in kept]).to(model.device),
                 torch.cat([known[index, :count] for index, count in kept]).to(model.device),
             )
@@ -78,13 +83,13 @@ def make_batches(model: Any, replies: Sequence[ReplySet], first_block: int, seed
     return batches
 
 
-def divergence(model: Any, batch: Batch, first_block: int, edits: Sequence[Edit | Update]) -> torch.Tensor:
+def divergence(model: PreTrainedModel, batch: Batch, first_block: int, edits: Sequence[Edit]) -> torch.Tensor:
     """Return the mean KL(model that replied || model with the edits) of a batch's next tokens, nats.
 
     The tokens that were not kept of its distributions count as one.
     """
     blocks = list(decoder_blocks(model))
-    with resumed_at(blocks, first_block, batch.states), all_edited(model, edits):
+    with resumed_at(blocks, first_block, batch.states), edited(model, edits):
         logits = run_pack(model, batch.pack, logits_to_keep=batch.places.to(model.device))[0]
     patched = logits.float().log_softmax(-1).gather(-1, batch.top_tokens)
     expected = batch.top_log_probabilities
@@ -95,7 +100,7 @@ def divergence(model: Any, batch: Batch, first_block: int, edits: Sequence[Edit 
 
 
 @torch.no_grad()
-def mean_divergence(model: Any, batches: Sequence[Batch], first_block: int, edits: Sequence[Edit | Update]) -> float:
+def mean_divergence(model: PreTrainedModel, batches: Sequence[Batch], first_block: int, edits: Sequence[Edit]) -> float:
     """Return the mean over all next tokens of all batches, nats; arguments as of `divergence`."""
     sums = [divergence(model, batch, first_block, edits).item() * len(batch.places) for batch in batches]
     return sum(sums) / sum(len(batch.places) for batch in batches)

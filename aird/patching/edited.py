@@ -3,47 +3,39 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from aird.inference.hooks import hooks
+from aird.inference.hooks import Hook, hooks
 from aird.models.structure import edited_experts
-from aird.patching.edits import Edit, Update
+from aird.patching.edits import Edit
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @contextlib.contextmanager
-def edited(module: nn.Module, edit: Edit | Update) -> Iterator[None]:
-    """Add an edit to a module's output while the context is open; its weights stay as they are."""
-
-    def add(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        if isinstance(edit, Edit):
-            row, column = (vector.to(output.device, output.dtype) for vector in (edit.row, edit.column))
-            return output + (inputs[0] @ row).unsqueeze(-1) * column
-        down, up = (matrix.to(output.device, output.dtype) for matrix in (edit.down, edit.up))
-        return output + inputs[0] @ down.T @ up.T
-
-    with hooks(forward=[(module, add)]):
-        yield
-
-
-@contextlib.contextmanager
-def all_edited(model: Any, edits: Sequence[Edit | Update]) -> Iterator[None]:
+def edited(model: PreTrainedModel, edits: Iterable[Edit]) -> Iterator[None]:
     """Add edits to the outputs of their modules, or to the matrices of experts, while the context is open."""
     with contextlib.ExitStack() as active:
         for edit in edits:
-            if isinstance(edit, Edit) and edit.row.ndim == 2:
-                active.enter_context(edited_experts(model, edit.module, edit.column, edit.row))
+            if edit.of_experts:
+                active.enter_context(edited_experts(model, edit.module, edit.up, edit.down))
             else:
-                active.enter_context(edited(model.get_submodule(edit.module), edit))
+                active.enter_context(hooks(forward=[(model.get_submodule(edit.module), _adding(edit))]))
         yield
 
 
-def scaled(edit: Edit | Update, strength: float) -> Any:
-    """Return an edit of another strength, of the same kind."""
-    if isinstance(edit, Edit):
-        return replace(edit, row=strength * edit.row)
-    return replace(edit, down=strength * edit.down)
+def _adding(edit: Edit) -> Hook:
+    """Return a forward hook that adds what an edit writes."""
+
+    def add(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        up, down = (factor.to(output.device, output.dtype) for factor in (edit.up, edit.down))
+        read = inputs[0] @ down.T
+        # A single column gets its gradient elementwise: a matrix product would round it in another order.
+        return output + (read * up.T if edit.rank == 1 else read @ up.T)
+
+    return add

@@ -1,4 +1,4 @@
-"""AIRD as rank-1 edits of the matrices that write to the residual stream.
+"""Edits: low-rank changes of matrices, and AIRD as rank-1 edits of those that write to the residual stream.
 
 With r the unit refusal direction, W_c and W_o the compressed and the original
 matrix [d_model, d_in], every reading of AIRD (arXiv 2504.04215) is
@@ -26,13 +26,13 @@ column, and each its own row r^T (a W_c + b W_o). So the block's output changes 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
 
 import torch
 
 from aird.models.rescaling import check_comparable, relation
+from aird.patching.records import EditRecord
 from aird.settings.patches import FormulaSettings, RankOneSettings
 
 ROWS = 64  # rows of a matrix that are converted to float64 at once: they stay in the processor's cache
@@ -40,55 +40,74 @@ ROWS = 64  # rows of a matrix that are converted to float64 at once: they stay i
 
 @dataclass(frozen=True)
 class Edit:
-    """One rank-1 edit.
+    """A low-rank change of one matrix, W' = W + up down; of a mixture's experts, one for each.
 
     Attributes:
-        module: full name of the edited linear module, or of the parameter with the matrices of a mixture's experts.
-        column: [d_out] float32, what the edit writes: the direction, or r / g before a norm.
-        row: [d_in] float32, what the edit reads; of experts, [experts, d_in].
-        gain: [d_out] float64, g of the norm behind the module; None without one.
-    """
-
-    module: str
-    column: torch.Tensor
-    row: torch.Tensor
-    gain: torch.Tensor | None = None
-
-    def matrix(self) -> torch.Tensor:
-        """Return the dense edit column . row, [d_out, d_in] float32; of experts, [experts, d_out, d_in]."""
-        return self.column[:, None] * self.row[..., None, :]
-
-
-@dataclass(frozen=True)
-class Update:
-    """A low-rank change of one matrix, as any LoRA adapter makes it; or one for each expert of a mixture.
-
-    Attributes:
-        module: full name of the changed linear module, or of the experts' parameter.
-        up: [d_out, rank] float32, the adapter's scale included; of experts, [experts, d_out, rank].
-        down: [rank, d_in] float32; of experts, [experts, rank, d_in].
+        module: full name of the linear module, or of the parameter with the matrices of a mixture's experts.
+        up: what it writes, [d_out, rank] float32, an adapter's scale included; of experts, [experts, d_out, rank].
+        down: what it reads, [rank, d_in] float32; of experts, [experts, rank, d_in].
+        gain: [d_out] float64, g of the norm behind the module; None without one, or where it is not known.
     """
 
     module: str
     up: torch.Tensor
     down: torch.Tensor
+    gain: torch.Tensor | None = None
+
+    @classmethod
+    def rank_one(cls, module: str, column: torch.Tensor, row: torch.Tensor, gain: torch.Tensor | None = None) -> Edit:
+        """Return the edit column . row: a column [d_out], and a row [d_in], or one for each expert, [experts, d_in]."""
+        up = column[:, None]
+        return cls(module, up if row.ndim == 1 else up.expand(len(row), -1, -1), row[..., None, :], gain)
+
+    @property
+    def rank(self) -> int:
+        """The number of directions that it writes."""
+        return self.down.shape[-2]
+
+    @property
+    def of_experts(self) -> bool:
+        """Whether it changes the matrices of experts."""
+        return self.down.ndim == 3
+
+    @property
+    def column(self) -> torch.Tensor:
+        """What a rank-1 edit writes, [d_out]; experts share it."""
+        assert self.rank == 1, f"{self.module} has {self.rank} columns"
+        return self.up[..., 0][0] if self.of_experts else self.up[:, 0]
+
+    @property
+    def row(self) -> torch.Tensor:
+        """What a rank-1 edit reads, [d_in]; of experts, [experts, d_in]."""
+        assert self.rank == 1, f"{self.module} has {self.rank} rows"
+        return self.down[..., 0, :]
 
     def matrix(self) -> torch.Tensor:
         """Return the dense change, [d_out, d_in] float32; of experts, [experts, d_out, d_in]."""
         return self.up @ self.down
 
+    def scaled(self, strength: float) -> Edit:
+        """Return the edit multiplied by a strength."""
+        return replace(self, down=strength * self.down)
 
-def edit_along(module: str, unit: torch.Tensor, row: torch.Tensor, gain: torch.Tensor | None = None) -> Edit:
-    """Return the edit that makes a module add r (row x) to its contribution, up to the factor that a norm brings.
+
+def edit_along(module: str, units: torch.Tensor, down: torch.Tensor, gain: torch.Tensor | None = None) -> Edit:
+    """Return the edit that makes a module add units (down x) to its contribution, up to the factor that a norm brings.
 
     Args:
         module: full name of the linear module, or of the experts' parameter.
-        unit: r, [d_out].
-        row: [d_in], or [experts, d_in].
+        units: [d_out, rank], r in a rank-1 edit; experts share them.
+        down: [rank, d_in], or [experts, rank, d_in].
         gain: g, [d_out], of the norm behind the module (`aird.models.structure.writer_gains`); None without one.
     """
-    column = unit if gain is None else unit.double() / gain
-    return Edit(module, column.float(), row.float(), gain)
+    up = (units if gain is None else units.double() / gain[:, None]).float()
+    return Edit(module, up if down.ndim == 2 else up.expand(len(down), -1, -1), down.float(), gain)
+
+
+def contributed(edit: Edit) -> torch.Tensor:
+    """Return what an edit adds to a contribution, g * up, [d_out, rank] float64; experts share it."""
+    up = (edit.up[0] if edit.of_experts else edit.up).double()
+    return up if edit.gain is None else up * edit.gain[:, None]
 
 
 def reader(unit: torch.Tensor, gain: torch.Tensor | None = None) -> torch.Tensor:
@@ -129,7 +148,7 @@ def rank_one_edit(
     row = a * along(reader(unit, gain), compressed)
     if b:
         row = row + b * along(reader(unit, original_gain), original)
-    return edit_along(module, unit, row, gain)
+    return edit_along(module, unit[:, None], row[..., None, :], gain)
 
 
 def edited_blocks(settings: RankOneSettings, source_layer: int, layers: int) -> list[int]:
@@ -185,7 +204,7 @@ def make_edits(
     settings: FormulaSettings,
     gains: Mapping[str, torch.Tensor] = MappingProxyType({}),
     original_gains: Mapping[str, torch.Tensor] = MappingProxyType({}),
-) -> tuple[list[Edit], list[dict[str, Any]]]:
+) -> tuple[list[Edit], list[EditRecord]]:
     """Return one edit per module, and a record of what each changes.
 
     Args:
@@ -214,12 +233,8 @@ def make_edits(
     return edits, statistics
 
 
-def edit_statistics(edit: Edit, compressed: torch.Tensor, original: torch.Tensor) -> dict[str, Any]:
-    """Return the module's name, the Frobenius norm of its edit over that of W_c, and the norm of r^T W
-    before and after over that of the original (what the edit restores); (r * g)^T W before a norm.
-
-    The last two are None where compression rescaled the matrix, as they would then compare different inputs.
-    """
+def edit_statistics(edit: Edit, compressed: torch.Tensor, original: torch.Tensor) -> EditRecord:
+    """Return what a rank-1 edit along r changes; where compression rescaled the matrix, its row norms are None."""
     column = edit.column.double()
     # r is column * g, and what reads along it r * g.
     unit = column if edit.gain is None else column * edit.gain.square()
@@ -237,14 +252,20 @@ def edit_statistics(edit: Edit, compressed: torch.Tensor, original: torch.Tensor
     }
 
 
+def size_record(edit: Edit, matrix: torch.Tensor) -> EditRecord:
+    """Return how much an edit of any rank changes a matrix; it has no direction to say more about."""
+    change = (edit.matrix().norm() / matrix.float().norm()).item()
+    return {"module": edit.module, "relative_change": change, "row_norm_before": None, "row_norm_after": None}
+
+
 def along_direction(edit: Edit, unit: torch.Tensor) -> float:
-    """Return the cosine of what an edit adds to a contribution with a direction, without its sign: the row has one too.
+    """Return the cosine of a direction with what a rank-1 edit adds to a contribution; its sign depends on the row's.
 
     Args:
         edit: of any column.
         unit: [d_out] unit direction.
     """
-    column = edit.column.double() if edit.gain is None else edit.column.double() * edit.gain
+    column = contributed(edit)[:, 0]
     return (column @ unit.double() / column.norm()).abs().item()
 
 
@@ -259,11 +280,6 @@ def along(unit: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
         return torch.stack([along(unit, each) for each in matrix])
     parts = zip(unit.split(ROWS), matrix.split(ROWS), strict=True)
     return torch.stack([part @ rows.double() for part, rows in parts]).sum(0)
-
-
-def no_row(matrix: torch.Tensor) -> torch.Tensor:
-    """Return the row of an edit that changes nothing: zeros, [d_in], or [experts, d_in], float32."""
-    return torch.zeros(*matrix.shape[:-2], matrix.shape[-1])
 
 
 def _matrices(matrix: torch.Tensor) -> tuple[torch.Tensor, ...]:

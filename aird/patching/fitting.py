@@ -20,30 +20,34 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from aird.directions.direction import Direction
 from aird.inference.hooks import hooks
 from aird.inference.packing import Pack, plan_packs, run_pack
 from aird.inference.resuming import Reached, block_input, resumed_at
-from aird.models.loading import load_model
 from aird.models.structure import decoder_blocks, residual_writers, writer_contributions, writer_gains
 from aird.patching.edited import edited
 from aird.patching.edits import Edit, edit_along
-from aird.patching.rank_one import edited_modules
+from aird.patching.rank_one import Directions, edited_modules
 from aird.prompts.chat import post_instruction_tokens
 from aird.settings.patches import RankOneSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Projections = dict[str, torch.Tensor]  # module -> [prompts, positions] float64
 
 
 @torch.no_grad()
 def record_projections(
-    model: Any, prompts: Sequence[Sequence[int]], positions: int, direction: torch.Tensor, modules: Sequence[str]
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    positions: int,
+    direction: torch.Tensor,
+    modules: Sequence[str],
 ) -> Projections:
     """Return what each module contributes along the direction, at the last tokens of every prompt.
 
@@ -92,41 +96,35 @@ def targets(original: Projections, harmful: Sequence[bool], strength: float) -> 
 
 
 def wanted_projections(
-    original: Path,
-    tokenizer: Any,
+    original: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     harmful: Sequence[Sequence[int]],
     harmless: Sequence[Sequence[int]],
-    unit: torch.Tensor,
-    source: Direction,
+    directions: Directions,
     settings: RankOneSettings,
     alpha: float,
 ) -> Projections:
     """Run the original and return what the edited modules should write along the direction.
 
-    The original is not kept: one model is in memory at a time.
-
     Args:
-        original: checkpoint folder.
-        tokenizer: of that checkpoint.
+        original, tokenizer: the checkpoint before compression.
         harmful, harmless: token ids of templated prompts; n of them together, in this order.
-        unit: [d_model] unit direction.
-        source: the direction whose site the edited blocks may hang on (`aird.patching.rank_one.read_source`).
+        directions: of the patch.
         settings: which blocks are edited.
         alpha: how far harmful prompts are moved away from harmless ones (`targets`).
 
     Returns:
         module -> [n, P] float64, P the number of post-instruction tokens.
     """
-    model = load_model(original)
-    _, modules = edited_modules(model, source, settings, experts=False)
+    _, modules = edited_modules(original, directions.source, settings, experts=False)
     positions = len(post_instruction_tokens(tokenizer))
-    written = record_projections(model, [*harmful, *harmless], positions, unit, modules)
+    written = record_projections(original, [*harmful, *harmless], positions, directions.unit, modules)
     return targets(written, [True] * len(harmful) + [False] * len(harmless), alpha)
 
 
 @torch.no_grad()
 def fit_edits(
-    model: Any,
+    model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     wanted: Projections,
     direction: torch.Tensor,
@@ -160,8 +158,9 @@ def fit_edits(
                     model, layers, packs, index, states, named[name], behind, direction, positions
                 )
                 missing = wanted[name].reshape(-1) - written
-                edit = edit_along(name, direction, ridge_solution(features, missing, ridge), gains.get(name))
-                active.enter_context(edited(named[name], edit))
+                row = ridge_solution(features, missing, ridge)
+                edit = edit_along(name, direction[:, None], row[None], gains.get(name))
+                active.enter_context(edited(model, [edit]))
                 edits.append(edit)
             if index < last:
                 for place, pack in enumerate(packs):
@@ -200,7 +199,7 @@ def _at(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
 
 
 def _features(
-    model: Any,
+    model: PreTrainedModel,
     layers: list[nn.Module],
     packs: Sequence[Pack],
     block: int,

@@ -4,37 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from aird.patching.method import PatchInputs
+from aird.patching.records import EditRecord, PatchRecord
 from aird.settings.patches import FormulaSettings
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
     from aird.patching.edits import Edit
 
 
-def make_by_formula(settings: FormulaSettings, inputs: PatchInputs, folder: Path) -> dict[str, Any]:
+def make_by_formula(settings: FormulaSettings, inputs: PatchInputs, folder: Path) -> PatchRecord:
     """Write the adapter with the rows r^T (a W_c + b W_o); see `Method.make`.
 
     Raises:
         ValueError: a block does not exist, or shapes do not fit together.
     """
     from aird.models.loading import load_structure
-    from aird.patching.rank_one import edited_modules, read_direction, read_source, save_edits
+    from aird.patching.rank_one import edited_modules, read_directions, save_edits
 
-    direction, unit = read_direction(settings, inputs)
-    source = read_source(settings, inputs)
-    structure = load_structure(inputs.original)
-    blocks, modules = edited_modules(structure, source, settings)
-    edits, statistics = formula_edits(settings, modules, unit, inputs, structure)
-    return save_edits(edits, statistics, blocks, direction, unit, inputs, folder)
+    directions, structure = read_directions(settings, inputs), load_structure(inputs.original)
+    blocks, modules = edited_modules(structure, directions.source, settings)
+    edits, statistics = formula_edits(settings, modules, directions.unit, inputs, structure)
+    return save_edits(edits, blocks, directions, inputs, folder, statistics)
 
 
 def formula_edits(
-    settings: FormulaSettings, modules: Iterable[str], unit: torch.Tensor, inputs: PatchInputs, structure: Any
-) -> tuple[list[Edit], list[dict[str, Any]]]:
+    settings: FormulaSettings,
+    modules: Iterable[str],
+    unit: torch.Tensor,
+    inputs: PatchInputs,
+    structure: PreTrainedModel,
+) -> tuple[list[Edit], list[EditRecord]]:
     """Return the edits of these modules, and what each changes, from the matrices of both checkpoints.
 
     Args:

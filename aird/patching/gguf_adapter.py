@@ -34,8 +34,8 @@ def write_gguf_adapter(adapter: Path, checkpoint: Path, model: GGUFFile, output:
     """
     import gguf
 
-    updates = {update.module: update for update in load_adapter(adapter)}
-    if any(update.down.ndim == 3 for update in updates.values()):
+    edits = {edit.module: edit for edit in load_adapter(adapter)}
+    if any(edit.of_experts for edit in edits.values()):
         raise ValueError(
             f"{adapter} edits routed experts, for which llama.cpp has no LoRA here; merge the patch (`aird patch "
             "--merged`) and convert the merged checkpoint to GGUF"
@@ -43,11 +43,11 @@ def write_gguf_adapter(adapter: Path, checkpoint: Path, model: GGUFFile, output:
     writer = gguf.GGUFWriter(None, model.architecture)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-    (rank,) = {update.down.shape[0] for update in updates.values()}
-    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(rank))  # the updates hold their scale
-    for module, matrix in model.matrices(updates):
-        decoded, update = dense_matrix(checkpoint, module), updates[module]
-        shape = (update.up.shape[0], update.down.shape[1])
+    (rank,) = {edit.rank for edit in edits.values()}
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(rank))  # the edits hold their scale
+    for module, matrix in model.matrices(edits):
+        decoded, edit = dense_matrix(checkpoint, module), edits[module]
+        shape = (edit.up.shape[0], edit.down.shape[1])
         if tuple(matrix.shape) != shape:
             raise ValueError(
                 f"{adapter} is for another model: it adds {list(shape)} to {module}, which is {list(matrix.shape)} "
@@ -59,11 +59,11 @@ def write_gguf_adapter(adapter: Path, checkpoint: Path, model: GGUFFile, output:
                 "LoRA cannot edit it; merge the patch and convert the merged checkpoint to GGUF"
             )
         name = model.tensor_of(module).name
-        writer.add_tensor(f"{name}.lora_a", update.down.contiguous().numpy())
-        writer.add_tensor(f"{name}.lora_b", update.up.contiguous().numpy())
+        writer.add_tensor(f"{name}.lora_a", edit.down.contiguous().numpy())
+        writer.add_tensor(f"{name}.lora_b", edit.up.contiguous().numpy())
     with atomic_file(output) as temporary:
         writer.write_header_to_file(temporary)
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-    return list(updates)
+    return list(edits)

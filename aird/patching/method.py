@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from aird.prompts.sets import select_instructions
+from aird.patching.records import PatchRecord
+from aird.prompts.sets import Record, select_instructions
 from aird.settings.base import PromptSelection
 from aird.settings.directions import Directions
 from aird.settings.patches import PatchSettings, Replies
@@ -41,7 +42,7 @@ class PatchInputs:
     compressed: Path = ABSENT
     direction: DirectionFiles = ABSENT
     own: DirectionFiles = ABSENT
-    prompts: Mapping[str, Sequence[dict[str, Any]]] = ABSENT
+    prompts: Mapping[str, Sequence[Record]] = ABSENT
     sizes: Mapping[str, int] = field(default_factory=dict)
     seed: int = 0
     replies: Path | None = None
@@ -65,8 +66,7 @@ class Method:
     Attributes:
         settings: the model of its settings; its field `method` is a literal with the method's name.
         summary: what it does, for the model card and for `aird patch --help`.
-        make: writes the patch's files into an empty folder, and returns what there is to say about them besides
-            the settings: `blocks`, `edits`, `direction` and what else the method has.
+        make: writes the patch's files into an empty folder, and returns what there is to say about them.
         needs: what it is made from, besides what single settings ask for (`needs_of`). With `prompts` it runs models;
             with `arithmetic` they compute in the types that were measured on this machine.
         sizes: returns how many prompts and tokens it sees. The patch depends on these numbers of the configuration.
@@ -80,7 +80,7 @@ class Method:
 
     settings: type[PatchSettings]
     summary: str
-    make: Callable[[Any, PatchInputs, Path], dict[str, Any]]
+    make: Callable[[Any, PatchInputs, Path], PatchRecord]
     needs: frozenset[Need] = frozenset()
     sizes: Callable[[Directions, Replies], dict[str, int]] = lambda directions, replies: {}
     trains_on: Mapping[str, str] = field(default_factory=dict)

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,10 +21,13 @@ from aird.inference.packing import Pack
 from aird.inference.refusals import jailbroken_arditi
 from aird.models.loading import load_model, load_tokenizer
 from aird.prompts.chat import chat_tokens
-from aird.prompts.sets import select_instructions
+from aird.prompts.sets import Record, select_instructions
 from aird.settings.base import PromptSelection
 from aird.settings.patches import Replies
 from aird.support.tensor_files import load_tensors, save_tensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Next tokens that are kept of each distribution; all others count as one.
 TOP = 256
@@ -63,9 +66,13 @@ class ReplySet:
             [self.refused[index] for index in indices],
         )
 
+    def refusals(self) -> ReplySet:
+        """Return those replies that are refusals."""
+        return self.chosen([index for index, refused in enumerate(self.refused) if refused])
+
 
 def reply_instructions(
-    records: Mapping[str, Sequence[dict[str, Any]]], wanted: Sequence[tuple[str, str]], settings: Replies, seed: int
+    records: Mapping[str, Sequence[Record]], wanted: Sequence[tuple[str, str]], settings: Replies, seed: int
 ) -> Instructions:
     """Return the instructions of some splits and kinds.
 
@@ -107,7 +114,7 @@ def reply_places(pack: Pack, lengths: Sequence[int]) -> torch.Tensor:
 
 def original_replies(
     original: Path,
-    records: Mapping[str, Sequence[dict[str, Any]]],
+    records: Mapping[str, Sequence[Record]],
     settings: Replies,
     seed: int,
     file: Path | None = None,
@@ -133,7 +140,9 @@ def original_replies(
     return record_replies(load_model(original), tokenizer, instructions, settings)
 
 
-def record_replies(model: Any, tokenizer: Any, instructions: Instructions, settings: Replies) -> dict[str, ReplySet]:
+def record_replies(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, instructions: Instructions, settings: Replies
+) -> dict[str, ReplySet]:
     """Return the model's replies, "split_kind" -> ReplySet.
 
     Args:
@@ -149,7 +158,11 @@ def record_replies(model: Any, tokenizer: Any, instructions: Instructions, setti
 
 
 def record_set(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], tokens: int, judged_tokens: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    tokens: int,
+    judged_tokens: int,
 ) -> ReplySet:
     """Return the model's replies to some prompts.
 
@@ -163,7 +176,8 @@ def record_set(
     # One token more than a reply has: what comes after its last token counts too.
     generated = generate(model, tokenizer, prompts, max(judged_tokens, tokens + 1), observe=seen)
     replies = [reply[:tokens] for reply in generated]
-    refused = [not jailbroken_arditi(tokenizer.decode(reply[:judged_tokens])) for reply in generated]
+    judged = tokenizer.batch_decode([reply[:judged_tokens] for reply in generated])
+    refused = [not jailbroken_arditi(text) for text in judged]
     return ReplySet([list(prompt) for prompt in prompts], replies, *seen.up_to(replies), refused)
 
 
@@ -204,7 +218,7 @@ def save_replies(path: Path, sets: Mapping[str, ReplySet]) -> None:
     save_tensors(tensors, path, {name: _prompt_hash(part.prompts) for name, part in sets.items()})
 
 
-def load_replies(path: Path, tokenizer: Any, instructions: Instructions) -> dict[str, ReplySet]:
+def load_replies(path: Path, tokenizer: PreTrainedTokenizerBase, instructions: Instructions) -> dict[str, ReplySet]:
     """Return what `save_replies` wrote.
 
     Args:

@@ -19,8 +19,10 @@ No model runs here: a caller measures (aird/patching/validation.py).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
+
+from aird.patching.records import ChoiceRecord
 
 ROUNDING = 1e-9  # rates and budgets are decimal fractions; their sums are not exact
 
@@ -148,19 +150,20 @@ def choose_strength(trials: Sequence[Trial], aim: Aim) -> Choice:
     return Choice(best.strength, reason, trials)
 
 
-def choice_record(choice: Choice, aim: Aim) -> dict[str, Any]:
+def choice_record(choice: Choice, aim: Aim) -> ChoiceRecord:
     """Return what is written about a choice: every strength with its rates, and what was wanted."""
+    budgets = ("refusal_tolerance", "refusal_budget", "over_refusal_budget", "kl_budget")
     return {
         "strength": choice.strength,
         "reason": choice.reason,
         "original": {"refusal": aim.refusal, "over_refusal": aim.over_refusal},
-        "budgets": {
-            name: getattr(aim, name)
-            for name in ("refusal_tolerance", "refusal_budget", "over_refusal_budget", "kl_budget")
-        },
+        "budgets": {name: getattr(aim, name) for name in budgets},
         "tried": [
             {
-                **asdict(trial),
+                "strength": trial.strength,
+                "refusal": trial.refusal,
+                "over_refusal": trial.over_refusal,
+                "kl_harmless": trial.kl_harmless,
                 "within_budgets": not aim.excess(trial),
                 "as_good_as_the_original": aim.restores(trial),
             }

@@ -7,21 +7,25 @@ refused now. Prompts of a validation split take no part in learning, and those o
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from aird.inference.generation import generate
 from aird.inference.refusals import jailbroken_arditi
 from aird.models.loading import load_model, load_tokenizer
 from aird.patching.divergence import make_batches, mean_divergence
-from aird.patching.edited import all_edited, scaled
-from aird.patching.edits import Edit, Update
+from aird.patching.edited import edited
+from aird.patching.edits import Edit
 from aird.patching.method import PatchInputs
+from aird.patching.records import ChoiceRecord
 from aird.patching.replies import ReplySet, original_replies, record_replies, reply_instructions
 from aird.patching.strength import Aim, Choice, Trial, choice_record, search_strength
 from aird.settings.patches import ChoiceSettings
 from aird.support.statistics import PairedComparison
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -75,41 +79,38 @@ class Validation:
         lost = "answers" in self.lost(significance)
         return [index for index, (before, now) in enumerate(flags) if not (lost and now and not before)]
 
-    def record(self) -> dict[str, Any]:
-        """Return what is written about the unpatched checkpoint."""
-        return {
-            "validation_prompts": {"harmful": len(self.harmful.refused), "harmless": len(self.harmless.refused)},
-            "unpatched": {
-                "refusal": self.unpatched.refusal,
-                "over_refusal": self.unpatched.over_refusal,
-                **{f"{name}_p_value": loss.p_value for name, loss in self.losses.items()},
-            },
-        }
 
-
-def validate(model: Any, tokenizer: Any, original: dict[str, ReplySet], own: ReplySet, tokens: int) -> Validation:
-    """Ask the unpatched checkpoint the harmful validation prompts.
+def validate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    original: Mapping[str, ReplySet],
+    inputs: PatchInputs,
+) -> Validation:
+    """Ask the unpatched checkpoint the validation prompts.
 
     Args:
         model, tokenizer: the compressed checkpoint.
         original: the original's replies, "validation_harmful" and "validation_harmless" among them.
-        own: the checkpoint's own replies to the harmless validation prompts.
-        tokens: of a reply that the judge sees.
+        inputs: of the patch.
     """
-    harmful = original["validation_harmful"]
-    refused = _refused(model, tokenizer, harmful.prompts, tokens)
-    return Validation(harmful, original["validation_harmless"], own, refused, tokens)
+    counts, harmful = inputs.replies_sizes(), original["validation_harmful"]
+    harmless = reply_instructions(inputs.prompts, [("validation", "harmless")], counts, inputs.seed)
+    own = record_replies(model, tokenizer, harmless, counts)["validation_harmless"]
+    refused = _refused(model, tokenizer, harmful.prompts, counts.judged)
+    return Validation(harmful, original["validation_harmless"], own, refused, counts.judged)
 
 
 def choose_on_validation(
-    model: Any,
-    tokenizer: Any,
-    edits: Sequence[Edit | Update],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    edits: Sequence[Edit],
     first_block: int,
     validation: Validation,
     settings: ChoiceSettings,
-) -> dict[str, Any]:
+) -> ChoiceRecord:
     """Choose the strength of edits by the rule of aird/patching/strength.py.
+
+    Where neither refusals nor answers were lost (`significance`), it is 0.
 
     Args:
         model, tokenizer: the compressed checkpoint.
@@ -117,15 +118,12 @@ def choose_on_validation(
         first_block: that block.
         validation: replies that nothing was learnt from.
         settings: strengths to choose from, and budgets.
-
-    Returns:
-        The record of the choice: `strength`, `reason`, `original` and `unpatched` rates, `budgets`, and `tried`, a row
-        for every strength. Where neither refusals nor answers were lost (`significance`), the strength is 0.
     """
+    unpatched = validation.unpatched
     aim = Aim(
         _share(validation.harmful.refused),
         _share(validation.harmless.refused),
-        validation.unpatched,
+        unpatched,
         settings.refusal_tolerance,
         settings.refusal_budget,
         settings.over_refusal_budget,
@@ -136,8 +134,8 @@ def choose_on_validation(
         batches = make_batches(model, [validation.own.chosen(staying)], first_block, None) if staying else []
 
         def measure(strength: float) -> Trial:
-            changed = [scaled(edit, strength) for edit in edits]
-            with all_edited(model, changed):
+            changed = [edit.scaled(strength) for edit in edits]
+            with edited(model, changed):
                 refusal, over_refusal = (
                     _share(_refused(model, tokenizer, part.prompts, validation.tokens))
                     for part in (validation.harmful, validation.harmless)
@@ -151,29 +149,38 @@ def choose_on_validation(
     else:
         choice = Choice(0.0, "neither refusals nor answers were lost, so the checkpoint is left as it is", [])
         logger.info("%s: %s", choice.reason, validation.losses)
-    return choice_record(choice, aim) | validation.record()
+    return {
+        **choice_record(choice, aim),
+        "validation_prompts": {"harmful": len(validation.own_refused), "harmless": len(validation.own.refused)},
+        "unpatched": {
+            "refusal": unpatched.refusal,
+            "over_refusal": unpatched.over_refusal,
+            **{f"{name}_p_value": loss.p_value for name, loss in validation.losses.items()},
+        },
+    }
 
 
 def choose_for_checkpoint(
-    inputs: PatchInputs, edits: Sequence[Edit | Update], first_block: int, settings: ChoiceSettings
-) -> dict[str, Any]:
+    inputs: PatchInputs, edits: Sequence[Edit], first_block: int, settings: ChoiceSettings
+) -> ChoiceRecord:
     """Load the compressed checkpoint and choose the strength of edits that were made without it.
 
     Args:
         inputs: of the patch, with all that a choice of strength needs (`aird.patching.method.TO_CHOOSE`).
-        edits, first_block, settings: as of `choose_on_validation`, which says what is returned.
+        edits, first_block, settings: as of `choose_on_validation`.
     """
     counts = inputs.replies_sizes()
     original = original_replies(inputs.original, inputs.prompts, counts, inputs.seed, inputs.replies, PROMPTS)
     tokenizer, model = load_tokenizer(inputs.compressed), load_model(inputs.compressed)
-    harmless = reply_instructions(inputs.prompts, [("validation", "harmless")], counts, inputs.seed)
-    own = record_replies(model, tokenizer, harmless, counts)["validation_harmless"]
-    validation = validate(model, tokenizer, original, own, counts.judged)
+    validation = validate(model, tokenizer, original, inputs)
     return choose_on_validation(model, tokenizer, edits, first_block, validation, settings)
 
 
-def _refused(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], tokens: int) -> list[bool]:
-    return [not jailbroken_arditi(tokenizer.decode(reply)) for reply in generate(model, tokenizer, prompts, tokens)]
+def _refused(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], tokens: int
+) -> list[bool]:
+    replies = tokenizer.batch_decode(generate(model, tokenizer, prompts, tokens))
+    return [not jailbroken_arditi(text) for text in replies]
 
 
 def _share(flags: Sequence[bool]) -> float:

@@ -11,6 +11,7 @@ from aird.settings.base import Name, Seed, Settings
 NamedBlocks = Literal["source", "own_source", "upper", "all"]
 Blocks = NamedBlocks | list[int]
 NAMED_BLOCKS: tuple[str, ...] = get_args(NamedBlocks)
+RIDGE = 0.01  # penalty of a regression on a row, relative to its inputs' mean square
 
 
 class PatchSettings(Settings):
@@ -71,11 +72,10 @@ class ChoiceSettings(PatchSettings):
 
     @model_serializer(mode="wrap")
     def _what_is_asked(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what says nothing, so that a patch whose strength is not chosen is what it was."""
+        """Leave out the budgets of a choice that is not made: read again, they would be refused."""
         values: dict[str, Any] = serialise(self)
-        if self.strengths is None:
-            values = {name: value for name, value in values.items() if name not in ("strengths", *BUDGETS)}
-        return values
+        unused = () if self.strengths is not None else ("strengths", *BUDGETS)
+        return {name: value for name, value in values.items() if name not in unused}
 
 
 class RankOneSettings(PatchSettings):

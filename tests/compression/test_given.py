@@ -125,7 +125,7 @@ def test_an_adapter_on_a_repacked_checkpoint(original: Path, tmp_path: Path) -> 
     ready_made.gptq(original, tmp_path / "given", symmetric=False)
     import_given(tmp_path / "given", original, tmp_path / "imported")
     generator = torch.Generator().manual_seed(0)
-    edit = Edit(WRITER, torch.randn(128, generator=generator), torch.randn(256, generator=generator))
+    edit = Edit.rank_one(WRITER, torch.randn(128, generator=generator), torch.randn(256, generator=generator))
     save_adapter([edit], new(tmp_path / "adapter"), "base")
     merge(tmp_path / "imported", [edit], new(tmp_path / "merged"))
     patched = logits_of(load_model(tmp_path / "imported", tmp_path / "adapter"))

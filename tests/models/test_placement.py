@@ -184,7 +184,7 @@ def test_patches(pair: tuple[Any, Any]) -> None:
     likelihoods = torch.randn(tokens.shape, generator=generator).log_softmax(-1)
     replies = ReplySet(PROMPTS, [[7, 8, 9]] * len(PROMPTS), tokens, likelihoods, [True] * len(PROMPTS))
     edits = [
-        Edit(name, unit.float(), torch.randn(pair[0].get_submodule(name).in_features, generator=generator))
+        Edit.rank_one(name, unit.float(), torch.randn(pair[0].get_submodule(name).in_features, generator=generator))
         for name in modules
     ]
 

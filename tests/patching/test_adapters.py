@@ -93,7 +93,7 @@ def test_adapter_round_trip(edits: list[Edit], tmp_path: Path) -> None:
 
 
 def test_edits_may_share_a_column(edits: list[Edit], tmp_path: Path) -> None:
-    shared = [Edit(edit.module, edits[0].column, edit.row) for edit in edits]
+    shared = [Edit.rank_one(edit.module, edits[0].column, edit.row) for edit in edits]
     loaded = load_adapter(adapter_of(shared, tmp_path / "adapter"))
     assert all(torch.equal(update.up.squeeze(1), edits[0].column) for update in loaded)
 
@@ -311,7 +311,7 @@ def test_a_quantised_checkpoint_in_shards(compressed: Callable[[str], Path], edi
 def test_filled_zeros_are_counted(original: Path, edits: list[Edit], tmp_path: Path) -> None:
     base = tmp_path / "pruned"
     compress(original, base, Magnitude(sparsity=0.5), None)
-    half = Edit(MODULES[0], edits[0].column, torch.cat([edits[0].row[:64], torch.zeros(64)]))
+    half = Edit.rank_one(MODULES[0], edits[0].column, torch.cat([edits[0].row[:64], torch.zeros(64)]))
     filled = merge(base, [half], new(tmp_path / "merged"))
     old = stored_tensors(base)[f"{MODULES[0]}.weight"]
     zeros = old == 0
@@ -323,7 +323,7 @@ def test_filled_zeros_are_counted(original: Path, edits: list[Edit], tmp_path: P
 
 
 def test_a_module_that_does_not_exist(original: Path, edits: list[Edit], tmp_path: Path) -> None:
-    wrong = Edit("model.layers.9.self_attn.o_proj", edits[0].column, edits[0].row)
+    wrong = Edit.rank_one("model.layers.9.self_attn.o_proj", edits[0].column, edits[0].row)
     with pytest.raises(ValueError, match=r"model\.layers\.9\.self_attn\.o_proj"):
         merge(original, [wrong], tmp_path)
 

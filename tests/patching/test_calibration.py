@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
+import gc
+import weakref
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,14 @@ from aird.models.dense import model_with_gradients, passes_gradients
 from aird.models.loading import load_model
 from aird.models.structure import writer_gains
 from aird.patching.adapters import load_adapter
-from aird.patching.calibration import attacked_prompts, learn_edits, training_replies
+from aird.patching.calibration import (
+    Learning,
+    attacked_prompts,
+    edits_of_nothing,
+    learn_edits,
+    row_scales,
+    training_replies,
+)
 from aird.patching.divergence import divergence, make_batches, mean_divergence
 from aird.patching.edited import edited
 from aird.patching.edits import Edit, along_direction, random_direction
@@ -85,6 +93,15 @@ def patched(
 
 def matrix_of(model: Any) -> Any:
     return lambda name: model.get_submodule(name).weight.detach()
+
+
+def learnt(
+    model: Any, names: list[str], first_block: int, parts: list[ReplySet], unit: torch.Tensor = UNIT, **how: Any
+) -> list[Edit]:
+    """Learn rank-1 edits along a direction, from zeros."""
+    matrices = matrix_of(model)
+    start = edits_of_nothing(model, names, unit, matrices)
+    return learn_edits(model, start, row_scales(start, unit, matrices), first_block, parts, Learning(seed=0, **how))
 
 
 def exact_divergence(original: Any, patched: Any, replies: ReplySet) -> float:
@@ -183,7 +200,7 @@ def test_places_by_hand() -> None:
 def test_divergence_is_that_of_single_prompts(model: Any, replies: dict[str, ReplySet]) -> None:
     compressed = damaged(copy.deepcopy(model))
     (name,) = modules(model, [2])[:1]
-    edit = Edit(name, UNIT.float(), 0.5 * torch.randn(128, generator=torch.Generator().manual_seed(3)))
+    edit = Edit.rank_one(name, UNIT.float(), 0.5 * torch.randn(128, generator=torch.Generator().manual_seed(3)))
     part = replies["train_harmful"]
     batches = make_batches(compressed, [part], 2, None)
     with torch.no_grad():
@@ -191,7 +208,7 @@ def test_divergence_is_that_of_single_prompts(model: Any, replies: dict[str, Rep
         plain = [divergence(model, batch, 1, []).item() for batch in make_batches(model, [part], 1, None)]
     found = sum(sums) / sum(len(batch.places) for batch in batches)
     assert max(map(abs, plain)) < 1e-4
-    with edited(compressed.get_submodule(name), edit):
+    with edited(compressed, [edit]):
         expected = exact_divergence(model, compressed, part)
     # What is not among the kept tokens counts as one token, which can only lower the divergence a little.
     assert expected > 0.05
@@ -204,27 +221,23 @@ def test_learning_brings_the_original_back(model: Any, replies: dict[str, ReplyS
     before = {name: parameter.clone() for name, parameter in compressed.named_parameters()}
     parts = list(replies.values())
     names = modules(model, [2, 3])
-    edits = learn_edits(compressed, names, UNIT, 2, matrix_of(compressed), parts, 60, 0.5, 0)
+    edits = learnt(compressed, names, 2, parts, epochs=60, learning_rate=0.5)
     assert [edit.module for edit in edits] == names
     assert all(torch.equal(edit.column, UNIT.float()) for edit in edits)
     assert not any(edit.row.requires_grad for edit in edits)
     assert all(torch.equal(parameter, before[name]) for name, parameter in compressed.named_parameters())
     plain = sum(exact_divergence(model, compressed, part) for part in parts)
-    with contextlib.ExitStack() as active:
-        for edit in edits:
-            active.enter_context(edited(compressed.get_submodule(edit.module), edit))
+    with edited(compressed, edits):
         patched = sum(exact_divergence(model, compressed, part) for part in parts)
     assert patched < 0.9 * plain
 
 
 def test_a_checkpoint_that_needs_nothing_gets_nothing(model: Any, replies: dict[str, ReplySet]) -> None:
     names = modules(model, [3])
-    edits = learn_edits(model, names, UNIT, 3, matrix_of(model), list(replies.values()), 1, 0.03, 0)
+    edits = learnt(model, names, 3, list(replies.values()), epochs=1, learning_rate=0.03)
     with torch.no_grad():
         plain = [last_logits(model, batch.pack) for batch in make_batches(model, list(replies.values()), 3, None)]
-        with contextlib.ExitStack() as active:
-            for edit in edits:
-                active.enter_context(edited(model.get_submodule(edit.module), edit))
+        with edited(model, edits):
             patched = [last_logits(model, batch.pack) for batch in make_batches(model, list(replies.values()), 3, None)]
     change = max((one - other).abs().max().item() for one, other in zip(plain, patched, strict=True))
     assert change < 0.05 * max(one.std().item() for one in plain)
@@ -245,21 +258,11 @@ def test_learning_may_begin_with_the_rows_of_the_closed_form(original: Path, tmp
 
 
 def test_a_loss_that_is_no_number_is_an_error(model: Any, replies: dict[str, ReplySet]) -> None:
-    names = modules(model, [3])
+    start = edits_of_nothing(model, modules(model, [3]), UNIT, matrix_of(model))
     with torch.no_grad():
-        model.get_submodule(names[1]).weight[0, 0] = torch.nan
+        model.get_submodule(start[1].module).weight[0, 0] = torch.nan
     with pytest.raises(ValueError, match="lower the patch's learning_rate"):
-        learn_edits(
-            model,
-            names,
-            UNIT,
-            3,
-            lambda name: torch.ones_like(model.get_submodule(name).weight),
-            list(replies.values()),
-            1,
-            0.08,
-            0,
-        )
+        learn_edits(model, start, [1.0, 1.0], 3, list(replies.values()), Learning(1, 0.08, 0))
 
 
 @pytest.mark.usefixtures("all_refuse")
@@ -311,9 +314,9 @@ def test_a_checkpoint_that_lost_answers_alone_learns_them_from_the_original(
         beginnings |= {tokenizer.decode(reply[: SIZES.tokens]) for reply in replies}
     for module in ("validation", "replies"):
         monkeypatch.setattr(f"aird.patching.{module}.jailbroken_arditi", lambda text: text in answers)
-    learnt: list[list[ReplySet]] = []
+    learnt_from: list[list[ReplySet]] = []
     monkeypatch.setattr(
-        "aird.patching.calibration.make_batches", lambda *given: learnt.append(given[1]) or make_batches(*given)
+        "aird.patching.calibration.make_batches", lambda *given: learnt_from.append(given[1]) or make_batches(*given)
     )
     settings = Calibrate(epochs=1, strengths=[1.0])
     record = patched(settings, original, tmp_path, compressed, sizes=SIZES.model_dump())
@@ -321,7 +324,7 @@ def test_a_checkpoint_that_lost_answers_alone_learns_them_from_the_original(
     assert choice["original"] == {"refusal": 1.0, "over_refusal": 0.0}
     assert choice["unpatched"]["refusals_p_value"] == 1 and choice["unpatched"]["answers_p_value"] < 0.2
     # What the original answers and the damaged model does not is learnt from the original.
-    _, asked, *_ = learnt[0]
+    _, asked, *_ = learnt_from[0]
     assert asked.refused == [False] * len(asked.refused) and len(asked.refused) >= 4
     assert {tokenizer.decode(reply) for reply in asked.replies} <= beginnings
     assert [row["strength"] for row in choice["tried"]] == [1.0]
@@ -356,9 +359,8 @@ def test_behind_a_norm_what_a_free_column_contributes_is_a_unit_vector(replies: 
     model = tiny_family("gemma2", vocab_size=512)
     compressed, gains, unit = damaged(copy.deepcopy(model)), writer_gains(model), unit_vector(width=64)
     names = modules(model, [2])
-    edits = learn_edits(
-        compressed, names, unit, 2, matrix_of(compressed), list(replies.values()), 1, 0.08, 0, learn_columns=True
-    )
+    parts = list(replies.values())
+    edits = learnt(compressed, names, 2, parts, unit, epochs=1, learning_rate=0.08, columns=True)
     for name, edit in zip(names, edits, strict=True):
         column = edit.column.double() * gains[name]
         assert column.norm().item() == pytest.approx(1, abs=1e-5)
@@ -371,10 +373,8 @@ def test_a_free_column_does_at_least_as_well_in_learning(model: Any, replies: di
     parts, names = list(replies.values()), modules(model, [2, 3])
     left = {}
     for free in (False, True):
-        edits = learn_edits(compressed, names, UNIT, 2, matrix_of(compressed), parts, 40, 0.5, 0, learn_columns=free)
-        with contextlib.ExitStack() as active:
-            for edit in edits:
-                active.enter_context(edited(compressed.get_submodule(edit.module), edit))
+        edits = learnt(compressed, names, 2, parts, epochs=40, learning_rate=0.5, columns=free)
+        with edited(compressed, edits):
             left[free] = sum(exact_divergence(model, compressed, part) for part in parts)
         cosines = [along_direction(edit, UNIT) for edit in edits]
         assert (max(cosines) < 0.99) if free else (min(cosines) > 0.99999)
@@ -424,7 +424,7 @@ def test_by_token_each_compared_token_counts_alike(
     told: list[tuple[int, float]] = []
     monkeypatch.setattr("aird.patching.calibration.logger.info", lambda _, *values: told.append(values))
     for by_token in expected:
-        learn_edits(compressed, names, UNIT, 3, matrix_of(compressed), parts, 1, 1e-9, 0, by_token=by_token)
+        learnt(compressed, names, 3, parts, epochs=1, learning_rate=1e-9, by_token=by_token)
     assert [loss for _, loss in told] == pytest.approx(list(expected.values()), abs=1e-5)
 
 
@@ -444,9 +444,9 @@ def test_a_patch_is_calibrated_on_the_attacks_that_the_original_resists(
     answers = set(said["begun"])
     monkeypatch.setattr("aird.patching.validation.jailbroken_arditi", lambda _: False)
     monkeypatch.setattr("aird.patching.replies.jailbroken_arditi", lambda text: text in answers)
-    learnt: list[list[ReplySet]] = []
+    learnt_from: list[list[ReplySet]] = []
     monkeypatch.setattr(
-        "aird.patching.calibration.make_batches", lambda *given: learnt.append(given[1]) or make_batches(*given)
+        "aird.patching.calibration.make_batches", lambda *given: learnt_from.append(given[1]) or make_batches(*given)
     )
     settings = Calibrate(
         attacks={"suite": "attacks", "names": list(ATTACKS), "count": 4}, epochs=1, strengths=[1.0], **ANY
@@ -463,7 +463,7 @@ def test_a_patch_is_calibrated_on_the_attacks_that_the_original_resists(
     expected = [
         [prompt for prompt, flag in zip(prompts[name], flags, strict=True) if flag] for name, flags in resisted.items()
     ]
-    (parts,) = learnt[:1]
+    (parts,) = learnt_from[:1]
     assert [part.prompts for part in parts[-3:]] == [chosen for chosen in expected if chosen]
     assert record["settings"]["attacks"]["names"] == list(ATTACKS)
     assert any(update.down.any() for update in load_adapter(tmp_path / "adapter"))
@@ -473,8 +473,6 @@ def test_texts_of_attacks_are_asked_for_before_anything_runs(original: Path, tmp
     settings = Calibrate(attacks={"suite": "attacks", "names": ["begun"]})
     with pytest.raises(ValueError, match="method calibrate needs what was not given: attacks"):
         patched(settings, original, tmp_path, sizes=SIZES.model_dump())
-    # A patch that learns from none is what it was.
-    assert "attacks" not in Calibrate().model_dump()
 
 
 @pytest.mark.parametrize("settings", [RoundToNearest(weight_bits=8, activation_bits=8), BitsAndBytes(variant="nf4")])
@@ -498,6 +496,32 @@ def test_what_learns_gets_a_gradient_through_every_module(
     assert (whole > 0.01 * whole.max()).all()
     if settings.recipe == "round_to_nearest":
         assert not gradients(load_model(tmp_path / "base"))[:-1].any()
+
+
+@pytest.mark.usefixtures("all_refuse")
+def test_one_model_is_in_memory_at_a_time(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a dense copy to learn through, and an original that is asked attacks and for a warm start."""
+    compress(original, tmp_path / "base", RoundToNearest(weight_bits=8, activation_bits=8), None)
+    models: list[weakref.ref[Any]] = []
+    loaded: list[Path] = []
+
+    def load(folder: Path, *more: Any) -> Any:
+        gc.collect()
+        assert not [each for each in models if each() is not None], loaded
+        model = load_model(folder, *more)
+        models.append(weakref.ref(model))
+        loaded.append(folder)
+        return model
+
+    for module in ("models.dense", "patching.calibration", "patching.replies", "patching.validation"):
+        monkeypatch.setattr(f"aird.{module}.load_model", load)
+    attacks = {"suite": "attacks", "names": list(ATTACKS), "count": 4}
+    settings = Calibrate(attacks=attacks, warm_start=1.0, epochs=1, strengths=[1.0], **ANY)
+    more = {"sizes": SIZES.model_dump(), "attacks": ATTACKS}
+    patched(settings, original, new(tmp_path / "patch"), tmp_path / "base", **more)
+    base = tmp_path / "base"
+    assert [folder for folder in loaded if folder in (original, base)] == [original, base, original, base]
+    assert len(loaded) == 5  # the dense copy
 
 
 @pytest.mark.usefixtures("all_refuse")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from aird.models.experts import is_transposed, matrix_reader
 from aird.models.loading import load_model, load_structure
 from aird.models.structure import ArchitectureError, residual_writers
 from aird.patching.adapters import load_adapter, merge, save_adapter
-from aird.patching.edited import all_edited
+from aird.patching.edited import edited
 from aird.patching.edits import Edit, make_edits
 from aird.patching.method import PatchInputs
 from aird.patching.methods import parse_patch
@@ -57,7 +58,7 @@ def edits_of(folder: Path, blocks: tuple[int, ...] = (0, 1, 2)) -> list[Edit]:
 @torch.no_grad()
 def edit_by_hand(model: Any, edits: list[Edit]) -> None:
     for edit in edits:
-        if edit.row.ndim == 1:
+        if not edit.of_experts:
             model.get_submodule(edit.module).weight += edit.matrix()
         else:
             parameter = model.get_parameter(edit.module)
@@ -68,13 +69,13 @@ def edit_by_hand(model: Any, edits: list[Edit]) -> None:
 def test_adapter_by_peft_equals_edited_weights_and_merged_checkpoint(family: str, tmp_path: Path) -> None:
     base = saved(family, tmp_path / "base")
     edits = edits_of(base)
-    assert [edit.row.ndim for edit in edits].count(2) == (2 if family == "deepseek_v2" else 3)
+    assert sum(edit.of_experts for edit in edits) == (2 if family == "deepseek_v2" else 3)
     by_hand = load(base)
     plain = logits_of(by_hand)
-    edit_by_hand(by_hand, [edit for edit in edits if edit.row.ndim == 2])
+    edit_by_hand(by_hand, [edit for edit in edits if edit.of_experts])
     # The experts alone make a difference.
     assert (logits_of(by_hand) - plain).abs().max() > 0.1
-    edit_by_hand(by_hand, [edit for edit in edits if edit.row.ndim == 1])
+    edit_by_hand(by_hand, [edit for edit in edits if not edit.of_experts])
     expected = logits_of(by_hand)
 
     adapter = new(tmp_path / "adapter")
@@ -90,20 +91,20 @@ def test_adapter_by_peft_equals_edited_weights_and_merged_checkpoint(family: str
 
 
 @pytest.mark.parametrize("family", ("mixtral", "gpt_oss"))
-def test_hooks_do_what_edited_weights_do_and_gradients_reach_the_rows(family: str, tmp_path: Path) -> None:
+def test_hooks_do_what_edited_weights_do_and_gradients_reach_what_is_read(family: str, tmp_path: Path) -> None:
     base = saved(family, tmp_path / "base")
     edits = edits_of(base)
     model, by_hand = load(base), load(base)
     edit_by_hand(by_hand, edits)
     plain = logits_of(model)
-    with all_edited(model, edits):
+    with edited(model, edits):
         torch.testing.assert_close(logits_of(model), logits_of(by_hand), atol=1e-4, rtol=0)
     assert torch.equal(logits_of(model), plain)
     model.requires_grad_(False)
-    rows = [edit.row.clone().requires_grad_() for edit in edits]
-    with all_edited(model, [Edit(edit.module, edit.column, row) for edit, row in zip(edits, rows, strict=True)]):
+    learnt = [replace(edit, down=edit.down.clone().requires_grad_()) for edit in edits]
+    with edited(model, learnt):
         model(input_ids=TOKENS, use_cache=False).logits.square().mean().backward()
-    assert all(row.grad is not None and bool(row.grad.abs().max() > 0) for row in rows)
+    assert all(edit.down.grad is not None and bool(edit.down.grad.abs().max() > 0) for edit in learnt)
 
 
 def test_experts_of_which_something_else_is_known_than_they_do_are_refused() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from patches import unit_vector
 
 from aird.inference.hooks import hooks
 from aird.models.structure import residual_writers
-from aird.patching.edited import all_edited, edited
+from aird.patching.edited import edited
 from aird.patching.fitting import fit_edits, record_projections, ridge_solution, targets
 
 POSITIONS = 3
@@ -102,10 +101,7 @@ def test_a_fit_restores_the_projections(model: Any, prompts: list[list[int]]) ->
     again = record_projections(compressed, prompts, POSITIONS, UNIT, names)
     assert all(torch.equal(again[name], before[name]) for name in names)
 
-    named = dict(compressed.named_modules())
-    with contextlib.ExitStack() as active:
-        for edit in edits:
-            active.enter_context(edited(named[edit.module], edit))
+    with edited(compressed, edits):
         after = record_projections(compressed, prompts, POSITIONS, UNIT, names)
     for name in names:
         scale = wanted[name].std()
@@ -139,7 +135,7 @@ def test_behind_a_norm_a_fit_restores_what_is_contributed(prompts: list[list[int
     torch.testing.assert_close(wanted[names[0]][0], expected, atol=1e-5, rtol=1e-4)
     compressed = damaged(model)
     before = record_projections(compressed, prompts, POSITIONS, unit, names)
-    with all_edited(compressed, fit_edits(compressed, prompts, wanted, unit, [1, 2], 1e-6)):
+    with edited(compressed, fit_edits(compressed, prompts, wanted, unit, [1, 2], 1e-6)):
         after = record_projections(compressed, prompts, POSITIONS, unit, names)
     for name in names:
         # The edit's own change of rms(y) is not in the regression.
@@ -152,7 +148,7 @@ def test_an_edit_is_its_matrix(model: Any, prompts: list[list[int]]) -> None:
     assert edit.row.abs().max() > 0
     module = dict(model.named_modules())[edit.module]
     tokens = torch.tensor([prompts[0]])
-    with torch.no_grad(), edited(module, edit):
+    with torch.no_grad(), edited(model, [edit]):
         hooked = model(input_ids=tokens).logits
     with torch.no_grad():
         module.weight += edit.matrix()

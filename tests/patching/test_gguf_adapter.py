@@ -88,16 +88,16 @@ def test_what_llama_cpp_holds_in_another_order_is_refused(folder: Path, tmp_path
 
 def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
     model = read_gguf(folder / "model.gguf")
-    wide = adapter_of([Edit(MLP, torch.ones(128), torch.ones(512))], tmp_path / "wide")
+    wide = adapter_of([Edit.rank_one(MLP, torch.ones(128), torch.ones(512))], tmp_path / "wide")
     with pytest.raises(ValueError, match=r"for another model: it adds \[128, 512\] to .*, which is \[128, 256\]"):
         write_gguf_adapter(wide, folder, model, tmp_path / "adapter.gguf")
-    other = adapter_of([Edit("model.layers.1.mixer.o", torch.ones(128), torch.ones(128))], tmp_path / "other")
+    other = adapter_of([Edit.rank_one("model.layers.1.mixer.o", torch.ones(128), torch.ones(128))], tmp_path / "other")
     with pytest.raises(ValueError, match="llama.cpp has no name for model.layers.1.mixer.o in its architecture llama"):
         write_gguf_adapter(other, folder, model, tmp_path / "adapter.gguf")
 
 
 def test_edits_of_experts_are_refused(folder: Path, tmp_path: Path) -> None:
-    experts = Edit("model.layers.1.mlp.experts.down_proj", torch.ones(128), torch.ones(4, 64))
+    experts = Edit.rank_one("model.layers.1.mlp.experts.down_proj", torch.ones(128), torch.ones(4, 64))
     patch = adapter_of([*edits([ATTENTION]), experts], tmp_path / "adapter")
     with pytest.raises(ValueError, match="edits routed experts, for which llama.cpp has no LoRA here; merge the patch"):
         write_gguf_adapter(patch, folder, read_gguf(folder / "model.gguf"), tmp_path / "adapter.gguf")

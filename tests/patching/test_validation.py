@@ -15,8 +15,8 @@ from test_fitting import modules
 from aird.inference.generation import generate
 from aird.patching.adapters import load_adapter
 from aird.patching.divergence import make_batches, mean_divergence
-from aird.patching.edited import all_edited, scaled
-from aird.patching.edits import Edit, Update
+from aird.patching.edited import edited
+from aird.patching.edits import Edit
 from aird.patching.method import PatchInputs
 from aird.patching.methods import parse_patch
 from aird.patching.patch_files import make_patch
@@ -83,7 +83,7 @@ def test_the_strength_is_chosen_by_what_the_checkpoint_replies(
 ) -> None:
     # By strength: of the harmful prompts half are refused from 0.5 on, all from 2 on, and then all harmless ones.
     column = modules(model, [3])[0]
-    edit = Edit(column, UNIT.float(), torch.full((128,), 0.05))
+    edit = Edit.rank_one(column, UNIT.float(), torch.full((128,), 0.05))
     seen: list[float] = []
 
     def refused(edited_model: Any, _: Any, prompts: Any, tokens: int) -> list[bool]:
@@ -106,7 +106,7 @@ def test_the_strength_is_chosen_by_what_the_checkpoint_replies(
     assert record["original"] == {"refusal": 0.5, "over_refusal": 0.0}
     assert record["unpatched"]["refusal"] == 0.0
     batches = make_batches(model, [validation.own], 3, None)
-    expected = mean_divergence(model, batches, 3, [scaled(edit, 0.5)])
+    expected = mean_divergence(model, batches, 3, [edit.scaled(0.5)])
     assert record["tried"][0]["kl_harmless"] == pytest.approx(expected) and expected > 0
     # All prompts of the validation are judged by what a budget says.
     narrow = ChoiceSettings(strengths=[0.5], kl_budget=1e-6, significance=1)
@@ -118,7 +118,7 @@ def test_the_strength_is_chosen_by_what_the_checkpoint_replies(
 def test_replies_that_are_to_change_are_no_part_of_what_has_to_stay(
     model: Any, tokenizer: Any, validation: Validation
 ) -> None:
-    edit = Edit(modules(model, [3])[0], UNIT.float(), torch.full((128,), 0.05))
+    edit = Edit.rank_one(modules(model, [3])[0], UNIT.float(), torch.full((128,), 0.05))
     own = dataclasses.replace(validation.own, refused=[False, True, False, False])
     lost = dataclasses.replace(validation, own=own)
     # One of four has p = 1, which counts where any does.
@@ -131,7 +131,7 @@ def test_replies_that_are_to_change_are_no_part_of_what_has_to_stay(
     assert measured != pytest.approx(mean_divergence(model, every, 3, [edit]), rel=1e-3)
 
 
-def test_an_update_in_place_is_the_merged_one(model: Any, tokenizer: Any) -> None:
+def test_an_edit_of_higher_rank_in_place_is_the_merged_one(model: Any, tokenizer: Any) -> None:
     generator = torch.Generator().manual_seed(2)
     name = modules(model, [1])[1]
     module = model.get_submodule(name)
@@ -139,13 +139,13 @@ def test_an_update_in_place_is_the_merged_one(model: Any, tokenizer: Any) -> Non
         torch.randn(len(module.weight), 2, generator=generator),
         torch.randn(2, module.in_features, generator=generator),
     )
-    update = Update(name, 0.2 * up, 0.2 * down)
+    edit = Edit(name, 0.2 * up, 0.2 * down)
     prompts = [[1, 5, 9], [1, 7]]
-    with all_edited(model, [scaled(update, 0.5)]), torch.no_grad():
+    with edited(model, [edit.scaled(0.5)]), torch.no_grad():
         in_place = model(input_ids=torch.tensor(prompts[:1])).logits
         replies = generate(model, tokenizer, prompts, 4)
     with torch.no_grad():
-        module.weight += 0.5 * update.matrix()
+        module.weight += 0.5 * edit.matrix()
         torch.testing.assert_close(in_place, model(input_ids=torch.tensor(prompts[:1])).logits, atol=1e-4, rtol=1e-4)
         assert replies == generate(model, tokenizer, prompts, 4)
 

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from aird.patching.method import TO_CHOOSE, Method, PatchInputs
+from aird.patching.records import PatchRecord
 from aird.plugin import ATTACKS
 from aird.settings.base import Name, Settings
-from aird.settings.patches import Blocks, ChoiceSettings, RankOneSettings
+from aird.settings.patches import RIDGE, Blocks, ChoiceSettings, RankOneSettings
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from aird.patching.calibration import OneModel
+    from aird.patching.edits import Edit
+    from aird.patching.fitting import Projections
+    from aird.patching.rank_one import Directions
+    from aird.patching.replies import ReplySet
 
 logger = logging.getLogger(__name__)
 
@@ -60,117 +73,118 @@ class Calibrate(RankOneSettings, ChoiceSettings):
     )
     attacks: LearntAttacks | None = Field(
         None,
-        # A patch without them stays what it was.
-        exclude_if=lambda value: value is None,
         description="Learn from attacked training prompts as well, where the original refuses them; default: from "
         "plain ones only.",
     )
 
 
-def make(settings: Calibrate, inputs: PatchInputs, folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Lessons:
+    """What a calibration learns from.
+
+    Attributes:
+        replies: as of `aird.patching.calibration.training_replies`.
+        attacks: those that are learnt from, with the numbers of `prompts` and of those that the original `refused`.
+        warm_prompts, wanted: of the closed form that learning begins with; without them it begins with zeros.
+    """
+
+    replies: list[ReplySet]
+    attacks: dict[str, dict[str, int]]
+    warm_prompts: list[list[int]]
+    wanted: Projections
+
+
+def make(settings: Calibrate, inputs: PatchInputs, folder: Path) -> PatchRecord:
     """Write the adapter with the learnt rows; see `Method.make`. The record says how the strength was chosen.
 
     A checkpoint that has lost neither refusals nor answers on the validation prompts gets rows of zeros, which change
-    nothing. Of the original only the edited matrices are read, unless the settings ask for a warm start, or answers
-    were lost or attacks are learnt from: then it is asked the harmless training prompts that the checkpoint refuses,
-    and the attacked ones. Of each attack the record says how many prompts were asked and refused.
+    nothing, and of the original only the edited matrices are read then. One model is in memory at a time.
 
     Raises:
         ValueError: the original refuses no training prompt, a block does not exist, or the loss is not finite.
     """
     from functools import cache
 
-    from aird.models.dense import model_with_gradients, passes_gradients
     from aird.models.experts import matrix_reader
-    from aird.models.loading import load_model, load_tokenizer
-    from aird.models.structure import writer_gains
-    from aird.patching.calibration import learn_edits, training_replies
-    from aird.patching.edited import scaled
-    from aird.patching.edits import Edit, along_direction, edit_along, edit_statistics, no_row
-    from aird.patching.fitting import fit_edits, wanted_projections
-    from aird.patching.methods.fit import Fit
-    from aird.patching.rank_one import edited_modules, read_direction, read_source, save_edits
-    from aird.patching.replies import original_replies, record_replies, reply_instructions
+    from aird.models.loading import load_structure, load_tokenizer
+    from aird.patching.calibration import OneModel, edits_of_nothing, row_scales
+    from aird.patching.edits import along_direction
+    from aird.patching.rank_one import edited_modules, read_directions, save_edits
+    from aird.patching.replies import original_replies
     from aird.patching.validation import choose_on_validation, validate
-    from aird.prompts.chat import chat_tokens
 
-    counts = inputs.replies_sizes()
-    direction, unit = read_direction(settings, inputs)
-    source = read_source(settings, inputs)
-    original = original_replies(inputs.original, inputs.prompts, counts, inputs.seed, inputs.replies)
-    refused = [index for index, flag in enumerate(original["train_harmful"].refused) if flag]
-    if not refused:
+    directions, structure = read_directions(settings, inputs), load_structure(inputs.compressed)
+    original = original_replies(inputs.original, inputs.prompts, inputs.replies_sizes(), inputs.seed, inputs.replies)
+    if not any(original["train_harmful"].refused):
         raise ValueError(
             "the original refuses none of the harmful training prompts, so there is nothing to learn: "
             "leave this patch out of the model's `patches`, or give the model a `refusal_tuning`"
         )
-    tokenizer = load_tokenizer(inputs.compressed)
-    harmless = {
-        split: reply_instructions(inputs.prompts, [(split, "harmless")], counts, inputs.seed)
-        for split in ("train", "validation")
-    }
-    warm: list[list[list[int]]] = []
-    if settings.warm_start is not None:
-        warm = [
-            [original["train_harmful"].prompts[index] for index in refused[:WARM_PROMPTS]],
-            [chat_tokens(tokenizer, text) for text in harmless["train"]["train", "harmless"][:WARM_PROMPTS]],
-        ]
-        wanted = wanted_projections(
-            inputs.original, tokenizer, warm[0], warm[1], unit, source, settings, settings.warm_start
-        )
-    model = load_model(inputs.compressed)
-    blocks, modules = edited_modules(model, source, settings)
-    matrix, of_original = cache(matrix_reader(inputs.compressed, model)), matrix_reader(inputs.original, model)
-    answers = record_replies(model, tokenizer, harmless["validation"], counts)["validation_harmless"]
-    validation = validate(model, tokenizer, original, answers, counts.judged)
-    attacked: dict[str, Any] = {}
+    blocks, modules = edited_modules(structure, directions.source, settings)
+    matrices = cache(matrix_reader(inputs.compressed, structure))
+    held, tokenizer = OneModel(), load_tokenizer(inputs.compressed)
+    validation = validate(held.of(inputs.compressed), tokenizer, original, inputs)
+    edits = edits_of_nothing(held.of(inputs.compressed), modules, directions.unit, matrices)
+    attacks = {}
     if validation.needs_repair(settings.significance):
-        own = record_replies(model, tokenizer, harmless["train"], counts)["train_harmless"]
-        asked = None
-        answers_lost = "answers" in validation.lost(settings.significance) and any(own.refused)
-        if answers_lost or settings.attacks:
-            del model  # one is in memory at a time
-            reference = load_model(inputs.original)
-            if answers_lost:
-                texts = harmless["train"]["train", "harmless"]
-                refused_now = {("train", "harmless"): [text for text, no in zip(texts, own.refused, strict=True) if no]}
-                asked = record_replies(reference, tokenizer, refused_now, counts)["train_harmless"]
-            if settings.attacks:
-                attacked = _attacked_replies(reference, tokenizer, settings.attacks.count, inputs)
-            del reference
-            model = load_model(inputs.compressed)
-        train = training_replies(original["train_harmful"], own, asked, list(attacked.values()))
-
-        def learn(learner: Any) -> list[Edit]:
-            start = fit_edits(learner, [*warm[0], *warm[1]], wanted, unit, blocks, Fit().ridge) if warm else []
-            learning = settings.epochs, settings.learning_rate, inputs.seed, start, settings.direction == "free"
-            return learn_edits(learner, modules, unit, min(blocks), matrix, train, *learning, by_token=bool(attacked))
-
-        if passes_gradients(inputs.compressed):
-            learnt = learn(model)
-        else:
-            del model
-            with model_with_gradients(inputs.compressed, folder) as dense:
-                learnt = learn(dense)
-            del dense
-            model = load_model(inputs.compressed)  # the strength is chosen on the checkpoint as it is
-    else:
-        gains = writer_gains(model)
-        learnt = [edit_along(each, unit, no_row(matrix(each)), gains.get(each)) for each in modules]
-    choice = choose_on_validation(model, tokenizer, learnt, min(blocks), validation, settings)
-    if attacked:
-        flags = {name: replies.refused for name, replies in attacked.items()}
-        choice["attacks"] = {name: {"prompts": len(each), "refused": sum(each)} for name, each in flags.items()}
-    edits = [scaled(edit, choice["strength"]) for edit in learnt]
-    statistics = [edit_statistics(edit, matrix(edit.module), of_original(edit.module)) for edit in edits]
+        answers_lost = "answers" in validation.lost(settings.significance)
+        lessons = _lessons(settings, inputs, held, tokenizer, directions, original["train_harmful"], answers_lost)
+        scales = row_scales(edits, directions.unit, matrices)
+        with held.with_gradients(inputs.compressed, folder) as model:
+            edits = _learnt(settings, model, edits, scales, blocks, directions.unit, lessons, inputs.seed)
+        del model
+        attacks = lessons.attacks
+    choice = choose_on_validation(held.of(inputs.compressed), tokenizer, edits, min(blocks), validation, settings)
+    if attacks:
+        choice["attacks"] = attacks
+    edits = [edit.scaled(choice["strength"]) for edit in edits]
+    record = save_edits(edits, blocks, directions, inputs, folder)
     if settings.direction == "free":
-        for row, edit in zip(statistics, edits, strict=True):
-            row["cosine_with_direction"] = along_direction(edit, direction.unit)
-    record = save_edits(edits, statistics, blocks, direction, unit, inputs, folder)
+        for row, edit in zip(record["edits"], edits, strict=True):
+            row["cosine_with_direction"] = along_direction(edit, directions.original.unit)
     return {**record, "calibration": choice}
 
 
-def _attacked_replies(reference: Any, tokenizer: Any, count: int, inputs: PatchInputs) -> dict[str, Any]:
+def _lessons(
+    settings: Calibrate,
+    inputs: PatchInputs,
+    held: OneModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directions: Directions,
+    harmful: ReplySet,
+    answers_lost: bool,
+) -> Lessons:
+    """Ask the checkpoint the harmless training prompts, and the original what only it can say.
+
+    Those are the harmless prompts that the checkpoint refuses where answers were lost, the attacked ones, and what it
+    writes along the direction for a warm start. `harmful` are its replies to the harmful training prompts.
+    """
+    from aird.patching.calibration import training_replies
+    from aird.patching.fitting import wanted_projections
+    from aird.patching.replies import record_replies, record_set, reply_instructions
+
+    counts = inputs.replies_sizes()
+    instructions = reply_instructions(inputs.prompts, [("train", "harmless")], counts, inputs.seed)
+    own = record_replies(held.of(inputs.compressed), tokenizer, instructions, counts)["train_harmless"]
+    asked, attacked, wanted = None, {}, {}
+    if answers_lost and any(own.refused):
+        lost = own.refusals().prompts
+        asked = record_set(held.of(inputs.original), tokenizer, lost, counts.tokens, counts.judged)
+    if settings.attacks:
+        attacked = _attacked_replies(held.of(inputs.original), tokenizer, settings.attacks.count, inputs)
+    refused, others = harmful.refusals().prompts[:WARM_PROMPTS], own.prompts[:WARM_PROMPTS]
+    if settings.warm_start is not None:
+        wanted = wanted_projections(
+            held.of(inputs.original), tokenizer, refused, others, directions, settings, settings.warm_start
+        )
+    said = {name: {"prompts": len(each.refused), "refused": sum(each.refused)} for name, each in attacked.items()}
+    replies = training_replies(harmful, own, asked, list(attacked.values()))
+    return Lessons(replies, said, [*refused, *others], wanted)
+
+
+def _attacked_replies(
+    original: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int, inputs: PatchInputs
+) -> dict[str, ReplySet]:
     """Return the original's replies to `count` harmful training prompts under each attack, by the attacks' names."""
     from aird.patching.calibration import attacked_prompts
     from aird.patching.replies import record_set
@@ -180,11 +194,35 @@ def _attacked_replies(reference: Any, tokenizer: Any, count: int, inputs: PatchI
     asked = attacked_prompts(tokenizer, attacks, inputs.prompts["harmful"], counts.train_harmful, count, inputs.seed)
     replies = {}
     for name, prompts in asked.items():
-        replies[name] = record_set(reference, tokenizer, prompts, counts.tokens, counts.judged)
+        replies[name] = record_set(original, tokenizer, prompts, counts.tokens, counts.judged)
         refused = sum(replies[name].refused)
         nothing = "" if refused else ", so nothing is learnt from it"
         logger.info("attack %s: the original refuses %d of %d training prompts%s", name, refused, len(prompts), nothing)
     return replies
+
+
+def _learnt(
+    settings: Calibrate,
+    model: PreTrainedModel,
+    start: Sequence[Edit],
+    scales: Sequence[float],
+    blocks: Sequence[int],
+    unit: torch.Tensor,
+    lessons: Lessons,
+    seed: int,
+) -> list[Edit]:
+    """Return what learning makes of edits; with a warm start it begins with the closed form of linear modules."""
+    from aird.patching.calibration import Learning, learn_edits
+    from aird.patching.fitting import fit_edits
+
+    how = Learning(
+        settings.epochs, settings.learning_rate, seed, settings.direction == "free", by_token=bool(lessons.attacks)
+    )
+    if lessons.wanted:
+        fitted = fit_edits(model, lessons.warm_prompts, lessons.wanted, unit, blocks, RIDGE)
+        known = {edit.module: edit for edit in fitted}
+        start = [known.get(edit.module, edit) for edit in start]
+    return learn_edits(model, start, scales, min(blocks), lessons.replies, how)
 
 
 METHOD = Method(

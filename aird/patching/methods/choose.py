@@ -6,13 +6,14 @@ So the readings of AIRD in closed form can be compared at their best strength, a
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from aird.patching.method import TO_CHOOSE, Method, PatchInputs
 from aird.patching.methods.project import Project
 from aird.patching.methods.scale import Scale
+from aird.patching.records import PatchRecord
 from aird.settings.patches import ChoiceSettings, FormulaSettings, RankOneSettings
 
 
@@ -33,33 +34,26 @@ class Choose(RankOneSettings, ChoiceSettings):
     @property
     def formula(self) -> FormulaSettings:
         """The formula at strength 1."""
-        return Scale() if self.row == "scale" else Project()
+        return Scale(alpha=1.0) if self.row == "scale" else Project(alpha=1.0)
 
 
-def make(settings: Choose, inputs: PatchInputs, folder: Path) -> dict[str, Any]:
+def make(settings: Choose, inputs: PatchInputs, folder: Path) -> PatchRecord:
     """Write the adapter with the rows at the chosen strength; see `Method.make`. The record says how it was chosen.
 
     Raises:
         ValueError: a block does not exist, or shapes do not fit together.
     """
-    from aird.models.experts import matrix_reader
     from aird.models.loading import load_structure
-    from aird.patching.edited import scaled
-    from aird.patching.edits import edit_statistics
     from aird.patching.formula import formula_edits
-    from aird.patching.rank_one import edited_modules, read_direction, read_source, save_edits
+    from aird.patching.rank_one import edited_modules, read_directions, save_edits
     from aird.patching.validation import choose_for_checkpoint
 
-    direction, unit = read_direction(settings, inputs)
-    structure = load_structure(inputs.compressed)
-    blocks, modules = edited_modules(structure, read_source(settings, inputs), settings)
-    rows, _ = formula_edits(settings.formula, modules, unit, inputs, structure)
+    directions, structure = read_directions(settings, inputs), load_structure(inputs.compressed)
+    blocks, modules = edited_modules(structure, directions.source, settings)
+    rows, _ = formula_edits(settings.formula, modules, directions.unit, inputs, structure)
     choice = choose_for_checkpoint(inputs, rows, min(blocks), settings)
-    edits = [scaled(edit, choice["strength"]) for edit in rows]
-    compressed, original = (matrix_reader(place, structure) for place in (inputs.compressed, inputs.original))
-    statistics = [edit_statistics(edit, compressed(edit.module), original(edit.module)) for edit in edits]
-    record = save_edits(edits, statistics, blocks, direction, unit, inputs, folder)
-    return {**record, "calibration": choice}
+    edits = [edit.scaled(choice["strength"]) for edit in rows]
+    return {**save_edits(edits, blocks, directions, inputs, folder), "calibration": choice}
 
 
 METHOD = Method(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from aird.patching.method import Method, PatchInputs
-from aird.settings.patches import StrengthSettings
+from aird.patching.records import PatchRecord
+from aird.settings.patches import RIDGE, StrengthSettings
 
 
 class Fit(StrengthSettings):
@@ -18,35 +19,32 @@ class Fit(StrengthSettings):
     """
 
     method: Literal["fit"] = "fit"
-    ridge: float = Field(0.01, gt=0, description="Penalty on the row, relative to its inputs' mean square.")
+    ridge: float = Field(RIDGE, gt=0, description="Penalty on the row, relative to its inputs' mean square.")
 
 
-def make(settings: Fit, inputs: PatchInputs, folder: Path) -> dict[str, Any]:
+def make(settings: Fit, inputs: PatchInputs, folder: Path) -> PatchRecord:
     """Write the adapter with the fitted rows; see `Method.make`.
 
     Raises:
         ValueError: a block does not exist, or shapes do not fit together.
     """
     from aird.models.loading import load_model, load_tokenizer
-    from aird.models.matrices import dense_matrix
-    from aird.patching.edits import edit_statistics
     from aird.patching.fitting import fit_edits, wanted_projections
-    from aird.patching.rank_one import edited_modules, read_direction, read_source, save_edits
+    from aird.patching.rank_one import edited_modules, read_directions, save_edits
     from aird.prompts.chat import chat_tokens
 
-    direction, unit = read_direction(settings, inputs)
-    source = read_source(settings, inputs)
-    tokenizer = load_tokenizer(inputs.original)
+    directions, tokenizer = read_directions(settings, inputs), load_tokenizer(inputs.original)
     harmful, harmless = (
         [chat_tokens(tokenizer, text) for text in inputs.instructions(kind)] for kind in ("harmful", "harmless")
     )
-    wanted = wanted_projections(inputs.original, tokenizer, harmful, harmless, unit, source, settings, settings.alpha)
+    # The original is not kept: one model is in memory at a time.
+    wanted = wanted_projections(
+        load_model(inputs.original), tokenizer, harmful, harmless, directions, settings, settings.alpha
+    )
     model = load_model(inputs.compressed)
-    blocks, _ = edited_modules(model, source, settings, experts=False)
-    edits = fit_edits(model, [*harmful, *harmless], wanted, unit, blocks, settings.ridge)
-    folders = (inputs.compressed, inputs.original)
-    statistics = [edit_statistics(edit, *(dense_matrix(place, edit.module) for place in folders)) for edit in edits]
-    return save_edits(edits, statistics, blocks, direction, unit, inputs, folder)
+    blocks, _ = edited_modules(model, directions.source, settings, experts=False)
+    edits = fit_edits(model, [*harmful, *harmless], wanted, directions.unit, blocks, settings.ridge)
+    return save_edits(edits, blocks, directions, inputs, folder)
 
 
 METHOD = Method(

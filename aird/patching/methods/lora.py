@@ -7,9 +7,10 @@ refusals, harmless ones with the compressed model's own answers. The base stays 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from aird.patching.method import Method, PatchInputs
+from aird.patching.records import PatchRecord
 from aird.prompts.sets import CLASSES
 from aird.settings.patches import ChoiceSettings
 from aird.settings.tuning import TuningSettings
@@ -21,7 +22,7 @@ class LoRA(ChoiceSettings, TuningSettings):
     method: Literal["lora"] = "lora"
 
 
-def make(settings: LoRA, inputs: PatchInputs, folder: Path) -> dict[str, Any]:
+def make(settings: LoRA, inputs: PatchInputs, folder: Path) -> PatchRecord:
     """Tune a LoRA adapter of the compressed checkpoint and write it; see `Method.make`.
 
     The record has the relative change of each matrix, the numbers of examples, and the mean loss of each epoch (nats
@@ -34,6 +35,7 @@ def make(settings: LoRA, inputs: PatchInputs, folder: Path) -> dict[str, Any]:
     from aird.models.matrices import dense_matrix
     from aird.models.tuning import train, tuning_examples, with_lora
     from aird.patching.adapters import load_adapter, save_lora, scale_adapter
+    from aird.patching.edits import size_record
     from aird.patching.validation import choose_for_checkpoint
 
     torch.manual_seed(settings.seed)
@@ -46,27 +48,16 @@ def make(settings: LoRA, inputs: PatchInputs, folder: Path) -> dict[str, Any]:
     save_lora(tuned, folder, inputs.base)
     # One model is in memory at a time.
     del tuned, model
-    choice: dict[str, Any] = {}
-    if settings.strengths is not None:
-        choice["calibration"] = choose_for_checkpoint(inputs, load_adapter(folder), settings.first_block, settings)
-        scale_adapter(folder, choice["calibration"]["strength"])
-    edits = [
-        {
-            "module": update.module,
-            "relative_change": (
-                update.matrix().norm() / dense_matrix(inputs.compressed, update.module).float().norm()
-            ).item(),
-            "row_norm_before": None,
-            "row_norm_after": None,
-        }
-        for update in load_adapter(folder)
-    ]
-    return {
-        "edits": edits,
+    record: PatchRecord = {
         "examples": {"harmful": len(harmful), "harmless": len(examples) - len(harmful)},
         "epoch_losses": losses,
-        **choice,
     }
+    if settings.strengths is not None:
+        choice = choose_for_checkpoint(inputs, load_adapter(folder), settings.first_block, settings)
+        scale_adapter(folder, choice["strength"])
+        record["calibration"] = choice
+    record["edits"] = [size_record(edit, dense_matrix(inputs.compressed, edit.module)) for edit in load_adapter(folder)]
+    return record
 
 
 METHOD = Method(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from aird.patching.method import Method, PatchInputs
+from aird.patching.records import PatchRecord
 from aird.patching.system_prompt import SYSTEM_PROMPT
 from aird.settings.base import Text
 from aird.settings.patches import PatchSettings
@@ -24,7 +25,7 @@ class SystemPrompt(PatchSettings):
     )
 
 
-def make(settings: SystemPrompt, inputs: PatchInputs, folder: Path) -> dict[str, Any]:
+def make(settings: SystemPrompt, inputs: PatchInputs, folder: Path) -> PatchRecord:
     """Write the system prompt; there is nothing else to say about it."""
     (folder / SYSTEM_PROMPT).write_text(settings.text, encoding="utf-8")
     return {}

@@ -1,0 +1,74 @@
+"""What methods say about the patches that they made: the records of `statistics.json`."""
+
+from __future__ import annotations
+
+from typing import NotRequired, TypedDict
+
+
+class EditRecord(TypedDict):
+    """What the edit of one matrix changes; None is a ratio that would compare different inputs.
+
+    `relative_change` is the Frobenius norm of the edit over that of W_c; `row_norm_before` and `row_norm_after` are
+    norms of r^T W over that of the original, (r * g)^T W before a norm; `cosine_with_direction`, of learnt columns, has
+    no sign.
+    """
+
+    module: str
+    relative_change: float
+    row_norm_before: float | None
+    row_norm_after: float | None
+    cosine_with_direction: NotRequired[float]
+
+
+class TrialRecord(TypedDict):
+    """What a strength did on validation prompts: shares of refused prompts, and nats (`aird.patching.strength`)."""
+
+    strength: float
+    refusal: float
+    over_refusal: float
+    kl_harmless: float
+    within_budgets: bool
+    as_good_as_the_original: bool
+
+
+class ChoiceRecord(TypedDict):
+    """How a strength was chosen: the rates of the original and of the unpatched checkpoint, and what was tried.
+
+    `attacks` holds for each attack that was learnt from how many `prompts` were asked and `refused` by the original.
+    """
+
+    strength: float
+    reason: str
+    original: dict[str, float]
+    budgets: dict[str, float]
+    tried: list[TrialRecord]
+    validation_prompts: NotRequired[dict[str, int]]
+    unpatched: NotRequired[dict[str, float]]
+    attacks: NotRequired[dict[str, dict[str, int]]]
+
+
+class SiteRecord(TypedDict):
+    """Where a direction was found; the SHA-256 is that of the float64 bytes of what a patch writes."""
+
+    layer: int
+    position: int
+    sha256: NotRequired[str]
+    rule: NotRequired[str | None]
+
+
+class PatchRecord(TypedDict, total=False):
+    """What there is to say about a patch besides its settings.
+
+    `not_edited` names what edited blocks write besides, each with the reason; `experts` are PEFT's names of experts'
+    parameters (`target_parameters`); `examples` and `epoch_losses` (nats per answer token) are those of a tuning.
+    """
+
+    blocks: list[int]
+    edits: list[EditRecord]
+    not_edited: list[str]
+    experts: dict[str, list[str]]
+    direction: SiteRecord
+    own_direction: SiteRecord
+    calibration: ChoiceRecord
+    examples: dict[str, int]
+    epoch_losses: list[float]
