@@ -19,12 +19,12 @@ from pydantic import ValidationError
 from aird.prompts.building import build_set
 from aird.prompts.sets import CLASSES, Record, select
 from aird.settings.base import PromptSelection, Settings
-from aird.settings.checkpoint_formats import AS_GIVEN, DEQUANTISED, REPACKED, checkpoint_refusal
+from aird.settings.checkpoint_formats import checkpoint_refusal
 from aird.settings.models import Chat
 from aird.settings.prompt_files import read_instructions
 from aird.settings.prompts import PromptSet
 from aird.settings.sources import FileSource, HubName, read_hub_name
-from aird.settings.suites import AS_STORED, DENSE_COPY, GGUF_FILE
+from aird.settings.weights import WeightForm
 from aird.support.checkpoint_patterns import is_mistrals
 from aird.support.files import read_json, read_json_lines, sha256_of
 from aird.support.gpus import VISIBLE, free_memory, spreading_obstacle, take_gpus, visible_gpus
@@ -46,12 +46,11 @@ MODEL_HELP = (
 )
 SomeSettings = TypeVar("SomeSettings", bound=Settings)
 WORKFLOW_KEYS = {"id", "instruction", "split"}  # of a record in results/prompts/
-TEXT_MODEL = "the text model"
 # What a model is measured as, where that is not what was given.
 FORM_IN_WORDS = {
-    TEXT_MODEL: "the text model of a wrapper of vision and language, with the wrapper's logits for a text",
-    REPACKED: "the same integers and scales, repacked for Transformers and vLLM",
-    DEQUANTISED: "a dense copy of its decoded weights; activations are not rounded",
+    WeightForm.TEXT_MODEL: "the text model of a wrapper of vision and language, with the wrapper's logits for a text",
+    WeightForm.REPACKED: "the same integers and scales, repacked for Transformers and vLLM",
+    WeightForm.DENSE_COPY: "a dense copy of its decoded weights; activations are not rounded",
 }
 COPY_IN_WORDS = "a dense copy of its quantised weights, which the engine cannot read here"
 UNROUNDED = "; the format rounds activations, and these are not rounded"
@@ -70,7 +69,7 @@ class ModelFolder:
         name: what the user calls it; a hub id without its revision, with the GGUF file where it names one.
         commit: the hub's commit; None for a local folder or file.
         source: what was given: the same folder, or one or a GGUF file that was repacked or dequantised into it.
-        form: in which form it is measured: AS_GIVEN, REPACKED, DEQUANTISED or TEXT_MODEL.
+        form: in which form it is measured.
         chat: its chat settings, of its folder or of the command; None where there are none.
     """
 
@@ -78,7 +77,7 @@ class ModelFolder:
     name: str
     commit: str | None
     source: Path
-    form: str = AS_GIVEN
+    form: WeightForm = WeightForm.AS_STORED
     chat: Chat | None = None
 
     @property
@@ -86,7 +85,7 @@ class ModelFolder:
         """What an adapter names as the model that it is for."""
         return self.name if self.commit else str(self.source.absolute())
 
-    def measured_as(self, weights: str | None = AS_STORED) -> str | None:
+    def measured_as(self, weights: str | None = WeightForm.AS_STORED) -> str | None:
         """Return the form in which an engine got it, in words; None where that is what was given.
 
         Args:
@@ -96,16 +95,16 @@ class ModelFolder:
         if weights is None:
             return SERVER_IN_WORDS
         if self.source.is_file():
-            return None if weights == GGUF_FILE else GGUF_IN_WORDS
+            return None if weights == WeightForm.GGUF_FILE else GGUF_IN_WORDS
         form = FORM_IN_WORDS.get(self.form)
-        if weights != DENSE_COPY:
+        if weights != WeightForm.DENSE_COPY:
             return form
         from aird.models.dense import rounds_activations
 
         copy = COPY_IN_WORDS + (UNROUNDED if rounds_activations(self.folder) else "")
         return copy if form is None else f"{form}; then {copy}"
 
-    def record(self, weights: str | None = AS_STORED) -> dict[str, Any]:
+    def record(self, weights: str | None = WeightForm.AS_STORED) -> dict[str, Any]:
         """Return what a result says about its model, and about what an engine, if one answered, measured of it."""
         chat = {} if self.chat is None else {"chat": self.chat.model_dump()}
         measured_as = self.measured_as(weights)
@@ -273,7 +272,7 @@ def _fetched(hub: HubName, trust_remote_code: bool) -> tuple[Path, str]:
 
 
 @functools.cache
-def _readable(source: Path, trust_remote_code: bool, original: Path | None, asked: bool) -> tuple[Path, str]:
+def _readable(source: Path, trust_remote_code: bool, original: Path | None, asked: bool) -> tuple[Path, WeightForm]:
     """Return a folder with a model as Transformers, PEFT and vLLM read it, and in which form that is; once."""
     import torch
 
@@ -284,14 +283,14 @@ def _readable(source: Path, trust_remote_code: bool, original: Path | None, aske
     if source.is_dir() and (reason := checkpoint_refusal(read_json(source / "config.json"))):
         raise ValueError(f"{source} {reason}")
     wrapper = source.is_dir() and holds_wrapper(source, trust_remote_code)
-    form = TEXT_MODEL if wrapper else readable_form(source)
-    if form == AS_GIVEN:
+    form = WeightForm.TEXT_MODEL if wrapper else readable_form(source)
+    if form == WeightForm.AS_STORED:
         folder = _without_mistrals(source)
         check_weights(folder, source)
         return folder, form
-    if form == TEXT_MODEL:  # in other forms each weight is read where it is written
+    if form == WeightForm.TEXT_MODEL:  # in other forms each weight is read where it is written
         check_weights(source, source)
-    print(f"Reading {source.name} as {form} ...", flush=True)
+    print(f"Reading {source.name}: {form} ...", flush=True)
     _scratch.append(tempfile.TemporaryDirectory(prefix="aird-decoded-"))
     folder = Path(_scratch[-1].name)
     if wrapper:

@@ -11,7 +11,6 @@ from typing import Any
 
 from aird.commands.inputs import (
     MODEL_HELP,
-    TEXT_MODEL,
     ModelFolder,
     check_same_chat,
     open_model_folder,
@@ -32,6 +31,7 @@ from aird.patching.methods import method
 from aird.plugin import METHODS as PATCH_METHODS
 from aird.settings.directions import Directions
 from aird.settings.patches import RankOneSettings, Replies
+from aird.settings.weights import WeightForm
 from aird.support.files import read_json
 
 # The baselines are for comparisons, which the workflow makes.
@@ -196,7 +196,7 @@ def check_patchable(original: ModelFolder, compressed: ModelFolder) -> None:
     """
     from aird.compression.ready_made import patch_obstacle
 
-    if compressed.form == TEXT_MODEL:
+    if compressed.form == WeightForm.TEXT_MODEL:
         raise ValueError(
             f"{compressed.name} wraps a text model, and a patch would have that one's names, under which the wrapper "
             "has no modules; give the text model itself, such as the checkpoint that the workflow's import writes "

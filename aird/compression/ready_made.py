@@ -49,14 +49,12 @@ from aird.models.structure import outside_blocks
 from aird.models.tokenizer_file import let_its_file_be_read, read_tokenizer
 from aird.prompts.chat import check_chat, post_instruction_tokens, renders_alike, with_chat
 from aird.settings.checkpoint_formats import (
-    AS_GIVEN,
-    DEQUANTISED,
-    REPACKED,
     checkpoint_refusal,
     orders_columns,
     patch_refusal,
     refusal,
 )
+from aird.settings.weights import WeightForm
 from aird.support.files import atomic_folder, read_json, sha256_of, write_json
 
 logger = logging.getLogger(__name__)
@@ -89,7 +87,7 @@ def import_given(source: Path, original: Path, output: Path) -> dict[str, Any]:
 
     Returns:
         What `aird.compression.measure.measure` says, with the bits and bytes of the given files, and:
-        `format` (the formats of the given matrices), `served_as` ("given", "repacked" or "dequantised": the form of
+        `format` (the formats of the given matrices), `served_as` (a `WeightForm`: that of
         the checkpoint's weights, which Transformers and vLLM read),
         `given_files` {name: SHA-256}, `given_bytes`, `tokenizer` (equal to the original's, or how it differs),
         `changed_norms` and `rescaled` (names), `patchable`, and where that is false `not_patchable_because`.
@@ -122,8 +120,8 @@ def import_given(source: Path, original: Path, output: Path) -> dict[str, Any]:
     }
 
 
-def readable_form(source: Path) -> str:
-    """Return in which form a ready-made checkpoint is read: AS_GIVEN, REPACKED or DEQUANTISED.
+def readable_form(source: Path) -> WeightForm:
+    """Return in which form a ready-made checkpoint is read: as stored, repacked, or as a dense copy.
 
     Headers say so; of every format that it holds, one matrix is decoded.
 
@@ -135,11 +133,11 @@ def readable_form(source: Path) -> str:
     """
     if source.is_file():
         read_gguf(source)
-        return DEQUANTISED
+        return WeightForm.DENSE_COPY
     given = read_checkpoint(source)
     if given.quantization_config is None:
         check_dense(given)
-        return AS_GIVEN
+        return WeightForm.AS_STORED
     if reason := refusal(given.quantization_config):
         raise ValueError(f"{source} {reason}")
     forms = _forms(given)
@@ -148,7 +146,7 @@ def readable_form(source: Path) -> str:
     return _served_as(given, forms)
 
 
-def write_readable(source: Path, folder: Path, form: str, original: Path | None = None) -> None:
+def write_readable(source: Path, folder: Path, form: WeightForm, original: Path | None = None) -> None:
     """Write a ready-made checkpoint as Transformers, PEFT and vLLM read it.
 
     Args:
@@ -160,9 +158,9 @@ def write_readable(source: Path, folder: Path, form: str, original: Path | None 
     """
     if source.is_file():
         dequantise_gguf(source, folder, torch.bfloat16 if original is None else stored_dtype(original), original)
-    elif form == AS_GIVEN:
+    elif form == WeightForm.AS_STORED:
         copy_weights(source, folder, code_is_trusted())
-    elif form == REPACKED:
+    elif form == WeightForm.REPACKED:
         _write_repacked(read_checkpoint(source), folder)
     else:
         write_dense_copy(source, folder, _dtype(read_checkpoint(source)))
@@ -293,7 +291,7 @@ def _import_gguf(source: Path, original: Path, folder: Path) -> dict[str, Any]:
     stored = {module: file.tensor_of(module) for module in theirs.block_matrices()}
     return {
         "format": ["gguf"],
-        "served_as": DEQUANTISED,
+        "served_as": WeightForm.DENSE_COPY,
         "quantisation_types": file.types(),
         "given_files": {source.name: sha256_of(source)},
         "given_bytes": source.stat().st_size,
@@ -320,18 +318,18 @@ def _forms(given: Checkpoint) -> dict[str, str]:
     return {module: stored_format(given.module_tensors(module)) for module in given.block_matrices()}
 
 
-def _served_as(given: Checkpoint, forms: dict[str, str]) -> str:
+def _served_as(given: Checkpoint, forms: dict[str, str]) -> WeightForm:
     """Return how a readable checkpoint gets into the workflow."""
     if given.routers() and not decodes_experts(load_structure(given.folder), given):
-        return DEQUANTISED
+        return WeightForm.DENSE_COPY
     ragged = [module for module, form in forms.items() if form == "fp8-block" and not _fills_blocks(given, module)]
     packed = [module for module, form in forms.items() if form in ("gptq", "pack-quantized")]
     bits = {quantization_scheme(given, module).weights.num_bits for module in packed}
     groups = ((given.quantization_config or {}).get("config_groups") or {}).values()
     reordered = any(map(orders_columns, groups)) or any(column_order(given, module) is not None for module in packed)
     if ragged or reordered or not bits <= set(SERVED_BITS):
-        return DEQUANTISED
-    return REPACKED if set(forms.values()) & set(FOREIGN.values()) else AS_GIVEN
+        return WeightForm.DENSE_COPY
+    return WeightForm.REPACKED if set(forms.values()) & set(FOREIGN.values()) else WeightForm.AS_STORED
 
 
 def _fills_blocks(given: Checkpoint, module: str) -> bool:

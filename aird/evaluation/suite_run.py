@@ -41,7 +41,8 @@ from aird.models.loading import code_is_trusted, load_tokenizer
 from aird.patching.adapters import load_adapter, merge
 from aird.patching.system_prompt import read_patch
 from aird.settings.base import PLAIN
-from aird.settings.suites import ADAPTER, AS_STORED, BOTH, DENSE_COPY, GGUF_FILE, MERGED, SYSTEM_PROMPT, Serving
+from aird.settings.suites import ADAPTER, BOTH, MERGED, SYSTEM_PROMPT, Serving
+from aird.settings.weights import WeightForm
 from aird.support.files import scratch_folder
 from aird.support.gpus import describe_gpus, own_gpus
 
@@ -89,7 +90,7 @@ class Provenance(TypedDict):
         sampling: temperature, limit of a completion in tokens, seed.
         versions: of programs.
         served_as: the form of the patch: `adapter`, beside the base; `merged`; `system_prompt`; `plain`, none.
-        weights: what the engine computed with: AS_STORED, DENSE_COPY or GGUF_FILE; None of a running server.
+        weights: what the engine computed with; None of a running server.
         parity: how far the engine agrees with Transformers; None where it cannot be checked.
         engine: its name, how it takes prompts, what cannot be measured with it, and its GPUs where they matter.
     """
@@ -97,7 +98,7 @@ class Provenance(TypedDict):
     sampling: dict[str, float]
     versions: dict[str, str]
     served_as: str
-    weights: str | None
+    weights: WeightForm | None
     parity: Agreement | None
     engine: dict[str, Any]
 
@@ -135,7 +136,7 @@ class Served:
     client: Client
     folder: Path
     form: str
-    weights: str | None
+    weights: WeightForm | None
     parity: Agreement | None
 
 
@@ -251,7 +252,7 @@ def _prepare(asked: Asked, deployment: Deployment, places: Places) -> _Run:
 
 def _check_form(serve: str, engine: Engine, can: Abilities) -> None:
     """Check that an engine can serve an adapter in the form that a suite asks for."""
-    if serve != ADAPTER and engine.weights == GGUF_FILE:
+    if serve != ADAPTER and engine.weights == WeightForm.GGUF_FILE:
         raise ValueError(
             f"{engine.describe()} serves the GGUF file, and a patch can only be put beside that; write serve: adapter, "
             f"or engine: vllm, which serves the decoded weights (found: serve: {serve})"
@@ -322,7 +323,7 @@ def _installed(*packages: str) -> dict[str, str]:
 def _engine_record(run: _Run, name: str) -> dict[str, Any]:
     """Return what results say of an engine."""
     # Its GPUs decide by which kernels a format runs. Other engines run on the processor, or nobody knows where.
-    gpus = describe_gpus() if run.deployment.engine.weights == AS_STORED else []
+    gpus = describe_gpus() if run.deployment.engine.weights == WeightForm.AS_STORED else []
     return {
         "name": name,
         "prompts": "token ids" if run.can.token_ids else "text, read by the server's tokenizer",
@@ -352,7 +353,7 @@ def _serve(run: _Run, *, merged: bool) -> Iterator[Served]:
                 tolerance = run.deployment.serving.parity_tolerance
                 parity = check_served(client, expected, tolerance, run.settings.key_value_cache_dtype)
             form = PLAIN if adapter is None else MERGED if left is None else ADAPTER
-            yield Served(client, served, form, DENSE_COPY if dense else engine.weights, parity)
+            yield Served(client, served, form, WeightForm.DENSE_COPY if dense else engine.weights, parity)
 
 
 def prepare_checkpoint(

@@ -9,10 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-AS_GIVEN = "given"  # the given files, byte for byte
-REPACKED = "repacked"  # the same integers and scales, in compressed-tensors' packing
-DEQUANTISED = "dequantised"  # a dense checkpoint of the decoded matrices
-
 ADAPTER = "adapter_config.json"
 # What is wrong with a model's folder that holds one.
 ADAPTER_INSIDE = (

@@ -16,8 +16,6 @@ from aird.settings.judges import JudgeSettings
 # How a patched checkpoint is served.
 ADAPTER, MERGED, BOTH = "adapter", "merged", "both"
 SYSTEM_PROMPT = "system_prompt"  # of a patch that is one, whatever the suite says
-# What an engine computes with: the stored matrices, a dense copy where it cannot read them, or the GGUF file.
-AS_STORED, DENSE_COPY, GGUF_FILE = "as stored", "dense copy", "GGUF file"
 
 
 class Suite(Settings):

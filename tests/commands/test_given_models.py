@@ -43,7 +43,7 @@ from aird.models.gguf_file import served_gguf
 from aird.models.loading import load_model, load_tokenizer
 from aird.models.matrices import dense_matrix
 from aird.prompts.chat import chat_tokens
-from aird.settings.checkpoint_formats import DEQUANTISED
+from aird.settings.weights import WeightForm
 from aird.support.files import check_folder, hash_folder, read_json, write_json
 
 WRITER = "model.layers.1.mlp.down_proj"
@@ -126,7 +126,7 @@ def test_experts_that_transformers_does_not_decode(tiny_folder: Callable[[str], 
     original = tiny_folder("qwen3_moe")
     wanted = ready_made.compressed_tensors(original, tmp_path / "nvfp4", "NVFP4A16")
     model = open_model_folder(str(tmp_path / "nvfp4"), False)
-    assert model.form == DEQUANTISED
+    assert model.form == WeightForm.DENSE_COPY
     experts = load_model(model.folder).get_parameter("model.layers.1.mlp.experts.down_proj")
     packed = [wanted[f"model.layers.1.mlp.experts.{number}.down_proj"] for number in range(4)]
     assert torch.equal(experts, torch.stack(packed).to(experts.dtype))
@@ -187,7 +187,7 @@ def test_a_dense_copy_for_the_engine_is_said(folder: Path) -> None:
     plain, repacked = (open_model_folder(str(folder / name), False) for name in ("model", "gptq"))
     assert plain.record("as stored").keys() == {"name", "commit"}
     assert plain.measured_as("dense copy") == COPY_IN_WORDS
-    said = repacked.record("dense copy")["measured_as"]
+    said = repacked.record(WeightForm.DENSE_COPY)["measured_as"]
     assert said.startswith("the same integers and scales, repacked") and said.endswith(f"; then {COPY_IN_WORDS}")
 
 

@@ -70,12 +70,12 @@ Maker = Callable[[Path, Path], dict[str, torch.Tensor]]
 CASES: dict[str, tuple[Maker, str, str, float, torch.dtype]] = {
     "gptq-4": (ready_made.gptq, "gptq", "repacked", 4 + 20 / 32 + 1 / 4, torch.float16),
     "gptq-8": (lambda o, f: ready_made.gptq(o, f, 8, 64, False), "gptq", "repacked", 8.6, torch.float16),
-    "gptq-3": (lambda o, f: ready_made.gptq(o, f, 3, 64), "gptq", "dequantised", 3.5, torch.float16),
-    "reordered": (ready_made.reordered, "gptq", "dequantised", 4.8, torch.float16),
-    "g_idx": (ready_made.reordered_compressed_tensors, "pack-quantized", "dequantised", 4.8, torch.float16),
+    "gptq-3": (lambda o, f: ready_made.gptq(o, f, 3, 64), "gptq", "dense copy", 3.5, torch.float16),
+    "reordered": (ready_made.reordered, "gptq", "dense copy", 4.8, torch.float16),
+    "g_idx": (ready_made.reordered_compressed_tensors, "pack-quantized", "dense copy", 4.8, torch.float16),
     "awq": (ready_made.awq, "awq", "repacked", 4 + 20 / 32, torch.float16),
     "fp8": (lambda o, f: ready_made.fp8_block(o, f, 32, 64), "fp8-block", "repacked", 8.03, torch.bfloat16),
-    "fp8-ragged": (ready_made.fp8_block, "fp8-block", "dequantised", 8.03, torch.bfloat16),
+    "fp8-ragged": (ready_made.fp8_block, "fp8-block", "dense copy", 8.03, torch.bfloat16),
 }
 
 
@@ -146,7 +146,7 @@ def test_what_can_be_served_stays_as_it_is(original: Path, tmp_path: Path) -> No
         (tmp_path / name / "README.md").write_text("A card is not imported.")
         record = import_given(tmp_path / name, original, tmp_path / "imported" / name)
         (tmp_path / name / "README.md").unlink()
-        assert record["served_as"] == "given" and record["patchable"]
+        assert record["served_as"] == "as stored" and record["patchable"]
         assert hash_folder(tmp_path / "imported" / name) == hash_folder(tmp_path / name)
         assert record["total"] == made["total"] and record["other_tensors"] == made["other_tensors"]
 
@@ -216,7 +216,7 @@ def test_a_gguf_file_is_dequantised(types: list[str], original: Path, tmp_path: 
     path = tmp_path / "model.gguf"
     held = ready_made.gguf_file(original, path, types)
     record = import_given(path, original, tmp_path / "imported")
-    assert (record["format"], record["served_as"]) == (["gguf"], "dequantised")
+    assert (record["format"], record["served_as"]) == (["gguf"], "dense copy")
     assert set(record["quantisation_types"]) == {"F32", *types}
     assert record["given_files"] == {"model.gguf": sha256_of(path)} and record["given_bytes"] == path.stat().st_size
     assert record["total"]["formats"] == sorted(types)

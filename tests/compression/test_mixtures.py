@@ -159,23 +159,23 @@ MAKERS: dict[str, Callable[[Path, Path], dict[str, torch.Tensor]]] = {
 @pytest.mark.parametrize(
     ("family", "form", "served_as"),
     [
-        ("qwen3_moe", "W4A16", "given"),
-        ("qwen3_moe", "W8A16", "given"),
-        ("qwen3_moe", "FP8_DYNAMIC", "given"),
-        ("mixtral", "FP8_DYNAMIC", "given"),
+        ("qwen3_moe", "W4A16", "as stored"),
+        ("qwen3_moe", "W8A16", "as stored"),
+        ("qwen3_moe", "FP8_DYNAMIC", "as stored"),
+        ("mixtral", "FP8_DYNAMIC", "as stored"),
         ("qwen3_moe", "gptq", "repacked"),
-        ("qwen3_moe", "NVFP4A16", "dequantised"),
-        ("mixtral", "NVFP4A16", "dequantised"),
-        ("qwen3_moe", "MXFP4A16", "dequantised"),
-        ("qwen3_moe", "W4A16_ASYM", "dequantised"),
-        ("qwen3_moe", "W8A8", "dequantised"),
-        ("qwen3_moe", "FP8_BLOCK", "dequantised"),
-        ("qwen3_moe", "fp8_block", "dequantised"),
-        ("qwen3_moe", "awq", "dequantised"),
-        ("mixtral", "awq", "dequantised"),
-        ("qwen3_moe", "gptq-asymmetric", "dequantised"),
-        ("qwen3_moe", "bitsandbytes", "dequantised"),
-        ("qwen3_moe", "dense experts", "dequantised"),
+        ("qwen3_moe", "NVFP4A16", "dense copy"),
+        ("mixtral", "NVFP4A16", "dense copy"),
+        ("qwen3_moe", "MXFP4A16", "dense copy"),
+        ("qwen3_moe", "W4A16_ASYM", "dense copy"),
+        ("qwen3_moe", "W8A8", "dense copy"),
+        ("qwen3_moe", "FP8_BLOCK", "dense copy"),
+        ("qwen3_moe", "fp8_block", "dense copy"),
+        ("qwen3_moe", "awq", "dense copy"),
+        ("mixtral", "awq", "dense copy"),
+        ("qwen3_moe", "gptq-asymmetric", "dense copy"),
+        ("qwen3_moe", "bitsandbytes", "dense copy"),
+        ("qwen3_moe", "dense experts", "dense copy"),
     ],
 )
 def test_experts_of_a_ready_made_mixture(
@@ -197,7 +197,7 @@ def test_experts_of_a_ready_made_mixture(
         # Gate above up, as Transformers puts them together.
         packed = torch.stack([torch.cat([wanted[module] for module in sorted(modules)]) for modules in experts])
         assert torch.equal(model.get_parameter(name), packed.to(model.dtype)), name
-    if served_as == "dequantised":
+    if served_as == "dense copy":
         return
     write_dense_copy(imported, new(tmp_path / "dense"), torch.float32)
     expected = logits_of(load_model(tmp_path / "dense", dtype=torch.float32))

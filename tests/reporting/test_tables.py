@@ -276,11 +276,11 @@ def test_merged() -> None:
 @pytest.mark.parametrize(
     ("imported", "weights", "form"),
     [
-        ("dequantised", "GGUF file", "given"),
-        ("dequantised", "as stored", "dequantised"),
-        ("given", "dense copy", "dequantised"),
+        ("dense copy", "GGUF file", "GGUF file"),
+        ("dense copy", "as stored", "dense copy"),
+        ("as stored", "dense copy", "dense copy"),
         ("repacked", "as stored", "repacked"),
-        ("given", None, None),  # a running server's own
+        ("as stored", None, None),  # a running server's own
         (None, "dense copy", None),  # made by a recipe
     ],
 )

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from aird.settings.suites import AS_STORED
+from aird.settings.weights import WeightForm
 
 START_SECONDS = 600.0  # of a server that reads nothing
 SLOWEST_READING = 50e6  # bytes a second of a file system that is waited for
@@ -211,12 +211,12 @@ class Engine(ABC):
     Attributes:
         abilities: what it can be asked for, at best.
         key_value_cache_dtypes: types of a quantised key/value cache that it can be started with.
-        weights: what it computes with, as records say it: AS_STORED or, of the file that a checkpoint was decoded from,
-            GGUF_FILE; None of a running server, which has what it was given.
+        weights: what it computes with, as records say it: a GGUF_FILE is the one that the checkpoint was decoded from;
+            None of a running server, which has what it was given.
     """
 
     abilities: ClassVar[Abilities]
-    weights: ClassVar[str | None] = AS_STORED
+    weights: ClassVar[WeightForm | None] = WeightForm.AS_STORED
     key_value_cache_dtypes: ClassVar[tuple[str, ...]] = ()
 
     @classmethod

@@ -31,7 +31,7 @@ from aird.evaluation.server_process import clean_environment
 from aird.models.gguf_file import read_gguf, served_gguf
 from aird.settings.base import EngineName
 from aird.settings.compressions import CACHE_DTYPES
-from aird.settings.suites import GGUF_FILE
+from aird.settings.weights import WeightForm
 from aird.support.files import read_json
 
 NAME: EngineName = "llama.cpp"
@@ -49,7 +49,7 @@ class LlamaCpp(Engine):
     python: Path | None
 
     abilities: ClassVar = Abilities(first_token_logprobs=True, prompt_logprobs=False, tasks=False, adapters=True)
-    weights: ClassVar = GGUF_FILE
+    weights: ClassVar = WeightForm.GGUF_FILE
     key_value_cache_dtypes: ClassVar = CACHE_DTYPES[NAME]
 
     @classmethod

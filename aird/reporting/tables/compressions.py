@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from aird.reporting.records import Records
 from aird.reporting.table import PAIR, Column, Row, Table, named, values
 from aird.settings.base import PLAIN
-from aird.settings.checkpoint_formats import AS_GIVEN, DEQUANTISED
-from aird.settings.suites import AS_STORED, DENSE_COPY, GGUF_FILE
+from aird.settings.weights import WeightForm
 
 MEASURED = "sparsity bits_per_weight sparse_bits_per_weight relative_error weights stored_bytes".split()
 
@@ -21,12 +20,9 @@ def rows(records: Records) -> Iterator[Row]:
     for pair, manifest in records.present["manifests"].items():
         measured = manifest.get("total", {})
         formats = ", ".join(measured.get("formats", []))
-        forms: dict[str | None, str | None] = {
-            AS_STORED: manifest.get("served_as"),
-            DENSE_COPY: DEQUANTISED,
-            GGUF_FILE: AS_GIVEN,
-        }
-        served_as = forms.get(computed_with.get(pair)) if "served_as" in manifest else None
+        served_as = computed_with.get(pair)
+        if "served_as" not in manifest or served_as == WeightForm.AS_STORED:
+            served_as = manifest.get("served_as")
         yield {**named(pair), **dict.fromkeys(MEASURED), **measured, "formats": formats, "served_as": served_as}
 
 
@@ -44,9 +40,9 @@ TABLE = Table(
         Column("formats", says="how they are stored"),
         Column(
             "served_as",
-            says="of a [ready-made checkpoint](checkpoints.md): `given`, `repacked` or `dequantised`, by who served it "
-            "without a patch, which is what is measured: a GGUF file by llama.cpp as given, by vLLM dequantised; "
-            "dequantised too where the engine got a dense copy. Empty of a running server",
+            says="of a [ready-made checkpoint](checkpoints.md): `as stored`, `repacked`, `dense copy` or `GGUF file`, "
+            "by who served it without a patch: llama.cpp serves a GGUF file, vLLM its dense copy, as of formats that "
+            "the engine cannot read. Empty of a running server",
         ),
     ],
 )
