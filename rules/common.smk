@@ -158,9 +158,10 @@ if (
 # makes jobs on shared cores ten times slower.
 # Progress bars would bury a log's lines.
 # A job ends when this process does (aird/support/lifetime.py); PPID is bash's name for it.
+SEARCHED = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
 ENVIRONMENT = (
     "set -euo pipefail; export GOMP_SPINCOUNT=20000 KMP_BLOCKTIME=1 TQDM_DISABLE=1 AIRD_RUN=$PPID"
-    f" PYTHONPATH={shlex.quote(str(PROJECT))}"
+    f" PYTHONPATH={shlex.quote(os.pathsep.join(SEARCHED))}"
     f" SCRIPTS={shlex.quote(os.path.relpath(PROJECT / 'workflow' / 'scripts'))}"
 )
 if "conda" in str(workflow.deployment_settings.deployment_method).lower():

@@ -12,8 +12,9 @@ import pandas
 import pytest
 from grid import QUANTISATION, REFUSAL_TUNING
 from project import REPORT, planned, read_configuration, snakemake, write_configuration
-from test_documentation import documented_columns
 from tiny_model import build_tiny_model
+
+from aird.reporting.tables import all_tables
 
 pytestmark = pytest.mark.workflow
 
@@ -209,7 +210,7 @@ def test_the_direction_is_looked_for_in_patched_checkpoints_and_written_at_the_o
     updates = load_adapter(project / f"results/patches/{cell}/adapter")
     assert {int(update.module.split(".")[2]) for update in updates} == set(statistics["blocks"])
     table = pandas.read_csv(project / "results/tables/restored_directions.csv")
-    assert sorted(table.columns) == sorted(documented_columns()["restored_directions"])
+    assert list(table.columns) == [column.name for column in all_tables()["restored_directions"].columns]
     assert len(table) == 1 + 1 + 2
     assert table.corrected_cosine.iloc[0] == pytest.approx(1) and table.norm_ratio.iloc[0] == pytest.approx(1)
     assert table.cosine_gain.notna().sum() == 2
@@ -228,7 +229,7 @@ def test_merged_checkpoints_say_what_they_cost(project: Path) -> None:
     write_configuration(project, configuration)
     snakemake(project, "merged_checkpoints")
     table = pandas.read_csv(project / "results/tables/merged.csv")
-    assert sorted(table.columns) == sorted(documented_columns()["merged"])
+    assert list(table.columns) == [column.name for column in all_tables()["merged"].columns]
     assert set(zip(table.compression, table.patch, strict=True)) == {("wanda-50", "aird"), ("w4a16", "aird")}
     for row in table.itertuples():
         base = json.loads((project / f"results/models/tiny/{row.compression}/manifest.json").read_text())

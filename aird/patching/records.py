@@ -60,7 +60,9 @@ class PatchRecord(TypedDict, total=False):
     """What there is to say about a patch besides its settings.
 
     `not_edited` names what edited blocks write besides, each with the reason; `experts` are PEFT's names of experts'
-    parameters (`target_parameters`); `examples` and `epoch_losses` (nats per answer token) are those of a tuning.
+    parameters (`target_parameters`); `compensation` has for each matrix the share of its weighted error that is `left`,
+    and that of the `first` singular direction; `examples` and `epoch_losses` (nats per answer token) are those of a
+    tuning.
     """
 
     blocks: list[int]
@@ -70,5 +72,6 @@ class PatchRecord(TypedDict, total=False):
     direction: SiteRecord
     own_direction: SiteRecord
     calibration: ChoiceRecord
+    compensation: dict[str, dict[str, float]]
     examples: dict[str, int]
     epoch_losses: list[float]

@@ -386,7 +386,7 @@ def test_prompts_of_a_suite(
         asked = [original, original, "--suite", suite, "--count", 6, "--transformers", "--tokens", 2000, *more]
         assert check(*asked) == 2
         captured = capsys.readouterr()
-        assert f"and the longest that may be asked is {longest}; write --length 20" in captured.err
+        assert f"and the longest that may be asked is {longest}; write --length 2" in captured.err
         assert "Asking" not in captured.out
 
 

@@ -43,11 +43,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "strengths": [1.0],
         "attacks": {"suite": "second", "names": ["begun"], "count": 8},
     },
+    "compensate": {"rank": 2, "strengths": [1.0], "significance": 1.0},
     "lora": {"rank": 2, "epochs": 1, "maximum_answer_tokens": 2},
     "system_prompt": {"text": "Refuse what could harm somebody."},
 }
 # The methods that look at the original's replies, and those whose code another one is made of.
-WITH_REPLIES = ("calibrate", "choose")
+WITH_REPLIES = ("calibrate", "choose", "compensate")
 MADE_OF = {"choose": {"scale", "project"}}
 SIZES = Replies(train_harmful=8, train_harmless=8, validation=8, tokens=3, judged_tokens=4).model_dump()
 RECORDS = prompt_records(train=8, validation=8)
@@ -109,7 +110,7 @@ def test_the_script_makes_any_patch_from_what_it_needs_by_the_code_of_its_method
     given = [str(part) for need, parts in flags.items() if need in needs for part in parts]
     given += ["--settings", json.dumps(settings), "--base", "w4a16"]
     given += ["--adapter", str(tmp_path / "adapter"), "--statistics", str(tmp_path / "statistics.json")]
-    command = [sys.executable, "-c", PROGRAM, str(ROOT), str(name == "calibrate"), *given]
+    command = [sys.executable, "-c", PROGRAM, str(ROOT), str(name in ("calibrate", "compensate")), *given]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
     loaded = {Path(line) for line in result.stdout.partition("LOADED\n")[2].splitlines()}
@@ -140,9 +141,9 @@ def test_an_edit_of_a_method_or_of_what_it_runs_makes_its_own_patches_again() ->
         "aird/patching/calibration.py": {"calibrate"},
         "aird/prompts/attack.py": {"calibrate"},
         "aird/settings/attacks.py": {"calibrate"},
-        "aird/patching/replies.py": {"calibrate", "lora", "choose"},
-        "aird/patching/strength.py": {"calibrate", "lora", "choose"},
-        "aird/patching/validation.py": {"calibrate", "lora", "choose"},
+        "aird/patching/replies.py": {"calibrate", "lora", "choose", "compensate"},
+        "aird/patching/strength.py": {"calibrate", "lora", "choose", "compensate"},
+        "aird/patching/validation.py": {"calibrate", "lora", "choose", "compensate"},
         "aird/patching/formula.py": {"scale", "project", "choose"},
         "aird/patching/fitting.py": {"fit", "calibrate"},
         "aird/directions/direction.py": {"scale", "project", "choose", "fit", "calibrate"},

@@ -1,0 +1,140 @@
+"""Low-rank compensation of what compression did to a matrix, in closed form (LQER 2402.02446, EoRA 2410.21271).
+
+With D = W_o - W_c the error of a matrix, and C = E[x x^T] the covariance of its inputs in the compressed model, the
+change A of rank k that leaves least of the error in the outputs minimises
+
+    E |D x - A x|^2 = |(D - A) C^(1/2)|_F^2,
+
+so A = U_k S_k V_k^T C^(-1/2), with U S V^T the singular value decomposition of D C^(1/2). No gradient, no label and no
+refusal direction is in it. It says how much of the error lies along how few inputs: where one singular direction holds
+most of it, rank 1 undoes most of what compression did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from aird.inference.hooks import hooks
+from aird.inference.packing import Pack, plan_packs, run_pack
+from aird.patching.edits import Edit
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+BYTES = 2 * 10**9  # of covariances that are held at once; more modules take more passes
+FLOOR = 1e-6  # of the mean eigenvalue: inputs that hardly occur cannot be divided by
+
+
+@dataclass(frozen=True)
+class Compensation:
+    """The compensation of one matrix.
+
+    Attributes:
+        edit: the change, up [d_out, rank] and down [rank, d_in].
+        left: share of the covariance-weighted squared error that it leaves, 0 to 1.
+        first: share that the first singular direction alone holds, 0 to 1.
+    """
+
+    edit: Edit
+    left: float
+    first: float
+
+
+@torch.no_grad()
+def input_covariances(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], modules: Sequence[str]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield modules with the mean of x x^T over all tokens of all prompts, [d_in, d_in] float32.
+
+    Args:
+        model: the compressed model.
+        prompts: token ids of prompts with their replies.
+        modules: full names of linear modules; as many at once as `BYTES` hold.
+    """
+    named = dict(model.named_modules())
+    packs = plan_packs(model, prompts)
+    for group in _groups(modules, named):
+        yield from _covariances(model, packs, {name: named[name] for name in group})
+
+
+def _covariances(
+    model: PreTrainedModel, packs: Sequence[Pack], modules: Mapping[str, nn.Module]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    sums = {name: torch.zeros(_inputs(module), _inputs(module)) for name, module in modules.items()}
+    tokens = 0.0
+    for pack in packs:
+        weights = _weights(pack)
+        tokens += weights.sum().item()
+
+        def add(name: str, weights: torch.Tensor = weights) -> Callable[..., None]:
+            def hook(_: nn.Module, arguments: tuple[torch.Tensor, ...], __: Mapping[str, torch.Tensor]) -> None:
+                rows = arguments[0].reshape(-1, arguments[0].shape[-1]).float().cpu()
+                sums[name] += rows.T @ (rows * weights[:, None])
+
+            return hook
+
+        with hooks(before=[(module, add(name)) for name, module in modules.items()]):
+            run_pack(model, pack)
+    yield from ((name, total / tokens) for name, total in sums.items())
+
+
+def _inputs(module: nn.Module) -> int:
+    """Return d_in of a linear module, dense or quantised."""
+    return int(module.in_features)  # type: ignore[arg-type]  # whatever class a format's linear module has
+
+
+def _weights(pack: Pack) -> torch.Tensor:
+    """Return how many prompts each token of a pack belongs to: what they all begin with runs once."""
+    weights = torch.ones(int(pack.ends[-1]) + 1)
+    weights[: pack.prefix_length] = len(pack.prompts)
+    return weights
+
+
+def _groups(modules: Sequence[str], named: Mapping[str, nn.Module]) -> Iterator[list[str]]:
+    group: list[str] = []
+    size = 0
+    for name in modules:
+        more = 4 * _inputs(named[name]) ** 2
+        if group and size + more > BYTES:
+            yield group
+            group, size = [], 0
+        group.append(name)
+        size += more
+    if group:
+        yield group
+
+
+def compensate(
+    module: str, original: torch.Tensor, compressed: torch.Tensor, covariance: torch.Tensor, rank: int
+) -> Compensation:
+    """Return the compensation of one matrix.
+
+    Args:
+        module: its full name.
+        original, compressed: W_o and W_c, [d_out, d_in], any floating type.
+        covariance: [d_in, d_in], of `input_covariances`.
+        rank: k; what the matrix has not is zeros.
+
+    Raises:
+        ValueError: the covariance is not finite.
+    """
+    if not covariance.isfinite().all():
+        raise ValueError(f"{module} gets inputs that are not finite, so nothing can be compensated")
+    error = original.float() - compressed.float()
+    values, vectors = torch.linalg.eigh(covariance.double())
+    values = values.clamp(min=FLOOR * values.mean().item())
+    root = (vectors * values.sqrt()).float()  # C = root root^T; any such root serves
+    left, singular, right = torch.linalg.svd(error @ root, full_matrices=False)
+    kept = min(rank, len(singular))
+    up = left[:, :kept] * singular[:kept]
+    down = right[:kept] @ (vectors / values.sqrt()).float().T
+    total = singular.square().sum().item()
+    shares = singular.square() / total if total > 0 else torch.zeros_like(singular)
+    # A rank that the matrix has not is filled with zeros: an adapter has one rank.
+    up, down = (nn.functional.pad(up, (0, rank - kept)), nn.functional.pad(down, (0, 0, 0, rank - kept)))
+    return Compensation(Edit(module, up, down), 1 - shares[:kept].sum().item(), shares[0].item())

@@ -1,0 +1,97 @@
+"""Undo the largest part of what compression did to every matrix, in closed form (aird/patching/compensation.py)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from aird.patching.method import TO_CHOOSE, Method, PatchInputs
+from aird.patching.records import PatchRecord
+from aird.settings.patches import ChoiceSettings
+
+
+class Compensate(ChoiceSettings):
+    """Compensate the error of each matrix by a change of low rank, weighted by the covariance of its inputs."""
+
+    method: Literal["compensate"] = "compensate"
+    rank: int = Field(8, ge=1, description="Rank of the change of each matrix.")
+    modules: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="Last parts of the names of the modules to change, such as [o_proj, down_proj]; default: all "
+        "linear modules of the blocks.",
+    )
+    strengths: list[Annotated[float, Field(gt=0, le=4)]] = Field(
+        [0.4, 0.55, 0.7, 0.85, 1.0],
+        min_length=1,
+        description="Multiples of the change of which the weakest is taken that is as good as the original on "
+        "validation prompts, by bisection, as of `calibrate`.",
+    )
+
+
+def make(settings: Compensate, inputs: PatchInputs, folder: Path) -> PatchRecord:
+    """Write the adapter at the chosen strength; see `Method.make`. The record says what of each error is left.
+
+    Inputs are those of the harmful and harmless training prompts, with the replies of the original and of the
+    compressed checkpoint.
+
+    Raises:
+        ValueError: no module has such a name, or compression rescaled a matrix against what stands before it.
+    """
+    from aird.models.checkpoint import read_checkpoint
+    from aird.models.experts import matrix_reader
+    from aird.models.loading import load_model, load_structure, load_tokenizer
+    from aird.models.rescaling import check_comparable
+    from aird.patching.adapters import save_adapter
+    from aird.patching.compensation import compensate, input_covariances
+    from aird.patching.edits import size_record
+    from aird.patching.replies import original_replies, record_replies, reply_instructions
+    from aird.patching.validation import choose_for_checkpoint
+
+    structure = load_structure(inputs.compressed)
+    linear = read_checkpoint(inputs.compressed).block_matrices()
+    modules = [name for name in linear if settings.modules is None or name.rpartition(".")[2] in settings.modules]
+    if not modules:
+        known = sorted({name.rpartition(".")[2] for name in linear})
+        raise ValueError(f"no matrix of the blocks is called {settings.modules}; write some of {', '.join(known)}")
+    counts = inputs.replies_sizes()
+    asked = original_replies(inputs.original, inputs.prompts, counts, inputs.seed, inputs.replies)["train_harmful"]
+    model, tokenizer = load_model(inputs.compressed), load_tokenizer(inputs.compressed)
+    harmless = reply_instructions(inputs.prompts, [("train", "harmless")], counts, inputs.seed)
+    answered = record_replies(model, tokenizer, harmless, counts)["train_harmless"]
+    prompts = [
+        [*prompt, *reply]
+        for each in (asked, answered)
+        for prompt, reply in zip(each.prompts, each.replies, strict=True)
+    ]
+    originals, stored = matrix_reader(inputs.original, structure), matrix_reader(inputs.compressed, structure)
+    made = []
+    for name, covariance in input_covariances(model, prompts, modules):
+        pair = originals(name), stored(name)
+        check_comparable(*pair, name)
+        made.append(compensate(name, *pair, covariance, settings.rank))
+    del model  # one is in memory at a time
+    choice = choose_for_checkpoint(inputs, [each.edit for each in made], 0, settings)
+    edits = [each.edit.scaled(choice["strength"]) for each in made]
+    save_adapter(edits, folder, inputs.base, structure)
+    return {
+        "edits": [size_record(edit, stored(edit.module)) for edit in edits],
+        "compensation": {each.edit.module: {"left": each.left, "first": each.first} for each in made},
+        "calibration": choice,
+    }
+
+
+METHOD = Method(
+    settings=Compensate,
+    summary="undoes the largest part of what compression did to each matrix, in closed form, without gradients and "
+    "without a refusal direction",
+    make=make,
+    needs=TO_CHOOSE,
+    sizes=lambda directions, replies: replies.model_dump(),
+    trains_on={"harmless": "train_harmless"},
+    usage="{loading}",
+    memory_mb=8000,
+    minutes=60,
+)
