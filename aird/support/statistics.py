@@ -25,11 +25,6 @@ class Estimate(NamedTuple):
     low: float
     high: float
 
-    def narrowed(self, share: float) -> Estimate:
-        """Return the estimate of a sample of which this one is a share: the interval narrows by its square root."""
-        middle, half = (self.low + self.high) / 2, (self.high - self.low) / 2 * math.sqrt(share)
-        return Estimate(self.value, middle - half, middle + half)
-
     def negated(self) -> Estimate:
         """Return the estimate of minus the value."""
         return Estimate(-self.value, -self.high, -self.low)
@@ -86,6 +81,8 @@ class PairedComparison:
         """The rate after less the rate before, with the interval of `mean_change` (Bonett and Price 2012)."""
         return _mean_change(self.gained - self.lost, self.gained + self.lost, self.n)
 
+    estimate = difference
+
     @property
     def p_value(self) -> float:
         """McNemar's (1947), in its exact form, two-sided: 1 where no label changed."""
@@ -102,6 +99,20 @@ class PairedComparison:
         """Return the comparison of `count` prompts of which the same shares, rounded to whole prompts, changed."""
         lost, gained = (round(number * count / self.n) for number in (self.lost, self.gained))
         return replace(self, n=count, lost=lost, gained=gained)
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """An estimate whose interval comes from resamples of `n` prompts, answers or questions."""
+
+    n: int
+    estimate: Estimate
+
+    def scaled(self, count: int) -> Resampled:
+        """Return the estimate from `count` of them: the interval narrows with the square root of their number."""
+        value, low, high = self.estimate
+        middle, half = (low + high) / 2, (high - low) / 2 * math.sqrt(self.n / count)
+        return Resampled(count, Estimate(value, middle - half, middle + half))
 
 
 def mean_change(changes: Sequence[float]) -> Estimate:

@@ -12,7 +12,6 @@ from aird.reporting.claims.measures import (
     cost,
     effect,
     needed_sample,
-    resampled_cost,
     rise,
     smallest_sample,
     unmeasured,
@@ -27,7 +26,7 @@ from aird.reporting.verdicts import (
     margin_p_value,
     margin_verdict,
 )
-from aird.support.statistics import Estimate, PairedComparison
+from aird.support.statistics import Estimate, PairedComparison, Resampled
 
 
 def changed(total: int, lost: float, gained: float) -> PairedComparison:
@@ -66,11 +65,11 @@ def test_a_cost_at_the_margin_is_never_decided() -> None:
 
 def test_an_interval_narrows_with_the_square_root() -> None:
     """Growth of 0.4% (-0.8 to 1.6): the upper end reaches 1% where the interval is half as wide."""
-    growth = resampled_cost(64, Estimate(0.004, -0.008, 0.016), 0.01)
+    growth = cost(Resampled(64, Estimate(0.004, -0.008, 0.016)), 0.01)
     assert needed_sample(growth, 1) == 260
     assert (needed_sample(growth, 3) or 0) > 260
     # A cost of 1.2% is shown to be above 1%: half of the width, up to the margin, in (0.4 / 0.2)^2 times the answers.
-    assert needed_sample(resampled_cost(64, Estimate(0.012, 0.008, 0.016), 0.01), 1) == 260
+    assert needed_sample(cost(Resampled(64, Estimate(0.012, 0.008, 0.016)), 0.01), 1) == 260
 
 
 @pytest.mark.parametrize(("lost", "gained", "expected"), [(1, 5, HOLDS), (3, 2, DOES_NOT_HOLD), (3, 3, DOES_NOT_HOLD)])
@@ -89,10 +88,10 @@ def test_an_effect_is_decided_at_the_named_number_of_prompts(lost: int, gained: 
 
 def test_a_rise_of_a_cosine_is_decided_where_its_interval_leaves_zero() -> None:
     # 0.04 +- 0.08: the interval leaves 0 with four times the prompts, and nothing is adjusted for one compression.
-    wide = rise(100, Estimate(0.04, -0.04, 0.12), 0.5)
+    wide = rise(Resampled(100, Estimate(0.04, -0.04, 0.12)), 0.5)
     assert needed_sample(wide, 1) == pytest.approx(400, abs=10)
     assert (needed_sample(wide, 3) or 0) > 410
-    assert needed_sample(rise(100, Estimate(0.0, -0.05, 0.05), 0.06), 1) is None
+    assert needed_sample(rise(Resampled(100, Estimate(0.0, -0.05, 0.05)), 0.06), 1) is None
 
 
 def test_no_sample_decides_of_a_rate_without_room_or_of_what_is_not_measured() -> None:

@@ -14,11 +14,11 @@ from aird.reporting.claims.statement import Statement
 def all_statements(evidence: Evidence) -> list[Statement]:
     """Return what is said of every checkpoint and suite, and over all compressions of every model."""
     statements: list[Statement] = []
-    for model in evidence.models:
+    for model in dict.fromkeys(model for model, _ in evidence.directions):
         statements += mediation(evidence, model)
         of_directions, moved = movement(evidence, model)
         statements += of_directions
-        for suite in evidence.suites:
+        for suite in dict.fromkeys(suite for suite, _ in evidence.scores):
             lost, answers = refusal_lost(evidence, model, suite), answers_lost(evidence, model, suite)
             statements += loss(evidence, model, suite, lost, moved) + answers
             statements += repair(evidence, model, suite, lost, answers)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from aird.reporting.records import Cell, Pair, Score, refused
 from aird.settings.base import ORIGINAL, PLAIN
-from aird.support.statistics import Estimate, PairedComparison
+from aird.support.statistics import Estimate, PairedComparison, Resampled
 
 if TYPE_CHECKING:
     from aird.reporting.records import Records
@@ -116,16 +116,6 @@ class Evidence:
             frozenset(grid.get("given", ())),
         )
 
-    @property
-    def models(self) -> list[str]:
-        """Return the models."""
-        return list(dict.fromkeys(model for model, _ in self.directions))
-
-    @property
-    def suites(self) -> list[str]:
-        """Return the suites."""
-        return list(dict.fromkeys(suite for suite, _ in self.scores))
-
     def compressed(self, model: str, suite: str, patch: str = PLAIN) -> Iterator[tuple[str, Score]]:
         """Yield each compression of a model that was scored with a patch, and its scores."""
         for (name, (owner, compression, own)), score in self.scores.items():
@@ -149,6 +139,11 @@ class Evidence:
 def estimate(record: Interval) -> Estimate:
     """Return a record's value, NaN where it is undefined, with its interval."""
     return Estimate(known(record["value"]), record["low"], record["high"])
+
+
+def resampled(cosine: CorrectedCosine) -> Resampled:
+    """Return a corrected cosine with the harmful prompts that it rests on."""
+    return Resampled(cosine["n_harmful"], estimate(cosine))
 
 
 def known(value: float | None) -> float:

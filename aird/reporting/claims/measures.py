@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import TypeVar
 
 from aird.reporting.verdicts import (
     KEPT_COSINE,
@@ -25,10 +26,11 @@ from aird.reporting.verdicts import (
     margin_verdict,
     nearer_verdict,
 )
-from aird.support.statistics import Estimate, PairedComparison, fisher
+from aird.support.statistics import Estimate, PairedComparison, Resampled, fisher
 
 LARGEST = 10_000  # no larger sample is looked for
 UNKNOWN = Estimate(math.nan, math.nan, math.nan)
+Sample = TypeVar("Sample", PairedComparison, Resampled)
 
 
 @dataclass(frozen=True)
@@ -97,71 +99,56 @@ def effect(comparison: PairedComparison, room: float, control: str = "") -> Meas
         room: how far the rate could change.
         control: the matched control that it is compared with, if any.
     """
-    difference = comparison.difference
 
-    def verdict(p_adjusted: float) -> Verdict:
+    def rule(difference: Estimate, p_adjusted: float) -> Verdict:
         if control:
             return control_verdict(control, difference, p_adjusted, room)
         return effect_verdict(difference, p_adjusted, room)
 
-    return Measure(
-        "McNemar, exact",
-        comparison.n,
-        difference,
-        comparison.p_value,
-        verdict,
-        lambda count: effect(comparison.scaled(count), room, control),
+    return _measure("McNemar, exact", comparison, lambda sample: sample.p_value, rule)
+
+
+def cost(sample: Sample, margin: float) -> Measure:
+    """Return the test that a rate, or a value from resamples, grows by less than a margin."""
+    return _measure(
+        f"paired {'difference' if isinstance(sample, PairedComparison) else 'bootstrap'}, margin",
+        sample,
+        lambda sample: margin_p_value(sample.estimate, margin),
+        lambda growth, p_adjusted: margin_verdict(growth, margin, p_adjusted),
     )
 
 
-def cost(comparison: PairedComparison, margin: float) -> Measure:
-    """Return the test that a rate grows by less than a margin."""
-    return replace(
-        _cost("paired difference, margin", comparison.n, comparison.difference, margin),
-        scaled=lambda count: cost(comparison.scaled(count), margin),
-    )
-
-
-def resampled_cost(n: int, growth: Estimate, margin: float) -> Measure:
-    """Return the test that a value grows by less than a margin, from resamples of `n` answers."""
-    return replace(
-        _cost("paired bootstrap, margin", n, growth, margin),
-        scaled=lambda count: resampled_cost(count, growth.narrowed(n / count), margin),
-    )
-
-
-def _cost(test: str, n: int, growth: Estimate, margin: float) -> Measure:
-    p_value = margin_p_value(growth, margin)
-    return Measure(test, n, growth, p_value, lambda p_adjusted: margin_verdict(growth, margin, p_adjusted))
-
-
-def cosine(n: int, corrected: Estimate, moves: bool) -> Measure:
-    """Return the test that a direction moved, or that it was kept or came back.
-
-    Args:
-        n: harmful prompts.
-        corrected: its cosine with the original's, corrected for noise.
-        moves: whether it is said to have moved.
-    """
-    return Measure(
+def cosine(corrected: Resampled, moves: bool) -> Measure:
+    """Return the test that a direction moved, or that it was kept or came back, by its corrected cosine."""
+    return _measure(
         f"cosine corrected for noise, kept above {KEPT_COSINE}",
-        n,
         corrected,
-        cosine_p_value(corrected, moves),
-        lambda p_adjusted: cosine_verdict(corrected, moves, p_adjusted),
-        lambda count: cosine(count, corrected.narrowed(n / count), moves),
+        lambda sample: cosine_p_value(sample.estimate, moves),
+        lambda value, p_adjusted: cosine_verdict(value, moves, p_adjusted),
     )
 
 
-def rise(n: int, gain: Estimate, room: float) -> Measure:
-    """Return the test that a corrected cosine, of `n` harmful prompts, rises; `room` is how far it could."""
-    return Measure(
+def rise(gain: Resampled, room: float) -> Measure:
+    """Return the test that a corrected cosine rises; `room` is how far it could."""
+    return _measure(
         "rise of the corrected cosine, paired bootstrap",
-        n,
         gain,
-        margin_p_value(gain.negated(), 0.0),
-        lambda p_adjusted: nearer_verdict(gain, p_adjusted, room),
-        lambda count: rise(count, gain.narrowed(n / count), room),
+        lambda sample: margin_p_value(sample.estimate.negated(), 0.0),
+        lambda value, p_adjusted: nearer_verdict(value, p_adjusted, room),
+    )
+
+
+def _measure(
+    test: str, sample: Sample, p_value: Callable[[Sample], float], rule: Callable[[Estimate, float], Verdict]
+) -> Measure:
+    """Return a measurement on a sample of any size; the rule takes the estimate and the adjusted p-value."""
+    return Measure(
+        test,
+        sample.n,
+        sample.estimate,
+        p_value(sample),
+        lambda p_adjusted: rule(sample.estimate, p_adjusted),
+        lambda count: _measure(test, sample.scaled(count), p_value, rule),
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from aird.reporting.claims import evidence as records
-from aird.reporting.claims.evidence import Evidence, estimate, known
+from aird.reporting.claims.evidence import Evidence, known, resampled
 from aird.reporting.claims.measures import Measure, cosine
 from aird.reporting.claims.statement import Proposition, Statement, Subject, Tested, judged, over_all, wholes
 from aird.reporting.verdicts import UNDECIDED, Verdict, opposite, site_moved_verdict
@@ -45,7 +45,7 @@ def _tested(evidence: Evidence, model: str) -> Iterator[Tested]:
         subject, moves = Subject(model, compression), evidence.names_a_move(compression)
         corrected = comparison["cosine_same_site_corrected"]
         direction = Proposition.DIRECTION_MOVES if moves else Proposition.DIRECTION_KEPT
-        yield Tested(direction, subject, cosine(corrected["n_harmful"], estimate(corrected), moves))
+        yield Tested(direction, subject, cosine(resampled(corrected), moves))
         site = Proposition.SITE_MOVES if moves else Proposition.SITE_KEPT
         own = evidence.directions[model, compression]
         yield Tested(site, subject, _source_site(comparison["source_site"], own, original, moves))

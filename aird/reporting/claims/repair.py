@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from aird.evaluation.utility import answered_rightly, perplexity_growth
 from aird.reporting.claims.evidence import Evidence, compare
-from aird.reporting.claims.measures import Measure, cost, effect, resampled_cost, unmeasured
+from aird.reporting.claims.measures import Measure, cost, effect, unmeasured
 from aird.reporting.claims.statement import Proposition, Statement, Subject, Tested, judged, needed_of, over_all, wholes
 from aird.reporting.records import Score
 from aird.reporting.verdicts import (
@@ -26,7 +26,7 @@ from aird.reporting.verdicts import (
     Verdict,
 )
 from aird.settings.base import ORIGINAL
-from aird.support.statistics import PairedComparison
+from aird.support.statistics import PairedComparison, Resampled
 
 NOTHING_TO_REPAIR = Verdict(
     UNDECIDED, "neither refusals nor answers were lost measurably, so there is nothing to repair"
@@ -133,4 +133,4 @@ def _perplexity(plain: Score, score: Score, seed: int) -> Measure:
     if not (plain["answers"] and score["answers"]):
         return unmeasured("perplexity was not measured")
     growth = perplexity_growth(plain["answers"], score["answers"], seed)
-    return resampled_cost(len(plain["answers"]), growth, PERPLEXITY_MARGIN)
+    return cost(Resampled(len(plain["answers"]), growth), PERPLEXITY_MARGIN)

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from aird.reporting.claims.evidence import Evidence, estimate, known
+from aird.reporting.claims.evidence import Evidence, estimate, known, resampled
 from aird.reporting.claims.measures import cosine, effect, rise
 from aird.reporting.claims.statement import Proposition, Statement, Subject, Tested, judged, needed_of, over_all, wholes
 from aird.reporting.verdicts import HOLDS, UNDECIDED, Verdict
-from aird.support.statistics import PairedComparison
+from aird.support.statistics import PairedComparison, Resampled
 
 NOTHING_TO_RESTORE = Verdict(UNDECIDED, "the direction did not move measurably, so there is nothing to restore")
 
@@ -46,9 +46,11 @@ def _tested(evidence: Evidence, model: str, patch: str) -> Iterator[Tested]:
             continue
         subject = Subject(model, compression, patch=patch)
         before, after = (record["checkpoints"][name]["corrected_cosine"] for name in ("compressed", "patched"))
-        gain = rise(before["n_harmful"], estimate(record["corrected_cosine_gain"]), room=1 - known(before["value"]))
+        gain = rise(
+            Resampled(before["n_harmful"], estimate(record["corrected_cosine_gain"])), 1 - known(before["value"])
+        )
         yield Tested(Proposition.NEARER, subject, gain)
-        yield Tested(Proposition.BACK, subject, cosine(after["n_harmful"], estimate(after), moves=False))
+        yield Tested(Proposition.BACK, subject, cosine(resampled(after), moves=False))
         labels = evidence.examinations[model, compression, patch]["labels"]
         less = PairedComparison.of(labels["harmful_ablated"]["refused"], labels["harmful"]["refused"])
         yield Tested(Proposition.ABLATION_STILL_LOWERS, subject, effect(less, room=less.after))
