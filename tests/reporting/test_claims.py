@@ -136,32 +136,32 @@ def claims_table(evidence: Evidence) -> pandas.DataFrame:
     return pandas.DataFrame([statement.row() for statement in all_statements(evidence)])
 
 
+def table_with(**changes: Any) -> pandas.DataFrame:
+    """Return the table of what `collected` has with these fields changed."""
+    return claims_table(dataclasses.replace(collected(), **changes))
+
+
 @pytest.fixture(scope="module")
 def table() -> pandas.DataFrame:
-    return claims_table(collected())
+    return table_with()
 
 
-def test_what_changes_no_weight_has_no_direction_that_moves_but_can_lose_refusal() -> None:
-    evidence = collected()
-    scores = {("s", ("m", "cache", patch)): score(refusal) for patch, refusal in (("plain", 0.5), ("aird", 0.9))}
-    table = claims_table(dataclasses.replace(evidence, scores={**evidence.scores, **scores}))
-    own = table[table.compression == "cache"]
-    assert set(own.claim) == {"C4"}
-    repaired = row(table, "refusal is repaired at no cost", "cache", "aird")
-    assert repaired.reason != "no refusal was lost measurably, so there is nothing to repair"
+def served_alike(plain: dict[str, Any], repaired: dict[str, Any]) -> pandas.DataFrame:
+    """Return the rows of a compression that changes no weight, and of its repair."""
+    scores = {("s", ("m", "cache", "plain")): plain, ("s", ("m", "cache", "aird")): repaired}
+    table = table_with(scores={**collected().scores, **scores})
+    return table[table.compression == "cache"]
+
+
+def test_what_changes_no_weight_has_no_direction_that_moves_but_can_lose_refusals_and_answers() -> None:
+    table = served_alike(score(0.5), score(0.9))
+    assert set(table.claim) == {"C4"}
+    assert "nothing to repair" not in row(table, "refusal is repaired at no cost", "cache", "aird").reason
     assert row(table, "raises refusal of harmful prompts", "cache", "aird").estimate == pytest.approx(0.4)
-
-
-def test_what_changes_no_weight_can_lose_answers_too() -> None:
-    evidence = collected()
-    scores = {
-        ("s", ("m", "cache", patch)): score(0.95, harmless=rate) for patch, rate in (("plain", 0.4), ("aird", 0.05))
-    }
-    table = claims_table(dataclasses.replace(evidence, scores={**evidence.scores, **scores}))
+    table = served_alike(score(0.95, harmless=0.4), score(0.95, harmless=0.05))
     lost = row(table, "harmless prompts are refused more than by the original", "cache")
-    assert (lost.verdict, lost.estimate) == (HOLDS, pytest.approx(0.35))
     back = row(table, "lowers refusal of harmless prompts", "cache", "aird")
-    assert (back.verdict, back.estimate) == (HOLDS, pytest.approx(0.35))
+    assert [(each.verdict, each.estimate) for each in (lost, back)] == [(HOLDS, pytest.approx(0.35))] * 2
     # Its refusals of harmful prompts, which were not lost, need not be raised.
     assert row(table, "refusal is repaired at no cost", "cache", "aird").verdict == HOLDS
 
@@ -190,6 +190,87 @@ def test_the_statements_are_read_again_from_their_table(table: pandas.DataFrame,
     pandas.testing.assert_frame_equal(read, table)
 
 
+@pytest.mark.parametrize(
+    ("statement", "compression", "patch", "verdict", "estimate"),
+    [
+        ("ablation lowers", "pruned", "", HOLDS, 0.45),
+        ("addition raises", "pruned", "", DOES_NOT_HOLD, 0.01),
+        ("one direction mediates", "original", "", HOLDS, None),
+        ("one direction mediates", "pruned", "", DOES_NOT_HOLD, None),
+        ("one direction mediates", "quantised", "", HOLDS, None),
+        ("moves the direction", "pruned", "", HOLDS, 0.5),
+        ("keeps the direction", "quantised", "", HOLDS, 0.98),
+        ("keeps the source site", "quantised", "", HOLDS, 0),
+        ("quantisation keeps direction", "pruned", "", HOLDS, None),
+        ("refusal is lost where the direction moves", "pruned", "", HOLDS, 0.65),
+        ("refusal is lost where the direction moves", "quantised", "", HOLDS, 0.0),  # kept, and nothing lost
+        ("refusal is lost where the direction moves", "light", "", UNDECIDED, 0.01),  # whether it moved is open
+        ("raises refusal of harmful prompts", "pruned", "aird", HOLDS, 0.6),
+        ("raises refusal more than random", "pruned", "aird", HOLDS, 0.59),
+        ("over-refusal grows", "pruned", "aird", HOLDS, 0.0),
+        ("3 points more than by the original", "pruned", "aird", HOLDS, 0.0),
+        ("utility falls", "pruned", "aird", HOLDS, 0.0),
+        ("perplexity grows", "pruned", "aird", HOLDS, 0.0),
+        ("repaired at no cost", "pruned", "aird", HOLDS, None),
+        ("raises refusal of harmful prompts", "pruned", "random", DOES_NOT_HOLD, 0.01),
+        ("repaired at no cost", "pruned", "random", DOES_NOT_HOLD, None),
+        ("repaired at no cost", "pruned", "learnt", DOES_NOT_HOLD, None),
+        ("repaired at no cost", ALL, "learnt", DOES_NOT_HOLD, None),
+        ("repaired at no cost", "pruned", "lora", HOLDS, None),  # without a direction, it says nothing about one
+        ("over-refusal grows", "light", "aird", DOES_NOT_HOLD, 0.25),
+        ("3 points more than by the original", "light", "aird", DOES_NOT_HOLD, 0.25),
+        ("utility falls", "light", "aird", DOES_NOT_HOLD, 0.2),
+        ("perplexity grows", "light", "aird", DOES_NOT_HOLD, math.exp(2 / 20) - 1),
+        ("repaired at no cost", "light", "aird", UNDECIDED, None),  # it lost nothing
+        ("nearer to the original's", "pruned", "aird", HOLDS, 0.48),
+        ("back to the original's", "pruned", "aird", HOLDS, 0.98),
+        ("refuses less with the original's direction", "pruned", "aird", HOLDS, 0.8),
+        ("the refusal direction is restored", "pruned", "aird", HOLDS, None),
+        # A direction that comes nearer is not restored.
+        ("nearer to the original's", "pruned", "weak", HOLDS, 0.2),
+        ("back to the original's", "pruned", "weak", DOES_NOT_HOLD, 0.7),
+        ("refuses less with the original's direction", "pruned", "weak", HOLDS, 0.4),
+        # Refusal that comes back by another way restores none.
+        ("nearer to the original's", "pruned", "learnt", DOES_NOT_HOLD, -0.01),
+        ("back to the original's", "pruned", "learnt", DOES_NOT_HOLD, 0.49),
+        ("refuses less with the original's direction", "pruned", "learnt", DOES_NOT_HOLD, 0.01),
+    ],
+)
+def test_a_verdict(
+    table: pandas.DataFrame, statement: str, compression: str, patch: str, verdict: str, estimate: float | None
+) -> None:
+    found = row(table, statement, compression, patch)
+    assert found.verdict == verdict
+    assert math.isnan(found.estimate) if estimate is None else found.estimate == pytest.approx(estimate)
+    assert found.suite == ("s" if found.claim in ("C3", "C4") else "")
+
+
+@pytest.mark.parametrize(
+    ("statement", "compression", "patch", "reason"),
+    [
+        ("repaired at no cost", "light", "aird", "nothing to repair"),
+        ("the refusal direction is restored", "quantised", "aird", "did not move"),  # whatever stands there
+        ("the refusal direction is restored", "pruned", "weak", "the corrected cosine is below 0.95"),
+        ("nearer to the original's", "pruned", "learnt", "any rise of the corrected cosine is below 0.05"),
+    ],
+)
+def test_a_reason(table: pandas.DataFrame, statement: str, compression: str, patch: str, reason: str) -> None:
+    assert reason in row(table, statement, compression, patch).reason
+
+
+def test_over_all_compressions_only_what_lost_something_counts(table: pandas.DataFrame) -> None:
+    for statement in ("repaired at no cost", "the refusal direction is restored"):
+        overall = row(table, statement, ALL, "aird")
+        assert (overall.verdict, overall.n) == (HOLDS, 1)
+    names = ("raises refusal of harmful", "nearer to the original's", "back to the original's", "refuses less with")
+    assert [row(table, name, "pruned", "aird").n for name in names] == [200, 128, 128, 100]
+    # A control makes no claim over all compressions.
+    assert table[(table.patch == "random") & (table.compression == ALL)].empty
+    further = row(table, "more refusal is lost", ALL)
+    assert (further.estimate, further.p_value) == (pytest.approx(1), pytest.approx(1 / 6))
+    assert (further.verdict, further.reason) == (UNDECIDED, "3 compressions are too few")
+
+
 def test_one_direction_mediates_refusal(table: pandas.DataFrame) -> None:
     ablation = row(table, "ablation lowers", "pruned")
     assert (ablation.estimate, ablation.n, ablation.verdict) == (pytest.approx(0.45), 100, HOLDS)
@@ -200,34 +281,19 @@ def test_one_direction_mediates_refusal(table: pandas.DataFrame) -> None:
     for statement in ("ablation lowers", "addition raises"):
         original, quantised = (row(table, statement, name) for name in ("original", "quantised"))
         assert original.p_adjusted == original.p_value and quantised.p_adjusted <= 3 * quantised.p_value
-    assert row(table, "addition raises", "pruned").verdict == DOES_NOT_HOLD
     # Ten of a hundred are refused: ablation cannot lower that by an amount that matters.
     light = row(table, "ablation lowers", "light")
     assert light.verdict == UNDECIDED and "10 points only" in light.reason
-    wholes = {name: row(table, "one direction mediates", name).verdict for name in ("original", "pruned", "quantised")}
-    assert wholes == {"original": HOLDS, "pruned": DOES_NOT_HOLD, "quantised": HOLDS}
     overall = row(table, "one direction mediates", ALL)
     assert (overall.verdict, overall.reason, overall.n) == (DOES_NOT_HOLD, "pruned", 3)
 
 
 def test_without_a_compressed_direction_the_originals_is_judged() -> None:
-    evidence = collected()
-    alone = dataclasses.replace(
-        evidence,
-        directions={("m", "original"): ORIGINAL_DIRECTION},
-        verifications={("m", "original"): evidence.verifications["m", "original"]},
-        comparisons={},
-        scores={},
-        restorations={},
-        examinations={},
-    )
-    overall = row(claims_table(alone), "one direction mediates", ALL)
+    overall = row(claims_table(dataclasses.replace(only(), scores={})), "one direction mediates", ALL)
     assert (overall.verdict, overall.n) == (HOLDS, 1)
 
 
 def test_quantisation_keeps_and_pruning_moves(table: pandas.DataFrame) -> None:
-    assert row(table, "moves the direction", "pruned").verdict == HOLDS
-    assert row(table, "keeps the direction", "quantised").verdict == HOLDS
     light = row(table, "keeps the direction", "light")
     # 0.96 is above the margin, its interval is not.
     assert (light.verdict, light.estimate, light.low) == (UNDECIDED, 0.96, pytest.approx(0.94))
@@ -238,9 +304,7 @@ def test_quantisation_keeps_and_pruning_moves(table: pandas.DataFrame) -> None:
     assert moved.p_adjusted == pytest.approx(2 / 101)
     light = row(table, "keeps the source site", "light")
     assert all(map(math.isnan, (light.low, light.high, light.p_value, light.p_adjusted))) and light.n == 0
-    assert row(table, "keeps the source site", "quantised").verdict == HOLDS
     assert "no candidate induces" in row(table, "keeps the source site", "light").reason
-    assert row(table, "quantisation keeps direction", "pruned").verdict == HOLDS
     overall = row(table, "quantisation keeps direction", ALL)
     assert (overall.verdict, overall.reason) == (UNDECIDED, "light")
 
@@ -266,7 +330,7 @@ def test_a_kept_direction_is_as_significant_after_holm_as_one_that_moved() -> No
     evidence = collected()
     edge = {"value": 0.97, "low": 0.951, "high": 0.989, "n_harmful": 128}
     few = {pair: {**record, "cosine_same_site_corrected": edge} for pair, record in evidence.comparisons.items()}
-    quantised = row(claims_table(dataclasses.replace(evidence, comparisons=few)), "keeps the direction", "quantised")
+    quantised = row(table_with(comparisons=few), "keeps the direction", "quantised")
     assert quantised.p_value < 0.05 < quantised.p_adjusted and quantised.verdict == UNDECIDED
     assert quantised.needed > 128
 
@@ -275,13 +339,7 @@ def test_a_site_that_moved_was_not_kept() -> None:
     evidence = collected()
     moved = {("m", "quantised"): direction(14, l14=1.0)}
     comparisons = {("m", "quantised"): comparison(0.98, moved["m", "quantised"])}
-    table = claims_table(
-        dataclasses.replace(
-            evidence,
-            directions={**evidence.directions, **moved},
-            comparisons={**evidence.comparisons, **comparisons},
-        )
-    )
+    table = table_with(directions={**evidence.directions, **moved}, comparisons={**evidence.comparisons, **comparisons})
     site = row(table, "keeps the source site", "quantised")
     assert (site.verdict, site.reason) == (DOES_NOT_HOLD, "it moved") and math.isnan(site.p_value)
 
@@ -293,7 +351,7 @@ def test_resamples_by_another_rule_say_nothing_of_a_site_that_cosmic_chose(by_co
         pair: {**record, "rule": "cosmic_relaxed_kl" if pair[1] in by_cosmic else record["rule"]}
         for pair, record in evidence.directions.items()
     }
-    table = claims_table(dataclasses.replace(evidence, directions=directions))
+    table = table_with(directions=directions)
     for name, verb, layers in (("pruned", "moves", 4), ("quantised", "keeps", 0)):
         site = row(table, f"{verb} the source site", name)
         assert (site.verdict, site.estimate, site.n) == (UNDECIDED, layers, 0)
@@ -303,7 +361,7 @@ def test_resamples_by_another_rule_say_nothing_of_a_site_that_cosmic_chose(by_co
 
 
 def test_what_a_ready_made_checkpoint_should_do_is_not_known_but_what_it_does_is() -> None:
-    table = claims_table(dataclasses.replace(collected(), pruned=frozenset(), given=frozenset(("pruned", "quantised"))))
+    table = table_with(pruned=frozenset(), given=frozenset(("pruned", "quantised")))
     for name, verdict in (("pruned", HOLDS), ("quantised", DOES_NOT_HOLD)):
         assert row(table, "moves the direction", name).verdict == verdict
         assert row(table, "moves the source site", name).verdict == verdict
@@ -313,17 +371,6 @@ def test_what_a_ready_made_checkpoint_should_do_is_not_known_but_what_it_does_is
         # What refusal follows is the direction, whatever was claimed of it.
         assert row(table, "refusal is lost where the direction moves", name).verdict == HOLDS
     assert row(table, "quantisation keeps direction", ALL).verdict == UNDECIDED
-
-
-def test_loss_follows_the_direction(table: pandas.DataFrame) -> None:
-    statement = "refusal is lost where the direction moves"
-    pruned = row(table, statement, "pruned")
-    assert (pruned.verdict, pruned.estimate, pruned.suite) == (HOLDS, pytest.approx(0.65), "s")
-    assert row(table, statement, "quantised").verdict == HOLDS  # kept, and nothing lost
-    assert row(table, statement, "light").verdict == UNDECIDED  # whether it moved is open
-    overall = row(table, "more refusal is lost", ALL)
-    assert (overall.estimate, overall.p_value) == (pytest.approx(1), pytest.approx(1 / 6))
-    assert (overall.verdict, overall.reason) == (UNDECIDED, "3 compressions are too few")
 
 
 def only(*compressions: str) -> Evidence:
@@ -356,29 +403,12 @@ def test_how_far_a_direction_moved_is_what_the_corrected_cosine_says() -> None:
     noisy = {pair: dict(record) for pair, record in evidence.comparisons.items()}
     for (_, name), record in noisy.items():
         record["cosine_same_site_shared"] = {"pruned": 0.9, "quantised": 0.5, "light": 0.7}[name]
-    overall = row(claims_table(dataclasses.replace(evidence, comparisons=noisy)), "more refusal is lost", ALL)
+    overall = row(table_with(comparisons=noisy), "more refusal is lost", ALL)
     assert (overall.estimate, overall.n) == (pytest.approx(1), 3)
     corrected = noisy["m", "light"]["cosine_same_site_corrected"]
     noisy["m", "light"]["cosine_same_site_corrected"] = {**corrected, "value": None}
-    overall = row(claims_table(dataclasses.replace(evidence, comparisons=noisy)), "more refusal is lost", ALL)
+    overall = row(table_with(comparisons=noisy), "more refusal is lost", ALL)
     assert (overall.estimate, overall.n) == (pytest.approx(1), 2)
-
-
-def test_a_repair(table: pandas.DataFrame) -> None:
-    gained = row(table, "raises refusal of harmful prompts", "pruned", "aird")
-    assert (gained.verdict, gained.estimate, gained.n) == (HOLDS, pytest.approx(0.6), 200)
-    assert row(table, "raises refusal more than random", "pruned", "aird").verdict == HOLDS
-    assert row(table, "over-refusal grows", "pruned", "aird").verdict == HOLDS
-    assert row(table, "3 points more than by the original", "pruned", "aird").verdict == HOLDS
-    assert row(table, "utility falls", "pruned", "aird").verdict == HOLDS
-    assert row(table, "perplexity grows", "pruned", "aird").verdict == HOLDS
-    assert row(table, "repaired at no cost", "pruned", "aird").verdict == HOLDS
-    assert row(table, "raises refusal of harmful prompts", "pruned", "random").verdict == DOES_NOT_HOLD
-    assert row(table, "repaired at no cost", "pruned", "random").verdict == DOES_NOT_HOLD
-    # A control makes no claim over all compressions, and what lost nothing is not counted in one.
-    assert table[(table.patch == "random") & (table.compression == ALL)].empty
-    overall = row(table, "repaired at no cost", ALL, "aird")
-    assert (overall.verdict, overall.n) == (HOLDS, 1)
 
 
 def test_a_repair_is_judged_against_its_matched_control_alone(table: pandas.DataFrame) -> None:
@@ -399,8 +429,6 @@ def test_a_random_direction_trained_alike_that_restores_as_much_refutes_the_repa
     compared = row(table, "raises refusal more than", "pruned", "learnt")
     assert (compared.verdict, compared.estimate) == (DOES_NOT_HOLD, pytest.approx(0.01))
     assert compared.reason == "learnt-random, with the same settings, raises it about as much"
-    for compression in ("pruned", ALL):
-        assert row(table, "repaired at no cost", compression, "learnt").verdict == DOES_NOT_HOLD
     assert row(table, "repaired at no cost", "pruned", "learnt").reason == compared.reason
     weak = row(table, "raises refusal more than", "pruned", "weak")
     assert weak.reason == "strong-random, with the same settings, raises it more"
@@ -414,27 +442,13 @@ def test_a_repair_without_a_matched_control_is_undecided_and_says_what_to_add(ta
     for compression in ("pruned", ALL):
         whole = row(table, "repaired at no cost", compression, "fitted")
         assert whole.verdict == UNDECIDED and pandas.isna(whole.needed) and math.isnan(whole.p_adjusted)
-    # A patch without a direction says nothing about one.
-    assert row(table, "repaired at no cost", "pruned", "lora").verdict == HOLDS
-
-
-def test_what_a_repair_costs(table: pandas.DataFrame) -> None:
-    refused = row(table, "over-refusal grows", "light", "aird")
-    assert (refused.verdict, refused.estimate) == (DOES_NOT_HOLD, pytest.approx(0.25))
-    refused = row(table, "3 points more than by the original", "light", "aird")
-    assert (refused.verdict, refused.estimate) == (DOES_NOT_HOLD, pytest.approx(0.25))
-    assert row(table, "utility falls", "light", "aird").verdict == DOES_NOT_HOLD
-    perplexity = row(table, "perplexity grows", "light", "aird")
-    assert (perplexity.verdict, perplexity.estimate) == (DOES_NOT_HOLD, pytest.approx(2.718281828 ** (2 / 20) - 1))
-    whole = row(table, "repaired at no cost", "light", "aird")
-    assert whole.verdict == UNDECIDED and "nothing to repair" in whole.reason
 
 
 @pytest.mark.parametrize(("name", "nothing", "what"), [("questions", {}, "utility"), ("answers", [], "perplexity")])
 def test_a_cost_that_was_not_measured_leaves_a_repair_undecided(name: str, nothing: Any, what: str) -> None:
     evidence = collected()
     scores = {key: {**record, name: nothing} for key, record in evidence.scores.items()}
-    table = claims_table(dataclasses.replace(evidence, scores=scores))
+    table = table_with(scores=scores)
     part = row(table, f"{what} ", "pruned", "aird")
     assert (part.verdict, part.reason) == (UNDECIDED, f"{what} was not measured")
     for compression in ("pruned", ALL):
@@ -450,7 +464,7 @@ def test_questions_that_changed_between_two_evaluations_are_not_compared() -> No
     scores = {
         key: record | {"task_data": data.get(key[1][2], data["plain"])} for key, record in evidence.scores.items()
     }
-    table = claims_table(dataclasses.replace(evidence, scores=scores))
+    table = table_with(scores=scores)
     part = row(table, "utility ", "pruned", "aird")
     assert (part.verdict, part.reason) == (
         UNDECIDED,
@@ -560,38 +574,8 @@ def test_what_is_undecided_says_which_sample_it_needs_and_nothing_else_does(tabl
     assert pandas.isna(row(table, "repaired at no cost", "quantised", "aird").needed)
 
 
-NEARER, BACK, LESS = "nearer to the original's", "back to the original's", "refuses less with the original's direction"
-
-
-def test_a_restored_direction(table: pandas.DataFrame) -> None:
-    rows = [row(table, statement, "pruned", "aird") for statement in (NEARER, BACK, LESS)]
-    assert [each.verdict for each in rows] == [HOLDS] * 3 and {each.suite for each in rows} == {""}
-    assert [each.estimate for each in rows] == [pytest.approx(0.48), pytest.approx(0.98), pytest.approx(0.8)]
-    assert [each.n for each in rows] == [128, 128, 100]
-    assert row(table, "the refusal direction is restored", "pruned", "aird").verdict == HOLDS
-    # Where nothing moved nothing can come back, whatever stands there.
-    kept = row(table, "the refusal direction is restored", "quantised", "aird")
-    assert kept.verdict == UNDECIDED and "did not move" in kept.reason
-    assert pandas.isna(kept.needed)
-    overall = row(table, "the refusal direction is restored", ALL, "aird")
-    assert (overall.verdict, overall.n) == (HOLDS, 1)
-
-
-def test_a_direction_that_comes_nearer_is_not_restored(table: pandas.DataFrame) -> None:
-    verdicts = [row(table, statement, "pruned", "weak").verdict for statement in (NEARER, BACK, LESS)]
-    assert verdicts == [HOLDS, DOES_NOT_HOLD, HOLDS]
-    whole = row(table, "the refusal direction is restored", "pruned", "weak")
-    assert (whole.verdict, whole.reason) == (DOES_NOT_HOLD, "the corrected cosine is below 0.95")
-
-
-def test_refusal_that_comes_back_by_another_way_restores_no_direction(table: pandas.DataFrame) -> None:
-    verdicts = [row(table, statement, "pruned", "learnt").verdict for statement in (NEARER, BACK, LESS)]
-    assert verdicts == [DOES_NOT_HOLD] * 3
-    assert row(table, NEARER, "pruned", "learnt").reason == "any rise of the corrected cosine is below 0.05"
-
-
 def test_a_control_gets_rows_and_no_verdict_over_all(table: pandas.DataFrame) -> None:
-    nearer = row(table, NEARER, "pruned", "random")
+    nearer = row(table, "nearer to the original's", "pruned", "random")
     assert nearer.verdict == UNDECIDED and nearer.needed > 128
     fifth = table[table.claim == "C5"]
     assert set(fifth[fifth.compression == ALL].patch) == {"aird", "weak", "learnt"}
