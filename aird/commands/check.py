@@ -111,7 +111,7 @@ common errors:
 
 
 @dataclass(frozen=True)
-class Side:
+class Answerer:
     """One of the two: a model to ask, or the completions that it gave before.
 
     Attributes:
@@ -289,7 +289,7 @@ def _tell_plan(arguments: argparse.Namespace, models: list[Examined]) -> None:
     print(f"Nothing was run. Would ask {estimate(models, prompts, arguments.tokens or TOKENS, ' and '.join(engines))}.")
 
 
-def _check_addressed(arguments: argparse.Namespace, *sides: Side) -> None:
+def _check_addressed(arguments: argparse.Namespace, *sides: Answerer) -> None:
     """Check that both sides are asked in one way, as far as stored results say how they were.
 
     Raises:
@@ -307,7 +307,7 @@ def _check_addressed(arguments: argparse.Namespace, *sides: Side) -> None:
         raise ValueError(f"one side is asked with thoughts and the other without ({said}); ask both in one way")
 
 
-def _check_same_prompts(original: Side, compressed: Side) -> None:
+def _check_same_prompts(original: Answerer, compressed: Answerer) -> None:
     """Check that what two stored sides hold under one id is one prompt: of users' files an id is a position alone.
 
     Raises:
@@ -325,7 +325,7 @@ def _check_same_prompts(original: Side, compressed: Side) -> None:
         )
 
 
-def _check_kept(output: Path | None, sides: Mapping[str, Side]) -> None:
+def _check_kept(output: Path | None, sides: Mapping[str, Answerer]) -> None:
     """Check that no model, and no results of another one, stand where answers are to be kept.
 
     Raises:
@@ -369,7 +369,7 @@ def _check_url(arguments: argparse.Namespace) -> None:
         )
 
 
-def _check(arguments: argparse.Namespace, original: Side, compressed: Side, output: Path) -> Told:
+def _check(arguments: argparse.Namespace, original: Answerer, compressed: Answerer, output: Path) -> Told:
     prompts, suite = _prompts(arguments, original, compressed)
     _check_lengths(prompts, suite, original, compressed)
     learnt = {} if arguments.repair is None else _prompts_to_learn(prompts, arguments.seed)
@@ -380,7 +380,7 @@ def _check(arguments: argparse.Namespace, original: Side, compressed: Side, outp
     answerers: dict[str, tuple[str, str]] = {}  # of each side: what its engine is called in records, and who it is
     weights: dict[str, str | None] = {}
 
-    def labels(side: Side, folder: str, patch: Path | None = None) -> list[dict[str, Any]]:
+    def labels(side: Answerer, folder: str, patch: Path | None = None) -> list[dict[str, Any]]:
         engine = engines.get(side.name)
         scores = _scores(side, prompts, suite, engine, arguments, output / folder, patch)
         name = (scores["engine"] or {}).get("name", "")
@@ -444,7 +444,7 @@ def _check(arguments: argparse.Namespace, original: Side, compressed: Side, outp
     return told({"As it is": as_it_is, f"With the patch in {arguments.repair}": repaired})
 
 
-def _template_fact(original: Side, compressed: Side) -> dict[str, str]:
+def _template_fact(original: Answerer, compressed: Answerer) -> dict[str, str]:
     """Return what is to say of two models that make other tokens of one prompt; nothing of stored answers."""
     from aird.models.loading import load_tokenizer
     from aird.prompts.chat import renders_alike
@@ -559,7 +559,7 @@ def _stored(text: str) -> Path | None:
     return stored
 
 
-def _side(text: str, trust_remote_code: bool, original: ModelFolder | None = None) -> Side:
+def _side(text: str, trust_remote_code: bool, original: ModelFolder | None = None) -> Answerer:
     """Return what one of the two names is; of the compressed one, `original` is the model that it was made from.
 
     Raises:
@@ -567,12 +567,12 @@ def _side(text: str, trust_remote_code: bool, original: ModelFolder | None = Non
     """
     stored = _stored(text)
     if stored is None:
-        return Side(text, open_model_folder(text, trust_remote_code, original), None)
+        return Answerer(text, open_model_folder(text, trust_remote_code, original), None)
     completions = read_json_lines(stored)
     if not completions or not all(map(_is_completion, completions)):
         raise ValueError(f"{stored} holds no completions of `aird evaluate` ({', '.join(NEEDED)})")
     beside = stored.with_name(PROVENANCE)
-    return Side(text, None, completions, read_json(beside) if beside.is_file() else None)
+    return Answerer(text, None, completions, read_json(beside) if beside.is_file() else None)
 
 
 def _is_completion(record: Record) -> bool:
@@ -586,7 +586,7 @@ def _is_completion(record: Record) -> bool:
     )
 
 
-def _check_lengths(prompts: Mapping[str, Sequence[Record]], suite: Suite, *sides: Side) -> None:
+def _check_lengths(prompts: Mapping[str, Sequence[Record]], suite: Suite, *sides: Answerer) -> None:
     """Check of both sides, before one of them is asked, that every prompt leaves room for an answer.
 
     Raises:
@@ -601,7 +601,9 @@ def _check_lengths(prompts: Mapping[str, Sequence[Record]], suite: Suite, *sides
             check_lengths(suite_questions(load_tokenizer(side.model.folder), Asked(suite, prompts, 0)), longest)
 
 
-def _prompts(arguments: argparse.Namespace, original: Side, compressed: Side) -> tuple[dict[str, list[Record]], Suite]:
+def _prompts(
+    arguments: argparse.Namespace, original: Answerer, compressed: Answerer
+) -> tuple[dict[str, list[Record]], Suite]:
     """Return the prompts to ask, and a suite that says how they are asked.
 
     Where the arguments have no seed, they get one: that of the suite's configuration, or SEED.
@@ -681,7 +683,7 @@ def _prompts(arguments: argparse.Namespace, original: Side, compressed: Side) ->
     return prompts, how
 
 
-def _limits(side: Side) -> set[int]:
+def _limits(side: Answerer) -> set[int]:
     """Return the length limits of a side's stored answers, in tokens; none where they do not say it."""
     return {record["sampling"]["max_tokens"] for record in side.completions or [] if "sampling" in record}
 
@@ -711,7 +713,7 @@ def _suite(text: str) -> tuple[Suite, dict[str, Any], int]:
 
 
 def _scores(
-    side: Side,
+    side: Answerer,
     prompts: dict[str, list[Record]],
     suite: Suite,
     engine: Any,
