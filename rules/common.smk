@@ -32,7 +32,7 @@ PROJECT = Path(
 sys.path[:0] = [str(PROJECT / part) for part in ("", "workflow", "workflow/plugins")]
 
 from aird_progress import attach
-from aird_progress.earlier import earlier_seconds
+from aird_progress.state import earlier_seconds
 from planning import flags
 from aird.settings.base import ORIGINAL, PLAIN
 from aird.configuration.loading import load_configuration

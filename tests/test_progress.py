@@ -8,17 +8,14 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aird_progress.earlier import earlier_seconds
 from aird_progress.failures import KILLED, LAST_LINES, advice_for, describe_failure
-from aird_progress.findings import finding, refusal
-from aird_progress.schedule import schedule
-from aird_progress.state import FULL, Job, Run, about, clock, duration
-from aird_progress.weights import FETCHING, THEN, WEIGHTS
+from aird_progress.findings import finding
+from aird_progress.state import Job, Run, about, clock, earlier_seconds
 from project import ROOT
 
 from aird.support.files import write_json
@@ -29,7 +26,7 @@ SNAKEFILE = f"""
 import sys
 sys.path.insert(0, {str(PLUGINS)!r})
 from aird_progress import attach
-from aird_progress.earlier import earlier_seconds
+from aird_progress.state import earlier_seconds
 from snakemake.logging import logger
 
 def expected():
@@ -83,11 +80,11 @@ def test_a_log_gets_one_line_per_job(folder: Path) -> None:
     assert code == 0
     lines = text.splitlines()
     assert "5 jobs to run." in lines
-    finished = [line for line in lines if re.match(r"\[\d/5\] \d:\d\d  ", line)]
-    assert [line[:5] for line in finished] == [f"[{n}/5]" for n in range(1, 6)]
-    assert {re.split(r"  |,", line)[1] for line in finished} == {"wait 0", "wait 1", "wait 2", "last", "all"}
+    finished = [line for line in lines if re.match(r"\d of 5 jobs, \d:\d\d", line)]
+    assert [line[0] for line in finished] == list("12345")
+    assert {re.split(": |, ", line)[-2] for line in finished} == {"wait 0", "wait 1", "wait 2", "last", "all"}
     assert "left" in finished[2] and "left" not in finished[4]
-    assert re.search(r"^5 of 5 jobs done in \d+ s\.$", text, re.MULTILINE)
+    assert re.search(r"^5 of 5 jobs done in \d:\d\d\.$", text, re.MULTILINE)
     assert len(lines) < 16 and "\x1b" not in text and "rule wait:" not in text
     # A second run estimates from what the first one took; a finished one has nothing to show.
     assert "by what earlier runs took" in run(folder, "--forceall", "out/1.txt")[1]
@@ -117,7 +114,7 @@ def test_a_job_that_succeeds_when_it_is_tried_again_has_not_failed(folder: Path)
     (folder / "Snakefile").write_text(once, encoding="utf-8")
     code, text = run(folder, "--retries", "1")
     assert code == 0 and "FAILED: last" in text
-    assert re.search(r"^5 of 5 jobs done in \d+ s\.$", text, re.MULTILINE)
+    assert re.search(r"^5 of 5 jobs done in \d:\d\d\.$", text, re.MULTILINE)
 
 
 def test_errors_before_the_first_job_are_shown(folder: Path) -> None:
@@ -150,19 +147,18 @@ def test_a_terminal_gets_one_area_that_is_kept_up_to_date(folder: Path) -> None:
     shown = text.decode()
     assert re.search(r"[█░]{24} \d of 5 jobs, 0:0\d", shown)
     assert re.search(r"0:0\d.*  wait \d", shown) and "\x1b[2K" in shown
-    assert "[1/5]" not in shown, "lines per job are for logs"
+    assert "5 jobs, 0:01: wait" not in shown, "lines per job are for logs"
     # At the end the area is gone, and the cursor is there.
-    assert re.search(r"5 of 5 jobs done in \d+ s\.\s*$", shown)
+    assert re.search(r"5 of 5 jobs done in \d:\d\d\.\s*$", shown)
     assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")
 
 
-def test_estimates_come_from_earlier_runs_then_from_this_one() -> None:
-    run = Run({"long": 2, "short": 4, "total": 6}, {"long": 100.0}, now=0.0)
-    assert run.seconds_of("short") == 100.0  # nothing better is known yet
+def test_estimates_come_from_this_run_then_from_earlier_ones() -> None:
+    run = Run({"long": 2, "short": 4, "total": 6}, {"long": 100.0, "short": 30.0}, now=0.0)
+    assert run.remaining(0.0) == 320.0
     run.start(Job(1, "short", {}, 0.0))
     run.finish(1, 10.0)
-    assert run.seconds_of("short") == 10.0
-    assert run.seconds_of("long") == 100.0
+    assert (run.seconds_of("short"), run.seconds_of("long")) == (10.0, 100.0)
     # Two long and three short ones are left, one after the other as so far.
     assert run.remaining(10.0) == pytest.approx(230.0)
     run.start(Job(2, "long", {}, 10.0))
@@ -175,57 +171,22 @@ def test_estimates_come_from_earlier_runs_then_from_this_one() -> None:
 def test_a_job_that_is_tried_again_is_no_second_job() -> None:
     run = Run({"long": 2, "total": 2}, {"long": 100.0}, now=0.0)
     run.start(Job(1, "long", {}, 0.0))
-    run.fail(1, 50.0)
-    assert "1 failed" in run.view(50.0, 1)[0] and run.closing(50.0).endswith("1 failed.")
+    run.fail(1)
+    assert "1 failed" in run.progress(50.0) and run.closing(50.0).endswith("1 failed.")
     run.start(Job(1, "long", {}, 50.0))
     run.finish(1, 150.0)
     # The other one waits still.
-    assert run.seconds_of("long") == 100.0 and run.remaining(150.0) is not None and run.remaining(150.0) > 60
-    assert "failed" not in run.view(150.0, 1)[0] + run.closing(150.0)
+    assert run.remaining(150.0) == 100.0
+    assert "failed" not in run.progress(150.0) + run.closing(150.0)
 
 
-def test_without_earlier_times_the_weights_count_at_the_pace_of_the_first_jobs() -> None:
-    weights = {"tuning": 200.0, "check": 20.0, "vllm_environment": 90.0}
-    run = Run({"tuning": 1, "check": 3, "vllm_environment": 1, "total": 5}, {}, 0.0, weights)
-    assert run.pace(0.0) == 1 and run.seconds_of("check") == 20
-    run.start(Job(1, "vllm_environment", {}, 0.0, share=0.5))
-    run.finish(1, 900.0)
-    assert run.pace(900.0) == 1, "a slow network is no slow machine"
-    run.start(Job(2, "tuning", {}, 900.0, share=1.0))
-    assert run.pace(1100.0) == 1
-    # It should have ended long ago, so the machine is slower than that of the weights.
-    assert run.pace(1500.0) > 2.5
-    run.finish(2, 1500.0)
-    pace = run.pace(1500.0)
-    assert 2.5 < pace < 3
-    # Three jobs that hold half the machine each.
-    assert run.remaining(1500.0) == pytest.approx(1.5 * 20 * pace / FULL)
-    run.start(Job(3, "check", {}, 1500.0, share=0.5))
-    run.finish(3, 1530.0)
-    # What a rule's own jobs took is a part of what the next one will take.
-    assert run.seconds_of("check", 3.0) == pytest.approx((30 + 60) / 2)
-
-
-def test_what_waits_for_the_longest_job_is_counted_one_after_the_other() -> None:
-    weights = {"learn_patch": 300.0, "evaluate_suite": 80.0, "make_tables": 10.0, "score_completions": 2.0}
-    run = Run({"learn_patch": 1, "evaluate_suite": 1, "score_completions": 1, "make_tables": 1}, {}, 0.0, weights)
-    run.start(Job(1, "learn_patch", {}, 0.0, share=0.5))
-    assert run.remaining(100.0) == pytest.approx(200 + 80 + 2 + 10)
-
-
-def test_earlier_times_of_the_machine_tell_its_pace_and_win(tmp_path: Path) -> None:
-    run = Run({"a": 1, "b": 1}, {"a": 300.0}, 0.0, {"a": 100.0, "b": 50.0})
-    assert run.seconds_of("a") == 300
-    assert run.seconds_of("b", run.pace(0.0)) == pytest.approx(50 * run.pace(0.0))
-    assert 2 < run.pace(0.0) < 3
-
-
-def test_every_rule_has_a_weight() -> None:
-    files = [ROOT / "Snakefile", ROOT / "workflow/Snakefile", *(ROOT / "rules").glob("*.smk")]
-    named = re.compile(r"^(?:rule|use rule \w+ as) (\w+)(?::| with:)", re.MULTILINE)
-    rules = {name for path in files for name in named.findall(path.read_text(encoding="utf-8"))}
-    assert len(rules) > 25 and rules == WEIGHTS.keys()
-    assert rules > FETCHING and THEN.keys() <= rules and {then for after in THEN.values() for then in after} <= rules
+def test_nothing_is_guessed_without_a_reason() -> None:
+    run = Run({"known": 1, "other": 4, "total": 5}, {"known": 60.0}, now=0.0)
+    assert run.remaining(5.0) is None and "left" not in run.progress(5.0)
+    run.start(Job(1, "other", {}, 5.0))
+    assert run.finish(99, 6.0) is None
+    # Two of five: the others count as those that are known.
+    assert Run({"known": 2, "other": 3, "total": 5}, {"known": 60.0}, now=0.0).remaining(0.0) == 300.0
 
 
 def recorded(name: str) -> list[tuple[str, float, float]]:
@@ -234,119 +195,35 @@ def recorded(name: str) -> list[tuple[str, float, float]]:
     return [(rule, float(began), float(ended)) for rule, began, ended in (line.split("\t") for line in lines)]
 
 
-def measured(name: str) -> dict[str, float]:
-    """Return the weights that a recorded run gives."""
-    jobs = recorded(name)
-    seconds = {rule: [ended - began for other, began, ended in jobs if other == rule] for rule, _, _ in jobs}
-    return {rule: sum(values) / len(values) for rule, values in seconds.items()}
-
-
-def replay(jobs: list[tuple[str, float, float]], weights: Mapping[str, float]) -> Iterator[tuple[int, float, float]]:
-    """Yield, at each job's end, how many are done, the estimate of what is left, and what was left."""
-    stats = Counter(rule for rule, _, _ in jobs)
-    run, end = Run(stats, {}, 0.0, weights), max(ended for _, _, ended in jobs)
+def replay(jobs: list[tuple[str, float, float]], earlier: Mapping[str, float]) -> list[tuple[float | None, float]]:
+    """Return, at each job's end, the estimate of what is left, and what was left."""
+    run, end = Run(Counter(rule for rule, _, _ in jobs), earlier, 0.0), max(ended for _, _, ended in jobs)
     # A job of no second begins before it ends.
     events = [(began, 1, number) for number, (_, began, _) in enumerate(jobs)]
     events += [(ended, 0 if ended > began else 2, number) for number, (_, began, ended) in enumerate(jobs)]
+    seen = []
     for now, kind, number in sorted(events):
-        rule = jobs[number][0]
         if kind == 1:
-            run.start(Job(number, rule, {}, now, share=1.0 if rule == "tune_refusal" else 0.5))
+            run.start(Job(number, jobs[number][0], {}, now))
         else:
             run.finish(number, now)
-            estimate = run.remaining(now)
-            assert estimate is not None
-            yield len(run.done), estimate, end - now
+            seen.append((run.remaining(now), end - now))
+    assert run.done == len(jobs) == len(seen)
+    return seen
 
 
-# Recorded runs, and the weights that are known when they begin. Those of the tiny grid are its own.
-RECORDED = {"default-grid.tsv": WEIGHTS, "tiny-grid.tsv": measured("tiny-grid.tsv")}
-
-
-@pytest.mark.parametrize("slower", [1, 3])
-@pytest.mark.parametrize("name", RECORDED)
-def test_after_ten_jobs_the_estimate_is_right_within_a_third(name: str, slower: int) -> None:
-    jobs = [(rule, slower * began, slower * ended) for rule, began, ended in recorded(name)]
-    assert not wrong_estimates(jobs, RECORDED[name])
-
-
-@pytest.mark.parametrize("ratio", [0.75, 1.3])
-def test_the_estimate_allows_for_a_machine_that_is_slower_or_faster_at_matrix_products_alone(ratio: float) -> None:
-    computing = {"tune_refusal", "capture_activations", "score_candidates", "verify_direction", "learn_patch"}
-    weights = {rule: seconds * (ratio if rule in computing else 1.0) for rule, seconds in WEIGHTS.items()}
-    assert not wrong_estimates(recorded("default-grid.tsv"), weights)
-
-
-def wrong_estimates(jobs: list[tuple[str, float, float]], weights: Mapping[str, float]) -> list[tuple[float, float]]:
-    """Return estimates and what was left, after ten jobs, where they differ by more than a third and 15 seconds."""
-    seen = [(estimate, left) for done, estimate, left in replay(jobs, weights) if done >= 10]
-    assert len(seen) == len(jobs) - 9
-    return [(round(estimate), round(left)) for estimate, left in seen if abs(estimate - left) > max(15.0, left / 3)]
-
-
-SHARES = f"""
-import sys
-sys.path.insert(0, {str(PLUGINS)!r})
-from aird_progress import ProgressHandler, attach
-from snakemake.logging import logger
-
-attach(logger, dict)
-(shown,) = [handler for handler in logger.handlers if isinstance(handler, ProgressHandler)]
-
-onsuccess:
-    print("shares", sorted(shown.run.shares.items()))
-
-rule all:
-    input: "one.txt", "two.txt", "card.txt"
-
-rule one:
-    output: "one.txt"
-    shell: "touch {{output}}"
-
-rule two:
-    output: "two.txt"
-    threads: 3
-    shell: "touch {{output}}"
-
-rule card:
-    output: "card.txt"
-    resources: gpu=1
-    shell: "touch {{output}}"
-"""
-
-
-@pytest.mark.thorough
-def test_the_share_of_a_job_is_of_what_it_takes_most_of(tmp_path: Path) -> None:
-    (tmp_path / "Snakefile").write_text(SHARES, encoding="utf-8")
-    code, text = run(tmp_path, "--resources", "gpu=1", "--cores", "4")
-    assert code == 0
-    assert "shares [('all', 0.25), ('card', 1.0), ('one', 0.25), ('two', 0.75)]" in text
-
-
-@pytest.mark.thorough
-def test_a_log_of_snakemakes_gives_the_schedule_and_the_weights(folder: Path) -> None:
-    run(folder)
-    (log,) = (folder / ".snakemake/log").glob("*.log")
-    assert "rule wait:" in log.read_text(encoding="utf-8")  # Snakemake's own log has everything
-    jobs = list(schedule(log))
-    assert Counter(rule for rule, _, _ in jobs) == {"wait": 3, "last": 1, "all": 1}
-    assert min(began for _, began, _ in jobs) == 0 and all(ended >= began for _, began, ended in jobs)
-    # Two cores, whole seconds.
-    assert all(ended - began in (0, 1, 2) for rule, began, ended in jobs if rule == "wait")
-
-    def printed(*arguments: str) -> str:
-        environment = {**os.environ, "PYTHONPATH": str(PLUGINS)}
-        call = [sys.executable, "-m", "aird_progress.schedule", str(log), *arguments]
-        return subprocess.run(call, env=environment, capture_output=True, text=True, check=True).stdout
-
-    assert re.search(r'^    "wait": [012]\.\d,$', printed("--weights"), re.MULTILINE)
-    assert printed().startswith("rule\tbegan\tended\n") and printed().count("wait\t") == 3
-
-
-def test_nothing_is_guessed_without_a_reason() -> None:
-    run = Run({"one": 1, "total": 1}, {}, now=0.0)
-    assert run.remaining(5.0) is None and "left" not in run.view(5.0, 3)[0]
-    assert run.finish(99, 1.0) is None
+@pytest.mark.parametrize("name", ["default-grid.tsv", "tiny-grid.tsv"])
+def test_a_recorded_run_is_estimated_within_a_factor(name: str) -> None:
+    jobs = recorded(name)
+    took: dict[str, list[float]] = {}
+    for rule, began, ended in jobs:
+        took.setdefault(rule, []).append(ended - began)
+    *again, (nothing, _) = replay(jobs, {rule: sum(seconds) / len(seconds) for rule, seconds in took.items()})
+    assert nothing is None
+    assert all(estimate is not None and left / 1.8 - 10 < estimate < 1.8 * left + 10 for estimate, left in again)
+    # A first run says something only once enough of its rules are known.
+    first = [(estimate, left) for estimate, left in replay(jobs, {}) if estimate is not None]
+    assert len(first) > len(jobs) / 4 and all(left / 3 - 30 < estimate < 3 * left + 30 for estimate, left in first)
 
 
 def test_earlier_times_are_means_of_benchmark_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -395,13 +272,7 @@ def test_a_failure_shows_the_last_lines_only(tmp_path: Path) -> None:
 
 
 def test_times_are_written_as_people_do() -> None:
-    assert [clock(5), clock(3605), duration(59), duration(60), duration(7200)] == [
-        "0:05",
-        "1:00:05",
-        "59 s",
-        "1:00 min",
-        "2:00:00 h",
-    ]
+    assert [clock(5), clock(3605)] == ["0:05", "1:00:05"]
     assert [about(2), about(44), about(100), about(7200)] == ["about 5 s", "about 45 s", "about 2 min", "about 2.0 h"]
 
 
@@ -412,12 +283,19 @@ def score(refused: float, over_refused: float) -> dict[str, Any]:
     return {"rates": {"refusal": {"rate": refused, "n": 200}, "over_refusal": {"rate": over_refused, "n": 120}}}
 
 
-SCORES = {"original/plain": score(0.95, 0.075), "w4/plain": score(0.26, 0.04), "w4/aird": score(0.955, 1 / 12)}
+SCORES = {
+    "original/plain": score(0.95, 0.075),
+    "w4/plain": score(0.26, 0.04),
+    "w4/aird": score(0.955, 1 / 12),
+    "original/aird": score(1.0, 0.0),
+}
 TOLD = {
     "original/plain": "the original refuses 95% of harmful prompts, 7.5% of harmless ones",
     "w4/plain": "w4 refuses 26% of harmful prompts; the original 95%",
     "w4/aird": "aird on w4: 95.5%, over-refusal 8.3% (original 7.5%)",
+    "original/aird": "aird on the original: 100%, over-refusal 0% (original 7.5%)",
 }
+ALONE = {"w4/plain": "w4 refuses 26% of harmful prompts", "w4/aird": "aird on w4: 95.5%, over-refusal 8.3%"}
 
 
 def cell(name: str) -> dict[str, str]:
@@ -425,32 +303,22 @@ def cell(name: str) -> dict[str, str]:
     return {"model": "m", "compression": compression, "patch": patch, "suite": "s"}
 
 
-@pytest.mark.parametrize("name", list(SCORES))
-def test_a_score_is_told_in_one_sentence_beside_the_original(name: str) -> None:
-    assert refusal(cell(name), SCORES[name], SCORES["original/plain"]) == TOLD[name]
-
-
-def test_without_the_originals_score_nothing_is_compared() -> None:
-    assert refusal(cell("w4/plain"), SCORES["w4/plain"], None) == "w4 refuses 26% of harmful prompts"
-    assert refusal(cell("w4/aird"), SCORES["w4/aird"], None) == "aird on w4: 95.5%, over-refusal 8.3%"
-
-
-def test_a_patched_original_is_called_so() -> None:
-    told = refusal(cell("original/aird"), score(1.0, 0.0), SCORES["original/plain"])
-    assert told == "aird on the original: 100%, over-refusal 0% (original 7.5%)"
-
-
 def record(folder: Path, name: str, value: Any) -> str:
     write_json(folder / name, value)
     return str(folder / name)
 
 
+def test_a_score_is_told_in_one_sentence_beside_the_original_where_that_is_there(tmp_path: Path) -> None:
+    paths = {name: record(tmp_path, f"m/{name}/s.json", value) for name, value in SCORES.items()}
+    assert {name: finding("score_completions", cell(name), [path], []) for name, path in paths.items()} == TOLD
+    Path(paths["original/plain"]).unlink()
+    assert {name: finding("score_completions", cell(name), [paths[name]], []) for name in ALONE} == ALONE
+
+
 def test_findings_are_read_from_the_record_of_a_job(tmp_path: Path) -> None:
     wildcards = cell("w4/plain")
     path = record(tmp_path, "m/w4/plain/s.json", SCORES["w4/plain"])
-    assert finding("score_completions", wildcards, [path], []) == "w4 refuses 26% of harmful prompts"
     record(tmp_path, "m/original/plain/s.json", SCORES["original/plain"])
-    assert finding("score_completions", wildcards, [path], []) == TOLD["w4/plain"]
     assert finding("score_completions", wildcards, [path], ["suite", "model"]) == f"m, s: {TOLD['w4/plain']}"
 
     manifest = record(tmp_path, "manifest.json", {"total": {"sparsity": 0.12, "bits_per_weight": 4.25}})
@@ -519,5 +387,5 @@ def test_a_run_tells_what_it_finds(tmp_path: Path) -> None:
     # A later run compares with what an earlier one left, and tells of its own jobs only.
     code, text = run(tmp_path, target("w4"), target("odd"))
     assert code == 0 and "2 of 2 jobs done" in text
-    assert re.search(rf"\[\d/2\] .*w4/plain.*\n  {TOLD['w4/plain']}\n", text)
+    assert re.search(rf"\d of 2 jobs.*w4/plain.*\n  {TOLD['w4/plain']}\n", text)
     assert "the original refuses" not in text and "odd refuses" not in text

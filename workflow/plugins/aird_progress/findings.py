@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ PLAIN = "plain"
 DENSE_BITS = 15
 LEAST_SPARSITY = 0.01  # a dense checkpoint has a few zeros too
 
-Record = Mapping[str, Any]
+Names = Mapping[str, str]  # wildcards of a job
 
 
-def finding(rule: str, wildcards: Mapping[str, str], output: Sequence[str], several: Collection[str]) -> str | None:
+def finding(rule: str, wildcards: Names, output: Sequence[str], several: Collection[str]) -> str | None:
     """Return what a finished job found, or None where there is nothing to tell.
 
     A record that is not there (with object storage it lies elsewhere) or that reads otherwise is nothing to tell.
@@ -29,50 +29,39 @@ def finding(rule: str, wildcards: Mapping[str, str], output: Sequence[str], seve
     Args:
         rule: of the job.
         wildcards: of the job.
-        output: the files that it wrote, as Snakemake shows them.
+        output: the files that it wrote, as Snakemake shows them: perhaps with a remark in brackets.
         several: "model" and "suite", as far as the grid has several, so that a sentence names them.
     """
     tell = TOLD.get(rule)
-    # Snakemake may say of a file, in brackets, what becomes of it.
-    paths = [Path(re.sub(r" \([^)]*\)$", "", path)) for path in output]
-    records = [path for path in paths if path.suffix == ".json"]
+    records = [path for each in output if (path := Path(re.sub(r" \([^)]*\)$", "", each))).suffix == ".json"]
     if tell is None or not records:
         return None
     try:
         sentence = tell(wildcards, _read(records[0]), records[0])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    where = [str(wildcards[name]) for name in ("model", "suite") if name in several and name in wildcards]
+    where = [wildcards[name] for name in ("model", "suite") if name in several and name in wildcards]
     return f"{', '.join(where)}: {sentence}" if where and sentence else sentence
 
 
-def refusal(wildcards: Mapping[str, str], score: Record, original: Record | None) -> str:
-    """Return how often a checkpoint refuses, beside the original.
-
-    Args:
-        wildcards: compression and patch.
-        score: the record of the scores node.
-        original: that of the original, if it is there.
-    """
+def refusal(wildcards: Names, score: Any, path: Path) -> str:
+    """Return how often a checkpoint refuses, beside the original, whose record stands at original/plain."""
     compression, patch = wildcards["compression"], wildcards["patch"]
+    beside = path.parents[2] / ORIGINAL / PLAIN / path.name
+    original = _read(beside) if beside.is_file() else None
     refused, over_refused = _rate(score, "refusal"), _rate(score, "over_refusal")
     if (compression, patch) == (ORIGINAL, PLAIN):
         return f"the original refuses {refused} of harmful prompts, {over_refused} of harmless ones"
     if patch == PLAIN:
-        beside = f"; the original {_rate(original, 'refusal')}" if original else ""
-        return f"{compression} refuses {refused} of harmful prompts{beside}"
+        compared = f"; the original {_rate(original, 'refusal')}" if original else ""
+        return f"{compression} refuses {refused} of harmful prompts{compared}"
     base = "the original" if compression == ORIGINAL else compression
-    beside = f" (original {_rate(original, 'over_refusal')})" if original else ""
-    return f"{patch} on {base}: {refused}, over-refusal {over_refused}{beside}"
+    compared = f" (original {_rate(original, 'over_refusal')})" if original else ""
+    return f"{patch} on {base}: {refused}, over-refusal {over_refused}{compared}"
 
 
-def weights(wildcards: Mapping[str, str], manifest: Record) -> str | None:
-    """Return what a compression did to the weights: zeros, or bits; None where it did neither, as a cache's.
-
-    Args:
-        wildcards: compression.
-        manifest: of the compressed checkpoint.
-    """
+def weights(wildcards: Names, manifest: Any, _: Path) -> str | None:
+    """Return what a compression did to the weights: zeros, or bits; None where it did neither, as a cache's."""
     total = manifest["total"]
     if total["bits_per_weight"] < DENSE_BITS:
         return f"{wildcards['compression']}: {total['bits_per_weight']:.2f} bits per weight"
@@ -81,13 +70,8 @@ def weights(wildcards: Mapping[str, str], manifest: Record) -> str | None:
     return f"{wildcards['compression']}: {100 * total['sparsity']:.1f}% of the weights are zero"
 
 
-def cosine(wildcards: Mapping[str, str], comparison: Record) -> str:
-    """Return how near a checkpoint's direction is to the original's: corrected for noise, where that can be said.
-
-    Args:
-        wildcards: compression.
-        comparison: the record of that node.
-    """
+def cosine(wildcards: Names, comparison: Any, _: Path) -> str:
+    """Return how near a checkpoint's direction is to the original's: corrected for noise, where that can be said."""
     value = f"cosine {comparison['cosine_same_site']:.2f}"
     corrected = comparison.get("cosine_same_site_corrected") or {"value": None}
     if corrected["value"] is not None:
@@ -95,23 +79,13 @@ def cosine(wildcards: Mapping[str, str], comparison: Record) -> str:
     return f"{wildcards['compression']}: {value} with the original's direction at the same site"
 
 
-def _score(wildcards: Mapping[str, str], record: Record, path: Path) -> str:
-    """Take the original's record from beside this one: {model}/{compression}/{patch}/{suite}.json."""
-    beside = path.parents[2] / ORIGINAL / PLAIN / path.name
-    return refusal(wildcards, record, _read(beside) if beside.is_file() else None)
-
-
-TOLD: Mapping[str, Callable[[Mapping[str, str], Record, Path], str | None]] = {
-    "compress_model": lambda wildcards, record, _: weights(wildcards, record),
-    "compare_directions": lambda wildcards, record, _: cosine(wildcards, record),
-    "score_completions": _score,
-}
+TOLD = {"compress_model": weights, "compare_directions": cosine, "score_completions": refusal}
 
 
 def _read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _rate(score: Record, name: str) -> str:
+def _rate(score: Any, name: str) -> str:
     """Return a rate as per cent, without a decimal that is nought: 95%, 7.5%."""
     return f"{100 * score['rates'][name]['rate']:.1f}".removesuffix(".0") + "%"
