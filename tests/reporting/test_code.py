@@ -29,6 +29,9 @@ LIGHT = (
     "aird/patching/model_card.py",
     # The settings of the methods, which a configuration that is read consists of.
     "aird/patching/method.py",
+    "aird/patching/records.py",
+    "aird/prompts/attack.py",
+    "aird/prompts/sources.py",
     "aird/patching/methods/",
     "aird/prompts/sets.py",
     "aird/evaluation/hand_labels.py",
