@@ -39,10 +39,8 @@ def save_adapter(edits: Sequence[Edit], folder: Path, base: str, structure: PreT
     side by side, and PEFT knows from the model which dimension of the parameter is which.
 
     Args:
-        edits: at least one edit; all of one rank.
-        folder: an existing, empty folder.
-        base: name of the base checkpoint, for the adapter's record.
-        structure: the base, or its structure alone; only a mixture of experts needs it.
+        edits: at least one; all of one rank.
+        folder, base, structure: as of `write_adapter`.
     """
     (rank,) = {edit.rank for edit in edits}
     tensors = {}

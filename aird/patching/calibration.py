@@ -55,13 +55,8 @@ def attacked_prompts(
 ) -> dict[str, list[list[int]]]:
     """Return the token ids of harmful training prompts under each attack, by the attacks' names.
 
-    Args:
-        tokenizer: with the chat template.
-        attacks: names to settings and text, of attacks of one turn.
-        records: the harmful prompts, with `split` and `instruction`.
-        drawn: how many training prompts the plain calibration draws.
-        count: how many of these each attack is put on; all attacks get the same ones.
-        seed: of both draws.
+    Attacks have settings and text. Of the `drawn` training prompts of the plain calibration, all are put on the same
+    `count`.
     """
     train = select(records, PromptSelection(set="harmful", split="train", count=drawn), seed)
     texts = select_instructions(train, PromptSelection(set="harmful", count=count), seed)
@@ -148,20 +143,13 @@ class Learning:
 def edits_of_nothing(
     model: PreTrainedModel, modules: Sequence[str], unit: torch.Tensor, matrices: Callable[[str], torch.Tensor]
 ) -> list[Edit]:
-    """Return one edit per module that writes along a direction and reads nothing: rows of zeros.
+    """Return one edit per module that writes along a unit direction [d_model] and reads nothing: rows of zeros.
 
-    Args:
-        model: the compressed model, for the gains of its norms.
-        modules: full names of the modules to edit, or of experts' parameters.
-        unit: [d_model] unit direction.
-        matrices: returns a module's dense matrix [d_model, d_in], or that of every expert.
+    `matrices` returns a module's dense matrix [d_model, d_in], or that of every expert, as here everywhere.
     """
     gains = writer_gains(model)
-    shapes = {module: matrices(module).shape for module in modules}
-    return [
-        edit_along(module, unit[:, None], torch.zeros(*shape[:-2], 1, shape[-1]), gains.get(module))
-        for module, shape in shapes.items()
-    ]
+    rows = {module: torch.zeros_like(matrices(module)[..., :1, :], dtype=torch.float32) for module in modules}
+    return [edit_along(module, unit[:, None], row, gains.get(module)) for module, row in rows.items()]
 
 
 def row_scales(edits: Sequence[Edit], unit: torch.Tensor, matrices: Callable[[str], torch.Tensor]) -> list[float]:

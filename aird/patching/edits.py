@@ -205,7 +205,7 @@ def make_edits(
     gains: Mapping[str, torch.Tensor] = MappingProxyType({}),
     original_gains: Mapping[str, torch.Tensor] = MappingProxyType({}),
 ) -> tuple[list[Edit], list[EditRecord]]:
-    """Return one edit per module, and a record of what each changes.
+    """Return one edit per module, and `edit_statistics` of each.
 
     Args:
         modules: full names of the modules to edit, or of experts' parameters.
@@ -213,9 +213,6 @@ def make_edits(
         read_compressed, read_original: return one module's dense matrix [d_out, d_in], or that of every expert.
         settings: the patch.
         gains, original_gains: of the norms behind modules in either model, module -> [d_model]; none for most models.
-
-    Returns:
-        edits, and `edit_statistics` of each.
 
     Raises:
         ValueError: as `rank_one_edit`, or the formula has both matrices and one was rescaled against the other.

@@ -52,7 +52,6 @@ def record_projections(
     """Return what each module contributes along the direction, at the last tokens of every prompt.
 
     Args:
-        model: a Transformers causal language model.
         prompts: token ids of n templated prompts.
         positions: number of post-instruction tokens, P.
         direction: [d_model] unit vector.
@@ -106,15 +105,10 @@ def wanted_projections(
 ) -> Projections:
     """Run the original and return what the edited modules should write along the direction.
 
-    Args:
-        original, tokenizer: the checkpoint before compression.
-        harmful, harmless: token ids of templated prompts; n of them together, in this order.
-        directions: of the patch.
-        settings: which blocks are edited.
-        alpha: how far harmful prompts are moved away from harmless ones (`targets`).
+    Prompts are token ids of templated ones, n of them, in this order; P is the number of post-instruction tokens.
 
     Returns:
-        module -> [n, P] float64, P the number of post-instruction tokens.
+        `targets` of strength alpha, module -> [n, P] float64.
     """
     _, modules = edited_modules(original, directions.source, settings, experts=False)
     positions = len(post_instruction_tokens(tokenizer))

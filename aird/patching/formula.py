@@ -39,18 +39,7 @@ def formula_edits(
     inputs: PatchInputs,
     structure: PreTrainedModel,
 ) -> tuple[list[Edit], list[EditRecord]]:
-    """Return the edits of these modules, and what each changes, from the matrices of both checkpoints.
-
-    Args:
-        settings: the formula and its strength.
-        modules: full names of the modules to edit.
-        unit: [d_model] unit direction.
-        inputs: of the patch.
-        structure: the model's architecture, which says how experts are stored.
-
-    Raises:
-        ValueError: as of `aird.patching.edits.make_edits`.
-    """
+    """Return `make_edits` of these modules, from the files of both checkpoints; unit is [d_model]."""
     from aird.models.experts import matrix_reader
     from aird.models.loading import stored_gains
     from aird.patching.edits import make_edits

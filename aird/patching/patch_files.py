@@ -27,15 +27,11 @@ def make_patch(
     """Make a patch by its method, and write its folder with the model card, and its record beside it.
 
     Args:
-        settings: the patch.
-        inputs: what its method asks for.
+        settings, inputs: the patch, and what its method asks for.
         folder: the patch's folder; it appears when complete.
         statistics: the JSON file for the record: settings, what the edits change, size and SHA-256 of the files.
         licence: the base's licence, if it is known.
         provenance: what else to write into the record.
-
-    Returns:
-        the record.
 
     Raises:
         ValueError: an input is missing, or the method cannot be applied to this model.
@@ -78,11 +74,7 @@ def _pin_base(configuration: Path, revision: str) -> None:
 def write_merged(base: Path, adapter: Path, record: dict[str, Any], folder: Path) -> dict[str, float]:
     """Write a checkpoint with an adapter merged in, and its model card.
 
-    Args:
-        base: the compressed checkpoint.
-        adapter: the adapter folder.
-        record: what `make_patch` wrote beside it.
-        folder: the merged checkpoint; it appears when complete.
+    The folder appears when it is complete; `record` is what `make_patch` wrote beside the adapter.
 
     Returns:
         {module: share of the matrix's zeros that the edit filled}.

@@ -67,11 +67,7 @@ def edited_modules(
 ) -> tuple[list[int], list[str]]:
     """Return the indices of the blocks that a patch edits, and the full names of their writers, in order.
 
-    Args:
-        model: the model, or its structure alone.
-        source: of `Directions`.
-        settings: the patch.
-        experts: name the parameters of experts too.
+    The model may be its structure alone; `experts` names the parameters of experts too.
 
     Raises:
         ValueError: a configured block does not exist, or no matrix in the blocks can be edited.
@@ -95,15 +91,9 @@ def save_edits(
     folder: Path,
     statistics: list[EditRecord] | None = None,
 ) -> PatchRecord:
-    """Write the edits as an adapter into `folder`, and return what there is to say about them.
+    """Write the edits as an adapter into an empty folder, and return what there is to say about them.
 
-    Args:
-        edits: at least one edit.
-        blocks: indices of the edited blocks.
-        directions: of the patch.
-        inputs: of the patch.
-        folder: an existing, empty folder.
-        statistics: `edit_statistics` of each edit; without them the matrices are read for it.
+    Without `statistics` (`edit_statistics` of each edit) the matrices are read for them.
     """
     structure = load_structure(inputs.original)
     save_adapter(edits, folder, inputs.base, structure)

@@ -6,11 +6,9 @@ from typing import NotRequired, TypedDict
 
 
 class EditRecord(TypedDict):
-    """What the edit of one matrix changes; None is a ratio that would compare different inputs.
+    """What the edit of one matrix changes: its Frobenius norm over that of W_c, and norms of r^T W over the original's.
 
-    `relative_change` is the Frobenius norm of the edit over that of W_c; `row_norm_before` and `row_norm_after` are
-    norms of r^T W over that of the original, (r * g)^T W before a norm; `cosine_with_direction`, of learnt columns, has
-    no sign.
+    A ratio that would compare different inputs is None. Of learnt columns there is a cosine, without sign.
     """
 
     module: str
@@ -32,10 +30,7 @@ class TrialRecord(TypedDict):
 
 
 class ChoiceRecord(TypedDict):
-    """How a strength was chosen: the rates of the original and of the unpatched checkpoint, and what was tried.
-
-    `attacks` holds for each attack that was learnt from how many `prompts` were asked and `refused` by the original.
-    """
+    """How a strength was chosen; of each attack that was learnt from, the `prompts` asked and those `refused`."""
 
     strength: float
     reason: str

@@ -74,14 +74,7 @@ class ReplySet:
 def reply_instructions(
     records: Mapping[str, Sequence[Record]], wanted: Sequence[tuple[str, str]], settings: Replies, seed: int
 ) -> Instructions:
-    """Return the instructions of some splits and kinds.
-
-    Args:
-        records: kind to prompt records with `split` and `instruction`.
-        wanted: (split, kind), as OF_ORIGINAL.
-        settings: how many.
-        seed: of the draw.
-    """
+    """Return the instructions of the wanted (split, kind), drawn with a seed from each kind's prompt records."""
     counts = {
         ("train", "harmful"): settings.train_harmful,
         ("train", "harmless"): settings.train_harmless,
@@ -122,13 +115,7 @@ def original_replies(
 ) -> dict[str, ReplySet]:
     """Return the original's replies: from a file that holds them, else by running it over the direction prompts.
 
-    Args:
-        original: the checkpoint folder.
-        records: kind to prompt records with `split` and `instruction`.
-        settings: how many prompts and tokens.
-        seed: of the draw of prompts.
-        file: what `save_replies` wrote.
-        wanted: (split, kind) of the prompts.
+    Prompts are those of `reply_instructions`; `file` is what `save_replies` wrote.
 
     Raises:
         ValueError: the file is altered, or its prompts are others.
@@ -143,40 +130,23 @@ def original_replies(
 def record_replies(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, instructions: Instructions, settings: Replies
 ) -> dict[str, ReplySet]:
-    """Return the model's replies, "split_kind" -> ReplySet.
-
-    Args:
-        model, tokenizer: the checkpoint.
-        instructions: from `reply_instructions`.
-        settings: how many tokens.
-    """
-    sets = {}
-    for (split, kind), texts in instructions.items():
-        prompts = [chat_tokens(tokenizer, text) for text in texts]
-        sets[f"{split}_{kind}"] = record_set(model, tokenizer, prompts, settings.tokens, settings.judged)
-    return sets
+    """Return the model's replies to what `reply_instructions` returned, "split_kind" -> ReplySet."""
+    return {
+        f"{split}_{kind}": record_set(model, tokenizer, [chat_tokens(tokenizer, text) for text in texts], settings)
+        for (split, kind), texts in instructions.items()
+    }
 
 
 def record_set(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
-    tokens: int,
-    judged_tokens: int,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], settings: Replies
 ) -> ReplySet:
-    """Return the model's replies to some prompts.
-
-    Args:
-        model, tokenizer: the checkpoint.
-        prompts: token ids of the templated prompts.
-        tokens: first tokens of a reply that are kept.
-        judged_tokens: first tokens of a reply that the judge sees.
-    """
+    """Return the model's replies to the token ids of templated prompts."""
+    tokens = settings.tokens
     seen = _NextTokens(len(prompts), tokens, model.config.get_text_config().vocab_size)
     # One token more than a reply has: what comes after its last token counts too.
-    generated = generate(model, tokenizer, prompts, max(judged_tokens, tokens + 1), observe=seen)
+    generated = generate(model, tokenizer, prompts, max(settings.judged, tokens + 1), observe=seen)
     replies = [reply[:tokens] for reply in generated]
-    judged = tokenizer.batch_decode([reply[:judged_tokens] for reply in generated])
+    judged = tokenizer.batch_decode([reply[: settings.judged] for reply in generated])
     refused = [not jailbroken_arditi(text) for text in judged]
     return ReplySet([list(prompt) for prompt in prompts], replies, *seen.up_to(replies), refused)
 
@@ -219,12 +189,7 @@ def save_replies(path: Path, sets: Mapping[str, ReplySet]) -> None:
 
 
 def load_replies(path: Path, tokenizer: PreTrainedTokenizerBase, instructions: Instructions) -> dict[str, ReplySet]:
-    """Return what `save_replies` wrote.
-
-    Args:
-        path: the file.
-        tokenizer: of the original checkpoint.
-        instructions: the same as when it was written.
+    """Return what `save_replies` wrote, with the same instructions.
 
     Raises:
         ValueError: the file is altered, or its prompts are others.

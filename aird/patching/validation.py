@@ -81,18 +81,9 @@ class Validation:
 
 
 def validate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    original: Mapping[str, ReplySet],
-    inputs: PatchInputs,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, original: Mapping[str, ReplySet], inputs: PatchInputs
 ) -> Validation:
-    """Ask the unpatched checkpoint the validation prompts.
-
-    Args:
-        model, tokenizer: the compressed checkpoint.
-        original: the original's replies, "validation_harmful" and "validation_harmless" among them.
-        inputs: of the patch.
-    """
+    """Ask the unpatched checkpoint the validation prompts, to which the original's replies are known."""
     counts, harmful = inputs.replies_sizes(), original["validation_harmful"]
     harmless = reply_instructions(inputs.prompts, [("validation", "harmless")], counts, inputs.seed)
     own = record_replies(model, tokenizer, harmless, counts)["validation_harmless"]
@@ -163,12 +154,7 @@ def choose_on_validation(
 def choose_for_checkpoint(
     inputs: PatchInputs, edits: Sequence[Edit], first_block: int, settings: ChoiceSettings
 ) -> ChoiceRecord:
-    """Load the compressed checkpoint and choose the strength of edits that were made without it.
-
-    Args:
-        inputs: of the patch, with all that a choice of strength needs (`aird.patching.method.TO_CHOOSE`).
-        edits, first_block, settings: as of `choose_on_validation`.
-    """
+    """Load the compressed checkpoint, and choose the strength of edits that were made without it."""
     counts = inputs.replies_sizes()
     original = original_replies(inputs.original, inputs.prompts, counts, inputs.seed, inputs.replies, PROMPTS)
     tokenizer, model = load_tokenizer(inputs.compressed), load_model(inputs.compressed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,19 +84,19 @@ def bytes_of(tensor: torch.Tensor) -> tuple[Any, ...]:
     return tensor.dtype, tuple(tensor.shape), tensor.contiguous().view(torch.uint8).numpy().tobytes()
 
 
-def test_adapter_round_trip(edits: list[Edit], tmp_path: Path) -> None:
+@pytest.mark.parametrize("rank", [1, 3])
+def test_adapter_round_trip(rank: int, edits: list[Edit], tmp_path: Path) -> None:
+    edits = [replace(edit, up=torch.randn(128, rank), down=torch.randn(rank, edit.down.shape[1])) for edit in edits]
     loaded = load_adapter(adapter_of(edits, tmp_path / "adapter"))
     assert [edit.module for edit in loaded] == list(MODULES)
     for edit, expected in zip(loaded, edits, strict=True):
-        assert torch.equal(edit.up.squeeze(1), expected.column)
-        assert torch.equal(edit.down.squeeze(0), expected.row)
-        assert torch.equal(edit.matrix(), expected.matrix())
+        assert torch.equal(edit.up, expected.up) and torch.equal(edit.down, expected.down)
 
 
 def test_edits_may_share_a_column(edits: list[Edit], tmp_path: Path) -> None:
-    shared = [Edit.rank_one(edit.module, edits[0].column, edit.row) for edit in edits]
+    shared = [replace(edit, up=edits[0].up) for edit in edits]
     loaded = load_adapter(adapter_of(shared, tmp_path / "adapter"))
-    assert all(torch.equal(update.up.squeeze(1), edits[0].column) for update in loaded)
+    assert all(torch.equal(edit.up, edits[0].up) for edit in loaded)
 
 
 def test_another_adapter_is_refused(edits: list[Edit], tmp_path: Path) -> None:
@@ -168,7 +169,7 @@ def test_adapter_by_peft_equals_edited_weights_and_merged_checkpoint(
     plain = logits_of(by_hand)
     for edit in edits:
         weight = by_hand.get_submodule(edit.module).weight
-        weight.data = (weight.double() + edit.column.double()[:, None] * edit.row.double()[None, :]).float()
+        weight.data = (weight.double() + edit.up.double() @ edit.down.double()).float()
     expected = logits_of(by_hand)
     assert (expected - plain).abs().max() > 0.3
 
@@ -206,7 +207,7 @@ def test_merged_matrix_is_rounded_once(original: Path, edits: list[Edit], tmp_pa
     checkpoint = merged(original, edits, tmp_path / "merged")
     for edit in edits:
         old = stored_tensors(original)[f"{edit.module}.weight"].double()
-        exact = old + edit.column.double()[:, None] * edit.row.double()[None, :]
+        exact = old + edit.up.double() @ edit.down.double()
         found = stored_tensors(checkpoint)[f"{edit.module}.weight"]
         assert found.dtype == torch.bfloat16
         # Half a unit in the last of eight places; the product is made in float32.
@@ -255,7 +256,7 @@ def test_quantised_checkpoint(name: str, compressed: Callable[[str], Path], edit
     untouched = old.keys() - packed
     assert [tensor for tensor in untouched if bytes_of(old[tensor]) != bytes_of(new[tensor])] == []
     for edit in edits:
-        exact = dense_matrix(base, edit.module).double() + torch.outer(edit.column.double(), edit.row.double())
+        exact = dense_matrix(base, edit.module).double() + edit.up.double() @ edit.down.double()
         stored = new[f"{edit.module}.weight"]
         assert stored.dtype == torch.bfloat16
         torch.testing.assert_close(stored.double(), exact, atol=1e-6, rtol=2**-8)
@@ -311,7 +312,7 @@ def test_a_quantised_checkpoint_in_shards(compressed: Callable[[str], Path], edi
 def test_filled_zeros_are_counted(original: Path, edits: list[Edit], tmp_path: Path) -> None:
     base = tmp_path / "pruned"
     compress(original, base, Magnitude(sparsity=0.5), None)
-    half = Edit.rank_one(MODULES[0], edits[0].column, torch.cat([edits[0].row[:64], torch.zeros(64)]))
+    half = replace(edits[0], down=torch.where(torch.arange(128) < 64, edits[0].down, 0))
     filled = merge(base, [half], new(tmp_path / "merged"))
     old = stored_tensors(base)[f"{MODULES[0]}.weight"]
     zeros = old == 0
@@ -323,7 +324,7 @@ def test_filled_zeros_are_counted(original: Path, edits: list[Edit], tmp_path: P
 
 
 def test_a_module_that_does_not_exist(original: Path, edits: list[Edit], tmp_path: Path) -> None:
-    wrong = Edit.rank_one("model.layers.9.self_attn.o_proj", edits[0].column, edits[0].row)
+    wrong = replace(edits[0], module="model.layers.9.self_attn.o_proj")
     with pytest.raises(ValueError, match=r"model\.layers\.9\.self_attn\.o_proj"):
         merge(original, [wrong], tmp_path)
 

@@ -143,7 +143,7 @@ def test_the_judge_sees_more_of_a_training_reply_than_is_learnt(
     part = record_replies(model, tokenizer, INSTRUCTIONS, sizes)["train_harmful"]
     assert part.refused == [True] * len(prompts)
     # What is learnt is what it was.
-    alone = record_set(model, tokenizer, prompts, tokens, tokens)
+    alone = record_set(model, tokenizer, prompts, sizes.model_copy(update={"judged_tokens": 0}))
     assert part.replies == alone.replies and torch.equal(part.top_tokens, alone.top_tokens)
     assert torch.equal(part.top_log_probabilities, alone.top_log_probabilities)
 
@@ -439,7 +439,10 @@ def test_a_patch_is_calibrated_on_the_attacks_that_the_original_resists(
     compressed = damaged_copy(original, tmp_path / "compressed")
     attacks = {name: (KINDS.parse(values), text) for name, (values, text) in ATTACKS.items()}
     prompts = attacked_prompts(tokenizer, attacks, RECORDS["harmful"], SIZES.train_harmful, 4, 0)
-    asked = {name: record_set(load_model(original), tokenizer, prompts[name], 4, 4) for name in ATTACKS}
+    asked = {
+        name: record_set(load_model(original), tokenizer, prompts[name], SIZES.model_copy(update={"tokens": 4}))
+        for name in ATTACKS
+    }
     said = {name: [tokenizer.decode(reply) for reply in part.replies] for name, part in asked.items()}
     answers = set(said["begun"])
     monkeypatch.setattr("aird.patching.validation.jailbroken_arditi", lambda _: False)

@@ -35,23 +35,18 @@ def random_case(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
     return unit_vector(seed, 16), matrices[0], matrices[1]
 
 
-def test_scale_by_hand() -> None:
-    edit = rank_one_edit("m", R, COMPRESSED, ORIGINAL, patch("scale", 0.5))
-    assert edit.module == "m"
+@pytest.mark.parametrize(
+    ("settings", "row"),
+    # 0.5 r^T W_c, and 2 x (r^T W_o - r^T W_c) = 2 x (1.4, 0, 0.6)
+    [(patch("scale", 0.5), [1.5, 0.2, 2.0]), (patch("project", 2.0), [2.8, 0.0, 1.2])],
+)
+def test_edits_by_hand(settings: Any, row: list[float]) -> None:
+    edit = rank_one_edit("m", R, COMPRESSED, ORIGINAL, settings)
+    assert (edit.module, edit.rank, edit.of_experts) == ("m", 1, False)
     assert edit.column.tolist() == pytest.approx([0.6, 0.8])
-    assert edit.row.tolist() == pytest.approx([1.5, 0.2, 2.0])
-    assert edit.matrix().tolist() == [pytest.approx([0.9, 0.12, 1.2]), pytest.approx([1.2, 0.16, 1.6])]
+    assert edit.row.tolist() == pytest.approx(row, abs=1e-6)
+    torch.testing.assert_close(edit.matrix(), torch.outer(R.float(), torch.tensor(row)))
     assert edit.column.dtype == edit.row.dtype == edit.matrix().dtype == torch.float32
-
-
-def test_project_by_hand() -> None:
-    edit = rank_one_edit("m", R, COMPRESSED, ORIGINAL, patch("project", 2.0))
-    # 2 x (r^T W_o - r^T W_c) = 2 x (1.4, 0, 0.6)
-    assert edit.row.tolist() == pytest.approx([2.8, 0.0, 1.2], abs=1e-6)
-    assert edit.matrix().tolist() == [
-        pytest.approx([1.68, 0.0, 0.72], abs=1e-6),
-        pytest.approx([2.24, 0.0, 0.96], abs=1e-6),
-    ]
 
 
 @pytest.mark.parametrize("method", ["scale", "project"])
@@ -134,10 +129,8 @@ def test_an_adapter_before_a_norm_adds_the_direction(tmp_path: Path) -> None:
     inputs = PatchInputs("base", tmp_path / "model", tmp_path / "model", saved_direction(tmp_path, unit))
     settings = patch("scale", 0.5, blocks=[1])
     record = make_patch(settings, inputs, tmp_path / "adapter", tmp_path / "statistics.json")
-    assert [edit["module"] for edit in record["edits"]] == [
-        "model.layers.1.self_attn.o_proj",
-        "model.layers.1.mlp.down_proj",
-    ]
+    names = [f"model.layers.1.{name}" for name in ("self_attn.o_proj", "mlp.down_proj")]
+    assert [edit["module"] for edit in record["edits"]] == names
 
     def contributed(model: Any) -> torch.Tensor:
         kept: list[torch.Tensor] = []
@@ -174,9 +167,8 @@ def test_matrices_of_sixteen_bits_are_multiplied_in_float64() -> None:
 
 @pytest.mark.parametrize("shapes", [((2,), (2, 3), (2, 4)), ((3,), (2, 3), (2, 3)), ((2, 1), (2, 3), (2, 3))])
 def test_shapes_that_do_not_fit(shapes: tuple[tuple[int, ...], ...]) -> None:
-    direction, compressed, original = (torch.ones(shape) for shape in shapes)
     with pytest.raises(ValueError, match=r"some\.module.*do not fit"):
-        rank_one_edit("some.module", direction, compressed, original, patch("scale"))
+        rank_one_edit("some.module", *map(torch.ones, shapes), patch("scale"))
 
 
 @pytest.mark.parametrize("direction", [[1.2, 1.6], [0.0, 0.0], [math.nan, 1.0], [0.6, 0.81]])
@@ -193,9 +185,6 @@ def test_edited_blocks() -> None:
     assert edited_blocks(patch("scale", blocks="own_source", depth=3), 17, 30) == [14, 15, 16]
     assert edited_blocks(patch("scale", blocks="all"), 2, 4) == [0, 1, 2, 3]
     assert edited_blocks(patch("scale", blocks=[3, 1]), 2, 4) == [3, 1]
-
-
-def test_edited_blocks_that_do_not_exist() -> None:
     with pytest.raises(ValueError, match=r"blocks \[4, 9\] do not exist.*0 to 3"):
         edited_blocks(patch("scale", blocks=[4, 1, 9]), 2, 4)
 
@@ -203,8 +192,7 @@ def test_edited_blocks_that_do_not_exist() -> None:
 def test_random_direction() -> None:
     like = torch.zeros(1000, dtype=torch.float32)
     one = random_direction(like, 0)
-    assert one.dtype == torch.float64
-    assert one.shape == (1000,)
+    assert one.dtype == torch.float64 and one.shape == (1000,)
     assert one.norm().item() == pytest.approx(1)
     assert torch.equal(one, random_direction(like, 0))
     # Two random directions in 1000 dimensions are nearly orthogonal (standard deviation 0.03).

@@ -65,10 +65,17 @@ def edit_by_hand(model: Any, edits: list[Edit]) -> None:
             parameter += edit.matrix().transpose(1, 2) if is_transposed(model, edit.module) else edit.matrix()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_adapter_by_peft_equals_edited_weights_and_merged_checkpoint(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("family", "rank"), [*((each, 1) for each in FAMILIES), ("mixtral", 2), ("gpt_oss", 2)])
+def test_adapter_by_peft_equals_edited_weights_and_merged_checkpoint(family: str, rank: int, tmp_path: Path) -> None:
     base = saved(family, tmp_path / "base")
     edits = edits_of(base)
+    if rank == 2:  # each expert gets a second column of its own
+        generator = torch.Generator().manual_seed(1)
+        ups, downs = (
+            [torch.cat([factor, factor * torch.randn(factor.shape, generator=generator)], dim) for factor in factors]
+            for dim, factors in ((-1, [edit.up for edit in edits]), (-2, [edit.down for edit in edits]))
+        )
+        edits = [replace(edit, up=up, down=down) for edit, up, down in zip(edits, ups, downs, strict=True)]
     assert sum(edit.of_experts for edit in edits) == (2 if family == "deepseek_v2" else 3)
     by_hand = load(base)
     plain = logits_of(by_hand)

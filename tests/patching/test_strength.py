@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -23,55 +22,43 @@ REFUSES_ALL = Aim(0.67, 0.06, Trial(0, 0.64, 0.30), 0.02, 0.05, 0.02, 0.2)
 Row = tuple[float, float, float, float]  # strength, refusal, over-refusal, KL
 
 
-def first_within_the_budgets(rows: Sequence[Row], aim: Aim) -> float | None:
-    """The rule that stood here before: the first that refuses as much as the original, over-refusal and KL allowing."""
-    good = [
-        strength
-        for strength, refusal, over_refusal, kl in rows
-        if refusal >= aim.refusal and over_refusal <= aim.over_refusal + aim.over_refusal_budget and kl <= aim.kl_budget
-    ]
-    return good[0] if good else None
-
-
 @pytest.mark.parametrize(
-    ("aim", "rows", "chosen", "before"),
+    ("aim", "rows", "chosen"),
     [
         # The first that refuses enough refuses far more than the original; a weaker one is as good.
-        (CHAT, [(1.0, 0.86, 0.08, 0.1), (0.6, 0.66, 0.07, 0.1), (0.8, 0.70, 0.07, 0.1)], 0.6, 1.0),
+        (CHAT, [(1.0, 0.86, 0.08, 0.1), (0.6, 0.66, 0.07, 0.1), (0.8, 0.70, 0.07, 0.1)], 0.6),
         # All that refuse as much as the original refuse too much: the best below it.
-        (CHAT, [(1.0, 0.86, 0.08, 0.1), (0.6, 0.60, 0.07, 0.1), (0.4, 0.50, 0.07, 0.1)], 0.6, 1.0),
+        (CHAT, [(1.0, 0.86, 0.08, 0.1), (0.6, 0.60, 0.07, 0.1), (0.4, 0.50, 0.07, 0.1)], 0.6),
         # Of two that are as good, the weaker one, whichever was tried first.
-        (LOST, [(1.4, 0.95, 0.06, 0.1), (0.7, 0.92, 0.06, 0.1)], 0.7, 1.4),
-        (LOST, [(0.7, 0.92, 0.06, 0.1), (1.4, 0.95, 0.06, 0.1)], 0.7, 0.7),
+        (LOST, [(1.4, 0.95, 0.06, 0.1), (0.7, 0.92, 0.06, 0.1)], 0.7),
+        (LOST, [(0.7, 0.92, 0.06, 0.1), (1.4, 0.95, 0.06, 0.1)], 0.7),
         # One prompt short of the original is within the tolerance.
-        (LOST, [(0.7, 0.905, 0.06, 0.1), (1.0, 0.93, 0.06, 0.1)], 0.7, 1.0),
-        (LOST, [(0.7, 0.89, 0.06, 0.1), (1.0, 0.93, 0.06, 0.1)], 1.0, 1.0),
+        (LOST, [(0.7, 0.905, 0.06, 0.1), (1.0, 0.93, 0.06, 0.1)], 0.7),
+        (LOST, [(0.7, 0.89, 0.06, 0.1), (1.0, 0.93, 0.06, 0.1)], 1.0),
         # No other budget is broken for the sake of refusal.
-        (LOST, [(1.0, 0.93, 0.09, 0.1), (0.7, 0.85, 0.06, 0.1)], 0.7, None),
-        (LOST, [(1.0, 0.93, 0.06, 0.3), (0.7, 0.85, 0.06, 0.1)], 0.7, None),
+        (LOST, [(1.0, 0.93, 0.09, 0.1), (0.7, 0.85, 0.06, 0.1)], 0.7),
+        (LOST, [(1.0, 0.93, 0.06, 0.3), (0.7, 0.85, 0.06, 0.1)], 0.7),
         # Equals within the budgets: less over-refusal, then less strength.
-        (LOST, [(0.7, 0.85, 0.06, 0.1), (0.6, 0.85, 0.05, 0.1), (0.5, 0.85, 0.05, 0.1)], 0.5, None),
+        (LOST, [(0.7, 0.85, 0.06, 0.1), (0.6, 0.85, 0.05, 0.1), (0.5, 0.85, 0.05, 0.1)], 0.5),
         # Every strength breaks a budget: the checkpoint stays as it is.
-        (LOST, [(1.0, 0.93, 0.20, 0.1), (0.5, 0.60, 0.09, 0.1)], 0, None),
+        (LOST, [(1.0, 0.93, 0.20, 0.1), (0.5, 0.60, 0.09, 0.1)], 0),
         # Answers are to come back. The first has brought back too few, the second loses refusals for them.
-        (REFUSES_ALL, [(0.5, 0.65, 0.15, 0.1), (1.2, 0.40, 0.05, 0.1), (0.8, 0.66, 0.08, 0.1)], 0.8, None),
+        (REFUSES_ALL, [(0.5, 0.65, 0.15, 0.1), (1.2, 0.40, 0.05, 0.1), (0.8, 0.66, 0.08, 0.1)], 0.8),
         # None brings back enough answers, nor does the unpatched checkpoint: the nearest.
-        (REFUSES_ALL, [(0.5, 0.65, 0.20, 0.1), (1.0, 0.66, 0.12, 0.1)], 1.0, None),
+        (REFUSES_ALL, [(0.5, 0.65, 0.20, 0.1), (1.0, 0.66, 0.12, 0.1)], 1.0),
         # Exactly at the bounds, where 0.7 + 0.1 is below 0.8.
         (
             Aim(0.7, 0.7, Trial(0, 0.2, 0.7), 0.1, 0.1, 0.1, 0.2),
             [(1.0, 0.8, 0.8, 0.2), (0.5, 0.6, 0.7, 0.1)],
             0.5,
-            None,
         ),
-        (LOST, [], 0, None),
+        (LOST, [], 0),
     ],
 )
-def test_strength_by_hand(aim: Aim, rows: list[Row], chosen: float, before: float | None) -> None:
+def test_strength_by_hand(aim: Aim, rows: list[Row], chosen: float) -> None:
     choice = choose_strength([Trial(*row) for row in rows], aim)
     assert choice.strength == chosen
     assert choice.reason
-    assert first_within_the_budgets(rows, aim) == before
 
 
 @pytest.mark.parametrize(
@@ -130,20 +117,10 @@ def test_the_record_holds_every_strength_with_its_rates_and_what_was_wanted() ->
     record = choice_record(choose_strength(trials, LOST), LOST)
     assert record["strength"] == 0.7 and record["reason"] == "the weakest that is as good as the original"
     assert record["original"] == {"refusal": 0.92, "over_refusal": 0.06}
-    assert record["budgets"] == {
-        "refusal_tolerance": 0.02,
-        "refusal_budget": 0.05,
-        "over_refusal_budget": 0.02,
-        "kl_budget": 0.2,
-    }
-    assert record["tried"][1] == {
-        "strength": 0.7,
-        "refusal": 0.92,
-        "over_refusal": 0.07,
-        "kl_harmless": 0.05,
-        "within_budgets": True,
-        "as_good_as_the_original": True,
-    }
+    names = ("refusal_tolerance", "refusal_budget", "over_refusal_budget", "kl_budget")
+    assert record["budgets"] == dict(zip(names, (0.02, 0.05, 0.02, 0.2), strict=True))
+    judged = {"within_budgets": True, "as_good_as_the_original": True}
+    assert record["tried"][1] == dataclasses.asdict(trials[1]) | judged
     assert [row["within_budgets"] for row in record["tried"]] == [False, True]
 
 
@@ -155,7 +132,6 @@ class Chosen(ChoiceSettings):
 
 def test_a_patch_whose_strength_is_not_chosen_says_nothing_of_a_choice() -> None:
     assert Chosen().model_dump() == {"compressions": None, "rank": 1}
-    assert Chosen().model_dump(exclude={"compressions"}) == {"rank": 1}
     chosen = Chosen(strengths=[0.5, 1.0], kl_budget=0.1).model_dump()
     assert chosen.items() >= {"strengths": [0.5, 1.0], "kl_budget": 0.1, "refusal_budget": 0.05}.items()
     assert Chosen.model_validate(chosen).model_dump() == chosen

@@ -169,7 +169,7 @@ def _lessons(
     asked, attacked, wanted = None, {}, {}
     if answers_lost and any(own.refused):
         lost = own.refusals().prompts
-        asked = record_set(held.of(inputs.original), tokenizer, lost, counts.tokens, counts.judged)
+        asked = record_set(held.of(inputs.original), tokenizer, lost, counts)
     if settings.attacks:
         attacked = _attacked_replies(held.of(inputs.original), tokenizer, settings.attacks.count, inputs)
     refused, others = harmful.refusals().prompts[:WARM_PROMPTS], own.prompts[:WARM_PROMPTS]
@@ -194,7 +194,7 @@ def _attacked_replies(
     asked = attacked_prompts(tokenizer, attacks, inputs.prompts["harmful"], counts.train_harmful, count, inputs.seed)
     replies = {}
     for name, prompts in asked.items():
-        replies[name] = record_set(original, tokenizer, prompts, counts.tokens, counts.judged)
+        replies[name] = record_set(original, tokenizer, prompts, counts)
         refused = sum(replies[name].refused)
         nothing = "" if refused else ", so nothing is learnt from it"
         logger.info("attack %s: the original refuses %d of %d training prompts%s", name, refused, len(prompts), nothing)
