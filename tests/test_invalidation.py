@@ -39,6 +39,7 @@ QUICK = {
     "add a prompt to a suite",
     "upgrade vLLM's lock",
     "change a judge",
+    "change the text of a setting of suites",
     "change a script",
     "check the repository out afresh",
     "results/scores/tiny/wanda-50/aird/quick.json",
@@ -143,9 +144,23 @@ def append(path: Path, text: str) -> None:
     path.write_text(path.read_text(encoding="utf-8") + text, encoding="utf-8")
 
 
-def added_to(path: str, text: str = "# new\n") -> Callable[[Path], None]:
-    """Return the change that adds a text to a file of a project."""
-    return lambda project: append(project / path, text)
+NEW_CODE = "\n\nNEW_LINE = 1\n"  # a comment would change no result, and so run nothing
+
+
+def added_to(path: str, text: str | None = None) -> Callable[[Path], None]:
+    """Return the change that adds a text to a file of a project; a line of code to code."""
+    return lambda project: append(project / path, text or (NEW_CODE if path.endswith(".py") else "# new\n"))
+
+
+def replaced_in(path: str, old: str, new: str) -> Callable[[Path], None]:
+    """Return the change that replaces a text in a file of a project."""
+
+    def change(project: Path) -> None:
+        text = (project / path).read_text(encoding="utf-8")
+        assert old in text
+        (project / path).write_text(text.replace(old, new), encoding="utf-8")
+
+    return change
 
 
 def test_the_quick_cases_exist() -> None:
@@ -353,7 +368,12 @@ FILE_CHANGES: dict[str, tuple[Callable[[Path], object], set[str]]] = {
     "change how a classifier is asked": (added_to("aird/evaluation/judges/classifier.py"), set()),
     "change an engine": (added_to("aird/evaluation/engines/vllm.py"), evaluated(CELLS)),
     "change how servers end": (added_to("aird/evaluation/programs/server_launcher.py"), evaluated(CELLS)),
-    "change the text of a setting of suites": (added_to("aird/settings/suites.py"), evaluated(CELLS)),
+    "change the code of the settings of suites": (added_to("aird/settings/suites.py"), evaluated(CELLS)),
+    "change the text of a setting of suites": (
+        replaced_in("aird/settings/suites.py", "Length limit of a completion, tokens.", "Longest completion, tokens."),
+        set(),
+    ),
+    "change a comment of an engine": (added_to("aird/evaluation/engines/vllm.py", "# new\n"), set()),
     "change the page of the report": (
         added_to("aird/reporting/report/style.css", "/* new */\n"),
         {"make_report", "all"},
@@ -386,7 +406,7 @@ FILE_CHANGES: dict[str, tuple[Callable[[Path], object], set[str]]] = {
     "change the method of the patches": (added_to("aird/patching/methods/scale.py"), patched(PATCHED)),
     "change the methods of other patches": (
         lambda project: [
-            append(project / path, "# new\n")
+            append(project / path, NEW_CODE)
             for path in ("aird/patching/methods/lora.py", "aird/patching/calibration.py", "aird/models/tuning.py")
         ],
         set(),
@@ -419,7 +439,7 @@ def test_an_edit_while_a_job_is_at_work(project: Path) -> None:
 @pytest.mark.parametrize("name", cases(KERNELS))
 def test_a_kernel_of_the_inference_is_no_part_of_what_reports(project: Path, name: str) -> None:
     """What ran a model runs again, and then what reads its results: but nothing reports again for its own sake."""
-    append(project / f"aird/inference/{name}.py", "# new\n")
+    append(project / f"aird/inference/{name}.py", NEW_CODE)
     assert planned(project) >= {
         f"capture_activations tiny/{compression}" for compression in ("original", *COMPRESSIONS)
     }
@@ -571,7 +591,7 @@ def test_an_edit_of_each_library_module(finished: Path, tmp_path: Path) -> None:
             # Modules that the same jobs import are inputs of the same jobs: one of them stands for all.
             module = project / modules[0]
             content = module.read_bytes()
-            append(module, "\n# edited\n")
+            append(module, NEW_CODE)
             found = planned(project)
             module.write_bytes(content)
             assert users <= found, modules

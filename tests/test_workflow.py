@@ -167,7 +167,7 @@ def test_second_model_of_another_family_runs_only_its_nodes(project: Path) -> No
     for path, name in (("methods/lora.py", "lora"), ("calibration.py", "calibrated")):
         source = project / "aird/patching" / path
         content = source.read_text()
-        source.write_text(content + "\n# edited\n")
+        source.write_text(content + "\n\nNEW_LINE = 1\n")
         cell = f"{pair}/{name}"
         again = {f"learn_patch {cell}", f"evaluate_suite {cell}/quick", f"score_completions {cell}/quick"}
         assert planned(project, configuration="both.yaml") == again | REPORT | {"make_cards"}
