@@ -1,7 +1,7 @@
 """Keep llm-compressor's chatter out of a rule's log, and hand on its warnings.
 
 It logs through loguru, a line per matrix. Progress bars are no matter of this module: the rules switch them off for
-every job (TQDM_DISABLE in rules/common.smk).
+every job (TQDM_DISABLE in workflow/planning.py).
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from filelock import FileLock
 
-RUN_VARIABLE = "AIRD_RUN"  # process id of the Snakemake that started a job's shell; set in rules/common.smk
+RUN_VARIABLE = "AIRD_RUN"  # process id of the Snakemake that started a job's shell; set in workflow/planning.py
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 8.0  # vLLM's launcher needs 5 s at most
 # What flock answers where the file system has no locks, and where a network's has nobody who keeps them.

@@ -19,7 +19,7 @@ from aird.support.lifetime import hold_run_lock
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
-# A stand-in for Snakemake: it starts a shell that starts a job, as rules/common.smk does.
+# A stand-in for Snakemake: it starts a shell that starts a job, as workflow/planning.py has it.
 RUN = """
 import subprocess, sys
 job = "import subprocess, sys, time; from aird.support.lifetime import end_with_run; end_with_run(); "
