@@ -26,7 +26,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter
+from pydantic import BaseModel, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter, create_model
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
@@ -228,3 +228,46 @@ class OneOf:
         """Describe the alternatives, which are all loaded for it."""
         models: Any = reduce(or_, map(self.settings, self.names()))
         return handler(TypeAdapter(Annotated[models, Field(discriminator=self.axis.key)]).core_schema)
+
+
+@dataclass(frozen=True)
+class EachOf:
+    """Marks a table with the settings of plug-ins below their names: `Annotated[dict[str, Settings], EachOf(...)]`.
+
+    A validated table holds those that are named, whose plug-ins alone are loaded. The JSON schema has all.
+
+    Attributes:
+        axis: whose plug-ins.
+        base: of models of settings.
+        says: what the table is.
+    """
+
+    axis: Axis
+    base: type[BaseModel]
+    says: str
+
+    def model(self, names: Iterable[str] | None = None) -> type[BaseModel]:
+        """Return the model of a table of some plug-ins, or of all."""
+        settings = {name: self.axis.load(name).settings for name in (self.axis.names() if names is None else names)}
+        fields: dict[str, Any] = {
+            name: (model, Field(model(), description=f"Settings of {name}.")) for name, model in settings.items()
+        }
+        return create_model(self.axis.name.capitalize(), __base__=self.base, __doc__=self.says, **fields)
+
+    def validate(self, values: Any) -> dict[str, BaseModel]:
+        """Return the settings by the names of their plug-ins."""
+        if not isinstance(values, Mapping):
+            raise PydanticCustomError("model_type", "must be a table of settings")
+        known = [name for name in values if name in self.axis.names()]
+        table = self.model(known).model_validate(values)
+        return {name: getattr(table, name) for name in known}
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Validate by the plug-ins' own models, which serialise themselves."""
+        return core_schema.no_info_plain_validator_function(self.validate)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Describe all plug-ins, which are loaded for it."""
+        # A list, as only a model inside another type gets a definition of its own.
+        table: Any = self.model()
+        return dict(handler(TypeAdapter(list[table]).core_schema)["items"])

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 import yaml
 
-from aird.evaluation.engines.engine import ServerSettings
-from aird.evaluation.engines.vllm import Vllm
+from aird.evaluation.engine import ServerSettings
+from aird.evaluation.engines.vllm import Vllm, VllmSettings
 from aird.models.loading import load_tokenizer
 from aird.prompts.chat import chat_tokens
 from aird.prompts.sets import select
@@ -68,12 +68,12 @@ def plain_generate(model: Any, tokenizer: Any, prompts: list[list[int]], new_tok
 
 def served(folder: Path, prompts: list[list[int]], new_tokens: int, caching: bool) -> tuple[list[Any], float, float]:
     """Return vLLM's completions, the seconds until it was ready, and those that it answered in."""
-    extra = () if caching else ("--no-enable-prefix-caching",)
-    settings = ServerSettings(maximum_model_length=512, extra_arguments=extra)
+    options = VllmSettings(arguments={} if caching else {"enable-prefix-caching": False})
+    settings = ServerSettings(maximum_model_length=512)
     start = time.perf_counter()
     with (
         tempfile.TemporaryDirectory() as logs,
-        Vllm(vllm_python()).serve(folder, settings, Path(logs) / "server.log") as client,
+        Vllm(vllm_python(), options).serve(folder, settings, Path(logs) / "server.log") as client,
     ):
         ready = time.perf_counter() - start
         completions = client.complete(prompts, new_tokens)

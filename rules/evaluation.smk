@@ -11,7 +11,7 @@ steps   start an engine on the checkpoint, check that it agrees with Transformer
 """
 
 from aird.evaluation.judge import text_judges
-from aird.plugin import JUDGES
+from aird.plugin import ENGINES, JUDGES
 
 CELL = "{model}/{compression}/{patch}/{suite}"
 
@@ -60,22 +60,23 @@ def task_files(wildcards):
     )
 
 
+def engine_of(wildcards):
+    """Return the name of the engine that serves a cell."""
+    return CONFIGURATION.engine_of(wildcards.model, wildcards.compression)
+
+
 def engine_environment(wildcards):
-    """Return the record of the environment that a cell's engine runs in; none where a server runs already."""
-    if cell_address(wildcards) is not None:
-        return []
-    engine = CONFIGURATION.engine_of(wildcards.model, wildcards.compression)
-    records = {
-        "vllm": rules.vllm_environment.output,
-        "llama.cpp": rules.llama_cpp_environment.output,
-    }
-    return records[engine]
+    """Return the record of the environment that a cell's engine runs in, if it has one."""
+    return environment_record(engine_of(wildcards))
 
 
-def cell_address(wildcards):
-    """Return the address of the running server of a cell, if it has one."""
-    return CONFIGURATION.serving.address(
+def engine_settings(wildcards):
+    """Return the settings of a cell's engine."""
+    cell = CONFIGURATION.served_cell(
         wildcards.model, wildcards.compression, wildcards.patch
+    )
+    return canonical_json(
+        CONFIGURATION.engine_settings(engine_of(wildcards)).of(cell).asked()
     )
 
 
@@ -91,10 +92,18 @@ OPTIMISE_CODE = {
     name: code("optimise_attacks", *attack_plugins(optimised(suite.attacks)))
     for name, suite in CONFIGURATION.suites.items()
 }
+# The files of the engines that serve something here.
+ENGINE_FILES = {name: ENGINES.file(name) for name in CONFIGURATION.engines_used()}
 EVALUATION_CODE = {
-    name: code("evaluate_suite", *attack_plugins(suite.attacks))
+    (name, engine): code("evaluate_suite", *attack_plugins(suite.attacks), file)
     for name, suite in CONFIGURATION.suites.items()
+    for engine, file in ENGINE_FILES.items()
 }
+
+
+def evaluation_code(wildcards):
+    """Return the code of an evaluation: that of its own attacks and engine, and no other's."""
+    return EVALUATION_CODE[wildcards.suite, engine_of(wildcards)]
 
 
 def attacks(wildcards):
@@ -128,14 +137,8 @@ def key_value_cache_dtype(wildcards):
     return CONFIGURATION.cache_dtype_of(wildcards.compression)
 
 
-# One string per suite, made once and not once per job, without where vLLM is. What came later stands there only where
-# it is set, so that results from before stay what they are.
-LATER = {"gpu_memory_utilization", "arguments"}
-SERVING_SETTINGS = {
-    key: value
-    for key, value in CONFIGURATION.serving.model_dump(exclude=PLACE | ENGINES).items()
-    if value or key not in LATER
-}
+# One string per suite, made once and not once per job.
+SERVING_SETTINGS = CONFIGURATION.serving.model_dump(exclude={"engine"})
 SUITE_SETTINGS = {
     name: canonical_json({"suite": suite.asked(), "serving": SERVING_SETTINGS})
     for name, suite in CONFIGURATION.suites.items()
@@ -161,12 +164,16 @@ def judge_files(wildcards):
 def judge_settings(wildcards):
     """Return how a suite's judge is asked, and what its server is started with."""
     judge = CONFIGURATION.suites[wildcards.suite].judge.asked()
-    serving = {key: SERVING_SETTINGS[key] for key in LATER & SERVING_SETTINGS.keys()}
-    return canonical_json({"judge": judge, "serving": serving})
+    engine = CONFIGURATION.engine_settings(CONFIGURATION.judge_engine).asked()
+    return canonical_json({"judge": judge, "engine": engine})
 
 
 JUDGE_CODE = {
-    name: code("judge_completions", JUDGES.file(CONFIGURATION.suites[name].judge.kind))
+    name: code(
+        "judge_completions",
+        JUDGES.file(CONFIGURATION.suites[name].judge.kind),
+        ENGINE_FILES[CONFIGURATION.judge_engine],
+    )
     for name in JUDGED
 }
 # Who labels the completions of each suite: judges of texts, and the model that is asked, if there is one.
@@ -203,9 +210,10 @@ def judge_memory(wildcards):
 
 
 def evaluation_memory(wildcards):
-    """Return the memory of a job with a server, MB: its cache is in the base as far as it has its default size."""
-    cache = 0 if has_gpus() else 1024 * (CONFIGURATION.serving.key_value_cache_gib - 1)
-    return memory(8000 + max(0, cache))(wildcards)
+    """Return the memory of a job with a server, MB."""
+    settings = CONFIGURATION.engine_settings(engine_of(wildcards))
+    more = 0 if has_gpus() else 1024 * settings.memory_gib
+    return memory(8000 + more)(wildcards)
 
 
 def judgement(wildcards):
@@ -255,7 +263,7 @@ rule optimise_attacks:
 
 rule evaluate_suite:
     input:
-        **model_job(lambda wildcards: EVALUATION_CODE[wildcards.suite]),
+        **model_job(evaluation_code),
         environment=engine_environment,
         checkpoint=ancient(CHECKPOINT),
         manifest=MANIFEST,
@@ -287,7 +295,8 @@ rule evaluate_suite:
         **flags(
             settings=lambda wildcards: SUITE_SETTINGS[wildcards.suite],
             serve=suite_serve,
-            url=cell_address,
+            engine=engine_of,
+            engine_settings=engine_settings,
             key_value_cache_dtype=key_value_cache_dtype,
             seed=SEED,
         ),
@@ -332,7 +341,7 @@ rule import_judge:
 rule judge_completions:
     input:
         **model_job(lambda wildcards: JUDGE_CODE[wildcards.suite]),
-        environment=rules.vllm_environment.output,
+        environment=environment_record(CONFIGURATION.judge_engine),
         judge=ancient(rules.import_judge.output.checkpoint),
         judge_manifest=rules.import_judge.output.manifest,
         completions=rules.evaluate_suite.output.completions,
@@ -355,6 +364,7 @@ rule judge_completions:
     params:
         **flags(
             settings=judge_settings,
+            engine=CONFIGURATION.judge_engine,
             seed=SEED,
         ),
     message:

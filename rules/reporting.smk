@@ -72,12 +72,11 @@ CAPTIONS = sorted(
 OWN_CAPTIONS = [Path(path).stem.removesuffix("_table") for path in CAPTIONS]
 
 # What the engines of the grid are, for the report.
-LLAMA_CPP_SERVES = CONFIGURATION.serving.address(*PAIRS[0], PLAIN) is None and any(
-    CONFIGURATION.engine_of(*pair) == "llama.cpp" for pair in PAIRS
-)
-ENGINE_RECORDS = [*rules.vllm_environment.output]
-if LLAMA_CPP_SERVES:
-    ENGINE_RECORDS += rules.llama_cpp_environment.output
+ENGINE_RECORDS = [
+    record
+    for name in CONFIGURATION.engines_used()
+    for record in environment_record(name)
+]
 
 # Sorted, as their order means nothing here.
 PATCHED_CELLS = sorted(cell for cell in CONFIGURATION.cells() if cell[2] != PLAIN)
@@ -290,8 +289,11 @@ rule make_report:
         arithmetic=ARITHMETIC,
         locks=lambda wildcards: [
             *sources([os.path.relpath(PROJECT / "envs" / "core.lock.txt")]),
-            *vllm_lock(wildcards),
-            *(llama_cpp_lock() if LLAMA_CPP_SERVES else []),
+            *(
+                lock
+                for record in ENGINE_RECORDS
+                for lock in lock_of(Path(record).stem)
+            ),
         ],
     output:
         REPORT,

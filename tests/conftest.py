@@ -22,12 +22,13 @@ import torch
 from filelock import FileLock
 from grid import tiny_configuration
 from project import command, copy_project, write_configuration, write_vllm_lock
+from servers import small_vllm
 from tiny_model import build_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aird.evaluation import server_process
-from aird.evaluation.engines.engine import ServerSettings
-from aird.evaluation.engines.vllm import Vllm, VllmClient
+from aird.evaluation.engine import ServerSettings
+from aird.evaluation.vllm_client import VllmClient
 from aird.models import loading
 from aird.prompts.chat import chat_tokens
 from aird.support.files import read_json, write_json
@@ -46,7 +47,7 @@ INSTRUCTIONS = (
 )
 
 
-SERVER_SETTINGS = ServerSettings(maximum_model_length=1024, key_value_cache_gib=0.25, threads=1, dtype="float32")
+SERVER_SETTINGS = ServerSettings(maximum_model_length=1024, threads=1, dtype="float32")
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is marked
@@ -215,7 +216,7 @@ def served(
     with contextlib.ExitStack() as stack:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(server_process, "reserve_port", first_taken)
-            client = stack.enter_context(Vllm(vllm_python).serve(original, SERVER_SETTINGS, log_path))
+            client = stack.enter_context(small_vllm(vllm_python).serve(original, SERVER_SETTINGS, log_path))
         yield client, ports
 
 

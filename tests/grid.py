@@ -82,13 +82,13 @@ metric_list:
     )
 
 
-def tiny_configuration(folder: Path, models: list[str], serving: dict[str, Any]) -> dict[str, Any]:
+def tiny_configuration(folder: Path, models: list[str], vllm: dict[str, Any]) -> dict[str, Any]:
     """Return the configuration of a tiny grid, one compression and one patch; its inputs are written to `folder`.
 
     Args:
         folder: where the workflow will run; its folder inputs/ is filled: prompts, a task, labels, and the models that lack.
         models: names of model folders below inputs/models/.
-        serving: where vLLM is.
+        vllm: where it is.
     """
     write_prompts(folder / "inputs/prompts")
     write_task(folder / "inputs/task")
@@ -136,5 +136,6 @@ def tiny_configuration(folder: Path, models: list[str], serving: dict[str, Any])
             }
         },
         "hand_labels": "inputs/labels.csv",
-        "serving": {"maximum_model_length": 256, "parity_tolerance": 0.1, **serving},
+        "serving": {"maximum_model_length": 256, "parity_tolerance": 0.1},
+        "engines": {"vllm": vllm},
     }

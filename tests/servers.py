@@ -25,10 +25,10 @@ from grid import EVERYDAY_CHOICES
 
 from aird.compression.ready_made import import_given
 from aird.evaluation import server_process
-from aird.evaluation.engines.engine import Completion, Engine, ServerSettings
-from aird.evaluation.engines.llama_cpp import LlamaCpp
+from aird.evaluation.engine import Completion, Engine, ServerSettings
 from aird.evaluation.engines.transformers import Transformers
-from aird.evaluation.engines.vllm import Vllm
+from aird.evaluation.engines.url import Url, UrlSettings
+from aird.evaluation.engines.vllm import Vllm, VllmSettings
 from aird.evaluation.judgements import judge_completions
 from aird.evaluation.questions import Asked
 from aird.evaluation.suite_run import Deployment, Places, evaluate_suite
@@ -38,7 +38,7 @@ from aird.settings.judges import JudgeSettings
 from aird.settings.suites import Serving, Suite
 
 SUITE = Suite.model_validate({"harmful": {"set": "a"}, "harmless": {"set": "b"}, "maximum_new_tokens": 4})
-SERVING = Serving(maximum_model_length=256, key_value_cache_gib=0.25, parity_prompts=4)
+SERVING = Serving(maximum_model_length=256, parity_prompts=4)
 RECORDS = {
     kind: [{"id": f"{kind}-{text}", "instruction": f"{text} {kind}."} for text in ("Boil", "Paint", "Write")]
     for kind in ("harmful", "harmless")
@@ -83,6 +83,16 @@ def gguf_checkpoint(original: Path, folder: Path) -> Path:
     return folder / "checkpoint"
 
 
+def small_vllm(python: Path) -> Vllm:
+    """Return vLLM with little memory for keys and values."""
+    return Vllm(python, VllmSettings(key_value_cache_gib=0.25))
+
+
+def server_at(address: str) -> Url:
+    """Return a running server."""
+    return Url(options=UrlSettings(address=address))
+
+
 class Answers:
     """Stands in for a server: gives the same answers in turn, whatever the prompts, and keeps what it was asked."""
 
@@ -110,10 +120,10 @@ class Stand(Transformers):
 
 
 def judgement(
-    checkpoint: Path, engine: Engine, settings: JudgeSettings, records: Sequence[dict[str, Any]], **serving: Any
+    checkpoint: Path, engine: Engine, settings: JudgeSettings, records: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Return what a judge says of completions."""
-    return judge_completions(checkpoint, engine, records, settings, Serving(**serving), 0, checkpoint / "log")
+    return judge_completions(checkpoint, engine, records, settings, 0, checkpoint / "log")
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:
@@ -152,14 +162,14 @@ def server_port(session: int) -> int:
 class Job:
     """A Python process that runs `serve` of an engine with a Python of its own, as a workflow's job does."""
 
-    def __init__(self, folder: Path, checkpoint: Path, engine: Vllm | LlamaCpp) -> None:
+    def __init__(self, folder: Path, checkpoint: Path, engine: Engine) -> None:
         self.ready = folder / "ready"
         self.log_path = folder / "server.log"
         script = f"""
             from pathlib import Path
-            from aird.evaluation.engines.engine import ServerSettings
+            from aird.evaluation.engine import ServerSettings
             from {type(engine).__module__} import {type(engine).__name__} as Engine
-            settings = ServerSettings(1024, key_value_cache_gib=0.25, threads=1)
+            settings = ServerSettings(1024, threads=1)
             with Engine(Path({str(engine.python)!r})).serve(Path({str(checkpoint)!r}), settings,
                                                             Path({str(self.log_path)!r})) as client:
                 Path({str(self.ready)!r}).touch()

@@ -103,7 +103,7 @@ FROM_THE_ORIGINAL = (
 PROMPT_SETS = {f"prompt_set {name}" for name in ("attack", "harmful", "harmless")}
 # The harmful set leaves out what is in the attack set, so a change there may change it.
 FROM_ATTACK = {"prompt_set attack", "prompt_set harmful", "refusal_tokens tiny"} | ALL_CAPTURED | evaluated(CELLS)
-EVERYTHING = {"vllm_environment", "measure_arithmetic", "import_model tiny"} | PROMPT_SETS | FROM_THE_ORIGINAL
+EVERYTHING = {"build_environment vllm", "measure_arithmetic", "import_model tiny"} | PROMPT_SETS | FROM_THE_ORIGINAL
 
 
 @pytest.fixture(scope="module")
@@ -352,9 +352,9 @@ FILE_CHANGES: dict[str, tuple[Callable[[Path], object], set[str]]] = {
     "change a question of a task": (added_to("inputs/task/questions.jsonl", "\n"), evaluated(CELLS)),
     "change the model's weights": (
         added_to("inputs/models/tiny/config.json", "\n"),
-        EVERYTHING - {"vllm_environment", "measure_arithmetic"} - PROMPT_SETS,
+        EVERYTHING - {"build_environment vllm", "measure_arithmetic"} - PROMPT_SETS,
     ),
-    "upgrade vLLM's lock": (added_to("inputs/vllm.lock.txt", "# 1.1\n"), {"vllm_environment"} | evaluated(CELLS)),
+    "upgrade vLLM's lock": (added_to("inputs/vllm.lock.txt", "# 1.1\n"), {"build_environment vllm"} | evaluated(CELLS)),
     "upgrade the lock of the jobs": (added_to("envs/core.lock.txt"), EVERYTHING),
     "change a figure": (added_to("aird/reporting/figures/sites.py"), {"make_figure sites", "make_report", "all"}),
     "change a figure that the report draws too": (
@@ -523,7 +523,7 @@ def test_a_copy_elsewhere_has_nothing_to_do(finished: Path, tmp_path: Path) -> N
 @pytest.mark.thorough
 def test_a_rebuilt_environment_of_another_version(project: Path, vllm_python: Path) -> None:
     write_vllm_lock(project, vllm_python, "2.0")
-    assert planned(project) == {"vllm_environment"} | evaluated(CELLS)
+    assert planned(project) == {"build_environment vllm"} | evaluated(CELLS)
 
 
 def imported_files(script: Path, *chosen: str) -> set[str]:
@@ -539,7 +539,6 @@ def imported_files(script: Path, *chosen: str) -> set[str]:
 def test_every_job_depends_on_every_file_that_it_imports(finished: Path) -> None:
     scripts = {
         "refusal_tokens": "find_refusal_tokens",
-        "vllm_environment": "build_environment",
         "prompt_set": "build_prompt_set",
         "make_figure": "make_figures",
     }

@@ -21,8 +21,6 @@ from aird.commands.evaluate import (
     check_engine_arguments,
     choose_engine,
     served_as,
-    served_by_llama_cpp,
-    served_by_vllm,
 )
 from aird.commands.inputs import (
     MODEL_HELP,
@@ -251,7 +249,7 @@ def checked(arguments: argparse.Namespace) -> Told | None:
         )
     check_adapter("--patch", arguments.patch)
     check_engine_arguments(arguments, [arguments.original, arguments.compressed])
-    _check_url(arguments)
+    _check_running(arguments)
     if arguments.repair is not None and arguments.repair.exists():
         raise ValueError(f"--repair: {arguments.repair} exists already; name a new folder for the adapter")
     for kind in CLASSES:
@@ -285,8 +283,8 @@ def _tell_plan(arguments: argparse.Namespace, models: list[Examined]) -> None:
     for kind in CLASSES:
         if (path := getattr(arguments, kind)) is not None and arguments.count is None:
             prompts += len(read_prompts(path, kind, arguments.field)) - COUNT
-    engines = {choose_engine(arguments, each.name).describe().partition(" (")[0] for each in models}
-    print(f"Nothing was run. Would ask {estimate(models, prompts, arguments.tokens or TOKENS, ' and '.join(engines))}.")
+    engines = [choose_engine(arguments, each.name) for each in models]
+    print(f"Nothing was run. Would ask {estimate(models, prompts, arguments.tokens or TOKENS, engines)}.")
 
 
 def _check_addressed(arguments: argparse.Namespace, *sides: Answerer) -> None:
@@ -345,27 +343,26 @@ def _check_kept(output: Path | None, sides: Mapping[str, Answerer]) -> None:
             )
 
 
-def _check_url(arguments: argparse.Namespace) -> None:
-    """Check that a server at --url is asked about one model alone: it answers alike, whatever it is asked about.
+def _check_running(arguments: argparse.Namespace) -> None:
+    """Check that a running server is asked about one model alone: it answers alike, whatever it is asked about.
 
     Raises:
         ValueError: it would be asked about two.
     """
-    if arguments.url is None:
-        return
-    sides = (arguments.original, arguments.compressed)
-    asked = [text for text in sides if _stored(text) is None and not served_by_llama_cpp(arguments, text)]
+    sides = [text for text in (arguments.original, arguments.compressed) if _stored(text) is None]
+    engines = {text: choose_engine(arguments, text) for text in sides}
+    asked = [text for text in sides if engines[text].weights is None]
     if len(asked) > 1:
         raise ValueError(
-            f"--url: the server at {arguments.url} serves one model, and would be asked for the original and for its "
+            f"{engines[asked[0]].describe()} serves one model, and would be asked for the original and for its "
             f"compressed form; run `aird evaluate {arguments.original}` first, with the original's own server and the "
             "same prompts, and give its --output folder in the place of the original"
         )
     if arguments.repair is not None and arguments.compressed in asked:
         raise ValueError(
-            f"--repair: the server at {arguments.url} serves one model, and would be asked for the compressed one and "
-            "for the repaired one; leave --url out, or make the patch with `aird patch`, let the server serve the "
-            "compressed model with it, and check that with --patch"
+            f"--repair: {engines[arguments.compressed].describe()} serves one model, and would be asked for the "
+            "compressed one and for the repaired one; let another engine answer, or make the patch with `aird patch`, "
+            "let the server serve the compressed model with it, and check that with --patch"
         )
 
 
@@ -375,7 +372,7 @@ def _check(arguments: argparse.Namespace, original: Answerer, compressed: Answer
     learnt = {} if arguments.repair is None else _prompts_to_learn(prompts, arguments.seed)
     engines = {side.name: choose_engine(arguments, side.name) for side in (original, compressed) if side.model}
     models = [side.model for side in (original, compressed) if side.model is not None]
-    take_gpus_for(models, any(map(served_by_vllm, engines.values())))
+    take_gpus_for(models, list(engines.values()))
     forms: dict[str, str] = {}
     answerers: dict[str, tuple[str, str]] = {}  # of each side: what its engine is called in records, and who it is
     weights: dict[str, str | None] = {}

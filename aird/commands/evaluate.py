@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import json
 import os
-import sys
 from collections.abc import Sequence
 from importlib.metadata import distributions
 from pathlib import Path
@@ -27,20 +26,22 @@ from aird.commands.inputs import (
     validated,
 )
 from aird.commands.search import PROVENANCE
+from aird.evaluation.engine import Engine
+from aird.plugin import ENGINES
 from aird.prompts.sets import CLASSES, Record
 from aird.settings.sources import read_hub_name
+from aird.settings.weights import WeightForm
+from aird.support.environments import recorded_python
 
 if TYPE_CHECKING:
-    from aird.evaluation.engines.engine import Engine
     from aird.settings.suites import Suite
 
 SUMMARY = "measure refusal, over-refusal and perplexity"
-VLLM_VARIABLE = "AIRD_VLLM_PYTHON"
 PACKAGES = Path(__file__).resolve().parents[2]  # the folder that holds the package: a checkout, or where pip put it
-DESCRIPTION = f"""\
+DESCRIPTION = """\
 Ask a model harmful and harmless instructions, greedily, and count refusals.
 
-Served by vLLM where there is one: --vllm names the Python of an environment that holds it, {VLLM_VARIABLE} does
+Served by vLLM where there is one: --vllm names the Python of an environment that holds it, AIRD_VLLM_PYTHON does
 the same, --url names a running server, and where the workflow has run in the checkout that this command comes from,
 its own is found. Before anything is counted, vLLM and Transformers must agree on the first tokens. Without vLLM,
 Transformers answers: slower."""
@@ -67,7 +68,7 @@ files in the output folder:
 
 common errors:
   "disagree on this checkpoint": vLLM or Transformers loads it wrongly; no rate is reported for it
-  "tasks need vLLM": give --vllm or --url
+  "cannot be asked these": give --vllm or --url
   refusal without over-refusal says nothing: a model that refuses everything is no repair"""
 
 
@@ -90,21 +91,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what says who answers, in which form a patch is served, and the longest that is asked."""
-    server = parser.add_mutually_exclusive_group()
-    server.add_argument("--vllm", type=Path, metavar="PYTHON", help="Python of an environment that holds vLLM")
-    server.add_argument(
-        "--url", help="address of a running server, vLLM or another, that serves the model (and the adapter merged)"
-    )
-    server.add_argument("--transformers", action="store_true", help="do not look for vLLM")
-    parser.add_argument(
-        "--llama-cpp",
-        type=Path,
-        nargs="?",
-        const=Path(sys.executable),
-        metavar="PYTHON",
-        help="let llama.cpp serve GGUF files; without it, their decoded weights are measured. It comes with this "
-        "package; PYTHON names another environment that holds xllamacpp, such as one built for a GPU",
-    )
+    group = parser.add_mutually_exclusive_group()
+    for name, kind in engine_kinds().items():
+        # Of GGUF files and of other models, different engines may answer.
+        owner: Any = parser if kind.weights == WeightForm.GGUF_FILE else group
+        more: dict[str, Any] = {"action": "store_true"} if kind.option is None else {"metavar": kind.option}
+        if kind.environment is not None:
+            more |= {"nargs": "?", "const": True}  # without a value it is this Python that holds the engine
+        owner.add_argument(_option(name), dest=name, help=kind.usage, **more)
     parser.add_argument(
         "--serve",
         choices=("adapter", "merged", "both"),
@@ -149,9 +143,10 @@ def run(arguments: argparse.Namespace) -> None:
     check_engine_arguments(arguments, [arguments.model])
     engine = choose_engine(arguments, arguments.model)
     if suite.tasks and not engine.abilities.tasks:
-        raise ValueError("--tasks need vLLM: name its Python with --vllm, or a server's address with --url")
+        able = " or ".join(_option(name) for name, kind in engine_kinds().items() if kind.abilities.tasks)
+        raise ValueError(f"--tasks: {engine.title} cannot be asked these; name an engine that can with {able}")
     model = open_model_folder(arguments.model, arguments.trust_remote_code)
-    take_gpus_for([model], served_by_vllm(engine))
+    take_gpus_for([model], [engine])
     output: Path = arguments.output
     scores = ask(model, arguments.adapter, records, suite, engine, reference, arguments, output)
     print(_describe(scores))
@@ -186,7 +181,7 @@ def ask(
         model, adapter: who is asked.
         records: class to prompt records.
         suite, engine, reference: as of `aird.evaluation.suite_run.evaluate_suite`.
-        arguments: of the command: `url`, `seed`, and the prompt files, where there are any.
+        arguments: of the command: `seed`, and the prompt files, where there are any.
         output: a folder; it is made.
     """
     from aird.evaluation.questions import Asked
@@ -195,12 +190,11 @@ def ask(
     from aird.settings.suites import Serving
     from aird.support.files import write_json, write_json_lines
 
-    serving = validated(Serving, {"url": arguments.url})
     print(f"Asking {model.name}{f' with {adapter}' if adapter else ''} by {engine.describe()} ...", flush=True)
     output.mkdir(parents=True, exist_ok=True)
     completions, utility = evaluate_suite(
         Asked(suite, records, arguments.seed, reference),
-        Deployment(model.folder, adapter, engine, serving),
+        Deployment(model.folder, adapter, engine, Serving()),
         Places(output / "served", output / "server.log"),
     )
     scores = score(completions, utility, arguments.seed)
@@ -219,26 +213,31 @@ def ask(
 
 
 def check_engine_arguments(arguments: argparse.Namespace, models: Sequence[str]) -> None:
-    """Check that llama.cpp, if it is named, is there and has one of the models to serve.
+    """Check that engines that are named are there, and have one of the models to serve.
 
     Args:
         arguments: of the command.
         models: those that it is about; a patch is put on the last one.
 
     Raises:
-        ValueError: it is not, or has none, or is to serve one with the patch merged.
+        ValueError: an engine is not, or has none, or is to serve a GGUF file with the patch merged.
     """
-    if arguments.llama_cpp is None:
-        return
-    if not arguments.llama_cpp.is_file():
-        raise ValueError(f"--llama-cpp: there is no file {arguments.llama_cpp}")
-    if not any(map(_is_gguf, models)):
-        raise ValueError(f"--llama-cpp: llama.cpp serves GGUF files alone, and {' and '.join(models)} is none")
-    if arguments.serve != "adapter" and _is_gguf(models[-1]):
-        raise ValueError(
-            f"--serve: llama.cpp serves the GGUF file {models[-1]}, and a patch can only be put beside that; leave out "
-            f"--serve, or --llama-cpp, so that its decoded weights are measured (found: {arguments.serve})"
-        )
+    for name, kind in engine_kinds().items():
+        if not getattr(arguments, name, None):
+            continue
+        _named_engine(arguments, name)
+        if kind.weights != WeightForm.GGUF_FILE:
+            continue
+        if not any(map(_is_gguf, models)):
+            raise ValueError(
+                f"{_option(name)}: {kind.title} serves GGUF files alone, and {' and '.join(models)} is none"
+            )
+        if arguments.serve != "adapter" and _is_gguf(models[-1]):
+            raise ValueError(
+                f"--serve: {kind.title} serves the GGUF file {models[-1]}, and a patch can only be put beside that; "
+                f"leave out --serve, or {_option(name)}, so that its decoded weights are measured (found: "
+                f"{arguments.serve})"
+            )
 
 
 def _is_gguf(model: str) -> bool:
@@ -250,48 +249,64 @@ def _is_gguf(model: str) -> bool:
     return hub is not None and hub.file is not None
 
 
-def served_by_llama_cpp(arguments: argparse.Namespace, model: str) -> bool:
-    """Tell whether llama.cpp answers for a model, as the user named it, whatever answers for others."""
-    return arguments.llama_cpp is not None and _is_gguf(model)
+def engine_kinds() -> dict[str, type[Engine]]:
+    """Return all engines by their names."""
+    return {name: ENGINES.load(name) for name in ENGINES.names()}
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _named_engine(arguments: argparse.Namespace, name: str) -> Engine | None:
+    """Return the engine that an option names, if it does.
+
+    Raises:
+        ValueError: the option's value is wrong.
+    """
+    value = getattr(arguments, name, None)
+    if not value:
+        return None
+    try:
+        return engine_kinds()[name].of_option("" if value is True else str(value))
+    except ValueError as error:
+        raise ValueError(f"{_option(name)}: {error}") from error
 
 
 def choose_engine(arguments: argparse.Namespace, model: str) -> Engine:
     """Return who answers for a model, as the user named it.
 
-    A GGUF file is served by the llama.cpp of --llama-cpp. For other models it is what the arguments name, else vLLM of
-    the variable or of the workflow in this package's checkout, else Transformers.
+    A GGUF file is served by an engine for these, if one is named. Other models are served by the engine that is named,
+    else by one that the variable `engine_variable` or the workflow in this package's checkout has, else by the
+    reference.
 
     Raises:
         ValueError: the option or the variable names no file.
     """
-    from aird.evaluation.engines.address import Address
-    from aird.evaluation.engines.llama_cpp import LlamaCpp
-    from aird.evaluation.engines.registry import recorded_engine
-    from aird.evaluation.engines.transformers import Transformers
-    from aird.evaluation.engines.vllm import Vllm
+    kinds = engine_kinds()
+    for_files = [name for name, kind in kinds.items() if kind.weights == WeightForm.GGUF_FILE]
+    others = [name for name in kinds if name not in for_files]
+    for name in [*(for_files if _is_gguf(model) else []), *others]:
+        if engine := _named_engine(arguments, name):
+            return engine
+    for name in others:
+        kind = kinds[name]
+        if not kind.default or kind.environment is None:
+            continue
+        if variable := os.environ.get(engine_variable(name)):
+            if not Path(variable).is_file():
+                raise ValueError(f"{engine_variable(name)} names {variable}, which is no file")
+            return kind(Path(variable))
+        record = (_checkout() or Path()) / "results/environments" / f"{kind.environment.name}.json"
+        if _checkout() is not None and record.is_file():
+            with contextlib.suppress(FileNotFoundError):  # the environment was removed
+                return kind(recorded_python(record))
+    return next(kind() for kind in kinds.values() if kind.is_reference)
 
-    if served_by_llama_cpp(arguments, model):
-        return LlamaCpp(arguments.llama_cpp)
-    if arguments.url:
-        return Address(arguments.url)
-    if arguments.transformers:
-        return Transformers()
-    if arguments.vllm is not None:
-        if not arguments.vllm.is_file():
-            raise ValueError(f"--vllm: there is no file {arguments.vllm}")
-        return Vllm(arguments.vllm)
-    variable = os.environ.get(VLLM_VARIABLE)
-    if variable:
-        if not Path(variable).is_file():
-            raise ValueError(f"{VLLM_VARIABLE} names {variable}, which is no file")
-        return Vllm(Path(variable))
-    checkout = _checkout()
-    if checkout is not None and (record := checkout / "results/environments/vllm.json").is_file():
-        with contextlib.suppress(FileNotFoundError):  # the environment was removed
-            engine = recorded_engine(record)
-            if isinstance(engine, Vllm):
-                return engine
-    return Transformers()
+
+def engine_variable(name: str) -> str:
+    """Return the variable that names the Python of an engine's environment."""
+    return f"AIRD_{name.upper()}_PYTHON"
 
 
 def _checkout() -> Path | None:
@@ -306,13 +321,6 @@ def _checkout() -> Path | None:
         if "dir_info" in source:
             folder = Path(url2pathname(urlsplit(source["url"]).path))
     return folder if (folder / "workflow/Snakefile").is_file() else None
-
-
-def served_by_vllm(engine: Engine) -> bool:
-    """Tell whether an engine is a vLLM that is started here."""
-    from aird.evaluation.engines.vllm import Vllm
-
-    return isinstance(engine, Vllm)
 
 
 def served_as(scores: dict[str, Any]) -> str:

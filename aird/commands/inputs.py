@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from aird.evaluation.engine import Engine
 from aird.prompts.building import build_set
 from aird.prompts.sets import CLASSES, Record, select
 from aird.settings.base import PromptSelection, Settings
@@ -27,7 +28,7 @@ from aird.settings.sources import FileSource, HubName, read_hub_name
 from aird.settings.weights import WeightForm
 from aird.support.checkpoint_patterns import is_mistrals
 from aird.support.files import read_json, read_json_lines, sha256_of
-from aird.support.gpus import VISIBLE, free_memory, spreading_obstacle, take_gpus, visible_gpus
+from aird.support.gpus import VISIBLE, free_memory, take_gpus, visible_gpus
 
 FORMATS = {
     ".txt": "lines",
@@ -174,7 +175,7 @@ def open_model_folder(
     return ModelFolder(source if folder == absolute else folder, name, commit, source, form, read_chat(folder))
 
 
-def take_gpus_for(models: Sequence[ModelFolder], vllm: bool = False) -> None:
+def take_gpus_for(models: Sequence[ModelFolder], engines: Sequence[Engine] = ()) -> None:
     """Take the fewest visible GPUs that hold each of these models, of which one at a time is in memory.
 
     Has to be called before CUDA is first used. Of a machine's only GPU nothing is asked; where it holds no model,
@@ -182,7 +183,7 @@ def take_gpus_for(models: Sequence[ModelFolder], vllm: bool = False) -> None:
 
     Args:
         models: those that are to run; with none, nothing is taken.
-        vllm: whether vLLM may serve them, which deals attention heads.
+        engines: who serves them; some deal attention heads.
 
     Raises:
         ValueError: all visible GPUs together do not hold one, or its heads cannot be dealt to as many as it needs.
@@ -204,15 +205,15 @@ def take_gpus_for(models: Sequence[ModelFolder], vllm: bool = False) -> None:
         roomy = [name for name in ids if WEIGHTS_SHARE * free[name] >= share]
         if len(roomy) < count:
             continue
-        obstacles = [spreading_obstacle(read_json(each.folder / "config.json"), count) for each in models]
-        obstacle = next(filter(None, obstacles), None) if vllm else None
+        configs = [read_json(each.folder / "config.json") for each in models]
+        obstacles = (engine.spreading_obstacle(config, count) for config in configs for engine in engines)
+        obstacle = next(filter(None, obstacles), None)
         if obstacle is None:
             take_gpus(count, among=roomy)
             return
     if obstacle is not None:
         raise ValueError(
-            f"vLLM cannot serve {models[-1].name} on the GPUs that it needs: {obstacle}; let Transformers "
-            "answer (--transformers)"
+            f"{models[-1].name} cannot be served on the GPUs that it needs: {obstacle}; let another engine answer"
         )
     weights = max(largest_share(structure, 1) * size for structure, size in sized)
     told = ", ".join(f"{free[name] / 1e9:.0f} GB of GPU {name}" for name in ids)

@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil
 
+from aird.evaluation.engine import Engine
 from aird.settings.checkpoint_formats import checkpoint_refusal
 from aird.settings.sources import read_hub_name
 from aird.support.files import read_json
@@ -36,7 +37,6 @@ DECODED_BYTES = 2
 # For an estimate in minutes. A core gets so many operations a second out of batches of prompts, a GPU so many.
 PER_CORE, PER_GPU = 60e9, 100e12
 PROMPT_TOKENS = 60  # of a templated prompt
-START_SECONDS = {"vLLM": 45}  # of a server; everything else starts in ten seconds
 GB = 1e9
 
 
@@ -187,20 +187,21 @@ def check_room(models: Sequence[Examined]) -> None:
         )
 
 
-def estimate(models: Sequence[Examined], prompts: int, tokens: int, engine: str) -> str:
+def estimate(models: Sequence[Examined], prompts: int, tokens: int, engines: Sequence[Engine]) -> str:
     """Return in words what it takes to ask models prompts.
 
     Args:
         models: those that are asked.
         prompts: how many each is asked.
         tokens: the most that it writes for each.
-        engine: who answers.
+        engines: who answers for each.
     """
-    told = f"{len(models)} x {prompts} prompts by {engine}"
+    names = dict.fromkeys(engine.describe().partition(" (")[0] for engine in engines)
+    told = f"{len(models)} x {prompts} prompts by {' and '.join(names)}"
     known = [each.weights for each in models if each.weights is not None]
     if not known:
         return told
     speed = PER_GPU * len(visible_gpus()) or PER_CORE * len(psutil.Process().cpu_affinity() or [1])
     operations = sum(2 * weights * prompts * (PROMPT_TOKENS + tokens) for weights in known)
-    seconds = operations / speed + len(known) * START_SECONDS.get(engine, 10)
+    seconds = operations / speed + sum(engine.seconds for engine in engines)
     return f"{told}, about {max(1, round(seconds / 60))} min and {DECODED_BYTES * max(known) / GB:.1f} GB of memory"

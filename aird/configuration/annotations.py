@@ -8,7 +8,7 @@ from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from aird.plugin import OneOf
+from aird.plugin import EachOf, OneOf
 from aird.settings.base import NAME_FORM, NAME_PATTERN, Form, Settings
 from aird.settings.sources import FORMS
 
@@ -48,6 +48,9 @@ def plugins(annotation: Any) -> OneOf | None:
 
 def tables(annotation: Any) -> list[type[Settings]]:
     """Return the models among the alternatives of a type."""
+    each = next((mark for mark in split_metadata(annotation)[1] if isinstance(mark, EachOf)), None)
+    if each is not None:
+        return [each.model()]  # type: ignore[list-item]
     options = (split_metadata(option)[0] for option in members(annotation))
     return [option for option in options if isinstance(option, type) and issubclass(option, Settings)]
 
@@ -110,7 +113,8 @@ def locate(root: type[Settings], location: Sequence[int | str]) -> Place:
         keys.append(str(part))
         if models:
             owner, field = models[0], models[0].model_fields.get(str(part))
-            annotation = field.annotation if field is not None else None
+            # Pydantic keeps the marks of a field's type apart; None, as there has to be one.
+            annotation = Annotated[(field.annotation, *field.metadata, None)] if field is not None else None
         else:
             owner, field, annotation = None, None, contained(annotation)
     return Place(keys, owner, field, annotation)

@@ -12,9 +12,11 @@ from aird.prompts.attack import attack_of
 from aird.prompts.sets import CLASSES
 from aird.settings.attacks import AttackSettings, optimised, text_sources
 from aird.settings.base import ORIGINAL, PLAIN, SOURCE, PromptSelection
-from aird.settings.compressions import CACHE_DTYPES, ServedSettings
+from aird.settings.compressions import ServedSettings
+from aird.settings.engines import Cell
 from aird.settings.sources import PLACEHOLDER_COMMIT, FileSource, ModelSource
 from aird.settings.suites import ADAPTER, BOTH
+from aird.settings.weights import WeightForm
 
 
 class Use(NamedTuple):
@@ -41,12 +43,10 @@ def mistakes(configuration: Configuration) -> list[str]:
         *_prompt_sets(configuration),
         *_selections(configuration),
         *_lengths(configuration),
-        *_forms(configuration),
-        *_judges(configuration),
-        *_engines(configuration),
-        *_addresses(configuration),
-        *_caches(configuration),
     ]
+    if not (engines := list(_engines(configuration))):
+        engines = [*_forms(configuration), *_caches(configuration)]
+    lines += engines
     # What is built on a wrong name would only hide it among more lines.
     lines = lines or list(_leaks(configuration))
     # Three splits of one unknown set are one mistake.
@@ -217,42 +217,26 @@ def _ready_made(configuration: Configuration) -> Iterator[str]:
 
 
 def _forms(configuration: Configuration) -> Iterator[str]:
-    """Yield suites that ask for a patch in a form in which its server cannot serve it."""
-    running = _running(configuration)
+    """Yield suites that ask for a patch in a form in which its engine cannot serve it."""
     for name, suite in configuration.suites.items():
-        if suite.serve == BOTH and running is not None:
-            yield (
-                f"suites.{name}.serve: both forms need a server each, and serving.{running} names a running one; "
-                f"leave serve out, or serving.{running}"
-            )
-        if suite.serve == ADAPTER or running is not None:
+        if suite.serve == ADAPTER:
             continue
         for model, compression, patch in configuration.cells():
-            changes_weights = patch != PLAIN and method_of(configuration.patches[patch]).adapter
-            if changes_weights and configuration.engine_of(model, compression) == "llama.cpp":
+            engine = configuration.engine_of(model, compression)
+            weights = configuration.engine_kinds[engine].weights
+            changed = configuration.served_cell(model, compression, patch)[2] != PLAIN
+            found = f"(found: {suite.serve})"
+            if weights is None and suite.serve == BOTH:
+                yield f"suites.{name}.serve: {engine} serves what runs already, in one form; leave serve out {found}"
+                break
+            if weights == WeightForm.GGUF_FILE and changed:
                 decoded = isinstance(configuration.compressions[compression], ServedSettings)
-                other = f", or compressions.{compression}.engine: vllm" if decoded else ""
+                other = f", or compressions.{compression}.engine: {configuration.default_engine(WeightForm.AS_STORED)}"
                 yield (
-                    f"suites.{name}.serve: llama.cpp serves {compression} of {model} as its GGUF file, and {patch} "
-                    f"can only be put beside that; write serve: adapter{other} (found: {suite.serve})"
+                    f"suites.{name}.serve: {engine} serves {compression} of {model} as its GGUF file, and {patch} "
+                    f"can only be put beside that; write serve: adapter{other if decoded else ''} {found}"
                 )
                 break
-
-
-def _judges(configuration: Configuration) -> Iterator[str]:
-    """Yield judges that nobody serves: the running servers have the judged models."""
-    running = _running(configuration)
-    for name, suite in configuration.suites.items():
-        if suite.judge is not None and running is not None:
-            yield (
-                f"suites.{name}.judge: the workflow starts the judge's server, but serving.{running} leaves it without "
-                f"a vLLM; write serving.executable or serving.lock instead of serving.{running}, or leave the judge out"
-            )
-
-
-def _running(configuration: Configuration) -> str | None:
-    """Return the key of `serving` that names running servers, if one does."""
-    return next((key for key in ("url", "urls") if getattr(configuration.serving, key) is not None), None)
 
 
 def model_sources(configuration: Configuration) -> Iterator[tuple[str, ModelSource]]:
@@ -377,86 +361,45 @@ def _lengths(configuration: Configuration) -> Iterator[str]:
 
 
 def _engines(configuration: Configuration) -> Iterator[str]:
-    """Yield keys that let llama.cpp serve what is no GGUF file."""
-    said = set()
-    for model, compression, _ in configuration.cells():
-        if configuration.engine_of(model, compression) != "llama.cpp" or configuration.holds_gguf(model, compression):
-            continue
+    """Yield engines that are none, and checkpoints that an engine does not serve."""
+    kinds = configuration.engine_kinds
+    said: dict[str, str] = {}
+    served: dict[str, list[Cell]] = {}
+    for model, compression, patch in configuration.cells():
         own = getattr(configuration.compressions.get(compression), "engine", None)
         key = f"compressions.{compression}.engine" if own else "serving.engine"
-        if key not in said:
-            said.add(key)
-            yield (
-                f"{key}: llama.cpp serves GGUF files only, and {compression} of {model} is none; leave the key out, or "
-                'write vllm, which serves the decoded weights of GGUF files too (found: "llama.cpp")'
-            )
-
-
-def _addresses(configuration: Configuration) -> Iterator[str]:
-    """Yield checkpoints that no address of a running server is given for, and two that share one."""
-    serving = configuration.serving
-    running = _running(configuration)
-    if running is None:
-        return
-    unknown = list(_unknown_addresses(configuration, serving.urls or {}))
-    if unknown:
-        yield from unknown
-        return
-    key = f"serving.{running}"
-    taken: dict[str, tuple[str, str, str]] = {}
-    absent, shared = [], []
-    for model, compression, patch in configuration.cells():
-        changes_weights = patch != PLAIN and method_of(configuration.patches[patch]).adapter
-        cell = (model, compression, patch if changes_weights else PLAIN)
-        address = serving.address(*cell)
-        if address is None:
-            absent.append(f"{model}/{compression}")
-        elif taken.setdefault(address, cell) != cell:
-            shared.append((taken[address], cell))
-    if absent:
-        names = ", ".join(dict.fromkeys(absent))
-        yield f"{key}: there is no address for {names}; add it, or leave out what no server serves"
-    if shared:
-        one, other = ("/".join(cell) for cell in shared[0])
-        yield (
-            f"{key}: {one} and {other} would be asked at the same address; write {{model}}, {{compression}} and "
-            "{patch} into it, behind a # where one server has all of them"
-        )
-
-
-def _unknown_addresses(configuration: Configuration, urls: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
-    for model, of_model in urls.items():
-        if model not in configuration.models:
-            yield f"serving.urls.{model}: there is no model {model}; {hint(model, configuration.models)}"
+        name = configuration.engine_of(model, compression)
+        if name not in kinds:
+            said[key] = f"there is no such engine; {hint(name, kinds)} (found: {name})"
             continue
-        known = [ORIGINAL, *configuration.compressions_of(model)]
-        for compression in of_model:
-            if compression not in known:
-                key = f"serving.urls.{model}.{compression}"
-                yield f"{key}: {model} has no compression {compression}; {hint(compression, known)}"
+        served.setdefault(name, []).append(configuration.served_cell(model, compression, patch))
+        if kinds[name].weights == WeightForm.GGUF_FILE and not configuration.holds_gguf(model, compression):
+            other = configuration.default_engine(WeightForm.AS_STORED)
+            line = (
+                f"{name} serves GGUF files only, and {compression} of {model} is none; leave the key out, or write "
+                f"{other}, which serves the decoded weights of GGUF files too (found: {name})"
+            )
+            said.setdefault(key, line)
+    for key, line in said.items():
+        yield f"{key}: {line}"
+    for name, cells in served.items():
+        for line in configuration.engine_settings(name).mistakes(list(dict.fromkeys(cells))):
+            yield f"engines.{name}.{line}"
 
 
 def _caches(configuration: Configuration) -> Iterator[str]:
-    """Yield types of the key/value cache that no server of this configuration can be started with."""
-    said = set()
+    """Yield types of the key/value cache that the engine cannot be started with, once for each compression."""
+    said: dict[str, str] = {}
     for model, name, _ in configuration.cells():
-        dtype = configuration.cache_dtype_of(name)
-        if dtype is None or name in said:
-            continue
-        key = configuration.compressions[name].cache_key
-        engine = configuration.engine_of(model, name)
-        if _running(configuration) is not None:
-            said.add(name)
-            yield (
-                f"compressions.{name}.{key}: a running server has one cache, which it chose itself; leave this "
-                "out, or let the workflow start the server"
+        dtype, engine = configuration.cache_dtype_of(name), configuration.engine_of(model, name)
+        known = configuration.engine_kinds[engine].key_value_cache_dtypes
+        if dtype is not None and dtype not in known and name not in said:
+            advice = f"write one of {', '.join(known)}" if known else "leave it out, or let another engine serve"
+            said[name] = (
+                f"compressions.{name}.{configuration.compressions[name].cache_key}: {engine} serves {name} of {model} "
+                f"and has no key/value cache of this type; {advice} (found: {dtype})"
             )
-        elif dtype not in CACHE_DTYPES[engine]:
-            said.add(name)
-            yield (
-                f"compressions.{name}.{key}: {engine} serves {name} of {model} and has no key/value cache of this "
-                f"type; write one of {', '.join(CACHE_DTYPES[engine])} (found: {dtype})"
-            )
+    yield from said.values()
 
 
 def _leaks(configuration: Configuration) -> Iterator[str]:

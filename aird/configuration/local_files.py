@@ -78,15 +78,15 @@ def check_files(
         mistakes += _task_files(f"suites.{name}", suite)
         mistakes += _judge_files(f"suites.{name}", suite)
     mistakes += _hand_labels(configuration.hand_labels)
-    for key, wanted in (
-        ("lock", "the lock file of an environment with vLLM"),
-        ("executable", "the Python of an environment with vLLM"),
-        ("llama_cpp_executable", "the Python of an environment with xllamacpp"),
-    ):
-        value = getattr(configuration.serving, key)
-        checked = software_is_here or key == "lock"
-        if checked and value is not None and not Path(value).is_file():
-            mistakes.append(_absent(f"serving.{key}", value, wanted))
+    for name, engine in configuration.engines.items():
+        for key, wanted in (
+            ("lock", "the lock file of an environment"),
+            ("executable", "the Python of an environment"),
+        ):
+            value = getattr(engine, key, None)
+            if value is not None and (software_is_here or key == "lock") and not Path(value).is_file():
+                holds = configuration.engine_kinds[name].title
+                mistakes.append(_absent(f"engines.{name}.{key}", value, f"{wanted} with {holds}"))
     if not software_is_here:
         mistakes += _environments_of_images(configuration)
     if mistakes:
@@ -140,16 +140,11 @@ def _absent(key: str, path: str, wanted: str, kind: str = "file") -> str:
 
 def _environments_of_images(configuration: Configuration) -> Iterator[str]:
     """Yield what needs an environment that the workflow would build: it would end with the image of its own job."""
-    serving = configuration.serving
-    engines = {configuration.engine_of(model, compression) for model, compression, _ in configuration.cells()}
-    engines = engines if serving.url is None and serving.urls is None else set()
-    if any(suite.judge is not None for suite in configuration.suites.values()):
-        engines.add("vllm")
     image = "each job runs in an image of its own here, which keeps no environment that another job builds"
-    if "vllm" in engines and serving.executable is None:
-        yield f"serving.executable: {image}; name the Python of the image that has vLLM"
-    if "llama.cpp" in engines and serving.llama_cpp_executable is None:
-        yield f"serving.llama_cpp_executable: {image}; name the Python of the image that has xllamacpp"
+    for name in configuration.engines_used():
+        kind = configuration.engine_kinds[name]
+        if kind.environment is not None and getattr(configuration.engine_settings(name), "executable", None) is None:
+            yield f"engines.{name}.executable: {image}; name the Python of the image that has {kind.title}"
     for name in sorted({compression for _, compression, _ in configuration.cells()} - {ORIGINAL}):
         made = configuration.compressions[name]
         if made.environment is not None:

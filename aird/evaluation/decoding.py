@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from aird.evaluation.engines.engine import Client, Completion
+from aird.evaluation.engine import Client, Completion
 
 INCOMPLETE = "\ufffd"  # stands for bytes that are no whole character, of which engines show more or fewer
 SHOWN = 3  # characters of an answer that an error may show: enough to see what is wrong, and no content
@@ -22,7 +22,7 @@ class BrokenTextError(ValueError):
     """An engine's text is not what its tokens mean: whatever a judge says of it means nothing."""
 
 
-class CheckedClient:
+class CheckedClient(Client):
     """A client whose every answer is checked (`check_text`)."""
 
     def __init__(self, client: Client, tokenizer: PreTrainedTokenizerBase, served: str) -> None:

@@ -6,12 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from aird.evaluation.engines.engine import Engine, ServerSettings
+from aird.evaluation.engine import Engine, ServerSettings
 from aird.evaluation.judge import REFUSAL, Said, ServedJudge, judged
 from aird.plugin import JUDGES
 from aird.prompts.chat import with_chat
 from aird.settings.judges import JudgeSettings
-from aird.settings.suites import Serving
 from aird.support.gpus import own_gpus
 
 
@@ -20,7 +19,6 @@ def judge_completions(
     engine: Engine,
     completions: Iterable[dict[str, Any]],
     settings: JudgeSettings,
-    serving: Serving,
     seed: int,
     log: Path,
 ) -> list[Said]:
@@ -31,7 +29,6 @@ def judge_completions(
         engine: who runs it.
         completions: completion records with id, kind, instruction and completion.
         settings: of the judge, which say how to ask it, and whether about completions of harmless prompts too.
-        serving: the share of a GPU's memory, and the server's further arguments.
         seed: the engine's own.
         log: receives what a server prints.
 
@@ -50,8 +47,6 @@ def judge_completions(
         maximum_model_length=settings.maximum_model_length,
         seed=seed,
         gpus=own_gpus(),
-        gpu_memory_utilization=serving.gpu_memory_utilization,
-        extra_arguments=serving.server_arguments(),
     )
     engine.check(checkpoint, server)
     tokenizer = with_chat(read_tokenizer(checkpoint, trust_remote_code=False), read_chat(checkpoint))

@@ -15,7 +15,7 @@ from typing import NamedTuple, TypedDict
 import torch
 from transformers import PreTrainedModel
 
-from aird.evaluation.engines.engine import Client, Completion
+from aird.evaluation.engine import Client, Completion
 from aird.models.dense import rounds_activations
 from aird.models.loading import load_model
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypedDict
 
 from transformers import PreTrainedTokenizerBase
 
-from aird.evaluation.engines.engine import Client
+from aird.evaluation.engine import Client
 from aird.inference.refusals import degenerate, jailbroken_arditi
 from aird.prompts.attack import AttackedPrompt, attack_of
 from aird.prompts.chat import chat_settings, chat_tokens, check_no_thoughts, opens_thought, split_thought

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from aird.evaluation.decoding import CheckedClient
-from aird.evaluation.engines.engine import Abilities, AdapterRefused, Client, Completion, Engine, ServerSettings
-from aird.evaluation.engines.transformers import Transformers
+from aird.evaluation.engine import Abilities, AdapterRefused, Client, Completion, Engine, ServerSettings
 from aird.evaluation.parity import (
     CANDIDATES,
     Agreement,
@@ -59,7 +58,7 @@ class Deployment:
         checkpoint: a checkpoint folder.
         patch: a patch's folder: an adapter to put on it, or a system prompt; None measures it plain.
         engine: who answers.
-        serving: how the engine is started, and how far it may differ from Transformers.
+        serving: how long a prompt may be, and how far the engine may differ from Transformers.
         key_value_cache_dtype: type of the engine's cached keys and values; None is the model's.
     """
 
@@ -228,13 +227,10 @@ def _prepare(asked: Asked, deployment: Deployment, places: Places) -> _Run:
     suite, serving, engine, checkpoint = asked.suite, deployment.serving, deployment.engine, deployment.checkpoint
     settings = ServerSettings(
         maximum_model_length=suite.maximum_model_length or serving.maximum_model_length,
-        key_value_cache_gib=serving.key_value_cache_gib,
         seed=asked.seed,
         trust_remote_code=code_is_trusted(),
         gpus=own_gpus(),
-        gpu_memory_utilization=serving.gpu_memory_utilization,
         key_value_cache_dtype=deployment.key_value_cache_dtype,
-        extra_arguments=serving.server_arguments(),
     )
     engine.check(checkpoint, settings)
     adapter, system_prompt = read_patch(deployment.patch)
@@ -255,7 +251,7 @@ def _check_form(serve: str, engine: Engine, can: Abilities) -> None:
     if serve != ADAPTER and engine.weights == WeightForm.GGUF_FILE:
         raise ValueError(
             f"{engine.describe()} serves the GGUF file, and a patch can only be put beside that; write serve: adapter, "
-            f"or engine: vllm, which serves the decoded weights (found: serve: {serve})"
+            f"or an engine that serves the decoded weights (found: serve: {serve})"
         )
     if serve == BOTH and not can.adapters:
         raise ValueError(
@@ -273,9 +269,7 @@ def _not_measured(has_tasks: bool, system_prompt: str | None, deployment: Deploy
     if has_tasks and can.tasks and system_prompt is not None:
         not_measured.append("tasks")
         logger.warning("lm-eval's tasks are asked without a chat and so without a system prompt: they are not measured")
-    if not can.first_token_logprobs and not isinstance(
-        deployment.engine, Transformers
-    ):  # others are checked against it
+    if not can.first_token_logprobs and not deployment.engine.is_reference:
         told = "%s tells no log-probabilities of first tokens, so nothing shows that it serves %s"
         logger.warning(told, name, deployment.checkpoint)
     return not_measured

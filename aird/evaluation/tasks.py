@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy
 
-from aird.evaluation.engines.engine import Client, check_whole
-from aird.evaluation.engines.vllm import NO_PENALTIES
+from aird.evaluation.engine import NO_PENALTIES, Client, check_whole
 from aird.models.loading import code_is_trusted
 from aird.prompts.sources import SourceError
 from aird.settings.suites import Suite

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
@@ -27,8 +27,6 @@ class Form(NamedTuple):
     kind: str
     rule: str
 
-
-EngineName = Literal["vllm", "llama.cpp"]
 
 NAME_FORM = Form(
     "name",

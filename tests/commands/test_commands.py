@@ -22,6 +22,7 @@ from conftest import load_float32
 from grid import write_prompts
 from peft import PeftModel
 from safetensors.torch import load_file
+from servers import small_vllm
 from thinking_templates import DEEPSEEK
 from tiny_model import new
 from transformers import AutoTokenizer, LlamaConfig
@@ -35,6 +36,7 @@ from aird.commands.patch import add_arguments
 from aird.commands.search import calibrated_from
 from aird.compression.compress import compress
 from aird.compression.recipes.round_to_nearest import RoundToNearest
+from aird.evaluation.engines.vllm import Vllm
 from aird.models import loading
 from aird.prompts.chat import chat_tokens
 from aird.settings.models import Chat
@@ -243,7 +245,7 @@ def test_the_workflows_vllm_is_looked_for_in_the_checkout_and_not_where_the_user
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The working folder may be a stranger's model, and what the record names is run."""
-    record = {"python": "vllm/bin/python", "url": None, "versions": {"vllm": "1"}}
+    record = {"python": "vllm/bin/python", "versions": {"vllm": "1"}}
     for name in ("work", "checkout"):
         (tmp_path / name / "results/environments/vllm/bin").mkdir(parents=True)
         (tmp_path / name / "results/environments/vllm/bin/python").touch()
@@ -252,8 +254,8 @@ def test_the_workflows_vllm_is_looked_for_in_the_checkout_and_not_where_the_user
         (tmp_path / name / "workflow/Snakefile").touch()
     (tmp_path / "packages").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    monkeypatch.delenv(evaluate.VLLM_VARIABLE, raising=False)
-    asked = argparse.Namespace(llama_cpp=None, url=None, transformers=False, vllm=None)
+    monkeypatch.delenv(evaluate.engine_variable("vllm"), raising=False)
+    asked = argparse.Namespace()
 
     def engine(packages: str) -> Any:
         monkeypatch.setattr(evaluate, "PACKAGES", tmp_path / packages)
@@ -345,14 +347,15 @@ def test_evaluate_with_vllm_agrees_with_transformers(folder: Path, tmp_path: Pat
 
 @pytest.mark.workflow
 def test_vllm_serves_the_adapter_folder_itself(folder: Path, tmp_path: Path, vllm_python: Path) -> None:
-    from aird.evaluation.engines.engine import ServerSettings
-    from aird.evaluation.engines.vllm import Vllm
+    from aird.evaluation.engine import ServerSettings
     from aird.evaluation.parity import first_token_logprobs
     from aird.models.loading import load_model
 
     tokens = [chat_tokens(AutoTokenizer.from_pretrained(folder / "model"), "Name a colour.")]
-    settings = ServerSettings(256, key_value_cache_gib=0.25, threads=1)
-    with Vllm(vllm_python).serve(folder / "model", settings, tmp_path / "server.log", folder / "adapter") as client:
+    settings = ServerSettings(256, threads=1)
+    with small_vllm(vllm_python).serve(
+        folder / "model", settings, tmp_path / "server.log", folder / "adapter"
+    ) as client:
         found = client.complete(tokens, 1, logprobs=5)[0].first_token_logprobs
     expected = first_token_logprobs(load_model(folder / "model", folder / "adapter"), tokens)[0]
     assert found is not None
@@ -484,7 +487,10 @@ def bad_inputs(folder: Path, tmp_path: Path) -> dict[str, tuple[list[str], str]]
         "a block beyond the last": ([*given, "--blocks", "9"], "do not exist"),
         "strength zero": ([*given, "--alpha", "0"], "--alpha"),
         "an adapter that is none": ([*evaluate, "--adapter", str(tmp_path)], "no adapter_config.json"),
-        "tasks without vLLM": ([*evaluate, "--transformers", "--tasks", "boolq"], "--tasks need vLLM"),
+        "tasks without vLLM": (
+            [*evaluate, "--transformers", "--tasks", "boolq"],
+            "--tasks: Transformers cannot be asked these; name an engine that can with --url or --vllm",
+        ),
         "an address that is none": ([*evaluate, "--url", "localhost"], "is no address"),
         "no room for a completion": (
             [*evaluate, "--transformers", "--tokens", "1020"],
@@ -615,7 +621,7 @@ def test_a_command_takes_the_fewest_gpus_that_hold_its_models(
     tmp_path: Path, pretend_gpus: Any, names: list[str], free: list[int], vllm: bool, taken: list[str]
 ) -> None:
     pretend_gpus(len(free), *free)
-    take_gpus_for([model_of_shape(tmp_path, name) for name in names], vllm)
+    take_gpus_for([model_of_shape(tmp_path, name) for name in names], [Vllm()] if vllm else [])
     assert own_gpus() == max(1, len(taken))
     if len(free) > 1:
         assert os.environ.get("CUDA_VISIBLE_DEVICES", "") == ",".join(taken)
@@ -630,8 +636,8 @@ def test_a_command_refuses_what_its_gpus_do_not_hold(tmp_path: Path, pretend_gpu
         take_gpus_for([model_of_shape(tmp_path, "70b")])
     pretend_gpus(6, *[FREE // 4] * 6)
     wide = model_of_shape(tmp_path, "of-12-heads")
-    with pytest.raises(ValueError, match="its 12 attention heads, 4 of them .*; let Transformers answer"):
-        take_gpus_for([wide], vllm=True)
+    with pytest.raises(ValueError, match="its 12 attention heads, 4 of them .*; let another engine answer"):
+        take_gpus_for([wide], [Vllm()])
 
 
 @pytest.mark.usefixtures("gpus_taken")

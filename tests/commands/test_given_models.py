@@ -32,13 +32,15 @@ from tiny_model import (
 )
 from wrappers import write_wrapper
 
-from aird.commands.evaluate import served_by_llama_cpp
+from aird.commands.evaluate import choose_engine
 from aird.commands.inputs import COPY_IN_WORDS, SERVER_IN_WORDS, open_model_folder
 from aird.commands.main import main
 from aird.commands.patch import check_patchable
 from aird.compression.compress import compress
 from aird.compression.recipes.round_to_nearest import RoundToNearest
-from aird.evaluation.engines.address import Address
+from aird.evaluation.engines.llama_cpp import LlamaCpp
+from aird.evaluation.engines.transformers import Transformers
+from aird.evaluation.engines.url import Url
 from aird.models.gguf_file import served_gguf
 from aird.models.loading import load_model, load_tokenizer
 from aird.models.matrices import dense_matrix
@@ -195,7 +197,7 @@ def test_of_a_running_server_no_form_is_claimed(folder: Path) -> None:
     """It may serve the GGUF file itself, or what was repacked, or something else."""
     for name in ("model", "gptq", "q8.gguf"):
         model = open_model_folder(str(folder / name), False)
-        assert model.measured_as(Address.weights) == SERVER_IN_WORDS == model.record(Address.weights)["measured_as"]
+        assert model.measured_as(Url.weights) == SERVER_IN_WORDS == model.record(Url.weights)["measured_as"]
     assert "dense copy of its decoded weights" in model.record()["measured_as"]  # what a direction is found in
 
 
@@ -233,9 +235,9 @@ def test_a_gguf_file_of_a_repository(folder: Path, tmp_path: Path, cache: Path) 
         assert (record["name"], record["commit"]) == ("someone/model:Q8.gguf", COMMIT)
         assert "dense copy of its decoded weights" in record["measured_as"]
     # llama.cpp would serve it, but not a model in safetensors.
-    arguments = argparse.Namespace(llama_cpp=Path(sys.executable))
-    assert served_by_llama_cpp(arguments, "someone/model@main:Q8.gguf")
-    assert not served_by_llama_cpp(arguments, "someone/model")
+    arguments = argparse.Namespace(llama_cpp=sys.executable, transformers=True)
+    assert choose_engine(arguments, "someone/model@main:Q8.gguf") == LlamaCpp(Path(sys.executable))
+    assert choose_engine(arguments, "someone/model") == Transformers()
     assert main(patched(folder, "someone/model:Q8.gguf", tmp_path / "adapter")) == 0
     card = (tmp_path / "adapter/README.md").read_text(encoding="utf-8")
     loading = f'from_pretrained("someone/model", gguf_file="Q8.gguf", revision="{COMMIT}")'

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from aird.commands.main import main
 from aird.commands.preflight import Examined, check_room, estimate, examine
+from aird.evaluation.engines.vllm import Vllm
 from aird.support.files import read_json, write_json
 
 
@@ -106,7 +107,7 @@ def test_too_little_room_is_said() -> None:
         check_room([huge])
     with pytest.raises(ValueError, match=r"the larger of the models takes 2000000\.0 GB of memory"):
         check_room([Examined("huge", 10**15, 10**15, 0, None)])
-    assert "min and 2000000.0 GB of memory" in estimate([huge], 10, 10, "vLLM")
+    assert "min and 2000000.0 GB of memory" in estimate([huge], 10, 10, [Vllm()])
 
 
 def test_headers_need_no_transformers(original: Path) -> None:

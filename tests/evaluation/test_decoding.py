@@ -10,7 +10,7 @@ import ready_made
 from servers import chat_prompts
 
 from aird.evaluation.decoding import BrokenTextError, CheckedClient, check_text
-from aird.evaluation.engines.engine import Completion, ServerSettings
+from aird.evaluation.engine import Completion, ServerSettings
 from aird.evaluation.engines.llama_cpp import LlamaCpp
 from aird.evaluation.engines.transformers import Transformers
 

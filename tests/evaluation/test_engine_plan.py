@@ -53,15 +53,15 @@ def test_the_engine_goes_by_the_format(project: Path) -> None:
     configuration["serving"]["engine"] = "vllm"
     write_configuration(project, configuration)
     assert served(project) == {"original": [VLLM], "q8": [VLLM], "weights": [VLLM]}
-    assert "llama_cpp_environment" not in {record["rule"] for record in job_records(project)}
+    assert LLAMA_CPP not in {path for record in job_records(project) for path in record["output"]}
 
 
 def test_running_servers_need_no_environment(project: Path) -> None:
     configuration = read_configuration(project)
-    configuration["serving"] = {"url": "http://localhost:1#{compression}"}
+    configuration |= {"serving": {"engine": "url"}, "engines": {"url": {"address": "http://localhost:1#{compression}"}}}
     write_configuration(project, configuration)
     assert served(project) == {"original": [], "q8": [], "weights": []}
-    configuration["serving"] = {"url": "http://localhost:1"}
+    configuration |= {"serving": {"engine": "url"}, "engines": {"url": {"address": "http://localhost:1"}}}
     write_configuration(project, configuration)
     refused = snakemake(project, "--dry-run", check=False)
     assert refused.returncode != 0 and "would be asked at the same address" in refused.stdout + refused.stderr
@@ -69,11 +69,11 @@ def test_running_servers_need_no_environment(project: Path) -> None:
 
 def test_another_address_asks_again(project: Path) -> None:
     configuration = read_configuration(project)
-    configuration["serving"] = {"url": "http://localhost:1#{compression}"}
+    configuration |= {"serving": {"engine": "url"}, "engines": {"url": {"address": "http://localhost:1#{compression}"}}}
     write_configuration(project, configuration)
     touch_results(project)
     assert planned(project) == set()
-    configuration["serving"] = {"url": "http://localhost:2#{compression}"}
+    configuration |= {"serving": {"engine": "url"}, "engines": {"url": {"address": "http://localhost:2#{compression}"}}}
     write_configuration(project, configuration)
     asked = {job for job in planned(project) if job.startswith("evaluate_suite")}
     assert asked == {f"evaluate_suite tiny/{name}/plain/quick" for name in ("original", "q8", "weights")}

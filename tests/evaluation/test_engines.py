@@ -1,14 +1,14 @@
-"""The registry of engines, and one suite asked of engines that can do more or less, each with a real tiny model."""
+"""Engines as plug-ins, and one suite asked of engines that can do more or less, each with a real tiny model."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import shutil
+import subprocess
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,22 +16,21 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from patches import adapter_of, random_edits
-from servers import SERVING, SUITE, asking, evaluate
+from project import ROOT
+from servers import SERVING, SUITE, asking, evaluate, server_at
 
 from aird.compression.compress import compress
 from aird.compression.recipes.bitsandbytes import BitsAndBytes
-from aird.evaluation.engines import registry, vllm
-from aird.evaluation.engines.address import Address
-from aird.evaluation.engines.engine import Abilities, AdapterRefused, Completion, Engine, ServerSettings
+from aird.evaluation.engine import Abilities, AdapterRefused, Completion, Engine, ServerSettings, open_engine
+from aird.evaluation.engines import vllm
 from aird.evaluation.engines.llama_cpp import LlamaCpp
-from aird.evaluation.engines.registry import ENGINES, recorded_engine
 from aird.evaluation.engines.transformers import Transformers, TransformersClient
-from aird.evaluation.engines.vllm import Vllm
+from aird.evaluation.engines.url import Url
+from aird.evaluation.engines.vllm import Vllm, VllmSettings
 from aird.evaluation.parity import ParityError
 from aird.evaluation.scores import score
 from aird.models.dense import needs_dense_copy
 from aird.models.loading import load_model, load_tokenizer
-from aird.settings.suites import Serving
 from aird.support.files import read_json, write_json
 
 
@@ -65,12 +64,7 @@ class Starter(Engine):
     instead: Path | None = None  # what it wrongly loads
     abilities: ClassVar = Abilities(first_token_logprobs=True, prompt_logprobs=False, tasks=False, adapters=False)
 
-    @classmethod
-    def recorded(cls, record: Mapping[str, Any], folder: Path) -> None:
-        return None
-
-    def describe(self) -> str:
-        return "a starter"
+    title = "a starter"
 
     @contextlib.contextmanager
     def serve(
@@ -105,35 +99,28 @@ def adapter(tmp_path: Path) -> Path:
     return adapter_of(random_edits(EDITED, 2.0), tmp_path / "adapter")
 
 
-def test_every_engine_is_a_file_and_an_entry() -> None:
-    folder = Path(registry.__file__).parent
-    files = {path.stem for path in folder.glob("*.py")} - {"__init__", "engine", "registry", "standard_client"}
-    assert {kind.__module__.rpartition(".")[2] for kind in ENGINES.values()} == files
+def test_every_engine_is_a_file_that_a_plan_can_load() -> None:
+    """Its settings are read on every start of Snakemake, so nothing heavy comes with them."""
+    program = (
+        "import sys; from aird.plugin import ENGINES\n"
+        "print(*[ENGINES.load(name).title for name in ENGINES.names()], sep=', ')\n"
+        "assert not {'torch', 'transformers', 'pandas', 'httpx', 'safetensors'} & sys.modules.keys()"
+    )
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert told.stdout == "llama.cpp, Transformers, a running server, vLLM\n"
 
 
-@pytest.mark.parametrize(
-    ("record", "engine"),
-    [
-        ({"python": "vllm/bin/python", "url": None}, lambda folder: Vllm(folder / "vllm/bin/python")),
-        ({"python": sys.executable, "url": None}, lambda folder: Vllm(Path(sys.executable))),
-        (
-            {"engine": "llama.cpp", "python": "llama_cpp/bin/python", "url": None},
-            lambda folder: LlamaCpp(folder / "llama_cpp/bin/python"),
-        ),
-        ({"python": None, "url": "http://localhost:8000"}, lambda folder: Address("http://localhost:8000")),
-    ],
-)
-def test_the_record_of_an_environment_names_the_engine(
-    tmp_path: Path, record: dict[str, Any], engine: Callable[[Path], Engine]
-) -> None:
-    (tmp_path / "vllm.json").write_text(json.dumps({**record, "versions": {}}), encoding="utf-8")
-    if record["python"] not in (None, sys.executable):
-        # As a bucket has it on another machine than the one that built the environment.
-        with pytest.raises(FileNotFoundError, match=r"build it again by .* --force results/environments/vllm.json"):
-            recorded_engine(tmp_path / "vllm.json")
-        (tmp_path / record["python"]).parent.mkdir(parents=True)
-        (tmp_path / record["python"]).touch()
-    assert recorded_engine(tmp_path / "vllm.json") == engine(tmp_path)
+def test_an_engine_is_opened_by_its_name_and_settings(tmp_path: Path) -> None:
+    assert open_engine("url", {"address": "http://host"}, None) == server_at("http://host")
+    write_json(tmp_path / "vllm.json", {"python": "vllm/bin/python", "versions": {}})
+    # As a bucket has it on another machine than the one that built the environment.
+    with pytest.raises(FileNotFoundError, match=r"build it again by .* --force results/environments/vllm.json"):
+        open_engine("vllm", {}, tmp_path / "vllm.json")
+    (tmp_path / "vllm/bin").mkdir(parents=True)
+    (tmp_path / "vllm/bin/python").touch()
+    settings = VllmSettings(key_value_cache_gib=2.0, lock="a.txt")
+    engine = open_engine("vllm", settings.asked(), tmp_path / "vllm.json")
+    assert engine == Vllm(tmp_path / "vllm/bin/python", VllmSettings(key_value_cache_gib=2.0))
 
 
 def test_what_an_engine_cannot_do_is_not_measured(original: Path, tmp_path: Path) -> None:
@@ -184,7 +171,7 @@ def test_the_record_says_what_the_engine_computed_with(original: Path, tmp_path:
     ):
         completions, utility = evaluate(engine, folder, tmp_path)
         assert completions[0]["weights"] == utility["weights"] == score(completions, utility, 0)["weights"] == weights
-    assert (LlamaCpp.weights, Address.weights) == ("GGUF file", None)
+    assert (LlamaCpp.weights, Url.weights) == ("GGUF file", None)
 
 
 def test_an_adapter_is_merged_where_the_engine_takes_none(original: Path, tmp_path: Path, adapter: Path) -> None:
@@ -263,7 +250,7 @@ def test_an_adapter_that_an_engine_refuses_is_merged(
 def test_a_merged_patch_is_refused_before_a_gguf_file_is_served(
     original: Path, tmp_path: Path, adapter: Path, form: str
 ) -> None:
-    with pytest.raises(ValueError, match=f"write serve: adapter, or engine: vllm.*found: serve: {form}"):
+    with pytest.raises(ValueError, match=f"write serve: adapter, or an engine that serves.*found: serve: {form}"):
         evaluate(LlamaCpp(Path("nowhere")), original, tmp_path, adapter, asking(serve=form))
     assert not (tmp_path / "scratch").exists()
 
@@ -312,21 +299,16 @@ def test_tasks_are_not_measured_of_a_system_prompt(
 
 
 def test_arguments_of_vllm_on_gpus_and_on_a_processor(original: Path) -> None:
-    settings = ServerSettings(
-        64,
-        gpus=4,
-        gpu_memory_utilization=0.8,
-        key_value_cache_dtype="fp8",
-        extra_arguments=Serving(arguments={"max_num_seqs": 8}).server_arguments(),
-    )
-    arguments = vllm._arguments(original, settings, None, 1, "mark", on_cpu=False)
+    options = VllmSettings(gpu_memory_utilization=0.8, arguments={"max_num_seqs": 8})
+    settings = ServerSettings(64, gpus=4, key_value_cache_dtype="fp8")
+    arguments = vllm._arguments(options, original, settings, None, 1, "mark", on_cpu=False)
     assert {"--tensor-parallel-size=4", "--gpu-memory-utilization=0.8", "--kv-cache-dtype=fp8"} <= set(arguments)
     # The last of two wins.
     assert arguments[-1] == "--max-num-seqs=8"
-    processor = vllm._arguments(original, settings, None, 1, "mark", on_cpu=True)
+    processor = vllm._arguments(options, original, settings, None, 1, "mark", on_cpu=True)
     assert not [each for each in processor if "parallel" in each or "utilization" in each]
     assert "--kv-cache-dtype=fp8" in processor
-    plain = vllm._arguments(original, ServerSettings(64), None, 1, "mark", on_cpu=False)
+    plain = vllm._arguments(VllmSettings(), original, ServerSettings(64), None, 1, "mark", on_cpu=False)
     assert "--tensor-parallel-size=1" in plain and not [each for each in plain if "cache-dtype" in each]
 
 
@@ -353,12 +335,12 @@ def test_a_float32_checkpoint_is_computed_in_float32_on_a_gpu(
     pretend_gpus(1)
     folder = Path(shutil.copytree(original, tmp_path / "model"))
     write_json(folder / "config.json", read_json(folder / "config.json") | config)
-    arguments = vllm._arguments(folder, ServerSettings(64), None, 1, "mark", on_cpu=False)
+    arguments = vllm._arguments(VllmSettings(), folder, ServerSettings(64), None, 1, "mark", on_cpu=False)
     assert f"--dtype={dtype}" in arguments
     assert Vllm(None).able(folder).adapters is adapters
 
 
-@pytest.mark.parametrize("engine", [Starter(), Address("http://localhost:1"), Transformers(), Vllm(Path("python"))])
+@pytest.mark.parametrize("engine", [Starter(), server_at("http://localhost:1"), Transformers(), Vllm(Path("python"))])
 def test_a_cache_that_an_engine_has_not_is_refused_before_anything_is_loaded(
     engine: Engine, original: Path, tmp_path: Path
 ) -> None:

@@ -59,7 +59,7 @@ def test_a_judge_is_of_concern_to_those_that_label_with_it_alone() -> None:
         judges = {file for file in code_of("score_completions", JUDGES.file(name)) if file.startswith(folder)}
         assert judges == {f"{folder}__init__.py", f"{folder}{name}.py"}
     engines = {script for script in SCRIPTS if any("/evaluation/engines/" in file for file in code_of(script))}
-    assert engines == {"evaluate_suite", "judge_completions"}
+    assert engines == set(), "rules add the file of the engine that serves"
 
 
 def test_phrase_lists_have_the_published_size() -> None:

@@ -16,7 +16,7 @@ import ready_made
 import torch
 from servers import LONG_PROMPTS, asking, chat_prompts, evaluate, gguf_checkpoint, session_members, wait_for
 
-from aird.evaluation.engines.engine import ServerSettings
+from aird.evaluation.engine import ServerSettings
 from aird.evaluation.engines.llama_cpp import SEQUENCES, LlamaCpp, LlamaCppClient
 from aird.evaluation.parity import check_parity, first_token_logprobs
 from aird.models.generation_settings import own_generation_settings

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from aird.evaluation.engines.engine import Completion
+from aird.evaluation.engine import Completion
 from aird.evaluation.parity import ParityError, check_parity, compare_first_tokens, first_token_logprobs
 
 

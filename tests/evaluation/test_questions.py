@@ -13,7 +13,7 @@ import pytest
 from servers import Answers, asking, evaluate
 from thinking_templates import DEEPSEEK
 
-from aird.evaluation.engines.engine import Abilities, Completion, ServerSettings
+from aird.evaluation.engine import Abilities, Completion, ServerSettings
 from aird.evaluation.engines.transformers import Transformers
 from aird.evaluation.engines.vllm import Vllm
 from aird.evaluation.questions import (

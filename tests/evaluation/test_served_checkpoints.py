@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from patches import adapter_of, merged, random_edits
-from servers import REFERENCE, SERVING, SUITE, asking, evaluate, write_tasks
+from servers import REFERENCE, SERVING, SUITE, asking, evaluate, server_at, small_vllm, write_tasks
 from tiny_model import build_tiny_model, new
 from transformers import AutoConfig, AutoModelForCausalLM, StableLmConfig
 
@@ -21,8 +21,7 @@ from aird.compression.recipes.bitsandbytes import BitsAndBytes
 from aird.compression.recipes.fp8 import FP8
 from aird.compression.recipes.kv_cache import KeyValueCache
 from aird.compression.recipes.round_to_nearest import RoundToNearest
-from aird.evaluation.engines.address import Address
-from aird.evaluation.engines.engine import ServerSettings
+from aird.evaluation.engine import ServerSettings
 from aird.evaluation.engines.transformers import TransformersClient
 from aird.evaluation.engines.vllm import Vllm, detect_accelerator
 from aird.evaluation.parity import ParityError, check_parity, first_token_logprobs
@@ -41,7 +40,7 @@ MODULES = ("model.layers.0.self_attn.o_proj", "model.layers.2.mlp.down_proj")
 TOLERANCE = 0.1  # nats; kernels round activations differently, a wrongly read checkpoint is nats away
 TOKENS = 4
 PROMPTS = [[1, 5 + 11 * number % 200, 30 + number, 2, 60, 61 + number % 5] for number in range(8)]
-SETTINGS = ServerSettings(256, key_value_cache_gib=0.25, threads=1, dtype="float32")
+SETTINGS = ServerSettings(256, threads=1, dtype="float32")
 RECIPES = {
     "w4a16": RoundToNearest(weight_bits=4, group_size=32),
     "w8a8": RoundToNearest(weight_bits=8, activation_bits=8),
@@ -98,7 +97,7 @@ def test_merged_checkpoint_gives_the_same_first_tokens(
     assert moved > 2 * TOLERANCE
     assert rounding < (moved if rounds_activations(base) else TOLERANCE)
 
-    engine = Vllm(vllm_python)
+    engine = small_vllm(vllm_python)
     served, _, _ = prepare_checkpoint(checkpoint, None, engine, new(tmp_path / "scratch"))
     with engine.serve(served, SETTINGS, tmp_path / "log") as client:
         # LLM.int8's activations are not rounded in the dense copy that vLLM serves.
@@ -131,7 +130,7 @@ def test_adapter_and_merged_checkpoint_give_the_same_first_tokens(
     }
     serving = SERVING.model_copy(update={"parity_prompts": 8})
     completions, utility = evaluate(
-        Vllm(vllm_python), base, tmp_path, adapter, asking(serve="both"), records=records, serving=serving
+        small_vllm(vllm_python), base, tmp_path, adapter, asking(serve="both"), records=records, serving=serving
     )
     assert utility["served_as"] == "adapter"
     first = utility["merged"]["first_tokens"]
@@ -165,7 +164,7 @@ def test_on_a_processor_a_mixture_gets_any_adapter_merged(vllm_python: Path, tmp
     """With one beside it, also of attention alone, vLLM starts there and ends at the first request."""
     base = build_tiny_model(tmp_path / "base", family="mixtral")
     adapter = adapter_of(edits()[:1], tmp_path / "adapter")
-    _, utility = evaluate(Vllm(vllm_python), base, tmp_path, adapter, reference=[])
+    _, utility = evaluate(small_vllm(vllm_python), base, tmp_path, adapter, reference=[])
     assert utility["served_as"] == ("merged" if detect_accelerator() == "cpu" else "adapter")
     assert utility["parity"]["upper_quartile_difference"] < TOLERANCE
 
@@ -183,7 +182,7 @@ def test_a_model_that_vllm_has_no_lora_for_is_served_merged(vllm_python: Path, t
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(base)
     adapter = adapter_of(edits(), tmp_path / "adapter")
-    _, utility = evaluate(Vllm(vllm_python), base, tmp_path, adapter, reference=[])
+    _, utility = evaluate(small_vllm(vllm_python), base, tmp_path, adapter, reference=[])
     assert utility["served_as"] == "merged" and utility["parity"]["upper_quartile_difference"] < TOLERANCE
 
 
@@ -211,7 +210,7 @@ def test_a_checkpoints_own_generation_settings_are_not_followed(
     write_tasks(tmp_path / "tasks", rows, 12)
     suite = asking(tasks=["told", "scored"], task_folder=str(tmp_path / "tasks"))
     whole = [tokenizer(f"{text} to a child")["input_ids"] for text in texts]
-    with Vllm(vllm_python).serve(folder, SETTINGS, tmp_path / "log") as client:
+    with small_vllm(vllm_python).serve(folder, SETTINGS, tmp_path / "log") as client:
         for row, ids in zip(client.complete(asked, 12), expected, strict=True):
             assert list(row.token_ids[: len(ids)]) == ids
         tasks, questions, _ = run_tasks(client, folder, suite, load_tasks(suite), 256)
@@ -225,8 +224,8 @@ def test_a_patched_checkpoint_at_a_vllm_server_of_the_users(original: Path, vllm
     """The address serves the merged checkpoint, and Transformers checks that it does."""
     checkpoint = merged(original, edits(), tmp_path / "merged")
     adapter = adapter_of(edits(), tmp_path / "adapter")
-    with Vllm(vllm_python).serve(checkpoint, SETTINGS, tmp_path / "server.log") as client:
-        engine = Address(client.server.address)
+    with small_vllm(vllm_python).serve(checkpoint, SETTINGS, tmp_path / "server.log") as client:
+        engine = server_at(client.server.address)
         _, utility = evaluate(engine, original, tmp_path, adapter, reference=[])
         with pytest.raises(ParityError):
             evaluate(engine, original, tmp_path, reference=[])
@@ -252,7 +251,7 @@ def test_trap_vllm_serves_a_broken_checkpoint_without_an_error(
     (broken / "chat_template.jinja").write_bytes((base / "chat_template.jinja").read_bytes())
     with pytest.raises(ValueError, match="disagree with config.json"):
         check_stored_formats(measure(broken))
-    with Vllm(vllm_python).serve(broken, SETTINGS, tmp_path / "log") as client:
+    with small_vllm(vllm_python).serve(broken, SETTINGS, tmp_path / "log") as client:
         with pytest.raises(ParityError, match="vLLM and Transformers disagree"):
             check_parity(client, PROMPTS, sound, 0.25)
 
@@ -265,7 +264,7 @@ def test_a_quantised_cache_of_the_unchanged_weights(
     compress(original, tmp_path / "cache", KeyValueCache(dtype=dtype), None)
     expected = first_token_logprobs(load_model(original, dtype=torch.float32), PROMPTS)
     settings = dataclasses.replace(SETTINGS, key_value_cache_dtype=dtype)
-    engine = Vllm(vllm_python)
+    engine = small_vllm(vllm_python)
     engine.check(tmp_path / "cache", settings)
     with engine.serve(tmp_path / "cache", settings, tmp_path / "log") as client:
         parity = check_parity(client, PROMPTS, expected, 4 * TOLERANCE)

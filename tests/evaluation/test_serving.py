@@ -20,17 +20,28 @@ import pytest
 import torch
 from conftest import SERVER_SETTINGS
 from patches import adapter_of, random_edits
-from servers import LONG_PROMPTS, answering, asking, chat_prompts, evaluate, is_listening, session_members, wait_for
+from servers import (
+    LONG_PROMPTS,
+    answering,
+    asking,
+    chat_prompts,
+    evaluate,
+    is_listening,
+    server_at,
+    session_members,
+    small_vllm,
+    wait_for,
+)
 from tiny_model import changed_tensors, new, with_tokenizer_class
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from aird.evaluation import engine as engine_module
 from aird.evaluation import server_process
-from aird.evaluation.engines import engine as engine_module
+from aird.evaluation.engine import AdapterRefused, ServerSettings
 from aird.evaluation.engines import vllm
-from aird.evaluation.engines.address import Address
-from aird.evaluation.engines.engine import AdapterRefused, ServerSettings
-from aird.evaluation.engines.vllm import Vllm, VllmClient
+from aird.evaluation.engines.vllm import Vllm
 from aird.evaluation.http_server import HttpServer
+from aird.evaluation.vllm_client import VllmClient
 from aird.models.importing import import_model
 from aird.models.loading import load_model
 from aird.patching.adapters import write_adapter
@@ -128,7 +139,7 @@ def test_a_server_reads_an_imported_tokenizer_as_its_file_says(
     import_model(source, folder, "bfloat16")
     tokenizer = AutoTokenizer.from_pretrained(original)
     text = "Two  spaces,\n\nand lines."
-    with Vllm(vllm_python).serve(folder, SERVER_SETTINGS, tmp_path / "vllm.log") as client:
+    with small_vllm(vllm_python).serve(folder, SERVER_SETTINGS, tmp_path / "vllm.log") as client:
         completions = client.complete(prompts[:4], 8)
         body = {"model": client.model, "prompt": text, "max_tokens": 1, "return_token_ids": True}
         (answer,) = client.server.post_all("/v1/completions", [body])
@@ -206,13 +217,13 @@ def test_user_server(
     """A server at a URL is used and left running; an adapter cannot be put on what it serves."""
     address = served[0].server.address
     log_path = tmp_path / "log"
-    with Address(address + "/").serve(original, SERVER_SETTINGS, log_path) as other:
+    with server_at(address + "/").serve(original, SERVER_SETTINGS, log_path) as other:
         assert (other.server.address, other.model) == (address, served[0].model)
         assert other.complete(prompts[:3], 3) == served[0].complete(prompts[:3], 3)
     assert not log_path.exists()
     with (
         pytest.raises(ValueError, match="merged"),
-        Address(address).serve(original, SERVER_SETTINGS, log_path, adapter=tmp_path),
+        server_at(address).serve(original, SERVER_SETTINGS, log_path, adapter=tmp_path),
     ):
         pass
     assert served[0].versions()
@@ -223,7 +234,7 @@ def test_no_user_server(tmp_path: Path) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{unused.getsockname()[1]}"
-        with pytest.raises(RuntimeError, match=address), Address(address).serve(tmp_path, SERVER_SETTINGS, tmp_path):
+        with pytest.raises(RuntimeError, match=address), server_at(address).serve(tmp_path, SERVER_SETTINGS, tmp_path):
             pass
 
 
@@ -231,10 +242,10 @@ def test_adapter_and_server_killed_midway(
     vllm_python: Path, original: Path, tmp_path: Path, prompts: list[list[int]]
 ) -> None:
     """A LoRA adapter is on what is asked; when the engine is then killed, requests fail and all ends."""
-    settings = ServerSettings(1024, key_value_cache_gib=0.25, threads=1)
+    settings = ServerSettings(1024, threads=1)
     adapter = make_adapter(tmp_path / "adapter")
     before = set(psutil.Process().children())
-    with Vllm(vllm_python).serve(original, settings, tmp_path / "log", adapter) as client:
+    with small_vllm(vllm_python).serve(original, settings, tmp_path / "log", adapter) as client:
         adapted = client.complete(prompts, 6)
         plain = VllmClient(client.server, vllm.CHECKPOINT).complete(prompts, 6)
         assert plain != adapted
@@ -279,7 +290,7 @@ def test_broken_checkpoint(vllm_python: Path, original: Path, tmp_path: Path) ->
         tensors["model.layers.0.mlp.up_proj.weight"] = torch.zeros(3, 3)
     with (
         pytest.raises(RuntimeError, match="while starting") as caught,
-        Vllm(vllm_python).serve(broken, SERVER_SETTINGS, tmp_path / "log"),
+        small_vllm(vllm_python).serve(broken, SERVER_SETTINGS, tmp_path / "log"),
     ):
         pass
     first_line = str(caught.value).splitlines()[0]
@@ -389,7 +400,7 @@ def test_nan_is_a_value_error(tmp_path: Path) -> None:
         message = "Out of range float values are not JSON compliant: nan"
         return 500, {"error": {"message": message, "type": "InternalServerError", "code": 500}}
 
-    with answering(answer) as url, Address(url).serve(tmp_path, SERVER_SETTINGS, tmp_path / "log") as client:
+    with answering(answer) as url, server_at(url).serve(tmp_path, SERVER_SETTINGS, tmp_path / "log") as client:
         with pytest.raises(ValueError, match="NaN"):
             client.complete([[1]], 1, logprobs=2)
         with pytest.raises(ValueError, match="NaN"):

@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from servers import RECORDS, SUITE, answering, asking, evaluate
+from servers import RECORDS, SUITE, answering, asking, evaluate, server_at
 from tiny_model import build_tiny_model
 
-from aird.evaluation.engines.address import Address
-from aird.evaluation.engines.engine import ServerSettings
+from aird.evaluation.engine import ServerSettings
 from aird.evaluation.engines.transformers import Transformers
 from aird.evaluation.parity import ParityError
 from aird.evaluation.scores import score
@@ -117,7 +116,7 @@ def expected(server: StandardServer) -> list[str]:
 
 @contextlib.contextmanager
 def opened(url: str, checkpoint: Path, folder: Path) -> Iterator[Any]:
-    with Address(url).serve(checkpoint, ServerSettings(256), folder / "log") as client:
+    with server_at(url).serve(checkpoint, ServerSettings(256), folder / "log") as client:
         yield client
 
 
@@ -125,7 +124,7 @@ def test_text_only(original: Path, tmp_path: Path, caplog: pytest.LogCaptureFixt
     """Completions are Transformers'; what the server cannot do is not measured, and the results say so."""
     server = StandardServer(original)
     with answering(server) as url:
-        asked, measured = evaluate(Address(url), original, tmp_path)
+        asked, measured = evaluate(server_at(url), original, tmp_path)
     assert "cannot be asked for perplexity" in caplog.text and "nothing shows that it serves" in caplog.text
     assert texts(asked) == expected(server) and len(set(texts(asked))) > 3
     assert {record["finish_reason"] for record in asked} <= {"stop", "length"}
@@ -144,14 +143,14 @@ def test_answers_that_the_server_cuts_are_refused(original: Path, tmp_path: Path
     server = StandardServer(original)
     server.limit = 2
     with answering(server) as url, pytest.raises(RuntimeError, match="cut an answer after 2 of 4 tokens"):
-        evaluate(Address(url), original, tmp_path)
+        evaluate(server_at(url), original, tmp_path)
 
 
 def test_token_ids_logprobs_and_echo(original: Path, tmp_path: Path) -> None:
     """All that the standard has is used: the check against Transformers, and perplexity."""
     server = StandardServer(original, token_ids=True, logprobs=True, echo=True)
     with answering(server) as url:
-        asked, measured = evaluate(Address(url), original, tmp_path)
+        asked, measured = evaluate(server_at(url), original, tmp_path)
     _, reference = evaluate(Transformers(), original, tmp_path)
     assert texts(asked) == expected(server)
     assert measured["engine"]["prompts"] == "token ids" and measured["engine"]["not_measured"] == []
@@ -169,7 +168,7 @@ def test_every_penalty_that_the_server_takes_is_turned_off(
 ) -> None:
     server = StandardServer(original, penalties=penalties)
     with answering(server) as url:
-        _, measured = evaluate(Address(url), original, tmp_path)
+        _, measured = evaluate(server_at(url), original, tmp_path)
     assert measured["engine"].get("repetition_penalty") == (None if len(penalties) > 2 else "the server's own")
     off = dict(zip((*server.PENALTIES, *server.REPETITION), (0.0, 0.0, 1.0, 1.0), strict=True))
     for body in server.bodies[-len(RECORDS["harmful"]) :]:
@@ -180,14 +179,14 @@ def test_every_penalty_that_the_server_takes_is_turned_off(
 def test_another_model_is_noticed(original: Path, tmp_path: Path) -> None:
     other = build_tiny_model(tmp_path / "other", seed=7)
     with answering(StandardServer(other, logprobs=True)) as url, pytest.raises(ParityError, match="disagree"):
-        evaluate(Address(url), original, tmp_path)
+        evaluate(server_at(url), original, tmp_path)
 
 
 @pytest.mark.parametrize("adds_start", [False, True])
 def test_special_tokens_are_not_doubled(with_start: Path, tmp_path: Path, adds_start: bool) -> None:
     server = StandardServer(with_start, adds_start=adds_start)
     with answering(server) as url:
-        asked, _ = evaluate(Address(url), with_start, tmp_path)
+        asked, _ = evaluate(server_at(url), with_start, tmp_path)
     assert texts(asked) == expected(server)
     ours = [prompt for prompt in server.asked if "harm" in prompt]
     assert {prompt.startswith(START) for prompt in ours} == {not adds_start}
@@ -205,7 +204,7 @@ def test_what_would_be_asked_wrongly_is_refused(
     original: Path, tmp_path: Path, more: dict[str, Any], message: str
 ) -> None:
     with answering(StandardServer(original, **more)) as url, pytest.raises(RuntimeError, match=message):
-        evaluate(Address(url), original, tmp_path)
+        evaluate(server_at(url), original, tmp_path)
 
 
 def test_a_prompt_that_is_read_otherwise_than_the_first_one(original: Path, tmp_path: Path) -> None:
@@ -231,7 +230,7 @@ def test_the_model_behind_the_hash_is_asked(original: Path, tmp_path: Path) -> N
                 client.complete([[3, 4, 5]], 2)
             assert set(models) == {"none", name}
         with pytest.raises(RuntimeError, match="offers no model third; it offers first, second"):
-            Address(f"{url}#third").able(original)
+            server_at(f"{url}#third").able(original)
 
 
 def test_a_connection_that_a_busy_server_drops_is_opened_again(original: Path, tmp_path: Path) -> None:
@@ -245,7 +244,7 @@ def test_a_connection_that_a_busy_server_drops_is_opened_again(original: Path, t
         return server(path, body)
 
     with answering(answer) as url:
-        asked, _ = evaluate(Address(url), original, tmp_path)
+        asked, _ = evaluate(server_at(url), original, tmp_path)
     assert texts(asked) == expected(server) and len(dropped) >= len(asked)
 
 
@@ -272,10 +271,10 @@ def test_a_server_that_completes_no_text(original: Path, answered: tuple[int, An
         answering(answer) as url,
         pytest.raises(RuntimeError, match=f"completes no text by /v1/completions.*{message}"),
     ):
-        Address(url).able(original)
+        server_at(url).able(original)
 
 
 def test_lm_evals_tasks_are_not_asked(original: Path, tmp_path: Path) -> None:
     with answering(StandardServer(original)) as url:
-        _, measured = evaluate(Address(url), original, tmp_path, suite=asking(tasks=["boolq"]), reference=[])
+        _, measured = evaluate(server_at(url), original, tmp_path, suite=asking(tasks=["boolq"]), reference=[])
     assert measured["tasks"] == {} and measured["engine"]["not_measured"] == ["perplexity", "tasks"]

@@ -12,11 +12,11 @@ from grid import EVERYDAY_CHOICES
 from servers import answering, asking, evaluate, write_tasks
 from tokenizers.processors import TemplateProcessing
 
-from aird.evaluation.engines.engine import Abilities
+from aird.evaluation.engine import Abilities
 from aird.evaluation.engines.transformers import Transformers
-from aird.evaluation.engines.vllm import VllmClient
 from aird.evaluation.http_server import HttpServer
 from aird.evaluation.tasks import _task_model, load_tasks, run_tasks
+from aird.evaluation.vllm_client import VllmClient
 from aird.models.loading import load_tokenizer, trust_code
 from aird.prompts.sources import SourceError
 from aird.settings.suites import Suite

@@ -11,7 +11,7 @@ import torch
 from patches import adapter_of, random_edits
 from tiny_model import new
 
-from aird.evaluation.engines.engine import ServerSettings
+from aird.evaluation.engine import ServerSettings
 from aird.evaluation.engines.llama_cpp import LlamaCpp
 from aird.evaluation.parity import first_token_logprobs
 from aird.models.gguf_file import read_gguf

@@ -13,10 +13,10 @@ import torch
 from frames import UTILITY
 from huggingface_hub import ModelCard
 from patches import saved_direction, unit_vector
+from servers import small_vllm
 from tiny_model import configured
 
-from aird.evaluation.engines.engine import ServerSettings
-from aird.evaluation.engines.vllm import Vllm
+from aird.evaluation.engine import ServerSettings
 from aird.evaluation.parity import check_parity, first_token_logprobs
 from aird.evaluation.scores import score
 from aird.models.card_metadata import read_licence
@@ -172,9 +172,9 @@ def test_the_card_of_a_gguf_file_names_what_vllm_serves(
     monkeypatch.chdir(tmp_path)
     exec(text.split("```python\n")[2].partition("```")[0])
     prompts = [[1, 5 + number, 30 + number, 2] for number in range(4)]
-    settings = ServerSettings(256, key_value_cache_gib=0.25, threads=1, dtype="float32")
+    settings = ServerSettings(256, threads=1, dtype="float32")
     expected = first_token_logprobs(load_model(tmp_path / "decoded", patch[0], dtype=torch.float32), prompts)
-    with Vllm(vllm_python).serve(tmp_path / "decoded", settings, tmp_path / "log", patch[0]) as client:
+    with small_vllm(vllm_python).serve(tmp_path / "decoded", settings, tmp_path / "log", patch[0]) as client:
         check_parity(client, prompts, expected, 0.1)
 
 

@@ -34,6 +34,8 @@ LIGHT = (
     "aird/prompts/sources.py",
     "aird/patching/methods/",
     "aird/prompts/sets.py",
+    # What an engine says of itself, which a configuration asks for.
+    "aird/evaluation/engine.py",
     "aird/evaluation/hand_labels.py",
     "aird/evaluation/regression.py",
     "aird/evaluation/utility.py",

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from aird.evaluation.engines.engine import ServerSettings
-from aird.evaluation.engines.vllm import _arguments
+from aird.evaluation.engine import ServerSettings
+from aird.evaluation.engines.vllm import VllmSettings, _arguments
 from aird.models.loading import load_model
 from aird.support import processor
 from aird.support.processor import STORED, WORTH_WIDENING, computes_in, follow, measure_arithmetic, processor_name
@@ -75,9 +75,9 @@ def test_the_configuration_wins_over_the_measurement(monkeypatch: pytest.MonkeyP
 def test_models_and_servers_follow_the_record(original: Path, computed: str) -> None:
     follow(record_of(bfloat16=computed))
     assert load_model(original).dtype == getattr(torch, computed)
-    arguments = _arguments(original, ServerSettings(64), None, 1, "mark", on_cpu=True)
+    arguments = _arguments(VllmSettings(), original, ServerSettings(64), None, 1, "mark", on_cpu=True)
     assert f"--dtype={computed}" in arguments
-    assert "--dtype=auto" in _arguments(original, ServerSettings(64), None, 1, "mark", on_cpu=False)
+    assert "--dtype=auto" in _arguments(VllmSettings(), original, ServerSettings(64), None, 1, "mark", on_cpu=False)
 
 
 def test_the_command_measures_once_and_keeps_the_record(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

