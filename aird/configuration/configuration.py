@@ -46,7 +46,7 @@ class Configuration(Settings):
     )
     serving: Serving = Field(Serving(), description="Who serves checkpoints, and what is asked of every engine.")
     engines: Annotated[dict[str, EngineSettings], EachOf(ENGINES, Settings, "How engines are started.")] = Field(
-        {}, description="How engines are started."
+        {}, description="Engines by their names, each with its own settings."
     )
     compute_dtype: Choice = Field(
         "measured",

@@ -31,6 +31,7 @@ from aird.evaluation.parity import ParityError
 from aird.evaluation.scores import score
 from aird.models.dense import needs_dense_copy
 from aird.models.loading import load_model, load_tokenizer
+from aird.plugin import FILES
 from aird.support.files import read_json, write_json
 
 
@@ -121,6 +122,14 @@ def test_an_engine_is_opened_by_its_name_and_settings(tmp_path: Path) -> None:
     settings = VllmSettings(key_value_cache_gib=2.0, lock="a.txt")
     engine = open_engine("vllm", settings.asked(), tmp_path / "vllm.json")
     assert engine == Vllm(tmp_path / "vllm/bin/python", VllmSettings(key_value_cache_gib=2.0))
+
+
+def test_an_engine_of_a_users_own_file_answers(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(FILES, str(ROOT / "tests/plugins/echo_engine.py"))
+    engine = open_engine("echo_engine", {"tokens": 3}, None)
+    completions, measured = evaluate(engine, original, tmp_path)
+    assert {record["tokens"] for record in completions} == {3} and measured["parity"] is None
+    assert measured["engine"]["name"] == "echo" and measured["engine"]["not_measured"] == ["perplexity"]
 
 
 def test_what_an_engine_cannot_do_is_not_measured(original: Path, tmp_path: Path) -> None:
