@@ -51,7 +51,7 @@ def resources(project: Path, *arguments: str) -> dict[str, dict[str, int | None]
 def settings(project: Path) -> list[str]:
     """Return what the scripts are given; not the report's, which shows the whole configuration."""
     run = snakemake(project, "--dry-run", "-p", "--resources", "gpu=4")
-    found = re.findall(r"--settings '([^']*)'", run.stdout + run.stderr)
+    found = re.findall(r"settings '([^']*)'", run.stdout + run.stderr)
     return sorted(text for text in found if '"prompt_sets"' not in text)
 
 
