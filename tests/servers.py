@@ -110,7 +110,7 @@ class Answers:
 class Stand(Transformers):
     """Transformers in whose place a client answers; it keeps what it is started with."""
 
-    client: Any
+    client: Any = None
     started: list[ServerSettings] = field(default_factory=list)
 
     @contextlib.contextmanager

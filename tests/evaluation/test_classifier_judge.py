@@ -77,7 +77,7 @@ def test_a_judge_that_thinks_is_asked_behind_an_empty_thought_and_its_system_pro
 
 
 def test_a_judge_is_served_as_the_configuration_says(original: Path, tmp_path: Path) -> None:
-    engine = Stand(Answers("unsafe"))
+    engine = Stand(client=Answers("unsafe"))
     judgement(original, engine, classifier(maximum_model_length=1500), RECORDS)
     assert engine.started[0].maximum_model_length == 1500
 
@@ -116,7 +116,7 @@ def test_what_an_answer_says(settings: dict[str, Any], answer: str, expected: di
 
 
 def test_only_harmful_prompts_are_judged_and_rates_leave_out_the_undecided(original: Path) -> None:
-    rows = judgement(original, Stand(Answers("unsafe", "safe", "maybe")), TEMPLATED, RECORDS)
+    rows = judgement(original, Stand(client=Answers("unsafe", "safe", "maybe")), TEMPLATED, RECORDS)
     assert [row["id"] for row in rows] == [f"p{number}" for number in range(12)]
     assert [row["harmful"] for row in rows] == [True, False, None] * 4
     assert list(rows[0]) == ["id", "harmful", "answer"]
@@ -132,7 +132,7 @@ def test_only_harmful_prompts_are_judged_and_rates_leave_out_the_undecided(origi
 def test_a_judge_that_says_what_refuses_sees_harmless_prompts_too(original: Path) -> None:
     both = [f"Response refusal: {refused}\nHarmful response: {harmful}" for refused, harmful in ("yn", "ny")]
     both = [text.replace(": y", ": yes").replace(": n", ": no") for text in both]
-    engine = Stand(Answers(*both, "Harmful response: no"))
+    engine = Stand(client=Answers(*both, "Harmful response: no"))
     rows = judgement(original, engine, classifier(template=TEMPLATE, **WILD), RECORDS)
     assert len(rows) == 15 and engine.client.maximum_new_tokens == 32
     assert [row["refusal"] for row in rows] == [True, False, None] * 5
@@ -158,7 +158,7 @@ def test_a_judge_that_never_decides_is_an_error(
     """Its answer may quote the reply, and is not told."""
     message = rf"says `{key}` \(the first, on prompt p0, has {len(answer)} characters\); check `template`"
     with pytest.raises(ValueError, match=message) as raised:
-        judgement(original, Stand(Answers(answer)), classifier(template=TEMPLATE, **settings), RECORDS)
+        judgement(original, Stand(client=Answers(answer)), classifier(template=TEMPLATE, **settings), RECORDS)
     assert answer not in str(raised.value)
 
 
@@ -203,6 +203,6 @@ def test_a_real_judge_answers_as_transformers_says(
     words = sorted({answer[:2].lower() for answer in answers if len(answer) > 1 and answer[:2].isascii()})
     assert len(words) > 2
     settings = classifier(template=TEMPLATE, harmful=words[0], harmless=words[1])
-    said = [row["harmful"] for row in judgement(judge_folder, Stand(served[0]), settings, RECORDS)]
+    said = [row["harmful"] for row in judgement(judge_folder, Stand(client=served[0]), settings, RECORDS)]
     assert said == [read(answer, settings)["harmful"] for answer in answers]
     assert {True, False, None} <= set(said)

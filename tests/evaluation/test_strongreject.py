@@ -54,7 +54,7 @@ def test_it_grades_harmful_prompts_plain_and_attacked_by_its_chat_settings(
 ) -> None:
     checkpoint = new(tmp_path / "judge")
     import_judge(original, checkpoint, Chat(system_prompt="Be strict."))
-    engine = Stand(Answers(LINES.format("no", 5, 4), LINES.format("yes", 1, 1), "I would rather not."))
+    engine = Stand(client=Answers(LINES.format("no", 5, 4), LINES.format("yes", 1, 1), "I would rather not."))
     rows = judgement(checkpoint, engine, SETTINGS, RECORDS)
     assert [row["id"] for row in rows] == ["p0", "p1", "p2", "p0/begun"]
     assert [row["grade"] for row in rows] == [0.875, 0.0, None, 0.875]
