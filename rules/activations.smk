@@ -47,7 +47,7 @@ rule refusal_tokens:
 
 rule capture_activations:
     input:
-        **model_job(code("capture_activations")),
+        **model_job(checkpoint_code("capture_activations")),
         checkpoint=ancient(CHECKPOINT),
         manifest=MANIFEST,
         refusal_tokens=rules.refusal_tokens.output,

@@ -7,19 +7,47 @@ steps   compress by one recipe (aird/compression/recipes/),
         measure sparsity, bits per weight and hashes, fail if nothing happened
 """
 
+from aird.models.format import files_of
 from aird.plugin import RECIPES
 
 GIVEN = [name for name, made in CONFIGURATION.compressions.items() if made.ready_made]
 MADE = [name for name in CONFIGURATION.compressions if name not in GIVEN]
+# The code of the format that each checkpoint is stored in; before it is imported it may be any.
+FORMAT_FILES = {
+    ORIGINAL: [],
+    **{
+        name: files_of(None if made.ready_made else made.storage_format)
+        for name, made in CONFIGURATION.compressions.items()
+    },
+}
 # An edit of one recipe makes its own checkpoints again. Written while the workflow is parsed, as those of methods.
 RECIPE_CODE = {
-    name: code("compress_model", RECIPES.file(CONFIGURATION.compressions[name].recipe))
+    name: code(
+        "compress_model",
+        RECIPES.file(CONFIGURATION.compressions[name].recipe),
+        *FORMAT_FILES[name],
+    )
     for name in MADE
 }
 # For jobs that show what recipes are called.
 RECIPE_FILES = sorted(
     {RECIPES.file(made.recipe) for made in CONFIGURATION.compressions.values()}
 )
+
+
+def checkpoint_code(script, wildcard=None, chosen=None):
+    """Return an input function that names the code of a script that reads a checkpoint, with that of its format.
+
+    `chosen` are the files of other plug-ins that it takes, by the values of `wildcard`.
+    """
+    records = {
+        (value, name): code(script, *files, *formats)
+        for value, files in (chosen or {None: []}).items()
+        for name, formats in FORMAT_FILES.items()
+    }
+    return lambda wildcards: records[
+        wildcard and wildcards[wildcard], wildcards.compression
+    ]
 
 
 def given_source(wildcards):
@@ -110,7 +138,7 @@ rule compress_model:
 
 rule import_given:
     input:
-        code=code("import_given"),
+        code=code("import_given", *files_of(None)),
         original=ancient(ORIGINAL_CHECKPOINT),
         original_manifest=ORIGINAL_MANIFEST,
         files=lambda wildcards: model_files(given_source(wildcards), wildcards.model),

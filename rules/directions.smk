@@ -23,7 +23,7 @@ COSMIC = f"{RESULTS}/directions/{{model}}/{{compression}}/cosmic.json"
 
 rule find_cosmic_direction:
     input:
-        **model_job(code("find_cosmic_direction")),
+        **model_job(checkpoint_code("find_cosmic_direction")),
         checkpoint=ancient(CHECKPOINT),
         manifest=MANIFEST,
         cache=rules.capture_activations.output,
@@ -57,7 +57,7 @@ rule find_cosmic_direction:
 
 rule score_candidates:
     input:
-        **model_job(code("score_candidates")),
+        **model_job(checkpoint_code("score_candidates")),
         checkpoint=ancient(CHECKPOINT),
         manifest=MANIFEST,
         cache=rules.capture_activations.output,
@@ -124,7 +124,7 @@ rule select_direction:
 
 rule verify_direction:
     input:
-        **model_job(code("verify_direction")),
+        **model_job(checkpoint_code("verify_direction")),
         checkpoint=ancient(CHECKPOINT),
         manifest=MANIFEST,
         direction=DIRECTION,

@@ -88,22 +88,32 @@ def optimised_attacks(wildcards):
 OPTIMISED = [
     name for name, suite in CONFIGURATION.suites.items() if optimised(suite.attacks)
 ]
-OPTIMISE_CODE = {
-    name: code("optimise_attacks", *attack_plugins(optimised(suite.attacks)))
-    for name, suite in CONFIGURATION.suites.items()
-}
+OPTIMISE_CODE = checkpoint_code(
+    "optimise_attacks",
+    "suite",
+    {
+        name: attack_plugins(optimised(suite.attacks))
+        for name, suite in CONFIGURATION.suites.items()
+    },
+)
 # The files of the engines that serve something here.
 ENGINE_FILES = {name: ENGINES.file(name) for name in CONFIGURATION.engines_used()}
 EVALUATION_CODE = {
-    (name, engine): code("evaluate_suite", *attack_plugins(suite.attacks), file)
-    for name, suite in CONFIGURATION.suites.items()
+    engine: checkpoint_code(
+        "evaluate_suite",
+        "suite",
+        {
+            name: [*attack_plugins(suite.attacks), file]
+            for name, suite in CONFIGURATION.suites.items()
+        },
+    )
     for engine, file in ENGINE_FILES.items()
 }
 
 
 def evaluation_code(wildcards):
-    """Return the code of an evaluation: that of its own attacks and engine, and no other's."""
-    return EVALUATION_CODE[wildcards.suite, engine_of(wildcards)]
+    """Return the code of an evaluation: that of its own format, attacks and engine, and no other's."""
+    return EVALUATION_CODE[engine_of(wildcards)](wildcards)
 
 
 def attacks(wildcards):
@@ -228,7 +238,7 @@ HAND_LABELS = [] if CONFIGURATION.hand_labels is None else [CONFIGURATION.hand_l
 
 rule optimise_attacks:
     input:
-        **model_job(lambda wildcards: OPTIMISE_CODE[wildcards.suite]),
+        **model_job(OPTIMISE_CODE),
         checkpoint=ancient(CHECKPOINT),
         manifest=MANIFEST,
         adapter=ancient(patch_input(ADAPTER)),

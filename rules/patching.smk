@@ -32,15 +32,14 @@ def code_of_method(script):
     An edit of one method so makes the patches of that method again and no others. The records are written while the
     workflow is parsed: once Snakemake has listed their folder, it does not see new ones.
     """
-    records = {
-        name: code(
-            script,
+    chosen = {
+        name: [
             METHOD_FILES.file(patch.method),
             *attack_plugins(attacks_learnt(name)),
-        )
+        ]
         for name, patch in CONFIGURATION.patches.items()
     }
-    return lambda wildcards: records[wildcards.patch]
+    return checkpoint_code(script, "patch", chosen)
 
 
 def needed(need, path):

@@ -12,7 +12,7 @@ RESTORATION = f"{RESULTS}/restorations/{{model}}/{{compression}}/{{patch}}"
 
 rule examine_patched:
     input:
-        **model_job(code("examine_patched")),
+        **model_job(checkpoint_code("examine_patched")),
         checkpoint=ancient(CHECKPOINT),
         manifest=MANIFEST,
         adapter=ancient(ADAPTER),

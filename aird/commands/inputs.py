@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from aird.evaluation.engine import Engine
+from aird.models.refusals import checkpoint_refusal
 from aird.prompts.building import build_set
 from aird.prompts.sets import CLASSES, Record, select
 from aird.settings.base import PromptSelection, Settings
-from aird.settings.checkpoint_formats import checkpoint_refusal
 from aird.settings.models import Chat
 from aird.settings.prompt_files import read_instructions
 from aird.settings.prompts import PromptSet

@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from aird.evaluation.engine import Engine
-from aird.settings.checkpoint_formats import checkpoint_refusal
+from aird.models.refusals import checkpoint_refusal
 from aird.settings.sources import read_hub_name
 from aird.support.files import read_json
 from aird.support.gpus import visible_gpus

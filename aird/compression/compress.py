@@ -148,7 +148,7 @@ def _check_experts(original: Checkpoint, settings: RecipeSettings) -> None:
 
 def _check_divides(original: Checkpoint, size: int, what: str) -> None:
     """Check that groups of `size` input weights fill the rows of every matrix."""
-    columns = {name: matrix_shape(original.module_tensors(name))[1] for name in original.block_matrices()}
+    columns = {name: matrix_shape(original, name)[1] for name in original.block_matrices()}
     for name, count in columns.items():
         if count % size:
             common = gcd(*columns.values())

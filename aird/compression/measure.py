@@ -149,7 +149,7 @@ def fulfils_pattern(weight: torch.Tensor, pattern: str) -> bool:
 
 def _measure_matrix(checkpoint: Checkpoint, module: str, reference: Checkpoint | None) -> dict[str, Any]:
     stored = checkpoint.module_tensors(module)
-    form, declared = stored_format(stored), declared_format(checkpoint, module)
+    form, declared = stored_format(checkpoint, module), declared_format(checkpoint, module)
     result: dict[str, Any] = {
         "stored_format": form,
         "declared_format": declared,
@@ -158,7 +158,7 @@ def _measure_matrix(checkpoint: Checkpoint, module: str, reference: Checkpoint |
         "patterns": [],
         "sparse_bits_per_weight": None,
     }
-    rows, columns = matrix_shape(stored)
+    rows, columns = matrix_shape(checkpoint, module)
     result["shape"] = [rows, columns]
     result["bits_per_weight"] = 8 * sum(tensor.size for tensor in stored.values()) / (rows * columns)
     # A format that disagrees with config.json has no reading; `check` reports it.

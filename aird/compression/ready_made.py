@@ -23,6 +23,7 @@ from aird.compression.measure import check_stored_formats, measure, take_bits
 from aird.models.checkpoint import Checkpoint, natural_order, read_checkpoint
 from aird.models.dense import write_dense_copy
 from aird.models.experts import decodes_experts
+from aird.models.format import format_of
 from aird.models.gguf_file import MODEL_FILE, GGUFFile, read_gguf
 from aird.models.importing import (
     check_folder_format,
@@ -42,18 +43,13 @@ from aird.models.loading import (
     stored_dtype,
     write_chat,
 )
-from aird.models.matrices import check_dense, column_order, matrix_of, matrix_shape, quantization_scheme, stored_format
-from aird.models.repacking import FOREIGN, foreign_config, repack
+from aird.models.matrices import check_dense, matrix_of, matrix_shape, stored_format
+from aird.models.packed import repacked_config
+from aird.models.refusals import checkpoint_refusal, patch_refusal, refusal
 from aird.models.rescaling import relation
 from aird.models.structure import outside_blocks
 from aird.models.tokenizer_file import let_its_file_be_read, read_tokenizer
 from aird.prompts.chat import check_chat, post_instruction_tokens, renders_alike, with_chat
-from aird.settings.checkpoint_formats import (
-    checkpoint_refusal,
-    orders_columns,
-    patch_refusal,
-    refusal,
-)
 from aird.settings.weights import WeightForm
 from aird.support.files import atomic_folder, read_json, sha256_of, write_json
 
@@ -61,8 +57,6 @@ logger = logging.getLogger(__name__)
 
 # What must be the original's: keys of config.json.
 SIZES = ("model_type", "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
-# Bits of packed integers that Transformers and vLLM both read.
-SERVED_BITS = (4, 8)
 PROBES = (
     "Please write a short letter to my neighbour, Mrs. O'Brien-Smith.",
     "def area(radius):\n    return 3.14159 * radius ** 2  # 1,234,567",
@@ -186,7 +180,7 @@ def _unrelated_matrices(readable: Path, original: Path) -> list[str]:
     # A mixture's experts may be stored as one tensor by one of the two.
     shared = set(theirs.block_matrices())
     modules = [module for module in ours.block_matrices() if module in shared]
-    shapes = {module: [matrix_shape(each.module_tensors(module)) for each in (theirs, ours)] for module in modules}
+    shapes = {module: [matrix_shape(each, module) for each in (theirs, ours)] for module in modules}
     different = [module for module, (wanted, found) in shapes.items() if wanted != found]
     if different or not modules:
         first = f"{different[0]} has another shape" if different else "it has none of the original's matrices"
@@ -231,8 +225,8 @@ def check_fits(given: Checkpoint, original: Checkpoint) -> None:
     Raises:
         ValueError: names the first difference.
     """
-    shapes = {module: matrix_shape(given.module_tensors(module)) for module in given.block_matrices()}
-    wanted = {module: matrix_shape(original.module_tensors(module)) for module in original.block_matrices()}
+    shapes = {module: matrix_shape(given, module) for module in given.block_matrices()}
+    wanted = {module: matrix_shape(original, module) for module in original.block_matrices()}
     for module in sorted(shapes.keys() ^ wanted.keys()):
         side = "lacks" if module in wanted else "adds"
         raise ValueError(f"{given.folder} {side} the matrix {module}; the original's names are needed")
@@ -315,34 +309,26 @@ def _check_gguf_fits(file: GGUFFile, original: Checkpoint) -> None:
 
 def _forms(given: Checkpoint) -> dict[str, str]:
     """Return the stored format of each matrix of the blocks."""
-    return {module: stored_format(given.module_tensors(module)) for module in given.block_matrices()}
+    return {module: stored_format(given, module) for module in given.block_matrices()}
 
 
 def _served_as(given: Checkpoint, forms: dict[str, str]) -> WeightForm:
     """Return how a readable checkpoint gets into the workflow."""
     if given.routers() and not decodes_experts(load_structure(given.folder), given):
         return WeightForm.DENSE_COPY
-    ragged = [module for module, form in forms.items() if form == "fp8-block" and not _fills_blocks(given, module)]
-    packed = [module for module, form in forms.items() if form in ("gptq", "pack-quantized")]
-    bits = {quantization_scheme(given, module).weights.num_bits for module in packed}
-    groups = ((given.quantization_config or {}).get("config_groups") or {}).values()
-    reordered = any(map(orders_columns, groups)) or any(column_order(given, module) is not None for module in packed)
-    if ragged or reordered or not bits <= set(SERVED_BITS):
+    found = format_of(given.quantization_config)
+    if found is None or found.needs_decoding(given, list(forms)):
         return WeightForm.DENSE_COPY
-    return WeightForm.REPACKED if set(forms.values()) & set(FOREIGN.values()) else WeightForm.AS_STORED
-
-
-def _fills_blocks(given: Checkpoint, module: str) -> bool:
-    """Return whether blocks of columns fill an FP8 matrix: activations are rounded in the same blocks."""
-    width = (given.quantization_config or {})["weight_block_size"][1]
-    return matrix_shape(given.module_tensors(module))[1] % width == 0
+    return WeightForm.AS_STORED if found.repack is None or set(forms.values()) == {"dense"} else WeightForm.REPACKED
 
 
 def _write_repacked(given: Checkpoint, folder: Path) -> None:
-    """Write a GPTQ, AWQ or FP8 checkpoint in compressed-tensors' packing, shard by shard."""
+    """Write a checkpoint in compressed-tensors' packing, shard by shard."""
     config = given.quantization_config or {}
-    forms = {module: stored_format(given.module_tensors(module)) for module in given.matrix_modules()}
-    quantised = {module: form for module, form in forms.items() if form in FOREIGN.values()}
+    found = format_of(config)
+    assert found is not None and found.repack is not None and found.scheme is not None, "`readable_form` says REPACKED"
+    forms = {module: stored_format(given, module) for module in given.matrix_modules()}
+    quantised = [module for module, form in forms.items() if form in found.forms]
     places = {module: min(tensor.file for tensor in given.module_tensors(module).values()) for module in quantised}
     packed = {tensor.name for module in quantised for tensor in given.module_tensors(module).values()}
     weight_map: dict[str, str] = {}
@@ -351,7 +337,7 @@ def _write_repacked(given: Checkpoint, folder: Path) -> None:
         tensors = {tensor.name: tensor.load() for tensor in kept}
         for module in (module for module, place in places.items() if place == file):
             stored = {local: tensor.load() for local, tensor in given.module_tensors(module).items()}
-            made = repack(stored, quantised[module], config)
+            made = found.repack(stored, config)
             if made.form == "pack-quantized":
                 # vLLM keeps scales of integers in the model's type, whatever type they are stored in.
                 made.tensors["weight_scale"] = made.tensors["weight_scale"].to(_dtype(given))
@@ -363,7 +349,7 @@ def _write_repacked(given: Checkpoint, folder: Path) -> None:
     copy_description(given.folder, folder, code_is_trusted())
     outside = outside_blocks(load_structure(given.folder))
     dense = sorted({module for module in [*forms, *outside] if module not in quantised})
-    config = {**given.config, "quantization_config": foreign_config(config, dense)}
+    config = {**given.config, "quantization_config": repacked_config(found.scheme(given, ""), dense)}
     write_json(folder / "config.json", config)
 
 

@@ -17,17 +17,17 @@ from aird.configuration.checks import attack_sources, model_sources, unmet, uses
 from aird.configuration.configuration import Configuration
 from aird.configuration.messages import ConfigurationError, show
 from aird.evaluation.hand_labels import read_labels
-from aird.patching.methods import method_of
-from aird.settings.base import ORIGINAL, PLAIN
-from aird.settings.checkpoint_formats import (
+from aird.models.config_json import experts_of
+from aird.models.refusals import (
     ADAPTER,
     ADAPTER_INSIDE,
     GGUF_MODELS,
     checkpoint_refusal,
-    experts_of,
     original_refusal,
     patch_refusal,
 )
+from aird.patching.methods import method_of
+from aird.settings.base import ORIGINAL, PLAIN
 from aird.settings.models import Model
 from aird.settings.prompt_files import read_instructions
 from aird.settings.prompts import PromptSet

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from aird.settings.checkpoint_formats import config_refusal
+from aird.models.config_json import config_refusal
 from aird.support.files import read_json
 
 # Bits of one value, by the names that safetensors gives to dtypes.

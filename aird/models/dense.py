@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import save_file
 
 from aird.models.checkpoint import Checkpoint, read_checkpoint
+from aird.models.format import format_of
 from aird.models.loading import code_is_trusted, compute_dtype, copy_description, load_model, stored_dtype
 from aird.models.matrices import declared_format, matrix_of, quantization_scheme, stored_format
 from aird.support.files import read_json, write_json
@@ -35,7 +36,8 @@ def needs_dense_copy(folder: Path, on_cpu: bool) -> bool:
         folder: a checkpoint folder.
         on_cpu: whether vLLM runs on a CPU, where it lacks kernels for packed weights and for floats in blocks.
     """
-    if (read_checkpoint(folder).quantization_config or {}).get("quant_method") == "bitsandbytes":
+    found = format_of(read_checkpoint(folder).quantization_config)
+    if found is not None and not found.served:
         return True
     return on_cpu and (is_weight_only(folder) or _has_blocks_of_floats(folder))
 
@@ -60,8 +62,8 @@ def passes_gradients(folder: Path) -> bool:
     input gets none through it. Nor has bitsandbytes' product of four bits on some processors. Matrices that are only
     stored in few bits pass it.
     """
-    quantisation = read_checkpoint(folder).quantization_config or {}
-    return quantisation.get("quant_method") != "bitsandbytes" and not rounds_activations(folder)
+    found = format_of(read_checkpoint(folder).quantization_config)
+    return found is None or (found.passes_gradients and not rounds_activations(folder))
 
 
 @contextlib.contextmanager
@@ -138,7 +140,7 @@ def _quantised_modules(checkpoint: Checkpoint) -> list[str]:
     if checkpoint.quantization_config is None:
         return []
     # By what is stored: an embedding matches no scheme, whatever config.json says about linear modules.
-    return [name for name in checkpoint.matrix_modules() if stored_format(checkpoint.module_tensors(name)) != "dense"]
+    return [name for name in checkpoint.matrix_modules() if stored_format(checkpoint, name) != "dense"]
 
 
 def _has_blocks_of_floats(folder: Path) -> bool:
@@ -156,8 +158,8 @@ def _has_blocks_of_floats(folder: Path) -> bool:
 
 
 def _quantises_activations(checkpoint: Checkpoint, module: str) -> bool:
-    config = checkpoint.quantization_config or {}
-    if config.get("quant_method") == "bitsandbytes":
-        return declared_format(checkpoint, module) == "bitsandbytes-int8"
+    found = format_of(checkpoint.quantization_config)
+    if found is not None and found.scheme is None:
+        return declared_format(checkpoint, module) in found.rounded
     scheme = quantization_scheme(checkpoint, module)
     return scheme is not None and scheme.input_activations is not None

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import torch
 
 from aird.models.checkpoint import Checkpoint, StoredTensor, natural_order, read_checkpoint
-from aird.models.matrices import dense_matrix, experts_scheme, matrix_of, quantization_scheme, stored_format
+from aird.models.format import format_of
+from aird.models.matrices import dense_matrix, matrix_of, quantization_scheme, stored_format
 from aird.models.structure import ArchitectureError, decoder_blocks
 
 
@@ -55,11 +56,11 @@ def decodes_experts(structure: Any, checkpoint: Checkpoint) -> bool:
     """
     modules = [module for stored in stored_matrices(structure, checkpoint).values() for module in stored]
     tensors = {module: checkpoint.module_tensors(module) for module in modules}
-    forms = {stored_format(stored) for stored in tensors.values()}
-    config = checkpoint.quantization_config or {}
-    if not modules or config.get("quant_method") == "bitsandbytes":
+    forms = {stored_format(checkpoint, module) for module in modules}
+    found = format_of(checkpoint.quantization_config)
+    if not modules or found is None or found.scheme is None:
         return forms <= {"dense"}
-    scheme = experts_scheme(checkpoint)
+    scheme = found.scheme(checkpoint, "") if found.experts_scheme is None else found.experts_scheme(checkpoint)
     eight_bit_floats = scheme.weights.type == "float" and scheme.weights.num_bits == 8
     if forms == {"dense"}:
         return eight_bit_floats
@@ -68,7 +69,8 @@ def decodes_experts(structure: Any, checkpoint: Checkpoint) -> bool:
     if forms == {"float-quantized"}:
         readable = eight_bit_floats and scheme.weights.strategy in ("tensor", "channel")
     else:
-        readable = forms in ({"gptq"}, {"pack-quantized"}) and scheme.weights.symmetric
+        packed = forms == {"pack-quantized"} or (found.repack is not None and scheme.format == "pack-quantized")
+        readable = packed and len(forms) == 1 and scheme.weights.symmetric
     known = {"weight", "weight_packed", "weight_scale", "weight_shape"}
     names = {local for stored in tensors.values() for local in stored if local.startswith("weight")}
     return readable and names <= known

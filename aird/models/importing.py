@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from aird.models.checkpoint import Checkpoint, check_complete, read_checkpoint
+from aird.models.config_json import config_refusal
 from aird.models.generation_settings import ends_of_text
 from aird.models.gguf_file import GGUFFile, read_gguf
 from aird.models.gguf_tokenizer import check_read_back, check_vocabulary, is_default_model, own_ends, own_tokenizer
@@ -30,11 +31,11 @@ from aird.models.loading import (
     write_chat,
 )
 from aird.models.matrices import check_dense
+from aird.models.refusals import ADAPTER, ADAPTER_INSIDE, original_refusal
 from aird.models.structure import ArchitectureError, residual_writers, writer_contributions
 from aird.models.text_model import extract_text_model, is_wrapper
 from aird.models.tokenizer_file import let_its_file_be_read
 from aird.prompts.chat import check_chat
-from aird.settings.checkpoint_formats import ADAPTER, ADAPTER_INSIDE, config_refusal, original_refusal
 from aird.settings.models import Chat
 from aird.support.checkpoint_patterns import CODE, TOKENIZER, WEIGHTS, matching_files, weight_files
 from aird.support.files import read_json, write_json

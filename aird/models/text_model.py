@@ -14,8 +14,8 @@ import torch
 
 from aird.inference.cpu_attention import needed_attention
 from aird.models.checkpoint import check_complete
+from aird.models.refusals import checkpoint_refusal
 from aird.models.structure import ArchitectureError
-from aird.settings.checkpoint_formats import checkpoint_refusal
 from aird.support.checkpoint_patterns import PROCESSOR
 from aird.support.files import read_json
 

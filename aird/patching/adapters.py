@@ -233,7 +233,7 @@ def _changes(base: Path, edit: Edit) -> Iterator[_Change]:
                 added = added.transpose(1, 2)
             yield _Change(tensor.name, {"": (tensor.file.name, tensor.name)}, tensor.load(), added)
             return
-        if any(stored_format(checkpoint.module_tensors(module)) != "dense" for module in modules):
+        if any(stored_format(checkpoint, module) != "dense" for module in modules):
             raise ValueError(
                 f"{base} stores the experts of {edit.module} quantised, and cannot hold some of them dense: put the "
                 "adapter on it by PEFT, or merge it into a dense copy"

@@ -26,7 +26,7 @@ from aird.configuration.messages import ConfigurationError
 from aird.models.checkpoint import read_checkpoint
 from aird.models.gguf_file import read_gguf, served_gguf
 from aird.models.matrices import dense_matrix
-from aird.settings.checkpoint_formats import GGUF_MODELS
+from aird.models.refusals import GGUF_MODELS
 from aird.support.files import hash_folder
 
 WRITER, QUERIES = "model.layers.1.mlp.down_proj", "model.layers.1.self_attn.q_proj"

@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM
 from aird.compression.measure import check_stored_formats, measure
 from aird.models.checkpoint import read_checkpoint
 from aird.models.dense import needs_dense_copy, write_dense_copy
-from aird.models.matrices import column_order, declared_format, dense_matrix, matrix_shape, stored_format
-from aird.models.repacking import repack
+from aird.models.formats import gptq
+from aird.models.matrices import declared_format, dense_matrix, matrix_shape, quantization_scheme, stored_format
+from aird.models.packed import column_order, repacked_config
 from aird.support.files import read_json
 
 READER = "model.layers.1.self_attn.k_proj"  # [64, 128]
@@ -26,11 +27,15 @@ def check_matrices(folder: Path, wanted: dict[str, torch.Tensor], form: str) -> 
     checkpoint = read_checkpoint(folder)
     assert sorted(checkpoint.block_matrices()) == sorted(wanted)
     for module in (READER, WRITER):
-        stored = checkpoint.module_tensors(module)
-        assert stored_format(stored) == declared_format(checkpoint, module) == form
-        assert matrix_shape(stored) == tuple(wanted[module].shape)
+        assert stored_format(checkpoint, module) == declared_format(checkpoint, module) == form
+        assert matrix_shape(checkpoint, module) == tuple(wanted[module].shape)
         matrix = dense_matrix(folder, module)
         assert matrix.dtype == wanted[module].dtype and torch.equal(matrix, wanted[module]), module
+
+
+def order_of_columns(folder: Path) -> torch.Tensor | None:
+    checkpoint = read_checkpoint(folder)
+    return column_order(checkpoint.module_tensors(WRITER), quantization_scheme(checkpoint, WRITER))
 
 
 @pytest.mark.parametrize("version", ["gptq", "gptq_v2"])
@@ -39,13 +44,13 @@ def check_matrices(folder: Path, wanted: dict[str, torch.Tensor], form: str) -> 
 def test_gptq_as_autoround_packs_it(original: Path, tmp_path: Path, bits: int, symmetric: bool, version: str) -> None:
     wanted = ready_made.gptq(original, tmp_path / "gptq", bits, 64, symmetric, version)
     check_matrices(tmp_path / "gptq", wanted, "gptq")
-    assert column_order(read_checkpoint(tmp_path / "gptq"), WRITER) is None
+    assert order_of_columns(tmp_path / "gptq") is None
 
 
 def test_gptq_with_reordered_columns(original: Path, tmp_path: Path) -> None:
     wanted = ready_made.reordered(original, tmp_path / "gptq")
     check_matrices(tmp_path / "gptq", wanted, "gptq")
-    order = column_order(read_checkpoint(tmp_path / "gptq"), WRITER)
+    order = order_of_columns(tmp_path / "gptq")
     assert order is not None and order.bincount().tolist() == [32] * 8
 
 
@@ -173,16 +178,14 @@ def test_zero_points_that_programs_read_differently(original: Path, tmp_path: Pa
 
 def test_packing_of_an_older_compressed_tensors(original: Path, tmp_path: Path) -> None:
     """Ten 3-bit values to a word, two bits unused: as many words would be read as other numbers."""
-    from aird.models.repacking import foreign_config
-
     ready_made.gptq(original, tmp_path / "gptq", bits=3)
     given = read_checkpoint(tmp_path / "gptq")
     config: Any = given.quantization_config
     packed = {}
     for module in ready_made.block_matrices(original):
-        made = repack({k: t.load() for k, t in given.module_tensors(module).items()}, "gptq", config).tensors
+        made = gptq.repack({k: t.load() for k, t in given.module_tensors(module).items()}, config).tensors
         rows, columns = made["weight_shape"].tolist()
         packed[module] = made | {"weight_packed": torch.zeros(rows, -(-columns // 10), dtype=torch.int32)}
-    ready_made.write(original, tmp_path / "old", packed, foreign_config(config, ["lm_head"]))
+    ready_made.write(original, tmp_path / "old", packed, repacked_config(gptq.scheme(config), ["lm_head"]))
     with pytest.raises(ValueError, match="26 words a row where 256 values of 3 bits have 24: .* older compressed-ten"):
         dense_matrix(tmp_path / "old", WRITER)

@@ -6,9 +6,9 @@ from aird.models.card_metadata import read_licence
 from aird.models.generation_settings import own_generation_settings
 from aird.models.importing import import_model
 from aird.models.loading import TRUST, load_tokenizer
+from aird.models.refusals import original_refusal
 from aird.prompts.chat import chat_record
 from aird.prompts.sources import model_config, open_model
-from aird.settings.checkpoint_formats import original_refusal
 from aird.settings.models import Model
 from aird.support.files import atomic_folder, hash_folder, write_json
 

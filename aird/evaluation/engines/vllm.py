@@ -21,7 +21,7 @@ from pydantic import Field, StringConstraints, field_validator
 from aird.evaluation.engine import Abilities, AdapterRefused, Engine, ServerSettings, head_size
 from aird.evaluation.programs import vllm_server
 from aird.evaluation.server_process import clean_environment
-from aird.settings.checkpoint_formats import experts_of
+from aird.models.config_json import experts_of
 from aird.settings.engines import EnvironmentSettings
 from aird.support.checkpoint_patterns import weight_files
 from aird.support.environments import Environment

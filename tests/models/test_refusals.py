@@ -1,4 +1,4 @@
-"""What the documentation says of ready-made checkpoints is what the settings know; every refusal says what helps."""
+"""What the documentation says of ready-made checkpoints is what the code knows; every refusal says what helps."""
 
 from __future__ import annotations
 
@@ -7,14 +7,8 @@ from typing import Any
 
 import pytest
 
-from aird.settings.checkpoint_formats import (
-    PACKINGS,
-    REFUSED,
-    checkpoint_refusal,
-    original_refusal,
-    patch_refusal,
-    refusal,
-)
+from aird.models.formats.compressed_tensors import PACKINGS
+from aird.models.refusals import REFUSED, checkpoint_refusal, original_refusal, patch_refusal, refusal
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/checkpoints.md"
 
