@@ -111,7 +111,7 @@ def _training(work: Workload, tokenizer: Any) -> list[Result]:
         with torch.enable_grad():
             for loss, weight in losses():
                 (loss * weight).backward()
-        return [edit.down.grad.clone() for edit in edits if edit.down.grad is not None]
+        return [edit.down.grad.flatten() for edit in edits if edit.down.grad is not None]
 
     def ours() -> Any:
         for batch in batches:

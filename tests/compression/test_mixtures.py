@@ -114,7 +114,8 @@ def test_scales_that_transformers_leaves_aside_are_refused(tiny_folder: Callable
     with pytest.raises(ValueError, match=r"experts\.\d\.\w+\.weight_global_scale \(and 47 more\), which Transformers"):
         load_model(tmp_path / "given")
     ready_made.compressed_tensors(tiny_folder("llama"), tmp_path / "dense", "NVFP4A16")
-    assert logits_of(load_model(tmp_path / "dense")).isfinite().all()
+    # In its type, whatever this processor is faster in: compressed-tensors multiplies NVFP4 in no other.
+    assert logits_of(load_model(tmp_path / "dense", dtype=torch.bfloat16)).isfinite().all()
 
 
 def bitsandbytes(original: Path, folder: Path) -> dict[str, torch.Tensor]:
@@ -188,7 +189,7 @@ def test_experts_of_a_ready_made_mixture(
     record = import_given(given, source, imported)
     assert record["served_as"] == readable_form(given) == served_as
     assert record["patchable"] and record["total"]["relative_error"] < 0.15
-    model, structure = load_model(imported), load_structure(source)
+    model, structure = load_model(imported, dtype=torch.bfloat16), load_structure(source)
     for name in fused_parameters(model):
         stored = stored_matrices(structure, read_checkpoint(source))[name]
         experts = [
