@@ -74,8 +74,9 @@ def test_another_address_asks_again(project: Path) -> None:
     assert planned(project) == set()
     configuration |= {"serving": {"engine": "url"}, "engines": {"url": {"address": "http://localhost:2#{compression}"}}}
     write_configuration(project, configuration)
+    # vLLM's cell too: its perplexity is of the original's answers.
     asked = {job for job in planned(project) if job.startswith("evaluate_suite")}
-    assert asked == {f"evaluate_suite tiny/{name}/plain/quick" for name in ("original", "q8")}
+    assert asked == {f"evaluate_suite tiny/{name}/plain/quick" for name in ("original", "q8", "weights")}
 
 
 def test_tasks_in_subfolders_are_read(project: Path) -> None:

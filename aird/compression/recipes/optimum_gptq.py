@@ -6,7 +6,6 @@ integers in compressed-tensors' packing, so that Transformers and vLLM need no G
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 from pathlib import Path
@@ -58,13 +57,6 @@ quantizer.dataset = model.config.quantization_config["dataset"] = None  # tensor
 quantizer.save(model, sys.argv[2])
 """
 
-PROBE = """
-import json
-from importlib.metadata import version
-import optimum.gptq, gptqmodel
-print(json.dumps({name: version(name) for name in ("optimum", "gptqmodel", "torch", "transformers")}))
-"""
-
 
 class OptimumGPTQ(FourBitSettings):
     """GPTQ as optimum and GPTQModel do it, in a Python environment apart (`envs/gptq.lock.txt`)."""
@@ -82,15 +74,6 @@ class OptimumGPTQ(FourBitSettings):
             packages=("optimum", "gptqmodel", "torch", "transformers"),
             minutes=60,
         )
-
-
-def describe_environment(python: Path) -> dict[str, Any]:
-    """Return the `versions` of optimum, GPTQModel, torch and Transformers there; check that they can be imported.
-
-    Raises:
-        RuntimeError: they cannot; the message has the last lines of the output.
-    """
-    return {"versions": json.loads(_run(python, ["-c", PROBE], "GPTQModel cannot be imported").splitlines()[-1])}
 
 
 def write(settings: OptimumGPTQ, inputs: RecipeInputs, folder: Path) -> None:
