@@ -40,7 +40,7 @@ TINY_ARGUMENTS = {
     "aird evaluate": "--count 4 --tokens 4 --transformers",
     "aird label": "",
     "aird export": "",
-    "aird check": "--count 4 --tokens 4 --transformers --harmful attack.txt --harmless everyday.txt",
+    "aird check": "--count 6 --tokens 4 --transformers --harmful attack.txt --harmless everyday.txt",
     "aird push": "",
 }
 # Commands that a test does not run to their end, each with its reason.
