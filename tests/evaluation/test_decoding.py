@@ -30,6 +30,17 @@ def test_what_engines_may_write_otherwise(tokenizer: Any, said: str) -> None:
     check_text(tokenizer, completion(tokenizer, TEXT, said), "llama.cpp", "model.gguf")
 
 
+def test_bytes_that_are_no_whole_character_may_be_put_together_otherwise(tokenizer: Any) -> None:
+    """A special token between two bytes of a character: servers leave it out first, and then decode."""
+    first, second = tokenizer("é", add_special_tokens=False)["input_ids"][:2]
+    start = tokenizer("Name", add_special_tokens=False)["input_ids"]
+    ids = (*start, first, tokenizer.convert_tokens_to_ids("<|im_end|>"), second)
+    check_text(tokenizer, Completion("Nameé", ids, "stop"), "vLLM", "model")
+    check_text(tokenizer, Completion("Name", ids, "stop"), "vLLM", "model")
+    with pytest.raises(BrokenTextError):
+        check_text(tokenizer, Completion("Nome\ufffd", ids, "stop"), "vLLM", "model")
+
+
 @pytest.mark.parametrize(
     "said", [TEXT.replace(" ", "Ġ"), TEXT.replace(" ", ""), TEXT[:-4], f"{TEXT} More.", TEXT.lower()]
 )
