@@ -25,7 +25,6 @@ USED = {
     "recipes/wanda": compressed("wanda-50"),
     "methods/scale": patched(PATCHED),
     "engines/vllm": evaluated(CELLS),
-    "engines/transformers": evaluated(CELLS),  # what vLLM is checked against
     "judges/arditi": scored(CELLS),
     "judges/wei": scored(CELLS),
 }

@@ -101,7 +101,8 @@ def test_a_dry_run_says_what_it_takes(original: Path, tmp_path: Path, capsys: py
     assert "Nothing was run. Would ask 2 x 40 prompts by Transformers, about 1 min and 0.0 GB of memory." in told
 
 
-def test_too_little_room_is_said() -> None:
+def test_too_little_room_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aird.commands.preflight.visible_gpus", list)
     huge = Examined("huge", 10**15, 10**15, 2 * 10**15, None)
     with pytest.raises(ValueError, match=r"decoded copies take 2000000\.0 GB, and the temporary folder"):
         check_room([huge])
