@@ -75,7 +75,7 @@ def test_the_python_of_an_image_need_not_exist_here(project: Path, environment: 
     options = [wanted, "--workflow-profile", "profiles/kubernetes", *environment]
     assert planned(project, *options, configuration="image.yaml") == {"build_environment vllm"}
     refused = snakemake(project, "--dry-run", wanted, configuration="image.yaml", check=False)
-    assert refused.returncode != 0 and "serving.executable: there is no such file" in refused.stdout + refused.stderr
+    assert refused.returncode != 0 and "engines.vllm.executable" in refused.stdout + refused.stderr
 
 
 @pytest.mark.parametrize(
