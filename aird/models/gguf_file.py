@@ -7,6 +7,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -122,6 +123,14 @@ def read_gguf(path: Path) -> GGUFFile:
             Transformers does not read from GGUF, split into several files, or holds a quantisation type that the
             `gguf` package does not decode.
     """
+    path = Path(path)
+    changed = path.stat().st_mtime_ns if path.is_file() else None
+    return _read(path, changed)
+
+
+@functools.lru_cache(maxsize=2)
+def _read(path: Path, changed: int | None) -> GGUFFile:
+    """Read a header. It takes seconds where a vocabulary is large, and an import asks for it at several places."""
     import gguf
     from gguf.quants import _type_traits
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
@@ -166,4 +175,4 @@ def read_gguf(path: Path) -> GGUFFile:
         for start in (SAMPLING, TOKENIZER)
     )
     template, scaling = metadata.get("tokenizer.chat_template"), metadata.get(f"{prefix}rope.scaling.type")
-    return GGUFFile(Path(path), architecture, sizes, tensors, sampling, tokenizer, template, scaling)
+    return GGUFFile(path, architecture, sizes, tensors, sampling, tokenizer, template, scaling)

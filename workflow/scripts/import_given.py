@@ -5,7 +5,6 @@ from pathlib import Path
 from aird.compression.ready_made import check_config, import_given
 from aird.models.card_metadata import read_licence
 from aird.models.generation_settings import own_generation_settings
-from aird.models.gguf_file import served_gguf
 from aird.models.loading import TRUST, code_is_trusted, open_checkpoint
 from aird.prompts.sources import model_config, open_model
 from aird.settings.sources import ModelSource
@@ -23,13 +22,14 @@ def main(original: Path, original_manifest: Path, settings: ModelSource, checkpo
     with open_model(settings, code_is_trusted()) as source:
         imported = import_given(source, original, checkpoint)
         licence = read_licence(source)
+        own = own_generation_settings(checkpoint, source if source.is_file() else None)
     source_record = settings.model_dump(exclude_none=True)
     record = {
         "settings": {"recipe": "given", "source": source_record},
         "source": source_record,
         "licence": licence,
         TRUST: code_is_trusted(),
-        "generation_settings": own_generation_settings(checkpoint, served_gguf(checkpoint)),
+        "generation_settings": own,
         **imported,
         "files": hash_folder(checkpoint),
     }
