@@ -6,14 +6,20 @@ Format: `general.type` is "adapter" and `adapter.type` "lora"; each edited tenso
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from aird.models.gguf_file import GGUFFile
 from aird.models.matrices import dense_matrix
 from aird.patching.adapters import load_adapter
+from aird.patching.edits import Edit
 from aird.support.files import atomic_file
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
 
 
 def write_gguf_adapter(adapter: Path, checkpoint: Path, model: GGUFFile, output: Path) -> list[str]:
@@ -34,17 +40,31 @@ def write_gguf_adapter(adapter: Path, checkpoint: Path, model: GGUFFile, output:
     """
     import gguf
 
+    writer = gguf.GGUFWriter(None, model.architecture)
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    edits = [edit for edit, _ in edited_matrices(adapter, checkpoint, model)]
+    (rank,) = {edit.rank for edit in edits}
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(rank))  # the edits hold their scale
+    for edit in edits:
+        name = model.tensor_of(edit.module).name
+        writer.add_tensor(f"{name}.lora_a", edit.down.contiguous().numpy())
+        writer.add_tensor(f"{name}.lora_b", edit.up.contiguous().numpy())
+    write_gguf(writer, output)
+    return [edit.module for edit in edits]
+
+
+def edited_matrices(adapter: Path, checkpoint: Path, model: GGUFFile) -> Iterator[tuple[Edit, torch.Tensor]]:
+    """Yield the edits of an adapter with the matrices of a GGUF model that they change, [d_out, d_in] float32.
+
+    Arguments and errors as of `write_gguf_adapter`.
+    """
     edits = {edit.module: edit for edit in load_adapter(adapter)}
     if any(edit.of_experts for edit in edits.values()):
         raise ValueError(
             f"{adapter} edits routed experts, for which llama.cpp has no LoRA here; merge the patch (`aird patch "
             "--merged`) and convert the merged checkpoint to GGUF"
         )
-    writer = gguf.GGUFWriter(None, model.architecture)
-    writer.add_type(gguf.GGUFType.ADAPTER)
-    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-    (rank,) = {edit.rank for edit in edits.values()}
-    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(rank))  # the edits hold their scale
     for module, matrix in model.matrices(edits):
         decoded, edit = dense_matrix(checkpoint, module), edits[module]
         shape = (edit.up.shape[0], edit.down.shape[1])
@@ -58,12 +78,13 @@ def write_gguf_adapter(adapter: Path, checkpoint: Path, model: GGUFFile, output:
                 f"{model.path} holds the rows or columns of {module} in another order than Transformers, so a GGUF "
                 "LoRA cannot edit it; merge the patch and convert the merged checkpoint to GGUF"
             )
-        name = model.tensor_of(module).name
-        writer.add_tensor(f"{name}.lora_a", edit.down.contiguous().numpy())
-        writer.add_tensor(f"{name}.lora_b", edit.up.contiguous().numpy())
+        yield edit, matrix
+
+
+def write_gguf(writer: GGUFWriter, output: Path) -> None:
+    """Write what a writer was given to a file, which appears when it is complete."""
     with atomic_file(output) as temporary:
         writer.write_header_to_file(temporary)
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-    return list(edits)

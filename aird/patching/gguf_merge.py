@@ -9,12 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from aird.models.gguf_file import GGUFFile
-from aird.models.matrices import dense_matrix
-from aird.patching.adapters import load_adapter
-from aird.support.files import atomic_file
+from aird.patching.gguf_adapter import edited_matrices, write_gguf
 
 
 def write_merged_gguf(adapter: Path, checkpoint: Path, model: GGUFFile, output: Path) -> list[str]:
@@ -35,22 +31,10 @@ def write_merged_gguf(adapter: Path, checkpoint: Path, model: GGUFFile, output: 
     """
     import gguf
 
-    edits = {edit.module: edit for edit in load_adapter(adapter)}
-    merged = {}
-    for module, matrix in model.matrices(edits):
-        decoded, change = dense_matrix(checkpoint, module), edits[module].matrix()
-        if change.shape != matrix.shape:
-            raise ValueError(
-                f"{adapter} is for another model: it adds {list(change.shape)} to {module}, which is "
-                f"{list(matrix.shape)} in {model.path}"
-            )
-        if not torch.equal(matrix.to(decoded.dtype), decoded):
-            raise ValueError(
-                f"{model.path} holds the rows or columns of {module} in another order than Transformers, so "
-                "the patch cannot be merged into it; merge it into the checkpoint (`aird patch --merged`), and convert "
-                "that to GGUF"
-            )
-        merged[model.tensor_of(module).name] = (matrix + change).half().numpy()
+    modules, merged = [], {}
+    for edit, matrix in edited_matrices(adapter, checkpoint, model):
+        modules.append(edit.module)
+        merged[model.tensor_of(edit.module).name] = (matrix + edit.matrix()).half().numpy()
     reader = gguf.GGUFReader(model.path)
     writer: Any = gguf.GGUFWriter(None, model.architecture)
     for name, field in reader.fields.items():
@@ -62,9 +46,5 @@ def write_merged_gguf(adapter: Path, checkpoint: Path, model: GGUFFile, output: 
             writer.add_tensor(tensor.name, merged[tensor.name])
         else:
             writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-    with atomic_file(output) as temporary:
-        writer.write_header_to_file(temporary)
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-    return list(edits)
+    write_gguf(writer, output)
+    return modules
