@@ -543,6 +543,7 @@ def test_every_job_depends_on_every_file_that_it_imports(finished: Path) -> None
         "refusal_tokens": "find_refusal_tokens",
         "prompt_set": "build_prompt_set",
         "make_figure": "make_figures",
+        "make_timings": "make_tables",
     }
     seen = set()
     for record in job_records(finished, "--forceall"):
