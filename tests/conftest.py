@@ -175,15 +175,16 @@ def llama_cpp_python() -> Path:
 @pytest.fixture(scope="session")
 def gguf_python() -> Path:
     """Return the Python of an environment that holds llama.cpp's quantiser: AIRD_GGUF_PYTHON, or the workflow's own."""
-    return server_python("AIRD_GGUF_PYTHON", "gguf")
+    recipe = {"file": {"recipe": "gguf", "type": "Q8_0"}}  # the node exists where a recipe uses it
+    return server_python("AIRD_GGUF_PYTHON", "gguf", "--config", f"compressions={json.dumps(recipe)}")
 
 
-def server_python(variable: str, node: str) -> Path:
-    """Return the Python that a variable names, or that of a node of the workflow, which is built."""
+def server_python(variable: str, node: str, *flags: str) -> Path:
+    """Return the Python that a variable names, or that of a node of the workflow, which is built with these flags."""
     if variable in os.environ:
         return Path(os.environ[variable])
     record = ROOT / "results" / "environments" / f"{node}.json"
-    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--quiet", "all", "--"]
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--quiet", "all", *flags, "--"]
     SHARED.mkdir(parents=True, exist_ok=True)
     with FileLock(SHARED / "environments.lock"):  # one at a time of the processes that share the tests
         subprocess.run([*command, str(record.relative_to(ROOT))], cwd=ROOT, check=True)

@@ -26,7 +26,7 @@ from aird.patching.method import PatchInputs
 from aird.patching.methods import method, needs_of, parse_patch
 from aird.patching.patch_files import make_patch, write_merged
 from aird.patching.system_prompt import read_patch
-from aird.plugin import METHODS
+from aird.plugin import ATTACKS, METHODS
 from aird.settings.patches import Replies
 from aird.support.code_dependencies import code_files
 from aird.support.files import hash_folder, read_json, write_json, write_json_lines
@@ -114,7 +114,8 @@ def test_the_script_makes_any_patch_from_what_it_needs_by_the_code_of_its_method
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
     loaded = {Path(line) for line in result.stdout.partition("LOADED\n")[2].splitlines()}
-    hashed = set(code_files(ROOT / "workflow/scripts/make_patch.py", ROOT, METHODS.file(name)))
+    plugins = [METHODS.file(name), *([ATTACKS.file("prefill")] if "attacks" in needs else [])]
+    hashed = set(code_files(ROOT / "workflow/scripts/make_patch.py", ROOT, *plugins))
     assert loaded <= hashed and len(loaded) > 10
     assert {path.stem for path in loaded if path.parent.name == "methods"} <= {"__init__", name, *MADE_OF.get(name, ())}
     statistics = read_json(tmp_path / "statistics.json")
