@@ -28,6 +28,7 @@ from aird.commands import check as check_command
 from aird.commands import direction as direction_command
 from aird.commands import evaluate as evaluate_command
 from aird.commands import patch as patch_command
+from aird.commands.check_results import EXIT_CODES, record_of
 from aird.commands.inputs import read_chat_arguments
 from aird.commands.main import parser
 from aird.directions.direction import load_direction
@@ -68,7 +69,7 @@ class Check:
     @property
     def exit_code(self) -> int:
         """What `aird check` ends with: 0, 3, 4 or 5."""
-        return check_command.EXIT_CODES[self.outcome]
+        return EXIT_CODES[self.outcome]
 
     @property
     def text(self) -> str:
@@ -77,7 +78,7 @@ class Check:
 
     def to_json(self) -> str:
         """Return what `aird check --json` writes."""
-        return json.dumps(check_command.record_of(self.verdicts, self.facts), sort_keys=True, ensure_ascii=False)
+        return json.dumps(record_of(self.verdicts, self.facts), sort_keys=True, ensure_ascii=False)
 
     def to_frame(self) -> pandas.DataFrame:
         """Return a row for each kind of prompts: n, both refusal rates, and the loss with its interval, as shares."""

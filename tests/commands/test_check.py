@@ -17,7 +17,7 @@ from conftest import ROOT
 from thinking_templates import DEEPSEEK
 from tiny_model import new, tiny_tuning
 
-from aird.commands.check import _prompts_to_learn
+from aird.commands.check_repair import prompts_to_learn
 from aird.commands.main import main
 from aird.evaluation.regression import judge_change
 from aird.models import loading
@@ -398,7 +398,7 @@ def test_a_regression_is_repaired_and_the_repaired_model_checked(
     refusing, repair, verdict = new(tmp_path / "refusing"), tmp_path / "adapter", tmp_path / "verdict.json"
     tune_to_refuse(original, refusing, ASKED, ANSWERED[:2], tiny_tuning())
     options = ["--repair", repair, "--json", verdict, "--transformers", "--tokens", 8]
-    code = check(refusing, original, *with_prompts_to_learn(tmp_path, monkeypatch), *options)
+    code = check(refusing, original, *withprompts_to_learn(tmp_path, monkeypatch), *options)
     record = read_json(verdict)
     assert record["before_the_repair"]["outcome"] == "regression"
     assert record["before_the_repair"]["harmful"]["worse"] == 20
@@ -412,7 +412,7 @@ def test_a_regression_is_repaired_and_the_repaired_model_checked(
     assert statistics["settings"]["method"] == "calibrate" and statistics["edits"]
 
 
-def with_prompts_to_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def withprompts_to_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Let a repair learn from some of `ASKED` and `ANSWERED`; return the options that measure the others."""
     files: list[Any] = []
     for kind, lines in (("harmful", ASKED[:20]), ("harmless", ANSWERED[:20])):
@@ -430,7 +430,9 @@ def with_prompts_to_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> li
     (tmp_path / "all.txt").write_text("\n".join(ASKED), encoding="utf-8")
     (tmp_path / "rest.txt").write_text("\n".join(ANSWERED[20:]), encoding="utf-8")
     monkeypatch.setattr("aird.prompts.embedded.PROMPT_SETS", sets)
-    monkeypatch.setattr("aird.commands.check.REPLIES", Replies(train_harmful=12, train_harmless=12, validation=8))
+    monkeypatch.setattr(
+        "aird.commands.check_repair.REPLIES", Replies(train_harmful=12, train_harmless=12, validation=8)
+    )
     return files
 
 
@@ -448,7 +450,7 @@ def test_what_was_measured_outlives_a_repair_that_fails(
     outputs = {name: tmp_path / f"check.{name}" for name in ("html", "xml", "json")}
     files = ["--report", outputs["html"], "--junit", outputs["xml"], "--json", outputs["json"]]
     options = ["--repair", tmp_path / "adapter", "--transformers", "--tokens", 2, *files]
-    assert check(original, other, *with_prompts_to_learn(tmp_path, monkeypatch), *options) == 2
+    assert check(original, other, *withprompts_to_learn(tmp_path, monkeypatch), *options) == 2
     assert "renders prompts otherwise than the original" in capsys.readouterr().err
     record = read_json(outputs["json"])
     assert (record["outcome"], record["exit_code"]) == ("regression", 3) and "before_the_repair" not in record
@@ -468,7 +470,7 @@ def test_a_repair_learns_from_no_prompt_that_is_measured(tmp_path: Path, monkeyp
         "harmful": [{"instruction": line} for line in lines[:50]],
         "harmless": [record for record in harmless if record["split"] == "validation"][:30],
     }
-    learnt = _prompts_to_learn(some, 42)
+    learnt = prompts_to_learn(some, 42)
     for kind, records in learnt.items():
         measured = {record["instruction"] for record in some[kind]}
         assert not measured & {record["instruction"] for record in records if record["split"]}
@@ -476,7 +478,7 @@ def test_a_repair_learns_from_no_prompt_that_is_measured(tmp_path: Path, monkeyp
         splits = Counter(record["split"] for record in records)
         assert splits["train"] >= getattr(Replies(), f"train_{kind}") and splits["validation"] >= Replies().validation
     with pytest.raises(ValueError, match="too few are left: .*; measure with other harmless prompts"):
-        _prompts_to_learn({**some, "harmless": harmless}, 42)
+        prompts_to_learn({**some, "harmless": harmless}, 42)
 
 
 BROKEN = {
