@@ -149,7 +149,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     compress(folder / "original", folder / "compressed", RoundToNearest(weight_bits=4, group_size=64), None)
     ready_made.gguf_file(folder / "original", folder / "model.gguf", ["Q8_0"])
     shutil.copy(folder / "harmless.txt", folder / "everyday.txt")
-    from aird.commands.inputs import read_prompts, with_splits
+    from aird.commands.prompt_files import read_prompts, with_splits
     from aird.support.files import write_json_lines
 
     for kind in ("harmful", "harmless"):

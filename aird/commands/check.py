@@ -41,8 +41,9 @@ from aird.commands.evaluate import (
     choose_engine,
     served_as,
 )
-from aird.commands.inputs import MODEL_HELP, prompt_path, read_prompts, take_gpus_for
+from aird.commands.inputs import MODEL_HELP, take_gpus_for
 from aird.commands.preflight import Examined, check_room, estimate, examine
+from aird.commands.prompt_files import prompt_path, read_prompts
 from aird.evaluation.kind_of_loss import kind_of_loss
 from aird.evaluation.regression import LEAST_FLIPS, MARGIN, REGRESSION, CheckVerdict, judge_change
 from aird.prompts import embedded

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from aird.commands.check_sides import TOKENS, Answerer, length_limits
-from aird.commands.inputs import choose, read_prompts, validated
+from aird.commands.inputs import validated
+from aird.commands.prompt_files import choose, read_prompts
 from aird.prompts import embedded
 from aird.prompts.building import build_with_parts
 from aird.prompts.sets import CLASSES, Record, select

@@ -14,10 +14,10 @@ from aird.commands.inputs import (
     check_results_apart,
     check_same_chat,
     open_model_folder,
-    prompt_files,
     recorded_chat,
     take_gpus_for,
 )
+from aird.commands.prompt_files import prompt_files
 from aird.commands.search import (
     add_search_arguments,
     describe,

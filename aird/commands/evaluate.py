@@ -13,18 +13,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from aird.commands.inputs import (
-    MODEL_HELP,
-    ModelFolder,
-    add_prompt_arguments,
-    check_output,
-    choose,
-    open_model_folder,
-    prompt_files,
-    read_prompts,
-    take_gpus_for,
-    validated,
-)
+from aird.commands.inputs import MODEL_HELP, ModelFolder, check_output, open_model_folder, take_gpus_for, validated
+from aird.commands.prompt_files import add_prompt_arguments, choose, prompt_files, read_prompts
 from aird.commands.search import PROVENANCE
 from aird.evaluation.engine import Engine
 from aird.plugin import ENGINES

@@ -9,7 +9,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from aird.commands.inputs import ModelFolder, add_prompt_arguments, prompt_files, read_prompts, validated, with_splits
+from aird.commands.inputs import ModelFolder, validated
+from aird.commands.prompt_files import add_prompt_arguments, prompt_files, read_prompts, with_splits
 from aird.prompts.sets import CLASSES, Record
 from aird.settings.directions import Directions
 from aird.settings.patches import Replies

@@ -29,10 +29,11 @@ from transformers import AutoTokenizer, LlamaConfig
 
 from aird.commands import evaluate
 from aird.commands.compare import describe_comparison
-from aird.commands.inputs import ModelFolder, read_prompts, take_gpus_for
+from aird.commands.inputs import ModelFolder, take_gpus_for
 from aird.commands.main import COMMANDS, main
 from aird.commands.patch import _prompts as prompts_of
 from aird.commands.patch import add_arguments
+from aird.commands.prompt_files import read_prompts
 from aird.commands.search import calibrated_from
 from aird.compression.compress import compress
 from aird.compression.recipes.round_to_nearest import RoundToNearest
