@@ -176,7 +176,7 @@ def check(original: Model, compressed: Model, **options: Any) -> Check:
     Args:
         original, compressed: a folder in Hugging Face format, a GGUF file, a hub id, or a folder of stored answers.
         options: of the command, with underscores: `harmful`, `harmless` (files or lists of text), `count`, `tokens`,
-            `seed`, `margin` (points), `patch`, `repair`, `transformers=True`, `llama_cpp`, `url`, `output`, ...
+            `seed`, `margin` (points), `patch`, `repair`, `output`, ..., and an engine's option with its value, or True.
 
     Raises:
         ValueError: what the command ends with 2 for; the message says what to write instead.
@@ -269,7 +269,7 @@ def _run(command: Callable[[argparse.Namespace], Result], arguments: argparse.Na
 
 def _value(name: str, value: Any) -> Any:
     """Return an option as the command has it: names of files are paths."""
-    paths = ("output", "patch", "repair", "direction", "adapter", "reference", "vllm", "llama_cpp", "merged")
+    paths = ("output", "patch", "repair", "direction", "adapter", "reference", "merged")
     return Path(value) if name in paths and isinstance(value, str) else value
 
 

@@ -10,8 +10,10 @@ steps   compress by one recipe (aird/compression/recipes/),
 from aird.models.format import files_of
 from aird.plugin import RECIPES
 
-GIVEN = [name for name, made in CONFIGURATION.compressions.items() if made.ready_made]
-MADE = [name for name in CONFIGURATION.compressions if name not in GIVEN]
+READY_MADE = [
+    name for name, made in CONFIGURATION.compressions.items() if made.ready_made
+]
+MADE = [name for name in CONFIGURATION.compressions if name not in READY_MADE]
 # The code of the format that each checkpoint is stored in; before it is imported it may be any.
 FORMAT_FILES = {
     ORIGINAL: [],
@@ -150,7 +152,7 @@ rule import_given:
     benchmark:
         f"{RESULTS}/benchmarks/compression/{{model}}/{{compression}}.tsv"
     wildcard_constraints:
-        compression=one_of(GIVEN),
+        compression=one_of(READY_MADE),
     retries: 2
     conda:
         "../envs/core.yaml"
@@ -160,6 +162,9 @@ rule import_given:
         runtime=120,
     params:
         **flags(
+            recipe=lambda wildcards: CONFIGURATION.compressions[
+                wildcards.compression
+            ].recipe,
             settings=lambda wildcards: settings_json(given_source(wildcards)),
         ),
     message:

@@ -47,9 +47,9 @@ GRID = {
     "random": [name for name, patch in PATCH_SETTINGS.items() if is_control(patch)],
     "controls": matched_controls(PATCH_SETTINGS),
     "seed": SEED,
-    **({"same_weights": SAME_WEIGHTS} if SAME_WEIGHTS else {}),
-    **({"given": GIVEN} if GIVEN else {}),
-    **({"plugins": CONFIGURATION.plugins} if CONFIGURATION.plugins else {}),
+    "same_weights": SAME_WEIGHTS,
+    "ready_made": READY_MADE,
+    "plugins": CONFIGURATION.plugins,
 }
 # A run writes it down when it begins, for `make tables`.
 TABLE_SETTINGS = canonical_json(GRID)
@@ -89,12 +89,12 @@ MERGED_GRID = {
 MERGED_TABLE = f"{RESULTS}/tables/merged.csv"
 CARDS = [f"{RESULTS}/cards/{'/'.join(cell)}/README.md" for cell in PATCHED_CELLS]
 
-# Cards show the words of patch methods and judges.
+# Cards, the report and figures show what patch methods say of themselves, cards also what judges do.
+USED_METHODS = sorted(
+    {METHOD_FILES.file(patch.method) for patch in CONFIGURATION.patches.values()}
+)
 CARD_PLUGINS = sorted(
-    {
-        *(METHOD_FILES.file(patch.method) for patch in CONFIGURATION.patches.values()),
-        *(file for files in JUDGE_FILES.values() for file in files),
-    }
+    {*USED_METHODS, *(file for files in JUDGE_FILES.values() for file in files)}
 )
 
 # What makes all this again.
@@ -206,7 +206,10 @@ rule make_figure:
     input:
         # Of a figure's code only its own module counts, and of the tables those that it shows.
         code=lambda wildcards: code(
-            "make_figures", figures.module_of(wildcards.figure), words=True
+            "make_figures",
+            figures.module_of(wildcards.figure),
+            *USED_METHODS,
+            words=True,
         ),
         tables=lambda wildcards: [
             f"{RESULTS}/tables/{name}.csv"
@@ -279,7 +282,7 @@ rule make_cards:
 
 rule make_report:
     input:
-        code=code("make_report", *RECIPE_FILES, words=True),
+        code=code("make_report", *RECIPE_FILES, *USED_METHODS, words=True),
         tables=TABLES,
         timings=TIMINGS,
         figures=FIGURES,

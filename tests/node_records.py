@@ -26,6 +26,7 @@ GRID: dict[str, Any] = {
     "cosmic": [ORIGINAL[:2]],
     "patched": [],
     "suites": ["main"],
+    "same_weights": [],
 }
 BY_COSMIC = {**SITES["original"], "rule": "cosmic", "score": 1.9, "addition": 0.9, "ablation": 1.0, "kl": 0.2}
 

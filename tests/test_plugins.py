@@ -19,7 +19,8 @@ from aird.support.files import read_json
 pytestmark = pytest.mark.workflow
 
 PLUGINS = ROOT / "tests/plugins"
-OWN = [(axis, name) for axis in AXES for name in axis.own() if axis.name not in ("tables", "formats")]
+OWN_OF_ALL = [(axis, name) for axis in AXES for name in axis.own()]
+OWN = [(axis, name) for axis, name in OWN_OF_ALL if axis.name not in ("tables", "formats")]
 # What the tiny grid uses, and what an edit of it makes again; an edit of any other plug-in makes nothing again.
 USED = {
     "recipes/wanda": compressed("wanda-50"),
@@ -27,6 +28,35 @@ USED = {
     "engines/vllm": evaluated(CELLS),
     "judges/arditi": scored(CELLS),
     "judges/wei": scored(CELLS),
+}
+# Words of core code that are names of plug-ins too, and where they mean something else.
+OTHER_MEANINGS = {
+    # The phrases that say what a refusal is, to jobs that run a model; the rule that chooses a direction.
+    "arditi": ["aird/inference/refusals.py", "aird/settings/directions.py"],
+    # Packages.
+    "bitsandbytes": ["aird/commands/main.py"],
+    "transformers": ["aird/evaluation/suite_run.py", "aird/patching/model_card.py"],
+    "gguf": [
+        "aird/compression/gguf_environment.py",
+        "aird/compression/programs/gguf_converter.py",
+        "aird/compression/ready_made.py",
+        "aird/models/gguf_file.py",
+    ],
+    # What programs are called that stand beside their plug-in.
+    "llama.cpp": [
+        f"aird/compression/{name}.py" for name in ("gguf_files", "programs/gguf_converter", "programs/gguf_quantiser")
+    ],
+    "vllm": ["aird/evaluation/vllm_client.py"],
+    # Kinds of adapters of GGUF files and of the hub.
+    "lora": ["aird/commands/export.py", "aird/patching/gguf_adapter.py", "aird/patching/model_card.py"],
+    # Arguments, attributes and keys.
+    "prefill": ["aird/prompts/chat.py"],
+    "scale": ["aird/models/structure.py"],
+    "system_prompt": ["aird/commands/inputs.py", "aird/evaluation/suite_run.py", "aird/settings/suites.py"],
+    "template": ["aird/evaluation/judge_model.py"],
+    "url": ["aird/commands/evaluate.py"],
+    # A set of prompts.
+    "strongreject": ["aird/prompts/embedded/__init__.py"],
 }
 QUICK = {"recipes/wanda", "recipes/gptq", "methods/calibrate", "engines/llama_cpp", "judges/wei", "attacks/prefill"}
 
@@ -151,25 +181,22 @@ def test_contributing_shows_each_as_it_is(path: Path) -> None:
 
 
 def test_core_names_no_plugin() -> None:
-    """Outside the folders of plug-ins, no code says the name of a recipe or an attack as text.
-
-    Left out are words that name formats, or parts of other things, as well.
-    """
+    """Outside the folders of plug-ins, no code says the name of one as text, but where the word means something else."""
     folders = [ROOT.joinpath(*axis.package.split(".")) for axis in AXES]
-    named = {name for axis, name in OWN if axis.name in ("recipes", "attacks")}
-    named -= {"awq", "bitsandbytes", "fp8", "gguf", "given", "gptq", "template", "suffix"}
-    assert len(named) >= 9
+    # Tables are left out: figures and the report name those that they read.
+    named = {title for axis, name in OWN_OF_ALL if axis.name != "tables" for title in (name, name.replace("_", "."))}
     files = [
         *(path for path in (ROOT / "aird").rglob("*.py") if not any(map(path.is_relative_to, folders))),
         *(ROOT / "rules").glob("*.smk"),
+        *(ROOT / "workflow").rglob("*.py"),
     ]
     said = {
-        f"{path.relative_to(ROOT)}: {name}"
+        (path.relative_to(ROOT).as_posix(), name)
         for path in files
-        for name in named
-        if re.search(rf"[\"']{name}[\"']", path.read_text(encoding="utf-8"))
+        for name in re.findall(r"[\"'`]([\w.]+)[\"'`]", path.read_text(encoding="utf-8"))
+        if name in named
     }
-    assert said == set()
+    assert said == {(path, name) for name, paths in OTHER_MEANINGS.items() for path in paths}
 
 
 def test_files_that_hold_no_plugin_are_refused(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def repair(
     original: ModelFolder, compressed: ModelFolder, prompts: dict[str, list[Record]], output: Path, seed: int
 ) -> None:
     """Write a calibrated patch, learnt from these prompts."""
-    settings = patch.METHODS["calibrate"].settings()
+    settings = patch.METHODS[patch.WITH_PROMPTS].settings()
     sizes = {"train": REPLIES.train_harmful, "validation": REPLIES.validation // 2}  # as in the workflow
     directions = Directions.model_validate({**{kind: kind for kind in CLASSES}, **sizes})
     patch.write_patch(original, compressed, settings, prompts, directions, REPLIES, seed, output)

@@ -49,7 +49,11 @@ HELP = {
     "output; `all`; or indices, from 0",
     "depth": "with `source`: how many blocks, ending with that one",
 }
-WITH_PROMPTS, WITHOUT_PROMPTS = "calibrate", "scale"  # the methods that are taken where none is named
+# The methods that are taken where none is named.
+WITH_PROMPTS, WITHOUT_PROMPTS = (
+    next(name for name, each in METHODS.items() if each.default and ("prompts" in each.needs) == learns)
+    for learns in (True, False)
+)
 
 
 def _described(name: str) -> str:

@@ -27,8 +27,6 @@ from aird.settings.sources import read_hub_name
 from aird.support.files import read_json
 from aird.support.gpus import visible_gpus
 
-# By `quant_method`: the package that decodes the format, and the extra that installs it.
-PACKAGES = {"bitsandbytes": "bitsandbytes"}
 # One of these sets of files is a tokenizer.
 TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"), ("tekken.json",), ("vocab.txt",))
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
@@ -85,17 +83,18 @@ def examine(text: str, asked: bool = True) -> Examined:
 
 def _examine_folder(text: str, folder: Path, asked: bool) -> Examined:
     from aird.models.checkpoint import read_checkpoint
+    from aird.models.format import format_of
     from aird.models.importing import check_folder_format
 
     check_folder_format(folder)
     checkpoint = read_checkpoint(folder)
     if reason := checkpoint_refusal(checkpoint.config):
         raise ValueError(f"{text} {reason}")
-    method = (checkpoint.quantization_config or {}).get("quant_method", "")
-    package = PACKAGES.get(method)
-    if package is not None and importlib.util.find_spec(package) is None:
+    form = format_of(checkpoint.quantization_config)
+    if form is not None and form.package is not None and importlib.util.find_spec(form.package) is None:
         raise ValueError(
-            f"{text} is stored by {method}, and the package {package} is not installed; pip install 'aird[{package}]'"
+            f"{text} is stored in a format of which the package {form.package} is not installed; pip install "
+            f"'aird[{form.package}]'"
         )
     if asked:
         _check_tokenizer(text, folder)

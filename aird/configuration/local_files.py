@@ -64,7 +64,7 @@ def check_files(
     for name, prompt_set in configuration.prompt_sets.items():
         mistakes += _prompt_file(configuration, name, prompt_set)
     for key, source in model_sources(configuration):
-        mistakes += _model_files(key, source, given=key.startswith("compressions."))
+        mistakes += _model_files(key, source, ready_made=key.startswith("compressions."))
     for key, file in attack_sources(configuration):
         if file.path is not None and not Path(file.path).is_file():
             mistakes.append(_absent(f"{key}.path", file.path, "the file of the attack's text"))
@@ -182,8 +182,8 @@ def _prompt_file(configuration: Configuration, name: str, settings: PromptSet) -
         yield from unmet(configuration, name, sizes, "use one that its file has")
 
 
-def _model_files(key: str, source: ModelSource, given: bool) -> Iterator[str]:
-    """Yield what is wrong with a local model; a ready-made (`given`) one has its original's chat template."""
+def _model_files(key: str, source: ModelSource, ready_made: bool) -> Iterator[str]:
+    """Yield what is wrong with a local model; a ready-made one has its original's chat template."""
     if source.path is None:
         return
     path = Path(source.path)
@@ -209,7 +209,7 @@ def _model_files(key: str, source: ModelSource, given: bool) -> Iterator[str]:
         yield f"{key}.path: the folder holds no *.safetensors; convert the model with save_pretrained first {where}"
     elif (path / ADAPTER).is_file():
         yield f"{key}.path: the folder {ADAPTER_INSIDE} {where}"
-    elif given:
+    elif ready_made:
         if reason := checkpoint_refusal(_config(path)):
             yield f"{key}.path: {reason} {where}"
     elif reason := original_refusal(_config(path)):

@@ -186,7 +186,7 @@ class ServerSettings:
         seed: the engine's own (greedy decoding does not depend on it).
         trust_remote_code: let the engine run modelling code that the checkpoint brings.
         gpus: GPUs to spread the model over; ignored without a GPU.
-        key_value_cache_dtype: type of the cached keys and values, such as "fp8"; None is the model's.
+        key_value_cache_dtype: type of the cached keys and values, such as "fp8_e5m2"; None is the model's.
     """
 
     maximum_model_length: int

@@ -57,8 +57,12 @@ class Format:
         needs_decoding: whether Transformers or vLLM cannot read these modules as they are stored (or repacked).
         patch_refusal: says why a checkpoint that can be served cannot be patched; else None.
         rounded: the forms whose inputs are rounded to few bits though no scheme says so.
-        served: whether vLLM loads it.
+        served: whether servers load it.
         passes_gradients: whether gradients pass through its matrices where no activations are rounded.
+        unpacked_by_pass: whether Transformers makes a module's `weight` in the first forward pass only.
+        dense_key: the key of the `quantization_config` that lists modules which are stored dense.
+        lists_outside: whether that list, where there is one, must name those outside the decoder blocks as well.
+        package: the package that decodes it, where aird does not install it; the extra of that name does.
     """
 
     forms: tuple[str, ...]
@@ -75,6 +79,10 @@ class Format:
     rounded: tuple[str, ...] = ()
     served: bool = True
     passes_gradients: bool = True
+    unpacked_by_pass: bool = False
+    dense_key: str = "ignore"
+    lists_outside: bool = False
+    package: str | None = None
 
 
 def format_of(quantisation: Quantisation | None) -> Format | None:

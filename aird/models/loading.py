@@ -20,6 +20,7 @@ import torch
 from aird.inference.cpu_attention import needed_attention
 from aird.models.checkpoint import check_complete, read_checkpoint
 from aird.models.experts import fused_parameters
+from aird.models.format import format_of
 from aird.models.placement import spread
 from aird.models.structure import ArchitectureError, decoder_blocks, norm_gain, writer_contributions
 from aird.models.tokenizer_file import read_tokenizer
@@ -168,10 +169,10 @@ def load_model(
     if adapter is not None:
         from peft import PeftModel
 
-        quantisation = getattr(model.config, "quantization_config", None)
-        if getattr(quantisation, "quant_method", None) == "compressed-tensors":
-            # PEFT looks for `weight`, which compressed-tensors makes of a packed matrix at the first pass only.
-            # bitsandbytes must not run before: on a CPU its first pass rearranges weights that PEFT then reads.
+        form = format_of(read_checkpoint(checkpoint).quantization_config)
+        if form is not None and form.unpacked_by_pass:
+            # PEFT looks for `weight`. Other formats must not run before: on a CPU, the first pass of some rearranges
+            # weights that PEFT then reads.
             with torch.no_grad():
                 model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=model.device), use_cache=False)
         with warnings.catch_warnings():
@@ -210,7 +211,7 @@ def _check_scales(unread: Iterable[str], model: Any, checkpoint: Path) -> None:
     if lost:
         raise ValueError(
             f"{checkpoint} stores {lost[0]} (and {len(lost) - 1} more), which Transformers does not read, so its "
-            "matrices would be others than the stored ones; import it again (recipe: given), which decodes them"
+            "matrices would be others than the stored ones; import it as a ready-made checkpoint, which decodes them"
         )
 
 

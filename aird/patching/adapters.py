@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from aird.models.checkpoint import read_checkpoint
 from aird.models.experts import fused_parameters, is_transposed, stored_experts
+from aird.models.format import format_of
 from aird.models.loading import copy_description, load_structure
 from aird.models.matrices import dense_matrix, matrix_tensors, stored_format
 from aird.models.structure import outside_blocks
@@ -285,11 +286,8 @@ def _ignore_modules(checkpoint: Path, modules: set[str]) -> None:
     """Tell the loader that these modules are stored dense."""
     configuration = read_json(checkpoint / "config.json")
     quantisation = configuration["quantization_config"]
-    # Each library has its own name for the list of modules that it leaves alone.
-    key = "ignore"
-    if quantisation.get("quant_method") == "bitsandbytes":
-        key = "llm_int8_skip_modules"
-        # Without a list Transformers leaves the output head alone; with one, only what it names.
-        modules = modules | set(outside_blocks(load_structure(checkpoint)))
-    quantisation[key] = sorted(set(quantisation.get(key) or []) | modules)
+    form = format_of(quantisation)
+    assert form is not None, "only a format that is read has quantised matrices"
+    outside = outside_blocks(load_structure(checkpoint)) if form.lists_outside else []
+    quantisation[form.dense_key] = sorted({*(quantisation.get(form.dense_key) or []), *modules, *outside})
     write_json(checkpoint / "config.json", configuration)

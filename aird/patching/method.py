@@ -74,6 +74,9 @@ class Method:
             `replies` that says how many.
         usage: of a baseline, the text of its card that says how to use it, where {loading} stands for how adapters are
             loaded; None for AIRD's own patches.
+        title: what the report calls such a patch, beside its name; None: its name alone.
+        trained: whether it learns its rows, so that a control is one that is trained alike.
+        default: whether it is the one to take, of those that learn from prompts, or of those that need none.
         adapter: whether the files are a LoRA adapter, which can be merged.
         memory_mb, minutes: what a job asks for.
     """
@@ -85,6 +88,9 @@ class Method:
     sizes: Callable[[Directions, Replies], dict[str, int]] = lambda directions, replies: {}
     trains_on: Mapping[str, str] = field(default_factory=dict)
     usage: str | None = None
+    title: str | None = None
+    trained: bool = False
+    default: bool = False
     adapter: bool = True
     memory_mb: int = 3000
     minutes: int = 30

@@ -42,7 +42,7 @@ def keys_of(grid: Mapping[str, Any]) -> dict[str, list[Key]]:
             directions would be the original's.
     """
     pairs = [tuple(pair) for pair in grid["pairs"]]
-    directed = [pair for pair in pairs if pair[1] not in grid.get("same_weights", ())]
+    directed = [pair for pair in pairs if pair[1] not in grid["same_weights"]]
     cells = [tuple(cell) for cell in grid["cells"]]
     examined = [cell for cell in cells if cell[2] in grid["patched"] and cell[1] != ORIGINAL]
     patched = [cell for cell in cells if cell[2] != PLAIN]

@@ -5,16 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from aird.plugin import RECIPES
+from aird.plugin import METHODS, RECIPES
 
 Settings = Mapping[str, Any]
-
-METHODS = {
-    "fit": "the fitted patch",
-    "calibrate": "the calibrated patch",
-    "lora": "the LoRA",
-    "system_prompt": "the system prompt",
-}
 
 
 def compression_in_words(name: str, settings: Settings | None) -> str:
@@ -34,12 +27,13 @@ def compression_in_words(name: str, settings: Settings | None) -> str:
 
 def patch_in_words(name: str, settings: Settings | None) -> str:
     """Return a patch in words; arguments as of `compression_in_words`."""
-    if settings is None or settings["method"] not in METHODS:
+    title = None if settings is None else METHODS.load(settings["method"]).title
+    if settings is None or title is None:
         return name
     along = {"random": " along a random direction", "free": " with learnt columns"}.get(
         settings.get("direction", ""), ""
     )
-    return f"{METHODS[settings['method']]}{along} ({name})"
+    return f"{title}{along} ({name})"
 
 
 def engines_in_words(ours: object, theirs: object) -> str:
@@ -66,7 +60,8 @@ def control_in_words(settings: Settings) -> str:
     """Return what kind of control a patch with these settings is, in words."""
     if settings["direction"] == "free":
         return "a column that is learnt as well, trained alike,"
-    return f"a random direction, {'trained alike' if settings['method'] in METHODS else 'by the same formula'},"
+    made = "trained alike" if METHODS.load(settings["method"]).trained else "by the same formula"
+    return f"a random direction, {made},"
 
 
 def matched_controls(patches: Mapping[str, Settings]) -> dict[str, list[str]]:
@@ -97,4 +92,7 @@ def _controlled(settings: Settings) -> dict[str, Any]:
 
 def is_repair(settings: Settings | None) -> bool:
     """Return whether a patch is the method that docs/method.md names as the repair to use."""
-    return settings is not None and settings["method"] == "calibrate" and settings.get("direction") == "original"
+    if settings is None or settings.get("direction") != "original":
+        return False
+    method = METHODS.load(settings["method"])
+    return method.default and "prompts" in method.needs

@@ -97,8 +97,8 @@ class WeightSettings(RecipeSettings):
 
     key_value_cache_dtype: Text | None = Field(
         None,
-        description="Type of the server's cached keys and values: fp8 (E4M3) or fp8_e5m2 by vLLM, q8_0 or q4_0 by "
-        "llama.cpp; default: the engine's own.",
+        description="Type of the server's cached keys and values, as the engine calls it, such as fp8, fp8_e5m2, q8_0 "
+        "or q4_0; default: the engine's own.",
     )
 
 
@@ -107,6 +107,6 @@ class ServedSettings(WeightSettings):
 
     engine: Name | None = Field(
         None,
-        description="Who serves it; default: `serving.engine`, else llama.cpp a GGUF file, vLLM all others. vLLM "
-        "serves the decoded weights of a GGUF file.",
+        description="Name of the engine that serves it; default: `serving.engine`, else the default engine for GGUF "
+        "files, or for all others, which serves the decoded weights of a GGUF file too.",
     )

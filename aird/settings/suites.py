@@ -101,8 +101,8 @@ class Serving(Settings):
 
     engine: Name | None = Field(
         None,
-        description="Who serves every compression that names no engine: `vllm`, `llama_cpp` (GGUF files), `url` "
-        "(running servers), `transformers`, or a plug-in; default: llama.cpp a GGUF file, vLLM all others.",
+        description="Name of the engine (those below `engines`, or a plug-in) that serves every compression that names "
+        "none; default: the default engine for GGUF files, or for all others.",
     )
     maximum_model_length: int = Field(1024, ge=16, description="Longest prompt plus completion, tokens.")
     parity_prompts: int = Field(8, ge=1, description="Prompts on which the engine and Transformers must agree.")

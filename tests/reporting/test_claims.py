@@ -361,7 +361,7 @@ def test_resamples_by_another_rule_say_nothing_of_a_site_that_cosmic_chose(by_co
 
 
 def test_what_a_ready_made_checkpoint_should_do_is_not_known_but_what_it_does_is() -> None:
-    table = table_with(pruned=frozenset(), given=frozenset(("pruned", "quantised")))
+    table = table_with(pruned=frozenset(), ready_made=frozenset(("pruned", "quantised")))
     for name, verdict in (("pruned", HOLDS), ("quantised", DOES_NOT_HOLD)):
         assert row(table, "moves the direction", name).verdict == verdict
         assert row(table, "moves the source site", name).verdict == verdict

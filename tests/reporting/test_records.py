@@ -85,7 +85,7 @@ def test_nothing_at_all_makes_empty_tables(tmp_path: Path) -> None:
 def test_absent_records_name_model_and_suite_where_there_are_several_and_no_more_than_three() -> None:
     cells = [(model, "original", patch) for model in ("a", "b") for patch in ("plain", "x")]
     pairs = [("a", "original"), ("b", "original")]
-    grid = {"cells": cells, "pairs": pairs, "cosmic": [], "patched": [], "suites": ["s", "t"]}
+    grid = {"cells": cells, "pairs": pairs, "cosmic": [], "patched": [], "suites": ["s", "t"], "same_weights": []}
     assert describe_absent({"scores": [(*cell, "s") for cell in cells]}, grid) == (
         "Not there yet: 4 of 8 evaluations (a/original/plain/s, a/original/x/s, b/original/plain/s, ...)."
     )

@@ -13,7 +13,9 @@ from aird.support.files import hash_folder, write_json
 from arguments import run
 
 
-def main(original: Path, original_manifest: Path, settings: ModelSource, checkpoint: Path, manifest: Path) -> None:
+def main(
+    original: Path, original_manifest: Path, recipe: str, settings: ModelSource, checkpoint: Path, manifest: Path
+) -> None:
     """Run the script."""
     open_checkpoint(original, original_manifest)
     config = model_config(settings)
@@ -25,7 +27,7 @@ def main(original: Path, original_manifest: Path, settings: ModelSource, checkpo
         own = own_generation_settings(checkpoint, source if source.is_file() else None)
     source_record = settings.model_dump(exclude_none=True)
     record = {
-        "settings": {"recipe": "given", "source": source_record},
+        "settings": {"recipe": recipe, "source": source_record},
         "source": source_record,
         "licence": licence,
         TRUST: code_is_trusted(),

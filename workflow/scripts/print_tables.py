@@ -22,7 +22,7 @@ def main(results: Path, grid: Path) -> None:
         print("No run has begun in this folder: snakemake --cores all")
         return
     begun = json.loads(grid.read_text(encoding="utf-8"))
-    use_files(begun.get("plugins", ()))
+    use_files(begun["plugins"])
     tables = tables_of(begun)
     verdicts = [name for name, table in tables.items() if table.whole]
     kinds = kinds_of(tables.values())

@@ -77,4 +77,7 @@ FORMAT = Format(
     rounded=("bitsandbytes-int8",),
     served=False,
     passes_gradients=False,
+    dense_key="llm_int8_skip_modules",
+    lists_outside=True,  # without a list Transformers leaves the output head alone; with one, only what it names
+    package="bitsandbytes",
 )

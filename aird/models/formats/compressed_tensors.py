@@ -175,4 +175,5 @@ FORMAT = Format(
     experts_scheme=experts_scheme,
     needs_decoding=needs_decoding,
     patch_refusal=patch_refusal,
+    unpacked_by_pass=True,
 )

@@ -229,7 +229,10 @@ METHOD = Method(
     settings=Calibrate,
     summary="rows learnt from the original's replies (KL divergence of the next token), with a strength chosen on "
     "validation prompts",
+    title="the calibrated patch",
     make=make,
+    trained=True,
+    default=True,
     needs=TO_CHOOSE | {"direction"},
     sizes=lambda directions, replies: replies.model_dump(),
     trains_on={"harmless": "train_harmless"},

@@ -51,7 +51,9 @@ METHOD = Method(
     settings=Fit,
     summary="ridge regression on harmful and harmless instructions, module by module, so that the compressed model "
     "writes along the direction what the original wrote",
+    title="the fitted patch",
     make=make,
+    trained=True,
     needs=frozenset({"original", "compressed", "direction", "prompts", "arithmetic"}),
     sizes=lambda directions, replies: {"train": directions.train},
     memory_mb=6000,

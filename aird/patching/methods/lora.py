@@ -63,7 +63,9 @@ def make(settings: LoRA, inputs: PatchInputs, folder: Path) -> PatchRecord:
 METHOD = Method(
     settings=LoRA,
     summary="an ordinary LoRA tuned on refusals and on the compressed model's own harmless answers: a baseline",
+    title="the LoRA",
     make=make,
+    trained=True,
     needs=frozenset({"compressed", "prompts"}),
     # As many harmful ones as a calibration sees.
     sizes=lambda directions, replies: {"train": replies.train_harmful},

@@ -24,5 +24,6 @@ METHOD = Method(
     settings=Scale,
     summary="each edited matrix writes more of its own output along the direction: row = alpha r^T W_c",
     make=make_by_formula,
+    default=True,
     needs=frozenset({"original", "compressed", "direction"}),
 )

@@ -34,6 +34,7 @@ def make(settings: SystemPrompt, inputs: PatchInputs, folder: Path) -> PatchReco
 METHOD = Method(
     settings=SystemPrompt,
     summary="a system prompt that asks for refusals: a baseline; no weight is changed",
+    title="the system prompt",
     make=make,
     usage=f"Put the text of `{SYSTEM_PROMPT}` in front of every conversation, as its system message.\n",
     adapter=False,

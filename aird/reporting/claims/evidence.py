@@ -77,13 +77,13 @@ class Evidence:
         directions, verifications: (model, compression) to the records of those nodes.
         comparisons: the same, without the original.
         scores: (suite, (model, compression, patch)) to the record of the scores node.
-        pruned: names of the compressions that prune; the others quantise, but for those that are `given`.
+        pruned: names of the compressions that prune; the others quantise, but for those that came ready-made.
         random: names of the controls, along a random direction or with learnt columns.
         controls: patch to its matched controls (`aird.reporting.names.matched_controls`).
         seed: of resamples.
         restorations, examinations: (model, compression, patch) to the comparison and the verification of a patched
             checkpoint, where they were asked for.
-        given: names of the ready-made compressions: whether those prune is not known.
+        ready_made: names of the ready-made compressions: whether those prune is not known.
     """
 
     directions: Mapping[Pair, Direction]
@@ -96,7 +96,7 @@ class Evidence:
     seed: int
     restorations: Mapping[Cell, Restoration] = field(default_factory=dict)
     examinations: Mapping[Cell, Verification] = field(default_factory=dict)
-    given: frozenset[str] = frozenset()
+    ready_made: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, records: Records) -> Evidence:
@@ -113,7 +113,7 @@ class Evidence:
             grid["seed"],
             present["restorations"],
             present["examinations"],
-            frozenset(grid.get("given", ())),
+            frozenset(grid["ready_made"]),
         )
 
     def compressed(self, model: str, suite: str, patch: str = PLAIN) -> Iterator[tuple[str, Score]]:
@@ -133,7 +133,7 @@ class Evidence:
 
     def names_a_move(self, compression: str) -> bool:
         """Return whether a compression's statements are that something moves, and not that it is kept."""
-        return compression in self.pruned | self.given
+        return compression in self.pruned | self.ready_made
 
 
 def estimate(record: Interval) -> Estimate:

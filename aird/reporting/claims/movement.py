@@ -25,7 +25,7 @@ def movement(evidence: Evidence, model: str) -> tuple[list[Statement], dict[str,
     made = wholes(Proposition.KEPT_OR_MOVED, parts)
     unknown = Verdict(UNDECIDED, "a ready-made checkpoint may be quantised or pruned")
     for index, whole in enumerate(made):
-        if whole.subject.compression in evidence.given:
+        if whole.subject.compression in evidence.ready_made:
             made[index] = replace(whole, verdict=unknown, p_adjusted=math.nan, needed=None)
     moved = {
         part.subject.compression: part

@@ -1,7 +1,7 @@
 """What a repair buys and what it costs: refusal against over-refusal and against perplexity.
 
-Patches that differ in nothing but their strength alpha are one curve. Those of `scale` and `project`
-begin at the plain checkpoint: that is their patch of strength 0.
+Patches that differ in nothing but their strength alpha are one curve. Where a formula gives the edit, it begins at the
+plain checkpoint: that is the patch of strength 0.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from aird.plugin import METHODS
 from aird.reporting.figures.axes import error_lengths, rate_axis, ratio_axis, upper_limit, with_bounds
 from aird.reporting.figures.style import (
     REFERENCE,
@@ -28,12 +29,12 @@ from aird.reporting.figures.style import (
     with_perplexity_ratio,
 )
 from aird.settings.base import ORIGINAL, PLAIN
+from aird.settings.patches import FormulaSettings
 
 PANEL_HEIGHT, TITLE_HEIGHT = 2.7, 0.35  # inches
 LEFT, PLOT_WIDTH, BOTTOM, LABELS = 0.62, 2.3, 0.5, 0.3
 COSTS = {"over_refusal": "over-refusal of harmless prompts", "perplexity_ratio": f"perplexity / that of {PLAIN}"}
 STAR = {"color": REFERENCE, "marker": "*", "markersize": 10}
-PLAIN_AT_ZERO = ("scale", "project")  # methods whose patch of strength 0 changes nothing; that of `fit` does
 LINE = 0.085  # height of a line of labels, as a share of the axes
 
 
@@ -154,7 +155,8 @@ def _panel(
             _point(axes, star, cost, ORIGINAL, STAR)
         labels.append((math.nan, reference["refusal"], ORIGINAL, STAR))
     for group in sweeps(patches):
-        start = [PLAIN] if patches[group[0]]["method"] in PLAIN_AT_ZERO else []
+        method = METHODS.load(patches[group[0]]["method"])
+        start = [PLAIN] if issubclass(method.settings, FormulaSettings) else []
         line = rows.loc[[name for name in [*start, *group] if name in rows.index]]
         if len(line) > 1:
             colour = patch_look(line["patch"].iloc[-1], names)["color"]
