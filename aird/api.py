@@ -34,6 +34,7 @@ from aird.commands.main import parser
 from aird.directions.direction import load_direction
 from aird.evaluation.regression import CheckVerdict
 from aird.models.loading import settings_of_a_call, use_chat
+from aird.support import progress
 from aird.support.files import read_json, write_json_lines
 
 Result = TypeVar("Result")
@@ -260,7 +261,7 @@ def _arguments(command: str, models: Sequence[Model], options: Mapping[str, Any]
 
 def _run(command: Callable[[argparse.Namespace], Result], arguments: argparse.Namespace) -> Result:
     """Run a command; chat settings and trust in code hold for this call alone."""
-    with settings_of_a_call():
+    with settings_of_a_call(), progress.shown():
         chat = read_chat_arguments(arguments)
         if chat is not None:
             use_chat(chat)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from aird import __version__
 from aird.commands import check, compare, direction, evaluate, export, label, patch, push
 from aird.commands.inputs import add_chat_arguments, read_chat_arguments
+from aird.support import progress
 
 COMMANDS = (check, direction, compare, patch, evaluate, label, export, push)
 WITHOUT_MODEL = ("label", "push")  # no model is read
@@ -111,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from aird.evaluation.server_process import signals_as_exit
 
     try:
-        with signals_as_exit():  # what was decoded into temporary folders is removed
+        with signals_as_exit(), progress.shown():  # what was decoded into temporary folders is removed
             return _run(options)
     except ModuleNotFoundError as error:
         if options.debug or error.name not in EXTRAS:

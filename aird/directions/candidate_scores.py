@@ -32,6 +32,7 @@ from aird.inference.resuming import block_inputs, resumed_at
 from aird.models.structure import decoder_blocks, writer_modules
 from aird.prompts.sets import Record
 from aird.settings.directions import Directions
+from aird.support import progress
 
 logger = logging.getLogger(__name__)
 
@@ -120,8 +121,9 @@ def score_candidates(
                 for site, logits in zip(batch, last_logits(model, pack, rows=len(batch)), strict=True):
                     scores["bypass"][site][list(pack.prompts)] = refusal_scores(logits, refusal_tokens).cpu()
 
-    for _ in batches.run(sites, ablate):
-        pass
+    with progress.count("candidates", len(sites)) as scored:
+        for batch, _ in batches.run(sites, ablate):
+            scored.add(len(batch))
     logger.info(
         "%d candidates, %d below the layer limit, %d scored in full",
         layers * positions,
@@ -148,9 +150,9 @@ def _induce(
     # One row per position: they share the layer, so also everything below it.
     batches = Batches(positions, model.device)
     batches.grows = False  # there are no more
-    for pack in packs:
+    for pack in progress.over(packs, "batches of prompts"):
         inputs = block_inputs(model, blocks, pack, used)
-        for layer in used:
+        for layer in progress.over(used, "layers"):
 
             def add(batch: Sequence[int], layer: int = layer, pack: Pack = pack, below: Any = inputs) -> torch.Tensor:
                 vectors = candidates[layer, list(batch)].to(model.device)

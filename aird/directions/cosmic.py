@@ -39,6 +39,7 @@ from aird.inference.resuming import Reached, block_inputs, resumed_at
 from aird.models.structure import decoder_blocks, writer_modules
 from aird.prompts.sets import Record
 from aird.settings.directions import Directions
+from aird.support import progress
 
 LAYER_SHARE = 0.1
 PROMPTS = 4  # of each class; the cosines of all candidates share their noise
@@ -163,7 +164,7 @@ def score_by_cosine(
     writers = writer_modules(model)
     scores: list[dict[str, Any]] = []
     ablated_sites = order[: max(SHORTLIST, math.ceil(ABLATED_SHARE * len(order)))]
-    for start in range(0, len(ablated_sites), ROWS):
+    for start in progress.over(range(0, len(ablated_sites), ROWS), "batches of candidates"):
         batch = ablated_sites[start : start + ROWS]
         with ablation(blocks, writers, _units(candidates, batch).to(model.device)):
             states = _last_states(model, blocks, harmful_packs, layers, len(batch))
@@ -211,9 +212,9 @@ def _added(
     """Return the summed last states at the compared layers with each candidate added, [used, P, d_model] float64."""
     positions = candidates.shape[1]
     sums = torch.zeros(len(used), *candidates.shape[1:], dtype=torch.float64)
-    for pack in packs:
+    for pack in progress.over(packs, "batches of prompts"):
         inputs = block_inputs(model, blocks, pack, range(max(layers) + 1))
-        for layer in used:
+        for layer in progress.over(used, "layers"):
             # An addition changes what comes after its layer, not what stands before it.
             for unchanged in (each for each in layers if each <= layer):
                 states = inputs[unchanged]

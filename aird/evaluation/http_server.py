@@ -18,6 +18,7 @@ import httpx
 
 from aird.evaluation import server_process
 from aird.evaluation.server_process import ServerProcess
+from aird.support import progress
 
 POLL_SECONDS = 0.2
 PORT_ATTEMPTS = 4
@@ -103,14 +104,16 @@ class HttpServer:
             tasks = [asyncio.create_task(self._post(http, path, body)) for body in bodies]
             pending = set(tasks)
             try:
-                while pending:
-                    done, pending = await asyncio.wait(
-                        pending, timeout=POLL_SECONDS, return_when=asyncio.FIRST_EXCEPTION
-                    )
-                    for task in done:
-                        task.result()
-                    if pending and self.process is not None and self.process.exit_code() is not None:
-                        await self._raise_lost("requests were under way")
+                with progress.count("requests", len(tasks)) as answered:
+                    while pending:
+                        done, pending = await asyncio.wait(
+                            pending, timeout=POLL_SECONDS, return_when=asyncio.FIRST_EXCEPTION
+                        )
+                        for task in done:
+                            task.result()
+                        answered.add(len(done))
+                        if pending and self.process is not None and self.process.exit_code() is not None:
+                            await self._raise_lost("requests were under way")
             finally:
                 for task in tasks:
                     task.cancel()

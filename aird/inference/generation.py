@@ -26,6 +26,7 @@ from aird.inference.packing import (
     pack_output,
     run_pack,
 )
+from aird.support import progress
 
 logger = logging.getLogger(__name__)
 
@@ -74,13 +75,16 @@ def generate(
     cached = honours_packs(model, prompts)  # asked for the longest first, and so once
     if not honours_padding(model, prompts, maximum_new_tokens, padding):
         batch_size, cached = 1, False
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    for chosen in progress.over(batches, "prompts", list(map(len, batches))):
         batch = [prompts[index] for index in chosen]
         cache = _prompt_cache(model, batch) if cached else None
         cached = cache is not None  # a model that gives none of one batch gives none of the next
-        processor = [] if observe is None else [_Observed(observe, chosen, len(batch[-1]))]
-        for index, row in zip(chosen, _continue(greedy, batch, cache, processor).tolist(), strict=True):
+        with progress.count("tokens", maximum_new_tokens) as tokens:
+            observers = [lambda *_, made=tokens: made.add(), *([] if observe is None else [observe])]
+            processors = [_Observed(each, chosen, len(batch[-1])) for each in observers]
+            rows = _continue(greedy, batch, cache, processors).tolist()
+        for index, row in zip(chosen, rows, strict=True):
             end = next((position for position, token in enumerate(row) if token in stops), len(row))
             results[index] = row[:end]
     return results

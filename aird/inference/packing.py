@@ -24,6 +24,7 @@ import torch
 from aird.inference.batching import Batches
 from aird.inference.cpu_attention import segmented_attention
 from aird.prompts.chat import common_prefix_length
+from aird.support import progress
 
 logger = logging.getLogger(__name__)
 
@@ -198,10 +199,12 @@ def run_packed(
     # The prefix takes its part of the first pack's tokens, so that packs are those of `make_packs`.
     batches = Batches(max(1, PACK_TOKENS - packer.prefix_length) if packed else 1, next(model.parameters()).device)
     batches.grows &= packed
-    for _, done in batches.run(range(len(prompts)), run, packer.own_lengths):
-        yield done
-        if batches.grows and not honours_packs(model, prompts, packer.prefix_length + batches.size, own_tokens):
-            batches.shrink()
+    with progress.count("prompts", len(prompts)) as counted:
+        for group, done in batches.run(range(len(prompts)), run, packer.own_lengths):
+            yield done
+            counted.add(len(group))
+            if batches.grows and not honours_packs(model, prompts, packer.prefix_length + batches.size, own_tokens):
+                batches.shrink()
 
 
 @torch.no_grad()

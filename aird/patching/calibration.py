@@ -38,6 +38,7 @@ from aird.prompts.chat import chat_tokens
 from aird.prompts.sets import Record, select, select_instructions
 from aird.settings.attacks import AttackSettings
 from aird.settings.base import PromptSelection
+from aird.support import progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -197,9 +198,10 @@ def learn_edits(
         factors = zip(start, ups, downs, strict=True)
         return [edit_along(edit.module, up, down, edit.gain) for edit, up, down in factors]
 
-    for epoch in range(how.epochs):
+    weighted = list(zip(batches, weights, strict=True))
+    for epoch in progress.over(range(how.epochs), "epochs"):
         total = 0.0
-        for batch, weight in zip(batches, weights, strict=True):
+        for batch, weight in progress.over(weighted, "batches"):
             loss = weight * divergence(model, batch, first_block, edits())
             loss.backward()
             optimiser.step()

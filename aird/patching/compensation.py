@@ -22,6 +22,7 @@ from torch import nn
 from aird.inference.hooks import hooks
 from aird.inference.packing import Pack, plan_packs, run_pack
 from aird.patching.edits import Edit
+from aird.support import progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,7 +68,7 @@ def _covariances(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     sums = {name: torch.zeros(_inputs(module), _inputs(module)) for name, module in modules.items()}
     tokens = 0.0
-    for pack in packs:
+    for pack in progress.over(packs, "batches of prompts"):
         weights = _weights(pack)
         tokens += weights.sum().item()
 

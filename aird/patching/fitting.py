@@ -34,6 +34,7 @@ from aird.patching.edits import Edit, edit_along
 from aird.patching.rank_one import Directions, edited_modules
 from aird.prompts.chat import post_instruction_tokens
 from aird.settings.patches import RankOneSettings
+from aird.support import progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -63,7 +64,7 @@ def record_projections(
     written = {name: torch.empty(len(prompts), positions, dtype=torch.float64) for name in modules}
     contributions = writer_contributions(model)
     outputs = {name: model.get_submodule(contributions[name].module) for name in modules}
-    for pack in plan_packs(model, prompts, own_tokens=positions):
+    for pack in progress.over(plan_packs(model, prompts, own_tokens=positions), "batches of prompts"):
 
         def keep(name: str, pack: Pack = pack) -> Callable[..., None]:
             def hook(_: nn.Module, __: Any, output: torch.Tensor) -> None:

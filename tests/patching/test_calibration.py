@@ -59,6 +59,7 @@ from aird.prompts.sets import select
 from aird.settings.base import PromptSelection
 from aird.settings.patches import PatchSettings, Replies
 from aird.settings.suites import Suite
+from aird.support import progress
 
 SIZES = Replies(train_harmful=8, train_harmless=8, validation=8, tokens=3, judged_tokens=4)
 INSTRUCTIONS = {
@@ -263,6 +264,18 @@ def test_a_loss_that_is_no_number_is_an_error(model: Any, replies: dict[str, Rep
         model.get_submodule(start[1].module).weight[0, 0] = torch.nan
     with pytest.raises(ValueError, match="lower the patch's learning_rate"):
         learn_edits(model, start, [1.0, 1.0], 3, list(replies.values()), Learning(1, 0.08, 0))
+
+
+def test_epochs_are_shown(
+    llama: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "MINUTE", 0.0)
+    monkeypatch.setattr(progress, "REDRAW", 0.001)
+    parts = list(record_replies(llama, tokenizer, INSTRUCTIONS, SIZES).values())
+    with progress.shown():
+        learnt(llama, modules(llama, [3]), 3, parts, epochs=2, learning_rate=0.08)
+    shown = capsys.readouterr().err
+    assert "  0 of 2 epochs, " in shown and "  1 of 2 epochs, " in shown
 
 
 @pytest.mark.usefixtures("all_refuse")
