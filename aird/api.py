@@ -168,7 +168,7 @@ class Evaluation:
         return pandas.DataFrame(self.scores["rates"]).T.rename_axis("rate_of").reset_index()
 
     def _repr_html_(self) -> str:
-        return self.to_frame().to_html()
+        return str(self.to_frame().to_html())
 
 
 def check(original: Model, compressed: Model, **options: Any) -> Check:

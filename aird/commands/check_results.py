@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ def write_files(
     from aird.reporting.check_report import check_page, junit
 
     *_, verdict = verdicts.values()
-    files = {
+    files: dict[Path | None, Callable[[], str]] = {
         arguments.report: lambda: check_page(title, verdicts, facts),
         arguments.junit: lambda: junit(title, verdict),
         None if prints_json(arguments) else arguments.json: lambda: canonical_json(record_of(verdicts, facts)) + "\n",

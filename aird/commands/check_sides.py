@@ -64,7 +64,8 @@ class Answerer:
         """
         if self.model is not None:
             return self.model.measured_as(weights)
-        return (self.provenance or {}).get("model", {}).get("measured_as")
+        known: str | None = (self.provenance or {}).get("model", {}).get("measured_as")
+        return known
 
 
 def stored_answers(text: str) -> Path | None:

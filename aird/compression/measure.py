@@ -193,7 +193,7 @@ def _total(matrices: dict[str, dict[str, Any]], stored_bytes: int) -> dict[str, 
         values = {module: found.get(key) for module, found in matrices.items()}
         if any(value is None for value in values.values()):
             return None
-        return sum(weights[module] * value for module, value in values.items()) / count
+        return float(sum(weights[module] * value for module, value in values.items()) / count)
 
     total = {
         "weights": count,

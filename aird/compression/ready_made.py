@@ -356,7 +356,8 @@ def _write_repacked(given: Checkpoint, folder: Path) -> None:
 def _dtype(given: Checkpoint) -> torch.dtype:
     """Return the type that a checkpoint computes in, by its configuration."""
     text = given.config.get("text_config", given.config)
-    return getattr(torch, str(text.get("dtype") or text.get("torch_dtype") or "bfloat16"))
+    dtype: torch.dtype = getattr(torch, str(text.get("dtype") or text.get("torch_dtype") or "bfloat16"))
+    return dtype
 
 
 def _settle_tokenizer(folder: Path, original: Path) -> str:

@@ -260,4 +260,5 @@ def _cosines(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 def _units(candidates: torch.Tensor, sites: Iterable[tuple[int, int]]) -> torch.Tensor:
     """Return the unit vectors of candidates at (layer, position), [sites, d_model]."""
     vectors = torch.stack([candidates[site] for site in sites])
-    return vectors / vectors.norm(dim=-1, keepdim=True)
+    units: torch.Tensor = vectors / vectors.norm(dim=-1, keepdim=True)
+    return units

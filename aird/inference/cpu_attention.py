@@ -281,7 +281,10 @@ def _attend(
 ) -> torch.Tensor:
     """Return [rows, tokens, heads, width], as Transformers wants it."""
     rows, prefix = len(query), layout.prefix_length
-    query, key, value = (_Taken.apply(each, 2, layout.order, layout.inverse, None) for each in (query, key, value))
+    query, key, value = (
+        _Taken.apply(each, 2, layout.order, layout.inverse, None)  # type: ignore[no-untyped-call]
+        for each in (query, key, value)
+    )
     parts = []
     if prefix:
         first, seen = slice(0, prefix), known[0][:1, :, :prefix, :prefix]
@@ -300,4 +303,5 @@ def _attend(
         states = grouped_attention(queries.flatten(0, 1), keys, values, seen.repeat(rows, 1, 1, 1), scaling)
         parts.append(states.unflatten(0, (rows, -1)).transpose(2, 3).flatten(1, 2))
     # What the places that pad got is left behind, and must have no gradient.
-    return _Taken.apply(torch.cat(parts, dim=1), 1, layout.inverse, layout.order, layout.pads)
+    taken: torch.Tensor = _Taken.apply(torch.cat(parts, dim=1), 1, layout.inverse, layout.order, layout.pads)  # type: ignore[no-untyped-call]
+    return taken

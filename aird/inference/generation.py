@@ -263,4 +263,5 @@ def _padded_places(pack: Pack, width: int) -> torch.Tensor:
 
 def _placed(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     chosen = states[0].index_select(1, places.flatten().to(states.device))
-    return chosen.unflatten(1, places.shape).transpose(0, 1)
+    placed: torch.Tensor = chosen.unflatten(1, places.shape).transpose(0, 1)
+    return placed

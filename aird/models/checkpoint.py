@@ -54,7 +54,8 @@ class StoredTensor:
         """Return the tensor, on the CPU; ValueError if the file is truncated."""
         try:
             with safe_open(self.file, framework="pt", device="cpu") as stream:
-                return stream.get_tensor(self.name)
+                tensor: torch.Tensor = stream.get_tensor(self.name)
+                return tensor
         except SafetensorError as error:
             raise ValueError(f"{self.file} is truncated or altered ({error}); fetch it again") from error
 

@@ -61,7 +61,7 @@ def decodes_experts(structure: Any, checkpoint: Checkpoint) -> bool:
     if not modules or found is None or found.scheme is None:
         return forms <= {"dense"}
     scheme = found.scheme(checkpoint, "") if found.experts_scheme is None else found.experts_scheme(checkpoint)
-    eight_bit_floats = scheme.weights.type == "float" and scheme.weights.num_bits == 8
+    eight_bit_floats: bool = scheme.weights.type == "float" and scheme.weights.num_bits == 8
     if forms == {"dense"}:
         return eight_bit_floats
     if any(quantization_scheme(checkpoint, module).weights != scheme.weights for module in modules):

@@ -93,7 +93,8 @@ def decompress(made: Repacked, scale_dtype: torch.dtype | None) -> torch.Tensor:
         loaded["weight_scale"] = loaded["weight_scale"].to(scale_dtype)
     if made.order is not None:
         return _unordered_matrix(loaded, made.scheme, made.order)
-    return BaseCompressor.get_value_from_registry(made.form).decompress(loaded, made.scheme)["weight"]
+    weight: torch.Tensor = BaseCompressor.get_value_from_registry(made.form).decompress(loaded, made.scheme)["weight"]
+    return weight
 
 
 def ungrouped(

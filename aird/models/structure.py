@@ -187,7 +187,7 @@ def norm_gain(name: str, norm: nn.Module, width: int) -> torch.Tensor:
     device = torch.device("cpu") if parameter is None else parameter.device
     # Far above the norm's epsilon.
     probe = 100 * torch.randn(1, 1, width, generator=torch.Generator().manual_seed(0)).to(device)
-    gain = norm(torch.full_like(probe, 100.0)).double().flatten()
+    gain: torch.Tensor = norm(torch.full_like(probe, 100.0)).double().flatten()
     expected = gain * probe.double() / probe.double().square().mean().sqrt()
     error = ((norm(probe).double() - expected).norm() / expected.norm()).item()
     if not error < TOLERANCE:
@@ -244,7 +244,7 @@ class _Reading(TorchDispatchMode):
     """Reads what each block adds from the operations of one forward pass."""
 
     def __init__(self, model: nn.Module, blocks: list[nn.Module]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.model, self.blocks = model, blocks
         self.names = {module: name for name, module in model.named_modules()}
         self.writers: dict[nn.Module, Writers] = {}
@@ -529,7 +529,8 @@ def _prove_experts(model: Any, writers: Sequence[Writers]) -> None:
         def output(module: nn.Module = module, name: str = name) -> torch.Tensor:
             args, kwargs = calls[name]
             value = module(*(each.clone() if isinstance(each, torch.Tensor) else each for each in args), **kwargs)
-            return value[0] if isinstance(value, tuple) else value
+            made: torch.Tensor = value[0] if isinstance(value, tuple) else value
+            return made
 
         plain = output()
         precision = torch.finfo(plain.dtype).eps

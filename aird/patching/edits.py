@@ -183,7 +183,8 @@ def random_direction(like: torch.Tensor, seed: int) -> torch.Tensor:
     """Return a random unit vector of the same shape, uniform on the sphere, float64."""
     generator = torch.Generator().manual_seed(seed)
     vector = torch.randn(like.shape, generator=generator, dtype=torch.float64)
-    return vector / vector.norm()
+    unit: torch.Tensor = vector / vector.norm()
+    return unit
 
 
 def patch_direction(settings: RankOneSettings, original: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
@@ -263,7 +264,7 @@ def along_direction(edit: Edit, unit: torch.Tensor) -> float:
         unit: [d_out] unit direction.
     """
     column = contributed(edit)[:, 0]
-    return (column @ unit.double() / column.norm()).abs().item()
+    return float((column @ unit.double() / column.norm()).abs())
 
 
 def along(unit: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:

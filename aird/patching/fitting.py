@@ -178,10 +178,12 @@ def ridge_solution(features: torch.Tensor, wanted: torch.Tensor, ridge: float) -
     if count < width:
         gram = features @ features.T
         gram.diagonal().add_(penalty)
-        return features.T @ torch.linalg.solve(gram, wanted)
-    gram = features.T @ features
-    gram.diagonal().add_(penalty)
-    return torch.linalg.solve(gram, features.T @ wanted)
+        solution: torch.Tensor = features.T @ torch.linalg.solve(gram, wanted)
+    else:
+        gram = features.T @ features
+        gram.diagonal().add_(penalty)
+        solution = torch.linalg.solve(gram, features.T @ wanted)
+    return solution
 
 
 def _project(output: torch.Tensor, direction: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

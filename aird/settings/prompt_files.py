@@ -72,7 +72,8 @@ def _records(path: Path, settings: PromptSet) -> Iterable[Any]:
             import pandas
 
             frame = pandas.read_parquet(path).astype(object)
-            return frame.where(frame.notna(), None).to_dict("records")
+            rows: list[Any] = frame.where(frame.notna(), None).to_dict("records")
+            return rows
         if settings.format == "yaml":
             import yaml
 

@@ -136,7 +136,8 @@ def _unpacked(words: torch.Tensor) -> torch.Tensor:
     import torch
 
     shifts = torch.arange(0, 32, BITS, dtype=torch.int32)
-    return ((words.unsqueeze(-1) >> shifts) & (2**BITS - 1)).reshape(len(words), -1)
+    values: torch.Tensor = (words.unsqueeze(-1) >> shifts) & (2**BITS - 1)
+    return values.reshape(len(words), -1)
 
 
 def _configuration(settings: OptimumGPTQ, ignore: list[str]) -> dict[str, Any]:

@@ -47,7 +47,8 @@ def matrix(
     from bitsandbytes.functional import QuantState, dequantize_4bit, int8_vectorwise_dequant
 
     if "SCB" in loaded:
-        return int8_vectorwise_dequant(loaded["weight"], loaded["SCB"])
+        integers: torch.Tensor = int8_vectorwise_dequant(loaded["weight"], loaded["SCB"])
+        return integers
     packed = loaded.pop("weight")
     return dequantize_4bit(packed, QuantState.from_dict(loaded, device=torch.device("cpu")))
 

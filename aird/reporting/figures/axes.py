@@ -18,7 +18,8 @@ RATE_LIMITS = {0.1: 5, 0.2: 4, 0.3: 3, 0.4: 4, 0.6: 3, 0.8: 4, 1.0: 4}  # where 
 
 def with_bounds(points: pandas.DataFrame, name: str) -> numpy.ndarray:
     """Return a value of each point and the ends of its interval, [points, 3]."""
-    return points[[f"{name}{bound}" for bound in BOUNDS]].to_numpy(float)
+    bounds: numpy.ndarray = points[[f"{name}{bound}" for bound in BOUNDS]].to_numpy(float)
+    return bounds
 
 
 def error_lengths(points: pandas.DataFrame, name: str) -> numpy.ndarray:
