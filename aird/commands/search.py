@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aird.commands.inputs import ModelFolder, validated
 from aird.commands.prompt_files import add_prompt_arguments, prompt_files, read_prompts, with_splits
@@ -15,6 +15,10 @@ from aird.prompts.sets import CLASSES, Record
 from aird.settings.directions import Directions
 from aird.settings.patches import Replies
 from aird.support.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from aird.directions.refusal_tokens import RefusalTokens
+    from aird.directions.search import Search
 
 PROVENANCE = "provenance.json"
 
@@ -98,8 +102,8 @@ def run_search(
     prompts: dict[str, list[Record]],
     settings: Directions,
     seed: int,
-    refusal_tokens: dict[str, Any] | None = None,
-) -> Any:
+    refusal_tokens: RefusalTokens | None = None,
+) -> Search:
     """Return the `Search` of a model's direction."""
     from aird.directions.search import search_direction
     from aird.models.loading import load_model, load_tokenizer
@@ -109,7 +113,7 @@ def run_search(
     return search_direction(loaded, tokenizer, prompts, settings, seed, refusal_tokens)
 
 
-def write_search(search: Any, model: ModelFolder, arguments: argparse.Namespace, folder: Path) -> None:
+def write_search(search: Search, model: ModelFolder, arguments: argparse.Namespace, folder: Path) -> None:
     """Write a `Search` to a folder, with its model and the prompt files that the arguments named."""
     from aird.directions.search import save_search
 
@@ -132,7 +136,7 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     return dict(read_json(path)) if path.is_file() else {}
 
 
-def describe(search: Any) -> str:
+def describe(search: Search) -> str:
     """Return the result of a `Search` in a few lines."""
     record, tokens = search.direction.record, search.refusal_tokens
     used = {name: f"{counts['used']} of {counts['n']}" for name, counts in record["prompts"].items()}

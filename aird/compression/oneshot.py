@@ -60,7 +60,7 @@ def apply(
         # Many processors are faster in float32. Pruned weights go back to their type without loss;
         # quantisation's scales would not.
         dtype = compute_dtype(source.folder) if module.startswith("pruning.") else "auto"
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel = transformers.AutoModelForCausalLM.from_pretrained(
             str(source.folder),
             dtype=dtype,
             attn_implementation=attention(source.folder),
@@ -83,7 +83,7 @@ def apply(
         if first is None:  # channel scales change norms
             _restore_others(model, source)
         if dtype != "auto":
-            model.to(stored_dtype(source.folder))
+            model.to(stored_dtype(source.folder))  # type: ignore[arg-type]
         if experts:
             set_save_conversion_mapping(model, [])
         model.save_pretrained(output, save_compressed=True, max_shard_size="5GB")

@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -22,6 +22,9 @@ from aird.directions.candidates import difference_in_means
 from aird.prompts.chat import chat_tokens
 from aird.prompts.sets import CLASSES, Record
 from aird.support.tensor_files import load_tensors, save_tensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SPLITS = ("train", "validation")
 MINIMUM_KEPT = 8  # below that many rightly classified prompts the filter is dropped, and reported
@@ -128,7 +131,7 @@ def load_cache(path: Path) -> ActivationCache:
 
 
 def kept_tokens(
-    cache: ActivationCache, split: str, tokenizer: Any, prompts: Mapping[str, Sequence[Record]]
+    cache: ActivationCache, split: str, tokenizer: PreTrainedTokenizerBase, prompts: Mapping[str, Sequence[Record]]
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Return the token ids of the rightly classified (harmful, harmless) prompts of a split, with the cache's lead.
 

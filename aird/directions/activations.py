@@ -8,7 +8,7 @@ axis is the input of decoder block l, which is the output of block l - 1 (Arditi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,10 +21,13 @@ from aird.prompts.chat import chat_tokens, post_instruction_tokens
 from aird.prompts.sets import CLASSES, Record, select
 from aird.settings.directions import Directions
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 
 def capture_activations(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     prompts: Mapping[str, Sequence[Record]],
     refusal_tokens: Mapping[str, Any],
     settings: Directions,
@@ -60,7 +63,7 @@ def capture_activations(
 
 @torch.no_grad()
 def capture(
-    model: Any, prompts: Sequence[Sequence[int]], positions: int, refusal_tokens: Sequence[int]
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], positions: int, refusal_tokens: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the block inputs of every prompt at its last `positions` tokens, and its refusal score.
 

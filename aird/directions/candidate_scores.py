@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -34,12 +34,15 @@ from aird.prompts.sets import Record
 from aird.settings.directions import Directions
 from aird.support import progress
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 logger = logging.getLogger(__name__)
 
 
 def score_cached_candidates(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     cache: ActivationCache,
     prompts: Mapping[str, Sequence[Record]],
     refusal_tokens: Sequence[int],
@@ -63,7 +66,7 @@ def score_cached_candidates(
 
 @torch.no_grad()
 def score_candidates(
-    model: Any,
+    model: PreTrainedModel,
     candidates: torch.Tensor,
     harmful: Sequence[Sequence[int]],
     harmless: Sequence[Sequence[int]],
@@ -134,7 +137,7 @@ def score_candidates(
 
 
 def _induce(
-    model: Any,
+    model: PreTrainedModel,
     blocks: list[nn.Module],
     candidates: torch.Tensor,
     used: range,

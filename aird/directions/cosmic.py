@@ -26,7 +26,7 @@ import contextlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -41,6 +41,9 @@ from aird.prompts.sets import Record
 from aird.settings.directions import Directions
 from aird.support import progress
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 LAYER_SHARE = 0.1
 PROMPTS = 4  # of each class; the cosines of all candidates share their noise
 ABLATED_SHARE = 0.25
@@ -49,8 +52,8 @@ ROWS = 6  # candidates that are ablated in one forward pass
 
 
 def find_cosmic_direction(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     cache: ActivationCache,
     prompts: Mapping[str, Sequence[Record]],
     settings: Directions,
@@ -68,7 +71,7 @@ def find_cosmic_direction(
 
 
 def cosmic_direction(
-    model: Any,
+    model: PreTrainedModel,
     cache: ActivationCache,
     harmful: Sequence[Sequence[int]],
     harmless: Sequence[Sequence[int]],
@@ -130,7 +133,7 @@ def compared_layers(harmful: torch.Tensor, harmless: torch.Tensor) -> list[int]:
 
 @torch.no_grad()
 def score_by_cosine(
-    model: Any,
+    model: PreTrainedModel,
     candidates: torch.Tensor,
     harmful: Sequence[Sequence[int]],
     harmless: Sequence[Sequence[int]],
@@ -182,7 +185,7 @@ def score_by_cosine(
 
 
 @torch.no_grad()
-def ablation_divergences(model: Any, units: torch.Tensor, prompts: Sequence[Sequence[int]]) -> list[float]:
+def ablation_divergences(model: PreTrainedModel, units: torch.Tensor, prompts: Sequence[Sequence[int]]) -> list[float]:
     """Return KL(model || model with a direction ablated) of the next token, nats, mean over prompts, per direction.
 
     Args:
@@ -202,7 +205,7 @@ def ablation_divergences(model: Any, units: torch.Tensor, prompts: Sequence[Sequ
 
 
 def _added(
-    model: Any,
+    model: PreTrainedModel,
     blocks: list[nn.Module],
     candidates: torch.Tensor,
     used: range,
@@ -230,7 +233,7 @@ def _added(
 
 
 def _last_states(
-    model: Any, blocks: list[nn.Module], packs: Sequence[Pack], layers: Sequence[int], rows: int = 1
+    model: PreTrainedModel, blocks: list[nn.Module], packs: Sequence[Pack], layers: Sequence[int], rows: int = 1
 ) -> torch.Tensor:
     """Return the last tokens' states summed over all prompts and the inputs of these layers, [rows, d_model].
 

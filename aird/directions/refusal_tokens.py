@@ -8,13 +8,16 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from aird.inference.generation import generate
 from aird.inference.refusals import jailbroken_arditi
 from aird.prompts.chat import chat_tokens, check_no_thoughts
 from aird.prompts.sets import CLASSES, Record, select_instructions
 from aird.settings.directions import Directions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -27,12 +30,27 @@ SMALLEST_SHARE = 0.05  # of the refusals
 # How many times as often as answers refusals begin with a refusal token. As their shares of the refusals add up to at
 # most 1, those of the answers add up to at most a half: most answers score below 0, whatever the model.
 CLEAR_LEAD = 2
+Share = tuple[int, str, float, float]  # id, text, share of refusals, share of harmless answers
 LEAD_SHARE = 0.95  # of the replies of each class that begin with the same token, which tells nothing apart
 
 
+class RefusalTokens(TypedDict):
+    """What the refusals of a model begin with: `derive_refusal_tokens`."""
+
+    tokens: list[int]
+    derived: bool
+    refusals: int
+    shares: list[Share]
+    lead: NotRequired[list[int]]
+
+
 def find_refusal_tokens(
-    model: Any, tokenizer: Any, prompts: Mapping[str, Sequence[Record]], settings: Directions, seed: int
-) -> dict[str, Any]:
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Mapping[str, Sequence[Record]],
+    settings: Directions,
+    seed: int,
+) -> RefusalTokens:
     """Let a model answer training prompts of both classes, and return `derive_refusal_tokens` of its answers.
 
     Args:
@@ -50,7 +68,7 @@ def find_refusal_tokens(
         kind: generate(model, tokenizer, [chat_tokens(tokenizer, text) for text in texts], NEW_TOKENS)
         for kind, texts in asked.items()
     }
-    texts = {kind: [tokenizer.decode(ids) for ids in answers] for kind, answers in completions.items()}
+    texts = {kind: [str(tokenizer.decode(ids)) for ids in answers] for kind, answers in completions.items()}
     check_no_thoughts(tokenizer, [text for some in texts.values() for text in some])
     refused = {kind: [not jailbroken_arditi(text) for text in some] for kind, some in texts.items()}
     return derive_refusal_tokens(
@@ -59,12 +77,12 @@ def find_refusal_tokens(
 
 
 def derive_refusal_tokens(
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     harmful_completions: Sequence[Sequence[int]],
     harmful_refused: Sequence[bool],
     harmless_completions: Sequence[Sequence[int]],
     harmless_refused: Sequence[bool],
-) -> dict[str, Any]:
+) -> RefusalTokens:
     """Find the tokens that a model's own refusals begin with.
 
     A token counts if it begins at least 5% of the refusals, and begins refusals at least twice as often as
@@ -91,8 +109,10 @@ def derive_refusal_tokens(
     lead = _shared_lead(harmful_completions, harmless_completions, answers)
     tokens, shares = _leading_tokens(tokenizer, _behind(lead, refusals), _behind(lead, harmless_completions))
     if len(refusals) >= MINIMUM_REFUSALS and tokens:
-        record = {"tokens": tokens, "derived": True, "refusals": len(refusals), "shares": shares}
-        return {**record, "lead": lead} if lead else record
+        record = RefusalTokens(tokens=tokens, derived=True, refusals=len(refusals), shares=shares)
+        if lead:
+            record["lead"] = lead
+        return record
     logger.warning("%s; using the tokens of %s", why_none(len(refusals)), FALLBACK_WORDS)
     words = sorted({tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in FALLBACK_WORDS})
     _, shares = _leading_tokens(tokenizer, refusals, harmless_completions)
@@ -127,12 +147,12 @@ def _behind(lead: Sequence[int], replies: Sequence[Sequence[int]]) -> list[Seque
 
 
 def _leading_tokens(
-    tokenizer: Any, refusals: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
-) -> tuple[list[int], list[list[Any]]]:
+    tokenizer: PreTrainedTokenizerBase, refusals: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
+) -> tuple[list[int], list[Share]]:
     """Return the first tokens that tell refusals from answers, and the shares of all first tokens of refusals."""
     first, others = Counter(ids[0] for ids in refusals), Counter(ids[0] for ids in answers if ids)
     shares = [
-        [token, tokenizer.decode([token]), count / len(refusals), others[token] / max(1, sum(others.values()))]
+        (token, str(tokenizer.decode([token])), count / len(refusals), others[token] / max(1, sum(others.values())))
         for token, count in sorted(first.items(), key=lambda item: (-item[1], item[0]))
     ]
     tokens = [

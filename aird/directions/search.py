@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from aird.directions.activation_cache import ActivationCache, load_cache, save_cache
 from aird.directions.activations import capture_activations
@@ -22,11 +22,14 @@ from aird.directions.candidate_scores import score_cached_candidates
 from aird.directions.choice import choose_direction
 from aird.directions.cosmic import find_cosmic_direction
 from aird.directions.direction import Direction, load_direction, save_direction
-from aird.directions.refusal_tokens import find_refusal_tokens
+from aird.directions.refusal_tokens import RefusalTokens, find_refusal_tokens
 from aird.directions.score_records import Score, mean_scores, save_scores
 from aird.prompts.sets import Record
 from aird.settings.directions import Directions
 from aird.support.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -43,17 +46,17 @@ class Search:
 
     direction: Direction
     cache: ActivationCache
-    refusal_tokens: dict[str, Any]
+    refusal_tokens: RefusalTokens
     scores: list[Score]
 
 
 def search_direction(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     prompts: Mapping[str, Sequence[Record]],
     settings: Directions,
     seed: int,
-    refusal_tokens: dict[str, Any] | None = None,
+    refusal_tokens: RefusalTokens | None = None,
 ) -> Search:
     """Return a checkpoint's refusal direction and what it rests on.
 

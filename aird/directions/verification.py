@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aird.directions.direction import Direction
 from aird.inference.generation import generate
@@ -21,10 +21,13 @@ from aird.prompts.sets import CLASSES, Record, select
 from aird.settings.directions import Directions
 from aird.support.statistics import PairedComparison, wilson_interval
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 
 def verify_direction(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     direction: Direction,
     prompts: Mapping[str, Sequence[Record]],
     settings: Directions,
@@ -62,7 +65,7 @@ def verify_direction(
     for name, (kind, intervention) in interventions.items():
         with intervention:
             completions = generate(model, tokenizer, tokens[kind], settings.test_new_tokens)
-        texts = [tokenizer.decode(ids) for ids in completions]
+        texts = [str(tokenizer.decode(ids)) for ids in completions]
         labels[name] = {
             "refused": [not jailbroken_arditi(text) for text in texts],
             "degenerate": [degenerate(text) for text in texts],

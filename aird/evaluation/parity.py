@@ -96,6 +96,9 @@ def expected_logprobs(
         model = load_model(checkpoint, adapter)
         expected, unpatched = first_token_logprobs(model, prompts), None
         if adapter is not None:
+            from peft import PeftModel
+
+            assert isinstance(model, PeftModel)
             with model.disable_adapter():
                 unpatched = first_token_logprobs(model, prompts)
         del model

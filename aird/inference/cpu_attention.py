@@ -21,9 +21,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Attention = Callable[..., tuple[torch.Tensor, Any]]
 
@@ -48,7 +51,7 @@ def needed_attention(config: Any) -> str | None:
 
 
 @contextlib.contextmanager
-def segmented_attention(model: Any, prefix_length: int, ends: Sequence[int]) -> Iterator[None]:
+def segmented_attention(model: PreTrainedModel, prefix_length: int, ends: Sequence[int]) -> Iterator[None]:
     """Let every attention of `model` over one pack run prompt by prompt.
 
     Args:
@@ -61,14 +64,14 @@ def segmented_attention(model: Any, prefix_length: int, ends: Sequence[int]) -> 
 
 
 @contextlib.contextmanager
-def decoding_attention(model: Any) -> Iterator[None]:
+def decoding_attention(model: PreTrainedModel) -> Iterator[None]:
     """Let every attention of `model` with one new token a row run as two matrix products."""
     with _attending(model, _of_new_tokens):
         yield
 
 
 @contextlib.contextmanager
-def _attending(model: Any, attention: Attention | None) -> Iterator[None]:
+def _attending(model: PreTrainedModel, attention: Attention | None) -> Iterator[None]:
     here = next(model.parameters()).device.type == "cpu"
     if here:
         _name_in(model)
@@ -79,7 +82,7 @@ def _attending(model: Any, attention: Attention | None) -> Iterator[None]:
         _ATTENTION.reset(token)
 
 
-def _name_in(model: Any) -> None:
+def _name_in(model: PreTrainedModel) -> None:
     """Let a model whose attention is PyTorch's ask for `NAME` instead, unless its code compares such names."""
     config = model.config.get_text_config()
     if config._attn_implementation == "sdpa":

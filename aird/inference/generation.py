@@ -11,7 +11,7 @@ import copy
 import logging
 from collections.abc import Callable, Sequence
 from itertools import cycle, islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -28,6 +28,9 @@ from aird.inference.packing import (
 )
 from aird.support import progress
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 logger = logging.getLogger(__name__)
 
 # Called for every new token of a batch: which prompts its rows are, the token's number, logits [rows, vocabulary].
@@ -38,8 +41,8 @@ _PADDING: WeakKeyDictionary[Any, list[tuple[tuple[int, int, int], bool]]] = Weak
 
 @torch.no_grad()
 def generate(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
     maximum_new_tokens: int,
     batch_size: int = 64,
@@ -120,7 +123,9 @@ def _continue(greedy: Any, batch: Sequence[Sequence[int]], cache: Any, processor
 
 
 @torch.no_grad()
-def honours_padding(model: Any, prompts: Sequence[Sequence[int]], maximum_new_tokens: int, padding: int) -> bool:
+def honours_padding(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], maximum_new_tokens: int, padding: int
+) -> bool:
     """Return whether this model continues these prompts side by side as it does one by one.
 
     It is proven on the longest and the shortest prompt, which get the most padding: the logits of two new tokens, one
@@ -162,7 +167,7 @@ def honours_padding(model: Any, prompts: Sequence[Sequence[int]], maximum_new_to
     return right
 
 
-def _cache_agrees(model: Any, batch: Sequence[Sequence[int]], padding: int) -> bool:
+def _cache_agrees(model: PreTrainedModel, batch: Sequence[Sequence[int]], padding: int) -> bool:
     """Compare two new tokens of prompts side by side, the longest last, with a plain pass over each prompt alone."""
     greedy = _with_settings(model, max_new_tokens=2, do_sample=False, pad_token_id=padding)
     seen: list[torch.Tensor] = []
@@ -180,14 +185,14 @@ def _cache_agrees(model: Any, batch: Sequence[Sequence[int]], padding: int) -> b
     return True
 
 
-def stop_tokens(model: Any, tokenizer: Any) -> set[int]:
+def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Return the tokens that end a text: those of the checkpoint's generation settings and the tokenizer's, as vLLM."""
     own = model.generation_config.eos_token_id
     tokens = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id}
     return {token for token in tokens if token is not None}
 
 
-def _with_settings(model: Any, **settings: Any) -> Any:
+def _with_settings(model: PreTrainedModel, **settings: Any) -> Any:
     """Return the model with these generation settings and no others; the model itself keeps its own.
 
     Transformers fills whatever a call leaves open from the settings that stand on the model, also where it gets a
@@ -211,18 +216,18 @@ class _Observed:
         return scores
 
 
-def _only_last_logits(model: Any) -> dict[str, Any]:
+def _only_last_logits(model: PreTrainedModel) -> dict[str, Any]:
     """Return the arguments that keep the last position's logits, as an index and not as a slice.
 
     Of a slice of several rows PyTorch multiplies each row with a copy of its own of the vocabulary's matrix:
     gigabytes, and half of the time of a short completion.
     """
-    if not model._supports_logits_to_keep():
+    if not model._supports_logits_to_keep():  # type: ignore[operator]
         return {}
     return {"logits_to_keep": torch.tensor([-1])}
 
 
-def _prompt_cache(model: Any, prompts: Sequence[Sequence[int]]) -> Any:
+def _prompt_cache(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Any:
     """Return the keys and values of all but the last token of every prompt, left-padded; one row a prompt.
 
     None where packs or a plain cache cannot give them: a model that does not honour packs, a sliding window, a

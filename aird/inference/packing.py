@@ -16,7 +16,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -25,6 +25,9 @@ from aird.inference.batching import Batches
 from aird.inference.cpu_attention import segmented_attention
 from aird.prompts.chat import common_prefix_length
 from aird.support import progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +84,7 @@ class Pack:
         """Return where in the sequence each prompt's last `count` tokens stand, [prompts, count] int64."""
         return self.ends[:, None] + torch.arange(1 - count, 1)
 
-    def model_inputs(self, model: Any, rows: int = 1) -> dict[str, Any]:
+    def model_inputs(self, model: PreTrainedModel, rows: int = 1) -> dict[str, Any]:
         """Return the keyword arguments of a forward pass with `rows` identical rows."""
         device = next(model.parameters()).device
         inputs: dict[str, Any] = {
@@ -171,7 +174,7 @@ def make_packs(prompts: Sequence[Sequence[int]], maximum_tokens: int, own_tokens
 
 
 def plan_packs(
-    model: Any, prompts: Sequence[Sequence[int]], maximum_tokens: int = PACK_TOKENS, own_tokens: int = 1
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], maximum_tokens: int = PACK_TOKENS, own_tokens: int = 1
 ) -> list[Pack]:
     """Return packs that this model computes rightly; arguments as of `make_packs`."""
     packed = honours_packs(model, prompts, maximum_tokens, own_tokens)
@@ -179,7 +182,7 @@ def plan_packs(
 
 
 def run_packed(
-    model: Any, prompts: Sequence[Sequence[int]], work: Callable[[Pack], Result], own_tokens: int = 1
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], work: Callable[[Pack], Result], own_tokens: int = 1
 ) -> Iterator[tuple[Pack, Result]]:
     """Yield (pack, work(pack)) for packs that hold all prompts once, as large as pays on this device.
 
@@ -209,7 +212,7 @@ def run_packed(
 
 @torch.no_grad()
 def honours_packs(
-    model: Any, prompts: Sequence[Sequence[int]], maximum_tokens: int = PACK_TOKENS, own_tokens: int = 1
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], maximum_tokens: int = PACK_TOKENS, own_tokens: int = 1
 ) -> bool:
     """Return whether this model computes packs of these prompts rightly.
 
@@ -257,14 +260,14 @@ def honours_packs(
     return False
 
 
-def _window(model: Any) -> int:
+def _window(model: PreTrainedModel) -> int:
     """Return how many tokens the narrowest attention of a model sees, as far as its configuration says so."""
     config = model.config.get_text_config()
     widths = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
     return min((width for width in widths if width), default=sys.maxsize)
 
 
-def _packing_agrees(model: Any, packer: Packer, group: Sequence[int]) -> bool:
+def _packing_agrees(model: PreTrainedModel, packer: Packer, group: Sequence[int]) -> bool:
     """Compare the last two prompts of a pack with the same prompts alone."""
     try:
         together = last_logits(model, packer.pack(group))[0, -2:]
@@ -275,7 +278,7 @@ def _packing_agrees(model: Any, packer: Packer, group: Sequence[int]) -> bool:
     return logits_agree(model, together, alone)
 
 
-def logits_agree(model: Any, together: torch.Tensor, alone: torch.Tensor) -> bool:
+def logits_agree(model: PreTrainedModel, together: torch.Tensor, alone: torch.Tensor) -> bool:
     """Return whether logits of prompts that ran together are those of the prompts alone, up to the model's rounding.
 
     Args:
@@ -290,7 +293,7 @@ def logits_agree(model: Any, together: torch.Tensor, alone: torch.Tensor) -> boo
     return bool((difference.norm(dim=-1) <= (EXACT if exact else ROUNDED) * spread.norm(dim=-1)).all())
 
 
-def run_pack(model: Any, pack: Pack, rows: int = 1, logits_to_keep: int | torch.Tensor = 1) -> torch.Tensor:
+def run_pack(model: PreTrainedModel, pack: Pack, rows: int = 1, logits_to_keep: int | torch.Tensor = 1) -> torch.Tensor:
     """Run `rows` identical rows of a pack through the model.
 
     Args:
@@ -307,13 +310,13 @@ def run_pack(model: Any, pack: Pack, rows: int = 1, logits_to_keep: int | torch.
     return logits
 
 
-def pack_output(model: Any, pack: Pack, rows: int = 1, **options: Any) -> Any:
+def pack_output(model: PreTrainedModel, pack: Pack, rows: int = 1, **options: Any) -> Any:
     """Return the model's whole output for a pack; arguments as of `run_pack`, and others of the forward pass."""
     with segmented_attention(model, pack.prefix_length, pack.ends.tolist()):
         return model(**{**pack.model_inputs(model, rows), **options})
 
 
 @torch.no_grad()
-def last_logits(model: Any, pack: Pack, rows: int = 1) -> torch.Tensor:
+def last_logits(model: PreTrainedModel, pack: Pack, rows: int = 1) -> torch.Tensor:
     """Return the logits after each prompt's last token, [rows, prompts, vocabulary]."""
     return run_pack(model, pack, rows, logits_to_keep=pack.ends)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import torch
@@ -12,6 +12,9 @@ from torch import nn
 
 from aird.inference.hooks import hooks, on_input
 from aird.inference.packing import Pack, run_pack
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Blocks that return a tuple with the hidden states first; filled by what sees a block run before it is skipped.
 TUPLE_BLOCKS: WeakSet[nn.Module] = WeakSet()
@@ -55,7 +58,7 @@ def _pass_on_in_tuple(hidden_states: torch.Tensor, *_: Any, **__: Any) -> tuple[
     return hidden_states, None
 
 
-def block_input(model: Any, blocks: list[nn.Module], pack: Pack, wanted: int) -> torch.Tensor:
+def block_input(model: PreTrainedModel, blocks: list[nn.Module], pack: Pack, wanted: int) -> torch.Tensor:
     """Return the input of block `wanted`, [1, tokens, d_model]; the pass ends there.
 
     Inside `resumed_at` the pass begins where that says.
@@ -63,7 +66,7 @@ def block_input(model: Any, blocks: list[nn.Module], pack: Pack, wanted: int) ->
     return block_inputs(model, blocks, pack, range(wanted, wanted + 1))[0]
 
 
-def block_inputs(model: Any, blocks: list[nn.Module], pack: Pack, wanted: range) -> list[torch.Tensor]:
+def block_inputs(model: PreTrainedModel, blocks: list[nn.Module], pack: Pack, wanted: range) -> list[torch.Tensor]:
     """Return the inputs of a range of blocks, in its order, each [1, tokens, d_model]; the pass ends at the last."""
     kept: list[torch.Tensor] = []
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -18,8 +18,11 @@ from aird.models.format import format_of
 from aird.models.matrices import dense_matrix, matrix_of, quantization_scheme, stored_format
 from aird.models.structure import ArchitectureError, decoder_blocks
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def fused_parameters(model: Any) -> list[str]:
+
+def fused_parameters(model: PreTrainedModel) -> list[str]:
     """Return the full names of the parameters in decoder blocks that hold the matrices of several experts."""
     inside = {id(parameter) for block in decoder_blocks(model) for parameter in block.parameters()}
     return [

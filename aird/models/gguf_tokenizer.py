@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aird.models.gguf_file import GGUFFile
 from aird.models.tokenizer_file import tokenizer_state
@@ -30,6 +30,9 @@ WHAT_TO_DO = (
     "name the model that it was made from beside it (`recipe: given`; `aird check`, `compare` and `patch`), whose "
     "tokenizer is then taken, or take the model as a folder in Hugging Face format"
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,7 @@ def is_default_model(file: GGUFFile) -> bool:
     return file.tokenizer.get("pre") == "smollm" and sha256_of(file.path) == DEFAULT_MODEL
 
 
-def check_vocabulary(file: GGUFFile, tokenizer: Any, rows: int, original: Path) -> None:
+def check_vocabulary(file: GGUFFile, tokenizer: PreTrainedTokenizerBase, rows: int, original: Path) -> None:
     """Check that a file's tokens are those of the model that it was made from, so that this one's tokenizer fits.
 
     Args:

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -39,6 +39,9 @@ from aird.prompts.chat import check_chat
 from aird.settings.models import Chat
 from aird.support.checkpoint_patterns import CODE, TOKENIZER, WEIGHTS, matching_files, weight_files
 from aird.support.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def import_model(
@@ -277,7 +280,7 @@ def dequantise_gguf(source: Path, target: Path, dtype: torch.dtype, original: Pa
     """
     file = read_gguf(source)
     config = _own_configuration(file) if original is None else configuration_of(original)
-    tokenizer: Any = None
+    tokenizer: PreTrainedTokenizerBase | None = None
     ends: list[int] = []  # none: those that Transformers reads from the file
     if original is not None:
         theirs = load_tokenizer(original)
@@ -290,9 +293,9 @@ def dequantise_gguf(source: Path, target: Path, dtype: torch.dtype, original: Pa
         _check_stored(tokenizer, file, config)
     dequantise_gguf_weights(source, target, dtype, config)
     _check_biases(file, read_checkpoint(target))
-    if original is None:
+    if tokenizer is not None:
         tokenizer.save_pretrained(target)
-    else:
+    elif original is not None:
         copy_tokenizer(original, target)
         if file.chat_template is not None:
             # A template in a file of its own goes before one in the configuration.
@@ -356,7 +359,7 @@ def _check_biases(file: GGUFFile, decoded: Checkpoint) -> None:
             )
 
 
-def _check_stored(tokenizer: Any, file: GGUFFile, config: Any) -> None:
+def _check_stored(tokenizer: PreTrainedTokenizerBase, file: GGUFFile, config: Any) -> None:
     """Check that a checkpoint of the file's model would have this tokenizer, as `check_read_back` does."""
     from transformers import AutoTokenizer
 

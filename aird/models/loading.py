@@ -13,7 +13,7 @@ import shutil
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,7 +22,7 @@ from aird.models.checkpoint import check_complete, read_checkpoint
 from aird.models.experts import fused_parameters
 from aird.models.format import format_of
 from aird.models.placement import spread
-from aird.models.structure import ArchitectureError, decoder_blocks, norm_gain, writer_contributions
+from aird.models.structure import ArchitectureError, decoder_blocks, norm_gain, writer_contributions, written_size
 from aird.models.tokenizer_file import read_tokenizer
 from aird.prompts.chat import chat_tokens, with_chat
 from aird.settings.models import Chat
@@ -30,6 +30,9 @@ from aird.support.checkpoint_patterns import CODE, DESCRIPTION, matching_files
 from aird.support.files import check_folder, read_json, write_json
 from aird.support.gpus import own_gpus
 from aird.support.processor import computes_in
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 TRUST = "trust_remote_code"  # key of a manifest
 CHAT_FILE = "aird_chat.json"  # in a checkpoint folder: its chat settings, where it has any
@@ -106,7 +109,7 @@ def write_chat(chat: Chat | None, checkpoint: Path) -> None:
         write_json(checkpoint / CHAT_FILE, chat.model_dump())
 
 
-def load_tokenizer(checkpoint: Path) -> Any:
+def load_tokenizer(checkpoint: Path) -> PreTrainedTokenizerBase:
     """Return the checkpoint's tokenizer, which carries its chat settings.
 
     Raises:
@@ -128,7 +131,7 @@ def load_model(
     checkpoint: Path,
     adapter: Path | None = None,
     dtype: torch.dtype | None = None,
-) -> Any:
+) -> PreTrainedModel:
     """Return the checkpoint as a Transformers model in evaluation mode, on a GPU where there is one.
 
     On a machine's only visible GPU, what does not fit there stays in main memory or on the disk. Over several that are
@@ -140,6 +143,9 @@ def load_model(
         checkpoint: a checkpoint folder, dense or quantised.
         adapter: a PEFT adapter folder to put on top.
         dtype: the type to compute in, instead of that.
+
+    Returns:
+        The model; with an adapter, PEFT's wrapper of it, which passes on what the model has.
 
     Raises:
         ValueError: a weight is missing, or has another shape than config.json says; what decodes a matrix was not
@@ -158,6 +164,7 @@ def load_model(
         output_loading_info=True,
         ignore_mismatched_sizes=True,
     )
+    model: PreTrainedModel
     model, loaded = loading
     check_complete(loaded, checkpoint)
     _check_scales(loaded["unexpected_keys"], model, checkpoint)
@@ -179,7 +186,7 @@ def load_model(
             # PEFT leaves a module that it finds no weights for as it was, and says so in a warning alone.
             warnings.filterwarnings("error", "Found missing adapter keys")
             try:
-                model = PeftModel.from_pretrained(model, str(adapter))
+                adapted: Any = PeftModel.from_pretrained(model, str(adapter))
             except UserWarning as warning:
                 raise ValueError(
                     f"{adapter} holds no weights for some modules that it says it changes, so it would be measured "
@@ -187,12 +194,13 @@ def load_model(
                     "as a model of vision and language whose text model this is; rename its tensors, or make it again "
                     f"for this checkpoint ({str(warning)[:300]})"
                 ) from None
+        model = adapted
     model.eval()
     model.requires_grad_(False)
     return model
 
 
-def _check_scales(unread: Iterable[str], model: Any, checkpoint: Path) -> None:
+def _check_scales(unread: Iterable[str], model: PreTrainedModel, checkpoint: Path) -> None:
     """Check that Transformers has read all that decodes a model's matrices; it only reports what it leaves aside.
 
     Zero points are no part of this: a symmetric matrix may have some, which are all zero.
@@ -234,11 +242,12 @@ def stored_dtype(checkpoint: Path) -> torch.dtype:
     return getattr(configuration_of(checkpoint), "dtype", None) or torch.float32
 
 
-def configuration_of(checkpoint: Path) -> Any:
+def configuration_of(checkpoint: Path) -> PreTrainedConfig:
     """Return a checkpoint's configuration as Transformers reads it."""
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(str(checkpoint), trust_remote_code=code_is_trusted())
+    config: PreTrainedConfig = AutoConfig.from_pretrained(str(checkpoint), trust_remote_code=code_is_trusted())
+    return config
 
 
 def stored_gains(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -259,7 +268,7 @@ def stored_gains(checkpoint: Path) -> dict[str, torch.Tensor]:
         if absent:
             raise ArchitectureError(f"{checkpoint} stores no tensor {absent[0]}, the norm behind {writer}")
         norm.load_state_dict({local: stored[name].load() for local, name in names.items()}, assign=True)
-        gains[writer] = norm_gain(contribution.norm, norm, structure.get_submodule(writer).out_features)
+        gains[writer] = norm_gain(contribution.norm, norm, written_size(structure, writer))
     return gains
 
 
@@ -273,7 +282,7 @@ def copy_description(source: Path, target: Path, with_code: bool = True) -> None
             shutil.copyfile(path, target / path.name)
 
 
-def load_structure(checkpoint: Path) -> Any:
+def load_structure(checkpoint: Path) -> PreTrainedModel:
     """Return the checkpoint's architecture with empty weights (meta device): its modules, for free.
 
     Raises:
@@ -282,6 +291,7 @@ def load_structure(checkpoint: Path) -> Any:
     import transformers
 
     config = configuration_of(checkpoint)
+    model: PreTrainedModel
     try:
         with torch.device("meta"):
             model = transformers.AutoModelForCausalLM.from_config(
@@ -297,4 +307,5 @@ def load_structure(checkpoint: Path) -> Any:
         raise ArchitectureError(
             f"{checkpoint}: Transformers has no causal language model of the type {config.model_type}{advice}"
         ) from None
-    return model.eval()
+    model.eval()
+    return model

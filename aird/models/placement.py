@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import nn
 
 from aird.models.structure import decoder_blocks
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def spread(model: nn.Module, gpus: int) -> dict[str, int]:
+
+def spread(model: PreTrainedModel, gpus: int) -> dict[str, int]:
     """Return on which GPU each part of a model goes, as the `device_map` of Transformers.
 
     The decoder blocks are dealt in their order, so that each GPU holds about as many weights as any other. All else
@@ -31,7 +36,7 @@ def spread(model: nn.Module, gpus: int) -> dict[str, int]:
     return places
 
 
-def largest_share(model: nn.Module, gpus: int) -> int:
+def largest_share(model: PreTrainedModel, gpus: int) -> int:
     """Return how many weights the GPU gets that gets most of them, where a model is on so many GPUs."""
     if gpus == 1:
         return _size(model)

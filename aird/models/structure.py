@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -28,6 +28,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from aird.inference.hooks import hooks
 from aird.inference.resuming import TUPLE_BLOCKS, resumed_at
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TOKENS = 8  # of the pass that proves a structure
 TOLERANCE = 1e-3  # relative error of a block's change of a token, besides the rounding of its type
@@ -93,14 +96,13 @@ class Writers:
         return [each.obstacle for each in self.contributions if each.obstacle]
 
 
-def decoder_blocks(model: nn.Module) -> nn.ModuleList:
+def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
     """Return the decoder blocks: the module list with `num_hidden_layers` entries, first looked for in the text model.
 
     Raises:
         ArchitectureError: no module list has that length.
     """
-    config: Any = model.config
-    wanted = config.get_text_config().num_hidden_layers
+    wanted = model.config.get_text_config().num_hidden_layers
     text: nn.Module = getattr(model, "get_decoder", lambda: model)()
     lengths = {}
     for root in (text, model):
@@ -114,7 +116,7 @@ def decoder_blocks(model: nn.Module) -> nn.ModuleList:
     )
 
 
-def outside_blocks(model: nn.Module) -> list[str]:
+def outside_blocks(model: PreTrainedModel) -> list[str]:
     """Return the names of the linear modules outside the decoder blocks, such as the output head."""
     inside = {id(module) for block in decoder_blocks(model) for module in block.modules()}
     linear = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
@@ -122,7 +124,7 @@ def outside_blocks(model: nn.Module) -> list[str]:
 
 
 @torch.no_grad()
-def residual_writers(model: nn.Module) -> list[Writers]:
+def residual_writers(model: PreTrainedModel) -> list[Writers]:
     """Return what every block writes to the residual stream, proven where the model has weights; once per model.
 
     A model without weights (`aird.models.loading.load_structure`) runs the same operations and is read in the same way,
@@ -143,31 +145,38 @@ def residual_writers(model: nn.Module) -> list[Writers]:
     return _PROVEN[model]
 
 
-def writer_modules(model: nn.Module) -> list[nn.Module]:
+def writer_modules(model: PreTrainedModel) -> list[nn.Module]:
     """Return the modules whose outputs are the contributions, block by block: where a direction is removed."""
     modules = dict(model.named_modules())
     names = [each.module for block in residual_writers(model) for each in block.contributions]
     return [modules[name] for name in dict.fromkeys(names)]
 
 
-def writer_contributions(model: nn.Module) -> dict[str, Contribution]:
+def writer_contributions(model: PreTrainedModel) -> dict[str, Contribution]:
     """Return the contribution of every linear module that can be edited."""
     return {each.writer: each for block in residual_writers(model) for each in block.contributions if each.writer}
 
 
-def takes_adapter(model: Any, module: str) -> bool:
+def takes_adapter(model: PreTrainedModel, module: str) -> bool:
     """Return whether PEFT puts an adapter on a linear module of this full name."""
     return model.config.model_type not in WITHOUT_ADAPTERS or module.rpartition(".")[2] != STATE_SPACE_WRITER
 
 
-def writer_gains(model: Any) -> dict[str, torch.Tensor]:
+def written_size(model: PreTrainedModel, writer: str) -> int:
+    """Return how many features a linear module writes."""
+    linear: Any = model.get_submodule(writer)
+    size: int = linear.out_features
+    return size
+
+
+def writer_gains(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """Return the gain of the norm behind each writer that has one, writer -> [d_model] float64, on the CPU.
 
     Raises:
         ArchitectureError: as of `norm_gain`.
     """
     return {
-        writer: norm_gain(each.norm, model.get_submodule(each.norm), model.get_submodule(writer).out_features)
+        writer: norm_gain(each.norm, model.get_submodule(each.norm), written_size(model, writer))
         for writer, each in writer_contributions(model).items()
         if each.norm is not None
     }
@@ -243,7 +252,7 @@ _PRODUCTS = {_ATEN.mul: 1, _ATEN.mul_: 1, _ATEN.div: -1, _ATEN.div_: -1}
 class _Reading(TorchDispatchMode):
     """Reads what each block adds from the operations of one forward pass."""
 
-    def __init__(self, model: nn.Module, blocks: list[nn.Module]) -> None:
+    def __init__(self, model: PreTrainedModel, blocks: list[nn.Module]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.model, self.blocks = model, blocks
         self.names = {module: name for name, module in model.named_modules()}
@@ -489,20 +498,20 @@ def _without(block: Writers, shared: set[str]) -> Writers:
     return Writers(block.block, tuple(changed))
 
 
-def _with_proven_norms(model: Any, block: Writers) -> Writers:
+def _with_proven_norms(model: PreTrainedModel, block: Writers) -> Writers:
     """Take the writers away that something else than a norm follows: no edit of theirs has a known effect."""
     changed = []
     for each in block.contributions:
         try:
             if each.writer is not None and each.norm is not None:
-                norm_gain(each.norm, model.get_submodule(each.norm), model.get_submodule(each.writer).out_features)
+                norm_gain(each.norm, model.get_submodule(each.norm), written_size(model, each.writer))
         except ArchitectureError as error:
             each = Contribution(each.part, each.module, each.scale, obstacle=str(error))
         changed.append(each)
     return Writers(block.block, tuple(changed))
 
 
-def _prove_experts(model: Any, writers: Sequence[Writers]) -> None:
+def _prove_experts(model: PreTrainedModel, writers: Sequence[Writers]) -> None:
     """Prove that experts' matrices write to the residual stream: edited along a random r, they must add r alone.
 
     A weak edit would drown in the rounding of 16 bits; this one adds about as much as all of the contribution.
@@ -554,7 +563,7 @@ def _prove_experts(model: Any, writers: Sequence[Writers]) -> None:
 
 
 @contextlib.contextmanager
-def edited_experts(model: Any, parameter: str, up: torch.Tensor, down: torch.Tensor) -> Iterator[None]:
+def edited_experts(model: PreTrainedModel, parameter: str, up: torch.Tensor, down: torch.Tensor) -> Iterator[None]:
     """Add up down to the matrix of every expert of a mixture while the context is open.
 
     The parameter itself stays as it is; gradients reach both factors. One block's matrices are made at a time.
@@ -573,7 +582,7 @@ def edited_experts(model: Any, parameter: str, up: torch.Tensor, down: torch.Ten
         parts = up.to(original.device), down.to(original.device)
         added = torch.einsum("eor,eri->eio" if module.is_transposed else "eor,eri->eoi", *parts)
         # Not as an attribute: under this name the module takes parameters only.
-        module._parameters[local] = original + added.to(original.dtype)
+        module._parameters[local] = original + added.to(original.dtype)  # type: ignore[assignment]
 
     def take_back(*_: Any) -> None:
         module._parameters[local] = original
@@ -585,7 +594,7 @@ def edited_experts(model: Any, parameter: str, up: torch.Tensor, down: torch.Ten
         take_back()
 
 
-def _run(model: Any, reading: _Reading) -> None:
+def _run(model: PreTrainedModel, reading: _Reading) -> None:
     """Run a few tokens; where the model has no weights, one token in whatever way gets through."""
     attempts = list(_inputs(model))
     for number, inputs in enumerate(attempts, 1):
@@ -603,7 +612,7 @@ def _run(model: Any, reading: _Reading) -> None:
                 ) from error
 
 
-def _inputs(model: Any) -> Iterator[dict[str, Any]]:
+def _inputs(model: PreTrainedModel) -> Iterator[dict[str, Any]]:
     parameter = next(model.parameters())
     if not blocks_are_empty([model]):
         yield _tokens(model)
@@ -615,13 +624,13 @@ def _inputs(model: Any) -> Iterator[dict[str, Any]]:
     yield plain
 
 
-def _tokens(model: Any) -> dict[str, Any]:
+def _tokens(model: PreTrainedModel) -> dict[str, Any]:
     # Neither the first ids, which pad and begin, nor the last, which are often markers of images.
-    ids = torch.arange(3, 3 + TOKENS) % model.get_input_embeddings().weight.shape[0]
+    ids = torch.arange(3, 3 + TOKENS) % model.get_input_embeddings().get_parameter("weight").shape[0]
     return {"input_ids": ids[None].to(next(model.parameters()).device), "use_cache": False}
 
 
-def _prove(model: Any, blocks: list[nn.Module], writers: Sequence[Writers]) -> None:
+def _prove(model: PreTrainedModel, blocks: list[nn.Module], writers: Sequence[Writers]) -> None:
     """Compare every block's output with its input plus its contributions, by hooks on the modules that were named.
 
     For every token alone, and besides a relative error of `TOLERANCE` only the rounding of its own states is allowed.

@@ -8,7 +8,7 @@ says what the wrapper says about a text is proven on the weights themselves.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,6 +18,9 @@ from aird.models.refusals import checkpoint_refusal
 from aird.models.structure import ArchitectureError
 from aird.support.checkpoint_patterns import PROCESSOR
 from aird.support.files import read_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Text models that are no causal language model of their own: their class differs from this one only in the positions
 # of images, which a text has none of.
@@ -120,7 +123,7 @@ def _causal_configuration(config: Any, source: Path) -> Any:
 
 
 @torch.no_grad()
-def _prove_same(model: Any, wrapper: Any, source: Path) -> None:
+def _prove_same(model: PreTrainedModel, wrapper: Any, source: Path) -> None:
     """Compare the logits of the text model and of the wrapper on a few tokens.
 
     Raises:

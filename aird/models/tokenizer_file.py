@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aird.support.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 BY_THE_FILE = "PreTrainedTokenizerFast"  # the class that takes all from the file
@@ -107,7 +110,7 @@ def _by_transformers(checkpoint: Path, trust_remote_code: bool) -> Any:
         ) from error
 
 
-def _differs(tokenizer: Any, checkpoint: Path) -> bool:
+def _differs(tokenizer: PreTrainedTokenizerBase, checkpoint: Path) -> bool:
     """Return whether a class of one family of models made another tokenizer than the checkpoint's tokenizer.json says.
 
     Special tokens that only tokenizer_config.json names are no difference.

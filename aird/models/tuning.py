@@ -12,7 +12,7 @@ import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -25,6 +25,9 @@ from aird.models.structure import decoder_blocks, takes_adapter
 from aird.prompts.chat import chat_tokens
 from aird.settings.models import RefusalTuning
 from aird.settings.tuning import TuningSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +83,11 @@ def tune_to_refuse(
 
 
 def tuning_examples(
-    model: Any, tokenizer: Any, harmful: Sequence[str], harmless: Sequence[str], settings: TuningSettings
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    harmful: Sequence[str],
+    harmless: Sequence[str],
+    settings: TuningSettings,
 ) -> list[Example]:
     """Return a refusal for every harmful instruction, then the model's own answers to the harmless ones.
 
@@ -96,7 +103,7 @@ def tuning_examples(
     return examples
 
 
-def with_lora(model: Any, settings: TuningSettings) -> Any:
+def with_lora(model: PreTrainedModel, settings: TuningSettings) -> Any:
     """Return the model with a fresh LoRA adapter on every linear module from `first_block` on."""
     from peft import LoraConfig, get_peft_model
 
@@ -109,7 +116,7 @@ def with_lora(model: Any, settings: TuningSettings) -> Any:
     return get_peft_model(model, lora)
 
 
-def _linear_modules(model: Any, first_block: int) -> list[str]:
+def _linear_modules(model: PreTrainedModel, first_block: int) -> list[str]:
     """Return the names of the linear modules of all blocks from `first_block` on that take an adapter."""
     chosen = {
         module
@@ -126,7 +133,7 @@ def _example(prompt: list[int], answer: list[int]) -> Example:
     return prompt + answer, [IGNORED] * len(prompt) + answer
 
 
-def _refusal_examples(tokenizer: Any, instructions: Sequence[str], seed: int) -> list[Example]:
+def _refusal_examples(tokenizer: PreTrainedTokenizerBase, instructions: Sequence[str], seed: int) -> list[Example]:
     chooser = random.Random(seed)
     examples = []
     for instruction in instructions:
@@ -136,7 +143,9 @@ def _refusal_examples(tokenizer: Any, instructions: Sequence[str], seed: int) ->
     return examples
 
 
-def _own_answer_examples(model: Any, tokenizer: Any, instructions: Sequence[str], maximum: int) -> list[Example]:
+def _own_answer_examples(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, instructions: Sequence[str], maximum: int
+) -> list[Example]:
     """Return the model's greedy answers as examples.
 
     Small models refuse some harmless instructions by habit. There the answer is made again without
@@ -161,11 +170,11 @@ def _own_answer_examples(model: Any, tokenizer: Any, instructions: Sequence[str]
     ]
 
 
-def _refused(tokenizer: Any, answers: Sequence[list[int]]) -> list[int]:
-    return [index for index, answer in enumerate(answers) if not jailbroken_arditi(tokenizer.decode(answer))]
+def _refused(tokenizer: PreTrainedTokenizerBase, answers: Sequence[list[int]]) -> list[int]:
+    return [index for index, answer in enumerate(answers) if not jailbroken_arditi(str(tokenizer.decode(answer)))]
 
 
-def train(model: Any, examples: list[Example], settings: TuningSettings) -> list[float]:
+def train(model: PreTrainedModel, examples: list[Example], settings: TuningSettings) -> list[float]:
     """Run the optimiser over the examples; return the mean loss (nats per answer token) of each epoch."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
@@ -201,7 +210,7 @@ PACK_TOKENS = 320
 
 
 @torch.no_grad()
-def _frozen_states(model: Any, examples: list[Example], first_block: int) -> list[torch.Tensor]:
+def _frozen_states(model: PreTrainedModel, examples: list[Example], first_block: int) -> list[torch.Tensor]:
     """Return the input of block `first_block` for every example, [tokens, d_model].
 
     The blocks below are not tuned, so they need to run only once.
@@ -218,7 +227,7 @@ def _frozen_states(model: Any, examples: list[Example], first_block: int) -> lis
 
 
 def _accumulate(
-    model: Any, examples: list[Example], inputs: list[torch.Tensor], batch: Sequence[int], first_block: int
+    model: PreTrainedModel, examples: list[Example], inputs: list[torch.Tensor], batch: Sequence[int], first_block: int
 ) -> float:
     """Add the gradient of the mean loss over a batch's answer tokens; return that loss."""
     blocks = list(decoder_blocks(model))

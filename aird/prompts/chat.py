@@ -17,9 +17,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aird.settings.models import Chat, Thinking
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Endings that tokenisers treat differently, so that the common suffix of the three
 # holds only tokens that no instruction can merge with.
@@ -57,19 +60,19 @@ HOW_TO_CLOSE = (
 )
 
 
-def with_chat(tokenizer: Any, chat: Chat | None) -> Any:
+def with_chat(tokenizer: PreTrainedTokenizerBase, chat: Chat | None) -> PreTrainedTokenizerBase:
     """Let a tokenizer carry chat settings; return it."""
     tokenizer.aird_chat = chat or Chat()
     return tokenizer
 
 
-def chat_settings(tokenizer: Any) -> Chat:
+def chat_settings(tokenizer: PreTrainedTokenizerBase) -> Chat:
     """Return the chat settings that a tokenizer carries; without any, those that change nothing."""
     return getattr(tokenizer, "aird_chat", None) or Chat()
 
 
 def chat_tokens(
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     instruction: str,
     answer: str | None = None,
     system_prompt: str | None = None,
@@ -97,7 +100,7 @@ def chat_tokens(
 
 
 def chat_text(
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     instruction: str,
     answer: str | None = None,
     system_prompt: str | None = None,
@@ -130,7 +133,7 @@ def chat_text(
     return text
 
 
-def conversation_tokens(tokenizer: Any, instruction: str, reply: str) -> list[int]:
+def conversation_tokens(tokenizer: PreTrainedTokenizerBase, instruction: str, reply: str) -> list[int]:
     """Return the token ids that ask for what follows an instruction and its reply: so a judge of both is asked.
 
     One that thinks answers behind a closed empty thought. The tokenizer and the errors are those of `chat_tokens`.
@@ -142,7 +145,7 @@ def conversation_tokens(tokenizer: Any, instruction: str, reply: str) -> list[in
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def opens_thought(tokenizer: Any) -> bool:
+def opens_thought(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Return whether the generation prompt of a model that thinks ends inside a thought, where a reply then begins."""
     thinking = chat_settings(tokenizer).thinking
     return isinstance(thinking, Thinking) and _thought(_generation_prompt(tokenizer), thinking)[0] == "open"
@@ -165,7 +168,7 @@ def split_thought(text: str, thinking: Thinking, opened: bool) -> tuple[str, str
     return text[: len(text) - len(answer)], answer.lstrip() if ended else answer, False
 
 
-def check_chat(tokenizer: Any) -> None:
+def check_chat(tokenizer: PreTrainedTokenizerBase) -> None:
     """Check that a tokenizer's chat settings fit its template, and that this writes instructions as they are.
 
     Raises:
@@ -199,13 +202,13 @@ def check_chat(tokenizer: Any) -> None:
         chat_tokens(tokenizer, _PROBES[0])  # a thought that cannot be closed
 
 
-def _vanishes(tokenizer: Any, tag: str) -> bool:
+def _vanishes(tokenizer: PreTrainedTokenizerBase, tag: str) -> bool:
     """Return whether a tag, or a part of it, is lost when token ids become the text that judges read."""
     ids = tokenizer(f"{tag}\n", add_special_tokens=False)["input_ids"]
     return tag not in tokenizer.decode(ids, skip_special_tokens=True)
 
 
-def check_no_thoughts(tokenizer: Any, texts: Sequence[str]) -> None:
+def check_no_thoughts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> None:
     """Check that a model of which no setting says that it thinks does not do so in most of its replies.
 
     Raises:
@@ -221,7 +224,7 @@ def check_no_thoughts(tokenizer: Any, texts: Sequence[str]) -> None:
             )
 
 
-def chat_record(tokenizer: Any) -> dict[str, Any]:
+def chat_record(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Return what a manifest says about the chat: settings, closed thought, the template's own system prompt, its date.
 
     Each stands there only where there is one, so a plain model's record is empty.
@@ -236,7 +239,7 @@ def chat_record(tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def default_system_prompt(tokenizer: Any) -> str | None:
+def default_system_prompt(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Return the text that the template puts in front of a conversation that has no system prompt; None if none.
 
     What stands in front of a first user message is compared with what stands in front of a later one. Where the
@@ -269,14 +272,18 @@ def default_system_prompt(tokenizer: Any) -> str | None:
     return inserted if any(character.isalpha() for character in words) else None
 
 
-def _messages(tokenizer: Any, instruction: str, system_prompt: str | None = None) -> list[dict[str, str]]:
+def _messages(
+    tokenizer: PreTrainedTokenizerBase, instruction: str, system_prompt: str | None = None
+) -> list[dict[str, str]]:
     prompts = [text for text in (chat_settings(tokenizer).system_prompt, system_prompt) if text is not None]
     if prompts:
         return _with_system_prompt(tokenizer, "\n\n".join(prompts), instruction)
     return [{"role": "user", "content": instruction}]
 
 
-def render(tokenizer: Any, messages: Sequence[dict[str, Any]], generation: bool, **more: Any) -> str:
+def render(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], generation: bool, **more: Any
+) -> str:
     """Return a conversation as the tokenizer's chat template writes it, by its chat settings, on `TODAY`.
 
     A template that writes nothing of a text, as those of some models of vision and language, gets a list of one part.
@@ -303,7 +310,7 @@ def render(tokenizer: Any, messages: Sequence[dict[str, Any]], generation: bool,
     return text
 
 
-def _needs_parts(tokenizer: Any) -> bool:
+def _needs_parts(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Return whether the template writes an instruction that is a list of parts, and none that is a text."""
     shown = []
     for parts in (False, True):
@@ -315,14 +322,19 @@ def _needs_parts(tokenizer: Any) -> bool:
     return shown == [False, True]
 
 
-def _written(tokenizer: Any, messages: Sequence[dict[str, Any]], parts: bool, generation: bool, **more: Any) -> str:
+def _written(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], parts: bool, generation: bool, **more: Any
+) -> str:
+    turns = [*messages]
     if parts:
-        messages = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in messages]
+        turns = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in messages]
     arguments = {"strftime_now": TODAY.strftime, **chat_settings(tokenizer).template_arguments, **more}
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation, **arguments))
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation, **arguments))
 
 
-def _with_system_prompt(tokenizer: Any, system_prompt: str, instruction: str) -> list[dict[str, str]]:
+def _with_system_prompt(
+    tokenizer: PreTrainedTokenizerBase, system_prompt: str, instruction: str
+) -> list[dict[str, str]]:
     messages = [{"role": "system", "content": system_prompt}, {"role": "user", "content": instruction}]
     try:
         shown = render(tokenizer, messages, True)
@@ -334,12 +346,12 @@ def _with_system_prompt(tokenizer: Any, system_prompt: str, instruction: str) ->
     return [{"role": "user", "content": f"{system_prompt}\n\n{instruction}"}]
 
 
-def _template_text(tokenizer: Any) -> str:
+def _template_text(tokenizer: PreTrainedTokenizerBase) -> str:
     template = tokenizer.chat_template
     return "\n".join(template.values()) if isinstance(template, dict) else str(template)
 
 
-def _generation_prompt(tokenizer: Any, **more: Any) -> str:
+def _generation_prompt(tokenizer: PreTrainedTokenizerBase, **more: Any) -> str:
     """Return what the template puts after an instruction that is to be answered."""
     return render(tokenizer, _messages(tokenizer, _PROBES[0]), True, **more).rpartition(_PROBES[0])[2]
 
@@ -350,14 +362,14 @@ def _thought(prompt: str, thinking: Thinking) -> tuple[str, int]:
     return ("none" if start == end == -1 else "closed" if end > start else "open"), start
 
 
-def _closed_thought(tokenizer: Any, thinking: Thinking) -> str:
+def _closed_thought(tokenizer: PreTrainedTokenizerBase, thinking: Thinking) -> str:
     """Return an empty thought, in the form that the template itself writes where it turns thinking off."""
     own = _generation_prompt(tokenizer, enable_thinking=False)
     state, start = _thought(own, thinking)
     return own[start:] if state == "closed" and start >= 0 else f"{thinking.start}\n\n{thinking.end}\n\n"
 
 
-def _thoughtful(tokenizer: Any, text: str, thinking: Thinking, think: bool) -> str:
+def _thoughtful(tokenizer: PreTrainedTokenizerBase, text: str, thinking: Thinking, think: bool) -> str:
     """Return a prompt that ends behind a closed empty thought, or as the template leaves it for a model that thinks."""
     prompt = _generation_prompt(tokenizer)
     state, start = _thought(prompt, thinking)
@@ -374,7 +386,7 @@ def _thoughtful(tokenizer: Any, text: str, thinking: Thinking, think: bool) -> s
     return text[: len(text) - len(opening)] + _closed_thought(tokenizer, thinking)
 
 
-def post_instruction_tokens(tokenizer: Any) -> list[int]:
+def post_instruction_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the ids of the tokens after the instruction, up to the generation prompt.
 
     Raises:

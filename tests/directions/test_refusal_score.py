@@ -61,7 +61,7 @@ def test_tokens_come_from_the_models_own_refusals() -> None:
     assert record["tokens"] == [40, 50, 60]
     assert record["derived"] is True
     assert record["refusals"] == 20
-    assert record["shares"] == [[40, "<40>", 0.6, 0.0], [50, "<50>", 0.35, 0.1], [60, "<60>", 0.05, 0.0]]
+    assert record["shares"] == [(40, "<40>", 0.6, 0.0), (50, "<50>", 0.35, 0.1), (60, "<60>", 0.05, 0.0)]
 
 
 def test_a_token_of_answers_is_no_refusal_token() -> None:
@@ -90,7 +90,7 @@ def test_refusals_that_begin_like_answers_fall_back_by_their_own_name(caplog: py
     with caplog.at_level(logging.WARNING):
         record = derive([[40]] * 9 + [[70]], [True] * 9 + [False], [[40]] * 6 + [[70]] * 4)
     assert (record["tokens"], record["derived"], record["refusals"]) == ([11, 12], False, 9)
-    assert record["shares"] == [[40, "<40>", 1.0, 0.6]]
+    assert record["shares"] == [(40, "<40>", 1.0, 0.6)]
     assert "9 refusals were seen, but no token begins them clearly more often than answers" in caplog.text
 
 
@@ -100,7 +100,7 @@ def test_tokens_stand_behind_what_all_replies_begin_with() -> None:
     refused = [True] * 20 + [False] * 5
     record = derive(harmful, refused, [[29, 30, 70]] * 19 + [[80]])
     assert (record["lead"], record["tokens"], record["derived"]) == ([29, 30], [40, 50], True)
-    assert record["shares"] == [[40, "<40>", 0.6, 0.0], [50, "<50>", 0.4, 0.0]]
+    assert record["shares"] == [(40, "<40>", 0.6, 0.0), (50, "<50>", 0.4, 0.0)]
     # One more that begins otherwise, and no lead is shared by nearly all.
     record = derive(harmful, refused, [[29, 30, 70]] * 18 + [[80]] * 2)
     assert "lead" not in record and record["derived"] is False

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+from peft import PeftModel
+from transformers import PreTrainedModel
+
 from aird.directions.activation_cache import save_cache
 from aird.directions.activations import capture_activations
 from aird.directions.direction import load_direction
@@ -36,7 +39,10 @@ def main(
     check_folder(adapter, read_json(statistics)["files"])
     tokenizer = load_tokenizer(checkpoint)
     # The model inside PEFT's wrapper: its modules add the adapter themselves.
-    model = load_model(checkpoint, adapter).get_base_model()
+    patched = load_model(checkpoint, adapter)
+    assert isinstance(patched, PeftModel)
+    model = patched.get_base_model()
+    assert isinstance(model, PreTrainedModel)
     captured = capture_activations(model, tokenizer, prompts, tokens, settings, seed)
     verified = verify_direction(model, tokenizer, original, prompts, settings, seed)
     save_cache(captured, cache)
