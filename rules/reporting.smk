@@ -208,8 +208,8 @@ rule make_figure:
         code=lambda wildcards: code(
             "make_figures",
             figures.module_of(wildcards.figure),
-            *USED_METHODS,
             words=True,
+            shown=USED_METHODS,
         ),
         tables=lambda wildcards: [
             f"{RESULTS}/tables/{name}.csv"
@@ -251,7 +251,7 @@ rule make_figure:
 
 rule make_cards:
     input:
-        code=code("make_cards", *CARD_PLUGINS, words=True),
+        code=code("make_cards", words=True, shown=CARD_PLUGINS),
         scores=SCORES,
         statistics=RECORDS["patches"],
     output:
@@ -282,7 +282,7 @@ rule make_cards:
 
 rule make_report:
     input:
-        code=code("make_report", *RECIPE_FILES, *USED_METHODS, words=True),
+        code=code("make_report", words=True, shown=[*RECIPE_FILES, *USED_METHODS]),
         tables=TABLES,
         timings=TIMINGS,
         figures=FIGURES,

@@ -13,7 +13,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,7 +151,7 @@ class Plan:
         asked = int(os.environ.get("SLURM_CPUS_PER_TASK", cores))
         return min(8, asked), min(16, asked)
 
-    def _code(self, script: str, *modules: Path | str, words: bool = False) -> list[str]:
+    def _code(self, script: str, *modules: Path | str, words: bool = False, shown: Sequence[Path] = ()) -> list[str]:
         """Return a file with the hashes of a script, of every library file that it runs, and of their lock.
 
         A change of one of them is another file, and so reruns the node. One input instead of twenty: planning takes
@@ -165,9 +165,10 @@ class Plan:
                 A rule whose script serves several plug-ins calls this in an input function, so that an edit of one
                 plug-in reruns its own jobs only.
             words: count the words for readers as well, for jobs that show them.
+            shown: plug-ins of which the script shows words and settings, and does not run their work.
         """
         chosen = [each if isinstance(each, Path) else self._module_file(each) for each in modules]
-        files = code_files(self.project / "workflow" / "scripts" / f"{script}.py", self.project, *chosen)
+        files = code_files(self.project / "workflow" / "scripts" / f"{script}.py", self.project, *chosen, shown=shown)
         files.append(self.project / "envs" / "core.lock.txt")
         lines = [f"{self.hash_of(path, words)}  {os.path.relpath(path, self.project)}" for path in files]
         text = "\n".join(lines) + "\n"

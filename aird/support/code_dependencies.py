@@ -10,6 +10,7 @@ import ast
 import atexit
 import hashlib
 import sys
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ DESCRIPTIONS = {"description"}
 WORDS = {"title", "summary", "usage", "says"}
 
 
-def code_files(script: Path, root: Path, *chosen: Path) -> list[Path]:
+def code_files(script: Path, root: Path, *chosen: Path, shown: Iterable[Path] = ()) -> list[Path]:
     """Return the script and every file of the project that it imports, directly or through others.
 
     Args:
@@ -30,22 +31,30 @@ def code_files(script: Path, root: Path, *chosen: Path) -> list[Path]:
         root: the project's folder; imports are looked for below it and beside the script.
         chosen: further files that the script imports by a name that it learns at run time, such as plug-ins. One that
             lies elsewhere may import files of its own package, and files beside it.
+        shown: plug-ins that the script loads for their words and settings only. What they import inside functions, for
+            their work, does not run.
 
     Returns:
         The script first, then the other files, sorted. The data files of an imported package, such as templates,
         belong to it.
     """
+    files = _reached([script, *chosen], root, lambda code: code.imports)
+    files |= _reached(shown, root, lambda code: code.imports_on_loading)
+    return [script, *sorted(files - {script})]
+
+
+def _reached(starts: Iterable[Path], root: Path, imports: Callable[[_Code], list[str]]) -> set[Path]:
     files: set[Path] = set()
-    stack = [script, *(part for path in chosen for part in _with_packages(path))]
+    stack = [part for path in starts for part in _with_packages(path)]
     while stack:
         path = stack.pop()
         if path not in files:
             files.add(path)
             folders = (root, path.parent, _with_packages(path)[0].parent.parent)
-            stack += [file for name in _code(path).imports for folder in folders for file in _files_of(name, folder)]
+            stack += [file for name in imports(_code(path)) for folder in folders for file in _files_of(name, folder)]
             if path.name == "__init__.py":
                 files.update(_data_files(path.parent))
-    return [script, *sorted(files - {script})]
+    return files
 
 
 def code_hash(path: Path, words: bool = False) -> str:
@@ -65,28 +74,41 @@ def code_hash(path: Path, words: bool = False) -> str:
 
 
 class _Code(NamedTuple):
-    """What a Python file imports, and the hashes of what it computes."""
+    """What a Python file imports, at all and when it is loaded, and the hashes of what it computes."""
 
     imports: list[str]
+    imports_on_loading: list[str]
     with_words: str
     without_words: str
 
 
 def _read(content: bytes) -> _Code:
     tree = ast.parse(content)
+    # Imports inside functions count as well: they are how heavy libraries are kept lazy.
+    later = {node for part in ast.walk(tree) if _runs_later(part) for node in ast.walk(part)}
     names: set[str] = set()
+    on_loading: set[str] = set()
     for node in ast.walk(tree):
-        # Imports inside functions count as well: they are how heavy libraries are kept lazy.
+        found: set[str] = set()
         if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
+            found = {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names.add(node.module)
-            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+            found = {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        names |= found
+        if node not in later:
+            on_loading |= found
     hashes = [
         hashlib.sha256(ast.dump(_WithoutWords(left_out).visit(tree)).encode()).hexdigest()
         for left_out in (DESCRIPTIONS, DESCRIPTIONS | WORDS)  # in place, one after the other
     ]
-    return _Code(sorted(names), *hashes)
+    return _Code(sorted(names), sorted(on_loading), *hashes)
+
+
+def _runs_later(node: ast.AST) -> bool:
+    """Return whether loading a module leaves out what this part of it holds: a function, or imports for types."""
+    if isinstance(node, ast.If):
+        return isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
 
 
 class _WithoutWords(ast.NodeTransformer):

@@ -106,6 +106,18 @@ def test_a_module_that_is_chosen_at_run_time(project: Path) -> None:
     ]
 
 
+def test_of_a_plug_in_that_is_only_shown_counts_what_loading_it_runs(project: Path) -> None:
+    plugin = project / "plugin.py"
+    plugin.write_text(
+        "from typing import TYPE_CHECKING\nimport package.shared\n"
+        "if TYPE_CHECKING:\n    import package.late\n"
+        "def work():\n    import package.deep.inner\n"
+    )
+    found = code_files(project / "other.py", project, shown=[plugin])
+    assert relative(found, project) == ["other.py", "package/__init__.py", "package/shared.py", "plugin.py"]
+    assert project / "package/deep/inner.py" in code_files(project / "other.py", project, plugin)
+
+
 def test_a_chosen_file_elsewhere_brings_its_own_package_and_what_stands_beside_it(
     project: Path, tmp_path: Path
 ) -> None:
