@@ -20,7 +20,6 @@ from aird.commands.check_results import (
     prints_json,
     same_fact,
     tell,
-    template_fact,
     write_files,
 )
 from aird.commands.check_sides import (
@@ -28,7 +27,6 @@ from aird.commands.check_sides import (
     Answerer,
     check_addressed,
     check_kept,
-    check_lengths,
     check_same_prompts,
     open_side,
     stored_answers,
@@ -42,7 +40,7 @@ from aird.commands.evaluate import (
     served_as,
 )
 from aird.commands.inputs import MODEL_HELP, take_gpus_for
-from aird.commands.preflight import Examined, check_room, estimate, examine
+from aird.commands.preflight import Examined, check_norms, check_room, estimate, examine
 from aird.commands.prompt_files import prompt_path, read_prompts
 from aird.evaluation.kind_of_loss import kind_of_loss
 from aird.evaluation.regression import LEAST_FLIPS, MARGIN, REGRESSION, CheckVerdict, judge_change
@@ -128,6 +126,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--margin", type=float, default=100 * MARGIN, help="largest accepted loss, in points (default: %(default)g)"
     )
+    parser.add_argument(
+        "--other-tokens",
+        action="store_true",
+        help="measure a compressed model whose chat template or tokenizer makes other tokens of the prompts than the "
+        "original's; without this it is an error",
+    )
     add_engine_arguments(parser)
     parser.add_argument(
         "--output", type=Path, metavar="FOLDER", help="keep completions and scores of all that is asked there"
@@ -188,6 +192,8 @@ def checked(arguments: argparse.Namespace) -> Told | None:
         if path is not None and stored_answers(arguments.original) is None and not path.is_file():
             raise ValueError(f"--{kind}: there is no file {path}")
     asked = [examine(text) for text in (arguments.original, arguments.compressed) if stored_answers(text) is None]
+    if len(asked) == len(SIDES):
+        check_norms(*asked)
     check_room(asked)
     if arguments.dry_run:
         _tell_plan(arguments, asked)
@@ -242,8 +248,10 @@ def _check_running(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace, original: Answerer, compressed: Answerer, output: Path) -> Told:
+    from aird.commands.check_pair import check_pair
+
     prompts, suite = chosen_prompts(arguments, original, compressed)
-    check_lengths(prompts, suite, original, compressed)
+    template_fact = check_pair(original.model, compressed.model, prompts, suite, arguments.other_tokens)
     learnt = {} if arguments.repair is None else prompts_to_learn(prompts, arguments.seed)
     engines = {side.name: choose_engine(arguments, side.name) for side in (original, compressed) if side.model}
     models = [side.model for side in (original, compressed) if side.model is not None]
@@ -287,7 +295,7 @@ def _check(arguments: argparse.Namespace, original: Answerer, compressed: Answer
             **({"chat settings": chats[0].in_words()} if chats else {}),
             **kind_of_loss(before, last_labels[-1]),
             **same_fact(arguments.original, arguments.compressed),
-            **template_fact(original, compressed),
+            **template_fact,
             "prompts": ", ".join(f"{len(records)} {kind}" for kind, records in prompts.items()),
             "answers": f"greedy, at most {suite.maximum_new_tokens} tokens{thought}",
             "answered by": answered_by(answerers["original"], answerers["compressed"]),

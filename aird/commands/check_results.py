@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from aird.commands.check_sides import Answerer
 from aird.commands.inputs import ModelFolder
 from aird.evaluation.kind_of_loss import kind_of_loss
 from aird.evaluation.regression import (
@@ -31,21 +30,6 @@ def same_fact(original: str, compressed: str) -> dict[str, str]:
     if original != compressed and not (all(path.exists() for path in paths) and paths[0].samefile(paths[1])):
         return {}
     return {"one model": f"{original} is named twice: this compares a model with itself"}
-
-
-def template_fact(original: Answerer, compressed: Answerer) -> dict[str, str]:
-    """Return what is to say of two models that make other tokens of one prompt; nothing of stored answers."""
-    from aird.models.loading import load_tokenizer
-    from aird.prompts.chat import renders_alike
-
-    if original.model is None or compressed.model is None:
-        return {}
-    if renders_alike(*(load_tokenizer(model.folder) for model in (original.model, compressed.model))):
-        return {}
-    return {
-        "chat template": "the compressed model's chat template or tokenizer makes other tokens of a prompt than the "
-        "original's: what is measured is both together"
-    }
 
 
 def answered_by(original: tuple[str, str], compressed: tuple[str, str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from aird.commands.inputs import (
 from aird.commands.search import PROVENANCE
 from aird.prompts.sets import Record
 from aird.settings.models import Chat
-from aird.settings.suites import Serving, Suite
 from aird.support.files import read_json, read_json_lines
 
 TOKENS = 64  # of an answer, where nothing else is said
@@ -168,21 +167,6 @@ def check_kept(output: Path | None, sides: Mapping[str, Answerer]) -> None:
                 f"--output: {output / word} holds results of {name}, which those of {side.model.name} would replace; "
                 "name a new folder"
             )
-
-
-def check_lengths(prompts: Mapping[str, Sequence[Record]], suite: Suite, *sides: Answerer) -> None:
-    """Check of both sides, before one of them is asked, that every prompt leaves room for an answer.
-
-    Raises:
-        ValueError: one does not.
-    """
-    from aird.evaluation.questions import Asked, check_lengths, suite_questions
-    from aird.models.loading import load_tokenizer
-
-    longest = suite.maximum_model_length or Serving().maximum_model_length
-    for side in sides:
-        if side.model is not None:
-            check_lengths(suite_questions(load_tokenizer(side.model.folder), Asked(suite, prompts, 0)), longest)
 
 
 def length_limits(side: Answerer) -> set[int]:

@@ -48,6 +48,8 @@ class Examined:
         stored_bytes: of its weights, as they are stored.
         decoded_bytes: of a copy that has to be written before it can be read; 0 where it is read as it is.
         vocabulary: rows of its embedding; None where the headers do not show it.
+        tensors: names of a folder's tensors.
+        norms: the names of those that hold norms.
     """
 
     name: str
@@ -55,6 +57,8 @@ class Examined:
     stored_bytes: int
     decoded_bytes: int
     vocabulary: int | None
+    tensors: frozenset[str] = frozenset()
+    norms: frozenset[str] = frozenset()
 
 
 def examine(text: str, asked: bool = True) -> Examined:
@@ -110,7 +114,23 @@ def _examine_folder(text: str, folder: Path, asked: bool) -> Examined:
         _check_numbers(text, folder, rows)
     weights = sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
     stored = sum(tensor.size for tensor in checkpoint.tensors.values())
-    return Examined(text, weights, stored, 0, rows)
+    norms = {name for name, each in checkpoint.tensors.items() if len(each.shape) == 1 and "norm" in name}
+    return Examined(text, weights, stored, 0, rows, frozenset(checkpoint.tensors), frozenset(norms))
+
+
+def check_norms(original: Examined, compressed: Examined) -> None:
+    """Check that no norm of the original is missing from a compressed folder, in a module that this has.
+
+    Raises:
+        ValueError: names the first that is.
+    """
+    for name in sorted(original.norms - compressed.tensors):
+        module = name.rsplit(".", 2)[0] + "."  # a pruned block, or another naming, lacks all of it
+        if any(other.startswith(module) for other in compressed.tensors):
+            raise ValueError(
+                f"{compressed.name} lacks the tensor {name}, which {original.name} has; fetch it again, or take a "
+                "complete checkpoint"
+            )
 
 
 def _check_tokenizer(text: str, folder: Path) -> None:
@@ -155,6 +175,13 @@ def _examine_gguf(text: str, path: Path, asked: bool) -> Examined:
         raise ValueError(
             f"{text} holds no chat template (tokenizer.chat_template), so it is no chat model, or its converter lost "
             "it; convert the model again"
+        )
+    pieces, bytes_ = (sum(token.startswith(space) for token in file.tokens) for space in "▁Ġ")
+    if file.tokenizer.get("model") == "llama" and bytes_ > pieces:
+        raise ValueError(
+            f"{text}: this file is broken. It names a SentencePiece vocabulary (tokenizer.ggml.model is llama), and "
+            "its tokens are byte-level (spaces are written Ġ), so llama.cpp reads and writes other text than the "
+            "model's; convert the model again"
         )
     weights = sum(tensor.count for tensor in file.tensors.values())
     stored = sum(tensor.size for tensor in file.tensors.values())

@@ -36,6 +36,7 @@ from aird.evaluation.questions import (
 )
 from aird.evaluation.tasks import load_tasks, run_tasks
 from aird.models.dense import computed_dtype, is_weight_only, write_dense_copy
+from aird.models.gguf_file import served_gguf
 from aird.models.loading import code_is_trusted, load_tokenizer
 from aird.patching.adapters import load_adapter, merge
 from aird.patching.system_prompt import read_patch
@@ -341,7 +342,8 @@ def _serve(run: _Run, *, merged: bool) -> Iterator[Served]:
         with engine.serve(served, run.settings, run.places.log, left) as started:
             client: Client = started
             if engine.able(checkpoint).token_ids:
-                client = CheckedClient(started, run.questions.chat.tokenizer, str(checkpoint))
+                named = (served_gguf(checkpoint) or checkpoint).resolve()
+                client = CheckedClient(started, run.questions.chat.tokenizer, str(named))
             parity = None
             if expected is not None:
                 tolerance = run.deployment.serving.parity_tolerance

@@ -82,6 +82,11 @@ PRE_TOKENIZERS = {
 }
 
 
+def splits_as_known(file: GGUFFile) -> bool:
+    """Return whether a file's tokenizer is one that `own_tokenizer` makes."""
+    return file.tokenizer.get("model") == "gpt2" and file.tokenizer.get("pre", "default") in PRE_TOKENIZERS
+
+
 def own_tokenizer(file: GGUFFile) -> Any:
     """Return a Transformers tokenizer that splits text as llama.cpp does by a file's metadata, with its chat template.
 

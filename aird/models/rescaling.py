@@ -24,6 +24,8 @@ _EXPLAINED = 0.2
 _EXPLAINED_BY_ONE = 0.5
 # Unrelated: W_o and scales explain less than that of W_c. Signs alone keep 0.64 of a normal matrix.
 _RELATED = 0.25
+# A multiple of W_o: one factor explains at least so much. Rounding to 3 bits leaves more.
+_MULTIPLE = 0.75
 # Differences below this relative size are another rounding of the same numbers.
 _SAME = 1e-3
 
@@ -71,6 +73,19 @@ def relation(original: torch.Tensor, compressed: torch.Tensor) -> Relation:
         return Relation(error, rescaled=False, unrelated=True)
     rescaled = left < (1 - _EXPLAINED) * by_one or by_one < (1 - _EXPLAINED_BY_ONE) * plain
     return Relation(error, rescaled, unrelated=False)
+
+
+def common_factor(original: torch.Tensor, compressed: torch.Tensor) -> float | None:
+    """Return by which one number W_c is W_o, but for rounding and pruning; None where three quarters of it are not.
+
+    Args:
+        original, compressed: [d_out, d_in], any float dtype.
+    """
+    ours, theirs = compressed.float(), original.float()
+    kept = torch.where(ours != 0, theirs, 0.0)
+    factor = float(_scale(ours, kept, None))
+    left = float((ours - factor * kept).square().sum())
+    return factor if left < (1 - _MULTIPLE) * float(ours.square().sum()) else None
 
 
 def check_comparable(original: torch.Tensor, compressed: torch.Tensor, module: str) -> None:

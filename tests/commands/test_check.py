@@ -322,18 +322,6 @@ def test_too_few_prompts_are_refused_before_a_model_is_opened(capsys: pytest.Cap
     assert "--count: no loss among 2 prompts of each kind could be told from chance" in capsys.readouterr().err
 
 
-@pytest.mark.thorough
-def test_another_chat_template_is_said(original: Path, tmp_path: Path) -> None:
-    other, verdict = Path(shutil.copytree(original, tmp_path / "other")), tmp_path / "verdict.json"
-    template = (other / "chat_template.jinja").read_text(encoding="utf-8")
-    (other / "chat_template.jinja").write_text(f"Be kind. {template}", encoding="utf-8")
-    asked = [*own_prompts(tmp_path), "--transformers", "--tokens", 2, "--json", verdict]
-    assert check(original, other, *asked) == 4
-    assert "makes other tokens of a prompt than the original's" in read_json(verdict)["facts"]["chat template"]
-    assert check(original, original, *asked) == 4
-    assert "chat template" not in read_json(verdict)["facts"]
-
-
 def test_prompts_of_a_suite(
     original: Path,
     tmp_path: Path,
@@ -449,7 +437,7 @@ def test_what_was_measured_outlives_a_repair_that_fails(
     monkeypatch.setattr("aird.commands.check.judge_change", lambda *_: damaged)  # random weights refuse nothing
     outputs = {name: tmp_path / f"check.{name}" for name in ("html", "xml", "json")}
     files = ["--report", outputs["html"], "--junit", outputs["xml"], "--json", outputs["json"]]
-    options = ["--repair", tmp_path / "adapter", "--transformers", "--tokens", 2, *files]
+    options = ["--repair", tmp_path / "adapter", "--transformers", "--tokens", 2, "--other-tokens", *files]
     assert check(original, other, *withprompts_to_learn(tmp_path, monkeypatch), *options) == 2
     assert "renders prompts otherwise than the original" in capsys.readouterr().err
     record = read_json(outputs["json"])
