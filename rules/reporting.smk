@@ -209,7 +209,7 @@ rule make_figure:
             "make_figures",
             figures.module_of(wildcards.figure),
             words=True,
-            shown=USED_METHODS,
+            shown=tuple(USED_METHODS),
         ),
         tables=lambda wildcards: [
             f"{RESULTS}/tables/{name}.csv"
@@ -251,7 +251,7 @@ rule make_figure:
 
 rule make_cards:
     input:
-        code=code("make_cards", words=True, shown=CARD_PLUGINS),
+        code=code("make_cards", words=True, shown=tuple(CARD_PLUGINS)),
         scores=SCORES,
         statistics=RECORDS["patches"],
     output:
@@ -282,7 +282,7 @@ rule make_cards:
 
 rule make_report:
     input:
-        code=code("make_report", words=True, shown=[*RECIPE_FILES, *USED_METHODS]),
+        code=code("make_report", words=True, shown=(*RECIPE_FILES, *USED_METHODS)),
         tables=TABLES,
         timings=TIMINGS,
         figures=FIGURES,

@@ -13,7 +13,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,7 +151,7 @@ class Plan:
         asked = int(os.environ.get("SLURM_CPUS_PER_TASK", cores))
         return min(8, asked), min(16, asked)
 
-    def _code(self, script: str, *modules: Path | str, words: bool = False, shown: Sequence[Path] = ()) -> list[str]:
+    def _code(self, script: str, *modules: Path | str, words: bool = False, shown: tuple[Path, ...] = ()) -> list[str]:
         """Return a file with the hashes of a script, of every library file that it runs, and of their lock.
 
         A change of one of them is another file, and so reruns the node. One input instead of twenty: planning takes
