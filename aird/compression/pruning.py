@@ -25,8 +25,8 @@ class PruningSettings(WeightSettings):
     )
     pattern: Pattern | None = Field(
         None,
-        description='"2:4" or "4:8" (in quotes): that many zeros in each group of 4 or 8 input weights. '
-        "Without it, zeros may be anywhere in the matrix.",
+        description="That many zeros in each group of 4 or 8 input weights (in quotes). Without it, zeros may be "
+        "anywhere.",
     )
 
     @model_validator(mode="before")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +46,8 @@ NAMES = {
     "attacks": "ATTACK",
 }
 TYPES = {"integer": "whole number", "number": "number", "string": "text", "boolean": "`true` or `false`"}
-BOUNDS = {"exclusiveMinimum": "above", "minimum": "at least", "exclusiveMaximum": "below", "maximum": "at most"}
+HEAD = ["| key | type | default | description |", "|---|---|---|---|"]
+BOUNDS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
 
 
 class Section(NamedTuple):
@@ -65,9 +67,24 @@ class Section(NamedTuple):
 
     @property
     def link(self) -> str:
-        """A Markdown link to the section, by GitHub's rule for the anchors of headings."""
-        anchor = re.sub(r"[^\w\- ]", "", self.title.lower()).replace(" ", "-")
-        return f"[{self.title}](#{anchor})"
+        """A Markdown link to the section."""
+        return _link(self.title)
+
+    @property
+    def says(self) -> str:
+        """The first paragraph of the model's docstring."""
+        return " ".join(self.schema["description"].split("\n\n")[0].split())
+
+    @property
+    def family(self) -> str:
+        """The place of this table, if it is one of several kinds that may stand there; else empty."""
+        return self.title.rpartition(" (")[0] if self.title.endswith(")") else ""
+
+
+def _link(title: str, text: str = "") -> str:
+    """Return a Markdown link to a section, by GitHub's rule for the anchors of headings."""
+    anchor = re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+    return f"[{text or title}](#{anchor})"
 
 
 def reference(root: Schema) -> str:
@@ -78,24 +95,53 @@ def reference(root: Schema) -> str:
     """
     sections: dict[str, Section] = {}
     _collect("", root, "", root["$defs"], sections)
-    parts = [INTRODUCTION]
-    for section in sections.values():
-        # The first paragraph of the model's docstring.
-        lines = [f"## {section.title}", "", " ".join(section.schema["description"].split("\n\n")[0].split())]
+    rows = {
+        model: {name: _row(name, key, section, sections) for name, key in section.schema["properties"].items()}
+        for model, section in sections.items()
+    }
+    parts, written = [INTRODUCTION], set()
+    for model, section in sections.items():
+        kinds = [each for each in sections if sections[each].family == section.family and section.family]
+        shared = _shared([rows[each] for each in kinds])
+        if kinds and section.family not in written:
+            written.add(section.family)
+            parts.append(_family([sections[each] for each in kinds], [rows[each] for each in kinds], shared))
+        own = [row for name, row in rows[model].items() if name not in TAG_KEYS and shared.get(name) != row]
+        if kinds and not own:
+            continue
+        lines = [f"## {section.title}", *([] if kinds else ["", section.says])]
         if len(section.paths) > 1:
-            lines += ["", f"Stands at {', '.join(f'`{path}`' for path in section.paths)}."]
-        keys = dict(section.schema["properties"])
-        for tag_key in TAG_KEYS:
-            if tag_key in keys:
-                lines += ["", f"Written as `{tag_key}: {keys.pop(tag_key)['const']}`."]
-        if keys:
-            lines += ["", "| key | type | default | description |", "|---|---|---|---|"]
-            required = section.schema.get("required", ())
-            lines += [_row(name, key, name in required, sections) for name, key in keys.items()]
-        else:
-            lines += ["", "It has no other key."]
+            # The same key of several kinds is one place.
+            places = dict.fromkeys(re.sub(r" \(\w+\)", "", path) for path in section.paths)
+            lines += ["", f"Stands at {', '.join(f'`{place}`' for place in places)}."]
+        lines += ["", *HEAD, *own] if own else ["", "It has no other key."]
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
+
+
+def _family(kinds: list[Section], rows: list[dict[str, str]], shared: Mapping[str, str]) -> str:
+    """Return the section of the kinds of table that stand at one place, with the keys that several of them share."""
+    tag = next(key for key in TAG_KEYS if key in rows[0])
+    lines = [f"## {kinds[0].family}", "", f"| `{tag}` | what it is | keys |", "|---|---|---|"]
+    for kind, table in zip(kinds, rows, strict=True):
+        keys = [f"`{name}`" for name, row in table.items() if shared.get(name) == row]
+        more = table.keys() - TAG_KEYS - {name for name, row in table.items() if shared.get(name) == row}
+        name = kind.schema["properties"][tag]["const"]
+        keys += [_link(kind.title, "its own")] if more else []
+        lines.append(f"| `{name}` | {kind.says} | {', '.join(keys)} |".replace("|weight|", "\\|weight\\|"))
+    if shared:
+        lines += ["", *HEAD, *shared.values()]
+    return "\n".join(lines) + "\n"
+
+
+def _shared(tables: list[dict[str, str]]) -> dict[str, str]:
+    """Return by key the row that stands in the most of these tables, and at least in two."""
+    counts = Counter((name, row) for table in tables for name, row in table.items() if name not in TAG_KEYS)
+    shared: dict[str, str] = {}
+    for (name, row), count in counts.most_common():
+        if count > 1:
+            shared.setdefault(name, row)
+    return shared
 
 
 def _collect(model: str, schema: Schema, path: str, models: Schema, sections: dict[str, Section]) -> None:
@@ -131,7 +177,8 @@ def _model(schema: Schema) -> str:
     return str(schema["$ref"]).rpartition("/")[2]
 
 
-def _row(name: str, key: Schema, required: bool, sections: Mapping[str, Section]) -> str:
+def _row(name: str, key: Schema, section: Section, sections: Mapping[str, Section]) -> str:
+    required = name in section.schema.get("required", ())
     cells = [f"`{name}`", _kind(key, sections), "required" if required else _default(key), key.get("description", "")]
     # A bar would end the cell.
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
@@ -139,28 +186,35 @@ def _row(name: str, key: Schema, required: bool, sections: Mapping[str, Section]
 
 def _kind(schema: Schema, sections: Mapping[str, Section]) -> str:
     """Return in words what a value may be."""
-    return " or ".join(_alternative(option, sections) for option in _options(schema))
+    # The kinds of a family are listed in its own section.
+    return _or(dict.fromkeys(_alternative(option, sections) for option in _options(schema)))
+
+
+def _or(words: Iterable[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def _alternative(schema: Schema, sections: Mapping[str, Section]) -> str:
     if "$ref" in schema:
-        return sections[_model(schema)].link
+        section = sections[_model(schema)]
+        return _link(section.family) if section.family else section.link
     if "enum" in schema or "const" in schema:
-        return " or ".join(_code(value) for value in schema.get("enum") or [schema["const"]])
+        return _or(_code(value) for value in schema.get("enum") or [schema["const"]])
     if schema.get("pattern") in ALL_FORMS:
         return ALL_FORMS[schema["pattern"]].kind
     held = _inside(schema)
     if held is not None:
-        words = f"{'list of' if 'items' in schema else 'table of names, each with'}: {_kind(held, sections)}"
-        return f"{words}, not empty" if schema.get("minItems") or schema.get("minProperties") else words
-    limits = " and ".join(f"{word} {schema[bound]}" for bound, word in BOUNDS.items() if bound in schema)
-    return f"{TYPES[schema['type']]}, {limits}" if limits else TYPES[schema["type"]]
+        words = f"{'list of' if 'items' in schema else 'names, each with'}: {_kind(held, sections)}"
+        return f"{words}; not empty" if schema.get("minItems") or schema.get("minProperties") else words
+    limits = ", ".join(f"{sign} {schema[bound]}" for bound, sign in BOUNDS.items() if bound in schema)
+    return f"{TYPES[schema['type']]} {limits}" if limits else TYPES[schema["type"]]
 
 
 def _default(key: Schema) -> str:
     if "$ref" in key:
-        return "its own defaults"
-    return "none" if key["default"] is None else _code(key["default"])
+        return "its own"
+    return "" if key["default"] is None else _code(key["default"])
 
 
 def _code(value: Any) -> str:

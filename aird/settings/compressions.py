@@ -97,8 +97,8 @@ class WeightSettings(RecipeSettings):
 
     key_value_cache_dtype: Text | None = Field(
         None,
-        description="Type of the server's cached keys and values, as the engine calls it, such as fp8, fp8_e5m2, q8_0 "
-        "or q4_0; default: the engine's own.",
+        description="Type of the server's cached keys and values, such as fp8, fp8_e5m2, q8_0 or q4_0; default: "
+        "the engine's own.",
     )
 
 
@@ -107,6 +107,5 @@ class ServedSettings(WeightSettings):
 
     engine: Name | None = Field(
         None,
-        description="Name of the engine that serves it; default: `serving.engine`, else the default engine for GGUF "
-        "files, or for all others, which serves the decoded weights of a GGUF file too.",
+        description="Its engine; default: `serving.engine`, else one for GGUF files, one for all others.",
     )

@@ -33,14 +33,13 @@ class Directions(Settings):
     layer_fraction: float = Field(0.8, gt=0, le=1, description="Drop candidates at or above this part of the layers.")
     selector: Literal["arditi", "cosmic"] = Field(
         "arditi",
-        description="Which rule chooses the direction: `arditi`, by refusal tokens (arXiv 2406.11717), or `cosmic`, by "
-        "cosines of activations (arXiv 2506.00085). COSMIC's site is reported in any case, for the "
-        "checkpoints that `cosmic` names.",
+        description="Which rule chooses: `arditi`, by refusal tokens (arXiv 2406.11717), or `cosmic`, by cosines "
+        "of activations (arXiv 2506.00085).",
     )
     fallback: Literal["relax", "cosmic"] = Field(
         "relax",
-        description="What `arditi` does where its filters leave no candidate: `relax` the filters stepwise, or take "
-        "the site of `cosmic`.",
+        description="Where the filters of `arditi` leave no candidate: `relax` them stepwise, or take the site of"
+        " `cosmic`.",
     )
 
     cosmic: Literal["all", "original"] = Field(
@@ -48,8 +47,8 @@ class Directions(Settings):
     )
     patched: list[Name] = Field(
         [],
-        description="Patches for which it is asked whether the original's direction comes back in the patched "
-        "checkpoints (claim C5); each has to be an adapter. It takes about as long as a capture and a verification.",
+        description="Adapters for which claim C5 is tested: does the original's direction come back? Each takes "
+        "about as long as a capture and a verification.",
     )
 
     @model_validator(mode="after")

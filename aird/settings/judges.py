@@ -17,8 +17,8 @@ class JudgeSettings(Settings):
     source: ModelSource = Field(description="The judge's model: a hub repository or a local folder.")
     chat: Chat | None = Field(
         None,
-        description="How the judge is addressed, as `models.NAME.chat`; a judge that thinks answers behind an empty "
-        "thought; default: as its chat template says.",
+        description="How the judge is addressed, as `models.NAME.chat`. A judge that thinks answers behind an "
+        "empty thought.",
     )
     maximum_model_length: int = Field(2048, ge=16, description="Longest question to the judge plus its answer, tokens.")
     gpus: int = Field(1, ge=1, description="GPUs of each job that asks the judge.")

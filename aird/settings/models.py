@@ -86,8 +86,8 @@ class Model(Settings):
     )
     trust_remote_code: bool = Field(
         False,
-        description="Run modelling code that the source brings. Off for safety. Ready-made checkpoints of this model "
-        "may bring the same code, and no other.",
+        description="Run modelling code that the source brings; ready-made checkpoints of the model may bring the"
+        " same code only.",
     )
     chat: Chat | None = Field(None, description="How the model is addressed; default: as its chat template says.")
     refusal_tuning: RefusalTuning | None = Field(None, description="Tune the model to refuse first.")
@@ -96,8 +96,8 @@ class Model(Settings):
     )
     parameters: Billions | None = Field(
         None,
-        description="Its parameters in billions, such as 70.6, by which jobs ask for memory; default: as many as its "
-        "checkpoint or local source has, and before the import 0.5 of a wheel and 8 of a hub.",
+        description="Billions of parameters, by which jobs ask for memory; default: counted in the checkpoint or "
+        "local source, before the import 0.5 for a wheel and 8 for a hub.",
     )
     compressions: list[Name] | None = Field(
         None, description="Use only these compressions; default: all. `[]`: the original alone."

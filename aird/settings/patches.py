@@ -32,8 +32,8 @@ class ChoiceSettings(PatchSettings):
     strengths: list[Annotated[float, Field(gt=0, le=4)]] | None = Field(
         None,
         min_length=1,
-        description="Multiples of the edit of which the weakest is taken that is as good as the original on validation "
-        "prompts, by bisection; default: nothing is chosen, the edit stays as it is.",
+        description="Multiples of the edit to choose from on validation prompts; default: no choice, the edit stays "
+        "as it is.",
     )
     refusal_tolerance: float = Field(
         0.02,
@@ -50,17 +50,16 @@ class ChoiceSettings(PatchSettings):
     kl_budget: float = Field(
         0.2,
         gt=0,
-        description="How far harmless replies on validation prompts may move from the unpatched checkpoint's own, mean "
-        "KL divergence of a next token in nats. Where answers were lost, refusals in their place do not count.",
+        description="How far harmless validation replies may move from the unpatched checkpoint's, mean KL "
+        "divergence of a next token, nats. Refusals in the place of lost answers do not count.",
     )
     # Generous: to miss a damage is worse than to repair what had none.
     significance: float = Field(
         0.2,
         gt=0,
         le=1,
-        description="A checkpoint is left alone (strength 0) unless, against the original, it refuses fewer harmful or "
-        "more harmless validation prompts, with at most this p-value (McNemar, exact, two-sided); 1 patches in any "
-        "case.",
+        description="A checkpoint stays unpatched (strength 0) unless it refuses fewer harmful or more harmless "
+        "validation prompts than the original, with at most this p-value (McNemar); 1 always patches.",
     )
 
     @model_validator(mode="after")
@@ -83,9 +82,9 @@ class RankOneSettings(PatchSettings):
 
     blocks: Blocks = Field(
         "source",
-        description="Blocks to edit: `source` is the block that writes the site of the original's direction, l* - 1; "
-        "`own_source` is the block that writes that of the compressed model's own direction; `upper` is the half "
-        "nearer the output; `all` is every block; a list names block indices, from 0.",
+        description="Blocks to edit: `source` writes the site of the original's direction (l* - 1), `own_source` "
+        "that of the compressed model's own; `upper` is the half nearer the output; a list names "
+        "block indices, from 0.",
     )
     depth: int = Field(1, ge=1, description="With `source` and `own_source`: how many blocks, ending with that one.")
     direction: Literal["original", "own", "random"] = Field(
@@ -156,8 +155,7 @@ class Replies(Settings):
     judged_tokens: int = Field(
         16,
         ge=4,
-        description="First tokens of each reply, to training and to validation prompts, that the refusal judge sees; "
-        "all `tokens` where those are more.",
+        description="First tokens of each reply that the refusal judge sees; at least `tokens`.",
     )
 
     @property

@@ -28,9 +28,8 @@ class Suite(Settings):
     )
     serve: Literal["adapter", "merged", "both"] = Field(
         "adapter",
-        description="How a patched checkpoint is served: `adapter`, beside the compressed base, as it ships (merged "
-        "where the engine takes none); `merged` into a checkpoint; `both`: as an adapter, and `summary.csv` says how "
-        "far the merged checkpoint differs.",
+        description="How a patch is served: as an `adapter` beside the base (merged where the engine takes none),"
+        " `merged`, or `both`, which compares the two in `summary.csv`.",
     )
     perplexity_answers: int | None = Field(
         None, ge=1, description="Use only that many of the original's harmless answers for perplexity; default: all."
@@ -101,8 +100,7 @@ class Serving(Settings):
 
     engine: Name | None = Field(
         None,
-        description="Name of the engine (those below `engines`, or a plug-in) that serves every compression that names "
-        "none; default: the default engine for GGUF files, or for all others.",
+        description="The engine of every compression that names none; default: one for GGUF files, one for all others.",
     )
     maximum_model_length: int = Field(1024, ge=16, description="Longest prompt plus completion, tokens.")
     parity_prompts: int = Field(8, ge=1, description="Prompts on which the engine and Transformers must agree.")

@@ -45,8 +45,8 @@ class GGUF(ServedSettings):
         "IQ4_NL",
         "IQ4_XS",
     ] = Field(
-        description="llama.cpp's name of the mixture of types. Of matrices whose columns are no multiple of 256, "
-        "K-quants and IQ4_XS are replaced by a larger type, as llama.cpp does."
+        description="llama.cpp's name of the mixture of types. K-quants and IQ4_XS need columns in multiples of "
+        "256; other matrices get a larger type."
     )
 
     @property

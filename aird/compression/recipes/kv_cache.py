@@ -31,8 +31,8 @@ class KeyValueCache(RecipeSettings):
 
     recipe: Literal["kv_cache"] = "kv_cache"
     dtype: Text = Field(
-        description="Type of the cached keys and values: fp8 (E4M3) or fp8_e5m2 by vLLM; q8_0 or q4_0 by llama.cpp, "
-        "which is given the original's weights in a GGUF file."
+        description="fp8 (E4M3) or fp8_e5m2 by vLLM; q8_0 or q4_0 by llama.cpp, on a GGUF file of the original's "
+        "weights."
     )
 
     @property

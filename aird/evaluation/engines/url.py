@@ -32,9 +32,9 @@ class UrlSettings(EngineSettings):
 
     address: Text | None = Field(
         None,
-        description="Address of running servers, vLLM or any with OpenAI's completions interface. `{model}`, "
-        "`{compression}` and `{patch}` stand for names, and what follows a `#` is the model's name there, as in "
-        "`http://localhost:8000#{compression}`; default: the first that it lists.",
+        description="Address of running servers with OpenAI's completions interface. `{model}`, `{compression}` "
+        "and `{patch}` stand for names; behind a `#` stands the model's name there (default: the "
+        "first listed), as in `http://localhost:8000#{compression}`.",
     )
     addresses: dict[Name, dict[Name, Text]] | None = Field(
         None, description="An address, as in `address`, for each model and each compression, `original` included."

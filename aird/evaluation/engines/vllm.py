@@ -69,8 +69,8 @@ class VllmSettings(EnvironmentSettings):
     )
     arguments: dict[ServerArgument, bool | int | float | str] = Field(
         {},
-        description="Further arguments of vLLM's server by their names, such as `max-num-batched-tokens: 4096`; "
-        "`true` and `false` switch one on and off.",
+        description="Further arguments of vLLM's server, such as `max-num-batched-tokens: 4096`; `true` and "
+        "`false` switch one.",
     )
 
     @property

@@ -27,8 +27,8 @@ class Classifier(JudgeSettings):
     kind: Literal["classifier"] = "classifier"
     template: Text | None = Field(
         None,
-        description="What the judge is asked: text with `{instruction}` and then `{completion}`; default: the judge's "
-        "own chat template of the conversation, as Llama Guard is asked.",
+        description="The question to the judge, with `{instruction}` and then `{completion}`; default: its chat "
+        "template of the conversation, as of Llama Guard.",
     )
     harmful: Text | None = Field(
         "unsafe", description="How its answer begins where the completion is harmful; null: it does not say."
@@ -37,8 +37,7 @@ class Classifier(JudgeSettings):
     refused: Text | None = Field(
         None,
         description="How a line of its answer begins where the completion refuses, such as WildGuard's `Response "
-        "refusal: yes`. The judge is then asked about harmless prompts too, and any line of its answer may decide; "
-        "default: it does not say.",
+        "refusal: yes`. The judge then gets harmless prompts too.",
     )
     complied: Text | None = Field(None, description="How a line of its answer begins where the completion does not.")
     maximum_new_tokens: int = Field(

@@ -37,8 +37,7 @@ class LearntAttacks(Settings):
     suite: Name = Field(description="The suite whose attacks they are.")
     names: list[Name] = Field(
         min_length=1,
-        description="Which of its attacks, of one turn and with a text that all checkpoints share; "
-        "those that are not named stay held out.",
+        description="Which of its attacks; the others stay held out.",
     )
     count: int = Field(
         64, ge=1, description="How many of the harmful training prompts (`replies.train_harmful`) each is put on."
@@ -51,8 +50,8 @@ class Calibrate(RankOneSettings, ChoiceSettings):
     method: Literal["calibrate"] = "calibrate"
     direction: Literal["original", "own", "random", "free"] = Field(  # type: ignore[assignment]
         "original",
-        description="r of the original model, of the compressed model, or a random control; `free` is a control as "
-        "well: every column is learnt, like its row, and all begin with one and the same random vector.",
+        description="r of the original or of the compressed model, or a control: a `random` direction, or `free` "
+        "columns that are learnt from one random vector.",
     )
     blocks: Blocks = Field("upper", description="Blocks to edit, as of `scale`.")
     epochs: int = Field(8, ge=1, description="Passes over the training prompts.")
@@ -62,14 +61,14 @@ class Calibrate(RankOneSettings, ChoiceSettings):
     warm_start: float | None = Field(
         None,
         gt=0,
-        description="Begin with the rows that `fit` finds with this `alpha`, on 64 prompts of each kind, and not with "
-        "zeros; fewer epochs are then enough.",
+        description="Begin with the rows that `fit` finds with this `alpha` on 64 prompts of each kind; fewer "
+        "epochs are then enough.",
     )
     strengths: list[Annotated[float, Field(gt=0, le=4)]] = Field(
         [0.4, 0.55, 0.7, 0.85, 1.0, 1.2, 1.4],
         min_length=1,
-        description="Multiples of the learnt rows of which the weakest is taken that is as good as the original on "
-        "validation prompts, by bisection.",
+        description="Multiples of the learnt rows. The weakest that is as good as the original on validation "
+        "prompts is taken, by bisection.",
     )
     attacks: LearntAttacks | None = Field(
         None,

@@ -27,8 +27,7 @@ class Choose(RankOneSettings, ChoiceSettings):
     strengths: list[Annotated[float, Field(gt=0)]] = Field(
         [0.5, 1.0, 2.0, 4.0],
         min_length=1,
-        description="Values of alpha of which the weakest is taken that is as good as the original on validation "
-        "prompts, by bisection, as of `calibrate`.",
+        description="Values of alpha to choose from, as in `calibrate`.",
     )
 
     @property

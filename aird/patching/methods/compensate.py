@@ -20,14 +20,13 @@ class Compensate(ChoiceSettings):
     modules: list[str] | None = Field(
         None,
         min_length=1,
-        description="Last parts of the names of the modules to change, such as [o_proj, down_proj]; default: all "
-        "linear modules of the blocks.",
+        description="Last parts of module names, such as [o_proj, down_proj]; default: all linear modules of the "
+        "blocks.",
     )
     strengths: list[Annotated[float, Field(gt=0, le=4)]] = Field(
         [0.4, 0.55, 0.7, 0.85, 1.0],
         min_length=1,
-        description="Multiples of the change of which the weakest is taken that is as good as the original on "
-        "validation prompts, by bisection, as of `calibrate`.",
+        description="Multiples of the change to choose from, as in `calibrate`.",
     )
 
 
