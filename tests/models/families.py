@@ -18,6 +18,7 @@ import io
 import re
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -335,30 +336,41 @@ def describe(writers: list[Writers]) -> str:
     return "; or ".join(kinds)
 
 
-def row(measured: Measured) -> str:
-    """Return one line of the table; no measured number, so that it is the same on every machine."""
+def outcome(measured: Measured) -> tuple[str, str]:
+    """Return the state of a family and what says why; no measured number, so that it is the same on every machine."""
     if measured.refusal:
         reason = re.sub(r"^/\S*/model: | \((seen|stored are).*|, found .*", "", measured.refusal).rpartition("): ")[2]
-        return f"| {measured.family} | refused | {reason} |"
-    state = "right" if measured.effect == measured.effect else "right, no edits"
-    return f"| {measured.family} | {state} | {measured.writes} |"
+        return "refused", reason
+    return "right" if measured.effect == measured.effect else "right, no edits", measured.writes
 
 
-def table(measured: dict[str, Measured | None]) -> str:
-    """Return the table of docs/models.md."""
-    rows = [row(each) for each in measured.values() if each is not None]
-    unknown = [family for family, each in measured.items() if each is None]
-    counts = [sum(word in each for each in rows) for word in ("| right", "| refused |")]
+def table(outcomes: dict[str, tuple[str, str] | None]) -> str:
+    """Return the table of docs/models.md: families of one outcome share a row, the largest rows first."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for family, found in outcomes.items():
+        if found is not None:
+            alike.setdefault(found, []).append(family)
+    counts = Counter(found[0].partition(",")[0] for found in outcomes.values() if found is not None)
+    unknown = [family for family, found in outcomes.items() if found is None]
+    states = ("right", "right, no edits", "refused")
+    rows = sorted(alike.items(), key=lambda each: (states.index(each[0][0]), -len(each[1]), each[1]))
     return "\n".join(
         [
-            f"{counts[0]} families are right, {counts[1]} are refused. No tiny model was made of {len(unknown)} more, "
-            f"which are proven or refused at import like any other: {', '.join(unknown)}.",
+            f"{counts['right']} families are right, {counts['refused']} are refused. No tiny model was made of "
+            f"{len(unknown)} more, which are proven or refused at import like any other: {', '.join(unknown)}.",
             "",
-            "| model type | | what a block adds to the residual stream, or why it is refused |",
+            "| model types | | what a block adds to the residual stream, or why it is refused |",
             "|---|---|---|",
-            *rows,
+            *(f"| {', '.join(names)} | {state} | {what} |" for (state, what), names in rows),
         ]
     )
+
+
+def written() -> dict[str, tuple[str, str]]:
+    """Return the outcome of each family that docs/models.md has."""
+    text = PAGE.read_text(encoding="utf-8").partition(MARKS[0])[2].partition(MARKS[1])[0]
+    rows = [line.strip("|").split(" | ") for line in text.splitlines() if line.startswith("| ")][1:]
+    return {name: (state, what.strip()) for names, state, what in rows for name in names.strip().split(", ")}
 
 
 def main() -> None:
@@ -368,7 +380,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     logging.set_verbosity_error()
-    text = table(measure_all())
+    text = table({family: each and outcome(each) for family, each in measure_all().items()})
     if not arguments.write:
         print(text)
         return
