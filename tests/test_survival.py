@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import secrets
 import shutil
 import signal
@@ -210,7 +211,7 @@ def test_an_interrupted_run_is_resumed_where_it_was(project: Path, running: Run,
         record
         for record in graph
         if any(
-            any(path.startswith(f"results/code/{Path(line[1]).stem}.") for path in record["input"])
+            any(re.match(rf"results/code/{Path(line[1]).stem}[.+]", path) for path in record["input"])
             and set(record["output"]) <= set(line)
             for line in lines
         )
