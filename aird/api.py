@@ -28,11 +28,10 @@ from aird.commands import check as check_command
 from aird.commands import direction as direction_command
 from aird.commands import evaluate as evaluate_command
 from aird.commands import patch as patch_command
-from aird.commands.check_results import EXIT_CODES, record_of
+from aird.commands.check_results import CheckResult
 from aird.commands.inputs import read_chat_arguments
 from aird.commands.main import parser
 from aird.directions.direction import load_direction
-from aird.evaluation.regression import CheckVerdict
 from aird.models.loading import settings_of_a_call, use_chat
 from aird.support import progress
 from aird.support.files import read_json, write_json_lines
@@ -43,43 +42,12 @@ Model = str | Path
 Prompts = str | Path | Sequence[str]  # a file, or instructions
 
 
-@dataclass(frozen=True)
-class Check:
-    """What a check found.
-
-    Attributes:
-        title: names the two models.
-        verdicts: heading to verdict; the last one counts. Of a repaired model there are two.
-        facts: what was measured and how, name to text.
-    """
-
-    title: str
-    verdicts: Mapping[str, CheckVerdict]
-    facts: Mapping[str, str]
-
-    @property
-    def verdict(self) -> CheckVerdict:
-        """The verdict that counts."""
-        return list(self.verdicts.values())[-1]
-
-    @property
-    def outcome(self) -> str:
-        """One of "within margin", "regression", "unresolved" and "not measured"."""
-        return self.verdict.outcome
-
-    @property
-    def exit_code(self) -> int:
-        """What `aird check` ends with: 0, 3, 4 or 5."""
-        return EXIT_CODES[self.outcome]
-
-    @property
-    def text(self) -> str:
-        """The verdict as one paragraph."""
-        return self.verdict.text()
+class Check(CheckResult):
+    """What a check found (`CheckResult`)."""
 
     def to_json(self) -> str:
         """Return what `aird check --json` writes."""
-        return json.dumps(record_of(self.verdicts, self.facts), sort_keys=True, ensure_ascii=False)
+        return json.dumps(self.record(), sort_keys=True, ensure_ascii=False)
 
     def to_frame(self) -> pandas.DataFrame:
         """Return a row for each kind of prompts: n, both refusal rates, and the loss with its interval, as shares."""
@@ -187,7 +155,7 @@ def check(original: Model, compressed: Model, **options: Any) -> Check:
     checked = _run(check_command.checked, arguments)
     if checked is None:
         raise ValueError("dry_run: a check that does not run has no result; use `aird check --dry-run`")
-    return Check(*checked)
+    return Check(**vars(checked))
 
 
 def direction(model: Model, harmful: Prompts, harmless: Prompts, **options: Any) -> FoundDirection:

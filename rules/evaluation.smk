@@ -390,6 +390,7 @@ rule score_completions:
         completions=rules.evaluate_suite.output.completions,
         utility=rules.evaluate_suite.output.utility,
         judgement=judgement,
+        reference=reference_completions,
         hand_labels=sources(HAND_LABELS),
     output:
         f"{RESULTS}/scores/{CELL}.json",

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import shlex
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from aird.commands import patch
+from aird.commands.check_facts import facts_of
 from aird.commands.check_prompts import COUNT, SEED, chosen_prompts
 from aird.commands.check_repair import prompts_to_learn, repair
-from aird.commands.check_results import (
-    answered_by,
-    demo,
-    patch_facts,
-    prints_json,
-    same_fact,
-    tell,
-    write_files,
-)
+from aird.commands.check_results import CheckResult, demo, prints_json, tell, write_files
 from aird.commands.check_sides import (
     TOKENS,
+    Answered,
     Answerer,
     check_addressed,
     check_kept,
@@ -45,11 +38,9 @@ from aird.commands.prompt_files import prompt_path, read_prompts
 from aird.evaluation.kind_of_loss import kind_of_loss
 from aird.evaluation.regression import LEAST_FLIPS, MARGIN, REGRESSION, CheckVerdict, judge_change
 from aird.prompts import embedded
-from aird.prompts.sets import CLASSES, Record
-from aird.settings.models import Chat
-from aird.settings.suites import Suite
+from aird.prompts.sets import CLASSES
+from aird.support.files import read_json_lines
 
-Told = tuple[str, dict[str, CheckVerdict], dict[str, str]]  # title, verdicts by name, facts
 OF_DEMO = ("command", "demo", "margin", "report", "junit", "json", "debug")  # what it uses
 SIDES = ("original", "compressed")
 UNNAMED = "an engine without a name"  # of stored completions that do not say who answered
@@ -159,15 +150,15 @@ def run(arguments: argparse.Namespace) -> int:
     # What is told on the way must not stand in the JSON.
     with contextlib.redirect_stdout(sys.stderr) if prints_json(arguments) else contextlib.nullcontext():
         found = checked(arguments)
-    return 0 if found is None else tell(arguments, *found)
+    return 0 if found is None else tell(arguments, found)
 
 
 def _is_unused_by_demo(arguments: argparse.Namespace, name: str, value: Any) -> bool:
     return name not in OF_DEMO and value != arguments.default_of(name)
 
 
-def checked(arguments: argparse.Namespace) -> Told | None:
-    """Return the title, the verdicts and the facts about two models that the arguments name; None of a dry run.
+def checked(arguments: argparse.Namespace) -> CheckResult | None:
+    """Return what a check of the two models finds that the arguments name; None of a dry run.
 
     Raises:
         ValueError: an option that does not fit the others, or a model that cannot be.
@@ -247,7 +238,7 @@ def _check_running(arguments: argparse.Namespace) -> None:
         )
 
 
-def _check(arguments: argparse.Namespace, original: Answerer, compressed: Answerer, output: Path) -> Told:
+def _check(arguments: argparse.Namespace, original: Answerer, compressed: Answerer, output: Path) -> CheckResult:
     from aird.commands.check_pair import check_pair
 
     prompts, suite = chosen_prompts(arguments, original, compressed)
@@ -256,92 +247,51 @@ def _check(arguments: argparse.Namespace, original: Answerer, compressed: Answer
     engines = {side.name: choose_engine(arguments, side.name) for side in (original, compressed) if side.model}
     models = [side.model for side in (original, compressed) if side.model is not None]
     take_gpus_for(models, list(engines.values()))
-    forms: dict[str, str] = {}
-    answerers: dict[str, tuple[str, str]] = {}  # of each side: what its engine is called in records, and who it is
-    weights: dict[str, str | None] = {}
 
-    def labels(side: Answerer, folder: str, patch: Path | None = None) -> list[dict[str, Any]]:
-        engine = engines.get(side.name)
-        scores = _scores(side, prompts, suite, engine, arguments, output / folder, patch)
-        name = (scores["engine"] or {}).get("name", "")
-        answerers["original" if side is original else "compressed"] = (
-            name,
-            engine.describe() if engine else f"{name or UNNAMED} (stored)",
-        )
-        weights[folder] = scores["weights"]
-        if patch is not None:
-            forms["patch served as"] = served_as(scores)
-        return list(scores["labels"])
+    def answered(side: Answerer, folder: str, patch: Path | None = None, of: Answered | None = None) -> Answered:
+        if side.model is None:
+            return _stored_labels(side, of)
+        # No reference answers, so no perplexity: the verdict is on refusals.
+        engine, place = engines[side.name], output / folder
+        theirs = None if of is None else of.completions
+        scores = ask(side.model, patch, prompts, suite, engine, ([], theirs), arguments, place)
+        form = None if patch is None else served_as(scores)
+        told = (str(scores["engine"].get("name", "")), engine.describe(), scores["weights"], form)
+        return Answered(side, read_json_lines(place / "completions.jsonl"), list(scores["labels"]), *told)
 
-    def told(verdicts: dict[str, CheckVerdict]) -> Told:
-        thought = ", a thought included" if suite.think else ""
-        chats = [side.chat for side in (original, compressed) if side.chat is not None and side.chat != Chat()]
-        (its_name, its_commit), (name, commit) = original.told, compressed.told
-        facts = {
-            "original": its_name,
-            **({"original commit": its_commit} if its_commit else {}),
-            "compressed": name + (f" with {arguments.patch}" if arguments.patch else ""),
-            **({"compressed commit": commit} if commit else {}),
-            **{
-                f"{word} measured as": form
-                for word, side in (("original", original), ("compressed", compressed))
-                if (form := side.measured_as(weights[word])) is not None
-            },
-            **{
-                f"{word} patched by": side.provenance["adapter"]
-                for word, side in (("original", original), ("compressed", compressed))
-                if side.provenance is not None and side.provenance.get("adapter") is not None
-            },
-            **({"chat settings": chats[0].in_words()} if chats else {}),
-            **kind_of_loss(before, last_labels[-1]),
-            **same_fact(arguments.original, arguments.compressed),
-            **template_fact,
-            "prompts": ", ".join(f"{len(records)} {kind}" for kind, records in prompts.items()),
-            "answers": f"greedy, at most {suite.maximum_new_tokens} tokens{thought}",
-            "answered by": answered_by(answerers["original"], answerers["compressed"]),
-            **forms,
-            "judge": "refusal phrases of Arditi et al. (arXiv 2406.11717), their published list",
-            "seed": str(arguments.seed),
-            **patch_facts(arguments.repair if len(verdicts) > 1 else arguments.patch, compressed.model),
-            "command": shlex.join(["aird", *sys.argv[1:]]),
-        }
+    def result(verdicts: dict[str, CheckVerdict], before: Answered, after: Answered, patch: Path | None) -> CheckResult:
+        loss = kind_of_loss(before.labels, after.labels)
+        facts = facts_of(arguments, prompts, suite, before, after, loss, patch) | template_fact
         if "patch" in facts or "compressed patched by" in facts:
             *_, last = verdicts
             verdicts = {**verdicts, last: verdicts[last].of_patched()}
-        return f"{compressed.name} against {original.name}", verdicts, facts
+        return CheckResult(f"{compressed.name} against {original.name}", verdicts, facts, loss)
 
-    before = labels(original, "original")
-    last_labels = [labels(compressed, "compressed", arguments.patch)]
-    as_it_is = judge_change(before, last_labels[-1], arguments.margin / 100)
+    before = answered(original, "original")
+    after = answered(compressed, "compressed", arguments.patch, before)
+    as_it_is = judge_change(before.labels, after.labels, arguments.margin / 100)
+    first = result({"": as_it_is}, before, after, arguments.patch)
     if arguments.repair is None or as_it_is.outcome != REGRESSION:
-        return told({"": as_it_is})
+        return first
     print(as_it_is.text(), flush=True)
-    write_files(arguments, *told({"": as_it_is}))  # a repair may fail, and what was measured is not to be lost with it
-    assert original.model is not None and compressed.model is not None  # `run` checked it
+    write_files(arguments, first)  # a repair may fail, and what was measured is not to be lost with it
+    assert original.model is not None and compressed.model is not None  # `checked` saw to it
     repair(original.model, compressed.model, learnt, arguments.repair, arguments.seed)
-    last_labels.append(labels(compressed, "repaired", arguments.repair))
-    repaired = judge_change(before, last_labels[-1], arguments.margin / 100)
-    return told({"As it is": as_it_is, f"With the patch in {arguments.repair}": repaired})
+    after = answered(compressed, "repaired", arguments.repair, before)
+    repaired = judge_change(before.labels, after.labels, arguments.margin / 100)
+    both = {"As it is": as_it_is, f"With the patch in {arguments.repair}": repaired}
+    return result(both, before, after, arguments.repair)
 
 
-def _scores(
-    side: Answerer,
-    prompts: dict[str, list[Record]],
-    suite: Suite,
-    engine: Any,
-    arguments: argparse.Namespace,
-    folder: Path,
-    patch: Path | None,
-) -> dict[str, Any]:
-    """Return the scores of one side's answers, which are made now; of stored answers, labels and engine alone."""
+def _stored_labels(side: Answerer, of: Answered | None) -> Answered:
+    """Return the labels of stored answers, of a checkpoint that was made of another, or of the original."""
     from aird.evaluation.judge import text_judges
-    from aird.evaluation.scores import label
+    from aird.evaluation.scores import add_first_token_scores, label
 
-    if side.model is None:
-        completions = side.completions or []
-        # A suite of the workflow may have asked attacked prompts as well.
-        judges = text_judges()
-        labels = [label(record, judges) for record in completions if record["kind"] in CLASSES]
-        return {"labels": labels, "engine": completions[0].get("engine"), "weights": None}
-    # No reference answers, so no perplexity: the verdict is on refusals.
-    return ask(side.model, patch, prompts, suite, engine, [], arguments, folder)
+    completions = side.completions or []
+    # A suite of the workflow may have asked attacked prompts as well.
+    judges = text_judges()
+    labels = [label(record, judges) for record in completions if record["kind"] in CLASSES]
+    add_first_token_scores(labels, completions if of is None else of.completions, completions)
+    name = (completions[0].get("engine") or {}).get("name", "")
+    return Answered(side, completions, labels, name, f"{name or UNNAMED} (stored)")

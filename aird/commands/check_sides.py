@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,34 @@ class Answerer:
             return self.model.measured_as(weights)
         known: str | None = (self.provenance or {}).get("model", {}).get("measured_as")
         return known
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What one of the two answered, or the compressed one with a patch.
+
+    Attributes:
+        side: whose answers these are.
+        completions: records of all completions.
+        labels: of those of plain prompts.
+        engine: what results call the engine; "" where they do not.
+        answered_by: the engine in words.
+        weights: what it computed with; None where that is not known.
+        served_as: in which form the patch was served, in words; None without one.
+    """
+
+    side: Answerer
+    completions: Sequence[Record]
+    labels: list[dict[str, Any]]
+    engine: str
+    answered_by: str
+    weights: str | None = None
+    served_as: str | None = None
+
+    @property
+    def measured_as(self) -> str | None:
+        """In which form the model was measured (`Answerer.measured_as`)."""
+        return self.side.measured_as(self.weights)
 
 
 def stored_answers(text: str) -> Path | None:

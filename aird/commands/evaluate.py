@@ -138,7 +138,7 @@ def run(arguments: argparse.Namespace) -> None:
     model = open_model_folder(arguments.model, arguments.trust_remote_code)
     take_gpus_for([model], [engine])
     output: Path = arguments.output
-    scores = ask(model, arguments.adapter, records, suite, engine, reference, arguments, output)
+    scores = ask(model, arguments.adapter, records, suite, engine, (reference, reference), arguments, output)
     print(_describe(scores))
     print(f"  {'written to':22} {output}")
 
@@ -159,7 +159,7 @@ def ask(
     records: dict[str, list[Record]],
     suite: Suite,
     engine: Engine,
-    reference: list[dict[str, Any]] | None,
+    known: tuple[Sequence[Record] | None, Sequence[Record] | None],
     arguments: argparse.Namespace,
     output: Path,
 ) -> dict[str, Any]:
@@ -170,7 +170,8 @@ def ask(
     Args:
         model, adapter: who is asked.
         records: class to prompt records.
-        suite, engine, reference: as of `aird.evaluation.suite_run.evaluate_suite`.
+        suite, engine: as of `aird.evaluation.suite_run.evaluate_suite`.
+        known: the reference and the original of `aird.evaluation.questions.Asked`.
         arguments: of the command: `seed`, and the prompt files, where there are any.
         output: a folder; it is made.
     """
@@ -183,11 +184,11 @@ def ask(
     print(f"Asking {model.name}{f' with {adapter}' if adapter else ''} by {engine.describe()} ...", flush=True)
     output.mkdir(parents=True, exist_ok=True)
     completions, utility = evaluate_suite(
-        Asked(suite, records, arguments.seed, reference),
+        Asked(suite, records, arguments.seed, known[0], original=known[1]),
         Deployment(model.folder, adapter, engine, Serving()),
         Places(output / "served", output / "server.log"),
     )
-    scores = score(completions, utility, arguments.seed)
+    scores = score(completions, utility, arguments.seed, original=known[1])
     provenance = {
         "model": model.record(scores["weights"]),
         "adapter": None if adapter is None else str(adapter),

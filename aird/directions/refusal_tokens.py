@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NotRequired, TypedDict
 
+from aird.directions.refusal_score import MINIMUM_REFUSALS, leading_tokens
 from aird.inference.generation import generate
 from aird.inference.refusals import jailbroken_arditi
 from aird.prompts.chat import chat_tokens, check_no_thoughts
@@ -25,11 +26,6 @@ logger = logging.getLogger(__name__)
 FALLBACK_WORDS = ("I", "Sorry", "As")
 PROMPTS = 64  # of each class: enough to see a token that begins one refusal in twenty
 NEW_TOKENS = 16  # a refusal shows itself in its first words
-MINIMUM_REFUSALS = 5
-SMALLEST_SHARE = 0.05  # of the refusals
-# How many times as often as answers refusals begin with a refusal token. As their shares of the refusals add up to at
-# most 1, those of the answers add up to at most a half: most answers score below 0, whatever the model.
-CLEAR_LEAD = 2
 Share = tuple[int, str, float, float]  # id, text, share of refusals, share of harmless answers
 LEAD_SHARE = 0.95  # of the replies of each class that begin with the same token, which tells nothing apart
 
@@ -155,9 +151,4 @@ def _leading_tokens(
         (token, str(tokenizer.decode([token])), count / len(refusals), others[token] / max(1, sum(others.values())))
         for token, count in sorted(first.items(), key=lambda item: (-item[1], item[0]))
     ]
-    tokens = [
-        token
-        for token, _, share, harmless_share in shares
-        if share >= SMALLEST_SHARE and share >= CLEAR_LEAD * harmless_share
-    ]
-    return tokens, shares
+    return leading_tokens([ids[0] for ids in refusals], [ids[0] for ids in answers if ids]), shares

@@ -23,6 +23,7 @@ from aird.support.environments import Environment, recorded_python
 
 START_SECONDS = 600.0  # of a server that reads nothing
 SLOWEST_READING = 50e6  # bytes a second of a file system that is waited for
+FIRST_TOKENS = 500  # likeliest first tokens that an engine of ours is asked for: what is left is hardly ever said
 # As vLLM and servers like it name them. Set even where they are defaults: a checkpoint's own settings change those.
 NO_PENALTIES = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 
@@ -150,7 +151,8 @@ class Abilities:
     """What can be asked of an engine. What it cannot do is not measured with it.
 
     Attributes:
-        first_token_logprobs: by token id; Transformers then checks that the checkpoint is loaded rightly.
+        first_token_logprobs: of how many of the likeliest first tokens it tells them, by token id; Transformers then
+            checks that the checkpoint is loaded rightly. 0: of none.
         prompt_logprobs: of given tokens; the perplexity of given answers is made of these.
         tasks: lm-eval can ask it.
         adapters: all of this can be asked of a LoRA adapter on its base, unless it is refused (`AdapterRefused`); else
@@ -160,7 +162,7 @@ class Abilities:
         unpenalised: it decodes without a repetition penalty; else with its own, if it has one.
     """
 
-    first_token_logprobs: bool
+    first_token_logprobs: int
     prompt_logprobs: bool
     tasks: bool
     adapters: bool

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypedDict
 from transformers import PreTrainedTokenizerBase
 
 from aird.evaluation.engine import Client
+from aird.evaluation.first_tokens import FirstToken
 from aird.inference.refusals import degenerate, jailbroken_arditi
 from aird.prompts.attack import AttackedPrompt, attack_of
 from aird.prompts.chat import chat_settings, chat_tokens, check_no_thoughts, opens_thought, split_thought
@@ -43,6 +44,7 @@ class CompletionRecord(TypedDict, total=False):
         thought, unfinished: of a model that thinks; an unfinished thought has no completion.
         tokens: number of generated tokens.
         finish_reason: `stop` or `length`.
+        first_token: of a plain prompt, where the engine tells it and no thought begins the reply.
         merged: of a patch that is served in both forms: completion, thought, unfinished, tokens and finish_reason of
             the merged checkpoint.
     """
@@ -58,6 +60,7 @@ class CompletionRecord(TypedDict, total=False):
     unfinished: bool
     tokens: int
     finish_reason: str
+    first_token: FirstToken
     merged: CompletionRecord
 
 
@@ -80,6 +83,7 @@ class Asked:
         reference: completions of the original, whose harmless answers give the perplexity; None takes the checkpoint's
             own.
         attack_texts: by the attacks' names (`aird.prompts.attack.read_attack_texts`).
+        original: completions of the original, whose refusals say which first tokens are scored; None of the original.
     """
 
     suite: Suite
@@ -87,6 +91,7 @@ class Asked:
     seed: int
     reference: Sequence[Mapping[str, object]] | None = None
     attack_texts: Mapping[str, str] = field(default_factory=dict)
+    original: Sequence[Mapping[str, object]] | None = None
 
 
 class Question(NamedTuple):
@@ -128,6 +133,11 @@ class ChatPrompts:
     tokenizer: PreTrainedTokenizerBase
     suite: Suite
     system_prompt: str | None = None
+
+    @property
+    def thinks(self) -> bool:
+        """Whether a reply begins with a thought."""
+        return self.suite.think and bool(chat_settings(self.tokenizer).thinking)
 
     def tokens(
         self,

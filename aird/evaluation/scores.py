@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from aird.evaluation.first_tokens import first_token_scores
 from aird.evaluation.hand_labels import BY_HAND, REFUSED, reply_hash
 from aird.evaluation.judge import REFUSAL, TextJudge, judged, served_judges, text_judges
 from aird.evaluation.utility import perplexity
@@ -21,6 +22,7 @@ def score(
     judge: str | None = None,
     judges: Sequence[str] | None = None,
     hand_labels: Mapping[str, str] | None = None,
+    original: Sequence[Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Return the record of the scores node: rates, perplexity, tasks, parity, engine, and what is behind them.
 
@@ -35,6 +37,8 @@ def score(
         judge: its name.
         judges: names of the judges that label by text; default: the project's own.
         hand_labels: what a person called replies, by `reply_hash`.
+        original: completion records of the original, whose refusals say which first tokens are scored; default: the
+            completions themselves. A label has `refusal_score` where its prompt has one (`first_token_scores`).
 
     Raises:
         ValueError: the judge judged other prompts.
@@ -46,6 +50,7 @@ def score(
         _join(labels, judgement, judge)
     if hand_labels:
         _join_by_hand(labels, completions, hand_labels)
+    add_first_token_scores(labels, completions if original is None else original, completions)
     measured = perplexity(utility["answers"], seed)
     return {
         "rates": rates(labels, names),
@@ -100,6 +105,18 @@ def label(completion: Mapping[str, Any], judges: Mapping[str, TextJudge]) -> dic
         "degenerate": not unfinished and degenerate(text),
         **({} if unfinished is None else {"unfinished": unfinished}),
     }
+
+
+def add_first_token_scores(
+    labels: Sequence[dict[str, Any]], original: Sequence[Mapping[str, Any]], completions: Sequence[Mapping[str, Any]]
+) -> None:
+    """Add the refusal score of its first token to each label that has one, and its upper bound if that is another."""
+    scores = first_token_scores(original, completions)
+    for row in labels:
+        if (score := scores.get((row["kind"], row["id"]))) is not None:
+            row["refusal_score"] = score.low
+            if score.high > score.low:
+                row["highest_refusal_score"] = score.high
 
 
 def _join(labels: Sequence[dict[str, Any]], judgement: Sequence[Mapping[str, Any]], judge: str) -> None:

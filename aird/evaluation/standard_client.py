@@ -47,7 +47,7 @@ class Ways:
     def abilities(self) -> Abilities:
         """What can be asked of such a server; lm-eval's tasks need more than this proves."""
         return Abilities(
-            first_token_logprobs=self.logprobs,
+            first_token_logprobs=CANDIDATES if self.logprobs else 0,
             prompt_logprobs=self.echo,
             tasks=False,
             adapters=False,

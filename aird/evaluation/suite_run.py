@@ -16,6 +16,7 @@ from typing import Any, TypedDict
 
 from aird.evaluation.decoding import CheckedClient
 from aird.evaluation.engine import Abilities, AdapterRefused, Client, Completion, Engine, ServerSettings
+from aird.evaluation.first_tokens import first_token_records, first_tokens
 from aird.evaluation.parity import (
     CANDIDATES,
     Agreement,
@@ -173,7 +174,12 @@ class _Run:
     def first_tokens(self, client: Client) -> list[Completion]:
         """Return the first token of each plain prompt, where the engine tells its log-probability."""
         prompts = [question.tokens for question in self.questions.plain]
-        return client.complete(prompts, 1, logprobs=CANDIDATES) if self.can.first_token_logprobs else []
+        return client.complete(prompts, 1, logprobs=CANDIDATES) if self.is_checked else []
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether the engine is one that Transformers checks, and tells what that takes."""
+        return self.can.first_token_logprobs > 0 and not self.deployment.engine.is_reference
 
 
 def evaluate_suite(asked: Asked, deployment: Deployment, places: Places) -> tuple[list[EvaluatedCompletion], Utility]:
@@ -283,7 +289,7 @@ def _measure(
     suite, questions = run.asked.suite, run.questions
     with _serve(run, merged=merged) as served:
         client = served.client
-        first_tokens = run.first_tokens(client) if run.both else []
+        candidates = run.first_tokens(client) if run.both else []
         # First: only lm-eval finds that a task's prompt is too long, which would lose what was completed before.
         tasks, of_questions, data = run_tasks(
             client, served.folder, suite, run.tasks, run.settings.maximum_model_length
@@ -303,7 +309,16 @@ def _measure(
             "parity": served.parity,
             "engine": _engine_record(run, client.name),
         }
-    return plain, attacked, utility, first_tokens
+        # Last, so that what it leaves in an engine's cache reaches nothing else.
+        if run.can.first_token_logprobs and not questions.chat.thinks:
+            prompts = [question.tokens for question in questions.plain]
+            told = first_tokens(
+                client, questions.chat.tokenizer, prompts, run.can.first_token_logprobs, run.can.token_ids
+            )
+            for record, token in zip(plain, first_token_records(plain, *told, run.asked.original), strict=True):
+                if token is not None:
+                    record["first_token"] = token
+    return plain, attacked, utility, candidates
 
 
 def _installed(*packages: str) -> dict[str, str]:
@@ -335,7 +350,7 @@ def _serve(run: _Run, *, merged: bool) -> Iterator[Served]:
     with scratch_folder(run.places.scratch) as folder:
         served, left, dense = prepare_checkpoint(checkpoint, adapter, engine, folder, merged)
         expected = None
-        if run.can.first_token_logprobs:
+        if run.is_checked:
             # Before the start: the reference's memory is then the server's.
             probes = run.questions.probes(run.deployment.serving.parity_prompts)
             expected = expected_logprobs(checkpoint, adapter, served if left is None else None, probes)

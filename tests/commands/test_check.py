@@ -121,6 +121,46 @@ def test_the_demo_refuses_what_it_does_not_use(
     assert f"so it does not use {named}; leave one or the other out" in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def refusing(original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a tiny model that was tuned to refuse harmful prompts alone, and answers others as before."""
+    folder = new(tmp_path_factory.mktemp("tuned") / "refusing")
+    tune_to_refuse(original, folder, ASKED[:20], ANSWERED[:20], tiny_tuning(epochs=4))
+    return folder
+
+
+def other_prompts(folder: Path) -> list[Any]:
+    """Return the options that name prompts which no model was tuned with."""
+    for kind, lines in (("harmful", ASKED[20:]), ("harmless", ANSWERED[20:])):
+        (folder / f"{kind}.txt").write_text("\n".join(lines), encoding="utf-8")
+    return ["--harmful", folder / "harmful.txt", "--harmless", folder / "harmless.txt"]
+
+
+def test_a_verdict_says_whether_first_tokens_tell_harmful_from_harmless(
+    original: Path, refusing: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The untuned model refuses nothing, so that its refusals say nothing of how well it tells the two apart."""
+    output, verdict = tmp_path / "output", tmp_path / "verdict.json"
+    options = ["--tokens", 8, "--json", verdict, "--transformers"]
+    assert check(refusing, original, *other_prompts(tmp_path), "--output", output, *options) == 3
+    printed, loss = capsys.readouterr().out, read_json(verdict)["kind_of_loss"]
+    assert loss["scored"] == 40 and loss["area"]["before"][0] == 1.0 and loss["threshold"]["change"][1] > 0
+    assert f"area under the ROC curve: 1.00 (0.99 to 1.00) before, {loss['area']['after'][0]:.2f}" in printed
+    assert f"kind of loss: {loss['sentence']}" in printed and "it refuses less of everything" in printed
+    # Of what was kept the same comes out, whichever side is stored.
+    for sides in ((output / "original", output / "compressed"), (output / "original", original)):
+        assert check(*sides, "--json", verdict, *(["--transformers"] if sides[1] == original else [])) == 3
+        assert read_json(verdict)["kind_of_loss"] == loss
+    # An answer that says nothing of its first token leaves no area.
+    rows = [
+        {k: v for k, v in row.items() if k != "first_token"}
+        for row in read_json_lines(output / "compressed/completions.jsonl")
+    ]
+    write_json_lines(tmp_path / "old.jsonl", rows)
+    assert check(output / "original", tmp_path / "old.jsonl") == 3
+    assert "area under the ROC curve: not measured: an engine told no log-probabilities" in capsys.readouterr().out
+
+
 def test_a_model_is_asked_the_prompts_of_the_stored_side(
     original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -63,7 +63,7 @@ class Starter(Engine):
     """An engine that is checked, has adapters merged, and cannot tell the log-probabilities of given tokens."""
 
     instead: Path | None = None  # what it wrongly loads
-    abilities: ClassVar = Abilities(first_token_logprobs=True, prompt_logprobs=False, tasks=False, adapters=False)
+    abilities: ClassVar = Abilities(first_token_logprobs=20, prompt_logprobs=False, tasks=False, adapters=False)
 
     title = "a starter"
 
@@ -80,7 +80,7 @@ class Carrier(Starter):
     """An engine that is checked and takes adapters: beside the base, not at all, or with an error."""
 
     does: str = "carries"
-    abilities: ClassVar = Abilities(first_token_logprobs=True, prompt_logprobs=True, tasks=False, adapters=True)
+    abilities: ClassVar = Abilities(first_token_logprobs=20, prompt_logprobs=True, tasks=False, adapters=True)
 
     @contextlib.contextmanager
     def serve(
@@ -228,7 +228,7 @@ def test_both_forms_are_compared_prompt_by_prompt(original: Path, tmp_path: Path
     pairs = zip(alone, merged, strict=True)
     assert scored["merged"]["other_completions"] == sum(one["completion"] != two["completion"] for one, two in pairs)
     assert scored["merged"]["other_labels"] == {"harmful": 0, "harmless": 0}
-    # Transformers tells no candidates, but answers in both forms.
+    # Transformers is not compared with itself, but answers in both forms.
     local, measured = evaluate(Transformers(), original, tmp_path, adapter, asking(serve="both"))
     assert measured["merged"] == {"parity": None, "first_tokens": None} and "merged" in local[0]
     with pytest.raises(ValueError, match="takes no adapter"):

@@ -147,7 +147,7 @@ def test_room_is_kept_for_the_token_that_a_server_adds_to_an_answer(original: Pa
             yield FullServer(settings.maximum_model_length)
 
         def able(self, checkpoint: Path) -> Abilities:
-            return dataclasses.replace(self.abilities, first_token_logprobs=False)
+            return dataclasses.replace(self.abilities, first_token_logprobs=0)
 
     class FullServer(Likelihoods):
         name = "vLLM"

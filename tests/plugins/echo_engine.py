@@ -25,7 +25,7 @@ class Echo(Engine):
 
     title = "an echo"
     settings = EchoSettings
-    abilities = Abilities(first_token_logprobs=False, prompt_logprobs=False, tasks=False, adapters=False)
+    abilities = Abilities(first_token_logprobs=0, prompt_logprobs=False, tasks=False, adapters=False)
 
     @contextlib.contextmanager
     def serve(

@@ -63,7 +63,7 @@ def main(
     opened = open_engine(engine, engine_settings, environment)
     answered = None if reference is None else read_json_lines(reference)
     answers, measured = evaluate_suite(
-        Asked(suite, records, seed, answered, texts),
+        Asked(suite, records, seed, answered, texts, original=answered),
         Deployment(checkpoint, adapter, opened, settings.serving, key_value_cache_dtype),
         Places(completions.with_suffix(".served"), server_log),
     )

@@ -13,6 +13,7 @@ def main(
     completions: Path,
     utility: Path,
     judgement: Path | None,
+    reference: Path | None,
     hand_labels: Path | None,
     judges: list[str],
     judge: str | None,
@@ -23,7 +24,8 @@ def main(
     judged = [] if judgement is None else read_json_lines(judgement)
     labels = None if hand_labels is None else read_labels(hand_labels)
     rows, measured = read_json_lines(completions), read_json(utility)
-    write_json(output, score(rows, measured, seed, judgement=judged, judge=judge, judges=judges, hand_labels=labels))
+    original = None if reference is None else read_json_lines(reference)
+    write_json(output, score(rows, measured, seed, judged, judge, judges, labels, original))
 
 
 if __name__ == "__main__":

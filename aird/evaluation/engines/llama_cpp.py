@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aird.evaluation.engine import (
+    FIRST_TOKENS,
     Abilities,
     Client,
     Completion,
@@ -60,7 +61,7 @@ class LlamaCpp(Engine):
         memory_mb=1000,
         minutes=10,
     )
-    abilities = Abilities(first_token_logprobs=True, prompt_logprobs=False, tasks=False, adapters=True)
+    abilities = Abilities(first_token_logprobs=FIRST_TOKENS, prompt_logprobs=False, tasks=False, adapters=True)
     weights = WeightForm.GGUF_FILE
     default = True
     key_value_cache_dtypes = ("q8_0", "q4_0")

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aird.evaluation.engine import Abilities, Client, Completion, Engine, ServerSettings, finite
+from aird.evaluation.engine import FIRST_TOKENS, Abilities, Client, Completion, Engine, ServerSettings, finite
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -24,7 +25,7 @@ class Transformers(Engine):
 
     title = "Transformers"
     abilities = Abilities(
-        first_token_logprobs=False, prompt_logprobs=True, tasks=False, adapters=True, expert_adapters=True
+        first_token_logprobs=FIRST_TOKENS, prompt_logprobs=True, tasks=False, adapters=True, expert_adapters=True
     )
     is_reference = True
     usage = "let Transformers answer, and look for no server"
@@ -52,15 +53,23 @@ class TransformersClient(Client):
     def complete(
         self, prompts: Sequence[Sequence[int]], maximum_new_tokens: int, *, logprobs: int | None = None
     ) -> list[Completion]:
-        """Complete each prompt greedily (`Client.complete`); `logprobs` must be None."""
+        """Complete each prompt greedily (`Client.complete`)."""
         from aird.inference.generation import generate
 
-        if logprobs is not None:
-            raise ValueError("Transformers is asked for no candidates: it is what other engines are checked against")
+        first: dict[int, dict[int, float]] = {}
+
+        def observe(rows: Sequence[int], token: int, logits: torch.Tensor) -> None:
+            if token == 0 and logprobs is not None:
+                values, ids = logits.double().log_softmax(-1).topk(min(logprobs, logits.shape[-1]))
+                for row, *told in zip(rows, ids.tolist(), values.tolist(), strict=True):
+                    first[row] = dict(zip(told[0], map(finite, told[1]), strict=True))
+
+        made = generate(self._model, self._tokenizer, prompts, maximum_new_tokens, observe=observe)
         completions = []
-        for ids in generate(self._model, self._tokenizer, prompts, maximum_new_tokens):
+        for row, ids in enumerate(made):
             text = str(self._tokenizer.decode(ids, skip_special_tokens=True))
-            completions.append(Completion(text, tuple(ids), "length" if len(ids) == maximum_new_tokens else "stop"))
+            reason = "length" if len(ids) == maximum_new_tokens else "stop"
+            completions.append(Completion(text, tuple(ids), reason, first.get(row)))
         return completions
 
     def token_logprobs(self, prompts: Sequence[Sequence[int]]) -> list[list[float | None]]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from aird.evaluation.http_server import HttpServer
 
 PATH = "/v1/completions"
+VLLM_TELLS = 20  # log-probabilities, unless it was started with another --max-logprobs
 
 
 class UrlSettings(EngineSettings):
@@ -114,7 +115,7 @@ class Url(Engine):
 
     title = "a running server"
     settings = UrlSettings
-    abilities = Abilities(first_token_logprobs=True, prompt_logprobs=True, tasks=True, adapters=False)
+    abilities = Abilities(first_token_logprobs=VLLM_TELLS, prompt_logprobs=True, tasks=True, adapters=False)
     weights = None
     option = "ADDRESS"
     usage = "address of a running server, vLLM or another, that serves the model (and the adapter merged)"

