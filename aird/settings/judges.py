@@ -29,7 +29,7 @@ class JudgeSettings(Settings):
 
     @model_validator(mode="after")
     def _loadable(self) -> JudgeSettings:
-        if self.source.wheel is not None or self.source.file is not None:
+        if self.source.parts or self.source.file is not None:
             raise ValueError(
                 "a judge needs a model in Hugging Face format; give `hub` without `file`, or the `path` of a folder"
             )

