@@ -224,16 +224,13 @@ def test_the_statements_are_read_again_from_their_table(table: pandas.DataFrame,
         ("repaired at no cost", "light", "aird", UNDECIDED, None),  # it lost nothing
         ("nearer to the original's", "pruned", "aird", HOLDS, 0.48),
         ("back to the original's", "pruned", "aird", HOLDS, 0.98),
-        ("refuses less with the original's direction", "pruned", "aird", HOLDS, 0.8),
         ("the refusal direction is restored", "pruned", "aird", HOLDS, None),
         # A direction that comes nearer is not restored.
         ("nearer to the original's", "pruned", "weak", HOLDS, 0.2),
         ("back to the original's", "pruned", "weak", DOES_NOT_HOLD, 0.7),
-        ("refuses less with the original's direction", "pruned", "weak", HOLDS, 0.4),
-        # Refusal that comes back by another way restores none.
         ("nearer to the original's", "pruned", "learnt", DOES_NOT_HOLD, -0.01),
         ("back to the original's", "pruned", "learnt", DOES_NOT_HOLD, 0.49),
-        ("refuses less with the original's direction", "pruned", "learnt", DOES_NOT_HOLD, 0.01),
+        ("refuses less with the original's direction", "pruned", "random", DOES_NOT_HOLD, 0.05),
     ],
 )
 def test_a_verdict(
@@ -262,13 +259,19 @@ def test_over_all_compressions_only_what_lost_something_counts(table: pandas.Dat
     for statement in ("repaired at no cost", "the refusal direction is restored"):
         overall = row(table, statement, ALL, "aird")
         assert (overall.verdict, overall.n) == (HOLDS, 1)
-    names = ("raises refusal of harmful", "nearer to the original's", "back to the original's", "refuses less with")
-    assert [row(table, name, "pruned", "aird").n for name in names] == [200, 128, 128, 100]
+    names = ("raises refusal of harmful", "nearer to the original's", "back to the original's")
+    assert [row(table, name, "pruned", "aird").n for name in names] == [200, 128, 128]
     # A control makes no claim over all compressions.
     assert table[(table.patch == "random") & (table.compression == ALL)].empty
     further = row(table, "more refusal is lost", ALL)
     assert (further.estimate, further.p_value) == (pytest.approx(1), pytest.approx(1 / 6))
     assert (further.verdict, further.reason) == (UNDECIDED, "3 compressions are too few")
+
+
+def test_ablation_is_judged_only_of_patches_that_it_does_not_undo(table: pandas.DataFrame) -> None:
+    """A patch along r writes nothing that is left when r is ablated."""
+    judged = table[table.statement.str.contains("refuses less with the original's direction", regex=False)]
+    assert set(judged.patch) == {"random"}
 
 
 def test_one_direction_mediates_refusal(table: pandas.DataFrame) -> None:

@@ -1,7 +1,7 @@
 """C5: the repair restores the refusal direction, where compression moved it.
 
-The corrected cosine with the original's against that of the unpatched checkpoint, and against C2's margin; McNemar's
-test of ablating the original's direction in the patched checkpoint.
+The corrected cosine with the original's against that of the unpatched checkpoint, and against C2's margin. For patches
+whose columns do not lie along r, also McNemar's test of ablating the original's direction in the patched checkpoint.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ def _tested(evidence: Evidence, model: str, patch: str) -> Iterator[Tested]:
         )
         yield Tested(Proposition.NEARER, subject, gain)
         yield Tested(Proposition.BACK, subject, cosine(resampled(after), moves=False))
+        if patch not in evidence.random:
+            continue  # r ablated, W + r row computes what W computes: such a patch cannot fail this test
         labels = evidence.examinations[model, compression, patch]["labels"]
         less = PairedComparison.of(labels["harmful_ablated"]["refused"], labels["harmful"]["refused"])
         yield Tested(Proposition.ABLATION_STILL_LOWERS, subject, effect(less, room=less.after))
