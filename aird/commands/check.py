@@ -30,13 +30,17 @@ from aird.commands.evaluate import (
     check_adapter,
     check_engine_arguments,
     choose_engine,
+    engine_of_judge,
     served_as,
 )
 from aird.commands.inputs import MODEL_HELP, take_gpus_for
+from aird.commands.judging import open_judge
 from aird.commands.preflight import Examined, check_norms, check_room, estimate, examine
 from aird.commands.prompt_files import prompt_path, read_prompts
+from aird.evaluation.judged_change import JudgedChange, judged_changes
 from aird.evaluation.kind_of_loss import kind_of_loss
 from aird.evaluation.regression import LEAST_FLIPS, MARGIN, REGRESSION, CheckVerdict, judge_change
+from aird.evaluation.scores import join_judgement
 from aird.prompts import embedded
 from aird.prompts.sets import CLASSES
 from aird.support.files import read_json_lines
@@ -70,6 +74,8 @@ examples:
   aird check Qwen/Qwen2.5-1.5B-Instruct my-4bit-model --report check.html --junit check.xml
   aird check original compressed --patch adapter --count 200
       (the compressed model with a patch on it)
+  aird check original compressed --judge strongreject=Qwen/Qwen2.5-7B-Instruct
+      (a model judges the replies too; the exit code is by the phrases)
   aird check original compressed --repair adapter
       (a regression is repaired by a calibrated patch, and the repaired model is checked)
   aird check model-F16.gguf model-Q4_K_M.gguf --llama-cpp .venv-llama-cpp/bin/python
@@ -246,7 +252,9 @@ def _check(arguments: argparse.Namespace, original: Answerer, compressed: Answer
     learnt = {} if arguments.repair is None else prompts_to_learn(prompts, arguments.seed)
     engines = {side.name: choose_engine(arguments, side.name) for side in (original, compressed) if side.model}
     models = [side.model for side in (original, compressed) if side.model is not None]
-    take_gpus_for(models, list(engines.values()))
+    judge = None if arguments.judge is None else open_judge(arguments.judge)
+    judge_engines = [] if judge is None else [engine_of_judge(arguments, judge.model)]
+    take_gpus_for([*models, *([judge.model] if judge else [])], [*engines.values(), *judge_engines])
 
     def answered(side: Answerer, folder: str, patch: Path | None = None, of: Answered | None = None) -> Answered:
         if side.model is None:
@@ -261,11 +269,20 @@ def _check(arguments: argparse.Namespace, original: Answerer, compressed: Answer
 
     def result(verdicts: dict[str, CheckVerdict], before: Answered, after: Answered, patch: Path | None) -> CheckResult:
         loss = kind_of_loss(before.labels, after.labels)
+        judged: dict[str, list[JudgedChange]] = {}
+        if judge is not None:
+            sides = [before, after]
+            said = judge.ask(
+                judge_engines[0], [each.completions for each in sides], arguments.seed, output / "judge.log"
+            )
+            for each, judgement in zip(sides, said, strict=True):
+                join_judgement(each.labels, judgement, judge.name)
+            judged = {judge.named: judged_changes(judge.name, before.labels, after.labels)}
         facts = facts_of(arguments, prompts, suite, before, after, loss, patch) | template_fact
         if "patch" in facts or "compressed patched by" in facts:
             *_, last = verdicts
             verdicts = {**verdicts, last: verdicts[last].of_patched()}
-        return CheckResult(f"{compressed.name} against {original.name}", verdicts, facts, loss)
+        return CheckResult(f"{compressed.name} against {original.name}", verdicts, facts, loss, judged)
 
     before = answered(original, "original")
     after = answered(compressed, "compressed", arguments.patch, before)

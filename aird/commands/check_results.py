@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from aird.commands.check_facts import JUDGE
+from aird.evaluation.judged_change import JudgedChange
 from aird.evaluation.kind_of_loss import KindOfLoss, kind_of_loss
 from aird.evaluation.regression import (
     NOT_MEASURED,
@@ -36,12 +37,14 @@ class CheckResult:
         verdicts: heading to verdict; the last one counts. Of a repaired model there are two.
         facts: what was measured and how, name to text.
         loss: what kind of loss the last verdict is about; None where too few prompts were asked.
+        judged: a judge that was asked for, to what it says of the last verdict's two sides.
     """
 
     title: str
     verdicts: Mapping[str, CheckVerdict]
     facts: Mapping[str, str]
     loss: KindOfLoss | None
+    judged: Mapping[str, Sequence[JudgedChange]] = field(default_factory=dict)
 
     @property
     def verdict(self) -> CheckVerdict:
@@ -69,7 +72,9 @@ class CheckResult:
         repaired = {"before_the_repair": before[0].record()} if before else {}
         loss = None if self.loss is None else self.loss.record()
         facts = dict(self.facts)
-        return {**verdict.record(), "exit_code": self.exit_code, "facts": facts, "kind_of_loss": loss, **repaired}
+        judged = {name: [each.record() for each in changes] for name, changes in self.judged.items()}
+        more = {"exit_code": self.exit_code, "facts": facts, "kind_of_loss": loss, "judged": judged}
+        return {**verdict.record(), **more, **repaired}
 
 
 def tell(arguments: argparse.Namespace, result: CheckResult) -> int:
@@ -78,7 +83,10 @@ def tell(arguments: argparse.Namespace, result: CheckResult) -> int:
         print(canonical_json(result.record()))
     else:
         cautions = [f"  {name}: {fact}" for name, fact in result.facts.items() if _is_caution(name)]
-        print("\n".join([result.text, *cautions]))
+        judged = [
+            f"  {name} says: {each.what} {each.text()}" for name, changes in result.judged.items() for each in changes
+        ]
+        print("\n".join([result.text, *cautions, *judged]))
     write_files(arguments, result)
     return result.exit_code
 

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from aird.commands.inputs import MODEL_HELP, ModelFolder, check_output, open_model_folder, take_gpus_for, validated
+from aird.commands.judging import add_judge_argument, judge_scores, open_judge
 from aird.commands.prompt_files import add_prompt_arguments, choose, prompt_files, read_prompts
 from aird.commands.search import PROVENANCE
 from aird.evaluation.engine import Engine
@@ -42,6 +43,8 @@ examples:
       (perplexity of the same harmless answers, so that it can be compared)
   aird evaluate model-Q4_K_M.gguf --llama-cpp .venv-llama-cpp/bin/python ... --output scores
       (llama.cpp itself answers, as it does for people who run the file)
+  aird evaluate compressed --judge classifier=meta-llama/Llama-Guard-3-8B ... --output scores
+      (a model judges too; scores.json has its rates beside those by phrases)
   aird evaluate compressed --vllm .venv-vllm/bin/python --tasks boolq,hellaswag ... --output scores
   aird evaluate compressed --harmful results/prompts/advbench.jsonl --harmless results/prompts/harmless.jsonl \\
       --count 200 --output scores    (prompt sets of the workflow)
@@ -53,6 +56,7 @@ files in the output folder:
                       (with --serve both, each holds what the merged model does instead as `merged`)
   scores.json         refusal, attack success by two judges, degenerate text, over-refusal: n, rate, 95% interval;
                       perplexity; the labels of each prompt
+  judgement.jsonl     with --judge: what the judge said of each reply
   provenance.json     model, commit, adapter, hashes of the prompt files
   server.log          what a server printed that was started for this
 
@@ -96,6 +100,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         help="how a patch is served: beside the model, as it ships (default; merged where the engine takes none), "
         "merged into it, or both, with the differences",
     )
+    add_judge_argument(parser)
     parser.add_argument(
         "--length", type=int, help="longest prompt plus completion, tokens (default: 1024, or the suite's)"
     )
@@ -136,9 +141,13 @@ def run(arguments: argparse.Namespace) -> None:
         able = " or ".join(_option(name) for name, kind in engine_kinds().items() if kind.abilities.tasks)
         raise ValueError(f"--tasks: {engine.title} cannot be asked these; name an engine that can with {able}")
     model = open_model_folder(arguments.model, arguments.trust_remote_code)
-    take_gpus_for([model], [engine])
+    judge = None if arguments.judge is None else open_judge(arguments.judge)
+    judge_engine = engine if judge is None else engine_of_judge(arguments, judge.model)
+    take_gpus_for([model, *([] if judge is None else [judge.model])], [engine, judge_engine])
     output: Path = arguments.output
     scores = ask(model, arguments.adapter, records, suite, engine, (reference, reference), arguments, output)
+    if judge is not None:
+        scores = judge_scores(judge, judge_engine, output, arguments.seed, reference)
     print(_describe(scores))
     print(f"  {'written to':22} {output}")
 
@@ -293,6 +302,12 @@ def choose_engine(arguments: argparse.Namespace, model: str) -> Engine:
             with contextlib.suppress(FileNotFoundError):  # the environment was removed
                 return kind(recorded_python(record))
     return next(kind() for kind in kinds.values() if kind.is_reference)
+
+
+def engine_of_judge(arguments: argparse.Namespace, judge: ModelFolder) -> Engine:
+    """Return who answers for a judge: as for other models, but for a running server, which serves another one."""
+    engine = choose_engine(arguments, str(judge.folder))
+    return engine if engine.weights is not None else next(k() for k in engine_kinds().values() if k.is_reference)
 
 
 def engine_variable(name: str) -> str:

@@ -7,7 +7,7 @@ apart: the judge NAME gives the label `jailbroken_NAME` and the rate `asr_NAME`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from aird.inference.refusals import REFUSAL_JUDGE
@@ -54,6 +54,7 @@ class ServedJudge(Generic[S]):
         answer: that key. Rows without it have no such label.
         grades: whether its label is a grade.
         refusals: whether some of its settings let it say which completions refuse (`judges_harmless`).
+        of_command: settings where a command names the judge and its model alone.
         usage: how to mend settings by which no answer can be read, behind a semicolon.
     """
 
@@ -66,6 +67,7 @@ class ServedJudge(Generic[S]):
     usage: str
     grades: bool = False
     refusals: bool = False
+    of_command: Mapping[str, object] = field(default_factory=dict)
 
 
 def text_judges(names: Iterable[str] | None = None) -> dict[str, TextJudge]:

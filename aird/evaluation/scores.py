@@ -47,7 +47,7 @@ def score(
     names = [*by_text, *([] if judge is None else [judge])]
     labels = [label(record, by_text) for record in completions]
     if judge is not None:
-        _join(labels, judgement, judge)
+        join_judgement(labels, judgement, judge)
     if hand_labels:
         _join_by_hand(labels, completions, hand_labels)
     add_first_token_scores(labels, completions if original is None else original, completions)
@@ -119,7 +119,7 @@ def add_first_token_scores(
                 row["highest_refusal_score"] = score.high
 
 
-def _join(labels: Sequence[dict[str, Any]], judgement: Sequence[Mapping[str, Any]], judge: str) -> None:
+def join_judgement(labels: Sequence[dict[str, Any]], judgement: Sequence[Mapping[str, Any]], judge: str) -> None:
     """Add a served judge's labels; None where it did not decide, False of an unfinished thought."""
     key = served_judges([judge])[judge].answer
     said = {row["id"]: row for row in judgement}

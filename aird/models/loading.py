@@ -85,6 +85,14 @@ def settings_of_a_call() -> Iterator[None]:
         _chat[:], _trusted[:] = before
 
 
+@contextlib.contextmanager
+def another_model(chat: Chat | None) -> Iterator[None]:
+    """Let another model, such as a judge, have chat settings of its own, and run no code, until the context ends."""
+    with settings_of_a_call():
+        _chat[:], _trusted[:] = [] if chat is None else [chat], []
+        yield
+
+
 def read_chat(checkpoint: Path) -> Chat | None:
     """Return the chat settings of a checkpoint; None where it has none.
 

@@ -1,0 +1,119 @@
+"""A model that judges replies, where a command is asked for one with --judge."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aird.commands.inputs import ModelFolder, open_model_folder, validated
+from aird.evaluation.engine import Engine
+from aird.evaluation.judge import served_judges
+from aird.plugin import JUDGES
+from aird.prompts.sets import Record
+from aird.settings.judges import JudgeSettings
+from aird.settings.sources import read_hub_name
+
+JUDGEMENT = "judgement.jsonl"
+
+
+@dataclass(frozen=True)
+class OpenedJudge:
+    """A judge that can be asked.
+
+    Attributes:
+        settings: how it is asked.
+        model: its model.
+        named: what the user called it.
+    """
+
+    settings: JudgeSettings
+    model: ModelFolder
+    named: str
+
+    @property
+    def name(self) -> str:
+        """Its name in labels and rates."""
+        return str(self.settings.model_dump()["kind"])
+
+    def ask(
+        self, engine: Engine, sides: Sequence[Sequence[Record]], seed: int, log: Path
+    ) -> list[list[dict[str, Any]]]:
+        """Return what it says of the completions of each side, asked in one go (`judge_completions`)."""
+        from aird.evaluation.judge import judged
+        from aird.evaluation.judgements import judge_completions
+        from aird.models.loading import another_model
+
+        print(f"Asking the judge {self.named} by {engine.describe()} ...", flush=True)
+        rows = [judged(side, self.settings.judges_harmless) for side in sides]
+        asked = list(itertools.chain.from_iterable(rows))
+        with another_model(self.settings.chat):
+            said = iter(judge_completions(self.model.folder, engine, asked, self.settings, seed, log))
+        return [[dict(next(said)) for _ in side] for side in rows]
+
+
+def add_judge_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the option that names a judge."""
+    kinds = " or ".join(f"{name}=MODEL" for name in served_judges())
+    parser.add_argument(
+        "--judge",
+        metavar="JUDGE",
+        help=f"let a model judge the replies too, beside the phrases: {kinds}, or a YAML file with the keys of a "
+        "suite's `judge`",
+    )
+
+
+def open_judge(text: str) -> OpenedJudge:
+    """Return the judge that an option names: `NAME=MODEL`, or a YAML file with the keys of a suite's `judge`.
+
+    Raises:
+        ValueError: it names none, or its model cannot be read.
+        SourceError: the hub does not have the model.
+    """
+    from aird.configuration.local_files import load_yaml_strictly
+    from aird.models.loading import another_model
+
+    known = served_judges(JUDGES.names())
+    name, given, named = text.partition("=")
+    values: Any
+    if given and name in known:
+        values = {"kind": name, **known[name].of_command}
+    elif Path(text).is_file():
+        values = load_yaml_strictly(Path(text))
+        if (
+            not isinstance(values, dict)
+            or values.get("kind") not in known
+            or not isinstance(values.get("source"), dict)
+        ):
+            raise ValueError(f"--judge: {text} is no judge; it needs `kind` ({' or '.join(known)}) and `source`")
+        source = values["source"]
+        named = source.get("path") or f"{source.get('hub')}@{source.get('revision')}"
+    else:
+        raise ValueError(
+            f"--judge: {text} is no judge; write {' or '.join(f'{each}=MODEL' for each in known)}, or a YAML file"
+        )
+    if not Path(named).expanduser().is_dir() and read_hub_name(named) is None:
+        raise ValueError(f"--judge: {named} is no folder of a model, and no name of one on the hub")
+    with another_model(None):
+        model = open_model_folder(named, False, asked=False)
+    kind = known[str(values["kind"])].settings
+    settings = validated(kind, {**values, "source": {"path": str(model.folder)}})
+    return OpenedJudge(settings, model, named)
+
+
+def judge_scores(
+    judge: OpenedJudge, engine: Engine, output: Path, seed: int, original: Sequence[Record] | None
+) -> dict[str, Any]:
+    """Judge what an evaluation wrote into the folder `output`; write and return its scores with those labels."""
+    from aird.evaluation.scores import score
+    from aird.support.files import read_json, read_json_lines, write_json, write_json_lines
+
+    completions = read_json_lines(output / "completions.jsonl")
+    (said,) = judge.ask(engine, [completions], seed, output / "judge.log")
+    scores = score(completions, read_json(output / "utility.json"), seed, said, judge.name, original=original)
+    write_json_lines(output / JUDGEMENT, said)
+    write_json(output / "scores.json", scores)
+    return scores
