@@ -162,6 +162,14 @@ def gpu_hours(configuration: Configuration) -> float:
     return seconds / 3600
 
 
+def _span(values: list[float], digits: int) -> str:
+    """Return the least and the largest of some numbers in words."""
+    low, high = (f"{value:.{digits}f}" for value in (min(values), max(values)))
+    if float(high) == 0:
+        return "none" if digits == 0 else "< 0.1"
+    return low if low == high else f"{low} to {high}"
+
+
 def document(configuration: Configuration) -> str:
     """Return docs/resources.md."""
     lines = [
@@ -173,26 +181,32 @@ def document(configuration: Configuration) -> str:
         f" {DISK_PER_SECOND / 1e9:.0f} GB/s and a network of {NETWORK_PER_SECOND / 1e6:.0f} MB/s. Measured times",
         "of a run stand in its `results/benchmarks/`.",
         "",
-        "GPU memory is the least that a node works with; vLLM takes what there is, for its cache, and wants more",
-        "than that for full batches. Disk is what a node leaves, for `evaluate_suite` what it needs while it runs (a",
-        "dense copy of a checkpoint by bitsandbytes, which it removes). What is learnt through W8A8, FP8 or",
-        "bitsandbytes needs as much beside its output meanwhile, and `lora-16` twice as much.",
+        "GPU memory is the least that a node works with; vLLM takes what there is. Disk is what a node leaves, for",
+        "`evaluate_suite` what it needs while it runs. What is learnt through W8A8, FP8 or bitsandbytes needs as much",
+        "beside its output meanwhile, and `lora-16` twice as much. From the smallest to the largest of the models",
+        f"({', '.join(f'{name}: {shape.parameters / 1e9:.2f}e9 weights' for name, shape in SHAPES.items())}):",
+        "",
+        "| node | GPU memory, GB | main memory, GB | disk, GB | minutes |",
+        "| --- | --- | --- | --- | --- |",
     ]
-    for name, shape in SHAPES.items():
-        lines += ["", f"## {name}: {shape.parameters / 1e9:.2f}e9 weights", ""]
-        lines += ["| node | GPU memory, GB | main memory, GB | disk, GB | minutes |", "| --- | --- | --- | --- | --- |"]
-        for node, found in nodes(shape, configuration).items():
-            memory = f"{found.gpu / GB:.0f}" if found.gpu else "none"
-            disk = f"{found.disk / GB:.1f}" if found.disk > 0.05 * GB else "< 0.1"
-            lines.append(f"| {node} | {memory} | {found.memory / GB:.0f} | {disk} | {found.seconds / 60:.1f} |")
-    cells = list(configuration.cells())
+    found = [nodes(shape, configuration) for shape in SHAPES.values()]
+    for node in found[0]:
+        each = [of_model[node] for of_model in found]
+        cells = [
+            _span([one.gpu / GB for one in each], 0),
+            _span([one.memory / GB for one in each], 0),
+            _span([one.disk / GB for one in each], 1),
+            _span([one.seconds / 60 for one in each], 1),
+        ]
+        lines.append(f"| {node} | {' | '.join(cells)} |")
+    grid = list(configuration.cells())
     weights = sum(2.0 * shape.parameters for shape in SHAPES.values())
     bases = len(configuration.compressions) + 1
     lines += [
         "",
         "## The whole grid",
         "",
-        f"{len(SHAPES)} models x {bases} checkpoints, {len(cells)} cells: about {gpu_hours(configuration):.0f} GPU"
+        f"{len(SHAPES)} models x {bases} checkpoints, {len(grid)} cells: about {gpu_hours(configuration):.0f} GPU"
         f" hours and at most {bases * weights / 1e12:.1f} TB of disk",
         "(quantised checkpoints are smaller). Cells are independent: eight GPUs take an eighth of the time.",
         "",
@@ -200,39 +214,26 @@ def document(configuration: Configuration) -> str:
         "",
         "This holds for any grid, and is what `rules/` says.",
         "",
-        "- **GPUs**: each job that runs a model gets as many as `models.NAME.gpus` says, by default one, and sees",
-        "  no others. vLLM deals each matrix to them (`--tensor-parallel-size`), so they must divide the",
-        "  attention heads. Transformers jobs deal the blocks to them, and keep embedding, last norm and output",
-        "  head on the first. A compression takes one GPU whatever the model, as llm-compressor has one block",
-        "  there at a time; `magnitude`, `bitsandbytes`, `gguf` and `kv_cache` take none, and an import neither.",
-        "  On a machine's one GPU, Transformers leaves in main memory what does not fit (`device_map: auto`).",
+        "- **GPUs**: each job that runs a model gets `models.NAME.gpus` (default 1), and sees no others. For vLLM they",
+        "  must divide the attention heads. A compression takes one; `magnitude`, `bitsandbytes`, `gguf`, `kv_cache`",
+        "  and imports take none. On a machine's one GPU, Transformers leaves in main memory what does not fit.",
         "- **On one machine** the jobs of all runs of one user, and `aird`, take their GPUs by lock files in the",
         "  folder for temporary files, and wait for those that another one has.",
-        "- **A run may use more GPUs than the profile's one**: `--resources gpu=4`. With fewer than a model",
-        "  wants, planning fails and says so.",
-        "- **GPU memory** of a server: vLLM's own share, or `engines.vllm.gpu_memory_utilization`. Further arguments",
-        "  of vLLM are `engines.vllm.arguments`.",
+        "- **More GPUs than the profile's one**: `--resources gpu=4`. With fewer than a model wants, planning fails.",
+        "- **GPU memory** of a server: vLLM's own share, or `engines.vllm.gpu_memory_utilization`.",
         "- **Main memory** (`mem_mb`): a job that runs a model asks for 4 to 8 GB and the model's weights once; 1.5",
-        "  times for a compression and a refusal tuning. A server without a GPU also asks for its cache",
-        "  beyond 1 GiB (`engines.vllm.key_value_cache_gib`). Without a GPU the weights count as float32, which jobs",
-        "  compute in where a processor is faster so, unless `compute_dtype: checkpoint`: an 8B model in 16 bits asks",
-        "  for 32 GB and the base.",
-        "- **A dense copy** of a quantised checkpoint needs no memory of its own: at most 2 GB of it are there at",
-        "  once, and no model beside it. It has the type that is computed in, so without a GPU it may be in",
-        "  float32, which takes twice the disk.",
-        "- **Memory of what runs no model through prompts**: the import takes the stored weights twice, as its proof",
-        "  computes in float32 on every machine (and a wrapper is there beside its text model), of a GGUF file",
-        "  three times, as that is dequantised in float32. A ready-made checkpoint takes the original's weights",
-        "  once, a merge as well, and a GGUF file three times, as does a recipe that makes such a file and decodes it",
-        "  (`gguf`, `kv_cache` by llama.cpp). Patches by a formula and tables ask for 1 to 3 GB.",
-        "- **How large the weights are** is read from the imported checkpoint or the local source. Before a hub",
-        "  model is imported it counts as 8 billion parameters in 16 bits, a wheel as 0.5.",
-        "  `models.NAME.parameters` replaces all this, as `suites.NAME.judge.parameters` does for a judge. Neither",
-        "  they nor `gpus` are part of any result's key, so after a change of them only the report is written again,",
-        "  which shows the configuration.",
+        "  times for a compression and a refusal tuning. A server without a GPU also asks for its cache beyond 1 GiB",
+        "  (`engines.vllm.key_value_cache_gib`). Without a GPU weights count as float32, unless",
+        "  `compute_dtype: checkpoint`: an 8B model in 16 bits asks for 32 GB and the base.",
+        "- **Imports** take the stored weights twice, for their proof in float32, and of a GGUF file three times. A",
+        "  ready-made checkpoint and a merge take them once, a recipe that makes a GGUF file three times. Patches by a",
+        "  formula and tables ask for 1 to 3 GB.",
+        "- **A dense copy** takes at most 2 GB at once; in float32, without a GPU, it takes twice the disk.",
+        "- **How large the weights are** is read from the checkpoint or local source. Before its import a hub model",
+        "  counts as 8 billion parameters in 16 bits, a wheel as 0.5; `models.NAME.parameters` and",
+        "  `suites.NAME.judge.parameters` replace this. A change of these or of `gpus` makes no result again.",
         "",
-        "Leasing, argument lists and plans are tested with a pretended `nvidia-smi`. Spread models are tested on",
-        "tensors that only say on which GPU they are; no run on several real GPUs was made.",
+        "This was tested with a pretended `nvidia-smi`; no run on several real GPUs was made.",
     ]
     return "\n".join(lines) + "\n"
 
