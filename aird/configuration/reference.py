@@ -46,7 +46,6 @@ NAMES = {
     "attacks": "ATTACK",
 }
 TYPES = {"integer": "whole number", "number": "number", "string": "text", "boolean": "`true` or `false`"}
-HEAD = ["| key | type | default | description |", "|---|---|---|---|"]
 BOUNDS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
 
 
@@ -114,7 +113,7 @@ def reference(root: Schema) -> str:
             # The same key of several kinds is one place.
             places = dict.fromkeys(re.sub(r" \(\w+\)", "", path) for path in section.paths)
             lines += ["", f"Stands at {', '.join(f'`{place}`' for place in places)}."]
-        lines += ["", *HEAD, *own] if own else ["", "It has no other key."]
+        lines += ["", *(own or ["It has no other key."])]
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
 
@@ -130,7 +129,7 @@ def _family(kinds: list[Section], rows: list[dict[str, str]], shared: Mapping[st
         keys += [_link(kind.title, "its own")] if more else []
         lines.append(f"| `{name}` | {kind.says} | {', '.join(keys)} |".replace("|weight|", "\\|weight\\|"))
     if shared:
-        lines += ["", *HEAD, *shared.values()]
+        lines += ["", *shared.values()]
     return "\n".join(lines) + "\n"
 
 
@@ -178,10 +177,11 @@ def _model(schema: Schema) -> str:
 
 
 def _row(name: str, key: Schema, section: Section, sections: Mapping[str, Section]) -> str:
+    """Return the line of one key: its type, its default and what it is for."""
     required = name in section.schema.get("required", ())
-    cells = [f"`{name}`", _kind(key, sections), "required" if required else _default(key), key.get("description", "")]
-    # A bar would end the cell.
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    notes = [_kind(key, sections), "required" if required else _default(key)]
+    description = key.get("description", "")
+    return f"- `{name}` ({', '.join(filter(None, notes))}){': ' if description else ''}{description}"
 
 
 def _kind(schema: Schema, sections: Mapping[str, Section]) -> str:
@@ -212,9 +212,8 @@ def _alternative(schema: Schema, sections: Mapping[str, Section]) -> str:
 
 
 def _default(key: Schema) -> str:
-    if "$ref" in key:
-        return "its own"
-    return "" if key["default"] is None else _code(key["default"])
+    """Return the default in words; empty for none, and for a table, whose keys have theirs."""
+    return "" if "$ref" in key or key["default"] is None else f"default {_code(key['default'])}"
 
 
 def _code(value: Any) -> str:

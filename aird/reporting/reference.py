@@ -26,10 +26,10 @@ def _section(name: str, table: Table) -> str:
         " ".join((table.says or "").split()), 138, break_long_words=False, break_on_hyphens=False
     )
     rows = [
-        f"| {', '.join(f'`{column.name}`' for column in columns)} | {says} |"
+        f"- {', '.join(f'`{column.name}`' for column in columns)}" + (f": {says}" if says else "")
         for says, columns in groupby(table.columns, key=lambda column: column.says)
     ]
-    return "\n".join([f"## {name}.csv\n\n{introduction}\n", "| column | meaning |", "|---|---|", *rows, ""])
+    return "\n".join([f"## {name}.csv\n\n{introduction}\n", *rows, ""])
 
 
 def generated_page(page: str) -> str:

@@ -615,7 +615,7 @@ def test_reference_names_every_key_and_its_links_lead_somewhere() -> None:
     schema = Configuration.model_json_schema()
     tables = [schema, *schema["$defs"].values()]
     keys = {key for table in tables for key in table.get("properties", {})}
-    assert [key for key in keys - {"recipe", "method", "kind"} if f"| `{key}` |" not in text] == []
+    assert [key for key in keys - {"recipe", "method", "kind"} if f"- `{key}` (" not in text] == []
     anchors = {
         re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^## (.*)$", text, re.M)
     }
