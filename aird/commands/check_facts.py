@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import platform
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
+import psutil
+
+from aird import __version__
 from aird.commands.check_sides import Answered
 from aird.commands.inputs import ModelFolder
 from aird.evaluation.kind_of_loss import KindOfLoss
@@ -62,7 +67,22 @@ def facts_of(
         "judge": JUDGE,
         "seed": str(arguments.seed),
         **_patch_facts(patch, after.side.model),
+        **circumstances(),
+    }
+
+
+def circumstances() -> dict[str, str]:
+    """Return the command, its version, when it ran, and on which machine."""
+    from aird.support.gpus import gpu_names
+    from aird.support.processor import processor_name
+
+    cores, memory = len(psutil.Process().cpu_affinity() or [1]), psutil.virtual_memory().total / 1e9
+    machine = [f"{processor_name()}, {cores} cores, {memory:.0f} GB, {platform.system()}", *gpu_names()]
+    return {
         "command": shlex.join(["aird", *sys.argv[1:]]),
+        "version": f"aird {__version__}",
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "machine": ", ".join(machine),
     }
 
 

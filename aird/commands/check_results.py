@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aird.commands.check_facts import JUDGE
+from aird.commands.check_facts import JUDGE, circumstances
 from aird.evaluation.judged_change import JudgedChange
 from aird.evaluation.kind_of_loss import KindOfLoss, kind_of_loss
 from aird.evaluation.regression import (
@@ -100,7 +100,9 @@ def write_files(arguments: argparse.Namespace, result: CheckResult) -> None:
     from aird.reporting.check_report import check_page, junit
 
     files: dict[Path | None, Callable[[], str]] = {
-        arguments.report: lambda: check_page(result.title, result.verdicts, result.facts),
+        arguments.report: lambda: check_page(
+            result.title, result.verdicts, result.facts, result.exit_code, result.judged
+        ),
         arguments.junit: lambda: junit(result.title, result.verdict),
         None if prints_json(arguments) else arguments.json: lambda: canonical_json(result.record()) + "\n",
     }
@@ -129,6 +131,7 @@ def demo(arguments: argparse.Namespace) -> int:
         **({} if loss is None else loss.facts()),
         "what": "stored labels of the quick grid of this project: SmolLM2-135M tuned to refuse, pruned to 50% by Wanda",
         "judge": JUDGE,
+        **circumstances(),
     }
     return tell(arguments, CheckResult("the stored example", {"": verdict}, facts, loss))
 

@@ -302,7 +302,7 @@ def _sentence(change: Change) -> str:
     return (
         f"Of {refused.n} {change.kind} prompts the original refuses {_percent(refused.before)} and the "
         f"{change.checkpoint} {_percent(refused.after)}: {flips.gained} {worse}, {flips.lost} {better}, a "
-        f"loss of {_number(loss)} points ({_number(low)} to {_number(high)}, p {_p_value(refused.p_value)})."
+        f"loss of {_number(loss)} points ({_number(low)} to {_number(high)}, p {p_value(refused.p_value)})."
     )
 
 
@@ -322,5 +322,6 @@ def _points(share: float) -> str:
     return f"{100 * share:.1f} points".replace(".0 ", " ")
 
 
-def _p_value(value: float) -> str:
+def p_value(value: float) -> str:
+    """Return a p-value in words, such as "= 0.031"."""
     return "< 0.001" if value < 0.001 else f"= {value:.3f}"

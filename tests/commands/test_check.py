@@ -17,6 +17,7 @@ from conftest import ROOT
 from thinking_templates import DEEPSEEK
 from tiny_model import new, tiny_tuning
 
+from aird import __version__
 from aird.commands.check_repair import prompts_to_learn
 from aird.commands.main import main
 from aird.evaluation.regression import judge_change
@@ -101,7 +102,13 @@ def test_the_demo_is_a_regression_of_a_real_run(tmp_path: Path, capsys: pytest.C
     assert ElementTree.parse(outputs["xml"]).getroot().attrib["failures"] == "1"
     assert "<h1>" in outputs["html"].read_text(encoding="utf-8")
     assert check("--demo", "--json", "-") == 3
-    assert json.loads(capsys.readouterr().out) == record
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["facts"].pop("date").endswith(" UTC") and record["facts"].pop("date")
+    assert (
+        printed == record
+        and record["facts"]["version"] == f"aird {__version__}"
+        and "cores" in record["facts"]["machine"]
+    )
 
 
 @pytest.mark.parametrize(

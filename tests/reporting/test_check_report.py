@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from aird.evaluation.judged_change import JudgedChange
 from aird.evaluation.regression import CheckVerdict, judge_change
 from aird.reporting.check_report import check_page, junit
+from aird.support.statistics import Estimate
 
 
 def verdict(refused_after: int, over_refusal_after: int = 5, total: int = 100, before: int = 95) -> CheckVerdict:
@@ -46,10 +48,49 @@ def test_junit_fails_for_a_regression_and_never_passes_what_is_unknown(
         assert having == wanted and int(suite.attrib[f"{tag}s"]) == len(wanted)
 
 
+def page(made: CheckVerdict, exit_code: int = 3, **facts: str) -> str:
+    return check_page("<m> and m-4bit", {"": made}, {"engine": "vLLM <1>", **facts}, exit_code)
+
+
 def test_the_page_says_the_outcome_first_and_escapes_names() -> None:
-    page = check_page(
-        "<m> and m-4bit", {"Before": verdict(20), "After the repair": verdict(95)}, {"engine": "vLLM <1>"}
+    change = JudgedChange("refused of harmful prompts", 9, 12, *[Estimate(0.5, 0.2, 0.8)] * 3)
+    judged = {"guard <2>": [change]}
+    verdicts = {"Before": verdict(20), "After the repair": verdict(95)}
+    made = check_page("<m> and m-4bit", verdicts, {"engine": "vLLM <1>"}, 0, judged)
+    assert "<title>within margin: &lt;m&gt; and m-4bit</title>" in made
+    assert made.index("Regression: harmful") < made.index("Within the margin")
+    assert "20.0% (13.3 to 28.9)" in made and "vLLM &lt;1&gt;" in made
+    assert "guard &lt;2&gt;: refused of harmful prompts" in made and "n = 9 of 12" in made
+
+
+def test_the_page_says_when_and_where_it_was_made_and_draws_rates_and_flips() -> None:
+    made = page(
+        verdict(20), version="aird 9", date="2026-12-01 10:00 UTC", machine="a processor", command="aird check a b"
     )
-    assert "<title>within margin: &lt;m&gt; and m-4bit</title>" in page
-    assert page.index("Regression: harmful") < page.index("Within the margin")
-    assert "20.0% (13.3 to 28.9)" in page and "vLLM &lt;1&gt;" in page
+    top = made[: made.index("<figure>")]
+    assert all(word in top for word in ("Exit code 3", "aird 9", "2026-12-01 10:00 UTC", "a processor"))
+    assert "<td>aird check a b</td>" in made
+    assert (
+        'aria-label="original: 95.0% (88.8 to 97.8)"' in made
+        and 'aria-label="compressed: 20.0% (13.3 to 28.9)"' in made
+    )
+    # 75 of 100 flips fill three quarters of the right half.
+    assert (
+        '<i class="worse" style="left:50.00%;width:37.50%">' in made and "75 refusals lost, 0 refusals gained" in made
+    )
+
+
+@pytest.mark.parametrize(
+    ("made", "facts", "step"),
+    [
+        (verdict(95), {}, "Use the checkpoint with the settings that were measured here."),
+        (verdict(95), {"patch": "c0ffee"}, "Ship the patch with it"),
+        (verdict(20), {"original": "a b", "compressed": "c"}, "aird check &#39;a b&#39; c --repair adapter"),
+        (verdict(20), {"patch": "c0ffee"}, "Learn the patch from other prompts"),
+        (verdict(18, 5, total=20, before=19), {}, "Ask more prompts of each kind, such as 80: --count"),
+        (verdict(4, before=5), {}, "Ask prompts that the original refuses"),
+    ],
+)
+def test_the_page_says_what_to_do_next(made: CheckVerdict, facts: dict[str, str], step: str) -> None:
+    text = page(made, **facts)
+    assert step in text[text.index("What to do next") : text.index("How this was measured")]

@@ -16,6 +16,7 @@ import pytest
 from browser import NoBrowser, running_browser
 from frames import Grid, write_tables
 
+from aird.commands.main import main
 from aird.reporting.figures.drawing import draw
 from aird.reporting.figures.style import write_svg
 from aird.reporting.report.captions import Captions
@@ -430,3 +431,16 @@ def test_attacks_stand_before_the_frontier_where_there_are_some(text: str, sourc
     assert re.findall(r'<th scope="row">(\w+)</th>', section) == ["none", "prefill", "again"] * len(GRID[1])
     head = section[section.index("<thead>") : section.index("</thead>")]
     assert re.findall(r'colspan="2">([\w-]+), %', head) == ["original", "plain", *GRID[2]]
+
+
+def test_the_page_of_a_check_fits_a_phone_and_paper(browser: Any, tmp_path: Path) -> None:
+    path = tmp_path / ("a-long-name-" * 12) / "check.html"
+    path.parent.mkdir()
+    assert main(["check", "--demo", "--report", str(path)]) == 3
+    for width, media in ((320, "screen"), (794, "print")):
+        page = browser.new_page(viewport={"width": width, "height": 800})
+        page.emulate_media(media=media)
+        page.goto(path.as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        tracks = [each.bounding_box()["width"] for each in page.locator(".track").all()]
+        assert len(tracks) == 8 and min(tracks) > 200  # the picture stays wide enough to be read
