@@ -21,18 +21,16 @@ Schema = Mapping[str, Any]
 INTRODUCTION = """\
 # Configuration
 
-A configuration says everything that decides results: prompts, models, compressions, patches, and what is
-measured. Where and how jobs run stands in a profile instead (`profiles/`).
+A configuration says everything that decides results. Where and how jobs run stands in a profile (`profiles/`).
 
-- `config.yaml` is the default, a quick grid: a small real model and published prompts from package registries, in
-  15 to 21 minutes on two CPU cores, downloads not counted. `config/embedded.yaml` is the same model in full.
-- `config/paper.yaml` is the grid of the paper, for GPUs. Its models are pinned to commits that no run has fetched yet.
+- `config.yaml` is the default, a quick grid; `config/embedded.yaml` is the same model in full; `config/paper.yaml` is
+  the paper's grid, for GPUs, which no run has fetched yet.
 - `snakemake --configfile FILE` runs another configuration, `snakemake --config seed=1` changes single keys.
 - `config/schema.json` is this reference for editors: `# yaml-language-server: $schema=config/schema.json`.
 
-Unknown keys, missing keys and values of another type are errors, each with one line that names the key and what
-to write. Names become folders below `results/`: letters, digits, `-`, `_` and single dots inside; put a name in
-quotes that YAML would read as a number or a truth value. Paths are relative to the folder where Snakemake runs.
+Unknown or missing keys and values of another type are errors, each with one line that names the key and the fix. Names
+become folders: letters, digits, `-`, `_` and single dots inside; quote a name that YAML would read as a number or a
+truth value. Paths are relative to the folder where Snakemake runs.
 
 This file is generated: `python -m aird.configuration.reference` writes it and `config/schema.json` anew.
 """
@@ -45,7 +43,7 @@ NAMES = {
     "suites": "SUITE",
     "attacks": "ATTACK",
 }
-TYPES = {"integer": "whole number", "number": "number", "string": "text", "boolean": "`true` or `false`"}
+TYPES = {"integer": "integer", "number": "number", "string": "text", "boolean": "boolean"}
 BOUNDS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
 
 
