@@ -238,7 +238,7 @@ def _run(command: Callable[[argparse.Namespace], Result], arguments: argparse.Na
 
 def _value(name: str, value: Any) -> Any:
     """Return an option as the command has it: names of files are paths."""
-    paths = ("output", "patch", "repair", "direction", "adapter", "reference", "merged")
+    paths = ("output", "patch", "repair", "direction", "adapter", "reference", "merged", "tokenizer")
     return Path(value) if name in paths and isinstance(value, str) else value
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import functools
 import json
 import random
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy
 from ready_made import close
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+from aird.prompts import embedded
 
 CONTROL = (
     *("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|ask|>"),
@@ -22,12 +26,17 @@ TEMPLATE = (
     "{{ message['content'] }}<|eot_id|>{% endfor %}"
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
+TURNS = (
+    "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}<|end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
 SENTENCES = (
     "In 2024 the price was 12345 dollars, said Mrs. O'Brien; don't\n\nstop (it's fine).\n\n1. One\n2. Two",
     "Größe, façade, Привет 42, 你好，世界 7, مرحبا ١٢٣, e\u0301 🙂🙂\t\tdef f(x):\r\n    return  x ** 2",
     "<|start_header_id|>user<|end_header_id|>\n\nI'LL say WE'VE 100% $5.00!<|eot_id|>",
     "<think>\n\n</think>\n\nThe answer is 42.  <tool call>  <|unknown|> <|eot_id|>\n 3  4",
 )
+EVERYDAY = tuple(json.loads(line)["instruction"] for line in embedded.HARMLESS.read_text(encoding="utf-8").splitlines())
 CHARACTERS = [
     *"aBz'sStT 01².,!$_-/`^~|=+<>()\n\r\t\x0b\x85ßéÉΩωǅªº你한١Ⅷ½\u0301\u00a0\u2028\u3000\u200d🙂",
     *("  ", "   ", "\n\n", "\r\n", "don't", "WE'VE", "CamelCase", "123", "4567", " x", "e\u0301"),
@@ -61,6 +70,32 @@ def vocabulary() -> tuple[list[str], list[int], list[str]]:
     merges = [" ".join(merge) for merge in json.loads(tokenizer.to_str())["model"]["merges"]]
     tokens = [*CONTROL, *plain, *USER_DEFINED, "[PAD0]"]
     return tokens, [3] * len(CONTROL) + [1] * len(plain) + [4] * len(USER_DEFINED) + [5], merges
+
+
+@functools.cache
+def sentencepiece_vocabulary(size: int = 414) -> Mapping[str, Any]:
+    """Return what a GGUF file says about so many tokens of SentencePiece's BPE, as converters write it."""
+    first = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    last = ["<|user|>", "<|assistant|>", "<|end|>", "<|endoftext|>", "<think>", "</think>"]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    learned = size - len(first) - len(last)
+    trainer = trainers.BpeTrainer(vocab_size=learned, limit_alphabet=60, show_progress=False)
+    tokenizer.train_from_iterator([*SENTENCES, *EVERYDAY], trainer)
+    numbers = tokenizer.get_vocab()
+    characters = [token for token in numbers if len(token) == 1]
+    merged = sorted(numbers.keys() - set(characters), key=lambda token: numbers[token])
+    pieces = [*merged, *characters]  # as SentencePiece orders them
+    return {
+        "model": "llama",
+        "pre": "default",
+        "tokens": [*first, *pieces, *last],
+        "token_type": [2, 3, 3, *[6] * 256, *[1] * len(pieces), 3, 3, 3, 3, 4, 4],
+        "scores": [0.0] * len(first) + [-float(rank) for rank in range(len(pieces))] + [0.0] * len(last),
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "chat_template": TURNS,
+    }
 
 
 def vocabulary_file(

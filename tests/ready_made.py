@@ -315,8 +315,9 @@ def gguf_file(
         padding: tokens at the end that only fill rows of the embedding, of which there have to be as many.
         turned: features of each head that turn with the position; None is all.
         also: adds to the file's writer what such a model has not.
-        tokenizer_says: something else about tokens than real files of such a model have: `model`, `pre`, `tokens`, and
-            a `chat_template`; None leaves it out.
+        tokenizer_says: something else about tokens than real files of such a model have: `model`, `pre`, `tokens`,
+            their `token_type`, `scores`, other keys such as `add_space_prefix`, and a `chat_template`; None leaves one
+            out.
 
     Returns:
         {module: float32 matrix that the file holds}, in the order of rows of the original.
@@ -349,11 +350,16 @@ def gguf_file(
     writer.add_tokenizer_pre(says["pre"])
     writer.add_token_list(says["tokens"])
     kinds = [3 if token in special else 1 for token in tokens]
-    writer.add_token_types([*kinds[: len(tokens) - padding], *[5] * padding])
-    merges = json.loads((original / "tokenizer.json").read_text())["model"]["merges"]
-    writer.add_token_merges([" ".join(merge) if isinstance(merge, list) else merge for merge in merges])
-    writer.add_eos_token_id(config.eos_token_id)
-    writer.add_bos_token_id(config.bos_token_id)
+    writer.add_token_types(says.get("token_type") or [*kinds[: len(tokens) - padding], *[5] * padding])
+    if says["model"] == "gpt2":
+        merges = json.loads((original / "tokenizer.json").read_text())["model"]["merges"]
+        writer.add_token_merges([" ".join(merge) if isinstance(merge, list) else merge for merge in merges])
+    if says.get("scores") is not None:
+        writer.add_token_scores(says["scores"])
+    numbers = {"eos_token_id": config.eos_token_id, "bos_token_id": config.bos_token_id, **says}
+    for name in ("eos_token_id", "bos_token_id", "add_space_prefix", "add_bos_token"):
+        if (number := numbers.get(name)) is not None:
+            (writer.add_bool if isinstance(number, bool) else writer.add_uint32)(f"tokenizer.ggml.{name}", number)
     if says["chat_template"] is not None:
         writer.add_chat_template(says["chat_template"])
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)

@@ -32,6 +32,7 @@ from aird.commands.evaluate import (
     choose_engine,
     engine_of_judge,
     served_as,
+    tokenizer_source,
 )
 from aird.commands.inputs import MODEL_HELP, take_gpus_for
 from aird.commands.judging import open_judge
@@ -80,6 +81,8 @@ examples:
       (a regression is repaired by a calibrated patch, and the repaired model is checked)
   aird check model-F16.gguf model-Q4_K_M.gguf --llama-cpp .venv-llama-cpp/bin/python
       (llama.cpp itself answers for both, as it does for people who run the files)
+  aird check model-F16.gguf model-Q4_K_M.gguf --tokenizer original
+      (their decoded weights are measured, with a tokenizer that is known to be theirs)
   aird check scores-of-the-original my-4bit-model --output my-scores
       (what `aird evaluate` wrote for the original is not made again; with --url, give one side so)
 
@@ -188,15 +191,18 @@ def checked(arguments: argparse.Namespace) -> CheckResult | None:
         path = getattr(arguments, kind)
         if path is not None and stored_answers(arguments.original) is None and not path.is_file():
             raise ValueError(f"--{kind}: there is no file {path}")
-    asked = [examine(text) for text in (arguments.original, arguments.compressed) if stored_answers(text) is None]
+    models = [text for text in (arguments.original, arguments.compressed) if stored_answers(text) is None]
+    tokenizer = tokenizer_source(arguments, models)
+    # The first one is opened alone; beside it, the other takes its tokenizer.
+    asked = [examine(text, tokenizer=None if place else tokenizer) for place, text in enumerate(models)]
     if len(asked) == len(SIDES):
         check_norms(*asked)
     check_room(asked)
     if arguments.dry_run:
         _tell_plan(arguments, asked)
         return None
-    original = open_side(arguments.original, arguments.trust_remote_code)
-    compressed = open_side(arguments.compressed, arguments.trust_remote_code, original.model)
+    original = open_side(arguments.original, arguments.trust_remote_code, tokenizer)
+    compressed = open_side(arguments.compressed, arguments.trust_remote_code, tokenizer, original.model)
     if compressed.model is None and (arguments.patch is not None or arguments.repair is not None):
         raise ValueError("--patch and --repair need the compressed model itself, not stored results of it")
     if original.model is None and arguments.repair is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aird.commands.gguf_tokenizers import TokenizerSource
 from aird.commands.inputs import (
     ModelFolder,
     check_output,
@@ -110,15 +111,19 @@ def stored_answers(text: str) -> Path | None:
     return stored
 
 
-def open_side(text: str, trust_remote_code: bool, original: ModelFolder | None = None) -> Answerer:
+def open_side(
+    text: str, trust_remote_code: bool, tokenizer: TokenizerSource, original: ModelFolder | None = None
+) -> Answerer:
     """Return what one of the two names is; of the compressed one, `original` is the model that it was made from.
+
+    `tokenizer` says where that of a GGUF file without an original comes from.
 
     Raises:
         ValueError: neither a model nor stored results.
     """
     stored = stored_answers(text)
     if stored is None:
-        return Answerer(text, open_model_folder(text, trust_remote_code, original), None)
+        return Answerer(text, open_model_folder(text, trust_remote_code, original, tokenizer=tokenizer), None)
     completions = read_json_lines(stored)
     if not completions or not all(map(_is_completion, completions)):
         raise ValueError(f"{stored} holds no completions of `aird evaluate` ({', '.join(NEEDED)})")

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from aird.commands.evaluate import tokenizer_source
 from aird.commands.inputs import (
     MODEL_HELP,
     ModelFolder,
@@ -75,10 +76,12 @@ def run(arguments: argparse.Namespace) -> None:
         check_output(folder)
     prompts = None if all(ready.values()) else read_search_prompts(arguments)
     models: dict[str, ModelFolder] = {}
+    tokenizer = tokenizer_source(arguments, [getattr(arguments, name) for name in names if not ready[name]])
     for name in names:
         if not ready[name]:
             made_from = models.get("original")
-            models[name] = open_model_folder(getattr(arguments, name), arguments.trust_remote_code, made_from)
+            text = getattr(arguments, name)
+            models[name] = open_model_folder(text, arguments.trust_remote_code, made_from, tokenizer=tokenizer)
     addressed = []
     for name in names:
         text = getattr(arguments, name)

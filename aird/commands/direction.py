@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from aird.commands.evaluate import tokenizer_source
 from aird.commands.inputs import MODEL_HELP, check_output, open_model_folder, take_gpus_for
 from aird.commands.search import (
     add_search_arguments,
@@ -67,7 +68,8 @@ def run(arguments: argparse.Namespace) -> None:
         if not arguments.refusal_tokens.is_file():
             raise ValueError(f"--refusal-tokens: there is no file {arguments.refusal_tokens}")
         tokens = read_json(arguments.refusal_tokens)
-    model = open_model_folder(arguments.model, arguments.trust_remote_code)
+    tokenizer = tokenizer_source(arguments, [arguments.model])
+    model = open_model_folder(arguments.model, arguments.trust_remote_code, tokenizer=tokenizer)
     take_gpus_for([model])
     search = run_search(model, prompts, search_settings(arguments), arguments.seed, tokens)
     write_search(search, model, arguments, arguments.output)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from aird.commands.gguf_tokenizers import TokenizerSource
 from aird.commands.inputs import MODEL_HELP, ModelFolder, check_output, open_model_folder, take_gpus_for, validated
 from aird.commands.judging import add_judge_argument, judge_scores, open_judge
 from aird.commands.prompt_files import add_prompt_arguments, choose, prompt_files, read_prompts
@@ -140,7 +142,8 @@ def run(arguments: argparse.Namespace) -> None:
     if suite.tasks and not engine.abilities.tasks:
         able = " or ".join(_option(name) for name, kind in engine_kinds().items() if kind.abilities.tasks)
         raise ValueError(f"--tasks: {engine.title} cannot be asked these; name an engine that can with {able}")
-    model = open_model_folder(arguments.model, arguments.trust_remote_code)
+    tokenizer = tokenizer_source(arguments, [arguments.model])
+    model = open_model_folder(arguments.model, arguments.trust_remote_code, tokenizer=tokenizer)
     judge = None if arguments.judge is None else open_judge(arguments.judge)
     judge_engine = engine if judge is None else engine_of_judge(arguments, judge.model)
     take_gpus_for([model, *([] if judge is None else [judge.model])], [engine, judge_engine])
@@ -290,17 +293,8 @@ def choose_engine(arguments: argparse.Namespace, model: str) -> Engine:
         if engine := _named_engine(arguments, name):
             return engine
     for name in others:
-        kind = kinds[name]
-        if not kind.default or kind.environment is None:
-            continue
-        if variable := os.environ.get(engine_variable(name)):
-            if not Path(variable).is_file():
-                raise ValueError(f"{engine_variable(name)} names {variable}, which is no file")
-            return kind(Path(variable))
-        record = (_checkout() or Path()) / "results/environments" / f"{kind.environment.name}.json"
-        if _checkout() is not None and record.is_file():
-            with contextlib.suppress(FileNotFoundError):  # the environment was removed
-                return kind(recorded_python(record))
+        if kinds[name].default and (engine := _found_engine(name)):
+            return engine
     return next(kind() for kind in kinds.values() if kind.is_reference)
 
 
@@ -308,6 +302,51 @@ def engine_of_judge(arguments: argparse.Namespace, judge: ModelFolder) -> Engine
     """Return who answers for a judge: as for other models, but for a running server, which serves another one."""
     engine = choose_engine(arguments, str(judge.folder))
     return engine if engine.weights is not None else next(k() for k in engine_kinds().values() if k.is_reference)
+
+
+def _found_engine(name: str) -> Engine | None:
+    """Return an engine that no option names, of the environment of `engine_variable` or of the workflow's; or None.
+
+    Raises:
+        ValueError: the variable names no file.
+    """
+    kind = engine_kinds()[name]
+    if kind.environment is None:
+        return None
+    if variable := os.environ.get(engine_variable(name)):
+        if not Path(variable).is_file():
+            raise ValueError(f"{engine_variable(name)} names {variable}, which is no file")
+        return kind(Path(variable))
+    record = (_checkout() or Path()) / "results/environments" / f"{kind.environment.name}.json"
+    if _checkout() is not None and record.is_file():
+        with contextlib.suppress(FileNotFoundError):  # the environment was removed
+            return kind(recorded_python(record))
+    return None
+
+
+def tokenizer_source(arguments: argparse.Namespace, models: Sequence[str]) -> TokenizerSource:
+    """Return where the tokenizer of a GGUF file comes from that is opened without its original.
+
+    Any engine for such files splits text by them, this Python's too.
+
+    Args:
+        arguments: of the command: `tokenizer`, and the engine's option, where it has one.
+        models: those that it is about, as the user named them.
+
+    Raises:
+        ValueError: --tokenizer is given, and none of them is such a file.
+    """
+    if arguments.tokenizer is not None and not any(map(_is_gguf, models)):
+        raise ValueError(
+            f"--tokenizer: it is of a GGUF file, and {' and '.join(models)} is none, so it brings its own; leave it out"
+        )
+    for name, kind in engine_kinds().items():
+        if kind.weights != WeightForm.GGUF_FILE or kind.environment is None:
+            continue
+        here = all(importlib.util.find_spec(module) is not None for module in kind.environment.modules)
+        if engine := _named_engine(arguments, name) or _found_engine(name) or (kind(None) if here else None):
+            return TokenizerSource(arguments.tokenizer, engine)
+    return TokenizerSource(arguments.tokenizer)
 
 
 def engine_variable(name: str) -> str:

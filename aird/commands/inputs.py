@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from aird.commands.gguf_tokenizers import TokenizerSource
 from aird.evaluation.engine import Engine
 from aird.models.refusals import checkpoint_refusal
 from aird.settings.base import Settings
@@ -98,7 +99,11 @@ class ModelFolder:
 
 
 def open_model_folder(
-    text: str, trust_remote_code: bool, original: ModelFolder | None = None, asked: bool = True
+    text: str,
+    trust_remote_code: bool,
+    original: ModelFolder | None = None,
+    asked: bool = True,
+    tokenizer: TokenizerSource | None = None,
 ) -> ModelFolder:
     """Return the model that `text` names: a folder, a GGUF file, or `organisation/name`, or that with `@revision`.
 
@@ -113,6 +118,7 @@ def open_model_folder(
         original: what it was made from, where that is known: the decoded weights of a GGUF file take its type, its
             tokenizer and its ends of a text, as in the workflow. Alone they take bfloat16 and what the file says.
         asked: whether it is to answer prompts; otherwise its tokenizer is not read.
+        tokenizer: where the tokenizer of a GGUF file without an original comes from.
 
     Raises:
         ValueError: none of these, no chat model in safetensors, of a format that is not read, with other code than its
@@ -149,7 +155,9 @@ def open_model_folder(
     # A GGUF file of the hub's cache is a link to a file without an ending.
     absolute = source.resolve() if source.is_dir() else source.absolute()
     beside = original.folder if original is not None and source.is_file() else None
-    folder, form = _readable(absolute, trust_remote_code, beside, asked)
+    alone = source.is_file() and original is None and asked
+    own = tokenizer.of(absolute) if tokenizer is not None and alone else None
+    folder, form = _readable(absolute, trust_remote_code, beside, asked, own)
     try:
         if asked:
             folder = _read_by_its_file(folder, trust_remote_code)
@@ -257,7 +265,9 @@ def _fetched(hub: HubName, trust_remote_code: bool) -> tuple[Path, str]:
 
 
 @functools.cache
-def _readable(source: Path, trust_remote_code: bool, original: Path | None, asked: bool) -> tuple[Path, WeightForm]:
+def _readable(
+    source: Path, trust_remote_code: bool, original: Path | None, asked: bool, tokenizer: Path | None
+) -> tuple[Path, WeightForm]:
     """Return a folder with a model as Transformers, PEFT and vLLM read it, and in which form that is; once."""
     import torch
 
@@ -283,7 +293,7 @@ def _readable(source: Path, trust_remote_code: bool, original: Path | None, aske
     elif source.is_file() and not asked:
         dequantise_gguf_weights(source, folder, torch.bfloat16)
     else:
-        write_readable(source, folder, form, original)
+        write_readable(source, folder, form, original, tokenizer)
     check_weights(folder, source)
     if source.is_file():
         (folder / MODEL_FILE).symlink_to(source)

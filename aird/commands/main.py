@@ -10,9 +10,11 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from aird import __version__
 from aird.commands import check, compare, direction, evaluate, export, label, patch, push
+from aird.commands.gguf_tokenizers import HELP as TOKENIZER_HELP
 from aird.commands.inputs import add_chat_arguments, read_chat_arguments
 from aird.support import progress
 
@@ -80,6 +82,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_arguments(subparser)
         if name not in WITHOUT_CHAT:
             add_chat_arguments(subparser)
+            subparser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help=TOKENIZER_HELP)
         if name not in WITHOUT_MODEL:
             subparser.add_argument(
                 "--trust-remote-code",

@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from aird.commands.evaluate import tokenizer_source
 from aird.commands.inputs import (
     MODEL_HELP,
     ModelFolder,
@@ -130,7 +131,8 @@ def run(arguments: argparse.Namespace) -> None:
     directions = search_settings(arguments)
     if arguments.direction is not None and not is_search(arguments.direction):
         raise ValueError(f"--direction: {arguments.direction} holds no direction.json; make it with `aird direction`")
-    original = open_model_folder(arguments.original, arguments.trust_remote_code)
+    tokenizer = tokenizer_source(arguments, [arguments.original])
+    original = open_model_folder(arguments.original, arguments.trust_remote_code, tokenizer=tokenizer)
     compressed = open_model_folder(arguments.compressed, arguments.trust_remote_code, original)
     addressed = [(each.name, each.chat) for each in (original, compressed)]
     if arguments.direction is not None and (provenance := read_provenance(arguments.direction)):

@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil
 
+from aird.commands.gguf_tokenizers import TokenizerSource
 from aird.evaluation.engine import Engine
 from aird.models.refusals import checkpoint_refusal
 from aird.settings.sources import read_hub_name
@@ -61,12 +62,13 @@ class Examined:
     norms: frozenset[str] = frozenset()
 
 
-def examine(text: str, asked: bool = True) -> Examined:
+def examine(text: str, asked: bool = True, tokenizer: TokenizerSource | None = None) -> Examined:
     """Check what a user named as a model, by headers alone.
 
     Args:
         text: a folder in Hugging Face format, a GGUF file or a hub id.
         asked: whether it is to answer prompts, which takes a tokenizer and a chat template.
+        tokenizer: where the tokenizer of a GGUF file comes from; None where its original's is taken.
 
     Raises:
         ValueError: it is none of these, of a format that is not read, lacks a package, a tokenizer or a chat template,
@@ -76,7 +78,7 @@ def examine(text: str, asked: bool = True) -> Examined:
     if path.is_dir():
         return _examine_folder(text, path, asked)
     if path.is_file():
-        return _examine_gguf(text, path, asked)
+        return _examine_gguf(text, path, asked, tokenizer)
     if read_hub_name(text) is None:
         raise ValueError(
             f"{text} is no folder and no file; name a model folder in Hugging Face format (config.json, "
@@ -167,7 +169,7 @@ def _check_numbers(text: str, folder: Path, rows: int) -> None:
         )
 
 
-def _examine_gguf(text: str, path: Path, asked: bool) -> Examined:
+def _examine_gguf(text: str, path: Path, asked: bool, tokenizer: TokenizerSource | None) -> Examined:
     from aird.models.gguf_file import read_gguf
 
     file = read_gguf(path)
@@ -183,6 +185,8 @@ def _examine_gguf(text: str, path: Path, asked: bool) -> Examined:
             "its tokens are byte-level (spaces are written Ġ), so llama.cpp reads and writes other text than the "
             "model's; convert the model again"
         )
+    if tokenizer is not None:
+        tokenizer.check(file)
     weights = sum(tensor.count for tensor in file.tensors.values())
     stored = sum(tensor.size for tensor in file.tensors.values())
     return Examined(text, weights, stored, DECODED_BYTES * weights, len(file.tokens))

@@ -140,7 +140,9 @@ def readable_form(source: Path) -> WeightForm:
     return _served_as(given, forms)
 
 
-def write_readable(source: Path, folder: Path, form: WeightForm, original: Path | None = None) -> None:
+def write_readable(
+    source: Path, folder: Path, form: WeightForm, original: Path | None = None, tokenizer: Path | None = None
+) -> None:
     """Write a ready-made checkpoint as Transformers, PEFT and vLLM read it.
 
     Args:
@@ -149,9 +151,11 @@ def write_readable(source: Path, folder: Path, form: WeightForm, original: Path 
         form: what `readable_form` says of it.
         original: the checkpoint folder of the model that it was made from, where that is known: a GGUF file's decoded
             weights take its type, else bfloat16, and its tokenizer (`aird.models.importing.dequantise_gguf`).
+        tokenizer: of a GGUF file without an original, the folder of its tokenizer, as there.
     """
     if source.is_file():
-        dequantise_gguf(source, folder, torch.bfloat16 if original is None else stored_dtype(original), original)
+        dtype = torch.bfloat16 if original is None else stored_dtype(original)
+        dequantise_gguf(source, folder, dtype, original, tokenizer)
     elif form == WeightForm.AS_STORED:
         copy_weights(source, folder, code_is_trusted())
     elif form == WeightForm.REPACKED:

@@ -282,6 +282,21 @@ class Engine(ABC):
         """
         return self.abilities
 
+    def split(self, model: Path, texts: Sequence[str], log_path: Path) -> list[list[int]]:
+        """Return the token ids that an engine of files makes of texts by a file's own tokenizer; it adds no token.
+
+        Special tokens that stand in a text count as such.
+
+        Args:
+            model: a file that the engine serves.
+            texts: what is split.
+            log_path: receives what a server prints.
+
+        Raises:
+            RuntimeError: the server did not start or failed.
+        """
+        raise NotImplementedError(f"{self.title} reads no tokenizer of a file")
+
     def needs_dense_copy(self, checkpoint: Path) -> bool:
         """Return whether the engine cannot read a checkpoint's quantised weights here, so that it gets them dense."""
         return False

@@ -46,6 +46,7 @@ class GGUFFile:
         tokenizer: what it says about tokens (`tokenizer.ggml.`), such as "eos_token_id".
         chat_template: None where it holds none.
         rope_scaling: how it stretches positions (`rope.scaling.type`), such as "yarn"; None where it does not say.
+        name: of the model (`general.name`); empty where it does not say.
     """
 
     path: Path
@@ -56,6 +57,7 @@ class GGUFFile:
     tokenizer: dict[str, Any] = field(repr=False)
     chat_template: str | None
     rope_scaling: str | None = None
+    name: str = ""
 
     @property
     def tokens(self) -> list[str]:
@@ -175,4 +177,5 @@ def _read(path: Path, changed: int | None) -> GGUFFile:
         for start in (SAMPLING, TOKENIZER)
     )
     template, scaling = metadata.get("tokenizer.chat_template"), metadata.get(f"{prefix}rope.scaling.type")
-    return GGUFFile(path, architecture, sizes, tensors, sampling, tokenizer, template, scaling)
+    name = str(metadata.get("general.name", ""))
+    return GGUFFile(path, architecture, sizes, tensors, sampling, tokenizer, template, scaling, name)

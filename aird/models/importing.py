@@ -19,7 +19,15 @@ from aird.models.checkpoint import Checkpoint, check_complete, read_checkpoint
 from aird.models.config_json import config_refusal
 from aird.models.generation_settings import ends_of_text
 from aird.models.gguf_file import GGUFFile, read_gguf
-from aird.models.gguf_tokenizer import check_read_back, check_vocabulary, is_default_model, own_ends, own_tokenizer
+from aird.models.gguf_tokenizer import (
+    WHAT_TO_DO,
+    check_read_back,
+    check_vocabulary,
+    is_default_model,
+    is_sentencepiece,
+    own_ends,
+    own_tokenizer,
+)
 from aird.models.loading import (
     code_is_trusted,
     configuration_of,
@@ -34,7 +42,7 @@ from aird.models.matrices import check_dense
 from aird.models.refusals import ADAPTER, ADAPTER_INSIDE, original_refusal
 from aird.models.structure import ArchitectureError, residual_writers, writer_contributions
 from aird.models.text_model import extract_text_model, is_wrapper
-from aird.models.tokenizer_file import let_its_file_be_read
+from aird.models.tokenizer_file import let_its_file_be_read, read_tokenizer
 from aird.prompts.chat import check_chat
 from aird.settings.models import Chat
 from aird.support.checkpoint_patterns import CODE, TOKENIZER, WEIGHTS, matching_files, weight_files
@@ -261,7 +269,9 @@ def copy_weights(source: Path, target: Path, with_code: bool) -> None:
     copy_description(source, target, with_code)
 
 
-def dequantise_gguf(source: Path, target: Path, dtype: torch.dtype, original: Path | None = None) -> None:
+def dequantise_gguf(
+    source: Path, target: Path, dtype: torch.dtype, original: Path | None = None, tokenizer: Path | None = None
+) -> None:
     """Write the model of a GGUF file as a dense checkpoint, with a tokenizer and the tokens that end a text.
 
     Both are the original's where it is known and has the same vocabulary, and so is the configuration, since
@@ -273,30 +283,37 @@ def dequantise_gguf(source: Path, target: Path, dtype: torch.dtype, original: Pa
         target: an existing folder without a checkpoint.
         dtype: of the dense weights.
         original: the checkpoint folder of the model that the file was made from.
+        tokenizer: without an original, a folder with a tokenizer that is known to be the file's; a SentencePiece
+            vocabulary needs one.
 
     Raises:
         ValueError: it cannot be read, has another vocabulary than its original, asks for a tokenizer that is not
             proven to be llama.cpp's, or, without an original, computes positions in a way that is not read from a file.
     """
     file = read_gguf(source)
+    if original is None and tokenizer is None and is_sentencepiece(file):
+        raise ValueError(f"{source} has a SentencePiece vocabulary, which only llama.cpp reads surely; {WHAT_TO_DO}")
     config = _own_configuration(file) if original is None else configuration_of(original)
-    tokenizer: PreTrainedTokenizerBase | None = None
+    made: PreTrainedTokenizerBase | None = None
     ends: list[int] = []  # none: those that Transformers reads from the file
     if original is not None:
         theirs = load_tokenizer(original)
         check_vocabulary(file, theirs, config.get_text_config().vocab_size, original)
         ends = ends_of_text(original)
+    elif tokenizer is not None:
+        _check_stored(read_tokenizer(tokenizer, code_is_trusted()), file, config)
+        ends = own_ends(file)
     elif is_default_model(file):
-        tokenizer = _tokenizer_by_transformers(file)
+        made = _tokenizer_by_transformers(file)
     else:
-        tokenizer, ends = own_tokenizer(file), own_ends(file)
-        _check_stored(tokenizer, file, config)
+        made, ends = own_tokenizer(file), own_ends(file)
+        _check_stored(made, file, config)
     dequantise_gguf_weights(source, target, dtype, config)
     _check_biases(file, read_checkpoint(target))
-    if tokenizer is not None:
-        tokenizer.save_pretrained(target)
-    elif original is not None:
-        copy_tokenizer(original, target)
+    if made is not None:
+        made.save_pretrained(target)
+    elif folder := original or tokenizer:
+        copy_tokenizer(folder, target)
         if file.chat_template is not None:
             # A template in a file of its own goes before one in the configuration.
             (target / "chat_template.jinja").write_text(file.chat_template, encoding="utf-8")
@@ -336,6 +353,12 @@ def _own_configuration(file: GGUFFile) -> Any:
                 f"{file.path} turns {turned} features of each head with the position, where Transformers reads "
                 f"{int(width * share)} of {width} from it, {advice}"
             )
+    scale = getattr(config, "query_pre_attn_scalar", None)
+    if scale is not None and scale != file.sizes.get("attention.key_length", scale):
+        raise ValueError(
+            f"{file.path} does not say by what its attention is scaled; of this size of {file.architecture} it is not "
+            f"{scale}, which Transformers takes, {advice}"
+        )
     factors = file.frequency_factors()
     if factors is not None:
         scaled = {"rope_type": "longrope", "short_factor": factors, "long_factor": factors, "factor": 1.0}

@@ -142,7 +142,7 @@ def test_all_ends_of_a_turn_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "pre", "message"),
     [
-        ("llama", None, r"asks for the tokenizer llama, .*; name the model that it was made from beside it"),
+        ("llama", None, r"has a SentencePiece vocabulary, which only llama.cpp reads surely; name the model"),
         (
             "gpt2",
             "chatglm-bpe",

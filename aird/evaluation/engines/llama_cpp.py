@@ -40,6 +40,7 @@ SEQUENCES = 8  # at once; each has memory for the longest prompt and completion
 PROMPTS_PER_REQUEST = 32  # a request's prompts are answered side by side
 # The server takes some ten at a time. Others wait in a short queue, and the kernel resets them after a minute.
 CONNECTIONS = 4
+SHORTEST = 256  # tokens of memory of a server that only splits texts
 ENDED = {"eos": "stop", "limit": "length"}
 
 
@@ -93,10 +94,8 @@ class LlamaCpp(Engine):
             RuntimeError: the server did not start in time or ended; the message has the end of its log.
             ValueError: `python` is not an executable, the checkpoint has no GGUF file, or the adapter fits none.
         """
-        from aird.evaluation.http_server import start_server
         from aird.models.gguf_file import read_gguf, served_gguf
 
-        interpreter = self.interpreter()
         model = served_gguf(checkpoint)
         if model is None:
             raise ValueError(f"{checkpoint} holds no GGUF file, and {NAME} serves nothing else")
@@ -116,15 +115,29 @@ class LlamaCpp(Engine):
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="aird-adapter-"))
                 write_gguf_adapter(adapter, checkpoint, read_gguf(model), Path(folder, "adapter.gguf"))
                 options["adapter"] = Path(folder, "adapter.gguf")
-            fixed = [f"--{name}={value}" for name, value in options.items()]
-
-            def command(port: int, mark: str) -> list[str]:
-                return [interpreter, llama_cpp_server.__file__, *fixed, f"--port={port}", f"--mark={mark}"]
-
-            server = stack.enter_context(
-                start_server(NAME, command, clean_environment(), log_path, settings.start_seconds([model]))
-            )
+            server = stack.enter_context(self._started(options, log_path, settings.start_seconds([model])))
             yield LlamaCppClient(server)
+
+    def split(self, model: Path, texts: Sequence[str], log_path: Path) -> list[list[int]]:
+        """Return the token ids that llama.cpp makes of texts by the tokenizer of a GGUF file (`Engine.split`)."""
+        settings = ServerSettings(maximum_model_length=SHORTEST)
+        options = {"model": model.absolute(), "length": SHORTEST, "sequences": 1, "threads": _threads()}
+        bodies = [{"content": text, "add_special": False, "parse_special": True} for text in texts]
+        with self._started(options, log_path, settings.start_seconds([model])) as server:
+            return [list(answer["tokens"]) for answer in server.post_all("/tokenize", bodies, CONNECTIONS)]
+
+    def _started(
+        self, options: Mapping[str, object], log_path: Path, seconds: float
+    ) -> contextlib.AbstractContextManager[HttpServer]:
+        from aird.evaluation.http_server import start_server
+
+        interpreter = self.interpreter()
+        fixed = [f"--{name}={value}" for name, value in options.items()]
+
+        def command(port: int, mark: str) -> list[str]:
+            return [interpreter, llama_cpp_server.__file__, *fixed, f"--port={port}", f"--mark={mark}"]
+
+        return start_server(NAME, command, clean_environment(), log_path, seconds)
 
 
 class LlamaCppClient(Client):
