@@ -324,8 +324,8 @@ def describe(writers: list[Writers]) -> str:
     for block in writers:
         parts = []
         for each in block.contributions:
-            notes = [] if each.writer else ["of each expert"] if each.experts else ["whole"]
-            notes += ["not its shared ones"] if each.experts and each.obstacle else []
+            experts = "routed experts" if each.obstacle else "experts"
+            notes = [] if each.writer else [experts] if each.experts else ["whole"]
             notes += [f"then `{each.norm.removeprefix(block.block + '.')}`"] if each.norm else []
             notes += [f"times {each.scale:.3g}"] if each.scale != 1 else []
             name = (each.writer or each.experts or each.module).removeprefix(f"{block.block}.")

@@ -71,7 +71,7 @@ class VllmSettings(EnvironmentSettings):
     arguments: dict[ServerArgument, bool | int | float | str] = Field(
         {},
         description="Further arguments of vLLM's server, such as `max-num-batched-tokens: 4096`; `true` and "
-        "`false` switch one.",
+        "`false` switch one on and off.",
     )
 
     @property
