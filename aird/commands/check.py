@@ -35,7 +35,7 @@ from aird.commands.evaluate import (
     tokenizer_source,
 )
 from aird.commands.inputs import MODEL_HELP, take_gpus_for
-from aird.commands.judging import open_judge
+from aird.commands.judging import open_judge, read_judge
 from aird.commands.preflight import Examined, check_norms, check_room, estimate, examine
 from aird.commands.prompt_files import prompt_path, read_prompts
 from aird.evaluation.judged_change import JudgedChange, judged_changes
@@ -183,6 +183,8 @@ def checked(arguments: argparse.Namespace) -> CheckResult | None:
             f"{LEAST_FLIPS} at least, better {COUNT} (found: {arguments.count})"
         )
     check_adapter("--patch", arguments.patch)
+    if arguments.judge is not None:
+        read_judge(arguments.judge)
     check_engine_arguments(arguments, [arguments.original, arguments.compressed])
     _check_running(arguments)
     if arguments.repair is not None and arguments.repair.exists():

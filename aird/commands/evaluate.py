@@ -16,7 +16,7 @@ from urllib.request import url2pathname
 
 from aird.commands.gguf_tokenizers import TokenizerSource
 from aird.commands.inputs import MODEL_HELP, ModelFolder, check_output, open_model_folder, take_gpus_for, validated
-from aird.commands.judging import add_judge_argument, judge_scores, open_judge
+from aird.commands.judging import add_judge_argument, judge_scores, open_judge, read_judge
 from aird.commands.prompt_files import add_prompt_arguments, choose, prompt_files, read_prompts
 from aird.commands.search import PROVENANCE
 from aird.evaluation.engine import Engine
@@ -136,6 +136,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.reference is not None and not arguments.reference.is_file():
         raise ValueError(f"--reference: there is no file {arguments.reference}")
     check_adapter("--adapter", arguments.adapter)
+    if arguments.judge is not None:
+        read_judge(arguments.judge)
     reference = read_json_lines(arguments.reference) if arguments.reference else None
     check_engine_arguments(arguments, [arguments.model])
     engine = choose_engine(arguments, arguments.model)

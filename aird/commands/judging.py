@@ -66,15 +66,16 @@ def add_judge_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def open_judge(text: str) -> OpenedJudge:
-    """Return the judge that an option names: `NAME=MODEL`, or a YAML file with the keys of a suite's `judge`.
+def read_judge(text: str) -> tuple[JudgeSettings, str]:
+    """Return the settings of the judge that an option names, and its model: a folder, or a name on the hub.
+
+    Args:
+        text: `NAME=MODEL`, or a YAML file with the keys of a suite's `judge`.
 
     Raises:
-        ValueError: it names none, or its model cannot be read.
-        SourceError: the hub does not have the model.
+        ValueError: it names no judge.
     """
     from aird.configuration.local_files import load_yaml_strictly
-    from aird.models.loading import another_model
 
     known = served_judges(JUDGES.names())
     name, given, named = text.partition("=")
@@ -97,11 +98,22 @@ def open_judge(text: str) -> OpenedJudge:
         )
     if not Path(named).expanduser().is_dir() and read_hub_name(named) is None:
         raise ValueError(f"--judge: {named} is no folder of a model, and no name of one on the hub")
-    with another_model(None):
-        model = open_model_folder(named, False, asked=False)
     kind = known[str(values["kind"])].settings
-    settings = validated(kind, {**values, "source": {"path": str(model.folder)}})
-    return OpenedJudge(settings, model, named)
+    return validated(kind, {**values, "source": {"path": named}}), named  # whatever was named is a folder once opened
+
+
+def open_judge(text: str) -> OpenedJudge:
+    """Return the judge that an option names (`read_judge`), with its model.
+
+    Raises:
+        ValueError: it names none, or its model cannot be read.
+        SourceError: the hub does not have the model.
+    """
+    from aird.models.loading import another_model
+
+    settings, named = read_judge(text)
+    with another_model(None):
+        return OpenedJudge(settings, open_model_folder(named, False, asked=False), named)
 
 
 def judge_scores(
