@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -34,6 +35,7 @@ from aird.prompts.chat import chat_tokens
 from aird.support.files import read_json, write_json
 from aird.support.lifetime import hold_run_lock
 
+NUMBERS = itertools.count()
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT / "results" / "tests"  # what the processes of `pytest -n` share
 VLLM = ("AIRD_VLLM_PYTHON", "vllm")  # the variable that names its Python, and the workflow's node
@@ -73,6 +75,20 @@ def own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chat settings and trust in code hold for the process of a command; those of a test end with it."""
     for name in ("_chat", "_trusted"):
         monkeypatch.setattr(loading, name, [])
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_answers_of_others(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fixtures of several tests keep answers apart from the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AIRD_CACHE", str(tmp_path_factory.mktemp("answers")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def own_answers(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command of one test was answered is not kept for the next, which may change what answers."""
+    monkeypatch.setenv("AIRD_CACHE", str(tmp_path_factory.getbasetemp() / f"answers-{next(NUMBERS)}"))
 
 
 @pytest.fixture(autouse=True, scope="session")

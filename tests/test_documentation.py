@@ -42,6 +42,7 @@ TINY_ARGUMENTS = {
     "aird export": "",
     "aird check": "--count 6 --tokens 4 --transformers --harmful attack.txt --harmless everyday.txt",
     "aird push": "",
+    "aird cache": "",
 }
 # Commands that a test does not run to their end, each with its reason.
 PARSED_ONLY = {

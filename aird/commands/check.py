@@ -134,7 +134,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_engine_arguments(parser)
     parser.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="keep completions and scores of all that is asked there"
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="keep completions and scores of all that is asked there, and answers as they come",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="check paths, files, packages, memory and disk, say what it takes, stop"

@@ -17,6 +17,7 @@ from urllib.request import url2pathname
 from aird.commands.gguf_tokenizers import TokenizerSource
 from aird.commands.inputs import MODEL_HELP, ModelFolder, check_output, open_model_folder, take_gpus_for, validated
 from aird.commands.judging import add_judge_argument, judge_scores, open_judge, read_judge
+from aird.commands.keeping import kept_or_asked
 from aird.commands.prompt_files import add_prompt_arguments, choose, prompt_files, read_prompts
 from aird.commands.search import PROVENANCE
 from aird.evaluation.engine import Engine
@@ -106,6 +107,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--length", type=int, help="longest prompt plus completion, tokens (default: 1024, or the suite's)"
     )
+    parser.add_argument("--fresh", action="store_true", help="ask all anew, also what an earlier command was answered")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -191,17 +193,11 @@ def ask(
     """
     from aird.evaluation.questions import Asked
     from aird.evaluation.scores import score
-    from aird.evaluation.suite_run import Deployment, Places, evaluate_suite
-    from aird.settings.suites import Serving
     from aird.support.files import write_json, write_json_lines
 
-    print(f"Asking {model.name}{f' with {adapter}' if adapter else ''} by {engine.describe()} ...", flush=True)
     output.mkdir(parents=True, exist_ok=True)
-    completions, utility = evaluate_suite(
-        Asked(suite, records, arguments.seed, known[0], original=known[1]),
-        Deployment(model.folder, adapter, engine, Serving()),
-        Places(output / "served", output / "server.log"),
-    )
+    asked = Asked(suite, records, arguments.seed, known[0], original=known[1])
+    completions, utility = kept_or_asked(arguments, model, adapter, engine, asked, output)
     scores = score(completions, utility, arguments.seed, original=known[1])
     provenance = {
         "model": model.record(scores["weights"]),

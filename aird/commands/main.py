@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aird import __version__
-from aird.commands import check, compare, direction, evaluate, export, label, patch, push
+from aird.commands import cache, check, compare, direction, evaluate, export, label, patch, push
 from aird.commands.gguf_tokenizers import HELP as TOKENIZER_HELP
 from aird.commands.inputs import add_chat_arguments, read_chat_arguments
 from aird.support import progress
 
-COMMANDS = (check, direction, compare, patch, evaluate, label, export, push)
-WITHOUT_MODEL = ("label", "push")  # no model is read
+COMMANDS = (check, direction, compare, patch, evaluate, label, export, push, cache)
+WITHOUT_MODEL = ("label", "push", "cache")  # no model is read
 WITHOUT_CHAT = (*WITHOUT_MODEL, "export")  # none is asked
 BAD_INPUT = 2  # exit code, as argparse's own
 FAILURE = 1
@@ -46,6 +46,7 @@ What did compression do to the refusal of a chat model, and can it be repaired?
   aird label       read replies by hand, and write labels without their text
   aird export      write a patch for llama.cpp: a GGUF LoRA
   aird push        publish an adapter on a model hub, with its numbers and its verdict
+  aird cache       show and empty the answers that commands keep
 
 A model is a folder in Hugging Face format, GPTQ and AWQ included, a GGUF file or a hub id
 (organisation/name, with a commit or a branch after an @; organisation/name:file.gguf for one GGUF file). What the

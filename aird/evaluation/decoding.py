@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from aird.evaluation.engine import Client, Completion
+from aird.evaluation.engine import Client, ClientAround, Completion
 
 INCOMPLETE = "\ufffd"  # stands for bytes that are no whole character
 SHOWN = 3  # characters of an answer that an error may show: enough to see what is wrong, and no content
@@ -22,25 +22,13 @@ class BrokenTextError(ValueError):
     """An engine's text is not what its tokens mean: whatever a judge says of it means nothing."""
 
 
-class CheckedClient(Client):
+class CheckedClient(ClientAround):
     """A client whose every answer is checked (`check_text`)."""
 
     def __init__(self, client: Client, tokenizer: PreTrainedTokenizerBase, served: str) -> None:
         """Take the client, the checkpoint's tokenizer, and what errors call the checkpoint."""
-        self.name = client.name
-        self._client, self._tokenizer, self._served = client, tokenizer, served
-
-    def token_logprobs(self, prompts: Sequence[Sequence[int]]) -> list[list[float | None]]:
-        """Return log-probabilities of prompt tokens (`Client.token_logprobs`); no text comes with them."""
-        return self._client.token_logprobs(prompts)
-
-    def task_model(self) -> dict[str, Any]:
-        """Return how lm-eval asks the same (`Client.task_model`)."""
-        return self._client.task_model()
-
-    def versions(self) -> dict[str, str]:
-        """Return versions of programs (`Client.versions`)."""
-        return self._client.versions()
+        super().__init__(client)
+        self._tokenizer, self._served = tokenizer, served
 
     def complete(
         self, prompts: Sequence[Sequence[int]], maximum_new_tokens: int, *, logprobs: int | None = None

@@ -146,6 +146,33 @@ class Client(ABC):
         return {}
 
 
+class ClientAround(Client):
+    """Asks through another client."""
+
+    def __init__(self, client: Client) -> None:
+        """Take the other client."""
+        self.name = client.name
+        self._client = client
+
+    def complete(
+        self, prompts: Sequence[Sequence[int]], maximum_new_tokens: int, *, logprobs: int | None = None
+    ) -> list[Completion]:
+        """Complete each prompt greedily (`Client.complete`)."""
+        return self._client.complete(prompts, maximum_new_tokens, logprobs=logprobs)
+
+    def token_logprobs(self, prompts: Sequence[Sequence[int]]) -> list[list[float | None]]:
+        """Return log-probabilities of prompt tokens (`Client.token_logprobs`)."""
+        return self._client.token_logprobs(prompts)
+
+    def task_model(self) -> dict[str, Any]:
+        """Return how lm-eval asks the same (`Client.task_model`)."""
+        return self._client.task_model()
+
+    def versions(self) -> dict[str, str]:
+        """Return versions of programs (`Client.versions`)."""
+        return self._client.versions()
+
+
 @dataclasses.dataclass(frozen=True)
 class Abilities:
     """What can be asked of an engine. What it cannot do is not measured with it.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -78,10 +78,13 @@ class Places:
     Attributes:
         scratch: a folder that may be made and removed, on a disk with room for a copy of the checkpoint.
         log: receives what a server prints.
+        keeping: returns a client around another one, and around the form in which that is served, which keeps answers
+            as they come; None keeps none.
     """
 
     scratch: Path
     log: Path
+    keeping: Callable[[Client, str], Client] | None = None
 
 
 class Provenance(TypedDict):
@@ -364,6 +367,8 @@ def _serve(run: _Run, *, merged: bool) -> Iterator[Served]:
                 tolerance = run.deployment.serving.parity_tolerance
                 parity = check_served(client, expected, tolerance, run.settings.key_value_cache_dtype)
             form = PLAIN if adapter is None else MERGED if left is None else ADAPTER
+            if run.places.keeping is not None:
+                client = run.places.keeping(client, form)
             yield Served(client, served, form, WeightForm.DENSE_COPY if dense else engine.weights, parity)
 
 

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,31 @@ def _temporary_name(path: Path) -> Path:
             else:
                 entry.unlink(missing_ok=True)
     return path.with_name(f"{prefix}{own}.partial")
+
+
+def user_cache() -> Path:
+    """Return the folder of this user's caches.
+
+    Raises:
+        RuntimeError: this user has no home.
+    """
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))  # a relative one is to be ignored
+    return given if given.is_absolute() else Path.home() / ".cache"
+
+
+def own_folder(folder: Path) -> None:
+    """Make a folder that nobody else can read or write, or take one that nobody else could write.
+
+    Raises:
+        OSError: it cannot be made, or others can write there.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.lstat()  # a link is somebody else's folder, perhaps
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise PermissionError(f"{folder} is no folder that this user alone can write")
+    folder.chmod(0o700)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{folder} cannot be written")
 
 
 def write_json(path: Path, value: Any) -> None:

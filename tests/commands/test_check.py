@@ -322,7 +322,7 @@ def test_two_models_and_prompts_of_ones_own(original: Path, tmp_path: Path, caps
     assert "the original refuses 0 of 8 harmful prompts" in told and "Asking " in told
     assert "is named twice: this compares a model with itself" in told
     # Nothing else may stand in the JSON.
-    assert check(*asked, "--json", "-") == 4
+    assert check(*asked, "--json", "-", "--fresh") == 4
     captured = capsys.readouterr()
     assert json.loads(captured.out)["exit_code"] == 4 and "Asking " in captured.err
 

@@ -10,7 +10,6 @@ import dataclasses
 import json
 import math
 import os
-import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from aird.models.config_json import experts_of
 from aird.settings.engines import EnvironmentSettings
 from aird.support.checkpoint_patterns import weight_files
 from aird.support.environments import Environment
-from aird.support.files import read_json
+from aird.support.files import own_folder, read_json, user_cache
 from aird.support.gpus import VISIBLE, listed_gpus, spreading_obstacle
 from aird.support.processor import computes_in, processor_flags
 
@@ -338,15 +337,12 @@ def _environment(interpreter: str, settings: ServerSettings, on_cpu: bool, secon
 
 def _kernel_cache() -> Path | None:
     """Return a folder for compiled kernels that this user alone can write, as they are run; None where none can be."""
-    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
     try:
-        folder = (given if given.is_absolute() else Path.home() / ".cache") / "aird-inductor"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.lstat()  # a link is somebody else's folder, perhaps
+        folder = user_cache() / "aird-inductor"
+        own_folder(folder)
     except (OSError, RuntimeError):  # RuntimeError: this user has no home
         return None
-    private = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
-    return folder if private and os.access(folder, os.W_OK) else None
+    return folder
 
 
 ENGINE = Vllm
