@@ -8,20 +8,25 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import ready_made
+import torch
 from gguf_vocabularies import CHARACTERS, EVERYDAY, SENTENCES, sentencepiece_vocabulary
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, Phi3Config
 
 from aird import api
 from aird.commands.gguf_tokenizers import TokenizerSource
 from aird.commands.inputs import open_model_folder
 from aird.commands.main import main
+from aird.evaluation.engine import ServerSettings
 from aird.evaluation.engines.llama_cpp import LlamaCpp
+from aird.evaluation.parity import check_parity, first_token_logprobs
 from aird.models.generation_settings import ends_of_text
 from aird.models.gguf_file import read_gguf
 from aird.models.gguf_tokenizer import BYTES, own_tokenizer
-from aird.models.loading import load_tokenizer
-from aird.prompts.chat import chat_text
+from aird.models.loading import load_model, load_tokenizer
+from aird.prompts.chat import chat_text, chat_tokens
 from aird.support.files import read_json_lines
 
 PIECES = ("<s>", "</s>", "<unk>", "<|user|>", "<|end|>", "<think>", "<0x0A>", "▁", " ", "\n", "aaa", "The", "ing")
@@ -31,6 +36,11 @@ KINDS: dict[str, Mapping[str, Any]] = {
     "no prefix": {"add_space_prefix": False},
     "phi-3": {"also": lambda writer: writer.add_name("Phi-3 Mini")},
     "no numbers": {"bos_token_id": None, "eos_token_id": None},
+}
+FAMILIES: Mapping[str, Any] = {"gemma2": Gemma2Config, "gemma3": Gemma3TextConfig}
+SIZES: Mapping[str, Any] = {
+    **{"vocab_size": 414, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 8},
+    **{"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 512},
 }
 ASKED = ("--count", "8", "--tokens", "3")
 
@@ -166,6 +176,65 @@ def test_a_pair_is_checked_with_the_tokenizer_that_is_named(
         asked = [*map(str, models), "--tokenizer", str(tokenizer_folder), "--transformers", *prompt_files, *ASKED]
         assert main(["check", *asked]) == 2
         assert message in capsys.readouterr().err
+
+
+def write_family(path: Path, family: str, width: int) -> Path:
+    """Write a model of random weights, of eight blocks with heads of so many features, as llama.cpp's converter does."""
+    says, sizes = sentencepiece_vocabulary(), {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, **SIZES}
+    gemma = {"head_dim": width, "query_pre_attn_scalar": 256, "sliding_window": 32}
+    config = Phi3Config(**sizes) if family == "phi3" else FAMILIES[family](**sizes, **gemma)
+    architecture = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == family)
+    writer = gguf.GGUFWriter(path, family)
+    writer.add_name("Phi-3" if family == "phi3" else family)
+    writer.add_block_count(8)
+    writer.add_context_length(512)
+    writer.add_embedding_length(128)
+    writer.add_feed_forward_length(256)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(1)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(1e6 if family == "gemma3" else 1e4)
+    if family == "phi3":
+        writer.add_rope_dimension_count(64)
+    else:
+        writer.add_key_length(width)
+        writer.add_value_length(width)
+        writer.add_sliding_window(32)
+        writer.add_add_space_prefix(False)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(says["tokens"])
+    writer.add_token_types(says["token_type"])
+    writer.add_token_scores(says["scores"])
+    writer.add_pad_token_id(0)
+    writer.add_chat_template(says["chat_template"])
+    names = gguf.get_tensor_name_map(architecture, 8)
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in AutoModelForCausalLM.from_config(config).state_dict().items():
+        if name != "lm_head.weight" or family == "phi3":  # Gemma's is the embedding
+            norm = 1.0 if name.endswith("norm.weight") else 0.0
+            values = norm + 0.1 * torch.randn(tensor.shape, generator=generator)
+            writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), values.numpy())
+    ready_made.close(writer)
+    return path
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3", "phi3"])
+def test_the_families_compute_what_llama_cpp_computes(family: str, tmp_path: Path, llama_cpp_python: Path) -> None:
+    engine = LlamaCpp(llama_cpp_python)
+    path = write_family(tmp_path / "a.gguf", family, 256)
+    opened = open_model_folder(str(path), False, tokenizer=TokenizerSource(engine=engine))
+    tokenizer, model = load_tokenizer(opened.folder), load_model(opened.folder, dtype=torch.float32)
+    prompts = [chat_tokens(tokenizer, text) for text in EVERYDAY[:8]]
+    with engine.serve(opened.folder, ServerSettings(512, threads=1), tmp_path / "log") as client:
+        check_parity(client, prompts, first_token_logprobs(model, prompts), 0.1)
+
+
+def test_a_scale_of_the_attention_that_the_file_does_not_hold(tmp_path: Path) -> None:
+    """As of Gemma 2 and 3 of 27B, where it is another than Transformers takes."""
+    path = write_family(tmp_path / "a.gguf", "gemma3", 128)
+    own_tokenizer(read_gguf(path)).save_pretrained(tmp_path / "tokenizer")
+    with pytest.raises(ValueError, match="does not say by what its attention is scaled; of this size of gemma3"):
+        open_model_folder(str(path), False, tokenizer=TokenizerSource(tmp_path / "tokenizer"))
 
 
 @pytest.fixture

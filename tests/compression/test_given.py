@@ -392,9 +392,7 @@ def test_the_vocabulary_of_a_gguf_file(original: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(original)
     tokens = [*tokenizer.convert_ids_to_tokens(range(rows)), *(f"<new {number}>" for number in range(16))]
     ready_made.gguf_file(base, tmp_path / "more.gguf", ["Q8_0"], tokens=tokens)
-    with pytest.raises(
-        ValueError, match=rf"its token {rows} is '<new 0>', the original's is absent; name the model"
-    ):
+    with pytest.raises(ValueError, match=rf"its token {rows} is '<new 0>', the original's is absent; name the model"):
         import_given(tmp_path / "more.gguf", base, tmp_path / "more")
     tokens = tokenizer.convert_ids_to_tokens(range(rows))
     tokens[300], tokens[301] = tokens[301], tokens[300]
