@@ -26,8 +26,9 @@ def _section(name: str, table: Table) -> str:
         " ".join((table.says or "").split()), 138, break_long_words=False, break_on_hyphens=False
     )
     rows = [
-        f"- {', '.join(f'`{column.name}`' for column in columns)}" + (f": {says}" if says else "")
+        f"- {', '.join(f'`{column.name}`' for column in columns)}: {says}"
         for says, columns in groupby(table.columns, key=lambda column: column.says)
+        if says  # the others are names
     ]
     return "\n".join([f"## {name}.csv\n\n{introduction}\n", *rows, ""])
 

@@ -345,7 +345,7 @@ def outcome(measured: Measured) -> tuple[str, str]:
 
 
 def table(outcomes: dict[str, tuple[str, str] | None]) -> str:
-    """Return the table of docs/models.md: families of one outcome share a row, the largest rows first."""
+    """Return the table of docs/models.md: families of one outcome share a line, the largest first."""
     alike: dict[tuple[str, str], list[str]] = {}
     for family, found in outcomes.items():
         if found is not None:
@@ -359,9 +359,7 @@ def table(outcomes: dict[str, tuple[str, str] | None]) -> str:
             f"{counts['right']} families are right, {counts['refused']} are refused. No tiny model was made of "
             f"{len(unknown)} more, which are proven or refused at import like any other: {', '.join(unknown)}.",
             "",
-            "| model types | | what a block adds to the residual stream, or why it is refused |",
-            "|---|---|---|",
-            *(f"| {', '.join(names)} | {state} | {what} |" for (state, what), names in rows),
+            *(f"- **{', '.join(names)}** ({state}): {what}" for (state, what), names in rows),
         ]
     )
 
@@ -369,8 +367,8 @@ def table(outcomes: dict[str, tuple[str, str] | None]) -> str:
 def written() -> dict[str, tuple[str, str]]:
     """Return the outcome of each family that docs/models.md has."""
     text = PAGE.read_text(encoding="utf-8").partition(MARKS[0])[2].partition(MARKS[1])[0]
-    rows = [line.strip("|").split(" | ") for line in text.splitlines() if line.startswith("| ")][1:]
-    return {name: (state, what.strip()) for names, state, what in rows for name in names.strip().split(", ")}
+    rows = re.findall(r"^- \*\*(.*?)\*\* \((.*?)\): (.*)$", text, re.MULTILINE)
+    return {name: (state, what) for names, state, what in rows for name in names.split(", ")}
 
 
 def main() -> None:
