@@ -184,7 +184,7 @@ def document(configuration: Configuration) -> str:
         "GPU memory is the least that a node works with; vLLM takes what there is. Disk is what a node leaves, for",
         "`evaluate_suite` what it needs while it runs. What is learnt through W8A8, FP8 or bitsandbytes needs as much",
         "beside its output meanwhile, and `lora-16` twice as much. From the smallest to the largest of the models",
-        f"({', '.join(f'{name}: {shape.parameters / 1e9:.2f}e9 weights' for name, shape in SHAPES.items())}):",
+        f"({', '.join(f'{name}: {shape.parameters / 1e9:.2f}e9' for name, shape in SHAPES.items())}):",
         "",
         "| node | GPU memory, GB | main memory, GB | disk, GB | minutes |",
         "| --- | --- | --- | --- | --- |",

@@ -203,7 +203,7 @@ def _alternative(schema: Schema, sections: Mapping[str, Section]) -> str:
         return ALL_FORMS[schema["pattern"]].kind
     held = _inside(schema)
     if held is not None:
-        words = f"{'list of' if 'items' in schema else 'names, each with'}: {_kind(held, sections)}"
+        words = f"{'list' if 'items' in schema else 'table'} of {_kind(held, sections)}"
         return f"{words}; not empty" if schema.get("minItems") or schema.get("minProperties") else words
     limits = ", ".join(f"{sign} {schema[bound]}" for bound, sign in BOUNDS.items() if bound in schema)
     return f"{TYPES[schema['type']]} {limits}" if limits else TYPES[schema["type"]]
