@@ -28,13 +28,14 @@ from aird.commands.evaluate import (
     add_engine_arguments,
     ask,
     check_adapter,
+    check_adapter_fits,
     check_engine_arguments,
     choose_engine,
     engine_of_judge,
     served_as,
     tokenizer_source,
 )
-from aird.commands.inputs import MODEL_HELP, take_gpus_for
+from aird.commands.inputs import MODEL_HELP, above_zero, take_gpus_for
 from aird.commands.judging import open_judge, read_judge
 from aird.commands.preflight import Examined, check_norms, check_room, estimate, examine
 from aird.commands.prompt_files import prompt_path, read_prompts
@@ -118,7 +119,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--count", type=int, help="ask so many of each kind (default: 100, all of your files, or the suite's)"
     )
-    parser.add_argument("--tokens", type=int, help="length limit of an answer (default: 64, or the suite's)")
+    parser.add_argument("--tokens", type=above_zero, help="length limit of an answer (default: 64, or the suite's)")
     parser.add_argument(
         "--think", action="store_true", help="let models that think do so (also: the suite); give them enough --tokens"
     )
@@ -151,6 +152,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
     if not 0 < arguments.margin < 100:
         raise ValueError(f"--margin: {arguments.margin:g} is no margin; write points between 0 and 100, such as 5")
+    for name in ("report", "junit", "json"):
+        if (path := getattr(arguments, name)) is not None and path.is_dir():
+            raise ValueError(f"--{name}: {path} is a folder; name a file")
     if arguments.demo:
         if unused := [name for name, value in vars(arguments).items() if _is_unused_by_demo(arguments, name, value)]:
             options = ["a model" if name in SIDES else f"--{name.replace('_', '-')}" for name in unused]
@@ -215,6 +219,8 @@ def checked(arguments: argparse.Namespace) -> CheckResult | None:
     check_addressed(arguments.think, original, compressed)
     check_same_prompts(original, compressed)
     check_kept(arguments.output, {"original": original, "compressed": compressed})
+    if compressed.model is not None:
+        check_adapter_fits("--patch", arguments.patch, compressed.model)
     if original.model is not None and compressed.model is not None and arguments.repair is not None:
         patch.check_patchable(original.model, compressed.model)
     with contextlib.ExitStack() as stack:

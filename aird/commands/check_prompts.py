@@ -37,8 +37,8 @@ def chosen_prompts(
             {
                 "harmful": {"set": "harmful"},
                 "harmless": {"set": "harmless"},
-                "maximum_new_tokens": arguments.tokens or limit,
-                "maximum_model_length": arguments.length or length,
+                "maximum_new_tokens": limit if arguments.tokens is None else arguments.tokens,
+                "maximum_model_length": length if arguments.length is None else arguments.length,
                 "think": arguments.think or think,
                 "serve": arguments.serve,
             },

@@ -188,6 +188,8 @@ def check_kept(output: Path | None, sides: Mapping[str, Answerer]) -> None:
     Raises:
         ValueError: some do.
     """
+    if output is not None:
+        check_output(output)
     for word, side in sides.items():
         if output is None or side.model is None:
             continue

@@ -15,7 +15,15 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from aird.commands.gguf_tokenizers import TokenizerSource
-from aird.commands.inputs import MODEL_HELP, ModelFolder, check_output, open_model_folder, take_gpus_for, validated
+from aird.commands.inputs import (
+    MODEL_HELP,
+    ModelFolder,
+    above_zero,
+    check_output,
+    open_model_folder,
+    take_gpus_for,
+    validated,
+)
 from aird.commands.judging import add_judge_argument, judge_scores, open_judge, read_judge
 from aird.commands.keeping import kept_or_asked
 from aird.commands.prompt_files import add_prompt_arguments, choose, prompt_files, read_prompts
@@ -26,11 +34,14 @@ from aird.prompts.sets import CLASSES, Record
 from aird.settings.sources import read_hub_name
 from aird.settings.weights import WeightForm
 from aird.support.environments import recorded_python
+from aird.support.files import read_json
 
 if TYPE_CHECKING:
     from aird.settings.suites import Suite
 
 SUMMARY = "measure refusal, over-refusal and perplexity"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+DOWN, UP = ".lora_A.weight", ".lora_B.weight"  # PEFT's names of the two factors of a change
 PACKAGES = Path(__file__).resolve().parents[2]  # the folder that holds the package: a checkout, or where pip put it
 DESCRIPTION = """\
 Ask a model harmful and harmless instructions, greedily, and count refusals.
@@ -75,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", type=Path, metavar="FOLDER", help="an adapter that `aird patch` wrote")
     add_prompt_arguments(parser, True, " to ask")
     parser.add_argument("--count", type=int, help="ask only that many of each file (default: all)")
-    parser.add_argument("--tokens", type=int, default=64, help="length limit of a completion (default: 64)")
+    parser.add_argument("--tokens", type=above_zero, default=64, help="length limit of a completion (default: 64)")
     parser.add_argument("--think", action="store_true", help="let a model that thinks do so; give it enough --tokens")
     parser.add_argument(
         "--reference", type=Path, metavar="FILE", help="completions.jsonl of the original, for the perplexity"
@@ -105,7 +116,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_judge_argument(parser)
     parser.add_argument(
-        "--length", type=int, help="longest prompt plus completion, tokens (default: 1024, or the suite's)"
+        "--length", type=above_zero, help="longest prompt plus completion, tokens (default: 1024, or the suite's)"
     )
     parser.add_argument("--fresh", action="store_true", help="ask all anew, also what an earlier command was answered")
 
@@ -148,6 +159,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--tasks: {engine.title} cannot be asked these; name an engine that can with {able}")
     tokenizer = tokenizer_source(arguments, [arguments.model])
     model = open_model_folder(arguments.model, arguments.trust_remote_code, tokenizer=tokenizer)
+    check_adapter_fits("--adapter", arguments.adapter, model)
     judge = None if arguments.judge is None else open_judge(arguments.judge)
     judge_engine = engine if judge is None else engine_of_judge(arguments, judge.model)
     take_gpus_for([model, *([] if judge is None else [judge.model])], [engine, judge_engine])
@@ -165,8 +177,49 @@ def check_adapter(option: str, folder: Path | None) -> None:
     Raises:
         ValueError: it is not.
     """
-    if folder is not None and not (folder / "adapter_config.json").is_file():
+    if folder is None:
+        return
+    if not (folder / "adapter_config.json").is_file():
         raise ValueError(f"{option}: {folder} holds no adapter_config.json: it is no PEFT adapter folder")
+    read_json(folder / "adapter_config.json")
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise ValueError(f"{option}: {folder} holds no {ADAPTER_WEIGHTS}, the adapter's weights; copy it there")
+
+
+def check_adapter_fits(option: str, folder: Path | None, model: ModelFolder) -> None:
+    """Check, from headers alone, that an adapter was made for a model with such matrices.
+
+    Raises:
+        ValueError: it has none of the model's, or one in another shape.
+    """
+    if folder is None:
+        return
+    from safetensors import SafetensorError, safe_open
+
+    from aird.models.checkpoint import read_checkpoint
+    from aird.models.matrices import matrix_shape
+
+    try:
+        with safe_open(folder / ADAPTER_WEIGHTS, "pt") as stored:
+            shapes = {name: stored.get_slice(name).get_shape() for name in stored.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{option}: {folder / ADAPTER_WEIGHTS} is truncated or altered ({error})") from error
+    checkpoint = read_checkpoint(model.folder)
+    changed = {name.removesuffix(DOWN): shape[1] for name, shape in shapes.items() if name.endswith(DOWN)}
+    known = {f"base_model.model.{module}": module for module in checkpoint.matrix_modules()}
+    fitting = [module for module in changed if module in known]
+    if changed and not fitting and not read_json(folder / "adapter_config.json").get("target_parameters"):
+        raise ValueError(
+            f"{option}: {folder} was made for another model: it changes {next(iter(changed))}, and {model.name} has no "
+            "such matrix; name the model that it was made for"
+        )
+    for module in fitting:
+        wanted, found = matrix_shape(checkpoint, known[module]), (shapes[module + UP][0], changed[module])
+        if wanted != found:
+            raise ValueError(
+                f"{option}: {folder} was made for another model: its change of {known[module]} is of a matrix "
+                f"{found[0]} x {found[1]}, and that of {model.name} is {wanted[0]} x {wanted[1]}"
+            )
 
 
 def ask(
@@ -317,7 +370,7 @@ def _found_engine(name: str) -> Engine | None:
         return kind(Path(variable))
     record = (_checkout() or Path()) / "results/environments" / f"{kind.environment.name}.json"
     if _checkout() is not None and record.is_file():
-        with contextlib.suppress(FileNotFoundError):  # the environment was removed
+        with contextlib.suppress(FileNotFoundError, PermissionError):  # it was removed, or is another user's
             return kind(recorded_python(record))
     return None
 

@@ -31,6 +31,7 @@ MODEL_HELP = (
     "folder in Hugging Face format, GGUF file, or hub id, with @revision if wanted, and :file.gguf of a repository of "
     "GGUF files"
 )
+OPTIONS = {"maximum_new_tokens": "tokens", "maximum_model_length": "length"}  # of settings with other names
 SomeSettings = TypeVar("SomeSettings", bound=Settings)
 # What a model is measured as, where that is not what was given.
 FORM_IN_WORDS = {
@@ -241,8 +242,10 @@ def check_output(folder: Path) -> None:
     """Check that results are not written into the folder of a model, whose own they would then seem to be.
 
     Raises:
-        ValueError: they would be.
+        ValueError: they would be, or the folder is a file.
     """
+    if folder.is_file():
+        raise ValueError(f"--output: {folder} is a file; name a folder")
     if holds_model(folder):
         raise ValueError(f"--output: {folder} holds a model; name a folder of its own for the results")
 
@@ -401,6 +404,13 @@ def recorded_chat(provenance: Mapping[str, Any]) -> Chat:
     return Chat.model_validate(provenance.get("model", {}).get("chat", {}))
 
 
+def above_zero(text: str) -> int:
+    """Return a whole number above 0, for argparse."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number above 0")
+    return int(text)
+
+
 def validated(kind: type[SomeSettings], values: dict[str, Any]) -> SomeSettings:
     """Return typed settings.
 
@@ -411,8 +421,10 @@ def validated(kind: type[SomeSettings], values: dict[str, Any]) -> SomeSettings:
         return kind.model_validate(values)
     except ValidationError as error:
         messages = [
-            f"--{str(each['loc'][-1]).replace('_', '-') if each['loc'] else kind.__name__.lower()}: "
-            f"{each['msg'].removeprefix('Value error, ')}"
+            f"--{OPTIONS.get(str(each['loc'][-1]), str(each['loc'][-1]).replace('_', '-'))}: "
+            f"{each['msg'].removeprefix('Value error, ')} (found: {each['input']})"
+            if each["loc"]
+            else f"--{kind.__name__.lower()}: {each['msg'].removeprefix('Value error, ')}"
             for each in error.errors()
         ]
         raise ValueError("; ".join(messages)) from None

@@ -11,6 +11,7 @@ import tempfile
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from aird import __version__
 from aird.commands import cache, check, compare, direction, evaluate, export, label, patch, push
@@ -64,9 +65,17 @@ First steps:
 `aird COMMAND --help` explains each with its files and common errors."""
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that says what is wrong in one line: thirty lines of usage would hide it."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with 2."""
+        self.exit(BAD_INPUT, f"{self.prog}: error: {message}; `{self.prog} --help` lists the options\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="aird", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     top.add_argument("--version", action="version", version=f"aird {__version__}")

@@ -170,6 +170,8 @@ def _check_numbers(text: str, folder: Path, rows: int) -> None:
 
 
 def _examine_gguf(text: str, path: Path, asked: bool, tokenizer: TokenizerSource | None) -> Examined:
+    if path.suffix in (".safetensors", ".bin", ".json"):
+        raise ValueError(f"{text} is one file of a model; name its folder, {path.absolute().parent}")
     from aird.models.gguf_file import read_gguf
 
     file = read_gguf(path)

@@ -51,7 +51,10 @@ def prompt_path(text: str) -> Path:
     A pipe has no ending that tells its format: its lines are JSON objects, or prompts.
     """
     path = Path(text)
-    if not path.is_fifo():
+    try:
+        if not path.is_fifo():
+            return path
+    except PermissionError:  # said where it is read: an error of an argument's type is a fault of the program
         return path
     content = path.read_bytes()
     _pipes.append(tempfile.TemporaryDirectory(prefix="aird-prompts-"))

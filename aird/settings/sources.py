@@ -67,8 +67,10 @@ def read_hub_name(text: str) -> HubName | None:
     """Return what `owner/name`, `owner/name@revision` or one of them with `:file.gguf` says; None for any other text.
 
     Raises:
-        ValueError: the file leads out of the repository, or is no GGUF file.
+        ValueError: an address, or the file leads out of the repository or is no GGUF file.
     """
+    if "://" in text:
+        raise ValueError(f"{text} is an address; write the hub id alone, such as Qwen/Qwen2.5-7B-Instruct")
     located, colon, file = text.partition(":")
     repository, _, revision = located.partition("@")
     if not re.match(REPOSITORY_PATTERN, repository) or text.startswith((".", "/", "~")):

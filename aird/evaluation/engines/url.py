@@ -92,7 +92,9 @@ class UrlSettings(EngineSettings):
         except ValueError:
             valid = False
         if not valid or any(character.isspace() for character in address):
-            raise ValueError("is no address; write http:// or https:// and a host, as http://localhost:8000")
+            raise ValueError(
+                f"is no address; write http:// or https:// and a host, as http://localhost:8000 (found: {address})"
+            )
         if parts.username is not None or parts.query:
             # The address is written into results; a password must not be.
             raise ValueError("must be an address only; give the key as the environment's VLLM_API_KEY")
