@@ -7,13 +7,12 @@ how, and of how stable the filters' site is under resampled prompts (aird/direct
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
 from aird.directions.activation_cache import ActivationCache, kept_counts
 from aird.directions.direction import Direction
-from aird.directions.score_records import PromptScores, Score
+from aird.directions.score_records import CosmicChoice, PromptScores, Score
 from aird.directions.selection import Selection, select_site
 from aird.directions.stability import NOT_RESAMPLED, site_stability
 from aird.settings.directions import Directions
@@ -25,13 +24,13 @@ def choose_direction(
     prompt_scores: PromptScores,
     settings: Directions,
     seed: int,
-    cosmic: Mapping[str, Any] | None = None,
+    cosmic: CosmicChoice | None = None,
 ) -> Direction:
     """Return the best candidate direction of a checkpoint, by the rule that the settings name.
 
     Args:
         cache: the checkpoint's activation cache.
-        scores: records with layer, position, induce, kl and bypass (None or NaN where not computed).
+        scores: records with layer, position, induce, kl and bypass (NaN where not computed).
         prompt_scores: the same scores per prompt, from which the site's stability is resampled.
         settings: the filters.
         seed: of the resamples.
@@ -51,7 +50,9 @@ def choose_direction(
     chosen = next(row for row in scores if (row["layer"], row["position"]) == (selection.layer, selection.position))
     record = {
         **asdict(selection),
-        **{name: _number(chosen[name]) for name in ("induce", "kl", "bypass")},
+        "induce": _number(chosen["induce"]),
+        "kl": _number(chosen["kl"]),
+        "bypass": _number(chosen["bypass"]),
         "layers": layers,
         "positions": positions,
         "candidates": layers * positions,
@@ -64,5 +65,5 @@ def choose_direction(
     return Direction(vector / vector.norm(), vector.norm().item(), record)
 
 
-def _number(value: float | None) -> float | None:
-    return None if value is None or math.isnan(value) else value
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -22,7 +22,6 @@ site is, the sites that both models choose on resampled prompts (aird/directions
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -56,7 +55,7 @@ def states_at(cache: ActivationCache, site: Direction) -> States:
     return harmful, harmless
 
 
-def compare_directions(original: Side, compressed: Side, seed: int) -> dict[str, Any]:
+def compare_directions(original: Side, compressed: Side, seed: int) -> dict[str, object]:
     """Return the record of a comparison.
 
     cosine_same_site, cosine_own_source and norm_ratio are of the directions in use; the same names
@@ -76,7 +75,7 @@ def compare_directions(original: Side, compressed: Side, seed: int) -> dict[str,
     one, other = (each[original.direction.layer, original.direction.position] for each in candidates)
     at_site, compressed_at_site = (states_at(side.cache, original.direction) for side in (original, compressed))
     at_own, compressed_at_own = (states_at(side.cache, compressed.direction) for side in (original, compressed))
-    record: dict[str, Any] = {
+    record: dict[str, object] = {
         "site": original.site,
         "own_site": compressed.site,
         "cosine_same_site": cosine(one, other),
@@ -131,7 +130,7 @@ def cosine(one: torch.Tensor, other: torch.Tensor) -> float:
     return torch.nn.functional.cosine_similarity(one.double(), other.double(), dim=-1).item()
 
 
-def cosine_and_norm_grids(original: torch.Tensor, compressed: torch.Tensor) -> list[dict[str, Any]]:
+def cosine_and_norm_grids(original: torch.Tensor, compressed: torch.Tensor) -> list[dict[str, float | None]]:
     """Return one record {layer, position, cosine, norm_ratio} per site.
 
     Both are None where the original has no difference at all: at layer 0 the template's fixed

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict
 
 import torch
 
@@ -30,7 +30,26 @@ States = tuple[torch.Tensor, torch.Tensor]  # harmful and harmless activations a
 Products = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # original x original, original x compressed, ...
 
 
-def corrected_cosine(original: States, compressed: States, seed: int) -> dict[str, Any]:
+class Interval(TypedDict):
+    """A value, None where it is undefined, with its 95% interval and the number of undefined resamples."""
+
+    value: float | None
+    low: float
+    high: float
+    undefined: int
+
+
+class CorrectedCosine(Interval):
+    """A corrected cosine, and what it rests on."""
+
+    n_harmful: int
+    n_harmless: int
+    splits: int
+    resamples: int
+    seed: int
+
+
+def corrected_cosine(original: States, compressed: States, seed: int) -> CorrectedCosine:
     """Return the corrected cosine with its 95% interval.
 
     The interval is a bootstrap's over the prompts: each resample draws prompts with replacement, the same ones for both
@@ -41,22 +60,21 @@ def corrected_cosine(original: States, compressed: States, seed: int) -> dict[st
         seed: of splits and resamples.
 
     Returns:
-        {"value", "low", "high", "n_harmful", "n_harmless", "splits", "resamples", "undefined", "seed"}. `value` is None
-        where the two halves of one model have no common direction at all. `undefined` counts such resamples; they widen
-        the interval as if they lay beyond either end (-1 and 1).
+        The value is None where the two halves of one model have no common direction at all. Such resamples widen the
+        interval as if they lay beyond either end (-1 and 1).
     """
     value, resampled = _estimates(original, compressed, seed)
-    return _interval(value, resampled, 1.0) | {
+    return {
+        **_interval(value, resampled, 1.0),
         "n_harmful": len(original[0]),
         "n_harmless": len(original[1]),
         "splits": SPLITS,
         "resamples": RESAMPLES,
-        "undefined": int(resampled.isnan().sum()),
         "seed": seed,
     }
 
 
-def corrected_gain(original: States, before: States, after: States, seed: int) -> dict[str, Any]:
+def corrected_gain(original: States, before: States, after: States, seed: int) -> Interval:
     """Return how far a change raises the corrected cosine with the original, with its 95% interval.
 
     Both cosines are taken over the same resamples and splits of the prompts, so that what a draw does to both falls
@@ -67,13 +85,12 @@ def corrected_gain(original: States, before: States, after: States, seed: int) -
         seed: of splits and resamples.
 
     Returns:
-        {"value", "low", "high", "undefined"}. `value` is None where one of the cosines is undefined; `undefined` counts
-        such resamples, which widen the interval as if they lay beyond either end (-2 and 2).
+        The value is None where one of the cosines is undefined. Such resamples widen the interval as if they lay beyond
+        either end (-2 and 2).
     """
     # The draws hang on the seed and on the numbers of prompts alone.
     (value, resampled), (reference, paired) = (_estimates(original, states, seed) for states in (after, before))
-    gains = resampled - paired
-    return _interval(value - reference, gains, 2.0) | {"undefined": int(gains.isnan().sum())}
+    return _interval(value - reference, resampled - paired, 2.0)
 
 
 def _estimates(original: States, compressed: States, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -93,12 +110,13 @@ def _estimates(original: States, compressed: States, seed: int) -> tuple[torch.T
     return value, resampled
 
 
-def _interval(value: torch.Tensor, resampled: torch.Tensor, furthest: float) -> dict[str, float | None]:
-    """Return {"value", "low", "high"}; undefined resamples lie at either end, -`furthest` and `furthest`."""
+def _interval(value: torch.Tensor, resampled: torch.Tensor, furthest: float) -> Interval:
+    """Return the 95% interval; undefined resamples lie at either end, -`furthest` and `furthest`."""
     return {
         "value": None if value.isnan() else value.item(),
         "low": resampled.nan_to_num(-furthest).quantile(0.025).item(),
         "high": resampled.nan_to_num(furthest).quantile(0.975).item(),
+        "undefined": int(resampled.isnan().sum()),
     }
 
 

@@ -26,13 +26,14 @@ import contextlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import nn
 
 from aird.directions.activation_cache import ActivationCache, kept_tokens
-from aird.directions.selection import used_layers, within_kl
+from aird.directions.score_records import CosmicChoice, CosmicScore
+from aird.directions.selection import reached_limit, used_layers
 from aird.inference.hooks import ablation, addition, hooks, on_input
 from aird.inference.packing import Pack, last_logits, plan_packs, run_pack
 from aird.inference.resuming import Reached, block_inputs, resumed_at
@@ -51,13 +52,21 @@ SHORTLIST = 4  # candidates whose KL divergence is computed
 ROWS = 6  # candidates that are ablated in one forward pass
 
 
+class CosmicScores(TypedDict):
+    """Scores of the ablated candidates, how many candidates there were, and the cosine of the classes unchanged."""
+
+    scores: list[CosmicScore]
+    candidates: int
+    baseline: float
+
+
 def find_cosmic_direction(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     cache: ActivationCache,
     prompts: Mapping[str, Sequence[Record]],
     settings: Directions,
-) -> dict[str, Any]:
+) -> CosmicChoice:
     """Return what `cosmic_direction` chooses on a checkpoint's rightly classified validation prompts.
 
     Args:
@@ -76,19 +85,14 @@ def cosmic_direction(
     harmful: Sequence[Sequence[int]],
     harmless: Sequence[Sequence[int]],
     settings: Directions,
-) -> dict[str, Any]:
-    """Return the site that COSMIC chooses in a checkpoint, as a record.
+) -> CosmicChoice:
+    """Return the site that COSMIC chooses in a checkpoint.
 
     Args:
         model: a Transformers causal language model with L decoder blocks.
         cache: its activation cache.
         harmful, harmless: token ids of validation prompts.
         settings: the filters.
-
-    Returns:
-        {"layer", "position", "rule" (`cosmic`, or `cosmic_relaxed_kl` where the KL limit was doubled),
-        "kl_limit", "score", "addition", "ablation", "kl", "baseline" (cosine of the unchanged classes),
-        "compared_layers", "candidates", "ablated", "shortlist": [the same scores of the best few]}.
 
     Raises:
         ValueError: no candidate has scores that are numbers.
@@ -105,9 +109,9 @@ def cosmic_direction(
     shortlist = [score for score in shortlist if not math.isnan(score["kl"])]
     if not shortlist:
         raise ValueError("ablating a candidate direction gives no number: the checkpoint is broken")
-    passing, limit = within_kl(shortlist, settings.maximum_kl)
+    limit = reached_limit([score["kl"] for score in shortlist], settings.maximum_kl)
     return {
-        **passing[0],
+        **next(score for score in shortlist if score["kl"] <= limit),
         "rule": "cosmic" if limit == settings.maximum_kl else "cosmic_relaxed_kl",
         "kl_limit": limit,
         "baseline": scored["baseline"],
@@ -139,7 +143,7 @@ def score_by_cosine(
     harmless: Sequence[Sequence[int]],
     layers: Sequence[int],
     layer_fraction: float,
-) -> dict[str, Any]:
+) -> CosmicScores:
     """Return the COSMIC scores of the candidates with the highest addition cosines.
 
     Args:
@@ -148,10 +152,6 @@ def score_by_cosine(
         harmful, harmless: token ids of prompts.
         layers: the compared layers.
         layer_fraction: candidates at or above this part of the layers take no part.
-
-    Returns:
-        {"scores": [{"layer", "position", "addition", "ablation", "score"}] of the ablated candidates,
-        "candidates": how many there were, "baseline": cosine of the two classes unchanged}.
     """
     blocks = list(decoder_blocks(model))
     positions = candidates.shape[1]
@@ -165,7 +165,7 @@ def score_by_cosine(
     order = sorted((site for site in sites if not added[site].isnan()), key=lambda site: -added[site].item())
 
     writers = writer_modules(model)
-    scores: list[dict[str, Any]] = []
+    scores: list[CosmicScore] = []
     ablated_sites = order[: max(SHORTLIST, math.ceil(ABLATED_SHARE * len(order)))]
     for start in progress.over(range(0, len(ablated_sites), ROWS), "batches of candidates"):
         batch = ablated_sites[start : start + ROWS]
@@ -173,9 +173,15 @@ def score_by_cosine(
             states = _last_states(model, blocks, harmful_packs, layers, len(batch))
         for site, ablated in zip(batch, _cosines(states, target_harmless).tolist(), strict=True):
             if not math.isnan(ablated):
-                cosines = {"addition": added[site].item(), "ablation": ablated}
+                addition_cosine = added[site].item()
                 scores.append(
-                    {"layer": site[0], "position": site[1] - positions, **cosines, "score": sum(cosines.values())}
+                    {
+                        "layer": site[0],
+                        "position": site[1] - positions,
+                        "addition": addition_cosine,
+                        "ablation": ablated,
+                        "score": addition_cosine + ablated,
+                    }
                 )
     return {
         "scores": scores,

@@ -17,8 +17,6 @@ refusal rests on r again, the ablation tells.
 
 from __future__ import annotations
 
-from typing import Any
-
 from aird.directions.activation_cache import ActivationCache
 from aird.directions.candidates import difference_in_means
 from aird.directions.comparison import Side, bootstrap, check_same_prompts, projections, states_at, summarise
@@ -29,7 +27,7 @@ from aird.prompts.sets import CLASSES
 
 def compare_restored(
     original: Side, compressed: ActivationCache, patched: ActivationCache, seed: int
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return the record of a comparison of the original, a compressed checkpoint and its patched form.
 
     Args:
@@ -54,7 +52,7 @@ def compare_restored(
     return {"site": original.site, "checkpoints": described, "corrected_cosine_gain": gain}
 
 
-def _describe(original: States, states: States, direction: Direction, seed: int) -> dict[str, Any]:
+def _describe(original: States, states: States, direction: Direction, seed: int) -> dict[str, object]:
     """Return what is said of one checkpoint at the direction's site."""
     one, other = difference_in_means(*original), difference_in_means(*states)
     return {

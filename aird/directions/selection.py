@@ -19,8 +19,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from aird.directions.score_records import Score
 from aird.settings.directions import Directions
 
 # Of the candidates in range, the part that takes part where none induces refusal.
@@ -61,13 +61,11 @@ def used_layers(layers: int, fraction: float) -> int:
     return used
 
 
-def eligible_scores(
-    scores: Iterable[dict[str, Any]], layers: int, settings: Directions
-) -> tuple[list[dict[str, Any]], bool]:
+def eligible_scores(scores: Iterable[Score], layers: int, settings: Directions) -> tuple[list[Score], bool]:
     """Return the records that induce enough to be scored in full, and whether they reach the minimum.
 
     Args:
-        scores: records with layer and induce (None where not computed).
+        scores: of which layer and induce are read.
         layers: number of decoder blocks, L.
         settings: the filters.
 
@@ -75,7 +73,7 @@ def eligible_scores(
         ValueError: `layer_fraction` leaves no layer, or no candidate has an induce score that is a number.
     """
     limit = used_layers(layers, settings.layer_fraction)
-    in_range = [score for score in scores if score["layer"] < limit and _known(score["induce"])]
+    in_range = [score for score in scores if score["layer"] < limit and not math.isnan(score["induce"])]
     if not in_range:
         raise ValueError("no candidate direction has a score that is a number: the checkpoint is broken")
     reaching = [score for score in in_range if score["induce"] >= settings.minimum_induce]
@@ -85,11 +83,11 @@ def eligible_scores(
     return ranked[: math.ceil(len(ranked) * FALLBACK_SHARE)], False
 
 
-def select_site(scores: Iterable[dict[str, Any]], layers: int, settings: Directions) -> Selection:
+def select_site(scores: Iterable[Score], layers: int, settings: Directions) -> Selection:
     """Return the best site by the rules above.
 
     Args:
-        scores: records with layer, position, induce, kl and bypass (None where not computed).
+        scores: of all candidates.
         layers: number of decoder blocks, L.
         settings: the filters.
 
@@ -97,27 +95,18 @@ def select_site(scores: Iterable[dict[str, Any]], layers: int, settings: Directi
         ValueError: no eligible candidate has scores that are numbers.
     """
     eligible, reached = eligible_scores(scores, layers, settings)
-    scored = [score for score in eligible if _known(score["kl"]) and _known(score["bypass"])]
+    scored = [score for score in eligible if not (math.isnan(score["kl"]) or math.isnan(score["bypass"]))]
     if not scored:
         raise ValueError("ablating a candidate direction gives no number: the checkpoint is broken")
-    passing, kl_limit = within_kl(scored, settings.maximum_kl)
+    kl_limit = reached_limit([score["kl"] for score in scored], settings.maximum_kl)
+    passing = [score for score in scored if score["kl"] <= kl_limit]
     best = min(passing, key=lambda score: score["bypass"])
     relaxed = "published" if kl_limit == settings.maximum_kl else "relaxed_kl"
     return Selection(best["layer"], best["position"], relaxed if reached else "relaxed_induce", len(passing), kl_limit)
 
 
-def within_kl(scores: Sequence[dict[str, Any]], limit: float) -> tuple[list[dict[str, Any]], float]:
-    """Return the records within a KL limit, which is doubled until there is one, and the limit in force.
-
-    Args:
-        scores: at least one record with a `kl` that is a number, nats.
-        limit: above 0, nats.
-    """
-    # Not `<= limit` as a positive test: with `>` a KL of exactly the limit passes, as published.
-    while not (passing := [score for score in scores if not score["kl"] > limit]):
+def reached_limit(divergences: Sequence[float], limit: float) -> float:
+    """Return a KL limit, doubled until one of these KL divergences (all numbers, nats) is at most that."""
+    while min(divergences) > limit:
         limit *= 2
-    return passing, limit
-
-
-def _known(value: float | None) -> bool:
-    return value is not None and not math.isnan(value)
+    return limit

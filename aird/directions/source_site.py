@@ -13,7 +13,7 @@ from typing import Any
 Record = Mapping[str, Any]
 
 
-def compare_sites(original: Record, compressed: Record) -> dict[str, Any]:
+def compare_sites(original: Record, compressed: Record) -> dict[str, object]:
     """Return how far the source site moved, against how much both models' sites vary.
 
     The p-value is the probability that a resample of the original chooses a site that it chooses no more often than

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import TypedDict
 
 import torch
 
@@ -20,23 +20,36 @@ from aird.directions.score_records import mean_scores
 from aird.directions.selection import select_site
 from aird.settings.directions import Directions
 
+
+class ChosenSite(TypedDict):
+    """A site, and the share of the resamples that chose it."""
+
+    layer: int
+    position: int
+    share: float
+
+
+class Stability(TypedDict):
+    """Which sites Arditi's rule chooses on resampled validation prompts; shares are None where none was chosen."""
+
+    resamples: int
+    undefined: int  # resamples in which no candidate had numbers
+    same_site: float | None  # share of the others that chose the site of the real prompts
+    layer_low: int | None  # 2.5% and 97.5% quantiles of the layers
+    layer_high: int | None
+    sites: list[ChosenSite]  # the most frequent first
+
+
 # The smallest p-value of a site that moved is 1 / (1 + RESAMPLES); times the compressions that Holm counts it must
 # stay below 5%. 500 would do for 25 compressions.
 RESAMPLES = 2000
 # Of a site that another rule chose than the one that is resampled.
-NOT_RESAMPLED: dict[str, Any] = {
-    "resamples": 0,
-    "undefined": 0,
-    "same_site": None,
-    "layer_low": None,
-    "layer_high": None,
-    "sites": [],
-}
+NOT_RESAMPLED = Stability(resamples=0, undefined=0, same_site=None, layer_low=None, layer_high=None, sites=[])
 
 
 def site_stability(
     scores: Mapping[str, torch.Tensor], site: tuple[int, int], settings: Directions, seed: int
-) -> dict[str, Any]:
+) -> Stability:
     """Return which sites Arditi's rule chooses on resampled validation prompts.
 
     Args:
@@ -45,12 +58,6 @@ def site_stability(
         site: (layer, position) chosen on the real prompts.
         settings: the filters.
         seed: of the resamples.
-
-    Returns:
-        {"resamples", "undefined" (resamples in which no candidate had numbers), "same_site" (share
-        that chose `site`), "layer_low", "layer_high" (2.5% and 97.5% quantiles of the layers),
-        "sites": [{"layer", "position", "share"}], most frequent first}. Shares are of the resamples
-        that chose a site; None where there is none.
     """
     generator = torch.Generator().manual_seed(seed)
     layers = len(scores["induce"])
@@ -69,15 +76,15 @@ def site_stability(
             continue
         chosen[selection.layer, selection.position] += 1
     total = sum(chosen.values())
-    record: dict[str, Any] = {"resamples": RESAMPLES, "undefined": undefined}
     if not total:
-        return {**record, "same_site": None, "layer_low": None, "layer_high": None, "sites": []}
+        return Stability({**NOT_RESAMPLED, "resamples": RESAMPLES, "undefined": undefined})
     drawn_layers = torch.tensor([layer for layer, _ in chosen.elements()], dtype=torch.float64)
     low, high = drawn_layers.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), interpolation="nearest")
     # Equal shares in the order of the sites, so that the record depends on nothing else.
     ordered = sorted(chosen.items(), key=lambda item: (-item[1], item[0]))
     return {
-        **record,
+        "resamples": RESAMPLES,
+        "undefined": undefined,
         "same_site": chosen[site] / total,
         "layer_low": int(low),
         "layer_high": int(high),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from aird.directions.direction import Direction
 from aird.inference.generation import generate
@@ -32,7 +32,7 @@ def verify_direction(
     prompts: Mapping[str, Sequence[Record]],
     settings: Directions,
     seed: int,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Let a model answer held-out prompts with and without an intervention, and return the record.
 
     Args:

@@ -140,13 +140,13 @@ def test_blocks_that_return_a_tuple_are_skipped_as_such() -> None:
 def test_a_record_is_a_candidates_mean_over_its_prompts() -> None:
     induce = torch.tensor([[[1.0, 3.0], [2.0, torch.nan]]], dtype=torch.float64)
     bypass = torch.tensor([[[1.0, 2.0, 6.0], [torch.nan] * 3]], dtype=torch.float64)
-    assert mean_scores({"induce": induce, "kl": induce / 4, "bypass": bypass}) == [
-        {"layer": 0, "position": -2, "induce": 2.0, "kl": 0.5, "bypass": 3.0},
-        {"layer": 0, "position": -1, "induce": None, "kl": None, "bypass": None},
-    ]
+    known, unknown = mean_scores({"induce": induce, "kl": induce / 4, "bypass": bypass})
+    assert known == {"layer": 0, "position": -2, "induce": 2.0, "kl": 0.5, "bypass": 3.0}
+    assert (unknown["layer"], unknown["position"]) == (0, -1)
+    assert all(math.isnan(unknown[name]) for name in ("induce", "kl", "bypass"))
 
 
-def test_scores_are_none_where_filters_drop_the_candidate(
+def test_scores_are_no_numbers_where_filters_drop_the_candidate(
     model: Any, classes: tuple[list[list[int]], list[list[int]]], candidates: torch.Tensor
 ) -> None:
     harmful, harmless = classes
@@ -161,11 +161,11 @@ def test_scores_are_none_where_filters_drop_the_candidate(
     needed = scored(limit)
     dropped = complete = 0
     for record, expected in zip(needed, full, strict=True):
-        assert record["induce"] == expected["induce"]
-        if record["layer"] >= 2 or expected["induce"] is None:  # int(0.5 x 4)
-            assert record["induce"] is record["kl"] is record["bypass"] is None
+        assert record["induce"] == pytest.approx(expected["induce"], abs=0, nan_ok=True)
+        if record["layer"] >= 2 or math.isnan(expected["induce"]):  # int(0.5 x 4)
+            assert all(math.isnan(record[name]) for name in ("induce", "kl", "bypass"))
         elif expected["induce"] < limit:
-            assert record["kl"] is record["bypass"] is None
+            assert math.isnan(record["kl"]) and math.isnan(record["bypass"])
             dropped += 1
         else:
             assert (record["kl"], record["bypass"]) == (expected["kl"], expected["bypass"])
@@ -180,7 +180,7 @@ def test_a_site_without_a_difference_has_no_direction(
     candidates = torch.zeros(LAYERS, 2, 128, dtype=torch.float64)
     candidates[1, 0, 0] = 1.0
     records = mean_scores(score_candidates(llama, candidates, *classes, REFUSAL_TOKENS, directions(-1000.0)))
-    scored = {(record["layer"], record["position"]) for record in records if record["induce"] is not None}
+    scored = {(record["layer"], record["position"]) for record in records if not math.isnan(record["induce"])}
     assert scored == {(1, -2)}
 
 
@@ -188,8 +188,8 @@ def test_a_tenth_is_scored_in_full_where_none_reaches_the_minimum(
     model: Any, classes: tuple[list[list[int]], list[list[int]]], candidates: torch.Tensor
 ) -> None:
     records = mean_scores(score_candidates(model, candidates, *classes, REFUSAL_TOKENS, directions(1000.0)))
-    known = sorted((record["induce"] for record in records if record["induce"] is not None), reverse=True)
-    full = [record["induce"] for record in records if record["bypass"] is not None]
+    known = sorted((record["induce"] for record in records if not math.isnan(record["induce"])), reverse=True)
+    full = [record["induce"] for record in records if not math.isnan(record["bypass"])]
     assert 0 < len(full) == math.ceil(len(known) / 10)
     assert sorted(full, reverse=True) == known[: len(full)]
 

@@ -107,7 +107,7 @@ def test_relaxed_kl_ends_with_an_infinite_divergence() -> None:
 
 def test_relaxed_induce_where_none_reaches_the_minimum() -> None:
     # Eleven candidates in range: a tenth of them, rounded up, is two.
-    scores = [score(0, -position, -9.0, None, None) for position in range(1, 10)]
+    scores = [score(0, -position, -9.0, math.nan, math.nan) for position in range(1, 10)]
     scores += [
         score(2, -3, -0.5, 0.3, -1.0),
         score(3, -1, -2.0, 0.3, -2.0),  # induces less than the former, and bypasses more
@@ -119,7 +119,9 @@ def test_relaxed_induce_where_none_reaches_the_minimum() -> None:
 
 
 def test_eligible_are_all_that_reach_the_minimum() -> None:
-    scores = [score(layer, -1, induce, None, None) for layer, induce in enumerate([0.0, -0.1, 3.0, math.nan, 1.0])]
+    scores = [
+        score(layer, -1, induce, math.nan, math.nan) for layer, induce in enumerate([0.0, -0.1, 3.0, math.nan, 1.0])
+    ]
     eligible, reached = eligible_scores(scores, 10, SETTINGS)
     assert ([each["layer"] for each in eligible], reached) == ([0, 2, 4], True)
 
@@ -138,7 +140,11 @@ def test_nan_scores_are_dropped() -> None:
 
 
 def test_no_number_at_all_is_an_error() -> None:
-    scores = [score(1, -1, math.nan, None, None), score(2, -1, None, None, None), score(9, -1, 1.0, 0.0, 0.0)]
+    scores = [
+        score(1, -1, math.nan, math.nan, math.nan),
+        score(2, -1, math.nan, math.nan, math.nan),
+        score(9, -1, 1.0, 0.0, 0.0),
+    ]
     with pytest.raises(ValueError, match="broken"):
         select_site(scores, 10, SETTINGS)
     with pytest.raises(ValueError, match="broken"):
