@@ -249,7 +249,7 @@ class EachOf:
     def model(self, names: Iterable[str] | None = None) -> type[BaseModel]:
         """Return the model of a table of some plug-ins, or of all."""
         settings = {name: self.axis.load(name).settings for name in (self.axis.names() if names is None else names)}
-        fields: dict[str, Any] = {
+        fields: Mapping[str, Any] = {
             name: (model, Field(model(), description=f"Settings of {name}.")) for name, model in settings.items()
         }
         return create_model(self.axis.name.capitalize(), __base__=self.base, __doc__=self.says, **fields)

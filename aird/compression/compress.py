@@ -11,9 +11,8 @@ import shutil
 from math import gcd
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
-from aird.compression.measure import check, measure, take_bits
+from aird.compression.measure import Measurements, check, measure, take_bits
 from aird.compression.recipe import ABSENT, RecipeInputs
 from aird.models.checkpoint import Checkpoint, read_checkpoint
 from aird.models.experts import fused_parameters, separate_modules, stored_matrices
@@ -31,7 +30,7 @@ def compress(
     settings: RecipeSettings,
     calibration_token_ids: list[list[int]] | None,
     python: Path | None = None,
-) -> dict[str, Any]:
+) -> Measurements:
     """Compress every linear module inside the decoder blocks of a checkpoint.
 
     1. Check settings, calibration prompts and matrix shapes, before anything is loaded.
@@ -49,7 +48,7 @@ def compress(
         python: interpreter of the environment of recipes that need one.
 
     Returns:
-        The measurements (see `aird.compression.measure.measure`), for the manifest.
+        The measurements, for the manifest.
 
     Raises:
         ValueError: the source is quantised already, or has experts that the recipe does not compress; a needed
@@ -90,7 +89,7 @@ def _take_weights(made: Path, folder: Path, original: Checkpoint) -> None:
     if (made / "config.json").is_file():
         saved = json.loads((made / "config.json").read_text(encoding="utf-8"))
         if "quantization_config" in saved:
-            config = original.config | {"quantization_config": saved["quantization_config"]}
+            config = {**original.config, "quantization_config": saved["quantization_config"]}
             text = json.dumps(config, indent=2, ensure_ascii=False)
             (folder / "config.json").write_text(text + "\n", encoding="utf-8")
 

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TypedDict
 
 import torch
 
@@ -42,14 +42,21 @@ LARGEST_ERROR = 0.6
 LOG_TAIL_LINES = 12
 
 
+class Described(TypedDict):
+    """Versions of llama.cpp, its binding and its converter, and the folder of an environment's packages."""
+
+    versions: dict[str, str]
+    packages: str
+
+
 @functools.cache
-def describe_environment(python: Path) -> dict[str, Any]:
-    """Return the `versions` of llama.cpp, its binding and its converter, and where `packages` are; check the import.
+def describe_environment(python: Path) -> Described:
+    """Return what an environment holds; check that it can be imported.
 
     Raises:
         RuntimeError: they cannot be imported; the message has the last lines of the output.
     """
-    found: dict[str, Any] = json.loads(_quantiser(python, "describe")[-1])
+    found: Described = json.loads(_quantiser(python, "describe")[-1])
     return found
 
 
@@ -114,10 +121,10 @@ def _find_pre_tokenizer(source: Path, scratch: Path, python: Path) -> str:
     )
 
 
-def _split(python: Path, file: Path, request: Path) -> dict[str, Any] | None:
+def _split(python: Path, file: Path, request: Path) -> dict[str, object] | None:
     """Return what llama.cpp makes of the texts; None where it cannot load the vocabulary, at which it aborts."""
     try:
-        found: dict[str, Any] = json.loads(_quantiser(python, "split", file, request)[-1])
+        found: dict[str, object] = json.loads(_quantiser(python, "split", file, request)[-1])
     except RuntimeError:
         return None
     return found

@@ -8,8 +8,10 @@ config.json declares. So numbers come from the written safetensors only.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from operator import mul
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import torch
 
@@ -22,44 +24,64 @@ PATTERNS = ("2:4", "4:8")
 SPARSITY_TOLERANCE = 0.01
 
 
-def measure(checkpoint: Path, original: Path | None = None) -> dict[str, Any]:
+class Matrix(TypedDict):
+    """Measurements of one matrix; null where its format cannot be read."""
+
+    shape: list[int]  # d_out, d_in
+    sparsity: float | None  # share of exact zeros of the effective matrix, decompressed where it is quantised
+    patterns: list[str]  # those of `PATTERNS` that hold in every group
+    # 8 x stored bytes of the matrix, its scales, zero points and other tables, without bias, per weight.
+    bits_per_weight: float
+    # Dense ones only: what a 1-bit mask and the non-zeros would take, or the stored bits where that is less.
+    sparse_bits_per_weight: float | None
+    stored_dtypes: dict[str, str]  # by local tensor name, in safetensors' names
+    stored_format: str  # what the tensors are
+    declared_format: str  # what config.json says they are
+    given_format: NotRequired[str]  # of the file that it was decoded from
+    # With an original: "same", "rescaled" or "unrelated" (`aird.models.rescaling`).
+    relation: NotRequired[str]
+    # Frobenius norm of W_c - W_o relative to that of W_o; null unless the relation is "same".
+    relative_error: NotRequired[float | None]
+
+
+class Total(TypedDict):
+    """Counts and weighted means of all matrices, as of `Matrix`."""
+
+    weights: int
+    stored_bytes: int
+    sparsity: float | None
+    bits_per_weight: float
+    sparse_bits_per_weight: float | None
+    formats: list[str]  # the stored formats
+    relative_error: NotRequired[float | None]
+
+
+class Measurements(TypedDict):
+    """What a checkpoint's files hold: measured matrices of the decoder blocks, and SHA-256 of everything else.
+
+    The rest are embeddings, output head, norms and biases. Blocks behind the model's last one are left out: nothing
+    computes with them, and not everything that writes checkpoints keeps them.
+    """
+
+    matrices: dict[str, Matrix]
+    total: Total
+    other_tensors: dict[str, str]
+    quantisation_types: NotRequired[dict[str, int]]  # of a GGUF file
+
+
+def measure(checkpoint: Path, original: Path | None = None) -> Measurements:
     """Measure every linear matrix of the decoder blocks from the safetensors files.
 
     Args:
         checkpoint: a checkpoint folder.
         original: the checkpoint that it was compressed from, to measure what that changed.
 
-    Returns:
-        {"matrices": {module: measurements}, "total": measurements, "other_tensors": {name: SHA-256}}.
-
-        Measurements of a matrix:
-            shape: [d_out, d_in].
-            sparsity: share of exact zeros of the effective matrix (for quantised formats after
-                decompression); null where its format cannot be read.
-            patterns: the N:M patterns, of "2:4" and "4:8", that hold in every group.
-            bits_per_weight: 8 x stored bytes of the matrix, its scales, zero points and other tables,
-                without bias, per weight.
-            sparse_bits_per_weight: dense only: what a 1-bit mask and the non-zeros would take, or
-                the stored bits where that is less; null otherwise.
-            stored_dtypes: {local tensor name: dtype}, in safetensors' names.
-            stored_format, declared_format: what the tensors are, and what config.json says they are.
-            relative_error: only with an original: Frobenius norm of W_c - W_o relative to that of W_o; null
-                where it would mean nothing, as rows or columns were rescaled or the matrix was rotated.
-            relation: only there: "same", "rescaled" or "unrelated" (`aird.models.rescaling`).
-
-        The total has `weights` and `stored_bytes` (counts), the weighted means `sparsity`,
-        `bits_per_weight` and `sparse_bits_per_weight`, and `formats`, the stored formats; with an original
-        also the mean `relative_error`.
-
-        `other_tensors` covers everything else: embeddings, output head, norms and biases. Blocks behind the model's
-        last one are left out: nothing computes with them, and not everything that writes checkpoints keeps them.
-
     Raises:
         ValueError: the folder is no complete checkpoint, or has no recognisable decoder blocks.
     """
     found = read_checkpoint(checkpoint)
     reference = read_checkpoint(original) if original is not None else None
-    matrices: dict[str, dict[str, Any]] = {}
+    matrices: dict[str, Matrix] = {}
     measured_tensors: set[str] = set()
     stored_bytes = 0
     for module in found.block_matrices():
@@ -75,7 +97,7 @@ def measure(checkpoint: Path, original: Path | None = None) -> dict[str, Any]:
     }
 
 
-def check(measurements: dict[str, Any], settings: RecipeSettings, reference: dict[str, Any]) -> None:
+def check(measurements: Measurements, settings: RecipeSettings, reference: Measurements) -> None:
     """Check that a compressed checkpoint is what its recipe says.
 
     Args:
@@ -101,7 +123,7 @@ def check(measurements: dict[str, Any], settings: RecipeSettings, reference: dic
         raise ValueError(f"the {settings.recipe} checkpoint is not what its recipe says: " + "; ".join(failures))
 
 
-def check_stored_formats(measurements: dict[str, Any]) -> None:
+def check_stored_formats(measurements: Measurements) -> None:
     """Check that every matrix is stored as config.json says, whatever made the checkpoint.
 
     Transformers loads a checkpoint where they disagree; vLLM does too, and answers with nonsense.
@@ -114,7 +136,7 @@ def check_stored_formats(measurements: dict[str, Any]) -> None:
         raise ValueError("; ".join(failures))
 
 
-def take_bits(measurements: dict[str, Any], given: dict[str, tuple[str, int]]) -> None:
+def take_bits(measurements: Measurements, given: dict[str, tuple[str, int]]) -> None:
     """Put bits and bytes of the files that a checkpoint was decoded from in the place of those of its decoded weights.
 
     Args:
@@ -124,11 +146,11 @@ def take_bits(measurements: dict[str, Any], given: dict[str, tuple[str, int]]) -
     matrices, total = measurements["matrices"], measurements["total"]
     for module, (form, size) in given.items():
         rows, columns = matrices[module]["shape"]
-        matrices[module] |= {"given_format": form, "bits_per_weight": 8 * size / (rows * columns)}
+        matrices[module]["given_format"], matrices[module]["bits_per_weight"] = form, 8 * size / (rows * columns)
         if form != matrices[module]["stored_format"]:
             matrices[module]["sparse_bits_per_weight"] = None
     stored = sum(size for _, size in given.values())
-    total |= {"stored_bytes": stored, "bits_per_weight": 8 * stored / total["weights"]}
+    total["stored_bytes"], total["bits_per_weight"] = stored, 8 * stored / total["weights"]
     if any(matrix["sparse_bits_per_weight"] is None for matrix in matrices.values()):
         total["sparse_bits_per_weight"] = None
     total["formats"] = sorted({form for form, _ in given.values()})
@@ -147,10 +169,13 @@ def fulfils_pattern(weight: torch.Tensor, pattern: str) -> bool:
     return bool((counts >= zeros).all())
 
 
-def _measure_matrix(checkpoint: Checkpoint, module: str, reference: Checkpoint | None) -> dict[str, Any]:
+def _measure_matrix(checkpoint: Checkpoint, module: str, reference: Checkpoint | None) -> Matrix:
     stored = checkpoint.module_tensors(module)
     form, declared = stored_format(checkpoint, module), declared_format(checkpoint, module)
-    result: dict[str, Any] = {
+    rows, columns = matrix_shape(checkpoint, module)
+    result: Matrix = {
+        "shape": [rows, columns],
+        "bits_per_weight": 8 * sum(tensor.size for tensor in stored.values()) / (rows * columns),
         "stored_format": form,
         "declared_format": declared,
         "stored_dtypes": {local: tensor.dtype for local, tensor in sorted(stored.items())},
@@ -158,62 +183,53 @@ def _measure_matrix(checkpoint: Checkpoint, module: str, reference: Checkpoint |
         "patterns": [],
         "sparse_bits_per_weight": None,
     }
-    rows, columns = matrix_shape(checkpoint, module)
-    result["shape"] = [rows, columns]
-    result["bits_per_weight"] = 8 * sum(tensor.size for tensor in stored.values()) / (rows * columns)
     # A format that disagrees with config.json has no reading; `check` reports it.
     if form == declared:
         weight = matrix_of(checkpoint, module)
         zeros = weight.numel() - int(torch.count_nonzero(weight))
-        result["sparsity"] = zeros / weight.numel()
+        sparsity = result["sparsity"] = zeros / weight.numel()
         # Both patterns need half of the weights to be zero, which spares looking at most matrices.
         if 2 * zeros >= weight.numel():
             result["patterns"] = [pattern for pattern in PATTERNS if fulfils_pattern(weight, pattern)]
         if reference is not None and f"{module}.weight" in reference.tensors:
-            result |= _measure_change(matrix_of(reference, module), weight)
-    if form == declared == "dense":
-        bits = FLOAT_BITS[stored["weight"].dtype]
-        result["sparse_bits_per_weight"] = min(bits, 1 + bits * (1 - result["sparsity"]))
+            original = matrix_of(reference, module)
+            if original.shape == weight.shape:  # else `check` reports it, or the import of a ready-made checkpoint
+                known = relation(original, weight)
+                word = "rescaled" if known.rescaled else "unrelated" if known.unrelated else "same"
+                result["relation"], result["relative_error"] = word, known.error if word == "same" else None
+        if form == "dense":
+            bits = FLOAT_BITS[stored["weight"].dtype]
+            result["sparse_bits_per_weight"] = min(bits, 1 + bits * (1 - sparsity))
     return result
 
 
-def _measure_change(original: torch.Tensor, weight: torch.Tensor) -> dict[str, Any]:
-    if original.shape != weight.shape:
-        return {}  # `check` reports it, or the import of a ready-made checkpoint
-    known = relation(original, weight)
-    word = "rescaled" if known.rescaled else "unrelated" if known.unrelated else "same"
-    return {"relation": word, "relative_error": known.error if word == "same" else None}
+def _total(matrices: dict[str, Matrix], stored_bytes: int) -> Total:
+    weights = [found["shape"][0] * found["shape"][1] for found in matrices.values()]
+    count = sum(weights)
 
+    def mean(values: Iterable[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return sum(map(mul, weights, known)) / count if len(known) == len(weights) else None
 
-def _total(matrices: dict[str, dict[str, Any]], stored_bytes: int) -> dict[str, Any]:
-    weights = {module: found["shape"][0] * found["shape"][1] for module, found in matrices.items()}
-    count = sum(weights.values())
-
-    def mean(key: str) -> float | None:
-        values = {module: found.get(key) for module, found in matrices.items()}
-        if any(value is None for value in values.values()):
-            return None
-        return float(sum(weights[module] * value for module, value in values.items()) / count)
-
-    total = {
+    total: Total = {
         "weights": count,
         "stored_bytes": stored_bytes,
-        "sparsity": mean("sparsity"),
+        "sparsity": mean(found["sparsity"] for found in matrices.values()),
         "bits_per_weight": 8 * stored_bytes / count,
-        "sparse_bits_per_weight": mean("sparse_bits_per_weight"),
+        "sparse_bits_per_weight": mean(found["sparse_bits_per_weight"] for found in matrices.values()),
         "formats": sorted({found["stored_format"] for found in matrices.values()}),
     }
     if any("relation" in found for found in matrices.values()):
-        total["relative_error"] = mean("relative_error")
+        total["relative_error"] = mean(found.get("relative_error") for found in matrices.values())
     return total
 
 
-def _check_names(measurements: dict[str, Any], reference: dict[str, Any]) -> list[str]:
+def _check_names(measurements: Measurements, reference: Measurements) -> list[str]:
     different = sorted(measurements["matrices"].keys() ^ reference["matrices"].keys())
     return _failure("has other matrices than the original", different)
 
 
-def _check_declared(measurements: dict[str, Any]) -> list[str]:
+def _check_declared(measurements: Measurements) -> list[str]:
     wrong = [
         f"{_stored(module, found)}, config.json says {found['declared_format']}"
         for module, found in measurements["matrices"].items()
@@ -222,7 +238,7 @@ def _check_declared(measurements: dict[str, Any]) -> list[str]:
     return _failure("stored dtypes disagree with config.json", wrong)
 
 
-def _check_format(measurements: dict[str, Any], settings: RecipeSettings) -> list[str]:
+def _check_format(measurements: Measurements, settings: RecipeSettings) -> list[str]:
     wanted = settings.storage_format
     wrong = [
         f"{_stored(module, found)}, the recipe says {wanted}"
@@ -232,17 +248,17 @@ def _check_format(measurements: dict[str, Any], settings: RecipeSettings) -> lis
     return _failure("was not stored as the recipe says", wrong)
 
 
-def _check_unchanged(measurements: dict[str, Any]) -> list[str]:
+def _check_unchanged(measurements: Measurements) -> list[str]:
     changed = [module for module, found in measurements["matrices"].items() if found.get("relative_error") != 0]
     return _failure("changed weights that it must leave as they are", changed)
 
 
-def _stored(module: str, found: dict[str, Any]) -> str:
+def _stored(module: str, found: Matrix) -> str:
     dtypes = ", ".join(f"{local} {dtype}" for local, dtype in found["stored_dtypes"].items())
     return f"{module} is stored {found['stored_format']} ({dtypes})"
 
 
-def _check_sparsity(measurements: dict[str, Any], settings: RecipeSettings) -> list[str]:
+def _check_sparsity(measurements: Measurements, settings: RecipeSettings) -> list[str]:
     target = settings.target_sparsity
     if target is None:
         return []
@@ -261,7 +277,7 @@ def _check_sparsity(measurements: dict[str, Any], settings: RecipeSettings) -> l
     return _failure("sparsity is off", off) + _failure(f"pattern {pattern} is broken", broken)
 
 
-def _check_bits(measurements: dict[str, Any], settings: RecipeSettings, reference: dict[str, Any]) -> list[str]:
+def _check_bits(measurements: Measurements, settings: RecipeSettings, reference: Measurements) -> list[str]:
     nominal = settings.storage_bits
     if nominal is None:
         return []
@@ -275,7 +291,7 @@ def _check_bits(measurements: dict[str, Any], settings: RecipeSettings, referenc
     return _failure("bits per weight are off", sorted(off))
 
 
-def _check_others(measurements: dict[str, Any], settings: RecipeSettings, reference: dict[str, Any]) -> list[str]:
+def _check_others(measurements: Measurements, settings: RecipeSettings, reference: Measurements) -> list[str]:
     here, there = measurements["other_tensors"], reference["other_tensors"]
     matrices = measurements["matrices"]
     blocks = {re.split(r"\.\d+\.", module)[0] for module in matrices}

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def apply(
     module: str,
     modifier: str,
-    options: dict[str, Any],
+    options: Mapping[str, object],
     inputs: RecipeInputs,
     output: Path,
     first: Callable[[PreTrainedModel], Any] | None = None,

@@ -5,10 +5,10 @@ A module of its own: what makes a patch depends on it, and not on how a checkpoi
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 
-def check_patchable(manifest: dict[str, Any]) -> None:
+def check_patchable(manifest: Mapping[str, object]) -> None:
     """Check that weights of the checkpoint with this manifest may be edited.
 
     Raises:

@@ -77,7 +77,7 @@ class CalibratedPruningSettings(PruningSettings):
     calibration: CalibrationSettings = Field(description="The prompts whose activations the recipe sees.")
 
     @property
-    def modifier(self) -> dict[str, Any]:
+    def modifier(self) -> dict[str, object]:
         """What llm-compressor's modifier is made with."""
         # "0:0" means zeros anywhere. Targets are named, because some names match nothing without an error.
         return {"sparsity": self.sparsity, "mask_structure": self.pattern or "0:0", "targets": ["Linear"]}

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from safetensors.torch import save_file
 
 from aird.compression.measure import check_stored_formats, measure, take_bits
 from aird.models.checkpoint import Checkpoint, natural_order, read_checkpoint
+from aird.models.config_json import Config
 from aird.models.dense import write_dense_copy
 from aird.models.experts import decodes_experts
 from aird.models.format import format_of
@@ -65,7 +67,24 @@ PROBES = (
 )
 
 
-def import_given(source: Path, original: Path, output: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Given:
+    """What is said of the files that were given.
+
+    Attributes:
+        record: of the manifest.
+        bits: each matrix's format and stored bytes.
+        patch_refusal: why it cannot be patched.
+        tokenizer: what it is, of a GGUF file.
+    """
+
+    record: dict[str, object]
+    bits: dict[str, tuple[str, int]]
+    patch_refusal: str | None = None
+    tokenizer: str | None = None
+
+
+def import_given(source: Path, original: Path, output: Path) -> dict[str, object]:
     """Write the ready-made checkpoint at `source` as a checkpoint folder of this project, and measure it.
 
     1. Refuse, before anything is copied: a format that is not read, code, sizes, matrices or a vocabulary that are
@@ -93,19 +112,19 @@ def import_given(source: Path, original: Path, output: Path) -> dict[str, Any]:
         bring = _import_gguf if source.is_file() else _import_folder
         given = bring(source, original, folder)
         check_weights(folder, source)
-        tokenizer = given.pop("tokenizer", None) or _settle_tokenizer(folder, original)
+        tokenizer = given.tokenizer or _settle_tokenizer(folder, original)
         measurements = measure(folder, original)
         check_stored_formats(measurements)
         changed = _changed_norms(folder, original)
-    take_bits(measurements, given.pop("bits"))
+    take_bits(measurements, given.bits)
     related = {
         word: [module for module, matrix in measurements["matrices"].items() if matrix.get("relation") == word]
         for word in ("rescaled", "unrelated")
     }
-    reason = given.pop("patch_refusal") or _unrelated(related["unrelated"])
+    reason = given.patch_refusal or _unrelated(related["unrelated"])
     return {
         **measurements,
-        **given,
+        **given.record,
         "tokenizer": tokenizer,
         "changed_norms": changed,
         "rescaled": related["rescaled"],
@@ -192,7 +211,7 @@ def _unrelated_matrices(readable: Path, original: Path) -> list[str]:
     return [module for module in modules if relation(matrix_of(theirs, module), matrix_of(ours, module)).unrelated]
 
 
-def check_config(config: dict[str, Any], original: Path, name: str) -> None:
+def check_config(config: Config, original: Path, name: str) -> None:
     """Check, from its config.json alone, that a checkpoint is of a format that is read and has its original's sizes.
 
     Args:
@@ -252,7 +271,7 @@ def _check_others(given: Checkpoint, original: Checkpoint) -> None:
             raise ValueError(f"{given.folder} lacks the tensor {name}; fetch it again, or take a complete checkpoint")
 
 
-def _import_folder(source: Path, original: Path, folder: Path) -> dict[str, Any]:
+def _import_folder(source: Path, original: Path, folder: Path) -> _Given:
     check_folder_format(source)
     check_same_code(source, original)
     given = read_checkpoint(source)
@@ -266,17 +285,17 @@ def _import_folder(source: Path, original: Path, folder: Path) -> dict[str, Any]
     write_readable(source, folder, served_as)
     stored = {module: given.module_tensors(module).values() for module in forms}
     files = {path.name: sha256_of(path) for path in given.weight_files}
-    return {
+    record = {
         "format": sorted(set(forms.values())),
         "served_as": served_as,
         "given_files": files,
         "given_bytes": sum(path.stat().st_size for path in given.weight_files),
-        "bits": {module: (forms[module], sum(tensor.size for tensor in tensors)) for module, tensors in stored.items()},
-        "patch_refusal": patch_refusal(given.quantization_config),
     }
+    bits = {module: (forms[module], sum(tensor.size for tensor in tensors)) for module, tensors in stored.items()}
+    return _Given(record, bits, patch_refusal(given.quantization_config))
 
 
-def _import_gguf(source: Path, original: Path, folder: Path) -> dict[str, Any]:
+def _import_gguf(source: Path, original: Path, folder: Path) -> _Given:
     file = read_gguf(source)
     theirs = read_checkpoint(original)
     _check_gguf_fits(file, theirs)
@@ -287,16 +306,15 @@ def _import_gguf(source: Path, original: Path, folder: Path) -> dict[str, Any]:
     _check_others(decoded, theirs)
     shutil.copyfile(source, folder / MODEL_FILE)  # for llama.cpp
     stored = {module: file.tensor_of(module) for module in theirs.block_matrices()}
-    return {
+    record = {
         "format": ["gguf"],
         "served_as": WeightForm.DENSE_COPY,
         "quantisation_types": file.types(),
         "given_files": {source.name: sha256_of(source)},
         "given_bytes": source.stat().st_size,
-        "bits": {module: (tensor.type, tensor.size) for module, tensor in stored.items()},
-        "patch_refusal": None,
-        "tokenizer": _gguf_tokenizer(file, folder, original),
     }
+    bits = {module: (tensor.type, tensor.size) for module, tensor in stored.items()}
+    return _Given(record, bits, tokenizer=_gguf_tokenizer(file, folder, original))
 
 
 def _check_gguf_fits(file: GGUFFile, original: Checkpoint) -> None:

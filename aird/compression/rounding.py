@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -30,14 +30,14 @@ class FourBitSettings(WeightSettings):
         return "pack-quantized"
 
 
-def scheme(weights: dict[str, Any], activations: dict[str, Any] | None = None) -> dict[str, Any]:
+def scheme(weights: dict[str, object], activations: dict[str, object] | None = None) -> dict[str, object]:
     """Return what a quantisation modifier is made with."""
     # Spelled out, because the presets' group size of 128 does not divide the columns of every model.
     group = {"targets": ["Linear"], "weights": weights, "input_activations": activations}
     return {"config_groups": {"group_0": group}}
 
 
-def integers(bits: int, group_size: int | None) -> dict[str, Any]:
+def integers(bits: int, group_size: int | None) -> dict[str, object]:
     """Return the scheme of symmetric integers, with a scale per group of columns or, for None, per output row."""
     strategy = {"strategy": "channel"} if group_size is None else {"strategy": "group", "group_size": group_size}
     return {"num_bits": bits, "type": "int", "symmetric": True, "dynamic": False, **strategy}

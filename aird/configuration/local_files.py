@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -300,7 +300,7 @@ def _quantisation(folder: Path) -> Any:
     return _config(folder).get("quantization_config")
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def _config(folder: Path) -> Mapping[str, Any]:
     """Return a model's config.json; nothing where it cannot be read, which is said elsewhere, or by the import."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from aird.models.config_json import config_refusal
+from aird.models.config_json import Config, config_refusal
 from aird.support.files import read_json
 
 # Bits of one value, by the names that safetensors gives to dtypes.
@@ -79,11 +79,11 @@ class Checkpoint:
     """A checkpoint folder: its configuration and every stored tensor by name."""
 
     folder: Path
-    config: dict[str, Any]
+    config: Config
     tensors: dict[str, StoredTensor]
 
     @property
-    def quantization_config(self) -> dict[str, Any] | None:
+    def quantization_config(self) -> Mapping[str, Any] | None:
         """What config.json says about quantisation; None for a dense checkpoint."""
         return self.config.get("quantization_config")
 
@@ -227,7 +227,7 @@ def check_complete(loaded: Mapping[str, Any], source: Path) -> None:
 BLOCK_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
-def block_prefix(names: Iterable[str], config: dict[str, Any]) -> str:
+def block_prefix(names: Iterable[str], config: Config) -> str:
     """Return what the names of all tensors in decoder blocks start with, such as "model.layers.".
 
     Blocks are found by structure: the one numbered list that runs from 0 to their number - 1, or where there is none
@@ -252,7 +252,7 @@ def block_prefix(names: Iterable[str], config: dict[str, Any]) -> str:
     return fitting[0]
 
 
-def _block_count(config: dict[str, Any]) -> int | None:
+def _block_count(config: Config) -> int | None:
     text = config.get("text_config", config)
     return next((text[key] for key in BLOCK_COUNTS if key in text), None)
 

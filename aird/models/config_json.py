@@ -9,6 +9,9 @@ from typing import Any
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
+Config = Mapping[str, Any]  # a model's config.json
+
+
 def config_refusal(config: Any) -> str | None:
     """Return why no model can have this configuration, an original or not, and what would help; None for one that can.
 
@@ -30,7 +33,7 @@ def config_refusal(config: Any) -> str | None:
     return None
 
 
-def experts_of(config: Mapping[str, Any]) -> tuple[str, int] | None:
+def experts_of(config: Config) -> tuple[str, int] | None:
     """Return under which name a config.json says how many experts a mixture has, and how many; None for no mixture."""
     text = config.get("text_config", config)
     return next(((key, text[key]) for key in EXPERTS if isinstance(text.get(key), int) and text[key] > 1), None)

@@ -7,7 +7,6 @@ settings, with sampling or a repetition penalty, may see other replies, so the m
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from aird.models.gguf_file import read_gguf
 from aird.support.files import read_json
@@ -16,7 +15,7 @@ from aird.support.files import read_json
 NO_SETTINGS = {"transformers_version", "_from_model_config", "bos_token_id", "eos_token_id", "pad_token_id"}
 
 
-def own_generation_settings(folder: Path, gguf: Path | None = None) -> dict[str, Any]:
+def own_generation_settings(folder: Path, gguf: Path | None = None) -> dict[str, object]:
     """Return what a checkpoint's generation_config.json says beyond special tokens, sorted by name; {} without one.
 
     Args:
@@ -24,9 +23,9 @@ def own_generation_settings(folder: Path, gguf: Path | None = None) -> dict[str,
         gguf: the GGUF file that it was decoded from, whose settings (`general.sampling.`) are returned, too.
     """
     path = folder / "generation_config.json"
-    settings: dict[str, Any] = read_json(path) if path.is_file() else {}
+    settings: dict[str, object] = read_json(path) if path.is_file() else {}
     if gguf is not None:
-        settings = settings | read_gguf(gguf).sampling
+        settings = {**settings, **read_gguf(gguf).sampling}
     return {name: settings[name] for name in sorted(settings.keys() - NO_SETTINGS)}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,8 +53,8 @@ class GGUFFile:
     architecture: str
     sizes: dict[str, int]
     tensors: dict[str, GGUFTensor]
-    sampling: dict[str, Any]
-    tokenizer: dict[str, Any] = field(repr=False)
+    sampling: Mapping[str, object]
+    tokenizer: Mapping[str, Any] = field(repr=False)
     chat_template: str | None
     rope_scaling: str | None = None
     name: str = ""
@@ -139,7 +139,7 @@ def _read(path: Path, changed: int | None) -> GGUFFile:
 
     try:
         reader = gguf.GGUFReader(path)
-        metadata: dict[str, Any] = {name: field.contents() for name, field in reader.fields.items()}
+        metadata: Mapping[str, Any] = {name: field.contents() for name, field in reader.fields.items()}
         architecture = str(metadata["general.architecture"])
     except Exception as error:  # the reader raises whatever its damaged numbers lead to
         raise ValueError(f"{path} cannot be read as a GGUF model ({error}); fetch it again") from error

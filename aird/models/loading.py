@@ -11,7 +11,7 @@ import copy
 import re
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,7 @@ _trusted: list[bool] = []
 _chat: list[Chat] = []
 
 
-def open_checkpoint(folder: Path, manifest: Path) -> dict[str, Any]:
+def open_checkpoint(folder: Path, manifest: Path) -> Mapping[str, Any]:
     """Check a checkpoint's files against its manifest; return the manifest.
 
     Where it says that the user trusts the model's own code, that code may run from now on in this
@@ -53,7 +53,7 @@ def open_checkpoint(folder: Path, manifest: Path) -> dict[str, Any]:
     Raises:
         ValueError: a file is missing, was added or altered.
     """
-    record: dict[str, Any] = read_json(manifest)
+    record: Mapping[str, Any] = read_json(manifest)
     check_folder(folder, record["files"])
     if record.get(TRUST):
         trust_code()

@@ -21,7 +21,7 @@ def integers_scheme(bits: int, group_size: int | None, symmetric: bool) -> Any:
     """Return the compressed-tensors scheme of packed integers, with a scale per row where groups have no size."""
     from compressed_tensors.quantization import QuantizationScheme
 
-    weights: dict[str, Any] = {"num_bits": bits, "type": "int", "symmetric": symmetric}
+    weights: dict[str, object] = {"num_bits": bits, "type": "int", "symmetric": symmetric}
     if group_size in (-1, None):
         weights["strategy"] = "channel"
     else:
@@ -59,7 +59,7 @@ def pack_integers(
     return Repacked(tensors, scheme, "pack-quantized", order)
 
 
-def repacked_config(scheme: Any, dense: list[str]) -> dict[str, Any]:
+def repacked_config(scheme: Any, dense: list[str]) -> dict[str, object]:
     """Return the compressed-tensors `quantization_config` of a repacked checkpoint.
 
     Args:

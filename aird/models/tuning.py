@@ -48,7 +48,7 @@ Example = tuple[list[int], list[int]]  # token ids, labels
 
 def tune_to_refuse(
     source: Path, target: Path, harmful: Sequence[str], harmless: Sequence[str], settings: RefusalTuning
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Tune the checkpoint `source` to refuse, and write the merged checkpoint into the folder `target`.
 
     Args:

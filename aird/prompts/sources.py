@@ -20,7 +20,7 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,7 @@ def open_model(source: ModelSource, trust_remote_code: bool = False) -> Iterator
             yield path
 
 
-def model_config(source: ModelSource) -> dict[str, Any] | None:
+def model_config(source: ModelSource) -> Mapping[str, Any] | None:
     """Return config.json of a model on the hub, fetched alone: what it says may spare fetching the rest.
 
     None for other sources, and for a GGUF file.
@@ -108,13 +108,13 @@ def model_config(source: ModelSource) -> dict[str, Any] | None:
     return config_from_hub(source.hub, source.revision)[0]
 
 
-def config_from_hub(repository: str, revision: str | None) -> tuple[dict[str, Any], str]:
+def config_from_hub(repository: str, revision: str | None) -> tuple[Mapping[str, Any], str]:
     """Return config.json of a hub model, fetched alone, and the commit that it is of.
 
     Arguments and errors are those of `model_from_hub`.
     """
     path, commit = model_file_from_hub(repository, revision, "config.json")
-    config: dict[str, Any] = read_json(path)
+    config: Mapping[str, Any] = read_json(path)
     return config, commit
 
 

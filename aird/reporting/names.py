@@ -85,7 +85,7 @@ def matched_controls(patches: Mapping[str, Settings]) -> dict[str, list[str]]:
     }
 
 
-def _controlled(settings: Settings) -> dict[str, Any]:
+def _controlled(settings: Settings) -> dict[str, object]:
     """Return the settings that a patch and its matched control share."""
     return {name: value for name, value in settings.items() if name not in ("direction", "seed", "compressions")}
 

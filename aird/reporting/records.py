@@ -38,7 +38,7 @@ class Measured(TypedDict):
     served_as: str
     perplexity: dict[str, float] | None
     questions: dict[str, dict[str, list[float]]]  # by task and metric, one value per question
-    engine: NotRequired[dict[str, Any] | None]
+    engine: NotRequired[Record | None]
 
 
 class Score(Measured):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
@@ -15,7 +15,7 @@ Cell = tuple[str, str, str]  # names of a model, a compression and a patch
 class EngineSettings(Settings):
     """How an engine is started. It has no other key."""
 
-    def asked(self) -> dict[str, Any]:
+    def asked(self) -> dict[str, object]:
         """Return what answers can depend on."""
         return self.model_dump()
 
@@ -51,6 +51,6 @@ class EnvironmentSettings(EngineSettings):
             raise ValueError("executable and lock exclude each other; keep one of them")
         return self
 
-    def asked(self) -> dict[str, Any]:
+    def asked(self) -> dict[str, object]:
         """Return all but where the engine is."""
         return self.model_dump(exclude={"executable", "lock"})

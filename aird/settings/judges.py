@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import Field, model_validator
 
 from aird.settings.base import Billions, Settings
@@ -45,10 +43,10 @@ class JudgeSettings(Settings):
         """Whether it is asked about completions of harmless prompts too, as it says which completions refuse."""
         return False
 
-    def imported(self) -> dict[str, Any]:
+    def imported(self) -> dict[str, object]:
         """Return what the import of its model depends on."""
         return {**self.model_dump(include={"source", "chat"}), "templated": self.templated}
 
-    def asked(self) -> dict[str, Any]:
+    def asked(self) -> dict[str, object]:
         """Return the settings that its answers depend on; it is stored with its chat settings."""
         return self.model_dump(exclude={"gpus", "parameters", "chat"})

@@ -70,9 +70,9 @@ class ChoiceSettings(PatchSettings):
         return self
 
     @model_serializer(mode="wrap")
-    def _what_is_asked(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _what_is_asked(self, serialise: SerializerFunctionWrapHandler) -> dict[str, object]:
         """Leave out the budgets of a choice that is not made: read again, they would be refused."""
-        values: dict[str, Any] = serialise(self)
+        values: dict[str, object] = serialise(self)
         unused = () if self.strengths is not None else ("strengths", *BUDGETS)
         return {name: value for name, value in values.items() if name not in unused}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -85,7 +85,7 @@ class Suite(Settings):
                 raise ValueError(f"attacks.{name}.count: the suite has {size} harmful prompts; write at most that")
         return self
 
-    def asked(self) -> dict[str, Any]:
+    def asked(self) -> dict[str, object]:
         """Return the settings that completions and utility depend on: all but the judges, which only read.
 
         How a patch is served matters to patched checkpoints only, so it is no part of them. A key that came later

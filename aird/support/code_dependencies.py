@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from aird.support.files import read_json, write_json
 
@@ -166,11 +166,11 @@ def _code(path: Path) -> _Code:
 
 
 @cache
-def _memory() -> dict[str, Any]:
+def _memory() -> dict[str, tuple[list[str], str, str]]:
     """Return what earlier processes read, by the hashes of files: parsing all of them takes a second of every plan."""
     version = hashlib.sha256(Path(__file__).read_bytes() + sys.version.encode()).hexdigest()[:12]
     file = Path(".snakemake") / f"aird.code.{version}.json"
-    known: dict[str, Any] = read_json(file) if file.is_file() else {}
+    known: dict[str, tuple[list[str], str, str]] = read_json(file) if file.is_file() else {}
     before = len(known)
 
     def remember() -> None:

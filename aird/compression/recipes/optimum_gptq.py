@@ -10,7 +10,7 @@ import os
 import subprocess
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from aird.compression.recipe import Recipe, RecipeInputs
 from aird.compression.rounding import FourBitSettings
@@ -94,7 +94,7 @@ def write(settings: OptimumGPTQ, inputs: RecipeInputs, folder: Path) -> None:
     source = inputs.source
     with TemporaryDirectory(prefix=".gptq.", dir=folder) as name:
         request, made = Path(name) / "request.json", Path(name) / "made"
-        values: dict[str, Any] = {"source": str(source.folder.absolute()), "calibration": inputs.calibration}
+        values: dict[str, object] = {"source": str(source.folder.absolute()), "calibration": inputs.calibration}
         values |= {"group_size": settings.group_size or -1, "trust_remote_code": code_is_trusted()}
         values["attention"] = attention(source.folder)
         write_json(request, values)
@@ -140,7 +140,7 @@ def _unpacked(words: torch.Tensor) -> torch.Tensor:
     return values.reshape(len(words), -1)
 
 
-def _configuration(settings: OptimumGPTQ, ignore: list[str]) -> dict[str, Any]:
+def _configuration(settings: OptimumGPTQ, ignore: list[str]) -> dict[str, object]:
     from compressed_tensors.quantization import QuantizationConfig
 
     strategy = {"strategy": "channel"} if settings.group_size is None else {"strategy": "group"}

@@ -7,7 +7,6 @@ One row per checkpoint, all at the site of the original's direction r: the origi
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from aird.prompts.sets import CLASSES
 from aird.reporting.projections import separation
@@ -21,7 +20,7 @@ VERIFIED = ("harmful", "harmful_ablated", "harmless", "harmless_added")
 
 def rows(records: Records) -> Iterable[Row]:
     """Return a row per checkpoint of a comparison: the original, then of each compression plain and patched ones."""
-    found: dict[Cell, dict[str, Any]] = {}
+    found: dict[Cell, dict[str, object]] = {}
     for (model, compression, patch), record in records.present["restorations"].items():
         for cell, name in (
             ((model, ORIGINAL, PLAIN), "original"),
