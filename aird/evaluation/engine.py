@@ -131,7 +131,7 @@ class Client(ABC):
         """
         raise ValueError(f"{self.name} tells no log-probabilities of given tokens")
 
-    def task_model(self) -> dict[str, Any]:
+    def task_model(self) -> dict[str, object]:
         """Return the arguments with which lm-eval's `local-completions` asks the same checkpoint.
 
         Raises:
@@ -164,7 +164,7 @@ class ClientAround(Client):
         """Return log-probabilities of prompt tokens (`Client.token_logprobs`)."""
         return self._client.token_logprobs(prompts)
 
-    def task_model(self) -> dict[str, Any]:
+    def task_model(self) -> dict[str, object]:
         """Return how lm-eval asks the same (`Client.task_model`)."""
         return self._client.task_model()
 

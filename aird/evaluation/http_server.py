@@ -53,7 +53,7 @@ class HttpServer:
         key = os.environ.get(KEY_VARIABLE)
         return {"Authorization": _Unshown(f"Bearer {key}")} if key else {}
 
-    def get(self, path: str) -> dict[str, Any]:
+    def get(self, path: str) -> Mapping[str, Any]:
         """Return the object that a path answers with, empty for an empty answer.
 
         Raises:
@@ -156,7 +156,7 @@ class HttpServer:
         raise self.process.failure(f"the {self.name} server {state} but did not answer ({reason})")
 
 
-def listed_models(server: HttpServer) -> list[dict[str, Any]]:
+def listed_models(server: HttpServer) -> list[Mapping[str, Any]]:
     """Return the server's models and adapters as /v1/models lists them."""
     return list(server.get("/v1/models")["data"])
 

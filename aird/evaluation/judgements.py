@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from aird.support.gpus import own_gpus
 def judge_completions(
     checkpoint: Path,
     engine: Engine,
-    completions: Iterable[dict[str, Any]],
+    completions: Iterable[Mapping[str, Any]],
     settings: JudgeSettings,
     seed: int,
     log: Path,

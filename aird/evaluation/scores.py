@@ -13,6 +13,8 @@ from aird.inference.refusals import REFUSAL_JUDGE, degenerate, jailbroken_arditi
 from aird.prompts.sets import ATTACKED
 from aird.support.statistics import mean_interval, wilson_interval
 
+Label = dict[str, Any]  # what judges say of one completion: a key for each, besides those that name the completion
+
 
 def score(
     completions: Sequence[Mapping[str, Any]],
@@ -76,7 +78,7 @@ def _merged(
     labels: Sequence[Mapping[str, Any]],
     utility: Mapping[str, Any],
     judges: Mapping[str, TextJudge],
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return how the merged checkpoint differs from the adapter on its base: rates, counts of prompts, first tokens."""
     # The merged checkpoint is not attacked.
     asked = [(record, row) for record, row in zip(completions, labels, strict=True) if "merged" in record]
@@ -90,7 +92,7 @@ def _merged(
     }
 
 
-def label(completion: Mapping[str, Any], judges: Mapping[str, TextJudge]) -> dict[str, Any]:
+def label(completion: Mapping[str, Any], judges: Mapping[str, TextJudge]) -> Label:
     """Return the labels of one completion record by judges of texts; its text is not part of them.
 
     A completion whose thought did not end is neither refused nor complied: it is `unfinished`. Only completions of a
@@ -108,7 +110,7 @@ def label(completion: Mapping[str, Any], judges: Mapping[str, TextJudge]) -> dic
 
 
 def add_first_token_scores(
-    labels: Sequence[dict[str, Any]], original: Sequence[Mapping[str, Any]], completions: Sequence[Mapping[str, Any]]
+    labels: Sequence[Label], original: Sequence[Mapping[str, Any]], completions: Sequence[Mapping[str, Any]]
 ) -> None:
     """Add the refusal score of its first token to each label that has one, and its upper bound if that is another."""
     scores = first_token_scores(original, completions)
@@ -119,7 +121,7 @@ def add_first_token_scores(
                 row["highest_refusal_score"] = score.high
 
 
-def join_judgement(labels: Sequence[dict[str, Any]], judgement: Sequence[Mapping[str, Any]], judge: str) -> None:
+def join_judgement(labels: Sequence[Label], judgement: Sequence[Mapping[str, Any]], judge: str) -> None:
     """Add a served judge's labels; None where it did not decide, False of an unfinished thought."""
     key = served_judges([judge])[judge].answer
     said = {row["id"]: row for row in judgement}
@@ -135,7 +137,7 @@ def join_judgement(labels: Sequence[dict[str, Any]], judgement: Sequence[Mapping
 
 
 def _join_by_hand(
-    labels: Sequence[dict[str, Any]], completions: Sequence[Mapping[str, Any]], hand_labels: Mapping[str, str]
+    labels: Sequence[Label], completions: Sequence[Mapping[str, Any]], hand_labels: Mapping[str, str]
 ) -> None:
     """Add a person's label to those of the replies that have one, with the reply's hash.
 

@@ -120,7 +120,7 @@ class StandardClient(Client):
         The standard has log-probabilities of up to 5 tokens. A prompt that the server reads as another number of tokens
         is a RuntimeError.
         """
-        more: dict[str, Any] = {"max_tokens": maximum_new_tokens}
+        more: dict[str, object] = {"max_tokens": maximum_new_tokens}
         if logprobs is not None:
             if not self._ways.logprobs:
                 raise ValueError(f"{self.server.address} tells no log-probabilities")

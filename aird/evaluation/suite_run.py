@@ -104,7 +104,7 @@ class Provenance(TypedDict):
     served_as: str
     weights: WeightForm | None
     parity: Agreement | None
-    engine: dict[str, Any]
+    engine: dict[str, object]
 
 
 class EvaluatedCompletion(CompletionRecord, Provenance):
@@ -333,7 +333,7 @@ def _installed(*packages: str) -> dict[str, str]:
     return found
 
 
-def _engine_record(run: _Run, name: str) -> dict[str, Any]:
+def _engine_record(run: _Run, name: str) -> dict[str, object]:
     """Return what results say of an engine."""
     # Its GPUs decide by which kernels a format runs. Other engines run on the processor, or nobody knows where.
     gpus = describe_gpus() if run.deployment.engine.weights == WeightForm.AS_STORED else []

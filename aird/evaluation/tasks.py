@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,14 +162,14 @@ def _task_model(client: Client, checkpoint: Path, length: int) -> Any:
     return model
 
 
-def _hash_of_questions(samples: Sequence[dict[str, Any]]) -> str:
+def _hash_of_questions(samples: Sequence[Mapping[str, Any]]) -> str:
     """Return the SHA-256 of what a task asked and of its answers, in lm-eval's order, by lm-eval's own hashes."""
     names = ("doc_id", "doc_hash", "prompt_hash", "target_hash")
     parts = {tuple(sample[name] for name in names) for sample in samples}  # each of several filters has them again
     return hashlib.sha256(canonical_json(sorted(parts)).encode()).hexdigest()
 
 
-def _per_question(samples: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
+def _per_question(samples: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     """Return {metric: one value per question} of a task's samples; a metric of the whole set has none."""
     if not samples:
         return {}

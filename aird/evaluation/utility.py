@@ -15,7 +15,7 @@ PERPLEXITY_RESAMPLES = 1000
 QUESTION_METRICS = ("acc", "acc_norm", "exact_match", "f1")
 
 
-def perplexity(answers: Sequence[dict[str, Any]], seed: int) -> dict[str, float]:
+def perplexity(answers: Sequence[Mapping[str, Any]], seed: int) -> dict[str, float]:
     """Return the perplexity of the reference answers with a bootstrap interval over answers.
 
     Args:

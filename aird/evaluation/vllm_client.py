@@ -10,6 +10,7 @@ from aird.evaluation.engine import NO_PENALTIES, Client, Completion, check_whole
 from aird.evaluation.http_server import HttpServer
 
 PATH = "/v1/completions"
+Choice = Mapping[str, Any]  # one completion, as the server tells it
 PROMPTS_PER_REQUEST = 32  # bounds the size of a body; vLLM batches across requests anyway
 
 
@@ -27,7 +28,7 @@ class VllmClient(Client):
         """Return the server's vLLM version."""
         return {"vllm": str(self.server.get("/version")["version"])}
 
-    def task_model(self) -> dict[str, Any]:
+    def task_model(self) -> dict[str, object]:
         """Return how lm-eval asks the same."""
         # Without any header lm-eval would send the key of another service, OPENAI_API_KEY.
         header = {"Accept": "application/json", **self.server.key_header()}
@@ -37,7 +38,7 @@ class VllmClient(Client):
         self, prompts: Sequence[Sequence[int]], maximum_new_tokens: int, *, logprobs: int | None = None
     ) -> list[Completion]:
         """Complete each prompt greedily (`Client.complete`)."""
-        parameters: dict[str, Any] = {"max_tokens": maximum_new_tokens}
+        parameters: dict[str, object] = {"max_tokens": maximum_new_tokens}
         if logprobs is not None:
             parameters |= {"logprobs": logprobs, "return_tokens_as_token_ids": True}
         completions = [_read_completion(choice) for choice in self._choices(prompts, parameters)]
@@ -54,7 +55,7 @@ class VllmClient(Client):
             values.append([None, *(finite(entry[str(token)]["logprob"]) for token, entry in pairs)])
         return values
 
-    def _choices(self, prompts: Sequence[Sequence[int]], parameters: dict[str, Any]) -> list[dict[str, Any]]:
+    def _choices(self, prompts: Sequence[Sequence[int]], parameters: Mapping[str, object]) -> list[Choice]:
         """Post all prompts to /v1/completions; return the choices in the order of `prompts`."""
         greedy = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "n": 1, "stream": False}
         common = {"model": self.model, "return_token_ids": True, **greedy, **NO_PENALTIES}
@@ -68,7 +69,7 @@ class VllmClient(Client):
             if "not JSON compliant" in str(error):  # how the server's JSON encoder refuses NaN
                 finite(math.nan)
             raise
-        choices: list[dict[str, Any]] = []
+        choices: list[Choice] = []
         for body, answer in zip(bodies, answers, strict=True):
             if len(answer["choices"]) != len(body["prompt"]):
                 raise RuntimeError("the server answered with another number of completions than prompts")
@@ -76,7 +77,7 @@ class VllmClient(Client):
         return choices
 
 
-def _read_completion(choice: Mapping[str, Any]) -> Completion:
+def _read_completion(choice: Choice) -> Completion:
     first: dict[int, float] | None = None
     if choice["logprobs"] is not None:
         top = choice["logprobs"]["top_logprobs"][0]

@@ -18,7 +18,7 @@ import functools
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -152,14 +152,14 @@ def _additive(mask: torch.Tensor) -> torch.Tensor:
     return torch.zeros(mask.shape).masked_fill(~mask, HIDDEN) if mask.dtype == torch.bool else mask
 
 
-def _replaceable(mask: torch.Tensor | None, settings: dict[str, Any]) -> bool:
+def _replaceable(mask: torch.Tensor | None, settings: Mapping[str, Any]) -> bool:
     """Tell whether `grouped_attention` computes what PyTorch's would: one mask for all heads, nothing else."""
     if settings.get("dropout") or any(settings.get(name) is not None for name in EXTRAS):
         return False
     return mask is None or mask.shape[1] == 1
 
 
-def _scaling(query: torch.Tensor, settings: dict[str, Any]) -> float:
+def _scaling(query: torch.Tensor, settings: Mapping[str, Any]) -> float:
     scaling = settings.get("scaling")
     return query.shape[-1] ** -0.5 if scaling is None else float(scaling)
 

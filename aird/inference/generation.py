@@ -106,7 +106,7 @@ def _continue(greedy: Any, batch: Sequence[Sequence[int]], cache: Any, processor
     width, padding = len(batch[-1]), greedy.generation_config.pad_token_id
     gaps = [width - len(prompt) for prompt in batch]
     rows = [[padding] * gap + list(prompt) for gap, prompt in zip(gaps, batch, strict=True)]
-    options = _only_last_logits(greedy)
+    options: dict[str, Any] = {**_only_last_logits(greedy)}
     if processors:
         options["logits_processor"] = processors
     if cache is not None:
@@ -216,7 +216,7 @@ class _Observed:
         return scores
 
 
-def _only_last_logits(model: PreTrainedModel) -> dict[str, Any]:
+def _only_last_logits(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """Return the arguments that keep the last position's logits, as an index and not as a slice.
 
     Of a slice of several rows PyTorch multiplies each row with a copy of its own of the vocabulary's matrix:

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 Hook = Callable[..., Any]
+Arguments = tuple[Any, ...]  # of a module's forward pass
+Keywords = dict[str, Any]
 
 
 @contextlib.contextmanager
@@ -32,7 +34,7 @@ def hooks(
 def on_input(change: Callable[[torch.Tensor], torch.Tensor]) -> Hook:
     """Return a pre-forward hook that replaces a block's hidden states x by change(x)."""
 
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def hook(_: nn.Module, args: Arguments, kwargs: Keywords) -> tuple[Arguments, Keywords]:
         if args:
             return (change(args[0]), *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}

@@ -84,10 +84,10 @@ class Pack:
         """Return where in the sequence each prompt's last `count` tokens stand, [prompts, count] int64."""
         return self.ends[:, None] + torch.arange(1 - count, 1)
 
-    def model_inputs(self, model: PreTrainedModel, rows: int = 1) -> dict[str, Any]:
+    def model_inputs(self, model: PreTrainedModel, rows: int = 1) -> dict[str, torch.Tensor | bool]:
         """Return the keyword arguments of a forward pass with `rows` identical rows."""
         device = next(model.parameters()).device
-        inputs: dict[str, Any] = {
+        inputs: dict[str, torch.Tensor | bool] = {
             "input_ids": self.token_ids.to(device).expand(rows, -1),
             "position_ids": self.position_ids.to(device).expand(rows, -1),
             "use_cache": False,

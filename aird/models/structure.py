@@ -26,7 +26,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from aird.inference.hooks import hooks
+from aird.inference.hooks import Arguments, Keywords, hooks
 from aird.inference.resuming import TUPLE_BLOCKS, resumed_at
 
 if TYPE_CHECKING:
@@ -284,9 +284,7 @@ class _Reading(TorchDispatchMode):
         self.writers.clear()
         self.size = 0
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Arguments = (), kwargs: Keywords | None = None) -> Any:
         output = _stand_in(func.overloadpacket, args, kwargs or {})
         if output is None:
             output = func(*args, **(kwargs or {}))
@@ -298,7 +296,7 @@ class _Reading(TorchDispatchMode):
                 self._set(output, _Value(parts, tuple(output.shape)))
         return output
 
-    def _parts(self, packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[_Value, float]]:
+    def _parts(self, packet: Any, args: Arguments, kwargs: Keywords) -> list[tuple[_Value, float]]:
         states = [self._value(each) for each in args[:2] if self._is_state(each)]
         if packet in _SAME and len(states) == 1:
             return [(states[0], 1.0)]
@@ -330,7 +328,7 @@ class _Reading(TorchDispatchMode):
             if other.untyped_storage()._cdata == memory:
                 self.values[id(other)] = _Value([], tuple(other.shape))
 
-    def _enter(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _enter(self, block: nn.Module, args: Arguments, kwargs: Keywords) -> None:
         states = args[0] if args else kwargs.get("hidden_states")
         if not isinstance(states, torch.Tensor) or states.ndim != 3 or not states.is_floating_point():
             shape = tuple(states.shape) if isinstance(states, torch.Tensor) else type(states).__name__
@@ -343,7 +341,7 @@ class _Reading(TorchDispatchMode):
         self.size = states.numel()
         self.start = self._set(states, _Value([], tuple(states.shape)))
 
-    def _given(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _given(self, module: nn.Module, args: Arguments, kwargs: Keywords) -> None:
         given: Any = args[0] if args else kwargs.get("hidden_states")
         if self._is_state(given):
             self.inputs[module] = self._value(given)
@@ -442,7 +440,7 @@ class _Reading(TorchDispatchMode):
         return f"{self.names[block]} ({type(block).__name__})"
 
 
-def _stand_in(packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _stand_in(packet: Any, args: Arguments, kwargs: Keywords) -> Any:
     """Return something for what a tensor without values (meta device) cannot answer; None for all else.
 
     No routing, no branch and no loop over experts that these decide is needed to see what a block adds.
@@ -520,10 +518,10 @@ def _prove_experts(model: PreTrainedModel, writers: Sequence[Writers]) -> None:
         ArchitectureError: names the parameter, and how much of the change is something else.
     """
     chosen = {each.module: each.experts for block in writers for each in block.contributions if each.experts}
-    calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+    calls: dict[str, tuple[Arguments, Keywords]] = {}
 
     def keep(name: str) -> Any:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def hook(_: nn.Module, args: Arguments, kwargs: Keywords) -> None:
             calls[name] = tuple(each.clone() if isinstance(each, torch.Tensor) else each for each in args), kwargs
 
         return hook
@@ -612,7 +610,7 @@ def _run(model: PreTrainedModel, reading: _Reading) -> None:
                 ) from error
 
 
-def _inputs(model: PreTrainedModel) -> Iterator[dict[str, Any]]:
+def _inputs(model: PreTrainedModel) -> Iterator[Keywords]:
     parameter = next(model.parameters())
     if not blocks_are_empty([model]):
         yield _tokens(model)
@@ -624,7 +622,7 @@ def _inputs(model: PreTrainedModel) -> Iterator[dict[str, Any]]:
     yield plain
 
 
-def _tokens(model: PreTrainedModel) -> dict[str, Any]:
+def _tokens(model: PreTrainedModel) -> Keywords:
     # Neither the first ids, which pad and begin, nor the last, which are often markers of images.
     ids = torch.arange(3, 3 + TOKENS) % model.get_input_embeddings().get_parameter("weight").shape[0]
     return {"input_ids": ids[None].to(next(model.parameters()).device), "use_cache": False}
@@ -645,7 +643,7 @@ def _prove(model: PreTrainedModel, blocks: list[nn.Module], writers: Sequence[Wr
     outputs: list[dict[str, torch.Tensor]] = []
     inputs: list[torch.Tensor] = []
 
-    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def enter(_: nn.Module, args: Arguments, kwargs: Keywords) -> None:
         inputs.append((args[0] if args else kwargs["hidden_states"]).clone())
         outputs.append({})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ def make_patch(
     folder: Path,
     statistics: Path,
     licence: str | None = None,
-    provenance: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+    provenance: Mapping[str, object] | None = None,
+) -> dict[str, object]:
     """Make a patch by its method, and write its folder with the model card, and its record beside it.
 
     Args:
@@ -48,17 +49,17 @@ def make_patch(
                 f"tokenizer), and method {values['method']} would learn from one for the other; give it the original's "
                 "chat template, or make a patch without prompts (scale, project)"
             )
-    record: dict[str, Any] = {"blocks": [], "edits": [], "direction": None, "settings": values}
+    record: dict[str, object] = {"blocks": [], "edits": [], "direction": None, "settings": values}
     record |= {"base": inputs.base, "licence": licence, **(provenance or {})}
     with atomic_folder(folder) as temporary:
         record |= method_of(settings).make(settings, inputs, temporary)
         if inputs.revision is not None:
             record["revision"] = inputs.revision
             _pin_base(temporary / "adapter_config.json", inputs.revision)
-        record["weights"] = hash_folder(temporary)
+        weights = record["weights"] = hash_folder(temporary)
         if inputs.compressed is not None and (needed := attention(inputs.compressed)) is not None:
             record["attention"] = needed
-        record["adapter_bytes"] = sum((temporary / name).stat().st_size for name in record["weights"])
+        record["adapter_bytes"] = sum((temporary / name).stat().st_size for name in weights)
         (temporary / CARD).write_text(patch_card(record, inputs.base, licence), encoding="utf-8")
     record["files"] = hash_folder(folder)
     write_json(statistics, record)
@@ -71,7 +72,7 @@ def _pin_base(configuration: Path, revision: str) -> None:
         write_json(configuration, {**read_json(configuration), "revision": revision})
 
 
-def write_merged(base: Path, adapter: Path, record: dict[str, Any], folder: Path) -> dict[str, float]:
+def write_merged(base: Path, adapter: Path, record: Mapping[str, Any], folder: Path) -> dict[str, float]:
     """Write a checkpoint with an adapter merged in, and its model card.
 
     The folder appears when it is complete; `record` is what `make_patch` wrote beside the adapter.

@@ -15,7 +15,7 @@ Only the completions of a suite with `think: true` may think.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -224,7 +224,7 @@ def check_no_thoughts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) 
             )
 
 
-def chat_record(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def chat_record(tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:
     """Return what a manifest says about the chat: settings, closed thought, the template's own system prompt, its date.
 
     Each stands there only where there is one, so a plain model's record is empty.
@@ -282,7 +282,7 @@ def _messages(
 
 
 def render(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], generation: bool, **more: Any
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], generation: bool, **more: Any
 ) -> str:
     """Return a conversation as the tokenizer's chat template writes it, by its chat settings, on `TODAY`.
 
@@ -323,9 +323,13 @@ def _needs_parts(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _written(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], parts: bool, generation: bool, **more: Any
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, str]],
+    parts: bool,
+    generation: bool,
+    **more: Any,
 ) -> str:
-    turns = [*messages]
+    turns: list[Any] = [*messages]
     if parts:
         turns = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in messages]
     arguments = {"strftime_now": TODAY.strftime, **chat_settings(tokenizer).template_arguments, **more}

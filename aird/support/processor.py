@@ -14,10 +14,9 @@ import contextlib
 import os
 import platform
 import time
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from aird.support.files import read_json, write_json
 
@@ -36,16 +35,22 @@ WORTH_WIDENING = 1.1
 _followed: dict[str, str] = {}
 
 
-def measure_arithmetic(choice: Choice = "measured") -> dict[str, Any]:
-    """Return the record of what this processor computes fast, and what follows.
+class Arithmetic(TypedDict):
+    """What a processor computes fast, and what follows."""
+
+    compute_dtype: Choice
+    processor: str
+    torch: str  # version
+    gigaflops: dict[str, float]  # type to 1e9 operations a second of one core
+    computes_in: dict[str, str]  # stored type to the type to compute in
+
+
+def measure_arithmetic(choice: Choice = "measured") -> Arithmetic:
+    """Measure what this processor computes fast, and decide what follows.
 
     Args:
         choice: `measured` computes in float32 where that is faster than the checkpoint's own type; `checkpoint`
             takes the checkpoint's type, and `float32` that type, whatever the speed.
-
-    Returns:
-        "compute_dtype" (the choice), "processor", "torch" (version), "gigaflops" (type -> 1e9 operations a second of
-        one core), and "computes_in" (stored type -> type to compute in).
     """
     import torch
 
@@ -88,7 +93,7 @@ def _rates(torch: Any) -> dict[str, float]:
     return rates
 
 
-def follow(record: Mapping[str, Any]) -> None:
+def follow(record: Arithmetic) -> None:
     """From now on this process computes as a record of `measure_arithmetic` says."""
     _followed.update(record["computes_in"])
 
@@ -103,10 +108,10 @@ def computes_in(stored: str) -> str:
     return _followed.get(stored, stored)
 
 
-def _own_record(path: Path) -> dict[str, Any]:
+def _own_record(path: Path) -> Arithmetic:
     """Return the record in a file; where there is none of this processor and PyTorch, measure and write it."""
     try:
-        record: dict[str, Any] = read_json(path)
+        record: Arithmetic = read_json(path)
         if (record["processor"], record["torch"]) == (processor_name(), version("torch")):
             return record
     except (OSError, ValueError, KeyError, TypeError):

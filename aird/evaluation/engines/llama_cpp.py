@@ -163,7 +163,7 @@ class LlamaCppClient(Client):
         # Set even where they are the server's defaults. What one prompt left in the cache must not reach another.
         greedy = {"temperature": 0.0, "n_predict": maximum_new_tokens, "cache_prompt": False, "stream": False}
         # The file itself may ask for others. Of what llama.cpp has for choosing a token, only the temperature is left.
-        neutral: dict[str, Any] = {
+        neutral: dict[str, object] = {
             "repeat_penalty": 1.0,
             "presence_penalty": 0.0,
             "frequency_penalty": 0.0,
