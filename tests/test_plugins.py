@@ -51,7 +51,7 @@ OTHER_MEANINGS = {
     "lora": ["aird/commands/export.py", "aird/patching/gguf_adapter.py", "aird/patching/model_card.py"],
     # Arguments, attributes and keys.
     "prefill": ["aird/prompts/chat.py"],
-    "scale": ["aird/models/structure.py"],
+    "scale": ["aird/models/blocks.py"],
     "system_prompt": ["aird/commands/inputs.py", "aird/evaluation/suite_run.py", "aird/settings/suites.py"],
     "template": ["aird/evaluation/judge_model.py"],
     "url": ["aird/commands/evaluate.py"],

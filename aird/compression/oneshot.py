@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 
 from aird.compression.quiet import only_warnings
 from aird.compression.recipe import RecipeInputs
+from aird.models.blocks import outside_blocks
 from aird.models.checkpoint import Checkpoint
 from aird.models.experts import fused_parameters, separate_modules
 from aird.models.loading import attention, code_is_trusted, compute_dtype, stored_dtype
-from aird.models.structure import outside_blocks
 from aird.support.files import read_json, write_json
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import save_file
 
 from aird.compression.measure import check_stored_formats, measure, take_bits
+from aird.models.blocks import outside_blocks
 from aird.models.checkpoint import Checkpoint, natural_order, read_checkpoint
 from aird.models.config_json import Config
 from aird.models.dense import write_dense_copy
@@ -49,7 +50,6 @@ from aird.models.matrices import check_dense, matrix_of, matrix_shape, stored_fo
 from aird.models.packed import repacked_config
 from aird.models.refusals import checkpoint_refusal, patch_refusal, refusal
 from aird.models.rescaling import relation
-from aird.models.structure import outside_blocks
 from aird.models.tokenizer_file import let_its_file_be_read, read_tokenizer
 from aird.prompts.chat import check_chat, post_instruction_tokens, renders_alike, with_chat
 from aird.settings.weights import WeightForm

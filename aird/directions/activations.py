@@ -16,7 +16,7 @@ from aird.directions.activation_cache import SPLITS, ActivationCache, Group
 from aird.directions.refusal_score import refusal_scores
 from aird.inference.hooks import hooks, on_input
 from aird.inference.packing import Pack, last_logits, run_packed
-from aird.models.structure import decoder_blocks
+from aird.models.blocks import decoder_blocks
 from aird.prompts.chat import chat_tokens, post_instruction_tokens
 from aird.prompts.sets import CLASSES, Record, select
 from aird.settings.directions import Directions

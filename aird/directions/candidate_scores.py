@@ -29,7 +29,8 @@ from aird.inference.batching import Batches
 from aird.inference.hooks import ablation, addition
 from aird.inference.packing import Pack, last_logits, plan_packs
 from aird.inference.resuming import block_inputs, resumed_at
-from aird.models.structure import decoder_blocks, writer_modules
+from aird.models.blocks import decoder_blocks
+from aird.models.structure import writer_modules
 from aird.prompts.sets import Record
 from aird.settings.directions import Directions
 from aird.support import progress

@@ -37,7 +37,8 @@ from aird.directions.selection import reached_limit, used_layers
 from aird.inference.hooks import ablation, addition, hooks, on_input
 from aird.inference.packing import Pack, last_logits, plan_packs, run_pack
 from aird.inference.resuming import Reached, block_inputs, resumed_at
-from aird.models.structure import decoder_blocks, writer_modules
+from aird.models.blocks import decoder_blocks
+from aird.models.structure import writer_modules
 from aird.prompts.sets import Record
 from aird.settings.directions import Directions
 from aird.support import progress

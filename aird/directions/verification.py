@@ -15,7 +15,8 @@ from aird.directions.direction import Direction
 from aird.inference.generation import generate
 from aird.inference.hooks import ablation, addition
 from aird.inference.refusals import degenerate, jailbroken_arditi
-from aird.models.structure import decoder_blocks, writer_modules
+from aird.models.blocks import decoder_blocks
+from aird.models.structure import writer_modules
 from aird.prompts.chat import chat_tokens
 from aird.prompts.sets import CLASSES, Record, select
 from aird.settings.directions import Directions

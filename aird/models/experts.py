@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from aird.models.blocks import ArchitectureError, decoder_blocks
 from aird.models.checkpoint import Checkpoint, StoredTensor, natural_order, read_checkpoint
 from aird.models.format import format_of
 from aird.models.matrices import dense_matrix, matrix_of, quantization_scheme, stored_format
-from aird.models.structure import ArchitectureError, decoder_blocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

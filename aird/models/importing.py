@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from aird.models.blocks import ArchitectureError
 from aird.models.checkpoint import Checkpoint, check_complete, read_checkpoint
 from aird.models.config_json import config_refusal
 from aird.models.generation_settings import ends_of_text
@@ -40,7 +41,7 @@ from aird.models.loading import (
 )
 from aird.models.matrices import check_dense
 from aird.models.refusals import ADAPTER, ADAPTER_INSIDE, original_refusal
-from aird.models.structure import ArchitectureError, residual_writers, writer_contributions
+from aird.models.structure import residual_writers, writer_contributions
 from aird.models.text_model import extract_text_model, is_wrapper
 from aird.models.tokenizer_file import let_its_file_be_read, read_tokenizer
 from aird.prompts.chat import check_chat

@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from aird.inference.cpu_attention import needed_attention
+from aird.models.block_proof import norm_gain, written_size
+from aird.models.blocks import ArchitectureError, decoder_blocks
 from aird.models.checkpoint import check_complete, read_checkpoint
 from aird.models.experts import fused_parameters
 from aird.models.format import format_of
 from aird.models.placement import spread
-from aird.models.structure import ArchitectureError, decoder_blocks, norm_gain, writer_contributions, written_size
+from aird.models.structure import writer_contributions
 from aird.models.tokenizer_file import read_tokenizer
 from aird.prompts.chat import chat_tokens, with_chat
 from aird.settings.models import Chat

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from aird.models.structure import decoder_blocks
+from aird.models.blocks import decoder_blocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from aird.inference.cpu_attention import needed_attention
+from aird.models.blocks import ArchitectureError
 from aird.models.checkpoint import check_complete
 from aird.models.refusals import checkpoint_refusal
-from aird.models.structure import ArchitectureError
 from aird.support.checkpoint_patterns import PROCESSOR
 from aird.support.files import read_json
 

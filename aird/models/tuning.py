@@ -20,8 +20,8 @@ from aird.inference.generation import generate
 from aird.inference.packing import plan_packs, run_pack
 from aird.inference.refusals import jailbroken_arditi
 from aird.inference.resuming import block_input, resumed_at
+from aird.models.blocks import decoder_blocks, takes_adapter
 from aird.models.loading import load_model, load_tokenizer, read_chat, stored_dtype, write_chat
-from aird.models.structure import decoder_blocks, takes_adapter
 from aird.prompts.chat import chat_tokens
 from aird.settings.models import RefusalTuning
 from aird.settings.tuning import TuningSettings

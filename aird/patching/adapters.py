@@ -17,12 +17,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from aird.models.blocks import outside_blocks
 from aird.models.checkpoint import read_checkpoint
 from aird.models.experts import fused_parameters, is_transposed, stored_experts
 from aird.models.format import format_of
 from aird.models.loading import copy_description, load_structure
 from aird.models.matrices import dense_matrix, matrix_tensors, stored_format
-from aird.models.structure import outside_blocks
 from aird.patching.edits import Edit
 from aird.support.files import read_json, write_json
 

@@ -16,7 +16,7 @@ import torch
 
 from aird.inference.packing import Pack, plan_packs, run_pack
 from aird.inference.resuming import block_input, resumed_at
-from aird.models.structure import decoder_blocks
+from aird.models.blocks import decoder_blocks
 from aird.patching.edited import edited
 from aird.patching.edits import Edit
 from aird.patching.replies import ReplySet, reply_places

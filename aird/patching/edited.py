@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from aird.inference.hooks import Hook, hooks
-from aird.models.structure import edited_experts
+from aird.models.block_proof import edited_experts
 from aird.patching.edits import Edit
 
 if TYPE_CHECKING:

@@ -28,7 +28,8 @@ from torch import nn
 from aird.inference.hooks import hooks
 from aird.inference.packing import Pack, plan_packs, run_pack
 from aird.inference.resuming import Reached, block_input, resumed_at
-from aird.models.structure import decoder_blocks, residual_writers, writer_contributions, writer_gains
+from aird.models.blocks import decoder_blocks
+from aird.models.structure import residual_writers, writer_contributions, writer_gains
 from aird.patching.edited import edited
 from aird.patching.edits import Edit, edit_along
 from aird.patching.rank_one import Directions, edited_modules

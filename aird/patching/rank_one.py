@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from aird.directions.direction import Direction, load_direction
+from aird.models.blocks import Contribution
 from aird.models.experts import matrix_reader
 from aird.models.loading import load_structure
-from aird.models.structure import Contribution, residual_writers
+from aird.models.structure import residual_writers
 from aird.patching.adapters import save_adapter
 from aird.patching.edits import Edit, edit_statistics, edited_blocks, patch_direction
 from aird.patching.method import PatchInputs

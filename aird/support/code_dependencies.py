@@ -10,10 +10,10 @@ import ast
 import atexit
 import hashlib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from aird.support.files import read_json, write_json
 
@@ -166,11 +166,11 @@ def _code(path: Path) -> _Code:
 
 
 @cache
-def _memory() -> dict[str, tuple[list[str], str, str]]:
+def _memory() -> dict[str, Sequence[Any]]:
     """Return what earlier processes read, by the hashes of files: parsing all of them takes a second of every plan."""
     version = hashlib.sha256(Path(__file__).read_bytes() + sys.version.encode()).hexdigest()[:12]
     file = Path(".snakemake") / f"aird.code.{version}.json"
-    known: dict[str, tuple[list[str], str, str]] = read_json(file) if file.is_file() else {}
+    known: dict[str, Sequence[Any]] = read_json(file) if file.is_file() else {}
     before = len(known)
 
     def remember() -> None:

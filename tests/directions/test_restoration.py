@@ -19,8 +19,9 @@ from aird.directions.direction import load_direction
 from aird.directions.restoration import compare_restored
 from aird.directions.verification import verify_direction
 from aird.inference.hooks import ablation
+from aird.models.blocks import decoder_blocks
 from aird.models.loading import load_model
-from aird.models.structure import decoder_blocks, writer_modules
+from aird.models.structure import writer_modules
 from aird.patching.adapters import load_adapter
 from aird.patching.method import PatchInputs
 from aird.patching.methods import parse_patch

@@ -14,7 +14,8 @@ from aird.directions.direction import Direction
 from aird.directions.verification import verify_direction
 from aird.inference.generation import generate
 from aird.inference.hooks import ablation, addition
-from aird.models.structure import decoder_blocks, writer_modules
+from aird.models.blocks import decoder_blocks
+from aird.models.structure import writer_modules
 from aird.prompts.chat import chat_tokens
 from aird.settings.directions import Directions
 from aird.support.statistics import PairedComparison, wilson_interval

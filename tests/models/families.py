@@ -33,17 +33,11 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from aird.inference.hooks import ablation, hooks, on_output
+from aird.models.blocks import ArchitectureError, Writers, decoder_blocks
 from aird.models.checkpoint import read_checkpoint
 from aird.models.experts import is_transposed
 from aird.models.importing import prove_structure
-from aird.models.structure import (
-    ArchitectureError,
-    Writers,
-    decoder_blocks,
-    residual_writers,
-    writer_gains,
-    writer_modules,
-)
+from aird.models.structure import residual_writers, writer_gains, writer_modules
 from aird.models.text_model import is_wrapper
 from aird.patching.edits import rank_one_edit
 from aird.patching.methods import parse_patch

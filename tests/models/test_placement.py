@@ -19,9 +19,10 @@ from aird.directions.candidates import difference_in_means
 from aird.directions.cosmic import ablation_divergences, score_by_cosine
 from aird.inference.generation import generate
 from aird.inference.hooks import ablation, addition
+from aird.models.blocks import decoder_blocks
 from aird.models.loading import _device_map, load_structure
 from aird.models.placement import largest_share, spread
-from aird.models.structure import decoder_blocks, residual_writers, writer_modules
+from aird.models.structure import residual_writers, writer_modules
 from aird.patching.calibration import divergence, make_batches
 from aird.patching.edits import Edit
 from aird.patching.fitting import fit_edits, record_projections, targets

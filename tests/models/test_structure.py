@@ -12,16 +12,12 @@ from models import families
 from patches import unit_vector
 from torch import nn
 
+from aird.models.block_proof import norm_gain
+from aird.models.block_reading import Reading
+from aird.models.blocks import ArchitectureError, Writers, decoder_blocks
 from aird.models.importing import prove_structure
 from aird.models.loading import load_structure, stored_gains
-from aird.models.structure import (
-    ArchitectureError,
-    decoder_blocks,
-    norm_gain,
-    residual_writers,
-    writer_gains,
-    writer_modules,
-)
+from aird.models.structure import residual_writers, writer_gains, writer_modules
 
 
 def test_blocks_and_writers(model: Any) -> None:
@@ -119,12 +115,12 @@ def test_a_module_that_is_not_seen_is_an_error_with_its_size(monkeypatch: pytest
     with torch.no_grad():  # a token of the pass, of which rounding alone is more than all other states
         dominated.model.embed_tokens.weight[5] *= 1e4
     residual_writers(dominated)
-    read = structure._Reading.run
+    read = Reading.run
 
     def without_mlp(reading: Any) -> Any:
-        return [structure.Writers(each.block, each.contributions[:1]) for each in read(reading)]
+        return [Writers(each.block, each.contributions[:1]) for each in read(reading)]
 
-    monkeypatch.setattr(structure._Reading, "run", without_mlp)
+    monkeypatch.setattr(Reading, "run", without_mlp)
     structure._PROVEN.clear()
     for model in (families.tiny_family("llama"), dominated):
         with pytest.raises(

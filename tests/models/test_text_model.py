@@ -10,10 +10,11 @@ from thinking_templates import PARTS
 from tiny_model import changed_tensors, configured, new
 from wrappers import WRAPPERS, write_wrapper
 
+from aird.models.blocks import ArchitectureError
 from aird.models.checkpoint import read_checkpoint
 from aird.models.importing import import_model, write_text_model
 from aird.models.loading import load_model, load_tokenizer
-from aird.models.structure import ArchitectureError, writer_contributions
+from aird.models.structure import writer_contributions
 from aird.prompts.chat import chat_text
 from aird.support.files import write_json
 

@@ -23,9 +23,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from aird.compression.compress import compress
 from aird.compression.recipes.magnitude import Magnitude
 from aird.compression.recipes.round_to_nearest import RoundToNearest
+from aird.models.blocks import takes_adapter
 from aird.models.loading import load_model, load_tokenizer
 from aird.models.matrices import dense_matrix, matrix_tensors
-from aird.models.structure import takes_adapter, writer_modules
+from aird.models.structure import writer_modules
 from aird.models.tuning import with_lora
 from aird.patching.adapters import load_adapter, merge, save_lora
 from aird.patching.edits import Edit

@@ -21,9 +21,10 @@ from aird.compression.recipes.round_to_nearest import RoundToNearest
 from aird.evaluation.engines.transformers import Transformers
 from aird.evaluation.engines.vllm import Vllm
 from aird.evaluation.suite_run import prepare_checkpoint
+from aird.models.blocks import ArchitectureError
 from aird.models.experts import is_transposed, matrix_reader
 from aird.models.loading import load_model, load_structure
-from aird.models.structure import ArchitectureError, residual_writers
+from aird.models.structure import residual_writers
 from aird.patching.adapters import load_adapter, merge, save_adapter
 from aird.patching.edited import edited
 from aird.patching.edits import Edit, make_edits

@@ -87,9 +87,9 @@ def write(settings: OptimumGPTQ, inputs: RecipeInputs, folder: Path) -> None:
     """
     from safetensors.torch import save_file
 
+    from aird.models.blocks import outside_blocks
     from aird.models.checkpoint import read_checkpoint
     from aird.models.loading import attention, code_is_trusted, load_structure
-    from aird.models.structure import outside_blocks
 
     source = inputs.source
     with TemporaryDirectory(prefix=".gptq.", dir=folder) as name:
