@@ -13,9 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from aird.configuration.checks import attack_sources, model_sources, unmet, uses
+from aird.configuration.checks import attack_sources, model_sources
 from aird.configuration.configuration import Configuration
 from aird.configuration.messages import ConfigurationError, show
+from aird.configuration.prompt_checks import unmet, uses
 from aird.evaluation.hand_labels import read_labels
 from aird.models.config_json import experts_of
 from aird.models.refusals import (

@@ -111,14 +111,9 @@ def load_cache(path: Path) -> ActivationCache:
     """Read a cache.
 
     Raises:
-        ValueError: the file is truncated or altered, or an earlier version made it, without candidate directions.
+        ValueError: the file is truncated or altered.
     """
     tensors, metadata = load_tensors(path)
-    if "candidates" not in tensors:
-        raise ValueError(
-            f"{path} holds no candidate directions: it was made by an earlier version. Run the capture again: delete "
-            "the file and start the workflow, or repeat `aird direction`"
-        )
     ids = json.loads(metadata["ids"])
     groups = {
         (kind, split): Group(

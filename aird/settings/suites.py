@@ -88,11 +88,9 @@ class Suite(Settings):
     def asked(self) -> dict[str, object]:
         """Return the settings that completions and utility depend on: all but the judges, which only read.
 
-        How a patch is served matters to patched checkpoints only, so it is no part of them. A key that came later
-        stands there only where it is set: an older suite keeps its results.
+        How a patch is served matters to patched checkpoints only, so it is no part of them.
         """
-        later = {name for name in ("attacks", "maximum_model_length") if not getattr(self, name)}
-        return self.model_dump(exclude={"judge", "judges", "serve"} | later)
+        return self.model_dump(exclude={"judge", "judges", "serve"})
 
 
 class Serving(Settings):

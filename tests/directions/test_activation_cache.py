@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from aird.directions.activation_cache import ActivationCache, Group, kept_counts, kept_prompts, load_cache, save_cache
-from aird.support.tensor_files import load_tensors, save_tensors
+from aird.support.tensor_files import load_tensors
 
 
 def make_cache(count: int = 10) -> ActivationCache:
@@ -55,18 +55,6 @@ def test_a_damaged_cache_says_what_to_do(tmp_path: Path, damage: str) -> None:
         content = content.replace(b"harmful-train-3", b"harmful-train-9")
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"cache.safetensors cannot be read .*; delete it"):
-        load_cache(path)
-
-
-def test_a_cache_of_an_earlier_version_asks_for_another_capture(tmp_path: Path) -> None:
-    path = tmp_path / "cache.safetensors"
-    save_cache(make_cache(), path)
-    tensors, metadata = load_tensors(path)
-    del tensors["candidates"]
-    save_tensors(tensors, path, metadata)
-    with pytest.raises(
-        ValueError, match=r"cache.safetensors holds no candidate.* earlier version. Run the capture again"
-    ):
         load_cache(path)
 
 

@@ -105,16 +105,8 @@ def test_settings_refuse(attacks: dict[str, Any], more: dict[str, Any], message:
         Suite.model_validate(values)
 
 
-def test_a_suite_without_attacks_has_the_settings_that_it_had_before_there_were_any() -> None:
-    """Its completions stay."""
-    values = {
-        "harmful": {"set": "a"},
-        "harmless": {"set": "b"},
-        "judge": {"kind": "classifier", "source": {"path": "c"}},
-    }
-    suite = Suite.model_validate(values)
-    names = "harmful harmless maximum_new_tokens think perplexity_answers tasks task_folder task_limit"
-    assert set(suite.asked()) == set(names.split())
-    attacked = Suite.model_validate({**values, "attacks": {"a": {"kind": "prefill"}}, "maximum_model_length": 64})
-    assert set(attacked.asked()) == {*names.split(), "attacks", "maximum_model_length"}
-    assert Suite.model_validate(attacked.asked()).attacks == attacked.attacks
+def test_completions_depend_on_no_judge() -> None:
+    values = {"harmful": {"set": "a"}, "harmless": {"set": "b"}, "attacks": {"a": {"kind": "prefill"}}}
+    suite = Suite.model_validate({**values, "judge": {"kind": "classifier", "source": {"path": "c"}}})
+    assert suite.asked() == Suite.model_validate(values).asked()
+    assert Suite.model_validate(suite.asked()).attacks == suite.attacks
