@@ -97,6 +97,7 @@ def reference(root: Schema) -> str:
         for model, section in sections.items()
     }
     parts, written = [INTRODUCTION], set()
+    written_rows: dict[str, Section] = {}
     for model, section in sections.items():
         kinds = [each for each in sections if sections[each].family == section.family and section.family]
         shared = _shared([rows[each] for each in kinds])
@@ -111,9 +112,21 @@ def reference(root: Schema) -> str:
             # The same key of several kinds is one place.
             places = dict.fromkeys(re.sub(r" \(\w+\)", "", path) for path in section.paths)
             lines += ["", f"Stands at {', '.join(f'`{place}`' for place in places)}."]
-        lines += ["", *(own or ["It has no other key."])]
+        lines += ["", *_once(section, own, written_rows)]
+        written_rows |= {row: section for row in own if row not in written_rows}
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
+
+
+def _once(section: Section, own: list[str], written: Mapping[str, Section]) -> list[str]:
+    """Return the rows of a section; where several of them stand in an earlier one, their names and a link to it."""
+    earlier = Counter(written[row].title for row in own if row in written)
+    if not own or not earlier or earlier.most_common(1)[0][1] < 4:
+        return own or ["It has no other key."]
+    title = earlier.most_common(1)[0][0]
+    again = [row for row in own if row in written and written[row].title == title]
+    names = ", ".join(row.partition(" (")[0].removeprefix("- ") for row in again)
+    return [*(row for row in own if row not in again), f"- {names}, as in {_link(title)}"]
 
 
 def _family(kinds: list[Section], rows: list[dict[str, str]], shared: Mapping[str, str]) -> str:
