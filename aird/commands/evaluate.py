@@ -46,10 +46,10 @@ PACKAGES = Path(__file__).resolve().parents[2]  # the folder that holds the pack
 DESCRIPTION = """\
 Ask a model harmful and harmless instructions, greedily, and count refusals.
 
-Served by vLLM where there is one: --vllm names the Python of an environment that holds it, AIRD_VLLM_PYTHON does
-the same, --url names a running server, and where the workflow has run in the checkout that this command comes from,
-its own is found. Before anything is counted, vLLM and Transformers must agree on the first tokens. Without vLLM,
-Transformers answers: slower."""
+The option of an engine says who answers: the Python of an environment that holds it (AIRD_NAME_PYTHON does the same,
+as AIRD_VLLM_PYTHON), or the address of a running server. Where the workflow has run in the checkout that this command
+comes from, its environment is found. Before anything is counted, engine and Transformers must agree on the first
+tokens. Without an engine, Transformers answers: slower."""
 EPILOG = """\
 examples:
   aird evaluate my-quantised-model --harmful attack.txt --harmless everyday.txt --output scores
