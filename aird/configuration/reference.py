@@ -44,6 +44,7 @@ NAMES = {
     "attacks": "ATTACK",
 }
 TYPES = {"integer": "integer", "number": "number", "string": "text", "boolean": "boolean"}
+LONGEST = 80  # characters of a default that is shown
 BOUNDS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
 
 
@@ -224,7 +225,10 @@ def _alternative(schema: Schema, sections: Mapping[str, Section]) -> str:
 
 def _default(key: Schema) -> str:
     """Return the default in words; empty for none, and for a table, whose keys have theirs."""
-    return "" if "$ref" in key or key["default"] is None else f"default {_code(key['default'])}"
+    if "$ref" in key or key["default"] is None:
+        return ""
+    # The schema has long texts.
+    return f"default {_code(key['default'])}" if len(str(key["default"])) <= LONGEST else "default in schema.json"
 
 
 def _code(value: Any) -> str:
