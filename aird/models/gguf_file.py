@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from aird.models.gguf_reader import reader_of
+
 MODEL_FILE = "model.gguf"  # in the folder of a checkpoint that llama.cpp can serve
 KIND = "general.type"  # "model" where a file does not say it
 SAMPLING = "general.sampling."  # what a file says about sampling, which llama.cpp follows unless a request says else
@@ -92,7 +94,7 @@ class GGUFFile:
         import gguf
 
         wanted = {self.tensor_of(module).name: module for module in modules}
-        for tensor in gguf.GGUFReader(self.path).tensors:
+        for tensor in reader_of(self.path).tensors:
             if tensor.name in wanted:
                 yield wanted[tensor.name], torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy())
 
@@ -102,7 +104,7 @@ class GGUFFile:
 
         if FREQUENCY_FACTORS not in self.tensors:
             return None
-        tensor = next(tensor for tensor in gguf.GGUFReader(self.path).tensors if tensor.name == FREQUENCY_FACTORS)
+        tensor = next(tensor for tensor in reader_of(self.path).tensors if tensor.name == FREQUENCY_FACTORS)
         factors: list[float] = gguf.dequantize(tensor.data, tensor.tensor_type).astype("float64").tolist()
         return factors
 
@@ -132,13 +134,11 @@ def read_gguf(path: Path) -> GGUFFile:
 
 @functools.lru_cache(maxsize=2)
 def _read(path: Path, changed: int | None) -> GGUFFile:
-    """Read a header. It takes seconds where a vocabulary is large, and an import asks for it at several places."""
-    import gguf
     from gguf.quants import _type_traits
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
     try:
-        reader = gguf.GGUFReader(path)
+        reader = reader_of(path)
         metadata: Mapping[str, Any] = {name: field.contents() for name, field in reader.fields.items()}
         architecture = str(metadata["general.architecture"])
     except Exception as error:  # the reader raises whatever its damaged numbers lead to

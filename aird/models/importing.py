@@ -20,6 +20,7 @@ from aird.models.checkpoint import Checkpoint, check_complete, read_checkpoint
 from aird.models.config_json import config_refusal
 from aird.models.generation_settings import ends_of_text
 from aird.models.gguf_file import GGUFFile, read_gguf
+from aird.models.gguf_reader import shared_header
 from aird.models.gguf_tokenizer import (
     WHAT_TO_DO,
     check_read_back,
@@ -181,11 +182,18 @@ def check_weights(checkpoint: Path, source: Path) -> None:
             with safe_open(file, "pt") as reader:
                 for name in reader.keys():  # noqa: SIM118 - it is no dictionary
                     tensor = reader.get_tensor(name)
-                    if tensor.is_floating_point() and not bool(tensor.float().isfinite().all()):
+                    if tensor.is_floating_point() and not _is_finite(tensor):
                         raise ValueError(f"{source}: tensor {name} of {file.name} holds NaN or infinite values")
         except SafetensorError as error:
             raise ValueError(f"{source}: {file.name} is truncated or altered ({error}); fetch it again") from error
     read_checkpoint(checkpoint)  # an index that lists what no shard holds
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """Return whether no value is NaN or infinite, by the extremes, in which either shows."""
+    if tensor.element_size() == 1:  # no extremes of 8-bit floating point
+        tensor = tensor.float()
+    return tensor.numel() == 0 or all(bool(extreme.isfinite()) for extreme in torch.aminmax(tensor))
 
 
 def check_folder_format(folder: Path) -> None:
@@ -408,10 +416,14 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def _alone(file: Path) -> Iterator[str]:
-    """Yield a folder that holds a file alone: Transformers would read a checkpoint's other files beside a GGUF file."""
+    """Yield a folder that holds a file alone, its header parsed once for Transformers.
+
+    Transformers would read a checkpoint's other files beside a GGUF file.
+    """
     with tempfile.TemporaryDirectory(prefix="aird-gguf-") as folder:
         (Path(folder) / file.name).symlink_to(file.absolute())
-        yield folder
+        with shared_header():
+            yield folder
 
 
 def dequantise_gguf_weights(source: Path, target: Path, dtype: torch.dtype, config: Any = None) -> None:
