@@ -41,6 +41,7 @@ OTHER_MEANINGS = {
         "aird/compression/programs/gguf_converter.py",
         "aird/compression/ready_made.py",
         "aird/models/gguf_file.py",
+        "aird/models/gguf_reader.py",
     ],
     # What programs are called that stand beside their plug-in.
     "llama.cpp": [
