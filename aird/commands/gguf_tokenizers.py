@@ -125,7 +125,7 @@ def _proven(source: Path, engine: Engine) -> Path:
 
 def _texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Return what is split to compare: hard texts, and everyday instructions in the model's chat template."""
-    from aird.compression.ready_made import PROBES
+    from aird.compression.given_tokenizer import PROBES
     from aird.prompts.chat import chat_text
 
     with embedded.HARMLESS.open(encoding="utf-8") as lines:

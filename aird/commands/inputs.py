@@ -276,7 +276,8 @@ def _readable(
 
     from aird.compression.ready_made import readable_form, write_readable
     from aird.models.gguf_file import MODEL_FILE
-    from aird.models.importing import check_weights, dequantise_gguf_weights, holds_wrapper, write_text_model
+    from aird.models.gguf_import import dequantise_gguf_weights
+    from aird.models.importing import check_weights, holds_wrapper, write_text_model
 
     if source.is_dir() and (reason := checkpoint_refusal(read_json(source / "config.json"))):
         raise ValueError(f"{source} {reason}")

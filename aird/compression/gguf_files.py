@@ -24,12 +24,12 @@ from typing import TypedDict
 
 import torch
 
+from aird.compression.given_tokenizer import PROBES
 from aird.compression.programs import gguf_converter, gguf_quantiser
-from aird.compression.ready_made import PROBES
 from aird.models.checkpoint import Checkpoint, read_checkpoint
 from aird.models.generation_settings import ends_of_text
 from aird.models.gguf_file import MODEL_FILE, read_gguf
-from aird.models.importing import dequantise_gguf_weights
+from aird.models.gguf_import import dequantise_gguf_weights
 from aird.models.loading import configuration_of, load_tokenizer, stored_dtype
 from aird.prompts.chat import render
 from aird.support.files import write_json

@@ -15,11 +15,11 @@ import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
+from aird.compression.given_tokenizer import gguf_tokenizer, settle_tokenizer
 from aird.compression.measure import check_stored_formats, measure, take_bits
 from aird.models.blocks import outside_blocks
 from aird.models.checkpoint import Checkpoint, natural_order, read_checkpoint
@@ -28,30 +28,24 @@ from aird.models.dense import write_dense_copy
 from aird.models.experts import decodes_experts
 from aird.models.format import format_of
 from aird.models.gguf_file import MODEL_FILE, GGUFFile, read_gguf
+from aird.models.gguf_import import dequantise_gguf
 from aird.models.importing import (
     check_folder_format,
     check_same_code,
     check_weights,
-    copy_tokenizer,
     copy_weights,
-    dequantise_gguf,
     prove_structure,
 )
 from aird.models.loading import (
     code_is_trusted,
     copy_description,
     load_structure,
-    load_tokenizer,
-    read_chat,
     stored_dtype,
-    write_chat,
 )
 from aird.models.matrices import check_dense, matrix_of, matrix_shape, stored_format
 from aird.models.packed import repacked_config
 from aird.models.refusals import checkpoint_refusal, patch_refusal, refusal
 from aird.models.rescaling import relation
-from aird.models.tokenizer_file import let_its_file_be_read, read_tokenizer
-from aird.prompts.chat import check_chat, post_instruction_tokens, renders_alike, with_chat
 from aird.settings.weights import WeightForm
 from aird.support.files import atomic_folder, read_json, sha256_of, write_json
 
@@ -59,12 +53,6 @@ logger = logging.getLogger(__name__)
 
 # What must be the original's: keys of config.json.
 SIZES = ("model_type", "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
-PROBES = (
-    "Please write a short letter to my neighbour, Mrs. O'Brien-Smith.",
-    "def area(radius):\n    return 3.14159 * radius ** 2  # 1,234,567",
-    "Sums:\n\n1. In 2024 it'LL cost  12345 dollars;\r\n\n\t 6 more.",  # where pre-tokenizers differ
-    "Größe, façade, Привет, 你好，世界, こんにちは, مرحبا, 🙂",
-)
 
 
 @dataclass(frozen=True)
@@ -112,7 +100,7 @@ def import_given(source: Path, original: Path, output: Path) -> dict[str, object
         bring = _import_gguf if source.is_file() else _import_folder
         given = bring(source, original, folder)
         check_weights(folder, source)
-        tokenizer = given.tokenizer or _settle_tokenizer(folder, original)
+        tokenizer = given.tokenizer or settle_tokenizer(folder, original)
         measurements = measure(folder, original)
         check_stored_formats(measurements)
         changed = _changed_norms(folder, original)
@@ -169,7 +157,7 @@ def write_readable(
         folder: an existing, empty folder.
         form: what `readable_form` says of it.
         original: the checkpoint folder of the model that it was made from, where that is known: a GGUF file's decoded
-            weights take its type, else bfloat16, and its tokenizer (`aird.models.importing.dequantise_gguf`).
+            weights take its type, else bfloat16, and its tokenizer (`aird.models.gguf_import.dequantise_gguf`).
         tokenizer: of a GGUF file without an original, the folder of its tokenizer, as there.
     """
     if source.is_file():
@@ -314,7 +302,7 @@ def _import_gguf(source: Path, original: Path, folder: Path) -> _Given:
         "given_bytes": source.stat().st_size,
     }
     bits = {module: (tensor.type, tensor.size) for module, tensor in stored.items()}
-    return _Given(record, bits, tokenizer=_gguf_tokenizer(file, folder, original))
+    return _Given(record, bits, tokenizer=gguf_tokenizer(file, folder, original))
 
 
 def _check_gguf_fits(file: GGUFFile, original: Checkpoint) -> None:
@@ -380,66 +368,6 @@ def _dtype(given: Checkpoint) -> torch.dtype:
     text = given.config.get("text_config", given.config)
     dtype: torch.dtype = getattr(torch, str(text.get("dtype") or text.get("torch_dtype") or "bfloat16"))
     return dtype
-
-
-def _settle_tokenizer(folder: Path, original: Path) -> str:
-    """Give a checkpoint the original's chat settings, and its tokenizer where it has none; return how its own compares.
-
-    Raises:
-        ValueError: it splits text otherwise than the original's, so that no position would mean the same.
-    """
-    theirs = load_tokenizer(original)
-    write_chat(read_chat(original), folder)
-    if not any(folder.glob("tokenizer*")):
-        copy_tokenizer(original, folder)
-        return "the original's, as the checkpoint brings none"
-    let_its_file_be_read(folder, code_is_trusted())
-    own = read_tokenizer(folder, code_is_trusted())
-    for probe in PROBES:
-        ids = [tokenizer(probe, add_special_tokens=False).input_ids for tokenizer in (own, theirs)]
-        if ids[0] != ids[1]:
-            raise ValueError(
-                f"the checkpoint splits text into other tokens than {original} (for instance {probe[:24]!r}); name "
-                "its own original as the model"
-            )
-    if own.chat_template is None:
-        named = theirs.chat_template  # some models have several by name, of which conversations take "default"
-        template = named["default"] if isinstance(named, dict) else named
-        # A template in a file of its own goes before one in the configuration.
-        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-        return "equal to the original's, whose chat template it got, as it brings none"
-    check_chat(with_chat(own, read_chat(folder)))
-    return f"equal to the original's{_another_template(own, theirs, original)}"
-
-
-def _gguf_tokenizer(file: GGUFFile, folder: Path, original: Path) -> str:
-    """Give the checkpoint of a GGUF file the original's chat settings; return what its tokenizer is."""
-    write_chat(read_chat(original), folder)
-    own = load_tokenizer(folder)
-    check_chat(own)
-    taken = "the original's, as the file has its vocabulary"
-    if file.chat_template is None:
-        return f"{taken}; so is the chat template, as the file brings none"
-    return f"{taken}{_another_template(own, load_tokenizer(original), original)}"
-
-
-def _another_template(own: Any, theirs: Any, original: Path) -> str:
-    """Return what there is to say of a checkpoint whose chat template writes prompts otherwise than the original's.
-
-    Raises:
-        ValueError: it puts another number of tokens behind an instruction.
-    """
-    if renders_alike(own, theirs):
-        return ""
-    ends = [len(post_instruction_tokens(tokenizer)) for tokenizer in (own, theirs)]
-    if ends[0] != ends[1]:
-        raise ValueError(
-            f"its chat template puts {ends[0]} tokens behind an instruction, that of {original} {ends[1]}, "
-            "so no position of a direction would mean the same; take the template out of the checkpoint, and it gets "
-            "the original's"
-        )
-    logger.warning("the checkpoint has another chat template than the original: what is measured is both together")
-    return ", but with another chat template"
 
 
 def _changed_norms(folder: Path, original: Path) -> list[str]:

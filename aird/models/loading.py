@@ -28,7 +28,7 @@ from aird.models.structure import writer_contributions
 from aird.models.tokenizer_file import read_tokenizer
 from aird.prompts.chat import chat_tokens, with_chat
 from aird.settings.models import Chat
-from aird.support.checkpoint_patterns import CODE, DESCRIPTION, matching_files
+from aird.support.checkpoint_patterns import CODE, DESCRIPTION, TOKENIZER, matching_files
 from aird.support.files import check_folder, read_json, write_json
 from aird.support.gpus import own_gpus
 from aird.support.processor import computes_in
@@ -319,3 +319,9 @@ def load_structure(checkpoint: Path) -> PreTrainedModel:
         ) from None
     model.eval()
     return model
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy tokenizer and chat template of a checkpoint folder."""
+    for path in (path for pattern in TOKENIZER for path in source.glob(pattern)):
+        shutil.copyfile(path, target / path.name)

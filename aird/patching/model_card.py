@@ -68,7 +68,7 @@ LOADING_GGUF = (
     'base = AutoModelForCausalLM.from_pretrained("{folder}", gguf_file="{file}"{arguments})\n'
     'model = PeftModel.from_pretrained(base, "path/to/this/folder")\n```\n\n'
     "or with vLLM, on a dense checkpoint of the same decoded weights{fetched}:\n\n"
-    "```python\nfrom pathlib import Path\n\nimport torch\nfrom aird.models.importing import dequantise_gguf\n\n"
+    "```python\nfrom pathlib import Path\n\nimport torch\nfrom aird.models.gguf_import import dequantise_gguf\n\n"
     'Path("decoded").mkdir()\ndequantise_gguf(Path("{path}"), Path("decoded"), torch.bfloat16)\n```\n\n'
     '(where its tokenizer is refused, `original=Path("folder")` gives it that of the model that it was made from)\n\n'
     "```bash\nvllm serve decoded --enable-lora --max-lora-rank {rank} --lora-modules aird=path/to/this/folder\n```\n\n"

@@ -35,7 +35,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from aird.compression.patchable import check_patchable
 from aird.compression.ready_made import import_given
 from aird.inference.generation import stop_tokens
-from aird.models.importing import dequantise_gguf
+from aird.models.gguf_import import dequantise_gguf
 from aird.models.loading import load_model, load_tokenizer, read_chat, trust_code, write_chat
 from aird.models.matrices import dense_matrix
 from aird.settings.models import Chat

@@ -16,10 +16,10 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from aird.compression import gguf_files
 from aird.compression.gguf_files import _quantiser
-from aird.compression.ready_made import PROBES
+from aird.compression.given_tokenizer import PROBES
 from aird.models.gguf_file import read_gguf
+from aird.models.gguf_import import dequantise_gguf
 from aird.models.gguf_tokenizer import DEFAULT_MODEL, ENDS, PRE_TOKENIZERS, own_ends, own_tokenizer
-from aird.models.importing import dequantise_gguf
 from aird.models.loading import load_tokenizer
 from aird.prompts import embedded
 from aird.prompts.chat import chat_text

@@ -15,7 +15,7 @@ from aird.evaluation.engine import ServerSettings
 from aird.evaluation.engines.llama_cpp import LlamaCpp
 from aird.evaluation.parity import first_token_logprobs
 from aird.models.gguf_file import read_gguf
-from aird.models.importing import dequantise_gguf
+from aird.models.gguf_import import dequantise_gguf
 from aird.models.loading import load_model
 from aird.patching.adapters import write_adapter
 from aird.patching.edits import Edit

@@ -15,7 +15,7 @@ from tiny_model import new
 
 from aird.commands.main import main
 from aird.models.gguf_file import read_gguf
-from aird.models.importing import dequantise_gguf
+from aird.models.gguf_import import dequantise_gguf
 from aird.models.loading import load_model
 from aird.patching.gguf_merge import write_merged_gguf
 
