@@ -67,7 +67,11 @@ def score(harmful: list[int], harmless: list[int], **more: Any) -> dict[str, Any
         for index, name in enumerate(RATES)
     }
     empty = {"perplexity": None, "tasks": {}, "served_as": "plain", "questions": {}}
-    labels = [{"kind": kind, "refused": bool(value)} for kind, values in kinds for value in values]
+    labels = [
+        {"id": f"{kind}-{n}", "kind": kind, "refused": bool(value)}
+        for kind, values in kinds
+        for n, value in enumerate(values)
+    ]
     return {"rates": rates, "labels": labels, **empty, **more}
 
 

@@ -47,6 +47,7 @@ LIGHT = (
     # What an engine says of itself, which a configuration asks for.
     "aird/evaluation/engine.py",
     "aird/evaluation/hand_labels.py",
+    "aird/evaluation/kind_of_loss.py",
     "aird/evaluation/regression.py",
     "aird/evaluation/utility.py",
     "aird/evaluation/judge.py",

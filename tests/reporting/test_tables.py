@@ -155,6 +155,62 @@ def test_paired() -> None:
     assert list(frame["against"]) == ["plain", "plain"]
 
 
+def shown(cells: dict[str, object], *names: str) -> list[object]:
+    """Return a value and the ends of its interval, column by column."""
+    return [cells[f"{name}{end}"] for name in names for end in ("", "_low", "_high")]
+
+
+def scored(harmful: dict[tuple[str, str, str], list[float]], **bound: float) -> dict[object, dict[str, object]]:
+    """Return the scores with a refusal score of each first token: of the harmful prompts as given, else 1."""
+    scores = node_records.scores()
+    for cell, values in harmful.items():
+        for label, value in zip(scores["main", cell]["labels"], [*values, 1, 1, 1], strict=True):
+            label |= {"refusal_score": value, **bound}
+    return scores
+
+
+def test_how_well_the_two_kinds_are_told_apart() -> None:
+    """Area and d' by hand: z(3/4) = 0.6745, z(1/8) = -1.1503, z(3/8) = -0.3186, with half a prompt added."""
+    scores = scored({ORIGINAL: [2, 2, 2, 2, 0], PRUNED: [2, 0, 0, 0, 0]})
+    frame = made("summary", scores=scores)
+    cells = [row(frame, compression="original"), row(frame, compression="pruned", patch="plain")]
+    assert [cell["sensitivity"] for cell in cells] == pytest.approx([1.8248, -0.3558], abs=1e-4)
+    # Contributions of the harmful prompts are 0.2 four times and -0.8 once, those of the harmless ones 0.
+    half = 1.95996 * ((0.8 + 2 * 0.8**2) / 7**2 + 2 / 3**2 / 5**2) ** 0.5
+    assert shown(cells[0], "auc") == pytest.approx([0.8, 0.8 - half, 1.0], abs=1e-4)
+    assert shown(cells[1], "auc") == pytest.approx([0.2, 0.0, 0.2 + half], abs=1e-4)
+
+    paired = made("paired", scores=scores)
+    refusal, over_refusal = (
+        row(paired, patch="plain", against="original", rate=rate) for rate in ("refusal", "over_refusal")
+    )
+    # Their contributions differ by 0.6 twice and by -0.4 three times.
+    half = 1.95996 * ((1.2 + 2 * 0.6**2) / 7**2 + 2 / 3**2 / 5**2) ** 0.5
+    assert shown(refusal, "auc_change") == pytest.approx([-0.6, -0.6 - half, -0.6 + half], abs=1e-4)
+    value, low, high = shown(refusal, "sensitivity_change")
+    assert (value, low + high) == pytest.approx((-2.1807, 2 * -2.1807), abs=2e-4) and low < value < high  # type: ignore[operator]
+    both = shown(refusal, "auc_change", "sensitivity_change")
+    assert both == shown(over_refusal, "auc_change", "sensitivity_change")
+    # Two of five prompts are as they were (Wilson); three of five were lost (Bonett and Price).
+    assert shown(refusal, "agreement") == pytest.approx([0.4, 0.1176, 0.7693], abs=1e-4)
+    assert shown(refusal, "difference") == pytest.approx([-0.6, -0.9682, 0.1110], abs=1e-3)
+    # First tokens of the patched one are not scored.
+    assert paired[paired.patch == "repair"].filter(like="auc").isna().all(axis=None)
+    assert list(paired[paired.patch == "repair"]["sensitivity_change"]) == pytest.approx(
+        [0.7117, 0.7117, -1.4690, -1.4690], abs=1e-4
+    )
+
+
+def test_what_is_not_measured_of_telling_apart_is_empty() -> None:
+    wide = scored({ORIGINAL: [2, 2, 2, 2, 0], PRUNED: [0, 0, 0, 0, 0]}, highest_refusal_score=3.0)
+    few = {("main", cell): score([1, 0], [0]) for cell in (ORIGINAL, PRUNED)}
+    for scores, empty in ((wide, "auc"), (few, "auc|sensitivity")):
+        for table in ("summary", "paired"):
+            frame = made(table, scores=scores)
+            assert len(frame) and frame.filter(regex=empty).isna().all(axis=None)
+    assert made("summary", scores=wide)["sensitivity"].notna().all()
+
+
 # Directions
 
 

@@ -1,24 +1,47 @@
-"""The same prompts under two checkpoints, McNemar's exact test."""
+"""The same prompts under two checkpoints: which are refused, and how well both kinds are told apart."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from aird.reporting.records import Records, references, refused
-from aird.reporting.table import SUITE_AND_CELL, Column, Row, Table, named, values
-from aird.support.statistics import PairedComparison
+from aird.reporting.table import SUITE_AND_CELL, Column, Row, Table, interval, named
+from aird.support.statistics import Estimate, PairedComparison, wilson_interval
 
 
 def rows(records: Records) -> Iterator[Row]:
     """Yield what each evaluated cell is compared with, for both rates."""
+    from aird.evaluation.kind_of_loss import kind_of_loss
+
     scores = records.present["scores"]
     for key, score in scores.items():
         for against, reference in references(key, scores):
+            loss = kind_of_loss(reference["labels"], score["labels"])
+            told_apart = {
+                "auc_change": loss and loss.area and loss.area.change._asdict(),
+                "sensitivity_change": loss and loss.sensitivity.change._asdict(),
+            }
             for rate, kind in (("refusal", "harmful"), ("over_refusal", "harmless")):
                 compared = PairedComparison.of(refused(reference, kind), refused(score, kind))
-                counts = {"n": compared.n, "lost": compared.lost, "gained": compared.gained}
-                tested = {**counts, "difference": compared.difference.value, "p_value": compared.p_value}
-                yield {**named(key), "against": against, "rate": rate, **tested}
+                same = compared.n - compared.lost - compared.gained
+                yield {
+                    **named(key),
+                    "against": against,
+                    "rate": rate,
+                    "compared": compared,
+                    "difference": compared.difference._asdict(),
+                    "agreement": Estimate(same / compared.n, *wilson_interval(same, compared.n))._asdict(),
+                    **told_apart,
+                }
+
+
+def of_comparison(name: str, says: str) -> Column:
+    """Return the column of an attribute of the paired comparison."""
+    return Column(name, lambda row: getattr(row["compared"], name), says=says)
+
+
+FLIPS = "prompts that flipped: refused there only (no longer refused here), refused here only (newly refused)"
+BOTH_KINDS = "of harmful and harmless prompts together, so the same in the rows of both rates"
 
 
 TABLE = Table(
@@ -30,9 +53,24 @@ TABLE = Table(
         *SUITE_AND_CELL,
         Column("against", says="`original` or `plain`: the checkpoint that it is compared with"),
         Column("rate", says="`refusal` or `over_refusal`"),
-        Column("n", says="prompts"),
-        Column("difference", says="share now minus share there"),
-        *values("lost gained", says="prompts that were refused there only, here only"),
-        Column("p_value", says="two-sided"),
+        of_comparison("n", "prompts"),
+        *interval("difference", "difference", says="share here minus share there, paired 95% interval"),
+        *(of_comparison(name, FLIPS) for name in ("lost", "gained")),
+        of_comparison("p_value", "McNemar's exact test, two-sided"),
+        *interval(
+            "agreement", "agreement", says="share of prompts that both refuse or both answer, 95% Wilson interval"
+        ),
+        *interval(
+            "auc_change",
+            "auc_change",
+            says=f"`auc` here minus there (as in `summary.csv`), over the prompts whose first token is scored under "
+            f"both, paired 95% interval; {BOTH_KINDS}. Empty where either is not measured",
+        ),
+        *interval(
+            "sensitivity_change",
+            "sensitivity_change",
+            says=f"`sensitivity` (d') here minus there, paired 95% interval; {BOTH_KINDS}. Empty with fewer than two "
+            "prompts of a kind",
+        ),
     ],
 )
