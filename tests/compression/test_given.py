@@ -636,6 +636,7 @@ def test_the_manifest_says_what_the_checkpoint_says_about_generation(original: P
     write_json(tmp_path / "original.json", {"files": hash_folder(original)})
     run_script(
         "import_given",
+        recipe="given",
         settings=json.dumps({"path": str(given)}),
         original=original,
         original_manifest=tmp_path / "original.json",
