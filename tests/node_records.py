@@ -27,6 +27,7 @@ GRID: dict[str, Any] = {
     "patched": [],
     "suites": ["main"],
     "same_weights": [],
+    "plugins": [],
 }
 BY_COSMIC = {**SITES["original"], "rule": "cosmic", "score": 1.9, "addition": 0.9, "ablation": 1.0, "kl": 0.2}
 
