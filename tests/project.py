@@ -7,8 +7,10 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,18 +56,50 @@ def read_configuration(project: Path) -> dict[str, Any]:
     return configuration
 
 
+def options(*arguments: str, configuration: str = CONFIGURATION) -> list[str]:
+    """Return the options with which Snakemake runs the workflow in a project folder."""
+    return ["--configfile", configuration, "--cores", "2", *arguments]
+
+
 def command(*arguments: str, configuration: str = CONFIGURATION) -> list[str]:
     """Return the command line that runs the workflow in a project folder."""
-    return [sys.executable, "-m", "snakemake", "--configfile", configuration, "--cores", "2", *arguments]
+    return [sys.executable, "-m", "snakemake", *options(*arguments, configuration=configuration)]
+
+
+@cache
+def snakemake_server() -> subprocess.Popen[str]:
+    """Return a process that runs Snakemake without importing it again; it ends with this one."""
+    return subprocess.Popen(
+        [sys.executable, "-c", "import runpy, sys; runpy.run_path(sys.argv[1])", ROOT / "tests/snakemake_server.py"],
+        cwd=ROOT / "workflow/plugins",  # where it looks for plug-ins of Snakemake, such as `--logger why`
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run_snakemake(folder: Path, arguments: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Snakemake in a folder."""
+    server = snakemake_server()
+    assert server.stdin is not None and server.stdout is not None
+    with tempfile.TemporaryDirectory() as place:
+        printed = {name: str(Path(place, name)) for name in ("stdout", "stderr")}
+        for path in printed.values():
+            Path(path).touch()
+        order = {"folder": str(folder), "arguments": arguments, "environment": {**os.environ, **environment}, **printed}
+        server.stdin.write(json.dumps(order) + "\n")
+        server.stdin.flush()
+        code = int(server.stdout.readline())
+        return subprocess.CompletedProcess(
+            arguments, code, *(Path(path).read_text("utf-8") for path in printed.values())
+        )
 
 
 def snakemake(
     project: Path, *arguments: str, configuration: str = CONFIGURATION, check: bool = True
 ) -> subprocess.CompletedProcess[str]:
     """Run the workflow in a project folder."""
-    result = subprocess.run(
-        command(*arguments, configuration=configuration), cwd=project, capture_output=True, text=True, check=False
-    )
+    result = run_snakemake(project, options(*arguments, configuration=configuration))
     assert not check or result.returncode == 0, (result.stdout + result.stderr)[-6000:]
     return result
 
@@ -100,17 +134,8 @@ def code_of(script: str, *modules: str | Path) -> set[str]:
 def job_records(project: Path, *arguments: str, configuration: str = CONFIGURATION) -> list[dict[str, Any]]:
     """Return Snakemake's own records of the jobs that it would start: rule, wildcards, reason, input."""
     records = project.parent / f"{project.name}.{os.getpid()}.jobs.jsonl"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "workflow" / "plugins")}
-    options = ["--dry-run", "--logger", "why", "--logger-why-records", str(records), *arguments]
-    result = subprocess.run(
-        command(*options, configuration=configuration),
-        cwd=project,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
+    why = ["--dry-run", "--logger", "why", "--logger-why-records", str(records)]
+    snakemake(project, *why, *arguments, configuration=configuration)
     return [json.loads(line) for line in records.read_text(encoding="utf-8").splitlines()]
 
 

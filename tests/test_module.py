@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from grid import tiny_configuration
-from project import ROOT, write_configuration
+from project import ROOT, run_snakemake, write_configuration
 
 from aird.support.files import check_folder
 
@@ -58,8 +57,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(study: Path, *arguments: str) -> str:
-    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--workflow-profile", str(ROOT / "profiles/default")]
-    result = subprocess.run([*command, *arguments], cwd=study, capture_output=True, text=True, check=False)
+    profile = str(ROOT / "profiles/default")
+    result = run_snakemake(study, ["--cores", "2", "--workflow-profile", profile, *arguments])
     assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
     return result.stdout + result.stderr
 

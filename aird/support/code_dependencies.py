@@ -10,7 +10,7 @@ import ast
 import atexit
 import hashlib
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,23 +38,30 @@ def code_files(script: Path, root: Path, *chosen: Path, shown: Iterable[Path] = 
         The script first, then the other files, sorted. The data files of an imported package, such as templates,
         belong to it.
     """
-    files = _reached([script, *chosen], root, lambda code: code.imports)
-    files |= _reached(shown, root, lambda code: code.imports_on_loading)
+    files = _reached([script, *chosen], root, on_loading=False) | _reached(shown, root, on_loading=True)
     return [script, *sorted(files - {script})]
 
 
-def _reached(starts: Iterable[Path], root: Path, imports: Callable[[_Code], list[str]]) -> set[Path]:
+def _reached(starts: Iterable[Path], root: Path, on_loading: bool) -> set[Path]:
     files: set[Path] = set()
     stack = [part for path in starts for part in _with_packages(path)]
     while stack:
         path = stack.pop()
         if path not in files:
             files.add(path)
-            folders = (root, path.parent, _with_packages(path)[0].parent.parent)
-            stack += [file for name in imports(_code(path)) for folder in folders for file in _files_of(name, folder)]
+            stack += _imported(path, root, on_loading)
             if path.name == "__init__.py":
                 files.update(_data_files(path.parent))
     return files
+
+
+@cache  # a library file is reached from many scripts
+def _imported(path: Path, root: Path, on_loading: bool) -> list[Path]:
+    """Return the files that a file imports: when it is loaded, or also inside functions."""
+    code = _code(path)
+    folders = dict.fromkeys((root, path.parent, _with_packages(path)[0].parent.parent))
+    names = code.imports_on_loading if on_loading else code.imports
+    return [file for name in names for folder in folders for file in _files_of(name, folder)]
 
 
 def code_hash(path: Path, words: bool = False) -> str:
@@ -181,6 +188,7 @@ def _memory() -> dict[str, Sequence[Any]]:
     return known
 
 
+@cache
 def _data_files(package: Path) -> list[Path]:
     return [
         path
@@ -206,5 +214,13 @@ def _with_packages(path: Path) -> list[Path]:
 @cache
 def _files_of(name: str, folder: Path) -> list[Path]:
     """Return the files that importing a dotted name below a folder runs: for a.b.c, a/__init__.py comes first."""
+    if name.split(".")[0] not in _names(folder):
+        return []
     bases = [folder.joinpath(*name.split(".")[: length + 1]) for length in range(name.count(".") + 1)]
     return [file for base in bases for file in (base / "__init__.py", base.with_suffix(".py")) if file.is_file()]
+
+
+@cache
+def _names(folder: Path) -> set[str]:
+    """Return what can be imported from a folder."""
+    return {path.stem for path in folder.iterdir()}
