@@ -13,7 +13,16 @@ import pandas
 import pytest
 from grid import tiny_configuration
 from moto.server import ThreadedMotoServer
-from project import copy_project, job_records, names, planned, printed_by_rules, snakemake, write_configuration
+from project import (
+    copy_project,
+    job_records,
+    names,
+    planned,
+    printed_by_rules,
+    read_configuration,
+    snakemake,
+    write_configuration,
+)
 
 pytestmark = [pytest.mark.workflow, pytest.mark.thorough]
 
@@ -115,12 +124,18 @@ def test_a_fresh_checkout_runs_nothing_with_what_snakemake_knows(
 
 
 def test_the_grid_runs_with_its_results_in_the_bucket(project: Path, environment: list[str], storage: Any) -> None:
+    """Transformers answers in the place of a server, as no engine sees where its files are from."""
+    configuration = read_configuration(project)
+    configuration["serving"]["engine"] = "transformers"
+    for name in ("tasks", "task_folder"):
+        del configuration["suites"]["quick"][name]
+    write_configuration(project, configuration, "stored.yaml")
     options = ["--workflow-profile", "profiles/object-storage", *environment]
-    snakemake(project, *options)
+    snakemake(project, *options, configuration="stored.yaml")
     pages = storage.get_paginator("list_objects_v2").paginate(Bucket=BUCKET)
     stored = {entry["Key"] for page in pages for entry in page["Contents"]}
     assert "aird/results/models/tiny/wanda-50/checkpoint/model.safetensors" in stored
     assert not any(key.endswith(".py") for key in stored)
     body = storage.get_object(Bucket=BUCKET, Key="aird/results/tables/summary.csv")["Body"]
     assert set(pandas.read_csv(body).patch) == {"plain", "aird"}
-    assert planned(project, *options) == set()
+    assert planned(project, *options, configuration="stored.yaml") == set()
