@@ -62,7 +62,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         servers = {"vllm_python", "llama_cpp_python", "gguf_python"} & needs(item)
         if "browser" in needs(item) or (servers and "finished" not in needs(item)):
             item.add_marker(pytest.mark.thorough)
-    items.sort(key=lambda item: "finished" in needs(item))
+    # Of those that need it, short files come last, so that no process works alone for long at the end.
+    items.sort(key=lambda item: ("finished" in needs(item), item.path.parent != ROOT / "tests"))
 
 
 def needs(item: pytest.Item) -> set[str]:

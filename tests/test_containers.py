@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -39,11 +40,22 @@ def test_an_image_copies_what_is_there_and_starts_the_command(image: Path) -> No
     assert ("ENTRYPOINT", '["aird"]') in found
 
 
+PACKAGES = """
+import importlib.metadata, json
+print(json.dumps(sorted(each.name.lower() for each in importlib.metadata.distributions())))
+"""
+
+
 @pytest.mark.thorough
-def test_the_steps_of_the_cpu_image_make_a_command_that_checks(original: Path, tmp_path: Path) -> None:
+def test_the_steps_of_the_cpu_image_make_a_command_that_checks_without_cuda_and_without_snakemake(
+    original: Path, tmp_path: Path
+) -> None:
+    """They are a plain `pip install .` from the registry; PyTorch's build is the one that is tested here."""
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
-    binaries = tmp_path / "venv/bin"
-    environment = {**os.environ, "PATH": f"{binaries}:{os.environ['PATH']}", "TORCH": f"torch=={version('torch')}"}
+    python, aird = (str(tmp_path / "venv/bin" / name) for name in ("python", "aird"))
+    path = f"{Path(python).parent}:{os.environ['PATH']}"
+    # Python compiles what it imports; pip would compile everything.
+    environment = {**os.environ, "PATH": path, "TORCH": f"torch=={version('torch')}", "PIP_NO_COMPILE": "1"}
     place = tmp_path / "image"
     place.mkdir()
     for name, value in instructions(ROOT / "docker/cpu.Dockerfile"):
@@ -56,10 +68,27 @@ def test_the_steps_of_the_cpu_image_make_a_command_that_checks(original: Path, t
                     shutil.copy(ROOT / source, place / target)
         if name == "RUN":
             subprocess.run(["bash", "-euc", value], cwd=place, env=environment, check=True, capture_output=True)
-    told = subprocess.run(
-        [binaries / "aird", "check", "--demo"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+
+    def run(*command: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, cwd=tmp_path)
+
+    packages = json.loads(run(python, "-c", PACKAGES).stdout)
+    assert len(packages) < 70
+    assert not [name for name in packages if name.startswith(("nvidia", "snakemake", "vllm", "llmcompressor"))]
+    told = run(aird, "check", "--demo")
     assert told.returncode == 3 and "Regression" in told.stdout
+    other = shutil.copytree(original, tmp_path / "other")
+    for kind in ("harmful", "harmless"):
+        prompts = "".join(f"Tell me about {kind} {n} apples\n" for n in range(8))
+        (tmp_path / f"{kind}.txt").write_text(prompts, encoding="utf-8")
+    own = ["--harmful", "harmful.txt", "--harmless", "harmless.txt", "--tokens", 4]
+    checked = run(aird, "check", original, other, *own, "--report", "check.html")
+    assert checked.returncode == 4 and (tmp_path / "check.html").is_file(), checked.stderr
+    (other / "config.json").write_text(
+        json.dumps({**read_json(other / "config.json"), "quantization_config": {"quant_method": "bitsandbytes"}})
+    )
+    missing = run(aird, "check", original, other, *own)
+    assert missing.returncode == 2 and "pip install 'aird[bitsandbytes]'" in missing.stderr, missing.stderr
 
 
 def test_the_action_runs_a_check_and_says_its_outcome(tmp_path: Path) -> None:

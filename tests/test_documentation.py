@@ -47,7 +47,7 @@ TINY_ARGUMENTS = {
 # Commands that a test does not run to their end, each with its reason.
 PARSED_ONLY = {
     "make": "builds environments or runs for minutes; `make --dry-run` resolves the target and its commands",
-    "pip install .": "tests/test_package.py installs the wheel into a fresh environment",
+    "pip install .": "tests/test_containers.py runs it in a fresh environment, tests/test_package.py installs the wheel",
     "python -m benchmarks.compressions": "tests/test_compression_benchmark.py writes its page from made-up records",
     "snakemake": "planned on the tiny grid; the tests of the workflow, Slurm, storage and modules run it for real",
 }

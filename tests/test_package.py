@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -18,7 +17,6 @@ from conftest import ROOT
 
 from aird import __version__
 from aird.commands.main import EXTRAS
-from aird.support.files import read_json
 
 
 @pytest.fixture(scope="module")
@@ -60,45 +58,6 @@ def test_a_fresh_environment_has_the_command(wheel: Path, tmp_path: Path) -> Non
         assert result.returncode == 0 and "aird patch" in result.stdout, result.stderr
     where = [str(python), "-c", "import aird; print(aird.__file__)"]
     assert subprocess.run(where, capture_output=True, text=True, check=True, cwd=tmp_path).stdout.startswith(str(site))
-
-
-LIGHT = """
-import importlib.metadata, json
-from pathlib import Path
-names = sorted(each.name.lower() for each in importlib.metadata.distributions())
-print(json.dumps(names))
-"""
-
-
-@pytest.mark.thorough
-def test_a_plain_installation_checks_models_without_cuda_and_without_snakemake(
-    wheel: Path, original: Path, tmp_path: Path
-) -> None:
-    """What `pip install .` brings, from the registry; PyTorch's build is the one that is tested here."""
-    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
-    python, aird = (str(tmp_path / "venv/bin" / name) for name in ("python", "aird"))
-    install = [python, "-m", "pip", "install", "--quiet", "--no-compile", f"torch=={version('torch')}", str(wheel)]
-    subprocess.run(install, check=True, capture_output=True)
-
-    def run(*command: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, cwd=tmp_path)
-
-    packages = json.loads(run(python, "-c", LIGHT).stdout)
-    assert len(packages) < 70
-    assert not [name for name in packages if name.startswith(("nvidia", "snakemake", "vllm", "llmcompressor"))]
-    assert run(aird, "check", "--demo").returncode == 3
-    other = shutil.copytree(original, tmp_path / "other")
-    for kind in ("harmful", "harmless"):
-        prompts = "".join(f"Tell me about {kind} {n} apples\n" for n in range(8))
-        (tmp_path / f"{kind}.txt").write_text(prompts, encoding="utf-8")
-    own = ["--harmful", "harmful.txt", "--harmless", "harmless.txt", "--tokens", 4]
-    checked = run(aird, "check", original, other, *own, "--report", "check.html")
-    assert checked.returncode == 4 and (tmp_path / "check.html").is_file(), checked.stderr
-    (other / "config.json").write_text(
-        json.dumps({**read_json(other / "config.json"), "quantization_config": {"quant_method": "bitsandbytes"}})
-    )
-    missing = run(aird, "check", original, other, *own)
-    assert missing.returncode == 2 and "pip install 'aird[bitsandbytes]'" in missing.stderr, missing.stderr
 
 
 @pytest.mark.thorough

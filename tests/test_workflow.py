@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas
 import pytest
 from grid import QUANTISATION, REFUSAL_TUNING
-from project import REPORT, planned, read_configuration, snakemake, write_configuration
+from project import REPORT, job_records, names, planned, read_configuration, snakemake, write_configuration
 from tiny_model import build_tiny_model
 
 from aird.reporting.tables import all_tables
@@ -145,15 +145,22 @@ def test_second_model_of_another_family_runs_only_its_nodes(project: Path) -> No
             for cell in ("original/plain", *(f"w4a16/{patch}" for patch in ("plain", *patches)))
         ),
     }
-    assert planned(project, configuration="both.yaml") == of_second | REPORT | {"make_cards"}
-    snakemake(project, configuration="both.yaml")
+    # Of three cells the evaluation is planned alone: each is one more start of a server.
+    left = {
+        f"{rule} {pair}/{patch}/quick"
+        for rule in ("evaluate_suite", "score_completions")
+        for patch in ("plain", "fitted", "lora")
+    }
+    shown = REPORT | {"make_cards"}
+    records = job_records(project, configuration="both.yaml")
+    assert names(records) == of_second | shown
+    wanted = [path for each in records if names([each]) <= of_second - left for path in each["output"]]
+    snakemake(project, *wanted, configuration="both.yaml")
     assert before == {path: path.stat().st_mtime_ns for path in before}
-    assert planned(project, configuration="both.yaml") == set()
-    # Taken out again, its results stay, and only what shows it is made anew.
-    assert planned(project) == REPORT | {"make_cards"}
+    assert planned(project, configuration="both.yaml") == left | shown
+    # Without the second model nothing is to be done, whatever it left.
+    assert planned(project) == set()
 
-    summary = pandas.read_csv(project / "results/tables/summary.csv")
-    assert set(summary[summary.model == "second"].patch) == {"plain", *patches}
     folder = project / "results/patches" / pair
     records = {name: json.loads((folder / name / "statistics.json").read_text()) for name in ("calibrated", "fitted")}
     assert records["calibrated"]["calibration"]["original"]["refusal"] > 0.5
@@ -174,7 +181,7 @@ def test_second_model_of_another_family_runs_only_its_nodes(project: Path) -> No
         source.write_text(content + "\n\nNEW_LINE = 1\n")
         cell = f"{pair}/{name}"
         again = {f"learn_patch {cell}", f"evaluate_suite {cell}/quick", f"score_completions {cell}/quick"}
-        assert planned(project, configuration="both.yaml") == again | REPORT | {"make_cards"}
+        assert planned(project, configuration="both.yaml") == again | left | shown
         source.write_text(content)
     # Other prompts are learnt from: the original is asked anew, and the LoRA has nothing to do with it.
     configuration["replies"]["train_harmless"] = 12
