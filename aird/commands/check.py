@@ -39,6 +39,7 @@ from aird.commands.inputs import MODEL_HELP, above_zero, take_gpus_for
 from aird.commands.judging import open_judge, read_judge
 from aird.commands.preflight import Examined, check_norms, check_room, estimate, examine
 from aird.commands.prompt_files import prompt_path, read_prompts
+from aird.evaluation.engine import Engine
 from aird.evaluation.judged_change import JudgedChange, judged_changes
 from aird.evaluation.kind_of_loss import kind_of_loss
 from aird.evaluation.regression import LEAST_FLIPS, MARGIN, REGRESSION, CheckVerdict, judge_change
@@ -207,8 +208,11 @@ def checked(arguments: argparse.Namespace) -> CheckResult | None:
     if len(asked) == len(SIDES):
         check_norms(*asked)
     check_room(asked)
+    engines = [choose_engine(arguments, text) for text in models]
+    for engine in engines:
+        engine.check_installed()
     if arguments.dry_run:
-        _tell_plan(arguments, asked)
+        _tell_plan(arguments, asked, engines)
         return None
     original = open_side(arguments.original, arguments.trust_remote_code, tokenizer)
     compressed = open_side(arguments.compressed, arguments.trust_remote_code, tokenizer, original.model)
@@ -228,14 +232,19 @@ def checked(arguments: argparse.Namespace) -> CheckResult | None:
         return _check(arguments, original, compressed, output)
 
 
-def _tell_plan(arguments: argparse.Namespace, models: list[Examined]) -> None:
-    """Print what would be asked."""
-    prompts = 2 * (arguments.count or COUNT)
+def _tell_plan(arguments: argparse.Namespace, models: list[Examined], engines: list[Engine]) -> None:
+    """Print what would be asked, and of the judge how many replies of both sides it would label."""
+    counts = dict.fromkeys(CLASSES, arguments.count or COUNT)
     for kind in CLASSES:
         if (path := getattr(arguments, kind)) is not None and arguments.count is None:
-            prompts += len(read_prompts(path, kind, arguments.field)) - COUNT
-    engines = [choose_engine(arguments, each.name) for each in models]
-    print(f"Nothing was run. Would ask {estimate(models, prompts, arguments.tokens or TOKENS, engines)}.")
+            counts[kind] = len(read_prompts(path, kind, arguments.field))
+    told = estimate(models, sum(counts.values()), arguments.tokens or TOKENS, engines)
+    if arguments.judge is not None:
+        settings, named = read_judge(arguments.judge)
+        kinds = CLASSES if settings.judges_harmless else ("harmful",)
+        replies = len(SIDES) * sum(counts[kind] for kind in kinds)
+        told += f"; the judge {settings.model_dump()['kind']} ({named}) would label {replies} replies besides"
+    print(f"Nothing was run. Would ask {told}.")
 
 
 def _check_running(arguments: argparse.Namespace) -> None:

@@ -157,6 +157,7 @@ def run(arguments: argparse.Namespace) -> None:
     if suite.tasks and not engine.abilities.tasks:
         able = " or ".join(_option(name) for name, kind in engine_kinds().items() if kind.abilities.tasks)
         raise ValueError(f"--tasks: {engine.title} cannot be asked these; name an engine that can with {able}")
+    engine.check_installed()
     tokenizer = tokenizer_source(arguments, [arguments.model])
     model = open_model_folder(arguments.model, arguments.trust_remote_code, tokenizer=tokenizer)
     check_adapter_fits("--adapter", arguments.adapter, model)

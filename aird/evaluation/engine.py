@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
+import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -300,6 +301,22 @@ class Engine(ABC):
         if found is None:
             raise ValueError(f"{self.python} is no executable Python interpreter")
         return found
+
+    def check_installed(self) -> None:
+        """Check, without importing anything large, that its environment holds the package that it starts.
+
+        Raises:
+            ValueError: it does not.
+        """
+        if self.environment is None:
+            return
+        package = self.environment.modules[-1]
+        probe = f"import importlib.util; raise SystemExit(importlib.util.find_spec({package!r}) is None)"
+        if subprocess.run([self.interpreter(), "-c", probe], capture_output=True, check=False).returncode:
+            raise ValueError(
+                f"{self.describe()}: the package {package} is not installed there; pip install {package}, or name "
+                "another Python that has it"
+            )
 
     def able(self, checkpoint: Path) -> Abilities:
         """Return what it can really be asked for about a checkpoint; a server of the user's is asked to find out.

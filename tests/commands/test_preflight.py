@@ -6,10 +6,12 @@ import json
 import shutil
 import subprocess
 import sys
+import venv
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import ready_made
 from conftest import ROOT
 from safetensors.torch import load_file, save_file
 
@@ -99,6 +101,36 @@ def test_a_dry_run_says_what_it_takes(original: Path, tmp_path: Path, capsys: py
     assert main(["check", str(original), str(other), "--transformers", "--dry-run", "--count", "20"]) == 0
     told = capsys.readouterr().out
     assert "Nothing was run. Would ask 2 x 40 prompts by Transformers, about 1 min and 0.0 GB of memory." in told
+
+
+@pytest.mark.parametrize(("judge", "replies"), [("strongreject", 80), ("classifier", 40)])
+def test_a_dry_run_counts_what_the_judge_labels(
+    judge: str, replies: int, original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = shutil.copytree(original, tmp_path / "other")
+    asked = ["--transformers", "--dry-run", "--count", "20", "--judge", f"{judge}={original}"]
+    assert main(["check", str(original), str(other), *asked]) == 0
+    told = capsys.readouterr().out
+    assert f"GB of memory; the judge {judge} ({original}) would label {replies} replies besides." in told
+
+
+@pytest.mark.parametrize("command", ["check", "evaluate"])
+def test_a_python_without_the_engine_is_told_before_a_model_opens(
+    command: str, original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    venv.create(tmp_path / "empty", with_pip=False)
+    python = tmp_path / "empty/bin/python"
+    gguf = tmp_path / "f16.gguf"
+    ready_made.gguf_file(original, gguf, ["F16"])
+    (tmp_path / "prompts.txt").write_text("Say hello.\n" * 3, encoding="utf-8")
+    prompts = [part for kind in ("harmful", "harmless") for part in (f"--{kind}", str(tmp_path / "prompts.txt"))]
+    models = {"check": [str(gguf), str(gguf)], "evaluate": [str(gguf), *prompts, "--output", str(tmp_path / "scores")]}
+    assert main([command, *models[command], "--llama-cpp", str(python)]) == 2
+    told = capsys.readouterr()
+    assert (
+        told.err.count("\n") == 1 and f"llama.cpp ({python}): the package xllamacpp is not installed there" in told.err
+    )
+    assert "pip install xllamacpp" in told.err and not told.out
 
 
 def test_too_little_room_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
