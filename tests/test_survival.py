@@ -42,6 +42,25 @@ def project(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "project", ignore=shutil.ignore_patterns("results", ".snakemake")))
 
 
+@pytest.fixture
+def begun(finished: Path, tmp_path: Path) -> Path:
+    """Return the finished project without what follows from its compressed checkpoint and its activations."""
+    project = Path(shutil.copytree(finished, tmp_path / "project", symlinks=True))
+    forget(project)
+    return project
+
+
+def forget(project: Path) -> None:
+    """Delete the results that are made again: of every stage some, but the environments and the original's answers."""
+    results = project / "results"
+    kept = {*VARYING, "prompts", "models", "completions", "utility", "scores"}
+    for path in results.iterdir():
+        if path.name not in kept:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for folder in results.glob("*/tiny/wanda-50"):
+        shutil.rmtree(folder)
+
+
 class Run:
     """A run of the workflow in the background; all its processes inherit a mark."""
 
@@ -150,12 +169,12 @@ def differing(project: Path, other: Path) -> list[str]:
     return found
 
 
-def test_kills_at_random_moments(finished: Path, project: Path, tmp_path: Path) -> None:
+def test_kills_at_random_moments(finished: Path, begun: Path, tmp_path: Path) -> None:
     killed = dict.fromkeys(("run", "job", "server"), 0)
     without_victim = dict.fromkeys(killed, 0)
     while sum(killed.values()) < KILLS:
         kind = min(killed, key=lambda name: killed[name])
-        run = Run(project, tmp_path / "run.log")
+        run = Run(begun, tmp_path / "run.log")
         victims = run.kill(kind)
         killed[kind] += victims
         without_victim[kind] = 0 if victims else without_victim[kind] + 1
@@ -163,19 +182,18 @@ def test_kills_at_random_moments(finished: Path, project: Path, tmp_path: Path) 
         assert without_victim[kind] < 2, f"a whole run went by without a {kind} to kill"
         assert run.wait_until_gone() == [], f"alive after a killed {kind}"
         if run.process.returncode == 0:
-            # It finished before there was a victim: from the start again.
-            assert differing(project, finished) == []
-            shutil.rmtree(project / "results")
-            shutil.rmtree(project / ".snakemake")
-    snakemake(project)
-    assert differing(project, finished) == []
-    assert planned(project) == set()
+            # It finished before there was a victim: again.
+            assert differing(begun, finished) == []
+            forget(begun)
+    snakemake(begun)
+    assert differing(begun, finished) == []
+    assert planned(begun) == set()
 
 
 @pytest.fixture
-def running(project: Path, tmp_path: Path) -> Iterator[Run]:
+def running(begun: Path, tmp_path: Path) -> Iterator[Run]:
     """Return a run that has begun its first jobs."""
-    run = Run(project, tmp_path / "running.log")
+    run = Run(begun, tmp_path / "running.log")
     while not run.victims("job"):
         assert run.process.poll() is None, run.log.read_text()
         time.sleep(0.1)
@@ -185,26 +203,22 @@ def running(project: Path, tmp_path: Path) -> Iterator[Run]:
     run.wait_until_gone()
 
 
-def test_a_second_run_in_the_same_folder_is_refused(project: Path, running: Run) -> None:
-    second = snakemake(project, check=False)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_is_resumed_where_it_was(begun: Path, running: Run, number: int) -> None:
+    second = snakemake(begun, check=False)
     assert second.returncode == 1
     assert f"another run (process {running.process.pid}) works in this folder" in second.stdout + second.stderr
-    assert running.process.poll() is None
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_is_resumed_where_it_was(project: Path, running: Run, number: int) -> None:
-    graph = job_records(project, "--forceall")
-    weights = project / "results/models/tiny/wanda-50/manifest.json"
+    graph = job_records(begun, "--forceall")
+    weights = begun / "results/models/tiny/wanda-50/manifest.json"
     while not weights.is_file():
         assert running.process.poll() is None, running.log.read_text()
         time.sleep(0.1)
     lines = [process.cmdline() for process in running.victims("job")]
     running.process.send_signal(number)
     assert running.wait_until_gone() == []
-    missing = names(record for record in graph if not all((project / path).exists() for path in record["output"]))
+    missing = names(record for record in graph if not all((begun / path).exists() for path in record["output"]))
     assert "import_model tiny" not in missing
-    found = planned(project)
+    found = planned(begun)
     assert closure(graph, missing | {"all"}) <= found
     # What was at work may have written its files and yet not have been counted as finished.
     interrupted = names(
