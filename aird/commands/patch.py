@@ -1,4 +1,4 @@
-"""`aird patch`: repair a compressed model by a rank-1 adapter."""
+"""`aird patch`: repair a compressed model by an adapter of low rank."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from aird.commands.search import (
 from aird.patching.methods import method
 from aird.plugin import METHODS as PATCH_METHODS
 from aird.settings.directions import Directions
-from aird.settings.patches import RankOneSettings, Replies
+from aird.settings.patches import Replies
 from aird.settings.weights import WeightForm
 from aird.support.files import read_json
 
-# The baselines are for comparisons, which the workflow makes.
-METHODS = {name: method(name) for name in PATCH_METHODS.names() if issubclass(method(name).settings, RankOneSettings)}
+METHODS = {name: method(name) for name in PATCH_METHODS.names() if not method(name).baseline}
 # Settings that can be given, and how they are read.
 OPTIONS: dict[str, dict[str, Any]] = {
     "alpha": {"type": float},
     "blocks": {"metavar": "source|upper|all|8,9,10"},
     "depth": {"type": int},
     "ridge": {"type": float},
+    "rank": {"type": int},
 }
 # Without the workflow's `own_source`, which needs the compressed model's own direction.
 HELP = {
@@ -63,12 +63,12 @@ def _described(name: str) -> str:
     return textwrap.fill(text, 112, initial_indent="  ", subsequent_indent=" " * 13)
 
 
-SUMMARY = "repair a compressed model: a rank-1 adapter that PEFT and vLLM load"
+SUMMARY = "repair a compressed model: a small adapter that PEFT and vLLM load"
 DESCRIPTION = f"""\
 Put refusal back into a compressed model, without touching its weights.
 
-Every edit is W' = W_c + r (row), with r the refusal direction of the original model: a small LoRA adapter of rank
-1, for the matrices that write to the residual stream. The method says where the row comes from:
+An edit of AIRD is W' = W_c + r (row), with r the refusal direction of the original model: a small LoRA adapter of
+rank 1, for the matrices that write to the residual stream. The method says where the change comes from:
 {chr(10).join(map(_described, METHODS))}
 {WITH_PROMPTS} restores most. It is taken where prompts are given, and {WITHOUT_PROMPTS} where only --direction is."""
 EPILOG = """\
@@ -106,7 +106,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what `aird direction ORIGINAL` wrote; else it is searched first",
     )
     add_search_arguments(parser, required=False)
-    parser.add_argument("--method", choices=list(METHODS), help="where the rows come from")
+    parser.add_argument("--method", choices=list(METHODS), help="where the change comes from")
     for name, form in OPTIONS.items():
         parser.add_argument(f"--{name}", help=_help(name), **form)
     parser.add_argument(
@@ -234,20 +234,21 @@ def write_patch(
         replies: how many a calibration learns from and is chosen by.
         seed: of every random draw.
         output: the adapter's folder; the statistics are a file beside it.
-        direction: a folder that `aird direction` wrote; None searches the original's direction first.
+        direction: a folder that `aird direction` wrote; None searches the original's direction first, where the
+            method needs one.
 
     Raises:
         ValueError: the two models do not fit together, or too few prompts.
     """
     from aird.directions.search import save_search
     from aird.models.card_metadata import read_licence
-    from aird.patching.method import PatchInputs
+    from aird.patching.method import ABSENT, PatchInputs
     from aird.patching.patch_files import make_patch
 
-    sizes = METHODS[settings.method].sizes(directions, replies)
+    made_by = METHODS[settings.method]
     statistics = statistics_of(output)
     with contextlib.ExitStack() as stack:
-        if direction is None:
+        if direction is None and "direction" in made_by.needs:
             direction = Path(stack.enter_context(TemporaryDirectory()))
             search = run_search(original, prompts, directions, seed)
             save_search(search, direction)
@@ -258,9 +259,9 @@ def write_patch(
             revision=compressed.commit,
             original=original.folder,
             compressed=compressed.folder,
-            direction=(direction / "direction.safetensors", direction / "direction.json"),
+            direction=(direction / "direction.safetensors", direction / "direction.json") if direction else ABSENT,
             prompts=prompts,
-            sizes=sizes,
+            sizes=made_by.sizes(directions, replies),
             seed=seed,
         )
         licence = read_licence(compressed.source) or read_licence(original.source)

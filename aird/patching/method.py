@@ -72,12 +72,13 @@ class Method:
         sizes: returns how many prompts and tokens it sees. The patch depends on these numbers of the configuration.
         trains_on: of the training prompts that it sees beside those with the original's replies, the kind to the key of
             `replies` that says how many.
-        usage: of a baseline, the text of its card that says how to use it, where {loading} stands for how adapters are
-            loaded; None for AIRD's own patches.
+        usage: of what is no reading of AIRD, the text of its card that says how to use it, where {loading} stands for
+            how adapters are loaded; None for AIRD's own patches.
         title: what the report calls such a patch, beside its name; None: its name alone.
         trained: whether it learns its rows, so that a control is one that is trained alike.
         default: whether it is the one to take, of those that learn from prompts, or of those that need none.
         adapter: whether the files are a LoRA adapter, which can be merged.
+        baseline: whether it is for comparisons alone, which the workflow makes; `aird patch` offers all others.
         memory_mb, minutes: what a job asks for.
     """
 
@@ -92,5 +93,6 @@ class Method:
     trained: bool = False
     default: bool = False
     adapter: bool = True
+    baseline: bool = False
     memory_mb: int = 3000
     minutes: int = 30

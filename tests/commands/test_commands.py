@@ -183,6 +183,20 @@ def test_patch_fits_and_merges(folder: Path, tmp_path: Path) -> None:
     load_float32(tmp_path / "merged")
 
 
+def test_patch_compensates_without_a_direction(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = [*prompts(folder), "--train", "8", "--validation", "4", "--output", str(tmp_path / "adapter")]
+    assert main(["patch", *pair(folder), "--method", "compensate", "--rank", "2", *more]) == 0
+    assert "direction" not in capsys.readouterr().out  # none is searched
+    record = read_json(tmp_path / "adapter.statistics.json")
+    assert record["settings"]["rank"] == 2 and record["direction"] is None
+    assert read_json(tmp_path / "adapter/adapter_config.json")["r"] == 2
+    assert all(0 <= each["left"] < 1 for each in record["compensation"].values())
+    with pytest.raises(SystemExit):  # the baselines stay with the workflow
+        main(["patch", *pair(folder), "--method", "lora", *more])
+
+
 def test_patch_replaces_its_own_adapter_and_nothing_else(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

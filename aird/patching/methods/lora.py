@@ -66,6 +66,7 @@ METHOD = Method(
     title="the LoRA",
     make=make,
     trained=True,
+    baseline=True,
     needs=frozenset({"compressed", "prompts"}),
     # As many harmful ones as a calibration sees.
     sizes=lambda directions, replies: {"train": replies.train_harmful},

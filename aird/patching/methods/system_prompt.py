@@ -38,6 +38,7 @@ METHOD = Method(
     make=make,
     usage=f"Put the text of `{SYSTEM_PROMPT}` in front of every conversation, as its system message.\n",
     adapter=False,
+    baseline=True,
     memory_mb=1000,
     minutes=10,
 )
