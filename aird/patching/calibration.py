@@ -14,6 +14,14 @@ a damaged model may begin as a refusal does and then go on to answer. Harmless r
 what they are, so over-refusal, perplexity and utility are paid for in the loss; where compression
 made a refusal of an answer, the original's answer is to come back. All columns are r, unless they are
 learnt as well, as a control; nothing else of the model changes.
+
+Where *decisions* are learnt (aird/patching/divergence.py), all training prompts are learnt from, also harmful ones that
+the original does not refuse: of each it says how likely a refusal is, and what follows is its own reply where it
+refuses or the checkpoint refuses in its place, and the checkpoint's elsewhere.
+
+Rows may be learnt in *whitened* inputs, row = z P with P^-2 = (C / m + w I) / (1 + w), C the mean of x x^T of a
+module's inputs x and m the mean of its eigenvalues: Adam's steps on z are as long along inputs that hardly vary as
+along those that vary most.
 """
 
 from __future__ import annotations
@@ -30,6 +38,7 @@ import torch
 from aird.models.dense import model_with_gradients, passes_gradients
 from aird.models.loading import load_model
 from aird.models.structure import writer_gains
+from aird.patching.compensation import input_covariances
 from aird.patching.divergence import divergence, make_batches
 from aird.patching.edits import Edit, along, contributed, edit_along, reader
 from aird.patching.replies import ReplySet
@@ -96,6 +105,21 @@ def training_replies(
     return [part for part in parts if part.prompts]
 
 
+def decision_replies(original: ReplySet, own: ReplySet, refusal_tokens: Sequence[int]) -> list[ReplySet]:
+    """Return what decisions are learnt from, of the replies of both models to the same prompts.
+
+    Those are the original's replies where it or the checkpoint refuses, and the checkpoint's `own` to the others, each
+    with the probability that the original begins a refusal; parts without a prompt are left out.
+    """
+    decided = original.beginning(refusal_tokens)
+    flags = [before or now for before, now in zip(original.refused, own.refused, strict=True)]
+    parts = []
+    for replies, wanted in ((original, True), (own, False)):
+        places = [place for place, flag in enumerate(flags) if flag == wanted]
+        parts.append(replace(replies.chosen(places), decisions=[decided[place] for place in places]))
+    return [part for part in parts if part.prompts]
+
+
 class OneModel:
     """Holds the model of one checkpoint at a time, so that no two are in memory; callers keep none."""
 
@@ -132,6 +156,8 @@ class Learning:
         columns: learn what edits write too; it comes back as unit vectors, their lengths in what is read.
         by_token: let a pack of prompts count by its compared tokens, as where some prompts are so long that one fills
             a pack; default: all packs count alike.
+        whitening: w, in whose whitened inputs the rows are learnt; None learns them as they are.
+        refusal_tokens: those that refusals begin with, where decisions are learnt.
     """
 
     epochs: int
@@ -139,6 +165,8 @@ class Learning:
     seed: int
     columns: bool = False
     by_token: bool = False
+    whitening: float | None = None
+    refusal_tokens: tuple[int, ...] = ()
 
 
 def edits_of_nothing(
@@ -153,16 +181,37 @@ def edits_of_nothing(
     return [edit_along(module, unit[:, None], row, gains.get(module)) for module, row in rows.items()]
 
 
-def row_scales(edits: Sequence[Edit], unit: torch.Tensor, matrices: Callable[[str], torch.Tensor]) -> list[float]:
-    """Return the root mean square of r^T W of each edited matrix, (r * g)^T W before a norm."""
-    rows = (along(reader(unit, edit.gain), matrices(edit.module)) for edit in edits)
-    return [row.square().mean().sqrt().item() for row in rows]
+def written_rows(
+    edits: Sequence[Edit], unit: torch.Tensor, matrices: Callable[[str], torch.Tensor]
+) -> list[torch.Tensor]:
+    """Return r^T W of each edited matrix, (r * g)^T W before a norm, [d_in] float64; of experts, [experts, d_in]."""
+    return [along(reader(unit, edit.gain), matrices(edit.module)) for edit in edits]
+
+
+@torch.no_grad()
+def _whitened(
+    model: PreTrainedModel, edits: Sequence[Edit], replies: Sequence[ReplySet], whitening: float
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return P and its inverse for the module of each edit, [d_in, d_in] float32."""
+    if any(edit.of_experts for edit in edits):
+        raise ValueError(
+            "whitening needs the inputs of linear modules, and this model's experts have none; leave `whitening` out"
+        )
+    sequences = [prompt + reply for part in replies for prompt, reply in zip(part.prompts, part.replies, strict=True)]
+    found = {}
+    for name, covariance in input_covariances(model, sequences, [edit.module for edit in edits]):
+        values, vectors = torch.linalg.eigh(covariance.double())
+        mean = values.mean()
+        # In parts of their mean, so that gradients keep their size: much whitening is then the identity.
+        roots = ((values.clamp_min(0) + whitening * mean) / (mean + whitening * mean)).sqrt()
+        found[name] = ((vectors / roots) @ vectors.T).float(), ((vectors * roots) @ vectors.T).float()
+    return [found[edit.module] for edit in edits]
 
 
 def learn_edits(
     model: PreTrainedModel,
     start: Sequence[Edit],
-    scales: Sequence[float],
+    rows: Sequence[torch.Tensor],
     first_block: int,
     replies: Sequence[ReplySet],
     how: Learning,
@@ -172,15 +221,22 @@ def learn_edits(
     Args:
         model: the compressed model; it is left as it was.
         start: edits of any rank. What they read is learnt, and what they write where `how` says so.
-        scales: of what each reads, such as `row_scales`; steps are relative to it.
+        rows: what each module reads already, such as `written_rows`; steps are relative to their root mean square.
         first_block: lowest block with an edited module; what lies below runs once.
         replies: as of `training_replies`.
         how: numbers of the learning.
 
     Raises:
-        ValueError: the loss is not finite.
+        ValueError: the loss is not finite, or inputs of experts are to be whitened.
     """
-    downs = [edit.down.clone().requires_grad_() for edit in start]
+    transforms = None if how.whitening is None else _whitened(model, start, replies, how.whitening)
+    if transforms is None:
+        scales = [row.square().mean().sqrt().item() for row in rows]
+        downs = [edit.down.clone().requires_grad_() for edit in start]
+    else:
+        backs = [back for _, back in transforms]
+        scales = [(row.float() @ back).square().mean().sqrt().item() for row, back in zip(rows, backs, strict=True)]
+        downs = [(edit.down @ back).requires_grad_() for edit, back in zip(start, backs, strict=True)]
     ups = [contributed(edit).float().requires_grad_() for edit in start]
     groups = [{"params": [down], "lr": how.learning_rate * scale} for down, scale in zip(downs, scales, strict=True)]
     if how.columns:
@@ -192,17 +248,22 @@ def learn_edits(
     steps = how.epochs * len(batches)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: max(0.05, 1 - step / steps))
 
+    def read() -> list[torch.Tensor]:
+        if transforms is None:
+            return downs
+        return [down @ whiten for down, (whiten, _) in zip(downs, transforms, strict=True)]
+
     def edits() -> list[Edit]:
         if not how.columns:
-            return [replace(edit, down=down) for edit, down in zip(start, downs, strict=True)]
-        factors = zip(start, ups, downs, strict=True)
+            return [replace(edit, down=down) for edit, down in zip(start, read(), strict=True)]
+        factors = zip(start, ups, read(), strict=True)
         return [edit_along(edit.module, up, down, edit.gain) for edit, up, down in factors]
 
     weighted = list(zip(batches, weights, strict=True))
     for epoch in progress.over(range(how.epochs), "epochs"):
         total = 0.0
         for batch, weight in progress.over(weighted, "batches"):
-            loss = weight * divergence(model, batch, first_block, edits())
+            loss = weight * divergence(model, batch, first_block, edits(), how.refusal_tokens)
             loss.backward()
             optimiser.step()
             schedule.step()

@@ -3,6 +3,13 @@
     KL(model that replied || model with the edits)
 
 of the next token, after a prompt and after each of the first tokens of its reply.
+
+Where *decisions* are learnt, the token behind the prompt counts in parts. With R the probability that it begins a
+refusal, o the original, c the model that replied and p the model with the edits,
+
+    DECISION * KL(R_o || R_p) + (1 - R_o) * KL(c || p, among the tokens that begin no refusal):
+
+whether to refuse comes from the original, also where it is in doubt, and what else is said from the reply.
 """
 
 from __future__ import annotations
@@ -26,6 +33,8 @@ if TYPE_CHECKING:
 
 PACK_TOKENS = 320  # one optimiser step; attention costs the square of a pack's length
 LEAST_PROBABILITY = 1e-6  # of all tokens together that are not kept, so that its logarithm stays finite
+# How many times a decision counts: it is one of the seven tokens that are compared by default, and all depend on it.
+DECISION = 3.0
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,8 @@ class Batch:
         places: [m], tokens whose next token is compared.
         top_tokens: [m, TOP].
         top_log_probabilities: [m, TOP], nats.
+        starts: [prompts] int64, which of the places are the prompts' last tokens.
+        decisions: [prompts], R_o; None where no decision is learnt.
     """
 
     pack: Pack
@@ -45,6 +56,8 @@ class Batch:
     places: torch.Tensor
     top_tokens: torch.Tensor
     top_log_probabilities: torch.Tensor
+    starts: torch.Tensor
+    decisions: torch.Tensor | None
 
 
 @torch.no_grad()
@@ -63,6 +76,8 @@ def make_batches(
     lengths = [len(reply) for part in replies for reply in part.replies]
     tokens = torch.cat([part.top_tokens for part in replies])
     known = torch.cat([part.top_log_probabilities for part in replies])
+    told = [value for part in replies for value in part.decisions or ()]
+    decisions = torch.tensor(told).clamp(LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
     order = list(range(len(sequences)))
     if seed is not None:
         random.Random(seed).shuffle(order)
@@ -78,25 +93,64 @@ def make_batches(
                 reply_places(pack, lengths),
                 torch.cat([tokens[index, :count] for index, count in kept]).to(model.device),
                 torch.cat([known[index, :count] for index, count in kept]).to(model.device),
+                torch.tensor([0, *(count for _, count in kept[:-1])]).cumsum(0).to(model.device),
+                decisions[[index for index, _ in kept]].to(model.device) if told else None,
             )
         )
     return batches
 
 
-def divergence(model: PreTrainedModel, batch: Batch, first_block: int, edits: Sequence[Edit]) -> torch.Tensor:
+def divergence(
+    model: PreTrainedModel,
+    batch: Batch,
+    first_block: int,
+    edits: Sequence[Edit],
+    refusal_tokens: Sequence[int] = (),
+) -> torch.Tensor:
     """Return the mean KL(model that replied || model with the edits) of a batch's next tokens, nats.
 
-    The tokens that were not kept of its distributions count as one.
+    The tokens that were not kept of its distributions count as one. With `refusal_tokens`, those that refusals begin
+    with, decisions are learnt: see the top of this module.
     """
     blocks = list(decoder_blocks(model))
     with resumed_at(blocks, first_block, batch.states), edited(model, edits):
         logits = run_pack(model, batch.pack, logits_to_keep=batch.places.to(model.device))[0]
-    patched = logits.float().log_softmax(-1).gather(-1, batch.top_tokens)
+    log_probabilities = logits.float().log_softmax(-1)
+    patched = log_probabilities.gather(-1, batch.top_tokens)
     expected = batch.top_log_probabilities
     rest_expected = (1 - expected.exp().sum(-1)).clamp_min(LEAST_PROBABILITY)
     rest_patched = (1 - patched.exp().sum(-1)).clamp_min(LEAST_PROBABILITY)
     kept = (expected.exp() * (expected - patched)).sum(-1)
-    return (kept + rest_expected * (rest_expected.log() - rest_patched.log())).mean()
+    each = kept + rest_expected * (rest_expected.log() - rest_patched.log())
+    if not refusal_tokens:
+        return each.mean()
+    later = torch.ones_like(each, dtype=torch.bool)
+    later[batch.starts] = False
+    first = _decisions(batch, log_probabilities[batch.starts], patched[batch.starts], refusal_tokens)
+    return (first.sum() + each[later].sum()) / len(each)
+
+
+def _decisions(
+    batch: Batch, log_probabilities: torch.Tensor, patched: torch.Tensor, refusal_tokens: Sequence[int]
+) -> torch.Tensor:
+    """Return the loss of the tokens behind the prompts, [prompts].
+
+    Args:
+        batch: with decisions.
+        log_probabilities: of the model with the edits, [prompts, vocabulary].
+        patched: the same of the tokens that were kept, [prompts, TOP].
+        refusal_tokens: those that refusals begin with.
+    """
+    assert batch.decisions is not None
+    tokens = torch.tensor(list(refusal_tokens), device=log_probabilities.device)
+    refusing = log_probabilities[:, tokens].logsumexp(-1).clamp_max(-LEAST_PROBABILITY)
+    answering = torch.log1p(-refusing.exp())
+    wanted = batch.decisions
+    decision = wanted * (wanted.log() - refusing) + (1 - wanted) * ((1 - wanted).log() - answering)
+    begins = torch.isin(batch.top_tokens[batch.starts], tokens)
+    said = batch.top_log_probabilities[batch.starts].masked_fill(begins, -torch.inf).log_softmax(-1)
+    among = said.exp() * (said.masked_fill(begins, 0.0) - (patched - answering[:, None]))
+    return DECISION * decision + (1 - wanted) * among.sum(-1)
 
 
 @torch.no_grad()

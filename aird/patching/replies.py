@@ -48,6 +48,8 @@ class ReplySet:
             of its reply.
         top_log_probabilities: [n, k + 1, TOP] float32, nats; -inf beyond a reply's end.
         refused: whether the judge calls each reply a refusal.
+        decisions: of each prompt, the probability that the original's reply begins as refusals do; None where it is not
+            learnt from.
     """
 
     prompts: list[list[int]]
@@ -55,6 +57,7 @@ class ReplySet:
     top_tokens: torch.Tensor
     top_log_probabilities: torch.Tensor
     refused: list[bool]
+    decisions: list[float] | None = None
 
     def chosen(self, indices: Sequence[int]) -> ReplySet:
         """Return the replies to some of the prompts."""
@@ -64,7 +67,14 @@ class ReplySet:
             self.top_tokens[list(indices)],
             self.top_log_probabilities[list(indices)],
             [self.refused[index] for index in indices],
+            None if self.decisions is None else [self.decisions[index] for index in indices],
         )
+
+    def beginning(self, tokens: Sequence[int]) -> list[float]:
+        """Return the probability of each prompt that its reply begins with one of these tokens."""
+        counted = torch.isin(self.top_tokens[:, 0], torch.tensor(list(tokens)))
+        found: list[float] = (self.top_log_probabilities[:, 0].exp() * counted).sum(-1).tolist()
+        return found
 
     def refusals(self) -> ReplySet:
         """Return those replies that are refusals."""

@@ -33,8 +33,8 @@ from aird.patching.calibration import (
     attacked_prompts,
     edits_of_nothing,
     learn_edits,
-    row_scales,
     training_replies,
+    written_rows,
 )
 from aird.patching.divergence import divergence, make_batches, mean_divergence
 from aird.patching.edited import edited
@@ -102,7 +102,7 @@ def learnt(
     """Learn rank-1 edits along a direction, from zeros."""
     matrices = matrix_of(model)
     start = edits_of_nothing(model, names, unit, matrices)
-    return learn_edits(model, start, row_scales(start, unit, matrices), first_block, parts, Learning(seed=0, **how))
+    return learn_edits(model, start, written_rows(start, unit, matrices), first_block, parts, Learning(seed=0, **how))
 
 
 def exact_divergence(original: Any, patched: Any, replies: ReplySet) -> float:
@@ -263,7 +263,14 @@ def test_a_loss_that_is_no_number_is_an_error(model: Any, replies: dict[str, Rep
     with torch.no_grad():
         model.get_submodule(start[1].module).weight[0, 0] = torch.nan
     with pytest.raises(ValueError, match="lower the patch's learning_rate"):
-        learn_edits(model, start, [1.0, 1.0], 3, list(replies.values()), Learning(1, 0.08, 0))
+        learn_edits(
+            model,
+            start,
+            [torch.ones(edit.down.shape[-1]) for edit in start],
+            3,
+            list(replies.values()),
+            Learning(1, 0.08, 0),
+        )
 
 
 def test_epochs_are_shown(

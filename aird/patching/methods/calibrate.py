@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -70,6 +70,17 @@ class Calibrate(RankOneSettings, ChoiceSettings):
         description="Multiples of the learnt rows. The weakest that is as good as the original on validation "
         "prompts is taken, by bisection.",
     )
+    learns: Literal["refusals", "decisions"] = Field(
+        "refusals",
+        description="`refusals`: what the original says where it refuses, and what the checkpoint says elsewhere. "
+        "`decisions`: of every training prompt besides, how likely the original is to refuse it.",
+    )
+    whitening: float | None = Field(
+        None,
+        gt=0,
+        description="Learn the rows in whitened inputs, to whose covariance this share of its mean eigenvalue is "
+        "added; default: in the inputs as they are.",
+    )
     attacks: LearntAttacks | None = Field(
         None,
         description="Learn from attacked training prompts as well, where the original refuses them; default: from "
@@ -85,12 +96,14 @@ class Lessons:
         replies: as of `aird.patching.calibration.training_replies`.
         attacks: those that are learnt from, with the numbers of `prompts` and of those that the original `refused`.
         warm_prompts, wanted: of the closed form that learning begins with; without them it begins with zeros.
+        refusal_tokens: those that the original's refusals begin with, where decisions are learnt.
     """
 
     replies: list[ReplySet]
     attacks: dict[str, dict[str, int]]
     warm_prompts: list[list[int]]
     wanted: Projections
+    refusal_tokens: tuple[int, ...]
 
 
 def make(settings: Calibrate, inputs: PatchInputs, folder: Path) -> PatchRecord:
@@ -106,7 +119,7 @@ def make(settings: Calibrate, inputs: PatchInputs, folder: Path) -> PatchRecord:
 
     from aird.models.experts import matrix_reader
     from aird.models.loading import load_structure, load_tokenizer
-    from aird.patching.calibration import OneModel, edits_of_nothing, row_scales
+    from aird.patching.calibration import OneModel, edits_of_nothing, written_rows
     from aird.patching.edits import along_direction
     from aird.patching.rank_one import edited_modules, read_directions, save_edits
     from aird.patching.replies import original_replies
@@ -128,9 +141,9 @@ def make(settings: Calibrate, inputs: PatchInputs, folder: Path) -> PatchRecord:
     if validation.needs_repair(settings.significance):
         answers_lost = "answers" in validation.lost(settings.significance)
         lessons = _lessons(settings, inputs, held, tokenizer, directions, original["train_harmful"], answers_lost)
-        scales = row_scales(edits, directions.unit, matrices)
+        rows = written_rows(edits, directions.unit, matrices)
         with held.with_gradients(inputs.compressed, folder) as model:
-            edits = _learnt(settings, model, edits, scales, blocks, directions.unit, lessons, inputs.seed)
+            edits = _learnt(settings, model, edits, rows, blocks, directions.unit, lessons, inputs.seed)
         del model
         attacks = lessons.attacks
     choice = choose_on_validation(held.of(inputs.compressed), tokenizer, edits, min(blocks), validation, settings)
@@ -155,10 +168,11 @@ def _lessons(
 ) -> Lessons:
     """Ask the checkpoint the harmless training prompts, and the original what only it can say.
 
-    Those are the harmless prompts that the checkpoint refuses where answers were lost, the attacked ones, and what it
-    writes along the direction for a warm start. `harmful` are its replies to the harmful training prompts.
+    Those are the harmless prompts that the checkpoint refuses where answers were lost, all of them where decisions are
+    learnt, the attacked ones, and what it writes along the direction for a warm start. `harmful` are its replies to the
+    harmful training prompts.
     """
-    from aird.patching.calibration import training_replies
+    from aird.patching.calibration import decision_replies, training_replies
     from aird.patching.fitting import wanted_projections
     from aird.patching.replies import record_replies, record_set, reply_instructions
 
@@ -166,7 +180,14 @@ def _lessons(
     instructions = reply_instructions(inputs.prompts, [("train", "harmless")], counts, inputs.seed)
     own = record_replies(held.of(inputs.compressed), tokenizer, instructions, counts)["train_harmless"]
     asked, attacked, wanted = None, {}, {}
-    if answers_lost and any(own.refused):
+    decided: list[ReplySet] = []
+    tokens: tuple[int, ...] = ()
+    if settings.learns == "decisions":
+        now = record_set(held.of(inputs.compressed), tokenizer, harmful.prompts, counts)
+        before = record_set(held.of(inputs.original), tokenizer, own.prompts, counts)
+        tokens = _refusal_tokens(harmful, before)
+        decided = decision_replies(harmful, now, tokens) + decision_replies(before, own, tokens)
+    elif answers_lost and any(own.refused):
         lost = own.refusals().prompts
         asked = record_set(held.of(inputs.original), tokenizer, lost, counts)
     if settings.attacks:
@@ -177,8 +198,30 @@ def _lessons(
             held.of(inputs.original), tokenizer, refused, others, directions, settings, settings.warm_start
         )
     said = {name: {"prompts": len(each.refused), "refused": sum(each.refused)} for name, each in attacked.items()}
-    replies = training_replies(harmful, own, asked, list(attacked.values()))
-    return Lessons(replies, said, [*refused, *others], wanted)
+    if decided:
+        refusals = [each.refusals() for each in attacked.values()]
+        replies = decided + [replace(each, decisions=each.beginning(tokens)) for each in refusals if each.prompts]
+    else:
+        replies = training_replies(harmful, own, asked, list(attacked.values()))
+    return Lessons(replies, said, [*refused, *others], wanted, tokens)
+
+
+def _refusal_tokens(harmful: ReplySet, harmless: ReplySet) -> tuple[int, ...]:
+    """Return the tokens that the original's refusals of harmful training prompts begin with.
+
+    Raises:
+        ValueError: its replies to harmless prompts begin alike, so that no first token tells a refusal.
+    """
+    from aird.directions.refusal_score import leading_tokens
+
+    refusals = harmful.refusals().top_tokens[:, 0, 0].tolist()
+    found = leading_tokens(refusals, harmless.top_tokens[:, 0, 0].tolist())
+    if not found:
+        raise ValueError(
+            "the original's refusals begin as its answers do, so its first token tells no decision; write learns: "
+            "refusals"
+        )
+    return tuple(found)
 
 
 def _attacked_replies(
@@ -204,7 +247,7 @@ def _learnt(
     settings: Calibrate,
     model: PreTrainedModel,
     start: Sequence[Edit],
-    scales: Sequence[float],
+    rows: Sequence[torch.Tensor],
     blocks: Sequence[int],
     unit: torch.Tensor,
     lessons: Lessons,
@@ -215,13 +258,19 @@ def _learnt(
     from aird.patching.fitting import fit_edits
 
     how = Learning(
-        settings.epochs, settings.learning_rate, seed, settings.direction == "free", by_token=bool(lessons.attacks)
+        settings.epochs,
+        settings.learning_rate,
+        seed,
+        settings.direction == "free",
+        by_token=bool(lessons.attacks),
+        whitening=settings.whitening,
+        refusal_tokens=lessons.refusal_tokens,
     )
     if lessons.wanted:
         fitted = fit_edits(model, lessons.warm_prompts, lessons.wanted, unit, blocks, RIDGE)
         known = {edit.module: edit for edit in fitted}
         start = [known.get(edit.module, edit) for edit in start]
-    return learn_edits(model, start, scales, min(blocks), lessons.replies, how)
+    return learn_edits(model, start, rows, min(blocks), lessons.replies, how)
 
 
 METHOD = Method(
