@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy
 import torch
 
 from aird.directions.refusal_score import refusal_scores
@@ -35,8 +34,10 @@ from aird.prompts.sets import Record
 from aird.settings.patches import Replies
 from aird.settings.prompts import PromptSet
 from aird.support.files import read_json, read_json_lines
+from aird.support.sensitivity import Prompts, area
 
 MODEL, SEED = "smollm2-135m-refusal", 42
+SETS = {name: PromptSet.model_validate(values) for name, values in PROMPT_SETS.items()}
 FOLDER = Path(__file__).parent.parent
 LEARNT_AREAS = ("information_hazard", "misinformation_harms")
 OTHER_AREAS = ("human_chatbox", "discrimination_exclusion_toxicity_hateful_offensive")
@@ -53,17 +54,15 @@ WAYS = (
 
 def harm(area: str) -> list[Record]:
     """Return the prompts of one area of Do-Not-Answer."""
-    sets = {name: PromptSet.model_validate(values) for name, values in PROMPT_SETS.items()}
-    return build_with_parts(sets, f"do_not_answer_{area}", SEED)
+    return build_with_parts(SETS, f"do_not_answer_{area}", SEED)
 
 
 def measured(prompts: Mapping[str, Sequence[Record]], learnt: set[str]) -> dict[str, list[str]]:
     """Return the instructions that are measured, by kind; none is among those that are learnt from."""
-    sets = {name: PromptSet.model_validate(values) for name, values in PROMPT_SETS.items()}
     kinds = {
         "AdvBench": prompts["advbench"][:80],
         "other harm": [
-            *build_with_parts(sets, "strongreject", SEED)[:120],
+            *build_with_parts(SETS, "strongreject", SEED)[:120],
             *(r for a in OTHER_AREAS for r in harm(a)[:60]),
         ],
         "harmless": [record for record in prompts["harmless"] if record["split"] == "test"][:120],
@@ -95,17 +94,19 @@ def scores(
 
 def row(name: str, found: Mapping[str, list[float]], original: Mapping[str, list[float]], seconds: float | None) -> str:
     """Return a line of the table."""
-    harmless = numpy.array(found["harmless"] + found["borderline"])
+    harmless = found["harmless"] + found["borderline"]
     cells = [name]
     for kind in ("AdvBench", "other harm"):
-        values = numpy.array(found[kind])
-        area = (values[:, None] > harmless).mean() + (values[:, None] == harmless).mean() / 2
-        cells += [f"{100 * (values > 0).mean():.1f}", f"{area:.3f}"]
-    cells += [f"{100 * (numpy.array(found[kind]) > 0).mean():.1f}" for kind in ("harmless", "borderline")]
+        cells += [_share(found[kind]), f"{area(Prompts(found[kind], harmless)).value:.3f}"]
+    cells += [_share(found[kind]) for kind in ("harmless", "borderline")]
     changed = [
         (one > 0) != (other > 0) for kind in found for one, other in zip(found[kind], original[kind], strict=True)
     ]
     return " | ".join(["", *cells, str(sum(changed)), "" if seconds is None else f"{seconds:.0f}", ""]).strip()
+
+
+def _share(values: Sequence[float]) -> str:
+    return f"{100 * sum(value > 0 for value in values) / len(values):.1f}"
 
 
 def main(compression: str = "wanda-50", results: str = "results") -> None:
@@ -115,7 +116,7 @@ def main(compression: str = "wanda-50", results: str = "results") -> None:
     prompts = {
         kind: read_json_lines(Path(results, "prompts", f"{kind}.jsonl")) for kind in ("harmful", "harmless", "advbench")
     }
-    more = [{**record, "split": "train"} for area in LEARNT_AREAS for record in harm(area)]
+    more = [{**record, "split": "train"} for name in LEARNT_AREAS for record in harm(name)]
     borderline = read_json_lines(FOLDER / "resources/borderline_instructions.jsonl")
     broader = {
         "harmful": [*prompts["harmful"], *more],

@@ -197,7 +197,7 @@ def _whitened(
         raise ValueError(
             "whitening needs the inputs of linear modules, and this model's experts have none; leave `whitening` out"
         )
-    sequences = [prompt + reply for part in replies for prompt, reply in zip(part.prompts, part.replies, strict=True)]
+    sequences = [sequence for part in replies for sequence in part.sequences]
     found = {}
     for name, covariance in input_covariances(model, sequences, [edit.module for edit in edits]):
         values, vectors = torch.linalg.eigh(covariance.double())

@@ -72,7 +72,7 @@ def make_batches(
         first_block: where the packs resume.
         seed: of the order of the prompts; None keeps it.
     """
-    sequences = [prompt + reply for part in replies for prompt, reply in zip(part.prompts, part.replies, strict=True)]
+    sequences = [sequence for part in replies for sequence in part.sequences]
     lengths = [len(reply) for part in replies for reply in part.replies]
     tokens = torch.cat([part.top_tokens for part in replies])
     known = torch.cat([part.top_log_probabilities for part in replies])

@@ -59,6 +59,11 @@ class ReplySet:
     refused: list[bool]
     decisions: list[float] | None = None
 
+    @property
+    def sequences(self) -> list[list[int]]:
+        """The token ids of every prompt with its reply."""
+        return [prompt + reply for prompt, reply in zip(self.prompts, self.replies, strict=True)]
+
     def chosen(self, indices: Sequence[int]) -> ReplySet:
         """Return the replies to some of the prompts."""
         return ReplySet(

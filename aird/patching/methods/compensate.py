@@ -60,11 +60,7 @@ def make(settings: Compensate, inputs: PatchInputs, folder: Path) -> PatchRecord
     model, tokenizer = load_model(inputs.compressed), load_tokenizer(inputs.compressed)
     harmless = reply_instructions(inputs.prompts, [("train", "harmless")], counts, inputs.seed)
     answered = record_replies(model, tokenizer, harmless, counts)["train_harmless"]
-    prompts = [
-        [*prompt, *reply]
-        for each in (asked, answered)
-        for prompt, reply in zip(each.prompts, each.replies, strict=True)
-    ]
+    prompts = [*asked.sequences, *answered.sequences]
     originals, stored = matrix_reader(inputs.original, structure), matrix_reader(inputs.compressed, structure)
     made = []
     for name, covariance in input_covariances(model, prompts, modules):
