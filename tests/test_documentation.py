@@ -49,6 +49,7 @@ PARSED_ONLY = {
     "make": "builds environments or runs for minutes; `make --dry-run` resolves the target and its commands",
     "pip install .": "tests/test_containers.py runs it in a fresh environment, tests/test_package.py installs the wheel",
     "python -m benchmarks.compressions": "tests/test_compression_benchmark.py writes its page from made-up records",
+    "python -m benchmarks.decisions": "needs a finished quick grid; tests/patching/test_decisions.py tests what it measures",
     "snakemake": "planned on the tiny grid; the tests of the workflow, Slurm, storage and modules run it for real",
 }
 # Profiles that cannot even be planned on the tiny grid without what they are for.
