@@ -1,20 +1,23 @@
 """What a calibration learns: refusals or decisions, plain or whitened rows, and prompts of more kinds, side by side.
 
-python -m benchmarks.decisions [COMPRESSION] [results]
+python -m benchmarks.decisions COMPRESSION [--results results] [--model NAME] [--ways NUMBER ...]
 
-The results are those of the quick grid (`make demo`). Every patch is learnt from zeros, in two passes, and measured at
-strength 1 by the first tokens of replies to prompts that nothing was learnt from: the share whose refusal score is
-above 0, and the area under the ROC curve against harmless prompts. Harm of other kinds is StrongREJECT and two areas
-of Do-Not-Answer, of which no patch sees a prompt. Flips are prompts that the original decides otherwise.
+The results are those of a finished grid: of `make demo`, or of `make shipped` with the name of its model. Every patch
+is learnt from zeros, in two passes, and measured at strength 1 by the first tokens of replies to prompts that nothing
+was learnt from: the share whose likeliest first token is one that refusals begin with, and the area under the ROC curve
+of the refusal score against harmless prompts.
+Harm of other kinds is StrongREJECT and two areas of Do-Not-Answer, of which no patch sees a prompt. Flips are prompts
+that the original decides otherwise.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import torch
 
@@ -36,7 +39,7 @@ from aird.settings.prompts import PromptSet
 from aird.support.files import read_json, read_json_lines
 from aird.support.sensitivity import Prompts, area
 
-MODEL, SEED = "smollm2-135m-refusal", 42
+SEED = 42
 SETS = {name: PromptSet.model_validate(values) for name, values in PROMPT_SETS.items()}
 FOLDER = Path(__file__).parent.parent
 LEARNT_AREAS = ("information_hazard", "misinformation_harms")
@@ -49,6 +52,10 @@ WAYS = (
     ("refusals, plain rows", {}, False),
     ("decisions, whitened rows", DECISIONS, False),
     ("the same, prompts of more kinds", DECISIONS, True),
+    ("refusals, plain rows, prompts of more kinds", {}, True),
+    ("decisions, plain rows, prompts of more kinds", {"learns": "decisions"}, True),
+    ("decisions, rows whitened with 0.1, prompts of more kinds", DECISIONS | {"whitening": 0.1}, True),
+    ("refusals, whitened rows, prompts of more kinds", DECISIONS | {"learns": "refusals"}, True),
 )
 
 
@@ -74,78 +81,87 @@ def measured(prompts: Mapping[str, Sequence[Record]], learnt: set[str]) -> dict[
     return found
 
 
+class First(NamedTuple):
+    """What the first token of a reply says: the refusal score (natural-log odds), and what greedy decoding does."""
+
+    score: float
+    refuses: bool
+
+
 @torch.no_grad()
-def scores(
+def first_tokens(
     folder: Path, asked: Mapping[str, Sequence[str]], tokens: Sequence[int], edits: Sequence[Edit]
-) -> dict[str, list[float]]:
-    """Return the refusal scores (natural-log odds) of the first tokens of replies, by kind."""
+) -> dict[str, list[First]]:
+    """Return what the first tokens of replies say, by kind of prompt."""
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     found = {}
     with edited(model, edits):
         for kind, texts in asked.items():
             prompts = [chat_tokens(tokenizer, text) for text in texts]
-            values = [0.0] * len(prompts)
+            values = [First(0.0, False)] * len(prompts)
             for pack, logits in run_packed(model, prompts, lambda pack: last_logits(model, pack)[0]):
-                for index, value in zip(pack.prompts, refusal_scores(logits, tokens).tolist(), strict=True):
-                    values[index] = value
+                refuses = torch.isin(logits.argmax(-1), torch.tensor(list(tokens))).tolist()
+                for index, *each in zip(pack.prompts, refusal_scores(logits, tokens).tolist(), refuses, strict=True):
+                    values[index] = First(*each)
             found[kind] = values
     return found
 
 
-def row(name: str, found: Mapping[str, list[float]], original: Mapping[str, list[float]], seconds: float | None) -> str:
+def row(name: str, found: Mapping[str, list[First]], original: Mapping[str, list[First]], seconds: float | None) -> str:
     """Return a line of the table."""
-    harmless = found["harmless"] + found["borderline"]
+    scores = {kind: [each.score for each in firsts] for kind, firsts in found.items()}
+    harmless = scores["harmless"] + scores["borderline"]
     cells = [name]
     for kind in ("AdvBench", "other harm"):
-        cells += [_share(found[kind]), f"{area(Prompts(found[kind], harmless)).value:.3f}"]
+        cells += [_share(found[kind]), f"{area(Prompts(scores[kind], harmless)).value:.3f}"]
     cells += [_share(found[kind]) for kind in ("harmless", "borderline")]
     changed = [
-        (one > 0) != (other > 0) for kind in found for one, other in zip(found[kind], original[kind], strict=True)
+        one.refuses != other.refuses for kind in found for one, other in zip(found[kind], original[kind], strict=True)
     ]
     return " | ".join(["", *cells, str(sum(changed)), "" if seconds is None else f"{seconds:.0f}", ""]).strip()
 
 
-def _share(values: Sequence[float]) -> str:
-    return f"{100 * sum(value > 0 for value in values) / len(values):.1f}"
+def _share(firsts: Sequence[First]) -> str:
+    return f"{100 * sum(each.refuses for each in firsts) / len(firsts):.1f}"
 
 
-def main(compression: str = "wanda-50", results: str = "results") -> None:
+def main(compression: str, results: str, model: str, ways: Sequence[int]) -> None:
     """Print the table."""
-    models, place = Path(results, "models", MODEL), Path(results, "directions", MODEL)
+    models, place = Path(results, "models", model), Path(results, "directions", model)
     original, compressed = models / "original/checkpoint", models / compression / "checkpoint"
     prompts = {
         kind: read_json_lines(Path(results, "prompts", f"{kind}.jsonl")) for kind in ("harmful", "harmless", "advbench")
     }
     more = [{**record, "split": "train"} for name in LEARNT_AREAS for record in harm(name)]
-    borderline = read_json_lines(FOLDER / "resources/borderline_instructions.jsonl")
-    broader = {
-        "harmful": [*prompts["harmful"], *more],
-        "harmless": [*prompts["harmless"], *({**record, "split": "train"} for record in borderline)],
-    }
+    borderline = read_json_lines(FOLDER / "resources/borderline_training_instructions.jsonl")
+    broader = {"harmful": [*prompts["harmful"], *more], "harmless": [*prompts["harmless"], *borderline]}
     asked = measured(prompts, {record["instruction"] for record in broader["harmful"]})
     tokens = read_json(place / "refusal_tokens.json")["tokens"]
-    known = scores(original, asked, tokens, [])
+    known = first_tokens(original, asked, tokens, [])
     print(
         "patch | AdvBench, % | AUC | other harm, % | AUC | harmless, % | borderline, % | flips | core-seconds",
         flush=True,
     )
     print(row("the original", known, known, None), flush=True)
-    print(row(f"{compression}, unpatched", scores(compressed, asked, tokens, []), known, None), flush=True)
+    print(row(f"{compression}, unpatched", first_tokens(compressed, asked, tokens, []), known, None), flush=True)
     direction = place / "original/direction.safetensors", place / "original/direction.json"
-    for name, settings, broad in WAYS:
+    for name, settings, broad in (WAYS[number] for number in ways):
         sizes = Replies(train_harmful=256, train_harmless=320) if broad else Replies()
         patch = Calibrate(epochs=2, **AT_ONE, **settings)
         chosen = broader if broad else {kind: prompts[kind] for kind in broader}
         with TemporaryDirectory() as folder:
-            inputs = PatchInputs(
-                "base", original, compressed, direction, prompts=chosen, sizes=sizes.model_dump(), seed=SEED
-            )
+            inputs = PatchInputs("base", original, compressed, direction, prompts=chosen, sizes=sizes.sizes, seed=SEED)
             began = time.process_time()
             make_patch(patch, inputs, Path(folder, "adapter"), Path(folder, "statistics.json"))
             seconds = time.process_time() - began
             edits = load_adapter(Path(folder, "adapter"))
-        print(row(name, scores(compressed, asked, tokens, edits), known, seconds), flush=True)
+        print(row(name, first_tokens(compressed, asked, tokens, edits), known, seconds), flush=True)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("compression")
+    parser.add_argument("--results", default="results")
+    parser.add_argument("--model", default="smollm2-135m-refusal")
+    parser.add_argument("--ways", type=int, nargs="+", default=range(len(WAYS)), help="which rows of WAYS, from 0")
+    main(**vars(parser.parse_args()))

@@ -1,12 +1,12 @@
 """AIRD patches: W' = W_c + r r^T (a W_c + b W_o), a rank-1 edit (aird/patching/edits.py).
 
 input   what the method of a patch asks for (aird/patching/methods/): the original's refusal
-        direction, both checkpoints, the direction prompts, the original's replies to them,
+        direction, both checkpoints, the prompts to learn from, the original's replies to them,
         the texts of those attacks of a suite that it names, in a file of their own
 output  results/patches/{model}/{compression}/{patch}/: adapter/ (PEFT, rank 1) and
         statistics.json; merged/ on request
 steps   make_patch: read the edited matrices, compute the row r^T (a W_c + b W_o), write the adapter;
-        learn_patch: run the models on the direction prompts, and fit or learn the rows
+        learn_patch: run the models on these prompts, and fit or learn the rows
 """
 
 from aird.patching.methods import method_of, needs_of, sizes_of
@@ -87,8 +87,8 @@ rule record_replies:
         **model_job(code("record_replies")),
         checkpoint=ancient(ORIGINAL_CHECKPOINT),
         manifest=ORIGINAL_MANIFEST,
-        harmful=prompts(DIRECTIONS.harmful),
-        harmless=prompts(DIRECTIONS.harmless),
+        harmful=prompts(CONFIGURATION.learnt_set("harmful")),
+        harmless=prompts(CONFIGURATION.learnt_set("harmless")),
     output:
         REPLIES,
     log:
@@ -106,7 +106,7 @@ rule record_replies:
         gpu=gpus,
     params:
         **flags(
-            settings=settings_json(CONFIGURATION.replies),
+            settings=canonical_json(CONFIGURATION.replies.sizes),
             seed=SEED,
         ),
     message:
@@ -156,8 +156,8 @@ rule make_patch:
         own=needed("own", DIRECTION),
         own_record=needed("own", DIRECTION_RECORD),
         replies=needed("replies", REPLIES),
-        harmful=needed("prompts", prompts(DIRECTIONS.harmful)),
-        harmless=needed("prompts", prompts(DIRECTIONS.harmless)),
+        harmful=needed("prompts", prompts(CONFIGURATION.learnt_set("harmful"))),
+        harmless=needed("prompts", prompts(CONFIGURATION.learnt_set("harmless"))),
         attacks=learnt_texts,
     output:
         adapter=directory(ADAPTER),

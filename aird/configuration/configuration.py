@@ -37,7 +37,7 @@ class Configuration(Settings):
     patches: dict[Name, Annotated[PatchSettings, OneOf(METHODS)]] = Field(
         {}, description="The repairs and controls of the grid."
     )
-    replies: Replies = Field(Replies(), description="What calibrated patches learn from and are chosen by.")
+    replies: Replies = Field(Replies(), description="What patches learn from and are chosen by.")
     suites: dict[Name, Suite] = Field(description="What is measured on every cell of the grid.", min_length=1)
     hand_labels: Text | None = Field(
         None,
@@ -59,6 +59,11 @@ class Configuration(Settings):
         chosen = self.models[model].compressions
         names = [name for name in self.compressions if chosen is None or name in chosen]
         return [name for name in names if self.compressions[name].exists(model)]
+
+    def learnt_set(self, kind: str) -> str:
+        """Return the prompt set that patches learn from and are chosen by, of harmful or harmless prompts."""
+        named: str = getattr(self.replies, kind) or getattr(self.directions, kind)
+        return named
 
     @cached_property
     def engine_kinds(self) -> dict[str, type[Engine]]:

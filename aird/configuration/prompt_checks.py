@@ -32,10 +32,11 @@ def uses(configuration: Configuration) -> Iterator[Use]:
         for split in ("train", "validation", "test"):
             key = f"directions.{kind}"
             yield Use(key, key, f"directions.{split}", directions.selection(kind, split))
-    for kind, split, count in dict.fromkeys(_drawn_for_patches(configuration)):
-        key = f"directions.{kind}"
-        chosen = directions.selection(kind, split).model_copy(update={"count": getattr(configuration.replies, count)})
-        yield Use(key, key, f"replies.{count}", chosen)
+    for kind, split, table, count in dict.fromkeys(_drawn_for_patches(configuration)):
+        key = f"{'directions' if getattr(configuration.replies, kind) is None else 'replies'}.{kind}"
+        number = getattr(getattr(configuration, table), count)
+        chosen = PromptSelection(set=configuration.learnt_set(kind), split=split, count=number)
+        yield Use(key, key, f"{table}.{count}", chosen)
     tables: dict[str, Any] = {
         f"models.{name}.refusal_tuning": model.refusal_tuning for name, model in configuration.models.items()
     }
@@ -61,16 +62,20 @@ def uses(configuration: Configuration) -> Iterator[Use]:
             yield Use(key, f"{key}.prompt_set", f"{key}.count", chosen)
 
 
-def _drawn_for_patches(configuration: Configuration) -> Iterator[tuple[str, str, str]]:
-    """Yield kind and split of the prompts that the grid's patches draw, and the key of `replies` with the number."""
+def _drawn_for_patches(configuration: Configuration) -> Iterator[tuple[str, str, str, str]]:
+    """Yield kind and split of the prompts that the grid's patches draw, and table and key with the number."""
     patched = {patch for _, _, patch in configuration.cells()}
     for name, settings in configuration.patches.items():
         if name not in patched:
             continue
-        if "replies" in needs_of(settings):
-            yield "harmful", "train", "train_harmful"
-            yield from ((kind, "validation", "validation") for kind in CLASSES)
-        yield from ((kind, "train", count) for kind, count in method_of(settings).trains_on.items())
+        needs = needs_of(settings)
+        if "replies" in needs:
+            yield "harmful", "train", "replies", "train_harmful"
+            yield from ((kind, "validation", "replies", "validation") for kind in CLASSES)
+        trains_on = method_of(settings).trains_on
+        if "prompts" in needs and not trains_on and "replies" not in needs:
+            yield from ((kind, "train", "directions", "train") for kind in CLASSES)
+        yield from ((kind, "train", "replies", count) for kind, count in trains_on.items())
 
 
 def prompt_set_mistakes(configuration: Configuration) -> Iterator[str]:
@@ -103,15 +108,34 @@ def _made_from(configuration: Configuration, name: str, keys: tuple[str, ...] = 
 
 def selection_mistakes(configuration: Configuration) -> Iterator[str]:
     """Yield selections of prompts that their sets do not have, and classes that are one set."""
-    for name, prompt_set in configuration.prompt_sets.items():
-        # Splits that a file says are checked with the file.
-        if prompt_set.split_field is None:
+    for name in configuration.prompt_sets:
+        sizes = _split_sizes(configuration, name)
+        if sizes is not None:
             where = f"prompt_sets.{name}.splits"
-            yield from unmet(configuration, name, prompt_set.splits or {}, f"add it to {where}", f", or raise {where}")
+            yield from unmet(configuration, name, sizes, f"add it to {where}", f", or raise {where}")
     sets = {use.key: use.selection.set for use in uses(configuration)}
     for key, name in sets.items():
         if key.endswith(".harmless") and name == sets[key.removesuffix("less") + "ful"]:
             yield f"{key}: is the harmful set as well; name a set of harmless prompts (found: {name})"
+
+
+def _split_sizes(configuration: Configuration, name: str) -> dict[str, int] | None:
+    """Return how many prompts each split of a set has; None where a file says it, which is checked with the file."""
+    settings = configuration.prompt_sets.get(name)
+    if settings is None or settings.split_field is not None:
+        return None
+    if settings.splits is not None or settings.combine is None:
+        return dict(settings.splits or {})
+    sizes: dict[str, int] = {}
+    for part in settings.combine:
+        if name in _made_from(configuration, part):
+            return None  # made from itself, which is another mistake
+        found = _split_sizes(configuration, part)
+        if found is None:
+            return None
+        for split, size in found.items():
+            sizes[split] = sizes.get(split, 0) + size
+    return sizes
 
 
 def unmet(
@@ -178,7 +202,8 @@ def leaks(configuration: Configuration) -> Iterator[str]:
             elif kinds(measured) & kinds(used) and not _apart(
                 configuration, used.selection.set, measured.selection.set
             ):
-                mixed.setdefault(used.selection.set, []).append(used.key)
+                for part in _parts_to_keep_apart(configuration, used.selection.set, measured.selection.set):
+                    mixed.setdefault(part, []).append(used.key)
         name = measured.selection.set
         for other, keys in shared.items():
             places = ", ".join(dict.fromkeys(keys))
@@ -196,9 +221,29 @@ def _same_prompts(configuration: Configuration, used: PromptSelection, measured:
     """Tell whether two selections may hold the same prompts because of what their sets are made from."""
     if used.set == measured.set:
         return used.split is None or measured.split is None or used.split == measured.split
+    joined = configuration.prompt_sets[used.set]
+    if joined.combine is not None and joined.splits is None and used.split is not None:
+        # Its splits are those of its parts.
+        return any(
+            _same_prompts(configuration, used.model_copy(update={"set": part, "count": None}), measured)
+            for part in joined.combine
+        )
     if _apart(configuration, used.set, measured.set, explicit=True):
         return False
     return bool(_made_from(configuration, used.set) & _made_from(configuration, measured.set))
+
+
+def _parts_to_keep_apart(configuration: Configuration, name: str, other: str) -> list[str]:
+    """Return which of the sets that a set keeps the splits of may share prompts with another one; else the set."""
+    joined = configuration.prompt_sets[name]
+    if joined.combine is None or joined.splits is not None or joined.disjoint_from:
+        return [name]
+    return [
+        found
+        for part in joined.combine
+        if not _apart(configuration, part, other)
+        for found in _parts_to_keep_apart(configuration, part, other)
+    ]
 
 
 def _apart(configuration: Configuration, one: str, other: str, explicit: bool = False) -> bool:

@@ -19,9 +19,7 @@ Where *decisions* are learnt (aird/patching/divergence.py), all training prompts
 the original does not refuse: of each it says how likely a refusal is, and what follows is its own reply where it
 refuses or the checkpoint refuses in its place, and the checkpoint's elsewhere.
 
-Rows may be learnt in *whitened* inputs, row = z P with P^-2 = (C / m + w I) / (1 + w), C the mean of x x^T of a
-module's inputs x and m the mean of its eigenvalues: Adam's steps on z are as long along inputs that hardly vary as
-along those that vary most.
+Rows may be learnt in *whitened* inputs (aird/patching/whitening.py).
 """
 
 from __future__ import annotations
@@ -38,10 +36,10 @@ import torch
 from aird.models.dense import model_with_gradients, passes_gradients
 from aird.models.loading import load_model
 from aird.models.structure import writer_gains
-from aird.patching.compensation import input_covariances
 from aird.patching.divergence import divergence, make_batches
 from aird.patching.edits import Edit, along, contributed, edit_along, reader
 from aird.patching.replies import ReplySet
+from aird.patching.whitening import whitenings
 from aird.prompts.attack import attack_of
 from aird.prompts.chat import chat_tokens
 from aird.prompts.sets import Record, select, select_instructions
@@ -156,7 +154,7 @@ class Learning:
         columns: learn what edits write too; it comes back as unit vectors, their lengths in what is read.
         by_token: let a pack of prompts count by its compared tokens, as where some prompts are so long that one fills
             a pack; default: all packs count alike.
-        whitening: w, in whose whitened inputs the rows are learnt; None learns them as they are.
+        whitening: w of the inputs that the rows are learnt in; None learns them in the inputs as they are.
         refusal_tokens: those that refusals begin with, where decisions are learnt.
     """
 
@@ -188,26 +186,6 @@ def written_rows(
     return [along(reader(unit, edit.gain), matrices(edit.module)) for edit in edits]
 
 
-@torch.no_grad()
-def _whitened(
-    model: PreTrainedModel, edits: Sequence[Edit], replies: Sequence[ReplySet], whitening: float
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Return P and its inverse for the module of each edit, [d_in, d_in] float32."""
-    if any(edit.of_experts for edit in edits):
-        raise ValueError(
-            "whitening needs the inputs of linear modules, and this model's experts have none; leave `whitening` out"
-        )
-    sequences = [sequence for part in replies for sequence in part.sequences]
-    found = {}
-    for name, covariance in input_covariances(model, sequences, [edit.module for edit in edits]):
-        values, vectors = torch.linalg.eigh(covariance.double())
-        mean = values.mean()
-        # In parts of their mean, so that gradients keep their size: much whitening is then the identity.
-        roots = ((values.clamp_min(0) + whitening * mean) / (mean + whitening * mean)).sqrt()
-        found[name] = ((vectors / roots) @ vectors.T).float(), ((vectors * roots) @ vectors.T).float()
-    return [found[edit.module] for edit in edits]
-
-
 def learn_edits(
     model: PreTrainedModel,
     start: Sequence[Edit],
@@ -229,14 +207,14 @@ def learn_edits(
     Raises:
         ValueError: the loss is not finite, or inputs of experts are to be whitened.
     """
-    transforms = None if how.whitening is None else _whitened(model, start, replies, how.whitening)
+    transforms = None if how.whitening is None else whitenings(model, start, replies, how.whitening)
     if transforms is None:
         scales = [row.square().mean().sqrt().item() for row in rows]
         downs = [edit.down.clone().requires_grad_() for edit in start]
     else:
-        backs = [back for _, back in transforms]
-        scales = [(row.float() @ back).square().mean().sqrt().item() for row, back in zip(rows, backs, strict=True)]
-        downs = [(edit.down @ back).requires_grad_() for edit, back in zip(start, backs, strict=True)]
+        read_now = [each.whitened(row.float()) for each, row in zip(transforms, rows, strict=True)]
+        scales = [row.square().mean().sqrt().item() for row in read_now]
+        downs = [each.whitened(edit.down).requires_grad_() for each, edit in zip(transforms, start, strict=True)]
     ups = [contributed(edit).float().requires_grad_() for edit in start]
     groups = [{"params": [down], "lr": how.learning_rate * scale} for down, scale in zip(downs, scales, strict=True)]
     if how.columns:
@@ -251,7 +229,7 @@ def learn_edits(
     def read() -> list[torch.Tensor]:
         if transforms is None:
             return downs
-        return [down @ whiten for down, (whiten, _) in zip(downs, transforms, strict=True)]
+        return [each.rows(down) for each, down in zip(transforms, downs, strict=True)]
 
     def edits() -> list[Edit]:
         if not how.columns:

@@ -56,7 +56,7 @@ class PatchInputs:
 
     def replies_sizes(self) -> Replies:
         """Return how many replies there are, for a calibration and for a choice of strength."""
-        return Replies.model_validate({name: self.sizes[name] for name in Replies.model_fields})
+        return Replies.model_validate({name: self.sizes[name] for name in Replies().sizes})
 
 
 @dataclass(frozen=True)

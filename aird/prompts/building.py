@@ -36,7 +36,7 @@ def build_prompt_set(
         ValueError: the source cannot be read, or holds too little.
     """
     if settings.source is None:
-        rows = [{**record, "split": None} for record in combined]
+        rows = list(combined)
     else:
         with open_file(settings.source) as path:
             instructions = read_instructions(path, settings)

@@ -142,8 +142,12 @@ class FormulaSettings(StrengthSettings):
 
 
 class Replies(Settings):
-    """The replies to direction prompts that calibrated patches learn from and are chosen by."""
+    """The replies to prompts that patches learn from and are chosen by."""
 
+    harmful: Name | None = Field(
+        None, description="Prompt set that patches learn from and are chosen by; default: that of `directions`."
+    )
+    harmless: Name | None = Field(None, description="The same of harmless prompts, borderline ones best among them.")
     train_harmful: int = Field(
         128, ge=8, description="Training prompts that the original is asked; its refusals are learnt from."
     )
@@ -157,6 +161,11 @@ class Replies(Settings):
         ge=4,
         description="First tokens of each reply that the refusal judge sees; at least `tokens`.",
     )
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many prompts and tokens there are."""
+        return self.model_dump(exclude={"harmful", "harmless"})
 
     @property
     def judged(self) -> int:

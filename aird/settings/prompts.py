@@ -16,7 +16,11 @@ class PromptSet(Settings):
     """A named list of instructions, read from one source or combined from other sets."""
 
     source: FileSource | None = Field(None, description="The file that holds the instructions.")
-    combine: list[Name] | None = Field(None, min_length=1, description="Other prompt sets to join, in order.")
+    combine: list[Name] | None = Field(
+        None,
+        min_length=1,
+        description="Other prompt sets to join, in order; their splits stay, unless `splits` draws new ones.",
+    )
     format: Literal["json", "jsonl", "yaml", "csv", "parquet", "lines"] | None = Field(
         None, description="How to read the source's file; required with a source."
     )

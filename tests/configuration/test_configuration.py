@@ -280,6 +280,32 @@ def test_harmless_prompts_under_another_name_are_kept_apart_too() -> None:
     load_configuration(values)
 
 
+def test_patches_learn_from_sets_of_their_own() -> None:
+    values = changed("patches", {"calibrated": {"method": "calibrate"}})
+    more = {"source": {"path": "more.txt"}, "format": "lines", "splits": {"train": 8}}
+    values["prompt_sets"] |= {"more": more, "learnt": {"combine": ["harmful", "more"]}}
+    values["replies"] |= {"harmful": "learnt"}
+    # Nothing says that the other file holds nothing of what is measured, or of the direction's test split.
+    told = "prompts of attack may also stand in more, which replies.harmful uses"
+    assert mistakes(values) == [f"suites.safety.harmful: {told}; add attack to prompt_sets.more.disjoint_from"]
+    more["disjoint_from"] = ["attack", "harmful"]
+    assert load_configuration(values).learnt_set("harmful") == "learnt"
+    assert load_configuration(values).learnt_set("harmless") == "harmless"
+    # The splits of the parts are those of the joined set: another one may be measured.
+    values["suites"]["safety"]["harmful"] = {"set": "harmful", "split": "test"}
+    load_configuration(values)
+    values["suites"]["safety"]["harmful"]["split"] = "validation"
+    assert any("replies.harmful may use the same prompts, of learnt" in line for line in mistakes(values))
+    values["suites"]["safety"]["harmful"]["split"] = "test"
+    values["replies"]["train_harmful"] = 169
+    assert mistakes(values) == [
+        "replies.train_harmful: asks for more than split train of prompt set learnt has; write at most 168, or raise "
+        "prompt_sets.learnt.splits.train (found: 169)"
+    ]
+    values["replies"]["harmful"] = "learned"
+    assert mistakes(values) == ["replies.harmful: there is no prompt set learned; did you mean learnt?"]
+
+
 def test_what_a_compression_is_calibrated_on_is_kept_apart_from_what_is_measured() -> None:
     own = {"source": {"path": "own.txt"}, "format": "lines", "splits": {"train": 64}}
     values = changed("prompt_sets.own", own)

@@ -248,7 +248,7 @@ def test_a_checkpoint_that_needs_nothing_gets_nothing(model: Any, replies: dict[
 def test_learning_may_begin_with_the_rows_of_the_closed_form(original: Path, tmp_path: Path) -> None:
     """With steps of no length, a warm start is the fitted patch of the same prompts."""
     settings = Calibrate(warm_start=2.0, epochs=1, learning_rate=1e-9, strengths=[1.0], significance=1, kl_budget=100.0)
-    methods = {"calibrated": (settings, SIZES.model_dump()), "fitted": (Fit(alpha=2.0, blocks="upper"), {"train": 8})}
+    methods = {"calibrated": (settings, SIZES.sizes), "fitted": (Fit(alpha=2.0, blocks="upper"), {"train": 8})}
     for name, (method, sizes) in methods.items():
         patched(method, original, new(tmp_path / name), sizes=sizes)
     learnt, fitted = (load_adapter(tmp_path / name / "adapter") for name in methods)
@@ -289,7 +289,7 @@ def test_epochs_are_shown(
 def test_a_checkpoint_that_lost_nothing_is_left_alone(original: Path, tmp_path: Path) -> None:
     replies = tmp_path / "replies.safetensors"
     save_replies(replies, original_replies(original, RECORDS, SIZES, 0))
-    record = patched(Calibrate(), original, tmp_path, sizes=SIZES.model_dump(), replies=replies)
+    record = patched(Calibrate(), original, tmp_path, sizes=SIZES.sizes, replies=replies)
     edits = load_adapter(tmp_path / "adapter")
     assert record["calibration"]["strength"] == 0
     assert record["calibration"]["reason"].startswith("neither refusals nor answers were lost")
@@ -339,7 +339,7 @@ def test_a_checkpoint_that_lost_answers_alone_learns_them_from_the_original(
         "aird.patching.calibration.make_batches", lambda *given: learnt_from.append(given[1]) or make_batches(*given)
     )
     settings = Calibrate(epochs=1, strengths=[1.0])
-    record = patched(settings, original, tmp_path, compressed, sizes=SIZES.model_dump())
+    record = patched(settings, original, tmp_path, compressed, sizes=SIZES.sizes)
     choice = record["calibration"]
     assert choice["original"] == {"refusal": 1.0, "over_refusal": 0.0}
     assert choice["unpatched"]["refusals_p_value"] == 1 and choice["unpatched"]["answers_p_value"] < 0.2
@@ -359,7 +359,7 @@ def test_a_free_column_is_learnt_from_a_random_start_and_the_record_says_how_nea
     for direction in ("free", "random"):
         settings = Calibrate(direction=direction, epochs=4, learning_rate=0.5, strengths=[1.0], **ANY)
         (tmp_path / direction).mkdir()
-        sizes = SIZES.model_dump()
+        sizes = SIZES.sizes
         records[direction] = patched(settings, original, tmp_path / direction, compressed, sizes=sizes)
     free, fixed = (load_adapter(tmp_path / name / "adapter") for name in records)
     start = random_direction(UNIT, 0)
@@ -474,7 +474,7 @@ def test_a_patch_is_calibrated_on_the_attacks_that_the_original_resists(
     settings = Calibrate(
         attacks={"suite": "attacks", "names": list(ATTACKS), "count": 4}, epochs=1, strengths=[1.0], **ANY
     )
-    more = {"sizes": SIZES.model_dump(), "attacks": ATTACKS}
+    more = {"sizes": SIZES.sizes, "attacks": ATTACKS}
     with caplog.at_level("INFO"):
         record = patched(settings, original, tmp_path, compressed, **more)
     resisted = {name: [text not in answers for text in texts] for name, texts in said.items()}
@@ -495,7 +495,7 @@ def test_a_patch_is_calibrated_on_the_attacks_that_the_original_resists(
 def test_texts_of_attacks_are_asked_for_before_anything_runs(original: Path, tmp_path: Path) -> None:
     settings = Calibrate(attacks={"suite": "attacks", "names": ["begun"]})
     with pytest.raises(ValueError, match="method calibrate needs what was not given: attacks"):
-        patched(settings, original, tmp_path, sizes=SIZES.model_dump())
+        patched(settings, original, tmp_path, sizes=SIZES.sizes)
 
 
 @pytest.mark.parametrize("settings", [RoundToNearest(weight_bits=8, activation_bits=8), BitsAndBytes(variant="nf4")])
@@ -540,7 +540,7 @@ def test_one_model_is_in_memory_at_a_time(original: Path, tmp_path: Path, monkey
         monkeypatch.setattr(f"aird.{module}.load_model", load)
     attacks = {"suite": "attacks", "names": list(ATTACKS), "count": 4}
     settings = Calibrate(attacks=attacks, warm_start=1.0, epochs=1, strengths=[1.0], **ANY)
-    more = {"sizes": SIZES.model_dump(), "attacks": ATTACKS}
+    more = {"sizes": SIZES.sizes, "attacks": ATTACKS}
     patched(settings, original, new(tmp_path / "patch"), tmp_path / "base", **more)
     base = tmp_path / "base"
     assert [folder for folder in loaded if folder in (original, base)] == [original, base, original, base]
@@ -562,6 +562,6 @@ def test_rows_are_learnt_through_a_dense_copy_and_their_strength_is_chosen_on_th
 
         monkeypatch.setattr(f"aird.patching.{module}.{name}", watched)
     settings = Calibrate(epochs=1, strengths=[1.0], **ANY)
-    patched(settings, original, new(tmp_path / "patch"), tmp_path / "base", sizes=SIZES.model_dump())
+    patched(settings, original, new(tmp_path / "patch"), tmp_path / "base", sizes=SIZES.sizes)
     assert quantised == {"learn_edits": False, "choose_on_validation": True}
     assert all(update.down.abs().max() > 0 for update in load_adapter(tmp_path / "patch/adapter"))

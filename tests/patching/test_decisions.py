@@ -99,7 +99,7 @@ def test_a_patch_learns_decisions(
     # A model of random weights begins all replies alike; then its first token tells nothing.
     with pytest.raises(ValueError, match="write learns: refusals"):
         monkeypatch.setattr("aird.directions.refusal_score.leading_tokens", lambda *_: [])
-        patched(settings, original, tmp_path, compressed, sizes=SIZES.model_dump())
+        patched(settings, original, tmp_path, compressed, sizes=SIZES.sizes)
     monkeypatch.setattr("aird.directions.refusal_score.leading_tokens", lambda refusals, _: sorted(set(refusals)))
-    record = patched(settings, original, tmp_path, compressed, sizes=SIZES.model_dump())
+    record = patched(settings, original, tmp_path, compressed, sizes=SIZES.sizes)
     assert record["calibration"]["tried"] and any(edit["relative_change"] > 0 for edit in record["edits"])

@@ -50,7 +50,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 # The methods that look at the original's replies, and those whose code another one is made of.
 WITH_REPLIES = ("calibrate", "choose", "compensate")
 MADE_OF = {"choose": {"scale", "project"}}
-SIZES = Replies(train_harmful=8, train_harmless=8, validation=8, tokens=3, judged_tokens=4).model_dump()
+SIZES = Replies(train_harmful=8, train_harmless=8, validation=8, tokens=3, judged_tokens=4).sizes
 RECORDS = prompt_records(train=8, validation=8)
 
 

@@ -158,7 +158,7 @@ def test_the_strength_of_a_lora_is_chosen_and_written(strength: float, original:
     chosen = {**values, "strengths": [0.5], "kl_budget": 100.0, "significance": 1 if strength else 0.2}
     records = {}
     for name, settings in {"whole": values, "chosen": chosen}.items():
-        sizes = {"train": 8} | (SIZES.model_dump() if name == "chosen" else {})
+        sizes = {"train": 8} | (SIZES.sizes if name == "chosen" else {})
         inputs = PatchInputs("base", original, original, prompts=RECORDS, sizes=sizes)
         records[name] = make_patch(parse_patch(settings), inputs, tmp_path / name, tmp_path / f"{name}.json")
     assert "calibration" not in records["whole"]

@@ -234,7 +234,9 @@ def test_a_set_is_read_from_its_source_or_joined_from_others(tmp_path: Path) -> 
     ]
     joined = PromptSet(combine=["a", "b"], splits={"train": 1})
     records, dropped = build_prompt_set("c", joined, [*read, {**read[0], "split": "test"}], read[1:2], 0)
-    # The origin stays, a split of before does not.
+    # The origin stays, and a split of before where none is drawn.
+    kept, _ = build_prompt_set("c", PromptSet(combine=["a"]), [{**read[0], "split": "test"}, read[1]], [], 0)
+    assert [(record["id"], record["split"]) for record in kept] == [("c-0001", "test"), ("c-0002", None)]
     assert [(record["instruction"], record["origin"]) for record in records] == [("apple", "a"), ("cheese", "a")]
     assert sorted(str(record["split"]) for record in records) == ["None", "train"]
     assert dropped == {"duplicates": 1, "overlapping": 1}

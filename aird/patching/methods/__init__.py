@@ -41,7 +41,7 @@ def needs_of(settings: PatchSettings) -> frozenset[Need]:
 
 def sizes_of(settings: PatchSettings, directions: Directions, replies: Replies) -> dict[str, int]:
     """Return how many prompts and tokens a patch sees, as `Method.sizes`, those of a choice of strength included."""
-    return method_of(settings).sizes(directions, replies) | (replies.model_dump() if _is_chosen(settings) else {})
+    return method_of(settings).sizes(directions, replies) | (replies.sizes if _is_chosen(settings) else {})
 
 
 def _is_chosen(settings: PatchSettings) -> bool:

@@ -60,7 +60,7 @@ METHOD = Method(
     summary="the row of `scale` or `project`, with a strength chosen on validation prompts by the rule of `calibrate`",
     make=make,
     needs=TO_CHOOSE | {"direction"},
-    sizes=lambda directions, replies: replies.model_dump(),
+    sizes=lambda directions, replies: replies.sizes,
     memory_mb=6000,
     minutes=60,
 )

@@ -84,7 +84,7 @@ METHOD = Method(
     "without a refusal direction",
     make=make,
     needs=TO_CHOOSE,
-    sizes=lambda directions, replies: replies.model_dump(),
+    sizes=lambda directions, replies: replies.sizes,
     trains_on={"harmless": "train_harmless"},
     usage="{loading}",
     memory_mb=8000,
