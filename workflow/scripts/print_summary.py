@@ -5,6 +5,7 @@ import textwrap
 from pathlib import Path
 
 import yaml
+from snakemake.utils import update_config
 
 from aird.configuration.loading import load_configuration
 from aird.reporting.claims.statement import read_statements
@@ -22,9 +23,12 @@ COLUMNS = (
 ).split()
 
 
-def main(tables: Path, report: Path, configuration: Path) -> None:
-    """Run the script."""
-    settings = load_configuration(yaml.safe_load(configuration.read_text(encoding="utf-8"))).model_dump()
+def main(tables: Path, report: Path, configuration: list[Path]) -> None:
+    """Run the script; later configurations change earlier ones, as with --configfile."""
+    values: dict[str, object] = {}
+    for path in configuration:
+        update_config(values, yaml.safe_load(path.read_text(encoding="utf-8")))
+    settings = load_configuration(values).model_dump()
     summary, paired, attacks, resistance = (
         read_table(tables / f"{name}.csv") for name in ("summary", "paired", "attacks", "resistance")
     )
