@@ -12,7 +12,7 @@ SNAKEMAKE := $(BIN)/python -m snakemake --cores all
 # Two processes share the tests, a file at a time, since tests of a file share what they set up.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo shipped test test-all check environment cluster bench report snakemake-report screenshots tables why clean
+.PHONY: demo shipped test test-all check environment cluster bench report snakemake-report screenshots tables why dist clean
 
 SUMMARY := PYTHONPATH=. $(BIN)/python workflow/scripts/print_summary.py --tables results/tables --report results/report.html --configuration
 
@@ -81,6 +81,13 @@ $(VENV)/core.stamp: envs/core.lock.txt
 $(VENV)/development.stamp: $(VENV)/core.stamp envs/cluster.lock.txt envs/development.lock.txt
 	$(INSTALL) --no-deps -r envs/cluster.lock.txt -r envs/development.lock.txt
 	@touch $@
+
+# The package as a wheel and a source distribution, in dist/. A commit gives the same wheel everywhere.
+dist: $(VENV)/development.stamp
+	rm -rf build dist
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	$(BIN)/python -c "from setuptools.build_meta import build_sdist; build_sdist('dist')" > /dev/null
+	@ls dist
 
 clean:
 	rm -rf results/[!R]* .snakemake
