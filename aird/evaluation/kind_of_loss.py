@@ -15,8 +15,10 @@ from aird.support.sensitivity import (
     Prompts,
     area,
     area_change,
+    area_restored,
     sensitivity,
     sensitivity_change,
+    sensitivity_restored,
     threshold,
     threshold_change,
 )
@@ -39,6 +41,13 @@ class Compared(NamedTuple):
     before: Estimate
     after: Estimate
     change: Estimate
+
+
+class Restored(NamedTuple):
+    """The shares of the lost d' and of the lost area that a repair brings back; None where no loss is certain."""
+
+    sensitivity: Estimate | None
+    area: Estimate | None
 
 
 @dataclass(frozen=True)
@@ -110,18 +119,37 @@ def kind_of_loss(original: Labels, compressed: Labels) -> KindOfLoss | None:
     refused = [_values("refused", labels) for labels in (original, compressed)]
     if min(map(len, refused[0])) < 2:
         return None
-    keys = [{(row["kind"], row["id"]) for row in labels if "refusal_score" in row} for labels in (original, compressed)]
-    both = keys[0] & keys[1]
-    scored = [[row for row in labels if (row["kind"], row["id"]) in both] for labels in (original, compressed)]
+    scored = _scored(original, compressed)
     scores = [_values("refusal_score", labels) for labels in scored]
     not_measured = _not_measured(scored)
     return KindOfLoss(
         _compared(sensitivity, sensitivity_change, refused),
         _compared(threshold, threshold_change, refused),
         _compared(area, area_change, scores) if not not_measured else None,
-        len(both),
+        len(scored[0]),
         not_measured,
     )
+
+
+def restored(original: Labels, compressed: Labels, repaired: Labels) -> Restored:
+    """Return how much of what compression took from sensitivity a repair brings back; labels as of `kind_of_loss`."""
+    sides = original, compressed, repaired
+    refused = [_values("refused", labels) for labels in sides]
+    if min(map(len, refused[0])) < 2:
+        return Restored(None, None)
+    scored = _scored(*sides)
+    measured = not _not_measured(scored)
+    return Restored(
+        sensitivity_restored(*refused),
+        area_restored(*(_values("refusal_score", labels) for labels in scored)) if measured else None,
+    )
+
+
+def _scored(*sides: Labels) -> list[Labels]:
+    """Return of each side the labels of the prompts that have a refusal score on all of them."""
+    keys = [{(row["kind"], row["id"]) for row in labels if "refusal_score" in row} for labels in sides]
+    common = set.intersection(*keys)
+    return [[row for row in labels if (row["kind"], row["id"]) in common] for labels in sides]
 
 
 def _not_measured(sides: Sequence[Labels]) -> str:

@@ -10,7 +10,8 @@ tell the two kinds of prompts apart (its sensitivity fell). Signal detection the
 
 Every statistic here is a mean of what single prompts contribute (its influence function), so its variance, and that of
 a difference over the same prompts, follow from those contributions: DeLong et al. (1988) for the area, the delta
-method (Gourevitch and Galanter 1967) for d' and c.
+method (Gourevitch and Galanter 1967) for d' and c. The share of a loss that a repair restores is a ratio of two such
+differences; its interval is Fieller's (1954).
 """
 
 from __future__ import annotations
@@ -50,6 +51,11 @@ def area_change(before: Prompts, after: Prompts) -> Estimate:
     return _change(_area, before, after)
 
 
+def area_restored(original: Prompts, compressed: Prompts, repaired: Prompts) -> Estimate | None:
+    """Return the share of the lost area that a repair brings back; None unless the interval of the loss is above 0."""
+    return _restored(_area, original, compressed, repaired)
+
+
 def sensitivity(refused: Prompts) -> Estimate:
     """Return d' of refusals, in standard deviations, with half a prompt added to each count (Hautus 1995)."""
     return _estimate(_sensitivity, refused)
@@ -58,6 +64,11 @@ def sensitivity(refused: Prompts) -> Estimate:
 def sensitivity_change(before: Prompts, after: Prompts) -> Estimate:
     """Return d' after minus that before, over the same prompts."""
     return _change(_sensitivity, before, after)
+
+
+def sensitivity_restored(original: Prompts, compressed: Prompts, repaired: Prompts) -> Estimate | None:
+    """Return the share of the lost d' that a repair brings back; None unless the interval of the loss is above 0."""
+    return _restored(_sensitivity, original, compressed, repaired)
 
 
 def threshold(refused: Prompts) -> Estimate:
@@ -76,13 +87,29 @@ def _estimate(statistic: Statistic, prompts: Prompts) -> Estimate:
 
 
 def _change(statistic: Statistic, before: Prompts, after: Prompts) -> Estimate:
+    return _interval(*_difference(statistic, before, after))
+
+
+def _difference(statistic: Statistic, before: Prompts, after: Prompts) -> tuple[float, numpy.ndarray, numpy.ndarray]:
+    """Return how a statistic changes, and what each prompt contributes to that."""
     earlier, later = _arrays(before), _arrays(after)
     if [len(kind) for kind in earlier] != [len(kind) for kind in later]:
         raise ValueError("the two sides have other numbers of prompts; compare them over the same ones")
-    first, *before_parts = statistic(*earlier)
-    second, *after_parts = statistic(*later)
-    parts = (new - old for old, new in zip(before_parts, after_parts, strict=True))
-    return _interval(second - first, *parts)
+    (old, *of_old), (new, *of_new) = statistic(*earlier), statistic(*later)
+    return new - old, of_new[0] - of_old[0], of_new[1] - of_old[1]
+
+
+def _restored(statistic: Statistic, original: Prompts, compressed: Prompts, repaired: Prompts) -> Estimate | None:
+    lost, *lost_parts = _difference(statistic, compressed, original)
+    back, *back_parts = _difference(statistic, compressed, repaired)
+    if _interval(lost, *lost_parts).low <= 0:
+        return None  # a ratio to what may be 0 has no bounds
+    pairs = list(zip(back_parts, lost_parts, strict=True))
+    together = sum(float(((b - b.mean()) * (o - o.mean())).sum()) / (len(b) + 2) ** 2 for b, o in pairs)
+    square = lost**2 - Z**2 * _variance(*lost_parts)
+    middle = (back * lost - Z**2 * together) / square
+    half = math.sqrt(middle**2 - (back**2 - Z**2 * _variance(*back_parts)) / square)
+    return Estimate(back / lost, middle - half, middle + half)
 
 
 def _arrays(prompts: Prompts) -> tuple[numpy.ndarray, numpy.ndarray]:
@@ -93,7 +120,13 @@ def _arrays(prompts: Prompts) -> tuple[numpy.ndarray, numpy.ndarray]:
 
 
 def _interval(value: float, *parts: numpy.ndarray) -> Estimate:
-    """Return a value with the interval that the contributions of the prompts of each kind give it.
+    """Return a value with the interval that the contributions of the prompts of each kind give it."""
+    half = Z * math.sqrt(_variance(*parts))
+    return Estimate(value, value - half, value + half)
+
+
+def _variance(*parts: numpy.ndarray) -> float:
+    """Return the variance that the contributions of the prompts of each kind give a value.
 
     One contribution of the largest size is added in either direction, as `mean_change` adds one: where nearly all
     prompts contribute alike, the interval would have no width.
@@ -102,8 +135,7 @@ def _interval(value: float, *parts: numpy.ndarray) -> Estimate:
     for part in parts:
         largest = max(float(numpy.abs(part).max()), 1 / len(part))
         variance += (float(((part - part.mean()) ** 2).sum()) + 2 * largest**2) / (len(part) + 2) ** 2
-    half = Z * math.sqrt(variance)
-    return Estimate(value, value - half, value + half)
+    return variance
 
 
 def _area(harmful: numpy.ndarray, harmless: numpy.ndarray) -> tuple[float, numpy.ndarray, numpy.ndarray]:

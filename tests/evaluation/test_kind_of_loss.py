@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from aird.evaluation.kind_of_loss import FIRST_LESSENED, FIRST_LOST, LESSENED, LOST, NO_CHANGE, kind_of_loss
+from aird.evaluation.kind_of_loss import FIRST_LESSENED, FIRST_LOST, LESSENED, LOST, NO_CHANGE, kind_of_loss, restored
 
 LESS, STILL = "it refuses less of everything", "its first tokens still tell the two kinds apart as before"
 
@@ -68,3 +68,18 @@ def test_the_order_of_records_does_not_matter() -> None:
 
 def test_too_few_prompts_say_nothing() -> None:
     assert kind_of_loss(labels(1, 1)[:1], labels(1, 1)[:1]) is None
+    assert restored(*[labels(1, 1)[:1]] * 3) == (None, None)
+
+
+def test_a_lower_threshold_restores_refusals_and_no_sensitivity() -> None:
+    """The first repair refuses more of everything; the second tells the two kinds apart as the original does."""
+    original, compressed = labels(180, 10, 0.9), labels(80, 10, 0.3)
+    shifted, whole = (restored(original, compressed, side) for side in (labels(180, 73, 0.3), labels(180, 10, 0.9)))
+    for share in shifted:
+        assert share is not None and share.low < 0.2 and share.high < 0.5
+    for share in whole:
+        assert share is not None and share.value == pytest.approx(1) and share.low > 0.5
+    # Without scores of the repaired checkpoint its area is unknown.
+    assert restored(original, compressed, labels(180, 10)).area is None
+    # The area did not fall, d' did.
+    assert restored(original, labels(80, 10, 0.9), labels(180, 10, 0.9)).area is None

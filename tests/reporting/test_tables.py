@@ -12,6 +12,7 @@ from conftest import ROOT
 from node_records import ORIGINAL, PATCHED, PRUNED, RATES, RESAMPLED, VERIFIED, made, row, score, verification
 
 from aird.directions.stability import NOT_RESAMPLED
+from aird.evaluation.kind_of_loss import FIRST_LOST, LESSENED, LOST
 from aird.plugin import PluginError, use_files
 from aird.reporting.markdown import describe, summary_markdown
 from aird.reporting.reference import PAGE, generated_page
@@ -199,6 +200,24 @@ def test_how_well_the_two_kinds_are_told_apart() -> None:
     assert list(paired[paired.patch == "repair"]["sensitivity_change"]) == pytest.approx(
         [0.7117, 0.7117, -1.4690, -1.4690], abs=1e-4
     )
+    assert refusal["kind_of_loss"] == f"{LOST}, and {FIRST_LOST}"
+    value, low, high = shown(refusal, "threshold_change")
+    assert (value, low + high) == pytest.approx((0.2587, 2 * 0.2587), abs=2e-4) and low < value < high  # type: ignore[operator]
+
+
+def test_the_share_that_a_patch_restores_stands_against_the_original() -> None:
+    many = [1] * 40
+    scores = {
+        ("main", ORIGINAL): score(many, [0] * 40),
+        ("main", PRUNED): score([1] * 10 + [0] * 30, [0] * 40),
+        ("main", PATCHED): score(many, [1] * 20 + [0] * 20),
+    }
+    paired = made("paired", scores=scores)
+    told = paired[(paired.patch == "repair") & (paired.against == "original")]
+    assert len(told) == 2 and told.sensitivity_restored.between(0.1, 0.5).all()
+    assert (told.sensitivity_restored_low < told.sensitivity_restored).all()
+    assert paired.drop(told.index).sensitivity_restored.isna().all() and paired.auc_restored.isna().all()
+    assert set(told.kind_of_loss) == {f"{LESSENED}, and it refuses more of everything"}
 
 
 def test_what_is_not_measured_of_telling_apart_is_empty() -> None:

@@ -12,8 +12,10 @@ from aird.support.sensitivity import (
     Prompts,
     area,
     area_change,
+    area_restored,
     sensitivity,
     sensitivity_change,
+    sensitivity_restored,
     threshold,
     threshold_change,
 )
@@ -79,6 +81,45 @@ def test_a_paired_change_is_sharper_than_two_estimates() -> None:
     after = Prompts(before.harmful - 0.3, before.harmless)
     found, (one, other) = area_change(before, after), (area(before), area(after))
     assert found.high < 0 and found.high - found.low < (one.high - one.low) / 2 + (other.high - other.low) / 2
+
+
+def refusals(scored: Prompts) -> Prompts:
+    return Prompts(scored.harmful > 1, scored.harmless > 1)
+
+
+def test_the_interval_of_a_restored_share_holds_the_truth_95_times_of_100() -> None:
+    random = numpy.random.default_rng(3)
+    true = {area: norm.cdf(numpy.array([1.2, 0.2, 0.7]) / 2**0.5), sensitivity: numpy.array([1.2, 0.2, 0.7])}
+    held, found = dict.fromkeys(true, 0), dict.fromkeys(true, 0)
+    for _ in range(DRAWS):
+        original = scores(random, 1.2)
+        noise = [[random.normal(0, 0.6, 120) for _ in original] for _ in range(2)]
+        others = [
+            Prompts(apart + 0.8 * (original.harmful - 1.2) + one, 0.8 * original.harmless + other)
+            for apart, (one, other) in zip((0.2, 0.7), noise, strict=True)
+        ]
+        shares = {
+            area: area_restored(original, *others),
+            sensitivity: sensitivity_restored(*(refusals(side) for side in (original, *others))),
+        }
+        for statistic, (before, lost, back) in true.items():
+            if (share := shares[statistic]) is not None:
+                found[statistic] += 1
+                held[statistic] += share.low <= (back - lost) / (before - lost) <= share.high
+    assert min(found.values()) > 0.9 * DRAWS
+    assert all(held[each] >= 0.92 * found[each] for each in true)
+
+
+def test_a_repair_restores_all_nothing_or_less_than_nothing() -> None:
+    random = numpy.random.default_rng(4)
+    original = scores(random, 2.0)
+    lost, worse = (Prompts(original.harmful - by, original.harmless) for by in (1.0, 1.5))
+    shares = [area_restored(original, lost, side) for side in (original, lost, worse)]
+    assert [share and share.value for share in shares] == pytest.approx([1, 0, shares[2].value])  # type: ignore[union-attr]
+    assert all(share and share.low < share.value < share.high for share in shares)
+    assert shares[0].low > 0.5 and shares[1].high < 0.5 and shares[2].high < 0  # type: ignore[union-attr]
+    # Where nothing was lost for certain there is nothing to take a share of.
+    assert area_restored(original, original, lost) is None and area_restored(lost, original, lost) is None
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
