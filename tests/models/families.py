@@ -117,7 +117,7 @@ class Measured:
         family: Transformers' model type.
         refusal: why it is refused; empty where it is right.
         remains, effect, whole: see above; NaN where nothing can be edited.
-        writes: what its blocks write.
+        edited: which outputs of its blocks are edited.
     """
 
     family: str
@@ -125,7 +125,7 @@ class Measured:
     remains: float = float("nan")
     effect: float = float("nan")
     whole: float = float("nan")
-    writes: str = ""
+    edited: str = ""
 
     @property
     def right(self) -> bool:
@@ -313,21 +313,19 @@ def measure_all() -> dict[str, Measured | None]:
 
 
 def describe(writers: list[Writers]) -> str:
-    """Return what the blocks write, each kind of block once."""
-    kinds = []
-    for block in writers:
-        parts = []
-        for each in block.contributions:
-            experts = "routed experts" if each.obstacle else "experts"
-            notes = [] if each.writer else [experts] if each.experts else ["whole"]
-            notes += [f"then `{each.norm.removeprefix(block.block + '.')}`"] if each.norm else []
-            notes += [f"times {each.scale:.3g}"] if each.scale != 1 else []
-            name = (each.writer or each.experts or each.module).removeprefix(f"{block.block}.")
-            parts.append(f"`{name}`" + (f" ({', '.join(notes)})" if notes else ""))
-        text = " + ".join(parts)
-        if text not in kinds:
-            kinds.append(text)
-    return "; or ".join(kinds)
+    """Return which outputs of a family's blocks are edited."""
+    contributions = [(block.block, each) for block in writers for each in block.contributions]
+    whole = [
+        f"`{each.module.removeprefix(f'{block}.')}`"
+        for block, each in contributions
+        if not (each.writer or each.experts)
+    ]
+    if len(whole) == len(contributions):
+        return "none"
+    whole += ["shared experts"] if any(each.experts and each.obstacle for _, each in contributions) else []
+    notes = ["experts too"] if any(each.experts for _, each in contributions) and not whole else []
+    notes += ["before norms"] if any(each.norm for _, each in contributions) else []
+    return ", ".join([f"all but {', '.join(dict.fromkeys(whole))}" if whole else "all", *notes])
 
 
 def outcome(measured: Measured) -> tuple[str, str]:
@@ -335,7 +333,7 @@ def outcome(measured: Measured) -> tuple[str, str]:
     if measured.refusal:
         reason = re.sub(r"^/\S*/model: | \((seen|stored are).*|, found .*", "", measured.refusal).rpartition("): ")[2]
         return "refused", reason
-    return "right" if measured.effect == measured.effect else "right, no edits", measured.writes
+    return "right" if measured.effect == measured.effect else "right, no edits", measured.edited
 
 
 def table(outcomes: dict[str, tuple[str, str] | None]) -> str:
