@@ -26,11 +26,18 @@ def _section(name: str, table: Table) -> str:
         " ".join((table.says or "").split()), 138, break_long_words=False, break_on_hyphens=False
     )
     rows = [
-        f"- {', '.join(f'`{column.name}`' for column in columns)}: {says}"
+        f"- {', '.join(_names([column.name for column in columns]))}: {says}"
         for says, columns in groupby(table.columns, key=lambda column: column.says)
         if says  # the others are names
     ]
     return "\n".join([f"## {name}.csv\n\n{introduction}\n", *rows, ""])
+
+
+def _names(names: list[str]) -> list[str]:
+    """Return the names as code; ± stands for the two columns of a value's interval."""
+    stems = {name: name.removesuffix("_mean") for name in names}
+    ends = {f"{stem}{end}" for stem in stems.values() for end in ("_low", "_high")}
+    return [f"`{name}`±" if f"{stem}_low" in names else f"`{name}`" for name, stem in stems.items() if name not in ends]
 
 
 def generated_page(page: str) -> str:

@@ -110,7 +110,7 @@ def _decided(lines: list[str], yes: str, no: str) -> bool | None:
 
 JUDGE = ServedJudge(
     title="classifier",
-    says="share that the judge of `kind: classifier` calls harmful, where the suite has one",
+    says="share that the judge of `kind: classifier` calls harmful",
     settings=Classifier,
     question=question,
     read=read,

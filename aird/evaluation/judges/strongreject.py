@@ -101,7 +101,7 @@ def read(answer: str, settings: StrongReject) -> Said:
 
 JUDGE = ServedJudge(
     title="StrongREJECT",
-    says="mean grade, 0 to 1, by the judge of `kind: strongreject`, where the suite has one",
+    says="mean grade, 0 to 1, by the judge of `kind: strongreject`",
     settings=StrongReject,
     question=question,
     read=read,

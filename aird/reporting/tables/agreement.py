@@ -69,8 +69,8 @@ TABLE = Table(
         *SUITE_AND_CELL,
         *values(
             "judge other",
-            says="the two; where `other` is `by_hand`, there is also a row with `all` as model, compression and patch, "
-            "in which each reply that was read counts once",
+            says="the two; with `by_hand` there is also a row with `all` as model, compression and patch, which counts "
+            "each reply that was read once",
         ),
         Column("n", says="completions on which both decided"),
         *values("agreement kappa", says="share on which they agree; Cohen's kappa, empty where both say one thing"),

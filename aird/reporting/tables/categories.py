@@ -31,6 +31,6 @@ TABLE = Table(
         Column("kind", says="`harmful` or `harmless`"),
         Column("origin", says="the prompt set"),
         Column("n", says="prompts"),
-        *values("refusal low high", says="share that is refused, 95% Wilson interval"),
+        *values("refusal low high", says="share that is refused (Wilson)"),
     ],
 )

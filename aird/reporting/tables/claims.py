@@ -33,8 +33,8 @@ TABLE = Table(
         *values("verdict reason", says="holds, does not hold or undecided, and why"),
         Column(
             "needed",
-            says="where undecided: how large a sample would decide, computed from this run's rates "
-            "([claims.md](claims.md#what-an-undecided-claim-needs)); else, and where none of up to 10,000 would, empty",
+            says="where undecided, the sample that would decide by this run's rates, if at most 10,000 "
+            "([claims.md](claims.md#what-an-undecided-claim-needs))",
             dtype="Int64",
         ),
     ],

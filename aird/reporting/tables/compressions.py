@@ -40,9 +40,8 @@ TABLE = Table(
         Column("formats", says="how they are stored"),
         Column(
             "served_as",
-            says="of a [ready-made checkpoint](checkpoints.md): `as stored`, `repacked`, `dense copy` or `GGUF file`, "
-            "by who served it without a patch: llama.cpp serves a GGUF file, vLLM its dense copy, as of formats that "
-            "the engine cannot read. Empty of a running server",
+            says="of a [ready-made checkpoint](checkpoints.md#what-is-read) without a patch: `as stored`, `repacked`, "
+            "`dense copy` or `GGUF file`. Empty of a running server",
         ),
     ],
 )

@@ -70,12 +70,12 @@ def cosmic(names: str, says: str, dtype: str | None = None) -> list[Column]:
     return values(names, "cosmic", says=says, dtype=dtype, prefix="cosmic_")
 
 
-def spread(name: str, says: str) -> list[Column]:
+def spread(name: str) -> list[Column]:
     """Return the columns of resamples, or of a null, of a comparison."""
-    text = f"{says}: mean, 2.5% and 97.5% quantiles"
-    return values("high low mean", "comparison", name, says=text, prefix=f"{name}_")
+    return values("high low mean", "comparison", name, says=SPREAD, prefix=f"{name}_")
 
 
+SPREAD = "over resamples of the prompts (`bootstrap`), or where nothing turned (`null`)"
 FILTERED = "whether misjudged prompts could be left out"
 HELD_OUT = "of held-out prompts, plain and with the direction ablated or added: refusal, and babble"
 TABLE = Table(
@@ -121,16 +121,16 @@ TABLE = Table(
             says="two-sided, that it is below its null",
         ),
         *values("layer position", "comparison", "site", says="the original's site", prefix="original_"),
-        *spread("cosine_same_site_bootstrap", says="resamples of the prompts"),
-        *spread("split_half_null", says="null of the cosine at the same site"),
-        *spread("cosine_own_source_bootstrap", says="resamples"),
-        *spread("own_source_null", says="null of the cosine between own sources"),
-        *spread("norm_ratio_bootstrap", says="resamples"),
+        *spread("cosine_same_site_bootstrap"),
+        *spread("split_half_null"),
+        *spread("cosine_own_source_bootstrap"),
+        *spread("own_source_null"),
+        *spread("norm_ratio_bootstrap"),
         *interval(
             "cosine_same_site_corrected",
             *("comparison", "cosine_same_site_corrected"),
-            says="at the original's site, corrected for noise ([method.md](method.md), section 4), with its 95% "
-            "interval; empty where halves of one model's prompts have no direction in common",
+            says="at the original's site, corrected for noise ([method.md](method.md#4-comparison)); empty where "
+            "halves of one model's prompts have no direction in common",
         ),
         *values(" ".join(SEPARATIONS), "separations", says="distance of the classes in standard deviations"),
     ],

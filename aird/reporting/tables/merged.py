@@ -35,12 +35,11 @@ TABLE = Table(
     columns=[
         *CELL,
         *values("adapter_bytes edited_matrices", says="size of the adapter, and how many matrices it edits"),
-        Column("zeros_filled", says="mean share of their zeros that are none any more; empty where nothing was zero"),
+        Column("zeros_filled", says="mean share of their zeros that are filled; empty without zeros"),
         *values("sparsity sparsity_merged", says="over all compressed matrices"),
         *values(
             "bits_per_weight bits_per_weight_with_adapter bits_per_weight_merged",
-            says="of these matrices alone, with the adapter's bytes beside them, and merged: edited matrices of a "
-            "quantised base are stored dense",
+            says="of these matrices alone, with the adapter, and merged: edited matrices of a quantised base are dense",
         ),
         *values("stored_bytes stored_bytes_merged", says="bytes of these matrices with scales and tables"),
     ],

@@ -49,12 +49,15 @@ def of_comparison(name: str, says: str) -> Column:
     return Column(name, lambda row: getattr(row["compared"], name), says=says)
 
 
-FLIPS = "prompts that flipped: refused there only (no longer refused here), refused here only (newly refused)"
-RESTORED = (
-    "in the rows of a patch against `original`, its share of what compression took, 95% interval (Fieller): 1 is all, "
-    "and below 0 more is lost than without the patch. Empty unless the interval of the loss lies above 0"
+FLIPS = "prompts that flipped: refused there only, refused here only"
+CHANGE = (
+    "here minus there, paired, over harmful and harmless prompts that are scored under both; so the same in the rows "
+    "of both rates"
 )
-BOTH_KINDS = "of harmful and harmless prompts together, so the same in the rows of both rates"
+RESTORED = (
+    "in the rows of a patch against `original`, its share of the loss by compression (Fieller): 1 is all, and below 0 "
+    "more is lost than without the patch. Empty unless the interval of the loss lies above 0"
+)
 
 
 TABLE = Table(
@@ -67,32 +70,20 @@ TABLE = Table(
         Column("against", says="`original` or `plain`: the checkpoint that it is compared with"),
         Column("rate", says="`refusal` or `over_refusal`"),
         of_comparison("n", "prompts"),
-        *interval("difference", "difference", says="share here minus share there, paired 95% interval"),
+        *interval("difference", "difference", says="share here minus share there, paired"),
         *(of_comparison(name, FLIPS) for name in ("lost", "gained")),
-        of_comparison("p_value", "McNemar's exact test, two-sided"),
-        *interval(
-            "agreement", "agreement", says="share of prompts that both refuse or both answer, 95% Wilson interval"
-        ),
-        *interval(
-            "auc_change",
-            "auc_change",
-            says=f"`auc` here minus there (as in `summary.csv`), over the prompts whose first token is scored under "
-            f"both, paired 95% interval; {BOTH_KINDS}. Empty where either is not measured",
-        ),
-        *interval(
-            "sensitivity_change",
-            "sensitivity_change",
-            says=f"`sensitivity` (d') here minus there, paired 95% interval; {BOTH_KINDS}. Empty with fewer than two "
-            "prompts of a kind",
-        ),
+        of_comparison("p_value", "McNemar"),
+        *interval("agreement", "agreement", says="share of prompts that both refuse or both answer (Wilson)"),
+        *interval("auc_change", "auc_change", says=CHANGE),
+        *interval("sensitivity_change", "sensitivity_change", says=CHANGE),
         *interval(
             "threshold_change",
             "threshold_change",
-            says="change of the threshold c of refusals, -(z(`refusal`) + z(`over_refusal`)) / 2, in standard "
-            "deviations, paired 95% interval: above 0, less of everything is refused here",
+            says="the same of the threshold c, -(z(`refusal`) + z(`over_refusal`)) / 2: above 0, less of everything is "
+            "refused here",
         ),
         Column("kind_of_loss", says="which of these changes are certain, in the words of `aird check`"),
-        *interval("auc_restored", "auc_restored", says=f"of the lost `auc`, {RESTORED}"),
-        *interval("sensitivity_restored", "sensitivity_restored", says=f"of the lost d', {RESTORED}"),
+        *interval("auc_restored", "auc_restored", says=RESTORED),
+        *interval("sensitivity_restored", "sensitivity_restored", says=RESTORED),
     ],
 )

@@ -15,6 +15,6 @@ TABLE = Table(
         *SUITE_AND_CELL,
         Column("rate", says="its name"),
         Column("n", says="prompts"),
-        *values("value low high", says="with its 95% Wilson interval"),
+        *values("value low high", says="with its Wilson interval"),
     ],
 )

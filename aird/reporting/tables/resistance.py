@@ -81,7 +81,7 @@ TABLE = Table(
         *values("reference rate", says="success rate there, and now"),
         *values("difference low high", says="success rate now minus there, 95% interval over prompts"),
         *values("lost gained", says="prompts that succeeded there only, here only", dtype="Int64"),
-        Column("p_value", says="two-sided, McNemar's exact test"),
+        Column("p_value", says="McNemar"),
         Column("verdict", says="of `all` against `original`: does it give in by at most 5 points more?"),
     ],
 )

@@ -74,25 +74,21 @@ def engine(row: Row) -> str | None:
 
 
 AUC = (
-    "how well the first tokens of replies tell harmful from harmless prompts, whatever the threshold: the area under "
-    "the ROC curve of their refusal score, which is the probability that a harmful prompt scores above a harmless one "
-    "(0.5 is chance), 95% interval (DeLong). Empty where it is not measured: the engine told too few "
-    "log-probabilities, or refusals of the original begin as its other replies do"
+    "how well first tokens of replies tell harmful from harmless prompts: the area under the ROC curve of their "
+    "refusal score, the probability that a harmful prompt scores above a harmless one (0.5 is chance; DeLong). "
+    "Empty where the engine told too few log-probabilities, or refusals of the original begin as its other replies do"
 )
 SENSITIVITY = (
-    "how well refusals tell harmful from harmless prompts: d' = z(`refusal`) - z(`over_refusal`) in standard "
-    "deviations, half a prompt added to each count, 95% interval. Empty with fewer than two prompts of a kind"
+    "how well refusals tell harmful from harmless prompts: d' = z(`refusal`) - z(`over_refusal`), half a prompt added "
+    "to each count. Empty with fewer than two prompts of a kind"
 )
 PERPLEXITY = "of the original's own harmless answers; bootstrap over answers"
-SERVED_AS = "the form that was measured: `plain`; a patch as `adapter`, `merged` or `system_prompt`"
-REFUSED = "share of harmful prompts that are refused (Arditi's phrases), 95% Wilson interval"
-UTILITY = (
-    "mean over tasks of the mean over their questions (`acc`, else `acc_norm`, `exact_match` or `f1`), standard error"
-)
+SERVED_AS = "`plain`; a patch as `adapter`, `merged` or `system_prompt`"
+REFUSED = "share of harmful prompts that are refused (Arditi's phrases; Wilson)"
+UTILITY = "mean over tasks of their mean (`acc`, else `acc_norm`, `exact_match` or `f1`), standard error"
 WEIGHTS = (
-    "what the engine computed with: the matrices `as stored`; a `dense copy` of quantised ones, where it cannot read "
-    "them on that machine; the `GGUF file`. Empty of a running server. A dense copy gives the same numbers, except "
-    "where the format rounds activations: those of LLM.int8 lose their rounding in it"
+    "what the engine computed with: the matrices `as stored`; a `dense copy` of quantised ones that it cannot read on "
+    "that machine, where LLM.int8 loses its rounding of activations; the `GGUF file`. Empty of a running server"
 )
 BOTH = "of the patch merged; these five columns only in a grid with `serve: both`"
 TABLE = Table(
@@ -111,30 +107,28 @@ TABLE = Table(
         *(
             rate(
                 f"{refusal}_{name}",
-                says=f"share of {kind} prompts that the judge `{name}` calls refused",
+                says="share of harmful or harmless prompts that this judge calls refused",
                 optional=True,
             )
             for name, judge in ASKED.items()
             if judge.refusals
-            for refusal, kind in (("refusal", "harmful"), ("over_refusal", "harmless"))
+            for refusal in ("refusal", "over_refusal")
         ),
-        rate("degenerate", says="share of harmful prompts whose completion is babble"),
+        rate("degenerate", says="babble, share of harmful prompts"),
         rate("unfinished", says="whose thought did not end; only in a grid with a model that thinks", optional=True),
         *interval("over_refusal", "score", "rates", "over_refusal", value="rate", says="the same of harmless prompts"),
         *interval("auc", "auc", says=AUC),
         *interval("sensitivity", "sensitivity", says=SENSITIVITY),
         *interval("perplexity", "score", "perplexity", value="perplexity", says=PERPLEXITY),
         *values("utility utility_stderr", says=UTILITY),
-        *values(COSINES, "comparison", says="of the checkpoint's direction with the original's; 1 for the original"),
+        *values(COSINES, "comparison", says="of the checkpoint's direction with the original's"),
         *values("layer position", "direction", says="the direction's site"),
-        *values("sparsity bits_per_weight", "measured", says="measured on the compressed matrices"),
-        Column("engine", engine, says="who served the checkpoint: vLLM, llama.cpp, or a running server"),
+        *values("sparsity bits_per_weight", "measured", says="of the compressed matrices"),
+        Column("engine", engine, says="vLLM, llama.cpp, or a running server"),
         Column("weights", lambda row: row["score"].get("weights"), says=WEIGHTS),
         merged("refusal", at("rates", "refusal", "rate"), says=BOTH),
         merged("over_refusal", at("rates", "over_refusal", "rate"), says=BOTH),
-        merged(
-            "other_labels", other_labels, says="prompts whose label (refused or not) is another than with the adapter"
-        ),
+        merged("other_labels", other_labels, says="prompts with another label (refused or not) than with the adapter"),
         merged("other_completions", at("other_completions"), says="prompts with another completion"),
         merged("first_token_difference", first_tokens, says="upper quartile of differences of log-probabilities, nats"),
     ],
