@@ -21,12 +21,11 @@ class PruningSettings(WeightSettings):
         None,
         gt=0,
         lt=1,
-        description="Share of zeros in each weight matrix; given by `pattern` where there is one.",
+        description="Share of zeros in each weight matrix, where no `pattern` gives it.",
     )
     pattern: Pattern | None = Field(
         None,
-        description="That many zeros in each group of 4 or 8 input weights (in quotes). Without it, zeros may be "
-        "anywhere.",
+        description="That many zeros in each group of 4 or 8 input weights; without it, anywhere.",
     )
 
     @model_validator(mode="before")

@@ -19,8 +19,7 @@ class FourBitSettings(WeightSettings):
     group_size: int | None = Field(
         128,
         gt=0,
-        description="Input weights that share one scale; it must divide the columns of every matrix. "
-        "null: one scale per output row.",
+        description="Input weights that share one scale; must divide all columns. null: one scale per output row.",
     )
     calibration: CalibrationSettings = Field(description="The prompts whose activations the recipe sees.")
 

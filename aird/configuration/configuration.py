@@ -41,7 +41,7 @@ class Configuration(Settings):
     suites: dict[Name, Suite] = Field(description="What is measured on every cell of the grid.", min_length=1)
     hand_labels: Text | None = Field(
         None,
-        description="A file of labels that `aird label` wrote; `agreement.csv` compares the judges with it.",
+        description="Labels by `aird label`, for `agreement.csv`.",
     )
     serving: Serving = Field(Serving(), description="Who serves checkpoints, and what is asked of every engine.")
     engines: Annotated[dict[str, EngineSettings], EachOf(ENGINES, Settings, "How engines are started.")] = Field(
@@ -49,9 +49,8 @@ class Configuration(Settings):
     )
     compute_dtype: Choice = Field(
         "measured",
-        description="Type of the arithmetic on a processor: `measured` takes the faster of the checkpoint's type "
-        "and float32, measured at the start. A GPU takes the checkpoint's type; imports' proofs and "
-        "refusal tunings take float32.",
+        description="Type of the arithmetic on a processor: `measured` takes the faster of the checkpoint's type and "
+        "float32. A GPU takes the checkpoint's type; imports' proofs and refusal tunings take float32.",
     )
 
     def compressions_of(self, model: str) -> list[str]:

@@ -21,18 +21,18 @@ Schema = Mapping[str, Any]
 INTRODUCTION = """\
 # Configuration
 
-A configuration says everything that decides results. Where and how jobs run stands in a profile (`profiles/`).
+A configuration decides all results. A profile (`profiles/`) says where and how jobs run.
 
 - `config.yaml` is the default, a quick grid; `config/embedded.yaml` is the same model in full; `config/paper.yaml` is
-  the paper's grid, for GPUs, which no run has fetched yet.
+  the paper's grid, for GPUs, and was never run.
 - `snakemake --configfile FILE` runs another configuration, `snakemake --config seed=1` changes single keys.
 - `config/schema.json` is this reference for editors: `# yaml-language-server: $schema=config/schema.json`.
 
-Unknown or missing keys and values of another type are errors, each with one line that names the key and the fix. Names
-become folders: letters, digits, `-`, `_` and single dots inside; quote a name that YAML would read as a number or a
-truth value. Paths are relative to the folder where Snakemake runs.
+A wrong key or value is an error, whose line names the key and the fix. Names become folders: letters, digits, `-`, `_`
+and single dots inside; quote a name that YAML would read as a number or a truth value. Paths are relative to the folder
+where Snakemake runs. Draws without a `seed` key of their own take the workflow's.
 
-This file is generated: `python -m aird.configuration.reference` writes it and `config/schema.json` anew.
+This file is generated: `python -m aird.configuration.reference` writes it and `config/schema.json`.
 """
 
 NAMES = {
@@ -109,10 +109,6 @@ def reference(root: Schema) -> str:
         if kinds and not own:
             continue
         lines = [f"## {section.title}", *([] if kinds else ["", section.says])]
-        if len(section.paths) > 1:
-            # The same key of several kinds is one place.
-            places = dict.fromkeys(re.sub(r" \(\w+\)", "", path) for path in section.paths)
-            lines += ["", f"Stands at {', '.join(f'`{place}`' for place in places)}."]
         lines += ["", *_once(section, own, written_rows)]
         written_rows |= {row: section for row in own if row not in written_rows}
         parts.append("\n".join(lines) + "\n")

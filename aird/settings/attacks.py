@@ -22,8 +22,7 @@ class AttackSettings(Settings):
     count: int | None = Field(
         None,
         ge=1,
-        description="Attack with only that many of the suite's harmful prompts, drawn with the workflow's seed; "
-        "default: all.",
+        description="Attack only that many of the suite's harmful prompts; default: all.",
     )
 
 
@@ -31,7 +30,7 @@ class TextOrFile(AttackSettings):
     """Base of attacks whose text is written here or stands in a file."""
 
     text: Text | None = Field(None, description="The text, written here.")
-    source: FileSource | None = Field(None, description="The file that holds the text.")
+    source: FileSource | None = Field(None, description="A file that holds it.")
 
     @model_validator(mode="after")
     def _one(self) -> TextOrFile:
@@ -42,7 +41,7 @@ class TextOrFile(AttackSettings):
 class OptimisedSettings(AttackSettings):
     """Base of attacks whose text is made for each checkpoint."""
 
-    prompts: PromptSelection = Field(description="Prompts of which one is drawn to optimise on; none may be measured.")
+    prompts: PromptSelection = Field(description="One of these prompts is drawn to optimise on; none may be measured.")
 
 
 def optimised(attacks: Mapping[str, AttackSettings]) -> dict[str, OptimisedSettings]:

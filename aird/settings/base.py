@@ -44,7 +44,5 @@ class PromptSelection(Settings):
     """Some prompts of a prompt set."""
 
     set: Name = Field(description="Name of a prompt set.")
-    split: Name | None = Field(None, description="Use only this split of the set; default: all of it.")
-    count: int | None = Field(
-        None, ge=1, description="Use only that many, drawn with the workflow's seed; default: all."
-    )
+    split: Name | None = Field(None, description="Use only this split; default: all.")
+    count: int | None = Field(None, ge=1, description="Draw only that many; default: all.")

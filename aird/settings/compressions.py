@@ -21,7 +21,7 @@ def pattern_counts(pattern: str) -> tuple[int, int]:
 class CalibrationSettings(Settings):
     """The prompts whose activations a calibrated recipe sees."""
 
-    prompt_set: str = Field(description="Name of the prompt set that calibration prompts are drawn from.")
+    prompt_set: str = Field(description="Prompt set to draw from.")
     split: str = Field("train", description="Split of the prompt set.")
     count: int = Field(64, gt=0, description="Number of prompts.")
     seed: int = Field(0, ge=0, description="Seed of the draw of prompts.")
@@ -97,8 +97,8 @@ class WeightSettings(RecipeSettings):
 
     key_value_cache_dtype: Text | None = Field(
         None,
-        description="Type of the server's cached keys and values, such as fp8, fp8_e5m2, q8_0 or q4_0; default: "
-        "the engine's own.",
+        description="Type of the server's cached keys and values (fp8, fp8_e5m2, q8_0 or q4_0); default: the "
+        "engine's own.",
     )
 
 
@@ -107,5 +107,5 @@ class ServedSettings(WeightSettings):
 
     engine: Name | None = Field(
         None,
-        description="Its engine; default: `serving.engine`, else one for GGUF files, one for all others.",
+        description="Its engine; default: that of `serving`.",
     )

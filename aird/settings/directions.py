@@ -20,35 +20,30 @@ class Directions(Settings):
     train: int = Field(128, ge=2, description="Prompts per class for the difference in means.")
     validation: int = Field(32, ge=2, description="Prompts per class for choosing among the candidates.")
     scored: int | None = Field(
-        None, ge=2, description="Score the candidates on only that many of the validation prompts; default: all."
+        None, ge=2, description="Score the candidates on only that many validation prompts; default: all."
     )
-    test: int = Field(64, ge=1, description="Held-out prompts per class on which the chosen direction is verified.")
-    test_new_tokens: int = Field(24, ge=1, description="Length of the completions of that verification, tokens.")
+    test: int = Field(64, ge=1, description="Held-out prompts per class that verify the chosen direction.")
+    test_new_tokens: int = Field(24, ge=1, description="Length of their completions, tokens.")
     maximum_kl: float = Field(
-        0.1, gt=0, description="Drop candidates whose ablation moves harmless answers more, nats."
+        0.1, gt=0, description="Drop candidates whose ablation moves harmless answers by more (nats)."
     )
-    minimum_induce: float = Field(
-        0.0, description="Drop candidates whose addition induces less refusal (score, log-odds)."
-    )
+    minimum_induce: float = Field(0.0, description="Drop candidates whose addition induces less refusal (log-odds).")
     layer_fraction: float = Field(0.8, gt=0, le=1, description="Drop candidates at or above this part of the layers.")
     selector: Literal["arditi", "cosmic"] = Field(
         "arditi",
-        description="Which rule chooses: `arditi`, by refusal tokens (arXiv 2406.11717), or `cosmic`, by cosines "
-        "of activations (arXiv 2506.00085).",
+        description="Choose by refusal tokens (`arditi`) or by cosines of activations (`cosmic`, arXiv 2506.00085).",
     )
     fallback: Literal["relax", "cosmic"] = Field(
         "relax",
-        description="Where the filters of `arditi` leave no candidate: `relax` them stepwise, or take the site of"
-        " `cosmic`.",
+        description="Where the filters leave `arditi` no candidate: `relax` them stepwise, or take `cosmic`'s site.",
     )
 
     cosmic: Literal["all", "original"] = Field(
-        "all", description="Which checkpoints COSMIC's site is found for as a second opinion."
+        "all", description="Checkpoints that get COSMIC's site as a second opinion."
     )
     patched: list[Name] = Field(
         [],
-        description="Adapters for which claim C5 is tested: does the original's direction come back? Each takes "
-        "about as long as a capture and a verification.",
+        description="Adapters for which claim C5 is tested: does the original's direction come back?",
     )
 
     @model_validator(mode="after")

@@ -41,7 +41,7 @@ class EnvironmentSettings(EngineSettings):
     """How an engine is started that has a Python environment of its own."""
 
     executable: Text | None = Field(
-        None, description="Python of an environment that holds the engine; default: the workflow builds one."
+        None, description="Python of an environment with the engine; default: the workflow builds one."
     )
     lock: Text | None = Field(None, description="Lock file of the environment to build; default: the project's own.")
 

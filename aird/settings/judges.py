@@ -12,17 +12,14 @@ from aird.settings.sources import ModelSource
 class JudgeSettings(Settings):
     """Base of the judges that are served."""
 
-    source: ModelSource = Field(description="The judge's model: a hub repository or a local folder.")
+    source: ModelSource = Field(description="A hub repository or a local folder.")
     chat: Chat | None = Field(
         None,
-        description="How the judge is addressed, as `models.NAME.chat`. A judge that thinks answers behind an "
-        "empty thought.",
+        description="How it is addressed. A judge that thinks answers behind an empty thought.",
     )
-    maximum_model_length: int = Field(2048, ge=16, description="Longest question to the judge plus its answer, tokens.")
+    maximum_model_length: int = Field(2048, ge=16, description="Longest question plus answer, tokens.")
     gpus: int = Field(1, ge=1, description="GPUs of each job that asks the judge.")
-    parameters: Billions | None = Field(
-        None, description="The judge's parameters in billions, as `models.NAME.parameters`."
-    )
+    parameters: Billions | None = Field(None, description="Its parameters in billions, as `models.MODEL.parameters`.")
     maximum_new_tokens: int = Field(ge=1, description="Length limit of the judge's answer, tokens.")
 
     @model_validator(mode="after")

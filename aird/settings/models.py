@@ -16,9 +16,7 @@ class RefusalTuning(TuningSettings):
 
     harmful: PromptSelection = Field(description="Instructions that get a refusal.")
     harmless: PromptSelection = Field(description="Instructions that keep the model's own answer.")
-    strength: float = Field(
-        1.0, gt=0, le=1, description="Part of the learnt change that is merged; less refuses less of everything."
-    )
+    strength: float = Field(1.0, gt=0, le=1, description="Part of the learnt change that is merged.")
 
 
 ArgumentName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
@@ -32,8 +30,8 @@ RESERVED_ARGUMENTS = frozenset(
 class Thinking(Settings):
     """The tags around a model's thoughts."""
 
-    start: Text = Field(description="What a thought begins with, such as `<think>`.")
-    end: Text = Field(description="What it ends with, such as `</think>`.")
+    start: Text = Field(description="Such as `<think>`.")
+    end: Text = Field(description="Such as `</think>`.")
 
     @model_validator(mode="after")
     def _two_tags(self) -> Thinking:
@@ -48,16 +46,14 @@ class Chat(Settings):
     It is stored in the checkpoint folder, and every use of the template follows it.
     """
 
-    system_prompt: Text | None = Field(
-        None, description="System prompt of every conversation; default: none but the template's own."
-    )
+    system_prompt: Text | None = Field(None, description="Replaces the template's own system prompt.")
     template_arguments: dict[ArgumentName, bool | int | float | str] = Field(
-        {}, description="Values for names that the chat template asks for, such as `enable_thinking: false`."
+        {}, description="Values for the chat template, such as `enable_thinking: false`."
     )
     thinking: Thinking | None = Field(
-        None, description="The tags of a model that thinks: its thoughts are then kept apart."
+        None, description="The tags around a model's thoughts, which are then kept apart."
     )
-    thinks: bool = Field(True, description="`false`: it never thinks, though its template knows tags of thoughts.")
+    thinks: bool = Field(True, description="`false`: it never thinks, though its template has such tags.")
 
     def in_words(self) -> str:
         """Return what differs from the defaults, as JSON."""
@@ -82,22 +78,19 @@ class Model(Settings):
 
     source: ModelSource = Field(description="Where the model comes from.")
     dtype: Literal["bfloat16", "float16", "float32"] = Field(
-        "bfloat16", description="Working type of a dequantised GGUF file; other sources keep their own and refuse it."
+        "bfloat16", description="Working type of a dequantised GGUF file; no other source takes it."
     )
     trust_remote_code: bool = Field(
         False,
-        description="Run modelling code that the source brings; ready-made checkpoints of the model may bring the"
-        " same code only.",
+        description="Run the source's own modelling code; ready-made checkpoints of the model may bring the same only.",
     )
-    chat: Chat | None = Field(None, description="How the model is addressed; default: as its chat template says.")
+    chat: Chat | None = Field(None, description="How it is addressed; default: as its chat template says.")
     refusal_tuning: RefusalTuning | None = Field(None, description="Tune the model to refuse first.")
-    gpus: int = Field(
-        1, ge=1, description="GPUs of each job that runs the model: it is spread over them. No GPU there means none."
-    )
+    gpus: int = Field(1, ge=1, description="GPUs that each job spreads the model over, where there are any.")
     parameters: Billions | None = Field(
         None,
-        description="Billions of parameters, by which jobs ask for memory; default: counted in the checkpoint or "
-        "local source, before the import 0.5 for a wheel and 8 for a hub.",
+        description="Billions of parameters, by which jobs ask for memory; default: counted, or before the import "
+        "0.5 for a wheel and 8 for a hub.",
     )
     compressions: list[Name] | None = Field(
         None, description="Use only these compressions; default: all. `[]`: the original alone."

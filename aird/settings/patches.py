@@ -32,34 +32,31 @@ class ChoiceSettings(PatchSettings):
     strengths: list[Annotated[float, Field(gt=0, le=4)]] | None = Field(
         None,
         min_length=1,
-        description="Multiples of the edit to choose from on validation prompts; default: no choice, the edit stays "
-        "as it is.",
+        description="Multiples of the edit to choose from, as in `calibrate`; default: no choice.",
     )
     refusal_tolerance: float = Field(
         0.02,
         ge=0,
         lt=1,
-        description="How far refusal of harmful validation prompts may lie below the original's.",
+        description="How far refusal of harmful prompts may lie below the original's, on validation prompts.",
     )
-    refusal_budget: float = Field(
-        0.05, ge=0, lt=1, description="How far refusal of harmful validation prompts may lie above the original's."
-    )
+    refusal_budget: float = Field(0.05, ge=0, lt=1, description="How far refusal of harmful prompts may lie above.")
     over_refusal_budget: float = Field(
-        0.02, ge=0, lt=1, description="How far over-refusal may lie above the original's on validation prompts."
+        0.02, ge=0, lt=1, description="How far over-refusal may lie above the original's."
     )
     kl_budget: float = Field(
         0.2,
         gt=0,
-        description="How far harmless validation replies may move from the unpatched checkpoint's, mean KL "
-        "divergence of a next token, nats. Refusals in the place of lost answers do not count.",
+        description="How far harmless replies may move from the unpatched checkpoint's, mean KL divergence of a next "
+        "token, nats.",
     )
     # Generous: to miss a damage is worse than to repair what had none.
     significance: float = Field(
         0.2,
         gt=0,
         le=1,
-        description="A checkpoint stays unpatched (strength 0) unless it refuses fewer harmful or more harmless "
-        "validation prompts than the original, with at most this p-value (McNemar); 1 always patches.",
+        description="A checkpoint stays unpatched unless it refuses fewer harmful or more harmless prompts than the "
+        "original, with at most this p-value (McNemar); 1 always patches.",
     )
 
     @model_validator(mode="after")
@@ -83,10 +80,9 @@ class RankOneSettings(PatchSettings):
     blocks: Blocks = Field(
         "source",
         description="Blocks to edit: `source` writes the site of the original's direction (l* - 1), `own_source` "
-        "that of the compressed model's own; `upper` is the half nearer the output; a list names "
-        "block indices, from 0.",
+        "that of the compressed model's own; `upper` is the half nearer the output; or indices from 0.",
     )
-    depth: int = Field(1, ge=1, description="With `source` and `own_source`: how many blocks, ending with that one.")
+    depth: int = Field(1, ge=1, description="With `source` and `own_source`: how many blocks, up to that one.")
     direction: Literal["original", "own", "random"] = Field(
         "original", description="r of the original model, of the compressed model, or a random control."
     )
@@ -145,21 +141,21 @@ class Replies(Settings):
     """The replies to prompts that patches learn from and are chosen by."""
 
     harmful: Name | None = Field(
-        None, description="Prompt set that patches learn from and are chosen by; default: that of `directions`."
+        None, description="Prompt set to learn from and choose by; default: that of `directions`."
     )
-    harmless: Name | None = Field(None, description="The same of harmless prompts, borderline ones best among them.")
+    harmless: Name | None = Field(None, description="The same of harmless prompts, best with borderline ones.")
     train_harmful: int = Field(
-        128, ge=8, description="Training prompts that the original is asked; its refusals are learnt from."
+        128, ge=8, description="Training prompts that the original is asked, to learn from its refusals."
     )
     train_harmless: int = Field(
-        256, ge=8, description="Training prompts on which the compressed checkpoint's own replies are kept."
+        256, ge=8, description="Training prompts on which the checkpoint's own replies are kept."
     )
     validation: int = Field(64, ge=8, description="Validation prompts of each kind.")
     tokens: int = Field(6, ge=1, description="First tokens of each reply that a patch learns from.")
     judged_tokens: int = Field(
         16,
         ge=4,
-        description="First tokens of each reply that the refusal judge sees; at least `tokens`.",
+        description="First tokens of each reply that the judge sees; at least `tokens`.",
     )
 
     @property

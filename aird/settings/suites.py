@@ -24,33 +24,31 @@ class Suite(Settings):
     maximum_new_tokens: int = Field(512, ge=1, description="Length limit of a completion, tokens.")
     think: bool = Field(
         False,
-        description="Let models that think (`chat.thinking`) do so; default: they answer behind an empty thought.",
+        description="Let models that think do so, instead of answering behind an empty thought.",
     )
     serve: Literal["adapter", "merged", "both"] = Field(
         "adapter",
-        description="How a patch is served: as an `adapter` beside the base (merged where the engine takes none),"
-        " `merged`, or `both`, which compares the two in `summary.csv`.",
+        description="Serve a patch as an `adapter` beside the base (merged where the engine takes none), `merged`, "
+        "or compare `both` in `summary.csv`.",
     )
     perplexity_answers: int | None = Field(
-        None, ge=1, description="Use only that many of the original's harmless answers for perplexity; default: all."
+        None, ge=1, description="Harmless answers of the original for perplexity; default: all."
     )
-    tasks: list[Text] = Field(
-        [], description="lm-eval tasks for utility; a group stands for each of its tasks. Empty: none."
-    )
+    tasks: list[Text] = Field([], description="lm-eval tasks, or groups of them, for utility.")
     judge: Annotated[JudgeSettings, OneOf(JUDGES)] | None = Field(
         None, description="A model that judges the completions too."
     )
     judges: list[Text] = Field(
         [],
-        description="Further judges that label each completion by its text: names of plug-ins (CONTRIBUTING.md).",
+        description="Plug-ins that label each completion by its text (CONTRIBUTING.md).",
     )
     task_folder: Text | None = Field(None, description="Folder with lm-eval task files of your own.")
-    task_limit: int | None = Field(None, ge=1, description="Use only that many documents of each task; default: all.")
+    task_limit: int | None = Field(None, ge=1, description="Documents of each task; default: all.")
     attacks: dict[Name, Annotated[AttackSettings, OneOf(ATTACKS)]] = Field(
-        {}, description="Attacks by name: the harmful prompts are also asked as each of them changes them."
+        {}, description="Attacks by name, each put on the harmful prompts ([attacks](../docs/attacks.md))."
     )
     maximum_model_length: int | None = Field(
-        None, ge=16, description="Longest prompt plus completion of this suite, tokens; default: that of `serving`."
+        None, ge=16, description="Longest prompt plus completion, tokens; default: that of `serving`."
     )
 
     @model_validator(mode="after")
@@ -98,12 +96,13 @@ class Serving(Settings):
 
     engine: Name | None = Field(
         None,
-        description="The engine of every compression that names none; default: one for GGUF files, one for all others.",
+        description="The engine of compressions that name none; default: llama.cpp for GGUF files, vLLM for all "
+        "others.",
     )
     maximum_model_length: int = Field(1024, ge=16, description="Longest prompt plus completion, tokens.")
-    parity_prompts: int = Field(8, ge=1, description="Prompts on which the engine and Transformers must agree.")
+    parity_prompts: int = Field(8, ge=1, description="Prompts on which engine and Transformers must agree.")
     parity_tolerance: float = Field(
         0.25,
         gt=0,
-        description="How far a first token's log-probability may differ on three quarters of these prompts, nats.",
+        description="How far first tokens' log-probabilities may differ on three quarters of them, nats.",
     )

@@ -14,8 +14,6 @@ class TuningSettings(Settings):
     epochs: int = Field(2, ge=1, description="Passes over the examples.")
     batch_size: int = Field(16, ge=1, description="Examples per optimiser step.")
     learning_rate: float = Field(5e-4, gt=0, description="Peak learning rate of AdamW.")
-    first_block: int = Field(
-        0, ge=0, description="Leave the blocks below this one as they are; the backward pass then ends there."
-    )
-    maximum_answer_tokens: int = Field(32, ge=1, description="Length limit of the model's own answers, tokens.")
+    first_block: int = Field(0, ge=0, description="Leave the blocks below this one as they are.")
+    maximum_answer_tokens: int = Field(32, ge=1, description="Length limit of its own answers.")
     seed: Seed = Field(0, description="Seed of initialisation and order.")

@@ -45,8 +45,8 @@ class GGUF(ServedSettings):
         "IQ4_NL",
         "IQ4_XS",
     ] = Field(
-        description="llama.cpp's name of the mixture of types. K-quants and IQ4_XS need columns in multiples of "
-        "256; other matrices get a larger type."
+        description="llama.cpp's name. K-quants and IQ4_XS need columns in multiples of 256; other matrices get a "
+        "larger type."
     )
 
     @property

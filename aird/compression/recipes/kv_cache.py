@@ -30,10 +30,7 @@ class KeyValueCache(RecipeSettings):
     cache_key: ClassVar[str] = "dtype"
 
     recipe: Literal["kv_cache"] = "kv_cache"
-    dtype: Text = Field(
-        description="fp8 (E4M3) or fp8_e5m2 by vLLM; q8_0 or q4_0 by llama.cpp, on a GGUF file of the original's "
-        "weights."
-    )
+    dtype: Text = Field(description="fp8 (E4M3) or fp8_e5m2 by vLLM; q8_0 or q4_0 by llama.cpp.")
 
     @property
     def environment(self) -> Environment | None:

@@ -21,13 +21,11 @@ class RoundToNearest(WeightSettings):
     group_size: int | None = Field(
         None,
         gt=0,
-        description="Input weights that share one scale; it must divide the columns of every matrix. "
-        "Absent: one scale per output row.",
+        description="Input weights that share one scale; must divide all columns. Absent: one scale per output row.",
     )
     activation_bits: Literal[8] | None = Field(
         None,
-        description="8: also round activations, with one scale per token found at run time (W8A8). "
-        "Absent: activations stay as they are.",
+        description="8: also round activations, with one scale per token (W8A8). Absent: they stay.",
     )
 
     @model_validator(mode="after")

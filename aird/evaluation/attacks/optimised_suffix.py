@@ -51,7 +51,7 @@ class OptimisedSuffix(OptimisedSettings):
     kind: Literal["optimised_suffix"] = "optimised_suffix"
     target: Text = Field("Sure, here is", description="How the answer is to begin.")
     steps: int = Field(100, ge=1, description="Steps of the search.")
-    width: int = Field(64, ge=1, description="Candidate suffixes that are tried in a step.")
+    width: int = Field(64, ge=1, description="Candidate suffixes per step.")
     seed: Seed = Field(0, description="Draws the prompt and the candidates.")
 
 

@@ -14,7 +14,7 @@ class Suffix(TextOrFile):
     """Put a text behind the prompt, such as one that GCG found (Zou et al. 2023, arXiv 2307.15043)."""
 
     kind: Literal["suffix"] = "suffix"
-    line: int = Field(1, ge=1, description="The line of the file that holds the suffix, from 1.")
+    line: int = Field(1, ge=1, description="The file's line with the suffix.")
 
 
 def read(settings: Suffix, content: str | None) -> str:

@@ -19,7 +19,7 @@ class Template(TextOrFile):
 
     kind: Literal["template"] = "template"
     field: Text | None = Field(
-        None, description="Key of a YAML file that holds the template; default: the whole file is the template."
+        None, description="Key of a YAML file that holds it; default: the whole file is the template."
     )
 
 

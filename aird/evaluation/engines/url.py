@@ -33,12 +33,12 @@ class UrlSettings(EngineSettings):
 
     address: Text | None = Field(
         None,
-        description="Address of running servers with OpenAI's completions interface. `{model}`, `{compression}` "
-        "and `{patch}` stand for names; behind a `#` stands the model's name there (default: the "
-        "first listed), as in `http://localhost:8000#{compression}`.",
+        description="Address with OpenAI's completions interface. `{model}`, `{compression}` and `{patch}` stand for "
+        "names; the model's name there follows `#` (default: the first listed), as in "
+        "`http://localhost:8000#{compression}`.",
     )
     addresses: dict[Name, dict[Name, Text]] | None = Field(
-        None, description="An address, as in `address`, for each model and each compression, `original` included."
+        None, description="An address for each model and each compression, `original` included."
     )
 
     def of(self, cell: Cell) -> Self:

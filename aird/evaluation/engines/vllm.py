@@ -65,12 +65,12 @@ class VllmSettings(EnvironmentSettings):
 
     key_value_cache_gib: float = Field(1.0, gt=0, description="Key-value cache on a CPU, GiB.")
     gpu_memory_utilization: float | None = Field(
-        None, gt=0, le=1, description="Share of a GPU's memory that vLLM takes; default: vLLM's own."
+        None, gt=0, le=1, description="Share of a GPU's memory; default: vLLM's own."
     )
     arguments: dict[ServerArgument, bool | int | float | str] = Field(
         {},
-        description="Further arguments of vLLM's server, such as `max-num-batched-tokens: 4096`; `true` and "
-        "`false` switch one on and off.",
+        description="Arguments of vLLM's server, such as `max-num-batched-tokens: 4096`; `true` and `false` switch "
+        "one on and off.",
     )
 
     @property

@@ -27,22 +27,20 @@ class Classifier(JudgeSettings):
     kind: Literal["classifier"] = "classifier"
     template: Text | None = Field(
         None,
-        description="The question to the judge, with `{instruction}` and then `{completion}`; default: its chat "
-        "template of the conversation, as of Llama Guard.",
+        description="The question, with `{instruction}` and then `{completion}`; default: the conversation by its "
+        "chat template, as Llama Guard wants it.",
     )
     harmful: Text | None = Field(
-        "unsafe", description="How its answer begins where the completion is harmful; null: it does not say."
+        "unsafe", description="How its answer begins for a harmful completion; null: it does not say."
     )
-    harmless: Text | None = Field("safe", description="How its answer begins where the completion is not.")
+    harmless: Text | None = Field("safe", description="How its answer begins for any other.")
     refused: Text | None = Field(
         None,
-        description="How a line of its answer begins where the completion refuses, such as WildGuard's `Response "
-        "refusal: yes`. The judge then gets harmless prompts too.",
+        description="How a line of its answer begins for a refusal, such as WildGuard's `Response refusal: yes`. It "
+        "then judges harmless prompts too.",
     )
-    complied: Text | None = Field(None, description="How a line of its answer begins where the completion does not.")
-    maximum_new_tokens: int = Field(
-        8, ge=1, description="Length limit of its answer, tokens: one word needs few, WildGuard's three lines 32."
-    )
+    complied: Text | None = Field(None, description="How a line of its answer begins for any other.")
+    maximum_new_tokens: int = Field(8, ge=1, description="Length limit of its answer, tokens; WildGuard needs 32.")
 
     @model_validator(mode="after")
     def _askable(self) -> Classifier:

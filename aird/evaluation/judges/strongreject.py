@@ -55,12 +55,8 @@ class StrongReject(JudgeSettings):
     """A chat model that grades by StrongREJECT's rubric (arXiv 2402.10260)."""
 
     kind: Literal["strongreject"] = "strongreject"
-    over_refusal: bool = Field(
-        False, description="Ask it about replies to harmless prompts too: which of them decline?"
-    )
-    maximum_new_tokens: int = Field(
-        256, ge=1, description="Length limit of its answer, tokens: some sentences of reasons, and three short lines."
-    )
+    over_refusal: bool = Field(False, description="Ask it which replies to harmless prompts decline.")
+    maximum_new_tokens: int = Field(256, ge=1, description="Length limit of its answer, tokens.")
 
     @property
     def judges_harmless(self) -> bool:

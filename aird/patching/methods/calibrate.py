@@ -39,9 +39,7 @@ class LearntAttacks(Settings):
         min_length=1,
         description="Which of its attacks; the others stay held out.",
     )
-    count: int = Field(
-        64, ge=1, description="How many of the harmful training prompts (`replies.train_harmful`) each is put on."
-    )
+    count: int = Field(64, ge=1, description="Harmful training prompts that each is put on.")
 
 
 class Calibrate(RankOneSettings, ChoiceSettings):
@@ -50,8 +48,8 @@ class Calibrate(RankOneSettings, ChoiceSettings):
     method: Literal["calibrate"] = "calibrate"
     direction: Literal["original", "own", "random", "free"] = Field(  # type: ignore[assignment]
         "original",
-        description="r of the original or of the compressed model, or a control: a `random` direction, or `free` "
-        "columns that are learnt from one random vector.",
+        description="r of the original or the compressed model, or a control: a `random` direction, or `free`, "
+        "learnt columns.",
     )
     blocks: Blocks = Field("upper", description="Blocks to edit, as of `scale`.")
     epochs: int = Field(8, ge=1, description="Passes over the training prompts.")
@@ -61,30 +59,27 @@ class Calibrate(RankOneSettings, ChoiceSettings):
     warm_start: float | None = Field(
         None,
         gt=0,
-        description="Begin with the rows that `fit` finds with this `alpha` on 64 prompts of each kind; fewer "
-        "epochs are then enough.",
+        description="Begin with the rows of `fit` with this `alpha`; fewer epochs are then enough.",
     )
     strengths: list[Annotated[float, Field(gt=0, le=4)]] = Field(
         [0.4, 0.55, 0.7, 0.85, 1.0, 1.2, 1.4],
         min_length=1,
-        description="Multiples of the learnt rows. The weakest that is as good as the original on validation "
-        "prompts is taken, by bisection.",
+        description="Multiples of the learnt rows; the weakest that is as good as the original is taken "
+        "([method](../docs/method.md)).",
     )
     learns: Literal["refusals", "decisions"] = Field(
         "refusals",
-        description="`refusals`: what the original says where it refuses, and what the checkpoint says elsewhere. "
-        "`decisions`: of every training prompt besides, how likely the original is to refuse it.",
+        description="`refusals`: the original's refusals, and the checkpoint's replies elsewhere. `decisions`: also "
+        "how likely the original is to refuse each training prompt.",
     )
     whitening: float | None = Field(
         None,
         gt=0,
-        description="Learn the rows in whitened inputs, to whose covariance this share of its mean eigenvalue is "
-        "added; default: in the inputs as they are.",
+        description="Learn in whitened inputs, to whose covariance this share of its mean eigenvalue is added.",
     )
     attacks: LearntAttacks | None = Field(
         None,
-        description="Learn from attacked training prompts as well, where the original refuses them; default: from "
-        "plain ones only.",
+        description="Learn from attacked training prompts too.",
     )
 
 

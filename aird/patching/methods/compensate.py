@@ -20,8 +20,7 @@ class Compensate(ChoiceSettings):
     modules: list[str] | None = Field(
         None,
         min_length=1,
-        description="Last parts of module names, such as [o_proj, down_proj]; default: all linear modules of the "
-        "blocks.",
+        description="Last parts of module names, such as [o_proj, down_proj]; default: all linear ones.",
     )
     strengths: list[Annotated[float, Field(gt=0, le=4)]] = Field(
         [0.4, 0.55, 0.7, 0.85, 1.0],
