@@ -17,7 +17,10 @@ def test_the_table_of_refused_formats() -> None:
     heading = "| `quant_method` | format | what helps |"
     text = PAGE.read_text(encoding="utf-8")
     table = text[text.index(heading) :].partition("\n\n")[0]
-    rows = [f"| `{method}` | {name} | {what} |" for method, (name, what) in REFUSED.items()]
+    alike: dict[str, dict[str, str]] = {}
+    for method, (name, what) in REFUSED.items():
+        alike.setdefault(what, {})[f"`{method}`"] = name
+    rows = [f"| {', '.join(names)} | {', '.join(names.values())} | {what} |" for what, names in alike.items()]
     assert [line for line in table.splitlines() if line.startswith("| ")] == [heading, *rows]
 
 
