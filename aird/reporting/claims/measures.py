@@ -118,6 +118,16 @@ def cost(sample: Sample, margin: float) -> Measure:
     )
 
 
+def sensitivity_loss(loss: Resampled, margin: float, above: str) -> Measure:
+    """Return the test that d', or the area under the ROC curve, falls by less than a margin; or the reason `above`."""
+    return _measure(
+        "paired change, margin",
+        loss,
+        lambda sample: margin_p_value(sample.estimate, margin),
+        lambda value, p_adjusted: margin_verdict(value, margin, p_adjusted, above),
+    )
+
+
 def cosine(corrected: Resampled, moves: bool) -> Measure:
     """Return the test that a direction moved, or that it was kept or came back, by its corrected cosine."""
     return _measure(

@@ -13,7 +13,7 @@ TITLES = {
     "C1": "One direction mediates refusal",
     "C2": "Quantisation keeps the direction, pruning moves it",
     "C3": "Refusal is lost where the direction moves",
-    "C4": "The repair brings refusal back, utility stays",
+    "C4": "The repair brings refusal and sensitivity back, utility stays",
     "C5": "The repair restores the refusal direction",
 }
 # The class of style.css of each verdict.
