@@ -1,11 +1,15 @@
-"""Compressions and patches in words, each with its name in the configuration: "4-bit rounding (w4a16)"."""
+"""Compressions and patches in words, each with its name in the configuration, and which patch is the repair."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aird.plugin import METHODS, RECIPES
+from aird.settings.base import PLAIN
+
+if TYPE_CHECKING:
+    import pandas
 
 Settings = Mapping[str, Any]
 
@@ -96,3 +100,19 @@ def is_repair(settings: Settings | None) -> bool:
         return False
     method = METHODS.load(settings["method"])
     return method.default and "prompts" in method.needs
+
+
+def repair_of(rows: pandas.DataFrame, patches: Mapping[str, Settings]) -> pandas.Series | None:
+    """Return the row of the patch that the finding tells of; None if there is no patch but controls.
+
+    It is the calibrated patch; where there is none, the patch that refuses most.
+
+    Args:
+        rows: of the summary, of one suite, model and compression.
+        patches: names to their settings.
+    """
+    candidates = rows[(rows.patch != PLAIN) & ~rows.patch.map(lambda name: is_control(patches.get(name)))]
+    calibrated = candidates[candidates.patch.map(lambda name: is_repair(patches.get(name)))]
+    if len(calibrated):
+        return calibrated.iloc[0]
+    return candidates.loc[candidates.refusal.idxmax()] if len(candidates) else None

@@ -81,22 +81,31 @@ def unmeasured(frame: pandas.DataFrame) -> pandas.DataFrame:
 SVG = "{http://www.w3.org/2000/svg}"
 # Summaries with gaps, and per figure how many points each panel still shows of each patch, or the original.
 BOTH = {"plain": 1, "aird": 1}
+LINE = {"original": 1, "compressed": 1, "with aird": 1}
 GAPS: dict[str, tuple[pandas.DataFrame, dict[str, list[dict[str, int]]]]] = {
     "unmeasured": (
         unmeasured(summary_frame(SMALL)),
-        {"refusal": [{"plain": 2, "aird": 1}] * 2, "frontier": [{"original": 1, **BOTH}, {}], "utility": [{}, {}]},
+        {"refusal": [LINE] * 2, "frontier": [{"original": 1, **BOTH}, {}], "utility": [{}, {}]},
     ),
     "no plain": (
         without(summary_frame(SMALL), "w4a16"),
-        {"refusal": [BOTH] * 2, "frontier": [{"original": 1, "aird": 1}, {}], "utility": [{"plain": 1}, BOTH]},
+        {
+            "refusal": [{"original": 1, "with aird": 1}] * 2,
+            "frontier": [{"original": 1, "aird": 1}, {}],
+            "utility": [{"plain": 1}, BOTH],
+        },
     ),
     "no original": (
         without(summary_frame(SMALL), "original"),
-        {"refusal": [BOTH] * 2, "frontier": [BOTH] * 2, "utility": [BOTH] * 2},
+        {"refusal": [{"compressed": 1, "with aird": 1}] * 2, "frontier": [BOTH] * 2, "utility": [BOTH] * 2},
     ),
     "original only": (
         summary_frame((["tiny"], [], [])),
-        {"refusal": [{"plain": 1}] * 2, "frontier": [{"original": 1}, {"plain": 1}], "utility": [{"plain": 1}] * 2},
+        {
+            "refusal": [{"original": 1}] * 2,
+            "frontier": [{"original": 1}, {"plain": 1}],
+            "utility": [{"plain": 1}] * 2,
+        },
     ),
     "nothing": (summary_frame(SMALL).iloc[:0], {"refusal": [], "frontier": [], "utility": []}),
 }
@@ -122,11 +131,13 @@ def test_every_figure_names_what_its_grid_holds(grid: Grid, tmp_path: Path) -> N
         if name == "sites" and not compressions:
             assert words == {"no compressed model to compare with its original"}
             continue
-        # The frontier names the model only where there are several.
-        wanted = compressions | (set() if name == "frontier" and len(models) == 1 else models)
+        # These name the model only where there are several.
+        wanted = compressions | (set() if name in ("frontier", "refusal") and len(models) == 1 else models)
         if name != "sites":
             wanted |= {"original"}
-        if name not in ("sites", "candidates"):
+        if name == "refusal":
+            wanted |= {"compressed", f"with {grid[2][-1]}"} if patches else set()
+        elif name not in ("sites", "candidates"):
             wanted |= {"plain"} | patches
         assert wanted <= {part for text in words for part in text.split(", ")}, name
 
@@ -157,34 +168,45 @@ def test_the_same_tables_give_the_same_bytes(tmp_path: Path) -> None:
         assert b"<dc:date>" not in path.read_bytes()
 
 
-def test_refusal_points_are_the_rates_of_the_table() -> None:
-    """Values and ends of the bars are the table's, each on the row of its compression."""
-    summary = summary_frame(LARGE)
-    figure = figure_of("refusal", summary)
+REPAIRS = {
+    "formula": {"method": "scale", "direction": "original", "alpha": 1.0},
+    "learnt": {"method": "calibrate", "direction": "original"},
+    "control": {"method": "calibrate", "direction": "random"},
+}
+
+
+@pytest.mark.parametrize(
+    ("patches", "repair"),
+    [([], None), (["control"], None), (["formula", "control"], "formula"), ([*REPAIRS], "learnt")],
+)
+def test_a_compression_is_a_line_from_the_original_to_its_repair(patches: list[str], repair: str | None) -> None:
+    """Fourteen compressions of two models, by the values and bounds of the table; the repair is that of the sentences."""
+    names = [f"compression-{index}" for index in range(14)]
+    summary = summary_frame((["one", "other"], names, patches))
+    stages = {"original": ("original", "plain"), "compressed": (None, "plain")}
+    if repair is not None:
+        stages[f"with {repair}"] = (None, repair)
+    figure = figure_of("refusal", summary, patches=REPAIRS)
     for index, axes in enumerate(figure.axes):
-        name = ("refusal", "over_refusal")[index % 2]
-        rows = summary[summary["model"] == LARGE[0][index // 2]]
-        points = drawn_points(axes)
-        assert list(points) == ["plain", *LARGE[2]]
-        for patch, (x, y, bars) in points.items():
-            expected = rows[rows["patch"] == patch]
-            numpy.testing.assert_array_equal(x, expected[name])
-            numpy.testing.assert_allclose(bars[0][:, 0, 0], expected[f"{name}_low"], atol=1e-12)
-            numpy.testing.assert_allclose(bars[0][:, 1, 0], expected[f"{name}_high"], atol=1e-12)
-            assert list(y) == sorted(y)
-        heights = numpy.concatenate([y for _, y, _ in points.values()])
-        assert len(set(heights)) == len(rows)
-        original = rows[(rows["compression"] == "original")][name].item()
-        dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
-        assert [numpy.asarray(line.get_xdata())[0] for line in dashed] == [original]
-    # The tick of a compression is at the middle of its points.
-    figure = figure_of("refusal", summary_frame(SMALL))
-    points = drawn_points(figure.axes[0])
-    figure.draw_without_rendering()
-    labels = (label.get_text() for label in figure.axes[0].get_yticklabels())
-    ticks = dict(zip(labels, figure.axes[0].get_yticks(), strict=True))
-    assert ticks["original"] == points["plain"][1][0]
-    assert ticks["w4a16"] == (points["plain"][1][1] + points["aird"][1][0]) / 2
+        rate = ("refusal", "over_refusal")[index % 2]
+        rows = summary[summary["model"] == ("one", "other")[index // 2]].set_index(["compression", "patch"])
+        expected = [rows.loc[of or name, patch] for name in names for of, patch in stages.values()]
+        assert [container.get_label() for container in axes.containers] == [*stages] * len(names)
+        points = numpy.concatenate([container[0].get_xydata() for container in axes.containers])
+        bars = numpy.concatenate([container[2][0].get_segments() for container in axes.containers])
+        for ends, end in ((points[:, 0], ""), (bars[:, 0, 0], "_low"), (bars[:, 1, 0], "_high")):
+            numpy.testing.assert_allclose(ends, [row[f"{rate}{end}"] for row in expected], atol=1e-12)
+        # Each line joins its points from above, and each name stands above its line and below the line before.
+        lines = numpy.concatenate([line.get_xydata() for line in axes.lines if line.get_linestyle() == "-"])
+        numpy.testing.assert_array_equal(lines, points)
+        assert (numpy.diff(points[:, 1]) > 0).all()
+        if rate == "refusal":
+            heights = {text.get_text(): text.get_position()[1] for text in axes.texts}
+            assert list(heights) == names
+            tops = points[:: len(stages), 1]
+            assert (numpy.array(list(heights.values())) < tops).all()
+            assert (numpy.array(list(heights.values()))[1:] > points[len(stages) - 1 :: len(stages), 1][:-1]).all()
+    assert figure.get_figwidth() < 4  # inches: a phone
 
 
 def test_frontier_points_are_the_numbers_of_the_table() -> None:
@@ -335,7 +357,7 @@ def test_lines_are_the_sites_of_the_table() -> None:
 
 def test_script_draws_the_chosen_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The script reads the tables, takes the suite by name and writes one file, nothing half."""
-    summary = summary_frame(SMALL).replace({"model": {"tiny": "007"}})
+    summary = summary_frame(SMALL).replace({"compression": {"w4a16": "007"}})
     pandas.concat([summary, summary.assign(suite="other", n=77)]).to_csv(tmp_path / "summary.csv", index=False)
     output = tmp_path / "figures" / "refusal.svg"
     monkeypatch.syspath_prepend(str(PROJECT / "workflow" / "scripts"))

@@ -128,6 +128,9 @@ def test_it_opens_on_one_sentence_per_compression(text: str) -> None:
     assert "with aird-alpha-4 it refuses 78% (68 to 86%, not significant, p = 0.12)" in plain[2]
     assert '<small class="uncertainty">(68 to 86%, not significant, p = 0.12)</small>' in opening[2]
     assert text.index(opening[-1]) < text.index('<article class="claim">')
+    # The picture of the finding comes first.
+    finding = text.index('aria-label="Figure Refusal, suite safety"')
+    assert text.index('id="finding"') < finding < text.index(opening[0])
 
 
 def test_degenerate_text_stands_at_a_glance(sources: Sources, text: str) -> None:
@@ -238,7 +241,7 @@ def test_numbers_are_short() -> None:
 @pytest.mark.parametrize("prefix", ["one", "7b", "128-tokens"])
 def test_pictures_have_the_colours_of_the_page_and_ids_of_their_own(sources: Sources, prefix: str) -> None:
     """A prefix may begin with a digit."""
-    picture = figure_svg(draw("refusal.safety", sources.tables, PATCHES), prefix, "a label")
+    picture = figure_svg(draw("utility.safety", sources.tables, PATCHES), prefix, "a label")
     assert "var(--series-1)" in picture and "var(--ink)" in picture and "#0072b2" not in picture.lower()
     named = set(re.findall(r'\bid="([^"]+)"', picture))
     assert named == {one or other for one, other in re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', picture)}
@@ -373,11 +376,37 @@ def test_every_control_is_reached_by_the_tab_key(open_page: Callable[..., Any]) 
     assert page.evaluate("window.hidden") == 0
 
 
+def test_the_picture_of_the_finding_fits_a_phone(open_page: Callable[..., Any]) -> None:
+    """Without scrolling, its letters at least 11 pixels high, and on the first screen."""
+    page = open_page(380)
+    picture = page.locator("#finding figure .scroll").first
+    assert picture.evaluate("one => one.scrollWidth <= one.clientWidth")
+    drawn, height = picture.locator("svg").evaluate("one => [one.getBoundingClientRect().width, one.getBBox().width]")
+    assert 9 * drawn / height >= 11  # letters of 9 pt
+    box = picture.bounding_box()
+    assert box["y"] + box["height"] < 844
+
+
 @pytest.mark.parametrize("width", [320, 390, 768, 1440])
 def test_the_page_is_never_wider_than_the_screen(open_page: Callable[..., Any], width: int) -> None:
     page = open_page(width)
     open_all(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("attacked", [False, True])
+def test_no_table_is_cut_on_a_wide_screen(browser: Any, sources: Sources, tmp_path: Path, attacked: bool) -> None:
+    """With eight patches of long names; the tables of all columns scroll in boxes of their own."""
+    patches = [f"patch-of-a-long-name-{index}" for index in range(8)]
+    tables = write_tables(tmp_path / "tables", (["tiny"], ["gptq-w4a16-group-128"], patches), attacked=attacked)
+    written(tmp_path, sources, tables=tables)
+    page = browser.new_page(viewport={"width": 1200, "height": 844})
+    page.goto((tmp_path / "report.html").as_uri())
+    cut = """all => all.filter(one => !one.closest("details") && one.scrollWidth > one.clientWidth)
+        .map(one => one.getAttribute("aria-label"))"""
+    assert page.locator("table.glance").count() == 3 + attacked
+    assert page.eval_on_selector_all(".scroll", cut) == []
+    page.close()
 
 
 def luminance(colour: str) -> float:
@@ -430,7 +459,7 @@ def test_attacks_stand_before_the_frontier_where_there_are_some(text: str, sourc
         assert f"<h3>{compression}</h3>" in section
     assert re.findall(r'<th scope="row">(\w+)</th>', section) == ["none", "prefill", "again"] * len(GRID[1])
     head = section[section.index("<thead>") : section.index("</thead>")]
-    assert re.findall(r'colspan="2">([\w-]+), %', head) == ["original", "plain", *GRID[2]]
+    assert re.findall(r">([\w-]+), %", head) == ["original", "plain", *GRID[2]]
 
 
 def test_the_page_of_a_check_fits_a_phone_and_paper(browser: Any, tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ imported here, as the workflow reads this whenever it is parsed.
 
 `draw` takes data frames as `aird.reporting.tables` makes them and returns a figure that belongs to nobody: no pyplot,
 so no state is left behind. Values are drawn as they stand in the tables; nothing is smoothed, and what is missing is
-left out. All figures are about as wide as a page (8 in = 768 px) and as tall as their rows need. A patch has the same
-colour and marker in every figure.
+left out. Figures are about as wide as a page (8 in = 768 px), `refusal` as a phone, and as tall as their rows need. A
+patch has the same colour and marker in every figure.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Shown:
 
 
 FIGURES = {
-    "refusal": Shown(("summary",), of_suite=True),
+    "refusal": Shown(("summary",), of_suite=True, with_patches=True),
     "frontier": Shown(("summary",), of_suite=True, with_patches=True),
     "utility": Shown(("summary",), of_suite=True),
     "candidates": Shown(("candidates", "directions")),

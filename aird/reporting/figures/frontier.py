@@ -18,6 +18,7 @@ from aird.plugin import METHODS
 from aird.reporting.figures.axes import error_lengths, rate_axis, ratio_axis, upper_limit, with_bounds
 from aird.reporting.figures.style import (
     REFERENCE,
+    STAR,
     Look,
     Patches,
     check_one_suite,
@@ -34,7 +35,6 @@ from aird.settings.patches import FormulaSettings
 PANEL_HEIGHT, TITLE_HEIGHT = 2.7, 0.35  # inches
 LEFT, PLOT_WIDTH, BOTTOM, LABELS = 0.62, 2.3, 0.5, 0.3
 COSTS = {"over_refusal": "over-refusal of harmless prompts", "perplexity_ratio": f"perplexity / that of {PLAIN}"}
-STAR = {"color": REFERENCE, "marker": "*", "markersize": 10}
 LINE = 0.085  # height of a line of labels, as a share of the axes
 
 

@@ -35,6 +35,7 @@ BAND = "#d0d0d0"
 MARKERS = ("s", "D", "^", "v", "P", "X", "<", ">")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)))
 
+STAR: Look = {"color": REFERENCE, "marker": "*", "markersize": 10}  # of the plain original
 WIDTH = 8.0  # inches
 
 STYLE: dict[Any, Any] = {
@@ -111,15 +112,15 @@ def line_look(index: int) -> Look:
     return {"color": colours[index % len(colours)], "linestyle": dashes, "linewidth": 1.6}
 
 
-def with_legend(height: float, handles: Sequence[Artist]) -> Figure:
+def with_legend(height: float, handles: Sequence[Artist], width: float = WIDTH) -> Figure:
     """Return a figure with a legend on top and `height` inches below it; the text is measured generously."""
     lengths = numpy.array([len(str(handle.get_label())) for handle in handles])
     columns = 1
     for more in range(2, len(handles) + 1):
         # Matplotlib fills column by column, the first ones with one name more.
-        if sum(0.6 + 0.068 * cut.max() for cut in numpy.array_split(lengths, more)) <= WIDTH:
+        if sum(0.6 + 0.068 * cut.max() for cut in numpy.array_split(lengths, more)) <= width:
             columns = more
-    figure = Figure(figsize=(WIDTH, height + 0.2 * -(-len(handles) // columns)), layout="constrained")
+    figure = Figure(figsize=(width, height + 0.2 * -(-len(handles) // columns)), layout="constrained")
     figure.legend(handles=handles, loc="outside upper left", ncols=columns)
     return figure
 
@@ -137,9 +138,9 @@ def check_one_suite(summary: pandas.DataFrame) -> None:
         raise ValueError(f"a figure shows one suite, but the rows are of {', '.join(suites)}: filter them first")
 
 
-def note(text: str) -> Figure:
+def note(text: str, width: float = WIDTH) -> Figure:
     """Return a figure that says why there is nothing to draw: the report expects a file."""
-    figure = Figure(figsize=(WIDTH, 0.8))
+    figure = Figure(figsize=(width, 0.8))
     figure.text(0.5, 0.5, text, ha="center", va="center", color=REFERENCE)
     return figure
 

@@ -177,8 +177,8 @@ def _suites(summary: pandas.DataFrame, patches: Patches) -> list[dict[str, objec
 
 
 def _figures(paths: Sequence[Path], captions: Captions) -> dict[str, list[dict[str, object]]]:
-    """Return the figures by kind; the frontier is not among them, as its panels stand on their own."""
-    figures: dict[str, list[dict[str, object]]] = {"suite": [], "direction": []}
+    """Return the figures by section of the page; the panels of the frontier stand on their own."""
+    figures: dict[str, list[dict[str, object]]] = {"finding": [], "cost": [], "directions": []}
     for path in paths:
         kind, _, suite = path.stem.partition(".")
         if kind == "frontier":
@@ -186,5 +186,6 @@ def _figures(paths: Sequence[Path], captions: Captions) -> dict[str, list[dict[s
         title = f"{kind.capitalize()}, suite {suite}" if suite else kind.capitalize()
         picture = Markup(inline_svg(path.read_text(encoding="utf-8"), path.stem.replace(".", "-"), title))
         caption = Markup(captions("figure", figure=path.stem))
-        figures["suite" if suite else "direction"].append({"title": title, "picture": picture, "caption": caption})
+        section = "finding" if kind == "refusal" else "cost" if suite else "directions"
+        figures[section].append({"title": title, "picture": picture, "caption": caption})
     return figures

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pandas
 
 from aird.inference.refusals import REFUSAL_JUDGE
-from aird.reporting.names import compression_in_words, patch_in_words
-from aird.reporting.sentences.numbers import Configuration, compressions_of, points, repair_of, whole_percent
+from aird.reporting.names import compression_in_words, patch_in_words, repair_of
+from aird.reporting.sentences.numbers import Configuration, compressions_of, points, whole_percent
 from aird.reporting.verdicts import ALL, ATTACK_MARGIN, DOES_NOT_HOLD, HOLDS, UNDECIDED
 from aird.settings.attacks import NO_ATTACK
 from aird.settings.base import ORIGINAL, PLAIN

@@ -10,7 +10,7 @@ import pandas
 
 from aird.evaluation.regression import BROKEN, many_more_degenerate
 from aird.reporting.claims.statement import Proposition, Statement, Subject
-from aird.reporting.names import compression_in_words, control_in_words, engines_in_words, patch_in_words
+from aird.reporting.names import compression_in_words, control_in_words, engines_in_words, patch_in_words, repair_of
 from aird.reporting.sentences.numbers import (
     Configuration,
     compressions_of,
@@ -19,7 +19,6 @@ from aird.reporting.sentences.numbers import (
     paired_test,
     parts_of,
     rate_of,
-    repair_of,
     whole_percent,
 )
 from aird.reporting.verdicts import DOES_NOT_HOLD, HOLDS, SMALLEST_EFFECT, UNDECIDED

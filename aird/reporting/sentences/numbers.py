@@ -8,8 +8,7 @@ from typing import Any
 
 import pandas
 
-from aird.reporting.names import is_control, is_repair
-from aird.settings.base import ORIGINAL, PLAIN
+from aird.settings.base import ORIGINAL
 from aird.support.statistics import SIGNIFICANT, Estimate, PairedComparison
 
 Configuration = Mapping[str, Any]
@@ -28,15 +27,6 @@ def compressions_of(rows: pandas.DataFrame) -> Iterator[pandas.DataFrame]:
     for compression, of_compression in rows.groupby("compression", sort=False):
         if compression != ORIGINAL:
             yield of_compression
-
-
-def repair_of(rows: pandas.DataFrame, patches: Mapping[str, Any]) -> pandas.Series | None:
-    """Return the row of the patch that a sentence tells of; None if there is no patch but controls."""
-    candidates = rows[(rows.patch != PLAIN) & ~rows.patch.map(lambda name: is_control(patches.get(name)))]
-    calibrated = candidates[candidates.patch.map(lambda name: is_repair(patches.get(name)))]
-    if len(calibrated):
-        return calibrated.iloc[0]
-    return candidates.loc[candidates.refusal.idxmax()] if len(candidates) else None
 
 
 def rate_of(row: pandas.Series, name: str = "refusal", more: str = "") -> str:
