@@ -215,7 +215,7 @@ def _alternative(schema: Schema, sections: Mapping[str, Section]) -> str:
     if held is not None:
         words = f"{'list' if 'items' in schema else 'table'} of {_kind(held, sections)}"
         return f"{words}; not empty" if schema.get("minItems") or schema.get("minProperties") else words
-    limits = ", ".join(f"{sign} {schema[bound]}" for bound, sign in BOUNDS.items() if bound in schema)
+    limits = ", ".join(f"{sign}{schema[bound]}" for bound, sign in BOUNDS.items() if bound in schema)
     return f"{TYPES[schema['type']]} {limits}" if limits else TYPES[schema["type"]]
 
 
