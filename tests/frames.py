@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,13 @@ SUMMARY_COLUMNS, RESTORED_COLUMNS = (
     [column.name for column in all_tables()[name].columns if not column.optional]
     for name in ("summary", "restored_directions")
 )
+BOUNDS = {"": 0.0, "_low": -0.05, "_high": 0.05}
 Grid = tuple[Sequence[str], Sequence[str], Sequence[str]]
+
+
+def with_bounds(values: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Return values by name, with bounds 0.05 below and above them."""
+    return {f"{name}{end}": value + by for name, value in values for end, by in BOUNDS.items()}
 
 
 def summary_frame(grid: Grid) -> pandas.DataFrame:
@@ -55,6 +61,8 @@ def summary_frame(grid: Grid) -> pandas.DataFrame:
         row |= {"over_refusal_high": over_refusal + 0.05}
         row |= {"perplexity": 10 + index, "perplexity_low": 9 + index, "perplexity_high": 12 + index}
         row |= {"degenerate": 0.01 * refusal, "utility": 0.4 + 0.2 * refusal, "utility_stderr": 0.01}
+        # The second checkpoint's engine told no log-probabilities.
+        row |= with_bounds([("sensitivity", 3.0 - index / 10), ("auc", math.nan if index == 1 else 0.9 - index / 1000)])
         rows.append(row)
     return pandas.DataFrame(rows, columns=SUMMARY_COLUMNS)
 
@@ -181,6 +189,9 @@ def write_tables(folder: Path, grid: Grid, attacked: bool = False) -> list[Path]
         for against in ("original", "plain")
         for rate in ("refusal", "over_refusal")
     )
+    told = [("agreement", 0.9), ("auc_change", -0.1), ("sensitivity_change", -0.5), ("threshold_change", 0.2)]
+    told += [("auc_restored", 0.25), ("sensitivity_restored", 0.75)]
+    paired = paired.assign(kind_of_loss="it refuses less of everything", **with_bounds(told))
     directions = direction_frame(grid)
     compared = directions["compression"] != "original"
     rates_held_out = "harmful harmful_ablated harmless harmless_added".split()

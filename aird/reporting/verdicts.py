@@ -20,8 +20,8 @@ HOLDS = "holds"
 DOES_NOT_HOLD = "does not hold"
 UNDECIDED = "undecided"
 SHIFTED = "shifted: refusals came back, and sensitivity did not measurably"
-PART_LOST = "a part of the sensitivity stays lost"
-STAYS_LOST = "sensitivity stays lost"
+PART_LOST = "a part of the lost {} does not come back"
+STAYS_LOST = "the lost {} does not come back"
 ALL = "all"  # in the place of a compression: the verdict over all of them
 
 SMALLEST_EFFECT = 0.10  # the smallest change of a refusal rate that matters

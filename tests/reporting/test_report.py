@@ -116,17 +116,21 @@ def test_it_says_where_the_numbers_come_from(text: str) -> None:
     assert [part for part in expected if part not in text] == []
 
 
-def test_it_opens_on_one_sentence_per_compression(text: str) -> None:
+def test_it_opens_on_what_was_lost_and_on_what_kind_of_loss_it_is(text: str) -> None:
     opening = re.findall(r'<p class="opening">(.*?)</p>', text, re.DOTALL)
     plain = [html.unescape(re.sub(r"<[^>]+>", "", sentence)) for sentence in opening]
-    assert len(plain) == 3
+    assert len(plain) == 5
     assert plain[0].startswith("The original refuses 0% (0 to 8%) of 100 harmful prompts")
     # Of one compression the settings are known, of the other only the name.
     assert plain[1].startswith("With magnitude-30 the model refuses")
-    assert plain[2].startswith("With 4-bit rounding (w4a16) the model refuses")
+    assert plain[2].startswith(
+        "Magnitude-30: it refuses less of everything. Against the original d' changes by -0.50 (-0.55"
+    )
+    assert plain[3].startswith("With 4-bit rounding (w4a16) the model refuses")
     # Never the control, which refuses most.
-    assert "with aird-alpha-4 it refuses 78% (68 to 86%, not significant, p = 0.12)" in plain[2]
-    assert '<small class="uncertainty">(68 to 86%, not significant, p = 0.12)</small>' in opening[2]
+    assert "with aird-alpha-4 it refuses 78% (68 to 86%, not significant, p = 0.12)" in plain[3]
+    assert '<small class="uncertainty">(68 to 86%, not significant, p = 0.12)</small>' in opening[3]
+    assert '<small class="uncertainty">(-0.55 to -0.45)</small>' in opening[4]
     assert text.index(opening[-1]) < text.index('<article class="claim">')
     # The picture of the finding comes first.
     finding = text.index('aria-label="Figure Refusal, suite safety"')

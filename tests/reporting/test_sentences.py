@@ -10,7 +10,7 @@ import pandas
 import pytest
 import yaml
 from conftest import ROOT
-from frames import write_tables
+from frames import BOUNDS, write_tables
 from project import run_script
 from snakemake.utils import update_config
 
@@ -23,7 +23,8 @@ from aird.reporting.sentences.details import details
 from aird.reporting.sentences.headlines import headlines
 from aird.reporting.sentences.numbers import whole_percent
 from aird.reporting.sentences.verdicts import verdict_sentences
-from aird.reporting.verdicts import ALL, DOES_NOT_HOLD, HOLDS, UNDECIDED, Verdict
+from aird.reporting.tables import all_tables
+from aird.reporting.verdicts import ALL, DOES_NOT_HOLD, HOLDS, SHIFTED, UNDECIDED, Verdict
 
 CONFIGURATION: dict[str, Any] = {
     "compressions": {"pruned": {"recipe": "wanda", "sparsity": 0.5, "calibration": {"prompt_set": "harmless"}}},
@@ -67,6 +68,7 @@ def tables() -> tuple[pandas.DataFrame, pandas.DataFrame, pandas.DataFrame]:
         ],
         columns=columns,
     )
+    paired = paired.reindex(columns=[column.name for column in all_tables()["paired"].columns])
     columns = (
         "model compression layer position cosine_same_site_shared norm_ratio original_layer original_position".split()
     )
@@ -218,6 +220,69 @@ def test_what_is_not_significant_is_called_so() -> None:
 def test_a_compression_may_raise_refusal() -> None:
     sentence = sentences(plain__original__refusal={"difference": 0.04, "p_value": 0.01})[1]
     assert "Wanda pruning of 50% (pruned) raised refusal from 95% to 50% (46 to 53%, p = 0.01); with aird" in sentence
+
+
+def apart(parts: dict[Proposition, tuple[str, str]] | None = None, **patched: Any) -> tuple[str, str, list[str]]:
+    """Return what is said of sensitivity of the compression, and of its repair, and the details; of numbers by hand.
+
+    Args:
+        parts: verdicts and reasons of the claim about the repair.
+        patched: other values in the repair's rows.
+    """
+    summary, paired, directions = tables()
+    told = {"kind_of_loss": "it refuses less of everything", **bounds(auc_change=-0.3, sensitivity_change=-1.0)}
+    of_plain, of_patch = ((paired.patch == patch) & (paired.against == "original") for patch in ("plain", "aird"))
+    paired["kind_of_loss"] = paired["kind_of_loss"].astype(object)
+    for rows, values in ((of_plain, told), (of_patch, {**told, **bounds(auc_restored=0.25), **patched})):
+        for column, value in values.items():
+            paired.loc[rows, column] = value
+    subject = Subject("m", "pruned", "safety", "aird")
+    judged = [Statement(name, subject, Verdict(*verdict), "a test") for name, verdict in (parts or {}).items()]
+    *_, paragraph = headlines(summary, paired, [*claims(), *judged], CONFIGURATION)
+    plain, found, patch = paragraph.partition(" With aird: ")
+    assert plain.startswith("Wanda pruning of 50% (pruned): ") and found
+    return plain, patch, list(details(summary, paired, directions))
+
+
+def bounds(**values: float) -> dict[str, float]:
+    return {f"{name}{end}": value + by for name, value in values.items() for end, by in BOUNDS.items()}
+
+
+def test_a_moved_threshold_and_lost_sensitivity_are_told_with_numbers_and_flips() -> None:
+    plain, patch, lines = apart()
+    assert plain == (
+        "Wanda pruning of 50% (pruned): it refuses less of everything. Against the original d' changes by -1.00 "
+        "(-1.05 to -0.95) and the AUC of first tokens by -0.30 (-0.35 to -0.25). Of 200 harmful prompts 90 are no "
+        "longer refused and 0 newly, of 100 harmless ones 2 and 2."
+    )
+    assert patch.endswith(
+        "of 100 harmless ones 1 and 4. Of what was lost it restores 25% (20 to 30%) of the AUC of first tokens."
+    )
+    assert [line.partition(":")[0] for line in lines if "Against the original" in line] == ["  Pruned", "    Aird"]
+    unknown = bounds(auc_change=math.nan, auc_restored=math.nan)
+    _, patch, _ = apart(**unknown)
+    assert "d' changes by -1.00 (-1.05 to -0.95) and the AUC of first tokens is not measured. Of" in patch
+    assert "restores" not in patch
+
+
+@pytest.mark.parametrize(
+    ("sensitivity", "auc", "told"),
+    [
+        ((HOLDS,), (HOLDS,), " Refusals and sensitivity are restored."),
+        ((DOES_NOT_HOLD, SHIFTED), (DOES_NOT_HOLD, SHIFTED), f" S{SHIFTED[1:]}."),
+        ((HOLDS,), (DOES_NOT_HOLD, "the lost AUC does not come back"), " The lost AUC does not come back."),
+        ((HOLDS,), (UNDECIDED, "it is open"), " Whether it restores sensitivity is undecided: it is open."),
+    ],
+)
+def test_a_lower_threshold_is_not_called_a_repair(
+    sensitivity: tuple[str, ...], auc: tuple[str, ...], told: str
+) -> None:
+    parts = {Proposition.SENSITIVITY: sensitivity, Proposition.AUC: auc, Proposition.RAISES_REFUSAL: (HOLDS,)}
+    _, patch, _ = apart(parts)
+    assert patch.endswith(f"of the AUC of first tokens.{told}")
+    # Sensitivity that was kept is no repair of refusals.
+    _, patch, _ = apart({**parts, Proposition.RAISES_REFUSAL: (UNDECIDED, "too few prompts changed")})
+    assert ("are restored" in patch) is False
 
 
 def test_the_calibrated_patch_speaks_for_a_compression_and_never_a_control() -> None:
@@ -487,8 +552,8 @@ def test_the_summary_of_a_run_ends_in_the_same_sentences(tmp_path: Path, monkeyp
     configuration = load_configuration(yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8")))
     claimed = read_statements(tmp_path / "tables/claims.csv")
     expected = list(headlines(summary, paired, claimed, configuration.model_dump()))
-    assert len(expected) == 3 and [line for line in lines if line in expected] == expected
-    assert "4-bit rounding (w4a16)" in expected[2] and "the calibrated patch (aird-calibrated)" in expected[2]
+    assert len(expected) == 5 and [line for line in lines if line in expected] == expected
+    assert "4-bit rounding (w4a16)" in expected[3] and "the calibrated patch (aird-calibrated)" in expected[3]
     assert set(verdict_sentences(claimed)) <= set(lines)
     assert "Report:      report.html" in lines
 

@@ -118,14 +118,20 @@ def cost(sample: Sample, margin: float) -> Measure:
     )
 
 
-def sensitivity_loss(loss: Resampled, margin: float, above: str) -> Measure:
-    """Return the test that d', or the area under the ROC curve, falls by less than a margin; or the reason `above`."""
-    return _measure(
-        "paired change, margin",
-        loss,
-        lambda sample: margin_p_value(sample.estimate, margin),
-        lambda value, p_adjusted: margin_verdict(value, margin, p_adjusted, above),
-    )
+def sensitivity_loss(loss: Resampled, margin: float, above: str, across: str) -> Measure:
+    """Return the test that d', or the area under the ROC curve, falls by less than a margin.
+
+    Args:
+        loss, margin: of it, and the largest that is accepted.
+        above: the reason where it is larger.
+        across: the reason where some is lost for certain, and the interval reaches across the margin.
+    """
+
+    def rule(value: Estimate, p_adjusted: float) -> Verdict:
+        verdict = margin_verdict(value, margin, p_adjusted, above)
+        return Verdict(UNDECIDED, across) if verdict.name == UNDECIDED and value.low > 0 else verdict
+
+    return _measure("paired change, margin", loss, lambda sample: margin_p_value(sample.estimate, margin), rule)
 
 
 def cosine(corrected: Resampled, moves: bool) -> Measure:

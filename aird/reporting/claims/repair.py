@@ -153,16 +153,17 @@ def _told_apart(
     }
     missing = SHIFTED if refusals_back and not any(back.values()) else STAYS_LOST
     measured = (
-        (Proposition.SENSITIVITY, loss.sensitivity, agreement.n, SENSITIVITY_MARGIN),
-        (Proposition.AUC, loss.area if gain.area else None, loss.scored, AUC_MARGIN),
+        (Proposition.SENSITIVITY, "d'", loss.sensitivity, agreement.n, SENSITIVITY_MARGIN),
+        (Proposition.AUC, "AUC", loss.area if gain.area else None, loss.scored, AUC_MARGIN),
     )
-    for proposition, compared, n, margin in measured:
+    for proposition, name, compared, n, margin in measured:
         if compared is None:
             why = loss.not_measured or gain.not_measured
             yield proposition, unmeasured(f"the AUC of first tokens was not measured: {why}")
         else:
-            above = PART_LOST if back[proposition] else missing
-            yield proposition, sensitivity_loss(Resampled(n, compared.change.negated()), margin, above)
+            across = f"some {name} stays lost, and whether more than {margin} is open"
+            above = (PART_LOST if back[proposition] else missing).format(name)
+            yield proposition, sensitivity_loss(Resampled(n, compared.change.negated()), margin, above, across)
 
 
 def _alike(one: Score, other: Score) -> list[bool]:

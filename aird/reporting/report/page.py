@@ -32,7 +32,7 @@ from aird.support.files import atomic_file
 
 FOLDER = Path(__file__).parent
 # Brackets with an interval or a p-value: they are read second.
-UNCERTAINTY = re.compile(r"\([^()]*(?:%|\bp )[^()]*\)")
+UNCERTAINTY = re.compile(r"\([^()]*(?:%|\bp |\d to )[^()]*\)")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import pandas
 
 from aird.evaluation.regression import many_more_degenerate
 from aird.reporting.sentences.numbers import compressions_of, paired_test, parts_of, percent, points
+from aird.reporting.sentences.told_apart import told_apart
 from aird.settings.base import ORIGINAL, PLAIN
 from aird.support.statistics import SIGNIFICANT
 
@@ -58,7 +59,9 @@ def _compression(
         also += f", with {percent(plain.degenerate)} of the answers degenerate text"
     direction = "no weight changed, so its direction is the original's" if site is None else _site(site)
     yield f"  {plain.compression} {what} (p = {test.p_value:.2g}), to {percent(plain.refusal)}{also}; {direction}."
-    for row in rows[rows.patch != PLAIN].itertuples():
+    if apart := told_apart(plain, tests, plain.compression):
+        yield f"  {apart}"
+    for _, row in rows[rows.patch != PLAIN].iterrows():
         refusal, over = paired_test(tests, row, "plain"), paired_test(tests, row, "plain", "over_refusal")
         effect = "" if refusal.p_value < SIGNIFICANT else " (no measurable change)"
         costs = [f"over-refusal {points(over.difference)} points"]
@@ -73,6 +76,8 @@ def _compression(
             f"    {row.patch}: {points(refusal.difference)} points of refusal, p = {refusal.p_value:.2g}{effect}; "
             f"{', '.join(costs)}."
         )
+        if apart := told_apart(row, tests, row.patch):
+            yield f"    {apart}"
 
 
 def _second_opinions(directions: pandas.DataFrame) -> Iterator[str]:

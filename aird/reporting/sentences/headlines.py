@@ -21,6 +21,7 @@ from aird.reporting.sentences.numbers import (
     rate_of,
     whole_percent,
 )
+from aird.reporting.sentences.told_apart import restoration_in_words, told_apart
 from aird.reporting.verdicts import DOES_NOT_HOLD, HOLDS, SMALLEST_EFFECT, UNDECIDED
 from aird.settings.base import ORIGINAL, PLAIN
 from aird.support.statistics import SIGNIFICANT
@@ -31,12 +32,13 @@ NOTHING_ADDED = " So the direction adds nothing to this repair."
 def headlines(
     summary: pandas.DataFrame, paired: pandas.DataFrame, claims: Sequence[Statement], configuration: Configuration
 ) -> Iterator[str]:
-    """Yield, per suite and model, a sentence about the original and one per compression.
+    """Yield, per suite and model, a sentence about the original, and one or two paragraphs per compression.
 
     A compression's sentence tells what it took from refusal, what its repair brings back, and what that costs. The
     repair is the calibrated patch; where there is none, the patch that refuses most and is no control. Where its
     matched controls restore as much, or may, a further sentence says so, and one where many more answers are degenerate
-    text than the original's, or another engine served it than the original.
+    text than the original's, or another engine served it than the original. The second paragraph tells a threshold that
+    moved from sensitivity that was lost, of the compression and of its repair.
 
     Args:
         summary, paired: the tables of the same names.
@@ -52,6 +54,8 @@ def headlines(
             broken = _broken(of_compression, original, configuration["patches"])
             controls = _controls(of_compression, tests, claims, configuration["patches"])
             yield sentence + broken + controls + _engines(of_compression.iloc[0], original)
+            if apart := _told_apart(of_compression, tests, claims, configuration):
+                yield apart
 
 
 def _original(original: pandas.Series, tests: pandas.DataFrame, about: str) -> str:
@@ -155,6 +159,23 @@ def _repaired(
         f"{sentence}, and harmless prompts are refused {cost} of the time instead of the original's {before} "
         f"({p_value_text(over.p_value)})"
     )
+
+
+def _told_apart(
+    rows: pandas.DataFrame, tests: pandas.DataFrame, claims: Sequence[Statement], configuration: Configuration
+) -> str:
+    """Return sentences about sensitivity, threshold and flips, of a compression and of its repair."""
+    plain, patch = rows[rows.patch == PLAIN].iloc[0], repair_of(rows, configuration["patches"])
+    name = compression_in_words(plain.compression, configuration["compressions"].get(plain.compression))
+    said = told_apart(plain, tests, name)
+    if patch is None or not said:
+        return said
+    repair = patch_in_words(patch.patch, configuration["patches"].get(patch.patch))
+    said += f" {told_apart(patch, tests, f'with {repair}')}"
+    lost = paired_test(tests, plain, "original")
+    if lost.p_value >= SIGNIFICANT or lost.difference >= 0:
+        return said
+    return said + restoration_in_words([claim for claim in claims if claim.subject == _subject(patch)])
 
 
 def _broken(rows: pandas.DataFrame, original: pandas.Series, patches: Mapping[str, Any]) -> str:
