@@ -95,6 +95,7 @@ onstart:
 
 wildcard_constraints:
     prompt_set=one_of(CONFIGURATION.prompt_sets),
+    corpus=one_of(CONFIGURATION.corpora),
     model=one_of(CONFIGURATION.models),
     compression=one_of([ORIGINAL, *CONFIGURATION.compressions]),
     patch=one_of([PLAIN, *CONFIGURATION.patches]),
@@ -153,6 +154,11 @@ def model_job(code):
 def prompts(name):
     """Return the file of a prompt set."""
     return f"{RESULTS}/prompts/{name}.jsonl"
+
+
+def corpus(name):
+    """Return the file of a text corpus."""
+    return f"{RESULTS}/corpora/{name}.jsonl"
 
 
 # The checkpoint folder and its manifest. Snakemake does not see edits inside a folder,

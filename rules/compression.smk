@@ -1,6 +1,6 @@
 """Compressed checkpoints.
 
-input   the original checkpoint; calibration prompts and an environment of its own, if the recipe needs them
+input   the original checkpoint; calibration prompts or a corpus, and an environment of its own, if the recipe needs them
 output  results/models/{model}/{compression}/checkpoint and manifest.json
 steps   compress by one recipe (aird/compression/recipes/),
         or import a checkpoint that somebody else made (aird/compression/ready_made.py),
@@ -82,12 +82,13 @@ def compression_gpus(wildcards):
     return gpus_here(1, "gpu") if recipe.gpu else 0
 
 
-def calibration_set(wildcards):
-    """Return the calibration prompts of a recipe, if it needs any."""
+def calibration_texts(wildcards):
+    """Return the file of the prompts or the corpus that a recipe is calibrated on, if it needs any."""
     settings = CONFIGURATION.compressions[wildcards.compression]
-    return (
-        [prompts(settings.calibration.prompt_set)] if settings.needs_calibration else []
-    )
+    if not settings.needs_calibration:
+        return []
+    chosen = settings.calibration
+    return prompts(chosen.prompt_set) if chosen.prompt_set else corpus(chosen.corpus)
 
 
 def compression_environment(wildcards):
@@ -110,7 +111,7 @@ rule compress_model:
         **model_job(lambda wildcards: RECIPE_CODE[wildcards.compression]),
         original=ancient(ORIGINAL_CHECKPOINT),
         original_manifest=ORIGINAL_MANIFEST,
-        calibration=calibration_set,
+        calibration=calibration_texts,
         environment=compression_environment,
     output:
         checkpoint=directory(CHECKPOINT),

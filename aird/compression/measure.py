@@ -67,6 +67,7 @@ class Measurements(TypedDict):
     total: Total
     other_tensors: dict[str, str]
     quantisation_types: NotRequired[dict[str, int]]  # of a GGUF file
+    calibration_tokens: NotRequired[int]  # that the recipe saw
 
 
 def measure(checkpoint: Path, original: Path | None = None) -> Measurements:

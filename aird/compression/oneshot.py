@@ -43,7 +43,7 @@ def apply(
         module: the module of `llmcompressor.modifiers` that holds the modifier.
         modifier: its class.
         options: what it is made with, apart from what it must leave alone.
-        inputs: the checkpoint to compress, and calibration prompts.
+        inputs: the checkpoint to compress, and calibration prompts or sequences.
         output: an existing folder.
         first: makes, of the model, a modifier that has to run before.
 
@@ -93,7 +93,7 @@ def apply(
     if gave_up:
         raise ValueError(
             "a Hessian could not be inverted, so some matrices were not compressed as the recipe says; "
-            f"use more calibration prompts ({gave_up[0]})"
+            f"calibrate on more tokens ({gave_up[0]})"
         )
 
 

@@ -73,7 +73,7 @@ class CalibratedPruningSettings(PruningSettings):
 
     compresses_experts: ClassVar[bool | None] = None
 
-    calibration: CalibrationSettings = Field(description="The prompts whose activations the recipe sees.")
+    calibration: CalibrationSettings = Field(description="The prompts or texts whose activations the recipe sees.")
 
     @property
     def modifier(self) -> dict[str, object]:

@@ -21,7 +21,7 @@ class RecipeInputs:
 
     Attributes:
         source: the checkpoint to compress.
-        calibration: token ids of each calibration prompt.
+        calibration: token ids of each calibration prompt or sequence.
         python: the interpreter of the recipe's environment (`RecipeSettings.environment`).
     """
 

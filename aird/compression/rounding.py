@@ -21,7 +21,7 @@ class FourBitSettings(WeightSettings):
         gt=0,
         description="Input weights that share one scale; must divide all columns. null: one scale per output row.",
     )
-    calibration: CalibrationSettings = Field(description="The prompts whose activations the recipe sees.")
+    calibration: CalibrationSettings = Field(description="The prompts or texts whose activations the recipe sees.")
 
     @property
     def storage_format(self) -> str:

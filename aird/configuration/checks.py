@@ -48,7 +48,7 @@ def _names(configuration: Configuration) -> Iterator[str]:
     ):
         if reserved in getattr(configuration, key):
             yield f"{key}.{reserved}: this name is reserved for {meaning}; choose another name"
-    for key in ("prompt_sets", "models", "compressions", "patches", "suites"):
+    for key in ("prompt_sets", "corpora", "models", "compressions", "patches", "suites"):
         seen: dict[str, str] = {}
         for name in getattr(configuration, key):
             # Some file systems do not tell these apart, so their results would overwrite each other.
@@ -79,6 +79,11 @@ def _references(configuration: Configuration) -> Iterator[str]:
             yield f"directions.patched: {patch} is no adapter and leaves all directions as they are; remove it here"
     for suite, measured in configuration.suites.items():
         yield from _listed(f"suites.{suite}.tasks", measured.tasks, "task", None)
+    for name, made in compressions.items():
+        corpus = getattr(getattr(made, "calibration", None), "corpus", None)
+        if corpus is not None and corpus not in configuration.corpora:
+            key = f"compressions.{name}.calibration.corpus"
+            yield f"{key}: there is no corpus {corpus}; {hint(corpus, configuration.corpora)}"
     for use in uses(configuration):
         if use.selection.set not in sets:
             yield f"{use.set_key}: there is no prompt set {use.selection.set}; {hint(use.selection.set, sets)}"
@@ -195,7 +200,8 @@ def attack_sources(configuration: Configuration) -> Iterator[tuple[str, FileSour
 
 
 def _sources(configuration: Configuration) -> Iterator[str]:
-    sources = ((f"prompt_sets.{name}.source", made.source) for name, made in configuration.prompt_sets.items())
+    sources = [(f"prompt_sets.{name}.source", made.source) for name, made in configuration.prompt_sets.items()]
+    sources += [(f"corpora.{name}.source", made.source) for name, made in configuration.corpora.items()]
     places: list[tuple[str, Any, str | None]] = [
         (key, source, source.hub) for key, source in model_sources(configuration)
     ]

@@ -17,7 +17,7 @@ from aird.settings.directions import Directions
 from aird.settings.engines import Cell, EngineSettings
 from aird.settings.models import Model
 from aird.settings.patches import PatchSettings, Replies
-from aird.settings.prompts import PromptSet
+from aird.settings.prompts import Corpus, PromptSet
 from aird.settings.suites import Serving, Suite
 from aird.settings.weights import WeightForm
 from aird.support.processor import Choice
@@ -29,6 +29,7 @@ class Configuration(Settings):
     plugins: list[Text] = Field([], description="Python files with plug-ins of your own (CONTRIBUTING.md).")
     seed: Seed = Field(42, description="Seed of every drawn split and sample.")
     prompt_sets: dict[Name, PromptSet] = Field(description="Named prompt sets.", min_length=1)
+    corpora: dict[Name, Corpus] = Field({}, description="Named text corpora.")
     directions: Directions = Field(description="How refusal directions are found.")
     models: dict[Name, Model] = Field(description="The chat models of the grid.", min_length=1)
     compressions: dict[Name, Annotated[RecipeSettings, OneOf(RECIPES)]] = Field(

@@ -30,8 +30,8 @@ from aird.models.refusals import (
 from aird.patching.methods import method_of
 from aird.settings.base import ORIGINAL, PLAIN
 from aird.settings.models import Model
-from aird.settings.prompt_files import read_instructions
-from aird.settings.prompts import PromptSet
+from aird.settings.prompt_files import read_instructions, read_texts
+from aird.settings.prompts import PromptSet, TextFile
 from aird.settings.sources import ModelSource
 from aird.settings.suites import Suite
 from aird.support.checkpoint_patterns import weight_files
@@ -64,6 +64,8 @@ def check_files(
             pass  # Snakemake says so itself.
     for name, prompt_set in configuration.prompt_sets.items():
         mistakes += _prompt_file(configuration, name, prompt_set)
+    for name in configuration.corpora:
+        mistakes += _corpus_file(configuration, name)
     for key, source in model_sources(configuration):
         mistakes += _model_files(key, source, ready_made=key.startswith("compressions."))
     for key, file in attack_sources(configuration):
@@ -155,14 +157,47 @@ def _environments_of_images(configuration: Configuration) -> Iterator[str]:
             )
 
 
-def _prompt_file(configuration: Configuration, name: str, settings: PromptSet) -> Iterator[str]:
+def _read_here(settings: TextFile) -> Path | None:
+    """Return the local file of texts, unless it is left to the job that reads it."""
     if settings.source is None or settings.source.path is None:
+        return None
+    path = Path(settings.source.path)
+    if path.is_file() and (settings.format == "parquet" or path.stat().st_size > LARGEST_PROMPT_FILE):
+        return None
+    return path
+
+
+def _corpus_file(configuration: Configuration, name: str) -> Iterator[str]:
+    """Yield what is wrong with a local corpus, as far as it shows without a tokenizer."""
+    settings = configuration.corpora[name]
+    key, path = f"corpora.{name}", _read_here(settings)
+    if path is None:
         return
-    key, path = f"prompt_sets.{name}", Path(settings.source.path)
     if not path.is_file():
-        yield _absent(f"{key}.source.path", settings.source.path, "a file of instructions")
+        yield _absent(f"{key}.source.path", str(path), "a file of texts")
         return
-    if settings.format == "parquet" or path.stat().st_size > LARGEST_PROMPT_FILE:
+    try:
+        texts = read_texts(path, settings)
+    except (ValueError, AttributeError) as error:
+        yield f"{key}: {' '.join(str(error).split())}; correct format, records or field, or the file"
+        return
+    # A token is one byte at least; each text has an end token, and perhaps a space that the tokenizer adds.
+    tokens = sum(len(text.encode()) + 2 for text in texts)
+    for compression, made in configuration.compressions.items():
+        chosen = getattr(made, "calibration", None)
+        if chosen is not None and chosen.corpus == name and chosen.sequences * chosen.length > tokens:
+            yield (
+                f"compressions.{compression}.calibration: asks for more than {path.name} holds, {tokens} tokens at "
+                f"most; write fewer sequences, or name more text (found: {chosen.sequences} of {chosen.length} tokens)"
+            )
+
+
+def _prompt_file(configuration: Configuration, name: str, settings: PromptSet) -> Iterator[str]:
+    key, path = f"prompt_sets.{name}", _read_here(settings)
+    if path is None:
+        return
+    if not path.is_file():
+        yield _absent(f"{key}.source.path", str(path), "a file of instructions")
         return
     try:
         rows = read_instructions(path, settings)

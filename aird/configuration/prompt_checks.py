@@ -53,13 +53,9 @@ def uses(configuration: Configuration) -> Iterator[Use]:
             yield Use(key, f"{key}.set", f"{key}.count", settings.prompts)
     for name, compression in configuration.compressions.items():
         calibration = getattr(compression, "calibration", None)
-        if calibration is not None:
+        if calibration is not None and calibration.selection is not None:
             key = f"compressions.{name}.calibration"
-            # Its names are not checked by its own model; unknown ones are reported by _references.
-            chosen = PromptSelection.model_construct(
-                set=calibration.prompt_set, split=calibration.split, count=calibration.count
-            )
-            yield Use(key, f"{key}.prompt_set", f"{key}.count", chosen)
+            yield Use(key, f"{key}.prompt_set", f"{key}.count", calibration.selection)
 
 
 def _drawn_for_patches(configuration: Configuration) -> Iterator[tuple[str, str, str, str]]:

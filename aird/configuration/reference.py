@@ -37,6 +37,7 @@ This file is generated: `python -m aird.configuration.reference` writes it and `
 
 NAMES = {
     "prompt_sets": "SET",
+    "corpora": "CORPUS",
     "models": "MODEL",
     "compressions": "COMPRESSION",
     "patches": "PATCH",

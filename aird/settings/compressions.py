@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from aird.settings.base import Name, Settings, Text
-from aird.settings.sources import ModelSource
+from aird.settings.base import Name, PromptSelection, Settings, Text
+from aird.settings.sources import ModelSource, refuse, require_one
 from aird.support.environments import Environment
 
 
@@ -19,12 +19,55 @@ def pattern_counts(pattern: str) -> tuple[int, int]:
 
 
 class CalibrationSettings(Settings):
-    """The prompts whose activations a calibrated recipe sees."""
+    """The prompts, or the sequences of a text corpus, whose activations a calibrated recipe sees."""
 
-    prompt_set: str = Field(description="Prompt set to draw from.")
-    split: str = Field("train", description="Split of the prompt set.")
-    count: int = Field(64, gt=0, description="Number of prompts.")
-    seed: int = Field(0, ge=0, description="Seed of the draw of prompts.")
+    prompt_set: str | None = Field(None, description="Prompt set to draw from.")
+    split: str | None = Field(None, description="Split of the prompt set; default: train.")
+    count: int | None = Field(None, gt=0, description="Number of prompts; default: 64.")
+    corpus: str | None = Field(
+        None,
+        description="Text corpus, instead of a prompt set: texts in a drawn order, joined by the tokenizer's end "
+        "token, are cut into sequences without a chat template.",
+    )
+    sequences: int | None = Field(None, gt=0, description="Number of sequences of the corpus; default: 128.")
+    length: int | None = Field(None, gt=1, description="Tokens of each sequence; default: 2048.")
+    seed: int = Field(0, ge=0, description="Seed of the draw of prompts, or of the order of the texts.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_defaults(cls, values: Any) -> Any:
+        # Filled in here, so that one calibration has one representation.
+        if not isinstance(values, dict):
+            return values
+        given = {key: value for key, value in values.items() if value is not None}
+        defaults: dict[str, object] = {"split": "train", "count": 64} if "prompt_set" in given else {}
+        if "corpus" in given:
+            defaults |= {"sequences": 128, "length": 2048}
+        return {**defaults, **given}
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> CalibrationSettings:
+        kind = require_one(self, ("prompt_set", "corpus"))
+        refuse(self, ("sequences", "length") if kind == "prompt_set" else ("split", "count"), kind)
+        return self
+
+    @model_serializer(mode="wrap")
+    def _given(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Leave out the keys of the other kind."""
+        return {key: value for key, value in dump(self).items() if value is not None}
+
+    @property
+    def selection(self) -> PromptSelection | None:
+        """The prompts; None with a corpus."""
+        if self.prompt_set is None:
+            return None
+        # Its names are not checked by its own model; unknown ones are reported with the key where they stand.
+        return PromptSelection.model_construct(set=self.prompt_set, split=self.split, count=self.count)
+
+    @property
+    def size(self) -> int:
+        """Number of prompts or sequences."""
+        return self.count or self.sequences or 0
 
 
 class RecipeSettings(Settings):
@@ -55,7 +98,7 @@ class RecipeSettings(Settings):
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether the recipe sees activations of calibration prompts (`calibration`)."""
+        """Whether the recipe sees activations of prompts or texts (`calibration`)."""
         return "calibration" in type(self).model_fields
 
     @property

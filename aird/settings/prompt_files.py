@@ -1,4 +1,4 @@
-"""Read the instructions of a prompt file, in the format that a configuration says it has.
+"""Read the texts of a file, in the format that a configuration says it has.
 
 Here, and not with the prompt sets, because a configuration is checked against its local prompt files.
 """
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from aird.settings.prompts import PromptSet
+from aird.settings.prompts import PromptSet, TextFile
 
 ENCODING = "utf-8-sig"  # UTF-8, with or without the mark at its start that Excel and Windows write
 
@@ -20,8 +20,21 @@ def read_instructions(path: Path, settings: PromptSet) -> list[tuple[str, str | 
     """Return (instruction, split) pairs of a file, in its order.
 
     Raises:
+        ValueError: as of `read_texts`.
+    """
+    return _read(path, settings, settings.split_field)
+
+
+def read_texts(path: Path, settings: TextFile) -> list[str]:
+    """Return the texts of a file, in its order; those of white space alone are left out.
+
+    Raises:
         ValueError: unreadable content, a missing field or an empty file; the message says where.
     """
+    return [text for text, _ in _read(path, settings, None)]
+
+
+def _read(path: Path, settings: TextFile, split_field: str | None) -> list[tuple[str, str | None]]:
     rows: list[tuple[str, str | None]] = []
     for number, record in enumerate(_records(path, settings), start=1):
         if settings.format == "lines":
@@ -29,20 +42,20 @@ def read_instructions(path: Path, settings: PromptSet) -> list[tuple[str, str | 
         else:
             try:
                 text = record[settings.field]
-                split = record[settings.split_field] if settings.split_field else None
+                split = record[split_field] if split_field else None
             except (KeyError, TypeError):
                 fields = sorted(map(str, record)) if isinstance(record, dict) else type(record).__name__
-                wanted = [name for name in (settings.field, settings.split_field) if name]
+                wanted = [name for name in (settings.field, split_field) if name]
                 raise ValueError(
                     f"record {number} of {path.name} lacks {' or '.join(wanted)} (it has {fields})"
                 ) from None
         if not isinstance(text, str):
-            raise ValueError(f"record {number} of {path.name}: the instruction is {type(text).__name__}, not text")
+            raise ValueError(f"record {number} of {path.name}: {settings.field} is {type(text).__name__}, not text")
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"record {number} of {path.name}: the instruction holds half a character "
+                f"record {number} of {path.name}: the text holds half a character "
                 f"({error.object[error.start]!r}), which no tokenizer takes; write the whole one, or take it out"
             ) from None
         if not isinstance(split, str | None):
@@ -54,11 +67,11 @@ def read_instructions(path: Path, settings: PromptSet) -> list[tuple[str, str | 
         if text.strip():
             rows.append((text.strip(), split))
     if not rows:
-        raise ValueError(f"{path.name} holds no instruction: a prompt set cannot be empty")
+        raise ValueError(f"{path.name} holds no text")
     return rows
 
 
-def _records(path: Path, settings: PromptSet) -> Iterable[Any]:
+def _records(path: Path, settings: TextFile) -> Iterable[Any]:
     try:
         # Only a new line ends a line: JSON and prompts may hold the other characters at which `splitlines` splits.
         if settings.format == "lines":

@@ -92,7 +92,7 @@ MISTAKES: dict[str, Case] = {
     "one model": (["{model}"], "name two models"),
     "no such prompts": of_prompts("{none.txt}", "--harmful: there is no file"),
     "a folder as prompts": of_prompts("{empty}", "--harmful: there is no file"),
-    "prompts without a line": of_prompts("{blank.txt}", "holds no instruction"),
+    "prompts without a line": of_prompts("{blank.txt}", "holds no text"),
     "binary text": of_prompts("{binary.txt}", "binary.txt cannot be read as lines"),
     "a binary table": of_prompts("{binary.csv}", "binary.csv cannot be read as csv"),
     "a table that is none": of_prompts("{binary.parquet}", "binary.parquet cannot be read as parquet"),

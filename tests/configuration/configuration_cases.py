@@ -28,6 +28,7 @@ BASE: dict[str, Any] = {
             "splits": {"train": 128, "validation": 32, "test": 64},
         },
     },
+    "corpora": {"text": {"source": {"path": "raw.txt"}, "format": "lines"}},
     "directions": {"harmful": "harmful", "harmless": "harmless"},
     "models": {
         "tuned": {
@@ -306,6 +307,13 @@ CASES: dict[str, list[Case]] = {
         ("compressions.wanda.calibration.prompt_set", "x", "no prompt set x"),
         ("compressions.wanda.calibration.split", "trian", "it has: train, valid", "compressions.wanda.calibration:"),
         ("compressions.wanda.calibration.count", 129, "write at most 128"),
+        ("compressions.wanda.calibration", {"seed": 1}, "none of prompt_set, corpus is given"),
+        ("compressions.wanda.calibration.corpus", "text", "exclude each other", "compressions.wanda.calibration:"),
+        ("compressions.wanda.calibration.length", 8, "cannot stand beside", "compressions.wanda.calibration:"),
+        ("compressions.wanda.calibration", {"corpus": "text", "count": 8}, "count cannot stand beside `corpus`"),
+        ("compressions.wanda.calibration", {"corpus": "txt"}, "mean text?", "compressions.wanda.calibration.corpus:"),
+        ("corpora.text.format", ABSENT, "`format` is missing", "corpora.text:"),
+        ("corpora.text.field", "a", "cannot stand beside `format: lines`", "corpora.text:"),
         ("suites.safety.harmful.split", "test", "has no split test", "suites.safety.harmful:"),
         ("suites.safety.harmless", {"set": "harmful"}, "measure on another split or set"),
         ("models.hub.patches", ["arid"], "did you mean aird?"),
@@ -325,6 +333,12 @@ CASES: dict[str, list[Case]] = {
         ),
     ],
     "sources": [
+        (
+            "corpora.text.source",
+            {"hub_dataset": "a/b", "file": "c", "revision": PLACEHOLDER_COMMIT},
+            "replace them by the commit",
+            "corpora.text.source.revision:",
+        ),
         ("models.hub.source.revision", ABSENT, "write the model's full commit", "models.hub.source:"),
         ("models.hub.source.revision", "main", "write its 40 hexadecimal digits"),
         ("models.hub.source.revision", COMMIT[:7], "40 hexadecimal digits"),
@@ -437,6 +451,9 @@ CASES: dict[str, list[Case]] = {
 FILE_CASES: list[Case] = [
     ("prompt_sets.raw.source.path", "nothing.txt", "name a file of instructions"),
     ("prompt_sets.raw.source.path", "model", "there is no such file"),
+    ("corpora.text.source.path", "nothing.txt", "name a file of texts"),
+    ("corpora.text", {"source": {"path": "raw.txt"}, "format": "json", "field": "a"}, "correct format"),
+    ("compressions.wanda.calibration", {"corpus": "text", "length": 46}, "holds, 4990 tokens at most; write fewer"),
     ("prompt_sets.harmless.field", "text", "lacks text (it has ['instruction', 'part'])", "prompt_sets.harmless:"),
     ("prompt_sets.harmless.splits.spare", 900, "write 300 in sum at most", "prompt_sets.harmless.splits:"),
     (

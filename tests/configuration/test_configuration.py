@@ -344,6 +344,13 @@ def test_a_patch_of_ready_made_checkpoints_that_no_model_has() -> None:
     assert line.startswith("patches.aird.compressions: no model that has this patch has ready; name compressions")
 
 
+def test_a_corpus_is_no_prompt_that_may_leak() -> None:
+    values = changed("compressions.wanda.calibration", {"corpus": "text", "seed": 3})
+    values["corpora"]["text"] = {"source": {"path": "harmless.jsonl"}, "format": "jsonl", "field": "instruction"}
+    calibration = load_configuration(values).compressions["wanda"].model_dump()["calibration"]
+    assert calibration == {"corpus": "text", "sequences": 128, "length": 2048, "seed": 3}
+
+
 # Files
 
 ROTATED = {"quant_method": "compressed-tensors", "format": "pack-quantized", "transform_config": {"config_groups": {}}}

@@ -117,7 +117,7 @@ def test_splits_of_parquet_are_text_or_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"record 1 of a\.parquet: the split is int, not text"):
         read_instructions(path, wanted)
     pandas.DataFrame({"goal": ["Boil.", None]}).to_parquet(path)
-    with pytest.raises(ValueError, match=r"record 2 of a\.parquet: the instruction is NoneType"):
+    with pytest.raises(ValueError, match=r"record 2 of a\.parquet: goal is NoneType"):
         read_instructions(path, settings(format="parquet", field="goal"))
 
 
@@ -139,8 +139,8 @@ NESTED = {"field": "goal", "records": "rows"}
         ("json", '[{"goal": "x"}, {"a": "y"}]', GOAL, r"record 2 of file\.json lacks goal \(it has \['a'\]\)"),
         ("json", '[{"goal": "x"}]', {**GOAL, "split_field": "part"}, r"record 1 of file\.json lacks goal or part"),
         ("json", '["x"]', GOAL, r"record 1 of file\.json lacks goal"),
-        ("json", '[{"goal": "x"}, {"goal": 3}]', GOAL, r"record 2 of file\.json: the instruction is int"),
-        ("csv", "part,goal\ntrain\n", GOAL, r"record 1 of file\.csv: the instruction is NoneType"),
+        ("json", '[{"goal": "x"}, {"goal": 3}]', GOAL, r"record 2 of file\.json: goal is int"),
+        ("csv", "part,goal\ntrain\n", GOAL, r"record 1 of file\.csv: goal is NoneType"),
         ("csv", "part,goal\ntrain,a, b\n", GOAL, r"record 1 of file\.csv has more cells than the header; put text"),
         (
             "csv",
@@ -150,8 +150,8 @@ NESTED = {"field": "goal", "records": "rows"}
         ),
         ("csv", f"goal\n{'a' * 140_000}\n", GOAL, r"file\.csv cannot be read as csv: field larger"),
         ("jsonl", '{"goal": "x", "part": 1}', {**GOAL, "split_field": "part"}, "the split is int, not text"),
-        ("lines", "\n  \n", {}, r"file\.lines holds no instruction"),
-        ("json", "[]", GOAL, r"file\.json holds no instruction"),
+        ("lines", "\n  \n", {}, r"file\.lines holds no text"),
+        ("json", "[]", GOAL, r"file\.json holds no text"),
     ],
 )
 def test_bad_files_are_named(tmp_path: Path, form: str, content: str, more: dict[str, Any], message: str) -> None:

@@ -36,6 +36,7 @@ PATCHES = {
 CONFIGURATION = {
     "seed": 42,
     "models": {"tiny": {"source": {"hub": "organisation/tiny", "revision": "5" * 40, "path": None}}},
+    "corpora": {"text": {"source": {"path": "text.txt", "sha256": None}}},
     "prompt_sets": {
         "attack": {"source": {"wheel": "prompts==1.0", "file": "attack.txt", "sha256": "ab" * 32}},
         "both": {"source": None, "combine": ["attack", "more"]},

@@ -6,8 +6,8 @@ from aird.compression.compress import compress
 from aird.models.loading import TRUST, code_is_trusted, load_tokenizer, open_checkpoint
 from aird.plugin import RECIPES
 from aird.prompts.chat import chat_tokens
+from aird.prompts.corpora import token_sequences
 from aird.prompts.sets import select
-from aird.settings.base import PromptSelection
 from aird.support.environments import recorded_python
 from aird.support.files import hash_folder, read_json_lines, write_json
 
@@ -28,11 +28,12 @@ def main(
     open_checkpoint(original, original_manifest)
     prompts = None
     if calibration is not None:
-        chosen = recipe.calibration
-        selection = PromptSelection(set=chosen.prompt_set, split=chosen.split, count=chosen.count)
-        tokenizer = load_tokenizer(original)
-        records = select(read_json_lines(calibration), selection, chosen.seed)
-        prompts = [chat_tokens(tokenizer, record["instruction"]) for record in records]
+        chosen, records, tokenizer = recipe.calibration, read_json_lines(calibration), load_tokenizer(original)
+        if chosen.selection is None:
+            prompts = token_sequences([record["text"] for record in records], tokenizer, chosen)
+        else:
+            drawn = select(records, chosen.selection, chosen.seed)
+            prompts = [chat_tokens(tokenizer, record["instruction"]) for record in drawn]
     python = None if environment is None else recorded_python(environment)
     measurements = compress(original, checkpoint, recipe, prompts, python)
     files = hash_folder(checkpoint)

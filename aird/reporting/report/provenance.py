@@ -21,7 +21,7 @@ Row = tuple[str, str]
 
 
 def sources(settings: Mapping[str, Any]) -> list[Row]:
-    """Return the pinned source of every model, ready-made checkpoint and prompt set of a configuration."""
+    """Return the pinned source of every model, ready-made checkpoint, prompt set and corpus of a configuration."""
     rows = [(f"model {name}", _source(model["source"])) for name, model in settings["models"].items()]
     for name, compression in settings["compressions"].items():
         for model, source in compression.get("sources", {}).items():
@@ -31,6 +31,7 @@ def sources(settings: Mapping[str, Any]) -> list[Row]:
             rows.append((f"prompts {name}", _source(prompt_set["source"])))
         else:
             rows.append((f"prompts {name}", f"{' and '.join(prompt_set['combine'])}, joined"))
+    rows += [(f"corpus {name}", _source(corpus["source"])) for name, corpus in settings["corpora"].items()]
     return rows
 
 

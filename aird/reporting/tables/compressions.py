@@ -10,6 +10,7 @@ from aird.settings.base import PLAIN
 from aird.settings.weights import WeightForm
 
 MEASURED = "sparsity bits_per_weight sparse_bits_per_weight relative_error weights stored_bytes".split()
+TOKENS = "calibration_tokens"
 
 
 def rows(records: Records) -> Iterator[Row]:
@@ -23,7 +24,14 @@ def rows(records: Records) -> Iterator[Row]:
         served_as = computed_with.get(pair)
         if "served_as" not in manifest or served_as == WeightForm.AS_STORED:
             served_as = manifest.get("served_as")
-        yield {**named(pair), **dict.fromkeys(MEASURED), **measured, "formats": formats, "served_as": served_as}
+        yield {
+            **named(pair),
+            **dict.fromkeys(MEASURED),
+            **measured,
+            "formats": formats,
+            TOKENS: manifest.get(TOKENS),
+            "served_as": served_as,
+        }
 
 
 TABLE = Table(
@@ -38,6 +46,7 @@ TABLE = Table(
         Column("relative_error", says="norm of W_c - W_o over that of W_o; empty where one was rescaled or rotated"),
         *values("weights stored_bytes", says="number of weights in these matrices, their bytes with scales and tables"),
         Column("formats", says="how they are stored"),
+        Column(TOKENS, dtype="Int64", says="tokens that the recipe was calibrated on; empty where it sees none"),
         Column(
             "served_as",
             says="of a [ready-made checkpoint](checkpoints.md#what-is-read) without a patch: `as stored`, `repacked`, "
