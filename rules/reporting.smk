@@ -38,6 +38,14 @@ GRID = {
         or (DIRECTIONS.cosmic == "all" and pair[1] not in SAME_WEIGHTS)
     ],
     "patched": DIRECTIONS.patched,
+    "compensated": sorted(
+        {
+            patch
+            for _, _, patch in CONFIGURATION.cells()
+            if patch != PLAIN
+            and METHOD_FILES.of(CONFIGURATION.patches[patch]).compensates
+        }
+    ),
     "suites": list(CONFIGURATION.suites),
     "pruned": [
         name

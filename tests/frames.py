@@ -128,6 +128,17 @@ def restored_frame(grid: Grid) -> pandas.DataFrame:
     return pandas.DataFrame(rows, columns=RESTORED_COLUMNS)
 
 
+def compensation_frame(grid: Grid) -> pandas.DataFrame:
+    """Return the shares of two kinds of matrix in two blocks, for every patched compression."""
+    rows = []
+    for model in grid[0]:
+        for cell in ({"model": model, "compression": name, "patch": patch} for name in grid[1] for patch in grid[2]):
+            for block, kind in enumerate(["o_proj", "down_proj"] * 2):
+                module = f"model.layers.{block // 2}.mlp.{kind}"
+                rows.append({**cell, "module": module, "first_share": block / 10, "first_8_share": block / 5})
+    return pandas.DataFrame(rows, columns=["model", "compression", "patch", "module", "first_share", "first_8_share"])
+
+
 def claim_frame(grid: Grid) -> pandas.DataFrame:
     """Return a row per claim, compression and patch, and one over all compressions, with every verdict."""
     models, compressions, patches = grid
@@ -221,6 +232,7 @@ def write_tables(folder: Path, grid: Grid, attacked: bool = False) -> list[Path]
         "directions": directions,
         "sites": site_frame(grid),
         "restored_directions": restored_frame(grid),
+        "compensation": compensation_frame(grid),
         "candidates": candidate_frame(grid),
     }
     folder.mkdir(parents=True, exist_ok=True)

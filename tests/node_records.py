@@ -25,6 +25,7 @@ GRID: dict[str, Any] = {
     "pairs": [ORIGINAL[:2], PRUNED[:2]],
     "cosmic": [ORIGINAL[:2]],
     "patched": [],
+    "compensated": [],
     "suites": ["main"],
     "same_weights": [],
     "plugins": [],

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 BYTES = 2 * 10**9  # of covariances that are held at once; more modules take more passes
 FLOOR = 1e-6  # of the mean eigenvalue: inputs that hardly occur cannot be divided by
+SHARES = 8  # first singular directions whose shares of the error are told
+
+# Takes the name of a module, its inputs [tokens, d_in] float32, and what they are the inputs of.
+InputReader = Callable[[str, torch.Tensor, Pack], None]
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,13 @@ class Compensation:
     Attributes:
         edit: the change, up [d_out, rank] and down [rank, d_in].
         left: share of the covariance-weighted squared error that it leaves, 0 to 1.
-        first: share that the first singular direction alone holds, 0 to 1.
+        shares: shares that the first singular directions hold, each alone, largest first; as many as `SHARES`, fewer of
+            a small matrix, and zeros where there is no error.
     """
 
     edit: Edit
     left: float
-    first: float
+    shares: list[float]
 
 
 @torch.no_grad()
@@ -67,21 +72,29 @@ def _covariances(
     model: PreTrainedModel, packs: Sequence[Pack], modules: Mapping[str, nn.Module]
 ) -> Iterator[tuple[str, torch.Tensor]]:
     sums = {name: torch.zeros(_inputs(module), _inputs(module)) for name, module in modules.items()}
-    tokens = 0.0
-    for pack in progress.over(packs, "batches of prompts"):
-        weights = _weights(pack)
-        tokens += weights.sum().item()
 
-        def add(name: str, weights: torch.Tensor = weights) -> Callable[..., None]:
+    def add(name: str, rows: torch.Tensor, pack: Pack) -> None:
+        sums[name] += rows.T @ (rows * token_counts(pack)[:, None])
+
+    read_inputs(model, packs, modules, add)
+    tokens = sum(token_counts(pack).sum().item() for pack in packs)
+    yield from ((name, total / tokens) for name, total in sums.items())
+
+
+def read_inputs(
+    model: PreTrainedModel, packs: Sequence[Pack], modules: Mapping[str, nn.Module], reader: InputReader
+) -> None:
+    """Run packs through a model, and give the inputs of linear modules, by their names, to a reader."""
+    for pack in progress.over(packs, "batches of prompts"):
+
+        def read(name: str, pack: Pack = pack) -> Callable[..., None]:
             def hook(_: nn.Module, arguments: tuple[torch.Tensor, ...], __: Mapping[str, torch.Tensor]) -> None:
-                rows = arguments[0].reshape(-1, arguments[0].shape[-1]).float().cpu()
-                sums[name] += rows.T @ (rows * weights[:, None])
+                reader(name, arguments[0].reshape(-1, arguments[0].shape[-1]).float().cpu(), pack)
 
             return hook
 
-        with hooks(before=[(module, add(name)) for name, module in modules.items()]):
+        with hooks(before=[(module, read(name)) for name, module in modules.items()]):
             run_pack(model, pack)
-    yield from ((name, total / tokens) for name, total in sums.items())
 
 
 def _inputs(module: nn.Module) -> int:
@@ -89,8 +102,8 @@ def _inputs(module: nn.Module) -> int:
     return int(module.in_features)  # type: ignore[arg-type]  # whatever class a format's linear module has
 
 
-def _weights(pack: Pack) -> torch.Tensor:
-    """Return how many prompts each token of a pack belongs to: what they all begin with runs once."""
+def token_counts(pack: Pack) -> torch.Tensor:
+    """Return how many prompts each token of a pack belongs to, [tokens]: what they all begin with runs once."""
     weights = torch.ones(int(pack.ends[-1]) + 1)
     weights[: pack.prefix_length] = len(pack.prompts)
     return weights
@@ -138,4 +151,4 @@ def compensate(
     shares = singular.square() / total if total > 0 else torch.zeros_like(singular)
     # A rank that the matrix has not is filled with zeros: an adapter has one rank.
     up, down = (nn.functional.pad(up, (0, rank - kept)), nn.functional.pad(down, (0, 0, 0, rank - kept)))
-    return Compensation(Edit(module, up, down), 1 - shares[:kept].sum().item(), shares[0].item())
+    return Compensation(Edit(module, up, down), 1 - shares[:kept].sum().item(), shares[:SHARES].tolist())

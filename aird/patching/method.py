@@ -79,6 +79,7 @@ class Method:
         default: whether it is the one to take, of those that learn from prompts, or of those that need none.
         adapter: whether the files are a LoRA adapter, which can be merged.
         baseline: whether it is for comparisons alone, which the workflow makes; `aird patch` offers all others.
+        compensates: whether its record says how the error of each matrix lies (`compensation`), which a table shows.
         memory_mb, minutes: what a job asks for.
     """
 
@@ -94,5 +95,6 @@ class Method:
     default: bool = False
     adapter: bool = True
     baseline: bool = False
+    compensates: bool = False
     memory_mb: int = 3000
     minutes: int = 30

@@ -51,13 +51,36 @@ class SiteRecord(TypedDict):
     rule: NotRequired[str | None]
 
 
+class TokenShare(TypedDict):
+    """What a token of the prompts with their replies carries of the error along a matrix's first singular direction.
+
+    `position` is that of one of the template's own tokens, from 0, and behind the instruction from -1 backwards; it is
+    None of all tokens of instructions together (`prompt`), and of replies (`reply`). `share` is 0 to 1.
+    """
+
+    token: str
+    position: int | None
+    share: float
+
+
+class CompensationRecord(TypedDict):
+    """What compensation found in one matrix: parts of its covariance-weighted squared error, 0 to 1.
+
+    `left` is what the change at strength 1 leaves, `shares` what the first singular directions hold, each alone;
+    `tokens` are those that carry most of the first one, none where there is no error.
+    """
+
+    left: float
+    shares: list[float]
+    tokens: list[TokenShare]
+
+
 class PatchRecord(TypedDict, total=False):
     """What there is to say about a patch besides its settings.
 
     `not_edited` names what edited blocks write besides, each with the reason; `experts` are PEFT's names of experts'
-    parameters (`target_parameters`); `compensation` has for each matrix the share of its weighted error that is `left`,
-    and that of the `first` singular direction; `examples` and `epoch_losses` (nats per answer token) are those of a
-    tuning.
+    parameters (`target_parameters`); `compensation` is by matrix; `examples` and `epoch_losses` (nats per answer token)
+    are those of a tuning.
     """
 
     blocks: list[int]
@@ -67,6 +90,6 @@ class PatchRecord(TypedDict, total=False):
     direction: SiteRecord
     own_direction: SiteRecord
     calibration: ChoiceRecord
-    compensation: dict[str, dict[str, float]]
+    compensation: dict[str, CompensationRecord]
     examples: dict[str, int]
     epoch_losses: list[float]

@@ -402,6 +402,12 @@ def post_instruction_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return suffix
 
 
+def template_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids of the tokens that the template puts in front of every instruction, its system prompt included."""
+    probes = [chat_tokens(tokenizer, probe) for probe in _PROBES]
+    return probes[0][: common_prefix_length(probes)]
+
+
 def renders_alike(one: Any, other: Any) -> bool:
     """Return whether two tokenizers make the same tokens of an instruction, its template included."""
     return all(chat_tokens(one, probe) == chat_tokens(other, probe) for probe in _PROBES)

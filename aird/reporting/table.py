@@ -51,7 +51,7 @@ class Table:
         says: what it shows, as Markdown.
         place: tables with lower numbers come first, in the report and on the page that describes all columns.
         file: the table that the columns are added to; None of a table of its own.
-        where: a kind of record; a grid that has none of these has no such table.
+        where: a setting of the grid that names patches; where it names none there is no such table.
         whole: it judges a whole grid, so it is not made of some of a grid's records.
         rule: the workflow's rule that makes it.
     """

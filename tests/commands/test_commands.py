@@ -192,7 +192,9 @@ def test_patch_compensates_without_a_direction(
     record = read_json(tmp_path / "adapter.statistics.json")
     assert record["settings"]["rank"] == 2 and record["direction"] is None
     assert read_json(tmp_path / "adapter/adapter_config.json")["r"] == 2
-    assert all(0 <= each["left"] < 1 for each in record["compensation"].values())
+    for each in record["compensation"].values():
+        assert each["left"] == pytest.approx(1 - sum(each["shares"][:2]), abs=1e-6) and each["left"] < 1
+        assert len(each["tokens"]) == 3 and 0 < each["tokens"][0]["share"] <= 1
     with pytest.raises(SystemExit):  # the baselines stay with the workflow
         main(["patch", *pair(folder), "--method", "lora", *more])
 

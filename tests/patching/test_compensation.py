@@ -1,4 +1,4 @@
-"""Compensation in closed form: against what it minimises, on a rounded tiny model and on its own inputs."""
+"""Compensation in closed form, against what it minimises; and which tokens carry the error, against naive passes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from aird.inference.packing import plan_packs
-from aird.patching import compensation
+from aird.patching import compensation, token_shares
 from aird.patching.compensation import compensate, input_covariances
+from aird.patching.replies import ReplySet
+from aird.prompts.chat import post_instruction_tokens, template_prefix
 
 MODULE = "model.layers.1.mlp.down_proj"
 
@@ -63,14 +65,59 @@ def test_it_leaves_least_of_the_weighted_error(rank: int) -> None:
 
 def test_one_large_input_holds_most_of_the_error_and_full_rank_all_of_it() -> None:
     original, compressed, covariance = matrices()
-    assert compensate(MODULE, original, compressed, covariance, 1).first > 0.9
+    assert compensate(MODULE, original, compressed, covariance, 1).shares[0] > 0.9
     whole = compensate(MODULE, original, compressed, covariance, 24)
     torch.testing.assert_close(compressed + whole.edit.matrix(), original, rtol=1e-3, atol=1e-3)
     assert whole.left == pytest.approx(0, abs=1e-5)
     more = compensate(MODULE, original, compressed, covariance, 30)  # more than the matrix has
     assert more.edit.rank == 30 and (more.edit.up[:, 24:] == 0).all()
     same = compensate(MODULE, original, original, covariance, 2)
-    assert same.edit.matrix().abs().max() == 0 and same.first == 0
+    assert same.edit.matrix().abs().max() == 0 and same.shares == [0] * 8
+
+
+def test_an_error_of_rank_one_lies_along_one_direction_alone() -> None:
+    original, compressed, covariance = matrices()
+    generator = torch.Generator().manual_seed(2)
+    error = torch.randn(24, 1, generator=generator) @ torch.randn(1, 40, generator=generator)
+    made = compensate(MODULE, original, original + error, covariance, 1)
+    assert made.shares == pytest.approx([1, *[0] * 7], abs=1e-5) and made.left == pytest.approx(0, abs=1e-5)
+    spread = compensate(MODULE, original, compressed, torch.eye(40), 1)
+    assert sum(spread.shares) < 0.9 and spread.shares == sorted(spread.shares, reverse=True)
+
+
+def test_tokens_that_carry_an_error_are_found_and_no_text_of_prompts_is_told(
+    llama: Any, tokenizer: Any, prompts: list[list[int]], monkeypatch: Any
+) -> None:
+    before, after = template_prefix(tokenizer), post_instruction_tokens(tokenizer)
+    replies = [list(range(5, 5 + length)) for length in (3, 0, 4)]
+    sets = [
+        ReplySet(prompts[:3], replies, torch.empty(0), torch.empty(0), []),
+        ReplySet(prompts[3:4], [[7]], *[torch.empty(0)] * 2, []),
+    ]
+    inputs: list[torch.Tensor] = []
+    handle = llama.get_submodule(MODULE).register_forward_pre_hook(lambda _, given: inputs.append(given[0][0].detach()))
+    labels = []
+    for prompt, reply in zip(prompts[:4], [*replies, [7]], strict=True):
+        llama(torch.tensor([[*prompt, *reply]]))
+        own = len(prompt) - len(before) - len(after)
+        labels += [*range(len(before)), *["prompt"] * own, *range(-len(after), 0), *["reply"] * len(reply)]
+    handle.remove()
+    rows = torch.cat(inputs)
+    # Directions that a token of the template has most of: its input without what all tokens have in common.
+    for position in (0, -1):
+        own = rows[labels.index(position)]
+        direction = torch.linalg.solve(rows.T @ rows + 1e-4 * torch.eye(len(own)), own)
+        monkeypatch.setattr(token_shares, "TOLD", 100)
+        told = token_shares.token_shares(llama, tokenizer, sets, {MODULE: direction})[MODULE]
+        carried: dict[Any, float] = {}
+        for label, square in zip(labels, (rows @ direction).square().tolist(), strict=True):
+            carried[label] = carried.get(label, 0.0) + square
+        names = {each["token"] if each["position"] is None else each["position"]: each for each in told}
+        assert len(names) == len(told) == len(before) + len(after) + 2
+        for name, each in names.items():
+            assert each["share"] == pytest.approx(carried.get(name, 0) / sum(carried.values()), rel=1e-3, abs=1e-5)
+        assert told[0]["position"] == position and told[0]["share"] > 0.5
+        assert told[0]["token"] == tokenizer.convert_ids_to_tokens((before if position == 0 else after)[position])
 
 
 def test_inputs_that_are_not_finite_are_refused(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from frames import (
     SMALL,
     Grid,
     candidate_frame,
+    compensation_frame,
     direction_frame,
     restored_frame,
     site_frame,
@@ -52,6 +53,7 @@ def draw_all(grid: Grid, summary: pandas.DataFrame) -> dict[str, Figure]:
     """Return every figure of a grid."""
     frames = {"candidates": candidate_frame(grid), "sites": site_frame(grid), "directions": direction_frame(grid)}
     frames |= {"summary": summary, "restored_directions": restored_frame(grid)}
+    frames["compensation"] = compensation_frame(grid)
     return {kind: figure_of(kind, *(frames[table] for table in shown.tables)) for kind, shown in FIGURES.items()}
 
 
@@ -131,12 +133,17 @@ def test_every_figure_names_what_its_grid_holds(grid: Grid, tmp_path: Path) -> N
         if name == "sites" and not compressions:
             assert words == {"no compressed model to compare with its original"}
             continue
+        if name == "compensation" and not compressions:
+            assert words == {"no checkpoint was compensated"}
+            continue
         # These name the model only where there are several.
         wanted = compressions | (set() if name in ("frontier", "refusal") and len(models) == 1 else models)
-        if name != "sites":
+        if name not in ("sites", "compensation"):
             wanted |= {"original"}
         if name == "refusal":
             wanted |= {"compressed", f"with {grid[2][-1]}"} if patches else set()
+        elif name == "compensation":
+            wanted |= patches
         elif name not in ("sites", "candidates"):
             wanted |= {"plain"} | patches
         assert wanted <= {part for text in words for part in text.split(", ")}, name
@@ -377,6 +384,22 @@ def test_script_draws_the_chosen_suite(tmp_path: Path, monkeypatch: pytest.Monke
         figure_of("refusal", pandas.read_csv(tmp_path / "summary.csv"))
     with pytest.raises(ValueError, match="there is no figure pie; known: refusal.SUITE, frontier.SUITE"):
         run("pie")
+
+
+def test_shares_of_the_error_are_those_of_the_table() -> None:
+    """One row of panels per compensated checkpoint, one line per kind of matrix over its blocks."""
+    frame = compensation_frame(LARGE)
+    figure = figure_of("compensation", frame)
+    cells = list(frame.groupby(["model", "compression", "patch"], sort=False))
+    assert len(figure.axes) == 2 * len(cells)
+    for index, axes in enumerate(figure.axes):
+        (cell, rows), name = cells[index // 2], ("first_share", "first_8_share")[index % 2]
+        assert axes.get_title("left") == ("" if index % 2 else ", ".join(cell))
+        lines = {str(line.get_label()): line for line in axes.lines}
+        assert list(lines) == ["o_proj", "down_proj"]
+        for kind, line in lines.items():
+            assert list(numpy.asarray(line.get_xdata())) == [0, 1]
+            assert list(numpy.asarray(line.get_ydata())) == list(rows[rows["module"].str.endswith(kind)][name])
 
 
 def test_restored_directions_are_those_of_the_table() -> None:

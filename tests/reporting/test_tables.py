@@ -287,6 +287,25 @@ def test_projections_and_sites() -> None:
     pandas.testing.assert_frame_equal(made("sites"), expected)
 
 
+def test_compensation_is_a_table_where_a_patch_compensates() -> None:
+    assert "compensation" not in tables_of(node_records.GRID)
+    assert "compensation" in tables_of({**node_records.GRID, "compensated": ["repair"]})
+    tokens = [{"token": "<s>", "position": 0, "share": 0.75}, {"token": "prompt", "position": None, "share": 0.25}]
+    found = {
+        "a": {"left": 0.25, "shares": [0.5, 0.25, 0.125], "tokens": tokens},
+        "b": {"left": 0.5, "shares": [0.5], "tokens": tokens[::-1]},
+        "same": {"left": 1.0, "shares": [0.0, 0.0], "tokens": []},
+    }
+    other = ("small", "pruned", "aird")
+    patches = {other: {"edits": []}, PATCHED: {"edits": [], "compensation": found}}
+    frame = made("compensation", patches=patches)
+    assert frame.astype(object).where(frame.notna(), None).values.tolist() == [
+        [*PATCHED, "a", 0.5, 0.875, 0.25, "<s>", 0, 0.75],
+        [*PATCHED, "b", 0.5, 0.5, 0.5, "prompt", None, 0.25],
+        [*PATCHED, "same", 0.0, 0.0, 1.0, None, None, None],
+    ]
+
+
 def test_restored_directions() -> None:
     pairs = (ORIGINAL[:2], PRUNED[:2])
     frame = made(

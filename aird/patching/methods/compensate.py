@@ -30,7 +30,7 @@ class Compensate(ChoiceSettings):
 
 
 def make(settings: Compensate, inputs: PatchInputs, folder: Path) -> PatchRecord:
-    """Write the adapter at the chosen strength; see `Method.make`. The record says what of each error is left.
+    """Write the adapter at the chosen strength; see `Method.make`. The record says how the error of each matrix lies.
 
     Inputs are those of the harmful and harmless training prompts, with the replies of the original and of the
     compressed checkpoint.
@@ -46,6 +46,7 @@ def make(settings: Compensate, inputs: PatchInputs, folder: Path) -> PatchRecord
     from aird.patching.compensation import compensate, input_covariances
     from aird.patching.edits import size_record
     from aird.patching.replies import original_replies, record_replies, reply_instructions
+    from aird.patching.token_shares import token_shares
     from aird.patching.validation import choose_for_checkpoint
 
     structure = load_structure(inputs.compressed)
@@ -59,20 +60,26 @@ def make(settings: Compensate, inputs: PatchInputs, folder: Path) -> PatchRecord
     model, tokenizer = load_model(inputs.compressed), load_tokenizer(inputs.compressed)
     harmless = reply_instructions(inputs.prompts, [("train", "harmless")], counts, inputs.seed)
     answered = record_replies(model, tokenizer, harmless, counts)["train_harmless"]
-    prompts = [*asked.sequences, *answered.sequences]
+    sets = [asked, answered]
+    prompts = [sequence for each in sets for sequence in each.sequences]
     originals, stored = matrix_reader(inputs.original, structure), matrix_reader(inputs.compressed, structure)
     made = []
     for name, covariance in input_covariances(model, prompts, modules):
         pair = originals(name), stored(name)
         check_comparable(*pair, name)
         made.append(compensate(name, *pair, covariance, settings.rank))
+    erring = {each.edit.module: each.edit.down[0] for each in made if each.shares[0] > 0}
+    tokens = token_shares(model, tokenizer, sets, erring)
     del model  # one is in memory at a time
     choice = choose_for_checkpoint(inputs, [each.edit for each in made], 0, settings)
     edits = [each.edit.scaled(choice["strength"]) for each in made]
     save_adapter(edits, folder, inputs.base, structure)
     return {
         "edits": [size_record(edit, stored(edit.module)) for edit in edits],
-        "compensation": {each.edit.module: {"left": each.left, "first": each.first} for each in made},
+        "compensation": {
+            each.edit.module: {"left": each.left, "shares": each.shares, "tokens": tokens.get(each.edit.module, [])}
+            for each in made
+        },
         "calibration": choice,
     }
 
@@ -86,6 +93,7 @@ METHOD = Method(
     sizes=lambda directions, replies: replies.sizes,
     trains_on={"harmless": "train_harmless"},
     usage="{loading}",
+    compensates=True,
     memory_mb=8000,
     minutes=60,
 )

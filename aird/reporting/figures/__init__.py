@@ -37,6 +37,7 @@ FIGURES = {
     "candidates": Shown(("candidates", "directions")),
     "sites": Shown(("sites", "directions")),
     "restored": Shown(("restored_directions",)),
+    "compensation": Shown(("compensation",)),
 }
 
 

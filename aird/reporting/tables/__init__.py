@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aird.plugin import TABLES, PluginError
-from aird.reporting.grid import KINDS, keys_of
+from aird.reporting.grid import KINDS
 from aird.reporting.records import Records
 from aird.reporting.table import Table
 
@@ -46,13 +46,12 @@ def tables_of(grid: Mapping[str, Any]) -> dict[str, Table]:
     """Return the tables that every run of a grid makes.
 
     Args:
-        grid: as in `aird.reporting.grid.keys_of`.
+        grid: as in `aird.reporting.grid.keys_of`, and the patches that each `Table.where` names.
     """
-    keys = keys_of(grid)
     return {
         name: table
         for name, table in all_tables().items()
-        if table.rule == "make_tables" and (table.where is None or keys[table.where])
+        if table.rule == "make_tables" and (table.where is None or grid[table.where])
     }
 
 

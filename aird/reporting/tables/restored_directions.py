@@ -70,7 +70,7 @@ TABLE = Table(
     place=160,
     says=__doc__,
     records=("restorations", "examinations", "verifications"),
-    where="restorations",
+    where="patched",
     rows=rows,
     columns=[
         *CELL,
