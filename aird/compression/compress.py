@@ -110,6 +110,12 @@ def _check_request(original: Checkpoint, settings: RecipeSettings, calibration: 
             raise ValueError(f"calibration prompt {calibration.index([])} has no tokens")
         if wanted.length is not None and any(len(sequence) != wanted.length for sequence in calibration):
             raise ValueError(f"the settings ask for calibration sequences of {wanted.length} tokens each")
+        context = original.config.get("max_position_embeddings")
+        if wanted.length is not None and context is not None and wanted.length > context:
+            raise ValueError(
+                f"calibration sequences of {wanted.length} tokens are longer than the model's context of {context}; "
+                "write a smaller `length`"
+            )
     pattern = getattr(settings, "pattern", None)
     if pattern is not None:
         _check_divides(original, pattern_counts(pattern)[1], f"pattern {pattern}")

@@ -86,6 +86,13 @@ def test_too_little_text_is_said_with_the_numbers(corpus: Corpus, tokenizer: Pre
         token_sequences(texts, tokenizer, more)
 
 
+def test_sequences_beyond_the_context_are_refused(original: Path, tmp_path: Path) -> None:
+    length = read_json(original / "config.json")["max_position_embeddings"] + 1
+    settings = Wanda(sparsity=0.5, calibration=CalibrationSettings(corpus="stories", sequences=1, length=length))
+    with pytest.raises(ValueError, match=f"longer than the model's context of {length - 1}"):
+        compress(original, tmp_path / "output", settings, [[1] * length])
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_every_calibrated_recipe_sees_the_corpus(
     name: str, original: Path, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
