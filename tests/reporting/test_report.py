@@ -150,6 +150,20 @@ def test_degenerate_text_stands_at_a_glance(sources: Sources, text: str) -> None
     assert {len(row) + 1 for row in cells} == {8} and 'colspan="8"' in table
 
 
+def test_sensitivity_and_flips_stand_beside_the_rates(text: str) -> None:
+    table = text.partition("A lower threshold, or lost sensitivity?")[2].partition("</table>")[0]
+    rows = [
+        [" ".join(re.sub(r"<[^>]+>", " ", cell).split()) for cell in re.findall(r"<t[hd].*?</t[hd]>", row, re.DOTALL)]
+        for row in table.partition("<tbody>")[2].split("<tr>")[1:]
+    ]
+    # The original has nothing to be compared with.
+    assert rows[0] == ["original", "0.0, 0.0", "3.00 (2.95 to 3.05)", "0.90 (0.85 to 0.95)", "", ""]
+    # Its engine told no log-probabilities.
+    assert rows[1][:2] == ["magnitude-30", rows[1][1]] and rows[1][3] == "25 (20 to 30)"
+    assert {row[2].partition(") ")[2] for row in rows[1:]} == {"75 (70 to 80)"}
+    assert {tuple(row[4:]) for row in rows[1:]} == {("1, 6 90 (85 to 95)",) * 2}
+
+
 def test_it_says_what_an_undecided_claim_needs(sources: Sources, text: str) -> None:
     claims = pandas.read_csv(next(path for path in sources.tables if path.stem == "claims"))
     undecided = claims[(claims.compression == "all") & (claims.verdict == "undecided")]
@@ -409,7 +423,7 @@ def test_no_table_is_cut_on_a_wide_screen(browser: Any, sources: Sources, tmp_pa
     page.goto((tmp_path / "report.html").as_uri())
     cut = """all => all.filter(one => !one.closest("details") && one.scrollWidth > one.clientWidth)
         .map(one => one.getAttribute("aria-label"))"""
-    assert page.locator("table.glance").count() == 3 + attacked
+    assert page.locator("table.glance").count() == 4 + attacked
     assert page.eval_on_selector_all(".scroll", cut) == []
     page.close()
 

@@ -22,6 +22,7 @@ from aird.reporting.report.captions import Captions
 from aird.reporting.report.claim_list import MARKS, claims
 from aird.reporting.report.data_tables import html_table, short_number
 from aird.reporting.report.pictures import figure_svg, inline_svg
+from aird.reporting.report.sensitivity import sensitivity_rows
 from aird.reporting.sentences.attacks import attack_sentences
 from aird.reporting.sentences.details import details
 from aird.reporting.sentences.headlines import headlines
@@ -105,7 +106,7 @@ def _content(sources: Sources) -> dict[str, object]:
         "details": list(details(summary, tables["paired"], tables["directions"])),
         "attack_sentences": list(attack_sentences(summary, tables["attacks"], tables["resistance"], configuration)),
         "attacks": _attacks(tables["attacks"]),
-        "suites": _suites(summary, configuration["patches"]),
+        "suites": _suites(summary, tables["paired"], configuration["patches"]),
         "about": Markup(captions("workflow")),
         "frontier_caption": Markup(captions("figure", figure="frontier")),
         "direction_rows": tables["directions"].to_dict("records"),
@@ -153,7 +154,7 @@ def _attacks(attacks: pandas.DataFrame) -> list[dict[str, object]]:
     return tables
 
 
-def _suites(summary: pandas.DataFrame, patches: Patches) -> list[dict[str, object]]:
+def _suites(summary: pandas.DataFrame, paired: pandas.DataFrame, patches: Patches) -> list[dict[str, object]]:
     suites: list[dict[str, object]] = []
     for suite, of_suite in summary.groupby("suite", sort=False):
         several = of_suite["model"].nunique() > 1
@@ -172,7 +173,12 @@ def _suites(summary: pandas.DataFrame, patches: Patches) -> list[dict[str, objec
                 ["model", "compression"], sort=False
             )
         ]
-        suites.append({"name": suite, "panels": panels, "groups": groups})
+        told_apart = [
+            row | {"model": model}
+            for model, rows in of_suite.groupby("model", sort=False)
+            for row in sensitivity_rows(rows, paired[(paired["suite"] == suite) & (paired["model"] == model)])
+        ]
+        suites.append({"name": suite, "panels": panels, "groups": groups, "told_apart": told_apart})
     return suites
 
 
