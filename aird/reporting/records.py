@@ -39,6 +39,7 @@ class Measured(TypedDict):
     perplexity: dict[str, float] | None
     questions: dict[str, dict[str, list[float]]]  # by task and metric, one value per question
     engine: NotRequired[Record | None]
+    told_apart: NotRequired[dict[str, str]]  # of a card: d', AUC and flips, by their titles
 
 
 class Score(Measured):

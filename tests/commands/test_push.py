@@ -111,6 +111,11 @@ SCORE = {
     "served_as": "adapter",
     "perplexity": None,
     "questions": {},
+    "labels": [
+        {"id": str(n), "kind": kind, "refused": kind == "harmful"}
+        for kind in ("harmful", "harmless")
+        for n in range(20)
+    ],
 }
 SUITES = {"safety": dict.fromkeys(("original", "compressed", "patched"), SCORE)}
 
@@ -347,5 +352,7 @@ def test_an_adapter_of_the_workflow_goes_out_with_its_numbers(
     options = ["--numbers", tmp_path / "numbers.json", "--base", "someone/four-bits"]
     result = push(hub, adapter, "someone/repaired", *options)
     assert result.returncode == 0, result.stderr
-    assert b"| 95.0 (75.0 to 100.0) |" in hub.state["files"]["README.md"]  # type: ignore[attr-defined]
+    card = hub.state["files"]["README.md"]  # type: ignore[attr-defined]
+    assert b"| 95.0 (75.0 to 100.0) |" in card and b"| change of d' |  | 0.00 (-" in card
+    assert b'"labels"' not in (tmp_path / "numbers.json").read_bytes()
     assert hub.state["created"].get("visibility") is None  # type: ignore[attr-defined]

@@ -212,6 +212,13 @@ def test_numbers_stand_in_front_of_the_limits(patch: tuple[Path, dict[str, Any]]
     assert "| sums, exact_match, % | 50.0 | 50.0 | 50.0 |" in card and "| pages" not in card
     assert "| perplexity of the original's answers | 2.72 (2.72 to 2.72) |" in card
     assert "engine" not in card.partition("## Numbers")[2]
+    # Both kinds are refused alike, with the patch and without, so that only the threshold moves.
+    assert "| d' of refusals | 0.00 (-1." in card and "| change of d' |  | 0.00 (-" in card
+    assert (
+        "| AUC of first tokens | - | - | - |" in card and "| share of the lost d' that is restored |  |  | - |" in card
+    )
+    assert "| compared with the original |  | it refuses less of everything | neither how well" in card
+    assert "| flips of harmful prompts |  | 7 no longer refused, 0 newly | 1 no longer refused, 0 newly |" in card
     for name, record in records.items():
         record["engine"] = {"name": "vLLM" if name == "original" else "llama.cpp"}
     card = evaluated_card(patch[1], {"safety": records})
