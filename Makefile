@@ -85,7 +85,7 @@ $(VENV)/development.stamp: $(VENV)/core.stamp envs/cluster.lock.txt envs/develop
 # The package as a wheel and a source distribution, in dist/. A commit gives the same wheel everywhere.
 dist: $(VENV)/development.stamp
 	rm -rf build dist
-	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct || date +%s) $(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 	$(BIN)/python -c "from setuptools.build_meta import build_sdist; build_sdist('dist')" > /dev/null
 	@ls dist
 
