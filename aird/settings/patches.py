@@ -32,7 +32,7 @@ class ChoiceSettings(PatchSettings):
     strengths: list[Annotated[float, Field(gt=0, le=4)]] | None = Field(
         None,
         min_length=1,
-        description="Multiples of the edit to choose from, as in `calibrate`; default: no choice.",
+        description="Multiples of the edit to choose from on validation prompts; default: no choice.",
     )
     refusal_tolerance: float = Field(
         0.02,

@@ -37,7 +37,7 @@ def sensitivity_rows(rows: pandas.DataFrame, paired: pandas.DataFrame) -> Iterat
 
 
 def _estimate(row: pandas.Series, name: str, scale: int = 1) -> str:
-    """Return a value with its interval: with two digits, or in whole per cent (`scale` 100)."""
+    """Return a value with its interval: with two digits, or in whole per cent (100 times it)."""
     if pandas.isna(row[name]):
         return ""
     value, low, high = (f"{scale * row[f'{name}{end}']:.{2 if scale == 1 else 0}f}" for end in INTERVAL)
