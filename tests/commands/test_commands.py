@@ -461,7 +461,7 @@ def bad_inputs(folder: Path, tmp_path: Path) -> dict[str, tuple[list[str], str]]
         "unknown ending": (harmful("list.doc"), "ends in none of .txt"),
         "unknown column": (harmful("list.csv"), "name the field with --field"),
         "broken line": (harmful("broken.jsonl"), "cannot be read as jsonl"),
-        "half a character": (harmful("half.jsonl"), "record 2 of half.jsonl: the instruction holds half a character"),
+        "half a character": (harmful("half.jsonl"), "record 2 of half.jsonl: the text holds half a character"),
         "lists without an end": (harmful("deep.json"), "deep.json cannot be read as json"),
         "too few prompts": (["direction", model, *asked], "ask for fewer with --train and --validation"),
         "a folder that is no model": (search(str(tmp_path / "empty")), "no *.safetensors"),
