@@ -168,7 +168,9 @@ def pretend_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
         tool.write_text(f"#!/bin/sh\n{queried}{lines}\n", encoding="utf-8")
         tool.chmod(0o755)
         monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        # What a test's process takes is so taken back, also where the variable was absent before.
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
 
     return pretend
 
