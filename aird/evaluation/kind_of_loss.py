@@ -92,10 +92,12 @@ class KindOfLoss:
         told = f"not measured: {self.not_measured}"
         if self.area is not None:
             one, other, moved = self.area
-            told = f"{_plain(one)} before, {_plain(other)} after: {_signed(moved)}, {self.scored} first tokens"
+            sides = f"{with_interval(one)} before, {with_interval(other)} after"
+            told = f"{sides}: {signed_with_interval(moved)}, {self.scored} first tokens"
         return {
-            "sensitivity": f"d' {before.value:.2f} before, {after.value:.2f} after: {_signed(change)}",
-            "threshold": f"c moved by {_signed(self.threshold.change)}; above 0, less of everything is refused",
+            "sensitivity": f"d' {before.value:.2f} before, {after.value:.2f} after: {signed_with_interval(change)}",
+            "threshold": f"c moved by {signed_with_interval(self.threshold.change)}; "
+            "above 0, less of everything is refused",
             "area under the ROC curve": told,
             "kind of loss": self.sentence(),
         }
@@ -184,11 +186,13 @@ def _values(name: str, labels: Labels) -> Prompts:
     return Prompts(*values.values())
 
 
-def _plain(estimate: Estimate) -> str:
+def with_interval(estimate: Estimate) -> str:
+    """Return a value of d', c or an area with its interval, in words."""
     value, low, high = estimate
     return f"{value:.2f} ({low:.2f} to {high:.2f})"
 
 
-def _signed(estimate: Estimate) -> str:
+def signed_with_interval(estimate: Estimate) -> str:
+    """Return a change of one with its interval, in words, with signs."""
     value, low, high = estimate
     return f"{value:+.2f} ({low:+.2f} to {high:+.2f})"

@@ -31,8 +31,9 @@ BYTES = 2 * 10**9  # of covariances that are held at once; more modules take mor
 FLOOR = 1e-6  # of the mean eigenvalue: inputs that hardly occur cannot be divided by
 SHARES = 8  # first singular directions whose shares of the error are told
 
-# Takes the name of a module, its inputs [tokens, d_in] float32, and what they are the inputs of.
-InputReader = Callable[[str, torch.Tensor, Pack], None]
+# Takes the name of a module, its inputs [tokens, d_in] float32, how many prompts each token of the pack belongs to
+# [tokens], and the pack.
+InputReader = Callable[[str, torch.Tensor, torch.Tensor, Pack], None]
 
 
 @dataclass(frozen=True)
@@ -65,19 +66,18 @@ def input_covariances(
     named = dict(model.named_modules())
     packs = plan_packs(model, prompts)
     for group in _groups(modules, named):
-        yield from _covariances(model, packs, {name: named[name] for name in group})
+        yield from _covariances(model, packs, {name: named[name] for name in group}, sum(map(len, prompts)))
 
 
 def _covariances(
-    model: PreTrainedModel, packs: Sequence[Pack], modules: Mapping[str, nn.Module]
+    model: PreTrainedModel, packs: Sequence[Pack], modules: Mapping[str, nn.Module], tokens: int
 ) -> Iterator[tuple[str, torch.Tensor]]:
     sums = {name: torch.zeros(_inputs(module), _inputs(module)) for name, module in modules.items()}
 
-    def add(name: str, rows: torch.Tensor, pack: Pack) -> None:
-        sums[name] += rows.T @ (rows * token_counts(pack)[:, None])
+    def add(name: str, rows: torch.Tensor, counts: torch.Tensor, _: Pack) -> None:
+        sums[name] += rows.T @ (rows * counts[:, None])
 
     read_inputs(model, packs, modules, add)
-    tokens = sum(token_counts(pack).sum().item() for pack in packs)
     yield from ((name, total / tokens) for name, total in sums.items())
 
 
@@ -86,10 +86,11 @@ def read_inputs(
 ) -> None:
     """Run packs through a model, and give the inputs of linear modules, by their names, to a reader."""
     for pack in progress.over(packs, "batches of prompts"):
+        counts = _token_counts(pack)
 
-        def read(name: str, pack: Pack = pack) -> Callable[..., None]:
+        def read(name: str, counts: torch.Tensor = counts, pack: Pack = pack) -> Callable[..., None]:
             def hook(_: nn.Module, arguments: tuple[torch.Tensor, ...], __: Mapping[str, torch.Tensor]) -> None:
-                reader(name, arguments[0].reshape(-1, arguments[0].shape[-1]).float().cpu(), pack)
+                reader(name, arguments[0].reshape(-1, arguments[0].shape[-1]).float().cpu(), counts, pack)
 
             return hook
 
@@ -102,7 +103,7 @@ def _inputs(module: nn.Module) -> int:
     return int(module.in_features)  # type: ignore[arg-type]  # whatever class a format's linear module has
 
 
-def token_counts(pack: Pack) -> torch.Tensor:
+def _token_counts(pack: Pack) -> torch.Tensor:
     """Return how many prompts each token of a pack belongs to, [tokens]: what they all begin with runs once."""
     weights = torch.ones(int(pack.ends[-1]) + 1)
     weights[: pack.prefix_length] = len(pack.prompts)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from aird.inference.packing import Pack, plan_packs
-from aird.patching.compensation import read_inputs, token_counts
+from aird.patching.compensation import read_inputs
 from aird.patching.records import TokenShare
 from aird.patching.replies import ReplySet
 from aird.prompts.chat import common_prefix_length, post_instruction_tokens, template_prefix
@@ -60,8 +60,8 @@ def token_shares(
             [places[pack.prompts[0]][:start], *(places[index][start:] for index in pack.prompts)]
         )
 
-    def add(module: str, rows: torch.Tensor, pack: Pack) -> None:
-        carried = token_counts(pack) * (rows @ directions[module]).square()
+    def add(module: str, rows: torch.Tensor, counts: torch.Tensor, pack: Pack) -> None:
+        carried = counts * (rows @ directions[module]).square()
         sums[module].index_add_(0, of_packs[pack.prompts], carried.double())
 
     read_inputs(model, packs, {module: model.get_submodule(module) for module in directions}, add)

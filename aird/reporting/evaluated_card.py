@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 from aird.evaluation.judge import titles
-from aird.evaluation.kind_of_loss import kind_of_loss, restored
+from aird.evaluation.kind_of_loss import kind_of_loss, restored, with_interval
 from aird.evaluation.utility import question_metric
 from aird.patching.model_card import patch_card
 from aird.prompts.sets import CLASSES
@@ -142,7 +142,7 @@ def _perplexity(score: Measured) -> str:
 
 
 def _estimate(estimate: Estimate | None) -> str:
-    return "-" if estimate is None else "{:.2f} ({:.2f} to {:.2f})".format(*estimate)
+    return "-" if estimate is None else with_interval(estimate)
 
 
 def _mean(values: Sequence[float] | None) -> str:

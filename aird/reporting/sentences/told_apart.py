@@ -5,15 +5,17 @@ What is certain stands in the words of `aird check` (aird/evaluation/kind_of_los
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pandas
 
+from aird.evaluation.kind_of_loss import signed_with_interval
 from aird.reporting.claims.statement import Proposition, Statement
 from aird.reporting.sentences.numbers import paired_test, whole_percent
 from aird.reporting.table import INTERVAL
 from aird.reporting.verdicts import HOLDS, UNDECIDED, all_of
 from aird.settings.base import ORIGINAL
+from aird.support.statistics import Estimate
 
 TITLES = {"sensitivity": "d'", "auc": "the AUC of first tokens"}  # by the beginning of their columns
 
@@ -38,13 +40,18 @@ def told_apart(checkpoint: pandas.Series, tests: pandas.DataFrame, who: str) -> 
 def _changes(test: pandas.Series) -> str:
     """Return how d' and the AUC of first tokens change, with their paired intervals."""
     told = []
-    for name, title in TITLES.items():
-        value, low, high = (test[f"{name}_change{end}"] for end in INTERVAL)
-        if pandas.isna(value):
+    for title, change in _estimates(test, "change"):
+        if pandas.isna(change.value):
             told.append(f"{title} is not measured")
         else:
-            told.append(f"{title} {'' if told else 'changes '}by {value:+.2f} ({low:+.2f} to {high:+.2f})")
+            told.append(f"{title} {'' if told else 'changes '}by {signed_with_interval(change)}")
     return " and ".join(told)
+
+
+def _estimates(test: pandas.Series, what: str) -> Iterator[tuple[str, Estimate]]:
+    """Yield what is estimated of d' and of the AUC, in words, with the estimate; not a number where there is none."""
+    for name, title in TITLES.items():
+        yield title, Estimate(*(test[f"{name}_{what}{end}"] for end in INTERVAL))
 
 
 def _flips(tests: pandas.DataFrame, checkpoint: pandas.Series) -> str:
@@ -58,11 +65,11 @@ def _flips(tests: pandas.DataFrame, checkpoint: pandas.Series) -> str:
 
 def _restored(test: pandas.Series) -> str:
     """Return a sentence about the share of the lost that a patch brings back; empty where no loss is certain."""
-    shares = []
-    for name, title in TITLES.items():
-        value, low, high = (test[f"{name}_restored{end}"] for end in INTERVAL)
-        if not pandas.isna(value):
-            shares.append(f"{whole_percent(value)} ({100 * low:.0f} to {100 * high:.0f}%) of {title}")
+    shares = [
+        f"{whole_percent(share.value)} ({100 * share.low:.0f} to {100 * share.high:.0f}%) of {title}"
+        for title, share in _estimates(test, "restored")
+        if not pandas.isna(share.value)
+    ]
     return f" Of what was lost it restores {' and '.join(shares)}." if shares else ""
 
 
