@@ -94,19 +94,40 @@ def reserve_port() -> Iterator[int]:
         yield int(reservation.getsockname()[1])
 
 
+class SignalExit(SystemExit):
+    """The exit that a signal asked for, with a shell's exit code of it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.signal = number
+
+
 @contextlib.contextmanager
 def signals_as_exit() -> Iterator[None]:
     """Turn SIGTERM and SIGINT into SystemExit, so that `finally` clauses run."""
 
     def leave(number: int, frame: object) -> NoReturn:
-        raise SystemExit(128 + number)
+        raise SignalExit(number)
+
+    def ask_again(ignored: sys.UnraisableHookArgs) -> None:
+        if not isinstance(ignored.exc_value, SignalExit):
+            hook_before(ignored)
+            return
+        # Python drops what a handler raises in a destructor or a weak reference's callback. The signal
+        # comes again once that has returned, from another thread, as it would be lost again in this one.
+        again = threading.Timer(0.1, os.kill, (os.getpid(), ignored.exc_value.signal))
+        again.daemon = True
+        again.start()
 
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers; the launcher still ends the server
         return
+    hook_before = sys.unraisablehook
     before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
+    sys.unraisablehook = ask_again
     try:
         yield
     finally:
+        sys.unraisablehook = hook_before
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

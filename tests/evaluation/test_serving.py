@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -388,6 +389,23 @@ def test_a_signal_while_a_connection_is_opened_ends_the_job_as_at_any_time(monke
     server = HttpServer("test", "http://127.0.0.1:1")
     with server_process.signals_as_exit(), pytest.raises(SystemExit) as caught:
         server.post_all("/", [{}, {}])
+    assert caught.value.code == 128 + signal.SIGTERM
+
+
+def test_signal_in_a_destructor() -> None:
+    """Python drops what a handler raises in a destructor; the exit that was asked for comes all the same."""
+
+    class Signalling:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    reached = False
+    with server_process.signals_as_exit(), pytest.raises(SystemExit) as caught:
+        signalling = Signalling()
+        del signalling
+        reached = True
+        time.sleep(60)
+    assert reached
     assert caught.value.code == 128 + signal.SIGTERM
 
 
