@@ -298,9 +298,7 @@ def _check(arguments: argparse.Namespace, original: Answerer, compressed: Answer
         judged: dict[str, list[JudgedChange]] = {}
         if judge is not None:
             sides = [before, after]
-            said = judge.ask(
-                judge_engines[0], [each.completions for each in sides], arguments.seed, output / "judge.log"
-            )
+            said = judge.ask(arguments, judge_engines[0], [each.completions for each in sides], output / "judge.log")
             for each, judgement in zip(sides, said, strict=True):
                 join_judgement(each.labels, judgement, judge.name)
             judged = {judge.named: judged_changes(judge.name, before.labels, after.labels)}

@@ -167,7 +167,7 @@ def run(arguments: argparse.Namespace) -> None:
     output: Path = arguments.output
     scores = ask(model, arguments.adapter, records, suite, engine, (reference, reference), arguments, output)
     if judge is not None:
-        scores = judge_scores(judge, judge_engine, output, arguments.seed, reference)
+        scores = judge_scores(arguments, judge, judge_engine, reference)
     print(_describe(scores))
     print(f"  {'written to':22} {output}")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from aird.commands.inputs import ModelFolder, open_model_folder, validated
+from aird.commands.keeping import kept_answers
 from aird.evaluation.engine import Engine
 from aird.evaluation.judge import served_judges
 from aird.plugin import JUDGES
@@ -40,18 +41,35 @@ class OpenedJudge:
         return str(self.settings.model_dump()["kind"])
 
     def ask(
-        self, engine: Engine, sides: Sequence[Sequence[Record]], seed: int, log: Path
+        self, arguments: argparse.Namespace, engine: Engine, sides: Sequence[Sequence[Record]], log: Path
     ) -> list[list[dict[str, Any]]]:
-        """Return what it says of the completions of each side, asked in one go (`judge_completions`)."""
+        """Return what it says of the completions of each side, asked in one go (`judge_completions`).
+
+        What it said before is kept, and not asked again.
+        """
         from aird.evaluation.judge import judged
         from aird.evaluation.judgements import judge_completions
         from aird.models.loading import another_model
 
-        print(f"Asking the judge {self.named} by {engine.describe()} ...", flush=True)
         rows = [judged(side, self.settings.judges_harmless) for side in sides]
         asked = list(itertools.chain.from_iterable(rows))
+        question = {
+            "judge": self.settings.model_dump(mode="json"),
+            "seed": arguments.seed,
+            "of": [[row[name] for name in ("id", "kind", "instruction", "completion")] for row in asked],
+        }
         with another_model(self.settings.chat):
-            said = iter(judge_completions(self.model.folder, engine, asked, self.settings, seed, log))
+            kept = kept_answers(arguments, self.model, None, engine)
+            found = None if kept is None else kept.finished(question)
+            if found is None:
+                print(f"Asking the judge {self.named} by {engine.describe()} ...", flush=True)
+                keeping = None if kept is None else kept.around
+                found = judge_completions(self.model.folder, engine, asked, self.settings, arguments.seed, log, keeping)
+                if kept is not None:
+                    kept.finish(question, found)
+            else:
+                print(f"All that the judge {self.named} said is kept from before; --fresh asks again.", flush=True)
+        said = iter(found)
         return [[dict(next(said)) for _ in side] for side in rows]
 
 
@@ -117,15 +135,17 @@ def open_judge(text: str) -> OpenedJudge:
 
 
 def judge_scores(
-    judge: OpenedJudge, engine: Engine, output: Path, seed: int, original: Sequence[Record] | None
+    arguments: argparse.Namespace, judge: OpenedJudge, engine: Engine, original: Sequence[Record] | None
 ) -> dict[str, Any]:
-    """Judge what an evaluation wrote into the folder `output`; write and return its scores with those labels."""
+    """Judge what `aird evaluate` wrote into its folder; write and return its scores with those labels."""
     from aird.evaluation.scores import score
     from aird.support.files import read_json, read_json_lines, write_json, write_json_lines
 
+    output: Path = arguments.output
     completions = read_json_lines(output / "completions.jsonl")
-    (said,) = judge.ask(engine, [completions], seed, output / "judge.log")
-    scores = score(completions, read_json(output / "utility.json"), seed, said, judge.name, original=original)
+    (said,) = judge.ask(arguments, engine, [completions], output / "judge.log")
+    utility = read_json(output / "utility.json")
+    scores = score(completions, utility, arguments.seed, said, judge.name, original=original)
     write_json_lines(output / JUDGEMENT, said)
     write_json(output / "scores.json", scores)
     return scores

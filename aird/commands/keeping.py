@@ -65,12 +65,12 @@ def kept_or_asked(
     kept = kept_answers(arguments, model, adapter, engine)
     if kept is not None and (found := kept.finished(question)) is not None:
         print(f"All answers of {who} are kept from before; --fresh asks again.", flush=True)
-        return found
+        return found["completions"], found["utility"]
     print(f"Asking {who} by {engine.describe()} ...", flush=True)
     places = Places(output / "served", output / "server.log", None if kept is None else kept.around)
     completions, utility = evaluate_suite(asked, Deployment(model.folder, adapter, engine, serving), places)
     if kept is not None:
-        kept.finish(question, completions, utility)
+        kept.finish(question, {"completions": completions, "utility": utility})
     return completions, utility
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from aird.evaluation.engine import Engine, ServerSettings
+from aird.evaluation.engine import Client, Engine, ServerSettings
 from aird.evaluation.judge import REFUSAL, Said, ServedJudge, judged
 from aird.plugin import JUDGES
 from aird.prompts.chat import with_chat
@@ -21,6 +21,7 @@ def judge_completions(
     settings: JudgeSettings,
     seed: int,
     log: Path,
+    keeping: Callable[[Client, str], Client] | None = None,
 ) -> list[Said]:
     """Have an engine run a judge, and ask it about completions.
 
@@ -31,6 +32,7 @@ def judge_completions(
         settings: of the judge, which say how to ask it, and whether about completions of harmless prompts too.
         seed: the engine's own.
         log: receives what a server prints.
+        keeping: as of `Places`.
 
     Returns:
         A row for each completion that it is asked about, in order: "id", what `ServedJudge.read` returns, "answer".
@@ -60,7 +62,8 @@ def judge_completions(
             f"is {settings.maximum_model_length}; write maximum_model_length: {needed} or more for the suite's judge"
         )
     with engine.serve(checkpoint, server, log) as client:
-        answers = [completion.text for completion in client.complete(questions, settings.maximum_new_tokens)]
+        asking = client if keeping is None else keeping(client, "plain")
+        answers = [completion.text for completion in asking.complete(questions, settings.maximum_new_tokens)]
     said = [judge.read(answer, settings) for answer in answers]
     for key in (judge.answer, REFUSAL):
         values = [row[key] for row in said if key in row]

@@ -7,7 +7,7 @@ A folder of kept answers has one folder for each key, and in that
 
     about.json           of whom the answers are
     answers-*.jsonl      an answer a line; each process writes a file of its own, so that none disturbs another
-    finished-*.json      an evaluation that was asked whole, so that not even an engine is started for it
+    finished-*.json      an evaluation, or a judgement, that was asked whole: not even an engine is started for it
 
 Answers may be harmful text, so all of it is the user's alone. Where it cannot be written, nothing is kept.
 """
@@ -25,16 +25,13 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
 from aird.evaluation.engine import Client, ClientAround, Completion
 from aird.support import progress
 from aird.support.files import canonical_json, own_folder, read_json, user_cache
-
-if TYPE_CHECKING:
-    from aird.evaluation.suite_run import EvaluatedCompletion, Utility
 
 logger = logging.getLogger(__name__)
 
@@ -72,20 +69,18 @@ class KeptAnswers:
             shutil.rmtree(folder, ignore_errors=True)
         self._known = None
 
-    def finished(self, asked: object) -> tuple[list[EvaluatedCompletion], Utility] | None:
-        """Return what was measured where all of it was asked before; None else."""
+    def finished(self, asked: object) -> Any | None:
+        """Return what was found where all of it was asked before; None else."""
         for folder in self._folders:
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                found = read_json(folder / f"finished-{digest(asked)}.json")
-                return found["completions"], found["utility"]
+            with contextlib.suppress(OSError, ValueError):
+                return read_json(folder / f"finished-{digest(asked)}.json")
         return None
 
-    def finish(self, asked: object, completions: Sequence[EvaluatedCompletion], utility: Utility) -> None:
-        """Keep all that was measured."""
+    def finish(self, asked: object, found: object) -> None:
+        """Keep all that was found, as JSON."""
         with self._writing() as folder:
             if folder is not None:
-                text = json.dumps({"completions": completions, "utility": utility})
-                _write_whole(folder / f"finished-{digest(asked)}.json", text)
+                _write_whole(folder / f"finished-{digest(asked)}.json", json.dumps(found))
 
     def around(self, client: Client, form: str) -> Client:
         """Return a client that asks nothing that is kept, and keeps what it asks.

@@ -69,7 +69,13 @@ def test_a_model_judges_both_sides_of_a_check(
     path, settings = judge
     verdict, report = tmp_path / "verdict.json", tmp_path / "check.html"
     options = ["--judge", str(path), "--json", str(verdict), "--report", str(report), "--transformers"]
-    assert main(["check", *map(str, sides), *options, "--system-prompt", "Be kind."]) == 3
+    command = ["check", *map(str, sides), *options, "--system-prompt", "Be kind."]
+    told = []
+    for more in ([], [], ["--fresh"]):
+        assert main([*command, *more]) == 3
+        out, _ = capsys.readouterr()
+        told.append((f"{original} says: refused of harmful prompts" in out, "is kept from before" in out))
+    assert told == [(True, False), (True, True), (True, False)]
     (changes,) = read_json(verdict)["judged"].values()
     # What the judge says of each reply by itself; a system prompt for the two models is none for the judge.
     rows = [read_json_lines(side) for side in sides]
@@ -95,7 +101,6 @@ def test_a_model_judges_both_sides_of_a_check(
         assert change["before"][0] == pytest.approx(sum(one for one, _ in pairs) / len(pairs))
         assert change["after"][0] == pytest.approx(sum(two for _, two in pairs) / len(pairs))
     assert found
-    assert f"{original} says: refused of harmful prompts" in capsys.readouterr().out
 
 
 def test_a_model_judges_an_evaluation(original: Path, judge: tuple[Path, Classifier], tmp_path: Path) -> None:
