@@ -22,6 +22,12 @@ LEARNT_TEXTS = f"{RESULTS}/attacks/learnt/{{patch}}.json"
 METHODS = {name: method_of(patch) for name, patch in CONFIGURATION.patches.items()}
 NEEDS = {name: needs_of(patch) for name, patch in CONFIGURATION.patches.items()}
 LEARNT = [name for name in NEEDS if "prompts" in NEEDS[name]]
+# Everything waits for the only patch of a grid that learns.
+LEARNING_THREADS = (
+    ALL_THREADS
+    if sum(patch in LEARNT for *_, patch in CONFIGURATION.cells()) == 1
+    else THREADS
+)
 # What can be merged into a checkpoint.
 ADAPTERS = [name for name, method in METHODS.items() if method.adapter]
 
@@ -190,7 +196,7 @@ use rule make_patch as learn_patch with:
         patch=one_of(LEARNT),
     # The longest of the patches: its evaluation should not be what the run ends on.
     priority: 5
-    threads: THREADS
+    threads: LEARNING_THREADS
     resources:
         # One model at a time is in memory.
         mem_mb=lambda wildcards: memory(METHODS[wildcards.patch].memory_mb)(wildcards),
