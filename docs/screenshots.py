@@ -1,6 +1,6 @@
 """Take the pictures of the report from a finished run: `make screenshots`.
 
-    python docs/screenshots.py              the README's, from the quick grid
+    python docs/screenshots.py              the README's, from `make shipped`
     python docs/screenshots.py frontier     that of docs/results.md, from config/embedded.yaml
 
 Needs a Chromium (AIRD_TEST_BROWSER=1 lets it be installed where that is possible).
@@ -25,8 +25,7 @@ IMAGES = ROOT / "docs" / "images"
 MOST_BYTES = 150_000
 MARGIN = 16  # pixels
 PICTURES: dict[str, dict[str, Any]] = {
-    "report": {"width": 1100, "height": 1000},
-    "report-phone-dark": {"width": 390, "height": 844, "color_scheme": "dark", "device_scale_factor": 1.5},
+    "report": {"width": 700, "height": 1000},
     "frontier": {"width": 1100, "height": 900, "selector": "#frontier"},
 }
 
@@ -34,10 +33,10 @@ PICTURES: dict[str, dict[str, Any]] = {
 def main() -> None:
     """Write docs/images/*.png."""
     if not REPORT.is_file():
-        raise SystemExit(f"{REPORT} is not there: run `snakemake --cores all` first")
+        raise SystemExit(f"{REPORT} is not there: run the workflow first")
     try:
         with running_browser() as browser:
-            for name in sys.argv[1:] or ("report", "report-phone-dark"):
+            for name in sys.argv[1:] or ("report",):
                 _take(browser, name, **PICTURES[name])
     except NoBrowser as reason:
         raise SystemExit(str(reason)) from reason

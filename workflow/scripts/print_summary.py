@@ -18,8 +18,8 @@ from aird.reporting.sentences.verdicts import verdict_sentences
 from arguments import call
 
 COLUMNS = (
-    "compression patch n refusal refusal_low refusal_high over_refusal degenerate perplexity utility "
-    "cosine_same_site norm_ratio"
+    "compression patch n refusal refusal_low refusal_high over_refusal auc degenerate perplexity utility "
+    "cosine_same_site"
 ).split()
 
 
