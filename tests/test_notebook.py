@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -21,10 +21,14 @@ def test_the_notebook_was_executed_and_shows_rates_alone() -> None:
 
 
 @pytest.mark.thorough
-def test_its_cells_go_from_a_check_to_a_repair() -> None:
-    names, outputs = run_cells(read_notebook(PATH))
-    assert all(isinstance(shown, list) for shown in outputs)
+def test_its_cells_run_with_few_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every cell runs as it stands, but the sizes: what a model tuned on eight prompts refuses is not judged."""
+    monkeypatch.chdir(tmp_path)  # the notebook goes elsewhere, and the test comes back
+    notebook = read_notebook(PATH)
+    (sizes,) = (cell for cell in notebook["cells"] if cell.get("id") == "sizes")
+    sizes["source"] = ["HARMFUL, HARMLESS, EPOCHS = 8, 8, 1\n", "TRAIN, VALIDATION = 8, 4\n", "COUNT = 8"]
+    names, outputs = run_cells(notebook)
+    assert len(list(outputs)) == sum(cell["cell_type"] == "code" for cell in notebook["cells"])
     before, after = (names[name] for name in ("before", "after"))
-    refused: Any = [each.verdict.harmful for each in (before, after)]  # type: ignore[attr-defined]
-    assert before.outcome == "regression"  # type: ignore[attr-defined]
-    assert refused[1].compressed.value > refused[0].compressed.value
+    assert before.verdict.harmful.original == after.verdict.harmful.original  # type: ignore[attr-defined]
+    assert names["rates"].keys() == {"original", "compressed", "repaired"}  # type: ignore[attr-defined]
