@@ -1,75 +1,31 @@
-"""Notebooks: run their cells in this process, and write what they show.
+"""Run a notebook's cells in a kernel of this environment, and write what they show.
 
 python tests/notebooks.py examples/check.ipynb
 """
 
 from __future__ import annotations
 
-import ast
-import base64
-import contextlib
-import io
-import json
-import os
 import sys
-from collections.abc import Iterator
+import tempfile
 from pathlib import Path
-from typing import Any
 
-Notebook = dict[str, Any]
-
-
-def read_notebook(path: Path) -> Notebook:
-    """Return a notebook (format 4)."""
-    notebook: Notebook = json.loads(path.read_text(encoding="utf-8"))
-    return notebook
+import nbformat
+from nbclient import NotebookClient
 
 
-def run_cells(notebook: Notebook) -> tuple[dict[str, object], Iterator[list[dict[str, Any]]]]:
-    """Return the names that the cells of code share, and an iterator that runs them in order, with their outputs."""
-    names: dict[str, object] = {"__name__": "__main__"}
-    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    return names, (_run("".join(cell["source"]), names, number) for number, cell in enumerate(cells, 1))
-
-
-def _run(source: str, names: dict[str, object], number: int) -> list[dict[str, Any]]:
-    """Run a cell; return what it printed, and its last expression's value as Jupyter shows it."""
-    program, printed = ast.parse(source), io.StringIO()
-    last = program.body.pop() if program.body and isinstance(program.body[-1], ast.Expr) else None
-    value = None
-    with contextlib.redirect_stdout(printed):
-        exec(compile(program, f"<cell {number}>", "exec"), names)
-        if last is not None:
-            value = eval(compile(ast.Expression(last.value), f"<cell {number}>", "eval"), names)
-    outputs: list[dict[str, Any]] = []
-    if text := printed.getvalue():
-        outputs.append({"output_type": "stream", "name": "stdout", "text": text.splitlines(keepends=True)})
-    if value is not None:
-        shown = {"data": _data(value), "metadata": {}, "execution_count": number}
-        outputs.append({"output_type": "execute_result", **shown})
-    return outputs
-
-
-def _data(value: object) -> dict[str, Any]:
-    if hasattr(value, "savefig"):  # a figure of Matplotlib
-        picture = io.BytesIO()
-        value.savefig(picture, format="png", dpi=80, bbox_inches="tight")
-        return {"image/png": base64.b64encode(picture.getvalue()).decode() + "\n", "text/plain": ["A figure"]}
-    data: dict[str, Any] = {"text/plain": repr(value)[:300].splitlines(keepends=True)}
-    if hasattr(value, "_repr_html_"):
-        data["text/html"] = value._repr_html_().splitlines(keepends=True)
-    return data
+def run_notebook(notebook: nbformat.NotebookNode, folder: Path) -> None:
+    """Run a notebook in a folder and keep the outputs in it; CellExecutionError names the cell that failed."""
+    NotebookClient(notebook, kernel_name="python3", timeout=3600, resources={"metadata": {"path": str(folder)}}).execute()
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)  # when each cell ran: another run is not another notebook
 
 
 def main(path: Path) -> None:
-    """Run a notebook, and write its outputs into it."""
-    notebook = read_notebook(path)
-    _, ran = run_cells(notebook)
-    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    for number, (cell, outputs) in enumerate(zip(cells, ran, strict=True), 1):
-        cell["outputs"], cell["execution_count"] = outputs, number
-        print(number, os.times().elapsed, json.dumps(outputs)[:2000], file=sys.stderr, flush=True)
-    path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Run a notebook, and write it with its outputs."""
+    notebook = nbformat.read(path, as_version=4)
+    with tempfile.TemporaryDirectory() as folder:
+        run_notebook(notebook, Path(folder))
+    nbformat.write(notebook, path)
 
 
 if __name__ == "__main__":
