@@ -22,6 +22,8 @@ def run_notebook(notebook: nbformat.NotebookNode, folder: Path) -> None:
     client.execute(env=os.environ | {"PYTHONPATH": str(ROOT)})  # the checkout's package, wherever the kernel runs
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # when each cell ran: another run is not another notebook
+        if cell.cell_type == "code":  # bars and warnings of libraries are hundreds of lines
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
 
 
 def main(path: Path) -> None:
