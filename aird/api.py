@@ -60,6 +60,9 @@ class Check(CheckResult):
                 rows.append({"verdict": heading, "kind": change.kind, "n": change.refused.n, **rates, **estimate})
         return pandas.DataFrame(rows)
 
+    def __repr__(self) -> str:
+        return f"<Check: {self.title}: {self.outcome}>"
+
     def _repr_html_(self) -> str:
         return f"<p><b>{html.escape(self.title)}</b></p><p>{html.escape(self.text)}</p>{self.to_frame().to_html()}"
 
@@ -220,6 +223,7 @@ def _arguments(command: str, models: Sequence[Model], options: Mapping[str, Any]
     """
     required = [part for name in ("output", "harmful", "harmless") if name in options for part in (f"--{name}", name)]
     arguments = parser().parse_args([command, *map(str, models), *required])
+    arguments.called = f"aird.{command}() of Python"
     for name, value in options.items():
         if not hasattr(arguments, name):
             raise TypeError(f"aird.{command}() has no option {name}; `aird {command} --help` lists them")

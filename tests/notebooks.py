@@ -18,7 +18,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def run_notebook(notebook: nbformat.NotebookNode, folder: Path) -> None:
     """Run a notebook in a folder and keep the outputs in it; CellExecutionError names the cell that failed."""
-    client = NotebookClient(notebook, kernel_name="python3", timeout=3600, resources={"metadata": {"path": str(folder)}})
+    client = NotebookClient(
+        notebook, kernel_name="python3", timeout=3600, resources={"metadata": {"path": str(folder)}}
+    )
     client.execute(env=os.environ | {"PYTHONPATH": str(ROOT)})  # the checkout's package, wherever the kernel runs
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # when each cell ran: another run is not another notebook

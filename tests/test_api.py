@@ -48,9 +48,10 @@ def test_a_check_is_what_the_command_says(original: Path, compressed: Path, tmp_
     options = [*files, "--tokens", "4", "--transformers", "--json", str(tmp_path / "verdict.json")]
     assert main(["check", str(original), str(compressed), *options]) == 4
     told, written = json.loads(result.to_json()), read_json(tmp_path / "verdict.json")
-    for record in (told, written):
-        del record["facts"]["command"]
+    called, typed = (record["facts"].pop("command") for record in (told, written))
+    assert called == "aird.check() of Python" and typed.startswith(f"aird check {original} {compressed} --harmful ")
     assert told == written
+    assert repr(result) == f"<Check: {result.title}: not measured>"
     assert "not measured" in result._repr_html_().lower() and "<table" in result._repr_html_()
 
 

@@ -48,7 +48,7 @@ from aird.prompts import embedded
 from aird.prompts.sets import CLASSES
 from aird.support.files import read_json_lines
 
-OF_DEMO = ("command", "demo", "margin", "report", "junit", "json", "debug")  # what it uses
+OF_DEMO = ("command", "called", "demo", "margin", "report", "junit", "json", "debug")  # what it uses
 SIDES = ("original", "compressed")
 UNNAMED = "an engine without a name"  # of stored completions that do not say who answered
 FAILURE = 2  # anything that went wrong, so that 1 never says that something was measured

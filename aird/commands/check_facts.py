@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,19 +65,19 @@ def facts_of(
         "judge": JUDGE,
         "seed": str(arguments.seed),
         **_patch_facts(patch, after.side.model),
-        **circumstances(),
+        **circumstances(arguments.called),
     }
 
 
-def circumstances() -> dict[str, str]:
-    """Return the command, its version, when it ran, and on which machine."""
+def circumstances(called: str) -> dict[str, str]:
+    """Return how it was called, the version, when it ran, and on which machine."""
     from aird.support.gpus import gpu_names
     from aird.support.processor import processor_name
 
     cores, memory = len(psutil.Process().cpu_affinity() or [1]), psutil.virtual_memory().total / 1e9
     machine = [f"{processor_name()}, {cores} cores, {memory:.0f} GB, {platform.system()}", *gpu_names()]
     return {
-        "command": shlex.join(["aird", *sys.argv[1:]]),
+        "command": called,
         "version": f"aird {__version__}",
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": ", ".join(machine),

@@ -131,7 +131,7 @@ def demo(arguments: argparse.Namespace) -> int:
         **({} if loss is None else loss.facts()),
         "what": "stored labels of the quick grid of this project: SmolLM2-135M tuned to refuse, pruned to 50% by Wanda",
         "judge": JUDGE,
-        **circumstances(),
+        **circumstances(arguments.called),
     }
     return tell(arguments, CheckResult("the stored example", {"": verdict}, facts, loss))
 

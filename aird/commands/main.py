@@ -6,6 +6,7 @@ import argparse
 import errno
 import logging
 import os
+import shlex
 import sys
 import tempfile
 import traceback
@@ -112,7 +113,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     `aird check` has codes of its own.
     """
-    options = parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    options = parser().parse_args(given)
+    options.called = shlex.join(["aird", *given])
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "huggingface_hub", "aird.inference.packing"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

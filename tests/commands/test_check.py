@@ -104,6 +104,8 @@ def test_the_demo_is_a_regression_of_a_real_run(tmp_path: Path, capsys: pytest.C
     assert check("--demo", "--json", "-") == 3
     printed = json.loads(capsys.readouterr().out)
     assert printed["facts"].pop("date").endswith(" UTC") and record["facts"].pop("date")
+    assert printed["facts"].pop("command") == "aird check --demo --json -"
+    assert record["facts"].pop("command").startswith("aird check --demo --report ")
     assert (
         printed == record
         and record["facts"]["version"] == f"aird {__version__}"
