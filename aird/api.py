@@ -223,11 +223,11 @@ def _arguments(command: str, models: Sequence[Model], options: Mapping[str, Any]
     """
     required = [part for name in ("output", "harmful", "harmless") if name in options for part in (f"--{name}", name)]
     arguments = parser().parse_args([command, *map(str, models), *required])
-    arguments.called = f"aird.{command}() of Python"
     for name, value in options.items():
         if not hasattr(arguments, name):
             raise TypeError(f"aird.{command}() has no option {name}; `aird {command} --help` lists them")
         setattr(arguments, name, _prompt_file(value) if name in ("harmful", "harmless") else _value(name, value))
+    arguments.called = f"aird.{command}() of Python"
     return arguments
 
 

@@ -36,14 +36,14 @@ def main() -> None:
         raise SystemExit(f"{REPORT} is not there: run the workflow first")
     try:
         with running_browser() as browser:
-            for name in sys.argv[1:] or ("report",):
+            for name in sys.argv[1:] or ["report"]:
                 _take(browser, name, **PICTURES[name])
     except NoBrowser as reason:
         raise SystemExit(str(reason)) from reason
 
 
-def _take(browser: Any, name: str, width: int, height: int, selector: str | None = None, **options: Any) -> None:
-    context = browser.new_context(viewport={"width": width, "height": height}, **options)
+def _take(browser: Any, name: str, width: int, height: int, selector: str | None = None) -> None:
+    context = browser.new_context(viewport={"width": width, "height": height})
     page = context.new_page()
     page.goto(REPORT.as_uri())
     # In a picture of one section the bar that sticks to the window's top would lie over its heading.

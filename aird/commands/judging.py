@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from aird.commands.inputs import ModelFolder, open_model_folder, validated
-from aird.commands.keeping import kept_answers
+from aird.commands.keeping import kept_answers, kept_or_found
 from aird.evaluation.engine import Engine
-from aird.evaluation.judge import served_judges
+from aird.evaluation.judge import Said, served_judges
 from aird.plugin import JUDGES
 from aird.prompts.sets import Record
 from aird.settings.judges import JudgeSettings
@@ -60,17 +60,14 @@ class OpenedJudge:
         }
         with another_model(self.settings.chat):
             kept = kept_answers(arguments, self.model, None, engine)
-            found = None if kept is None else kept.finished(question)
-            if found is None:
-                print(f"Asking the judge {self.named} by {engine.describe()} ...", flush=True)
+
+            def judge() -> list[Said]:
                 keeping = None if kept is None else kept.around
-                found = judge_completions(self.model.folder, engine, asked, self.settings, arguments.seed, log, keeping)
-                if kept is not None:
-                    kept.finish(question, found)
-            else:
-                print(f"All that the judge {self.named} said is kept from before; --fresh asks again.", flush=True)
-        said = iter(found)
-        return [[dict(next(said)) for _ in side] for side in rows]
+                return judge_completions(self.model.folder, engine, asked, self.settings, arguments.seed, log, keeping)
+
+            told = f"All that the judge {self.named} said is", f"the judge {self.named} by {engine.describe()}"
+            said = iter(kept_or_found(kept, question, told, judge, lambda found: [dict(row) for row in found]))
+        return [[next(said) for _ in side] for side in rows]
 
 
 def add_judge_argument(parser: argparse.ArgumentParser) -> None:

@@ -8,10 +8,10 @@ import inspect
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from aird.commands.inputs import ModelFolder
 from aird.evaluation.engine import Engine
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from aird.evaluation.suite_run import EvaluatedCompletion, Utility
 
 logger = logging.getLogger(__name__)
+
+Found = TypeVar("Found")
 
 PACKAGE = Path(__file__).resolve().parents[1]
 WEIGHTS = (".safetensors", ".gguf")  # known by size and times; reading all of them takes as long as loading them
@@ -63,15 +65,40 @@ def kept_or_asked(
         "serving": serving.model_dump(mode="json"),
     }
     kept = kept_answers(arguments, model, adapter, engine)
-    if kept is not None and (found := kept.finished(question)) is not None:
-        print(f"All answers of {who} are kept from before; --fresh asks again.", flush=True)
-        return found["completions"], found["utility"]
-    print(f"Asking {who} by {engine.describe()} ...", flush=True)
     places = Places(output / "served", output / "server.log", None if kept is None else kept.around)
-    completions, utility = evaluate_suite(asked, Deployment(model.folder, adapter, engine, serving), places)
+
+    def measure() -> dict[str, object]:
+        completions, utility = evaluate_suite(asked, Deployment(model.folder, adapter, engine, serving), places)
+        return {"completions": completions, "utility": utility}
+
+    told = f"All answers of {who} are", f"{who} by {engine.describe()}"
+    return kept_or_found(kept, question, told, measure, lambda found: (found["completions"], found["utility"]))
+
+
+def kept_or_found(
+    kept: KeptAnswers | None,
+    question: object,
+    told: tuple[str, str],
+    find: Callable[[], object],
+    read: Callable[[Any], Found],
+) -> Found:
+    """Return what is kept of a question that was asked whole; else find it, and keep it. Print which.
+
+    Args:
+        kept: where it may be kept; None keeps nothing.
+        question: all that the answer depends on besides whose answers are kept.
+        told: what is kept, up to its verb, and who is asked.
+        find: asks, and returns what can be written as JSON.
+        read: makes what is returned of that.
+    """
+    if kept is not None and (found := kept.finished(question, read)) is not None:
+        print(f"{told[0]} kept from before; --fresh asks again.", flush=True)
+        return found
+    print(f"Asking {told[1]} ...", flush=True)
+    new = find()
     if kept is not None:
-        kept.finish(question, {"completions": completions, "utility": utility})
-    return completions, utility
+        kept.finish(question, new)
+    return read(new)
 
 
 def kept_answers(

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -145,6 +145,10 @@ class Client(ABC):
     def versions(self) -> dict[str, str]:
         """Return the versions of programs that are not this process's own."""
         return {}
+
+
+# Returns a client around another one, and around the form in which that is served, which keeps answers as they come.
+Keeping = Callable[[Client, str], Client]
 
 
 class ClientAround(Client):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from aird.evaluation.engine import Client, Engine, ServerSettings
+from aird.evaluation.engine import Engine, Keeping, ServerSettings
 from aird.evaluation.judge import REFUSAL, Said, ServedJudge, judged
 from aird.plugin import JUDGES
 from aird.prompts.chat import with_chat
@@ -21,7 +21,7 @@ def judge_completions(
     settings: JudgeSettings,
     seed: int,
     log: Path,
-    keeping: Callable[[Client, str], Client] | None = None,
+    keeping: Keeping | None = None,
 ) -> list[Said]:
     """Have an engine run a judge, and ask it about completions.
 
@@ -32,7 +32,7 @@ def judge_completions(
         settings: of the judge, which say how to ask it, and whether about completions of harmless prompts too.
         seed: the engine's own.
         log: receives what a server prints.
-        keeping: as of `Places`.
+        keeping: keeps its answers; None keeps none.
 
     Returns:
         A row for each completion that it is asked about, in order: "id", what `ServedJudge.read` returns, "answer".

@@ -36,6 +36,7 @@ from aird.support.files import canonical_json, own_folder, read_json, user_cache
 logger = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
+Found = TypeVar("Found")
 
 AT_ONCE = 64  # prompts: the most that an interruption loses. Transformers generates as many side by side
 COMPLETION, LOGPROBS = TypeAdapter(Completion), TypeAdapter(list[float | None])
@@ -69,11 +70,16 @@ class KeptAnswers:
             shutil.rmtree(folder, ignore_errors=True)
         self._known = None
 
-    def finished(self, asked: object) -> Any | None:
-        """Return what was found where all of it was asked before; None else."""
+    def finished(self, asked: object, read: Callable[[Any], Found]) -> Found | None:
+        """Return what was found where all of it was asked before; None else.
+
+        Args:
+            asked: what was asked.
+            read: makes what is returned of what `finish` was given.
+        """
         for folder in self._folders:
-            with contextlib.suppress(OSError, ValueError):
-                return read_json(folder / f"finished-{digest(asked)}.json")
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                return read(read_json(folder / f"finished-{digest(asked)}.json"))
         return None
 
     def finish(self, asked: object, found: object) -> None:

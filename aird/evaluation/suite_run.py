@@ -8,14 +8,14 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypedDict
 
 from aird.evaluation.decoding import CheckedClient
-from aird.evaluation.engine import Abilities, AdapterRefused, Client, Completion, Engine, ServerSettings
+from aird.evaluation.engine import Abilities, AdapterRefused, Client, Completion, Engine, Keeping, ServerSettings
 from aird.evaluation.first_tokens import first_token_records, first_tokens
 from aird.evaluation.parity import (
     CANDIDATES,
@@ -78,13 +78,12 @@ class Places:
     Attributes:
         scratch: a folder that may be made and removed, on a disk with room for a copy of the checkpoint.
         log: receives what a server prints.
-        keeping: returns a client around another one, and around the form in which that is served, which keeps answers
-            as they come; None keeps none.
+        keeping: keeps answers as they come; None keeps none.
     """
 
     scratch: Path
     log: Path
-    keeping: Callable[[Client, str], Client] | None = None
+    keeping: Keeping | None = None
 
 
 class Provenance(TypedDict):
