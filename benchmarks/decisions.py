@@ -3,7 +3,7 @@
 python -m benchmarks.decisions COMPRESSION [--results results] [--model NAME] [--ways NUMBER ...]
 
 The results are those of a finished grid: of `make demo`, or of `make shipped` with the name of its model. Every patch
-is learnt from zeros, in two passes, and measured at strength 1 by the first tokens of replies to prompts that nothing
+is learnt in two passes, one in eight, and measured at strength 1 by the first tokens of replies to prompts that nothing
 was learnt from: the share whose likeliest first token is one that refusals begin with, and the area under the ROC curve
 of the refusal score against harmless prompts.
 Harm of other kinds is StrongREJECT and two areas of Do-Not-Answer, of which no patch sees a prompt. Flips are prompts
@@ -56,6 +56,8 @@ WAYS = (
     ("decisions, plain rows, prompts of more kinds", {"learns": "decisions"}, True),
     ("decisions, rows whitened with 0.1, prompts of more kinds", DECISIONS | {"whitening": 0.1}, True),
     ("refusals, whitened rows, prompts of more kinds", DECISIONS | {"learns": "refusals"}, True),
+    ("refusals, plain rows, eight passes", {"epochs": 8}, False),
+    ("decisions, rank 9, prompts of more kinds", DECISIONS | {"rank": 9}, True),
 )
 
 
@@ -147,7 +149,7 @@ def main(compression: str, results: str, model: str, ways: Sequence[int]) -> Non
     direction = place / "original/direction.safetensors", place / "original/direction.json"
     for name, settings, broad in (WAYS[number] for number in ways):
         sizes = Replies(train_harmful=256, train_harmless=320) if broad else Replies()
-        patch = Calibrate(epochs=2, **AT_ONE, **settings)
+        patch = Calibrate(**{"epochs": 2, **AT_ONE, **settings})
         chosen = broader if broad else {kind: prompts[kind] for kind in broader}
         with TemporaryDirectory() as folder:
             inputs = PatchInputs("base", original, compressed, direction, prompts=chosen, sizes=sizes.sizes, seed=SEED)

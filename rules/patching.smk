@@ -101,8 +101,8 @@ rule record_replies:
         f"{RESULTS}/logs/patches/{{model}}/replies.log",
     benchmark:
         f"{RESULTS}/benchmarks/patches/{{model}}/replies.tsv"
-    # The longest of the patches: its evaluation should not be what the run ends on.
-    priority: 5
+    # It takes long, needs the original alone, and patches that learn wait for it.
+    priority: 15
     conda:
         "../envs/core.yaml"
     threads: THREADS

@@ -36,6 +36,7 @@ import torch
 from aird.models.dense import model_with_gradients, passes_gradients
 from aird.models.loading import load_model
 from aird.models.structure import writer_gains
+from aird.patching.compensation import compensations
 from aird.patching.divergence import divergence, make_batches
 from aird.patching.edits import Edit, along, contributed, edit_along, reader
 from aird.patching.replies import ReplySet
@@ -179,6 +180,36 @@ def edits_of_nothing(
     return [edit_along(module, unit[:, None], row, gains.get(module)) for module, row in rows.items()]
 
 
+def compensated(
+    model: PreTrainedModel,
+    edits: Sequence[Edit],
+    replies: Sequence[ReplySet],
+    original: Callable[[str], torch.Tensor],
+    compressed: Callable[[str], torch.Tensor],
+    rank: int,
+) -> list[Edit]:
+    """Return edits that compensate their matrices besides, along `rank` further columns.
+
+    Args:
+        model: the compressed model.
+        edits: of linear modules.
+        replies: prompts with replies, whose inputs the error is weighted by.
+        original, compressed: return a module's dense matrix [d_out, d_in] in either checkpoint.
+        rank: of the compensation.
+
+    Raises:
+        ValueError: there are matrices of experts, or compression rescaled a matrix.
+    """
+    if experts := next((edit.module for edit in edits if edit.of_experts), None):
+        raise ValueError(f"{experts}: matrices of experts get one column; write rank: 1")
+    sequences = [sequence for part in replies for sequence in part.sequences]
+    made = compensations(model, sequences, [edit.module for edit in edits], original, compressed, rank)
+    return [
+        replace(edit, up=torch.cat([edit.up, each.edit.up], 1), down=torch.cat([edit.down, each.edit.down]))
+        for edit, each in zip(edits, made, strict=True)
+    ]
+
+
 def written_rows(
     edits: Sequence[Edit], unit: torch.Tensor, matrices: Callable[[str], torch.Tensor]
 ) -> list[torch.Tensor]:
@@ -205,7 +236,7 @@ def learn_edits(
         how: numbers of the learning.
 
     Raises:
-        ValueError: the loss is not finite, or inputs of experts are to be whitened.
+        ValueError: the loss is not finite.
     """
     transforms = None if how.whitening is None else whitenings(model, start, replies, how.whitening)
     if transforms is None:

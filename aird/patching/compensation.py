@@ -22,6 +22,7 @@ from torch import nn
 
 from aird.inference.hooks import hooks
 from aird.inference.packing import Pack, plan_packs, run_pack
+from aird.models.rescaling import check_comparable
 from aird.patching.edits import Edit
 from aird.support import progress
 
@@ -123,6 +124,32 @@ def _groups(modules: Sequence[str], named: Mapping[str, nn.Module]) -> Iterator[
         size += more
     if group:
         yield group
+
+
+def compensations(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    modules: Sequence[str],
+    original: Callable[[str], torch.Tensor],
+    compressed: Callable[[str], torch.Tensor],
+    rank: int,
+) -> list[Compensation]:
+    """Return the compensation of each module.
+
+    Args:
+        model, prompts, modules: as of `input_covariances`.
+        original, compressed: return one module's dense matrix [d_out, d_in].
+        rank: k.
+
+    Raises:
+        ValueError: as `compensate`, or compression rescaled a matrix against what stands before it.
+    """
+    made = []
+    for name, covariance in input_covariances(model, prompts, modules):
+        pair = original(name), compressed(name)
+        check_comparable(*pair, name)
+        made.append(compensate(name, *pair, covariance, rank))
+    return made
 
 
 def compensate(

@@ -189,10 +189,11 @@ def _rank_one(record: Mapping[str, Any], made_by: Method, base: str, merged: boo
         **({"not edited": "; ".join(record["not_edited"])} if record.get("not_edited") else {}),
         **{f"SHA-256 of `{name}`": f"`{value}`" for name, value in record.get("weights", {}).items()},
     }
+    rank = settings.get("rank", 1)
     untouched = (
         "Every tensor that is not listed below is that of the base, bit by bit."
         if merged
-        else "The base stays bit-identical; the adapter is a LoRA of rank 1."
+        else f"The base stays bit-identical; the adapter is a LoRA of rank {rank}."
     )
     tags = [] if merged else ["lora", f"base_model:adapter:{_repository(base)}"]
     # What the edit does is not measured yet, so the card says what it was made for.
@@ -203,9 +204,11 @@ def _rank_one(record: Mapping[str, Any], made_by: Method, base: str, merged: boo
         what, added = "a repair of refusal", "r · row"
         purpose = f"Made to repair the refusal of harmful requests in `{base}`."
         along = f"with r the unit refusal direction ({ARDITI}; the repair is named by arXiv 2504.04215)"
+    if rank > 1:
+        added, along = f"{added} + U · rows", f"{along}, and U the first singular directions of each matrix's error"
     introduction = (
-        f"{purpose} This {'checkpoint has' if merged else 'is'} a rank-1 edit W' = W + {added} of matrices that write "
-        f"to the residual stream, {along}. {untouched}"
+        f"{purpose} This {'checkpoint has' if merged else 'is'} a rank-{rank} edit W' = W + {added} of matrices that "
+        f"write to the residual stream, {along}. {untouched}"
     )
     return tags, f"A compressed model with {what}" if merged else f"AIRD adapter: {what}", introduction, facts
 
@@ -225,6 +228,7 @@ def _choice(record: Mapping[str, Any]) -> dict[str, str]:
     facts = {}
     if "calibration" in record:
         facts["strength"] = f"{record['calibration']['strength']}: {record['calibration']['reason']}"
+        facts |= {"learnt": record["calibration"]["learns"]} if "learns" in record["calibration"] else {}
     cosines = [edit["cosine_with_direction"] for edit in record["edits"] if "cosine_with_direction" in edit]
     if cosines:
         facts["cosine of columns with the direction"] = f"{min(cosines):.2f} to {max(cosines):.2f}, without sign"

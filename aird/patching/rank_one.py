@@ -17,7 +17,7 @@ from aird.models.experts import matrix_reader
 from aird.models.loading import load_structure
 from aird.models.structure import residual_writers
 from aird.patching.adapters import save_adapter
-from aird.patching.edits import Edit, edit_statistics, edited_blocks, patch_direction
+from aird.patching.edits import Edit, edit_statistics, edited_blocks, patch_direction, size_record
 from aird.patching.method import PatchInputs
 from aird.patching.records import EditRecord, PatchRecord
 from aird.settings.patches import RankOneSettings
@@ -100,7 +100,12 @@ def save_edits(
     save_adapter(edits, folder, inputs.base, structure)
     if statistics is None:
         compressed, original = (matrix_reader(each, structure) for each in (inputs.compressed, inputs.original))
-        statistics = [edit_statistics(edit, compressed(edit.module), original(edit.module)) for edit in edits]
+        statistics = [
+            edit_statistics(edit, compressed(edit.module), original(edit.module))
+            if edit.rank == 1
+            else size_record(edit, compressed(edit.module))
+            for edit in edits
+        ]
     names, writers = {edit.module for edit in edits}, residual_writers(structure)
     not_edited = [text for block in blocks for each in writers[block].contributions if (text := _left_out(each, names))]
     if not_edited:

@@ -30,7 +30,11 @@ class TrialRecord(TypedDict):
 
 
 class ChoiceRecord(TypedDict):
-    """How a strength was chosen; of each attack that was learnt from, the `prompts` asked and those `refused`."""
+    """How a strength was chosen.
+
+    `learns` is `decisions` or `refusals`, of a patch that learnt something; of each attack that was learnt from there
+    are the `prompts` asked and those `refused`.
+    """
 
     strength: float
     reason: str
@@ -39,6 +43,7 @@ class ChoiceRecord(TypedDict):
     tried: list[TrialRecord]
     validation_prompts: NotRequired[dict[str, int]]
     unpatched: NotRequired[dict[str, float]]
+    learns: NotRequired[str]
     attacks: NotRequired[dict[str, dict[str, int]]]
 
 

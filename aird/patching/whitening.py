@@ -80,16 +80,15 @@ def whitenings(
 ) -> list[Whitening]:
     """Return the whitening of the module of each edit, on its inputs in prompts with their replies.
 
-    Raises:
-        ValueError: a module's inputs go to experts.
+    That of experts is the identity: each sees tokens of its own, of which there may be none.
     """
-    if any(edit.of_experts for edit in edits):
-        raise ValueError(
-            "whitening needs the inputs of linear modules, and this model's experts have none; leave `whitening` out"
-        )
     sequences = [sequence for part in replies for sequence in part.sequences]
-    modules = [edit.module for edit in edits]
+    modules = [edit.module for edit in edits if not edit.of_experts]
     found = {
         name: whitening_of(covariance, strength) for name, covariance in input_covariances(model, sequences, modules)
     }
-    return [found[module] for module in modules]
+    return [found.get(edit.module) or _identity(edit.down.shape[-1]) for edit in edits]
+
+
+def _identity(width: int) -> Whitening:
+    return Whitening(torch.empty(width, 0), torch.empty(0), 1.0)

@@ -258,6 +258,26 @@ def test_learning_may_begin_with_the_rows_of_the_closed_form(original: Path, tmp
         assert torch.allclose(edit.down, other.down, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.usefixtures("all_refuse")
+def test_a_higher_rank_begins_with_the_compensation_of_its_matrices(original: Path, tmp_path: Path) -> None:
+    """With steps of no length it is nothing but that, and its column along r reads nothing."""
+    compressed = damaged_copy(original, tmp_path / "compressed")
+    made = {}
+    for rate in (1e-9, 0.1):
+        settings = Calibrate(rank=3, epochs=1, learning_rate=rate, strengths=[1.0], **ANY)
+        patched(settings, original, new(tmp_path / str(rate)), compressed, sizes=SIZES.sizes)
+        made[rate] = {edit.module: edit for edit in load_adapter(tmp_path / str(rate) / "adapter")}
+    before, after = load_model(original), load_model(compressed)
+    for name, edit in made[1e-9].items():
+        was, now = (model.get_submodule(name).weight.detach().float() for model in (before, after))
+        error = was - now
+        assert edit.rank == 3 and edit.down[0].norm() < 1e-4 * edit.down.norm()
+        columns = edit.up[:, 1:]
+        torch.testing.assert_close(columns.T @ columns, torch.eye(2), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(edit.down[1:], columns.T @ error, rtol=1e-3, atol=1e-5)
+    assert any((made[0.1][name].down[0]).norm() > 0.01 * edit.down.norm() for name, edit in made[1e-9].items())
+
+
 def test_a_loss_that_is_no_number_is_an_error(model: Any, replies: dict[str, ReplySet]) -> None:
     start = edits_of_nothing(model, modules(model, [3]), UNIT, matrix_of(model))
     with torch.no_grad():

@@ -91,15 +91,15 @@ def test_whitening_that_drowns_the_covariance_changes_nothing(model: Any, replie
         assert (one.down - third.down).norm() > 0.1 * one.down.norm()
 
 
-def test_a_patch_learns_decisions(
-    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, all_refuse: None
+@pytest.mark.parametrize("told", [True, False])
+def test_a_patch_learns_decisions_where_first_tokens_tell_them(
+    told: bool, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, all_refuse: None
 ) -> None:
+    """A model of random weights begins all replies alike, so which tokens refusals begin with is said here."""
+    tokens = (lambda refusals, _: sorted(set(refusals))) if told else (lambda *_: [])
+    monkeypatch.setattr("aird.directions.refusal_score.leading_tokens", tokens)
     compressed = damaged_copy(original, tmp_path / "compressed")
     settings = Calibrate(learns="decisions", whitening=0.01, epochs=1, strengths=[1.0], significance=1, kl_budget=100.0)
-    # A model of random weights begins all replies alike; then its first token tells nothing.
-    with pytest.raises(ValueError, match="write learns: refusals"):
-        monkeypatch.setattr("aird.directions.refusal_score.leading_tokens", lambda *_: [])
-        patched(settings, original, tmp_path, compressed, sizes=SIZES.sizes)
-    monkeypatch.setattr("aird.directions.refusal_score.leading_tokens", lambda refusals, _: sorted(set(refusals)))
     record = patched(settings, original, tmp_path, compressed, sizes=SIZES.sizes)
+    assert record["calibration"]["learns"] == ("decisions" if told else "refusals")
     assert record["calibration"]["tried"] and any(edit["relative_change"] > 0 for edit in record["edits"])

@@ -147,6 +147,7 @@ def test_an_edit_of_a_method_or_of_what_it_runs_makes_its_own_patches_again() ->
         "aird/patching/validation.py": {"calibrate", "lora", "choose", "compensate"},
         "aird/patching/formula.py": {"scale", "project", "choose"},
         "aird/patching/fitting.py": {"fit", "calibrate"},
+        "aird/patching/compensation.py": {"compensate", "calibrate"},
         "aird/directions/direction.py": {"scale", "project", "choose", "fit", "calibrate"},
         "aird/patching/model_card.py": set(METHODS.names()),
     }

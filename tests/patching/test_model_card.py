@@ -72,6 +72,15 @@ def test_the_card_says_which_strength_was_chosen(patch: tuple[Path, dict[str, An
         assert f"| strength | {strength}: {reason} |" in patch_card({**record, "calibration": choice}, "base", None)
 
 
+def test_the_card_of_a_calibrated_patch_says_what_was_learnt_and_its_rank(patch: tuple[Path, dict[str, Any]]) -> None:
+    record = patch[1]
+    choice = {"strength": 1.0, "reason": "the weakest", "learns": "refusals"}
+    settings = {**record["settings"], "method": "calibrate", "learns": "decisions", "rank": 4}
+    text = patch_card({**record, "settings": settings, "calibration": choice}, "base", None)
+    assert "| learnt | refusals |" in text and "`learns: decisions`" in text
+    assert "a rank-4 edit W' = W + r · row + U · rows of matrices" in text and "is a LoRA of rank 4." in text
+
+
 def test_the_card_of_a_free_column_says_how_near_it_is_to_the_direction(patch: tuple[Path, dict[str, Any]]) -> None:
     record = patch[1]
     edits = [

@@ -52,6 +52,12 @@ class Calibrate(RankOneSettings, ChoiceSettings):
         "learnt columns.",
     )
     blocks: Blocks = Field("upper", description="Blocks to edit, as of `scale`.")
+    rank: int = Field(
+        1,
+        ge=1,
+        description="Rank of the change of each matrix: 1 writes along r alone; further columns are the first singular "
+        "directions of the matrix's error, and begin with what `compensate` does along them.",
+    )
     epochs: int = Field(8, ge=1, description="Passes over the training prompts.")
     learning_rate: float = Field(
         0.08, gt=0, description="First step of Adam, relative to the root mean square of r^T W_c."
@@ -70,12 +76,13 @@ class Calibrate(RankOneSettings, ChoiceSettings):
     learns: Literal["refusals", "decisions"] = Field(
         "refusals",
         description="`refusals`: the original's refusals, and the checkpoint's replies elsewhere. `decisions`: also "
-        "how likely the original is to refuse each training prompt.",
+        "how likely the original is to refuse each training prompt, where its first tokens tell that.",
     )
     whitening: float | None = Field(
         None,
         gt=0,
-        description="Learn in whitened inputs, to whose covariance this share of its mean eigenvalue is added.",
+        description="Learn in whitened inputs, to whose covariance this share of its mean eigenvalue is added; inputs "
+        "of experts stay as they are.",
     )
     attacks: LearntAttacks | None = Field(
         None,
@@ -91,7 +98,7 @@ class Lessons:
         replies: as of `aird.patching.calibration.training_replies`.
         attacks: those that are learnt from, with the numbers of `prompts` and of those that the original `refused`.
         warm_prompts, wanted: of the closed form that learning begins with; without them it begins with zeros.
-        refusal_tokens: those that the original's refusals begin with, where decisions are learnt.
+        refusal_tokens: those that the original's refusals begin with, where decisions are learnt; else none.
     """
 
     replies: list[ReplySet]
@@ -108,13 +115,14 @@ def make(settings: Calibrate, inputs: PatchInputs, folder: Path) -> PatchRecord:
     nothing, and of the original only the edited matrices are read then. One model is in memory at a time.
 
     Raises:
-        ValueError: the original refuses no training prompt, a block does not exist, or the loss is not finite.
+        ValueError: the original refuses no training prompt, a block does not exist, the loss is not finite, or the
+            matrices of experts are to get a rank above 1.
     """
     from functools import cache
 
     from aird.models.experts import matrix_reader
     from aird.models.loading import load_structure, load_tokenizer
-    from aird.patching.calibration import OneModel, edits_of_nothing, written_rows
+    from aird.patching.calibration import OneModel, compensated, edits_of_nothing, written_rows
     from aird.patching.edits import along_direction
     from aird.patching.rank_one import edited_modules, read_directions, save_edits
     from aird.patching.replies import original_replies
@@ -132,18 +140,23 @@ def make(settings: Calibrate, inputs: PatchInputs, folder: Path) -> PatchRecord:
     held, tokenizer = OneModel(), load_tokenizer(inputs.compressed)
     validation = validate(held.of(inputs.compressed), tokenizer, original, inputs)
     edits = edits_of_nothing(held.of(inputs.compressed), modules, directions.unit, matrices)
-    attacks = {}
+    lessons = None
     if validation.needs_repair(settings.significance):
         answers_lost = "answers" in validation.lost(settings.significance)
         lessons = _lessons(settings, inputs, held, tokenizer, directions, original["train_harmful"], answers_lost)
         rows = written_rows(edits, directions.unit, matrices)
+        if settings.rank > 1:
+            originals = matrix_reader(inputs.original, structure)
+            edits = compensated(
+                held.of(inputs.compressed), edits, lessons.replies, originals, matrices, settings.rank - 1
+            )
         with held.with_gradients(inputs.compressed, folder) as model:
             edits = _learnt(settings, model, edits, rows, blocks, directions.unit, lessons, inputs.seed)
         del model
-        attacks = lessons.attacks
     choice = choose_on_validation(held.of(inputs.compressed), tokenizer, edits, min(blocks), validation, settings)
-    if attacks:
-        choice["attacks"] = attacks
+    if lessons:
+        choice["learns"] = "decisions" if lessons.refusal_tokens else "refusals"
+        choice.update({"attacks": lessons.attacks} if lessons.attacks else {})
     edits = [edit.scaled(choice["strength"]) for edit in edits]
     record = save_edits(edits, blocks, directions, inputs, folder)
     if settings.direction == "free":
@@ -182,7 +195,7 @@ def _lessons(
         before = record_set(held.of(inputs.original), tokenizer, own.prompts, counts)
         tokens = _refusal_tokens(harmful, before)
         decided = decision_replies(harmful, now, tokens) + decision_replies(before, own, tokens)
-    elif answers_lost and any(own.refused):
+    if answers_lost and any(own.refused) and not tokens:
         lost = own.refusals().prompts
         asked = record_set(held.of(inputs.original), tokenizer, lost, counts)
     if settings.attacks:
@@ -193,7 +206,7 @@ def _lessons(
             held.of(inputs.original), tokenizer, refused, others, directions, settings, settings.warm_start
         )
     said = {name: {"prompts": len(each.refused), "refused": sum(each.refused)} for name, each in attacked.items()}
-    if decided:
+    if tokens:
         refusals = [each.refusals() for each in attacked.values()]
         replies = decided + [replace(each, decisions=each.beginning(tokens)) for each in refusals if each.prompts]
     else:
@@ -204,18 +217,14 @@ def _lessons(
 def _refusal_tokens(harmful: ReplySet, harmless: ReplySet) -> tuple[int, ...]:
     """Return the tokens that the original's refusals of harmful training prompts begin with.
 
-    Raises:
-        ValueError: its replies to harmless prompts begin alike, so that no first token tells a refusal.
+    None where its replies to harmless prompts begin alike, so that no first token tells a refusal.
     """
     from aird.directions.refusal_score import leading_tokens
 
     refusals = harmful.refusals().top_tokens[:, 0, 0].tolist()
     found = leading_tokens(refusals, harmless.top_tokens[:, 0, 0].tolist())
     if not found:
-        raise ValueError(
-            "the original's refusals begin as its answers do, so its first token tells no decision; write learns: "
-            "refusals"
-        )
+        logger.warning("the original's refusals begin as its answers do, so refusals are learnt, and no decisions")
     return tuple(found)
 
 

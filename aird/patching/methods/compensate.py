@@ -41,9 +41,8 @@ def make(settings: Compensate, inputs: PatchInputs, folder: Path) -> PatchRecord
     from aird.models.checkpoint import read_checkpoint
     from aird.models.experts import matrix_reader
     from aird.models.loading import load_model, load_structure, load_tokenizer
-    from aird.models.rescaling import check_comparable
     from aird.patching.adapters import save_adapter
-    from aird.patching.compensation import compensate, input_covariances
+    from aird.patching.compensation import compensations
     from aird.patching.edits import size_record
     from aird.patching.replies import original_replies, record_replies, reply_instructions
     from aird.patching.token_shares import token_shares
@@ -56,18 +55,15 @@ def make(settings: Compensate, inputs: PatchInputs, folder: Path) -> PatchRecord
         known = sorted({name.rpartition(".")[2] for name in linear})
         raise ValueError(f"no matrix of the blocks is called {settings.modules}; write some of {', '.join(known)}")
     counts = inputs.replies_sizes()
-    asked = original_replies(inputs.original, inputs.prompts, counts, inputs.seed, inputs.replies)["train_harmful"]
+    wanted = [("train", "harmful")]
+    asked = original_replies(inputs.original, inputs.prompts, counts, inputs.seed, inputs.replies, wanted)
     model, tokenizer = load_model(inputs.compressed), load_tokenizer(inputs.compressed)
     harmless = reply_instructions(inputs.prompts, [("train", "harmless")], counts, inputs.seed)
     answered = record_replies(model, tokenizer, harmless, counts)["train_harmless"]
-    sets = [asked, answered]
+    sets = [asked["train_harmful"], answered]
     prompts = [sequence for each in sets for sequence in each.sequences]
     originals, stored = matrix_reader(inputs.original, structure), matrix_reader(inputs.compressed, structure)
-    made = []
-    for name, covariance in input_covariances(model, prompts, modules):
-        pair = originals(name), stored(name)
-        check_comparable(*pair, name)
-        made.append(compensate(name, *pair, covariance, settings.rank))
+    made = compensations(model, prompts, modules, originals, stored, settings.rank)
     erring = {each.edit.module: each.edit.down[0] for each in made if each.shares[0] > 0}
     tokens = token_shares(model, tokenizer, sets, erring)
     del model  # one is in memory at a time
