@@ -142,7 +142,7 @@ def compensations(
         rank: k.
 
     Raises:
-        ValueError: as `compensate`, or compression rescaled a matrix against what stands before it.
+        ValueError: inputs are not finite, or compression rescaled a matrix against what stands before it.
     """
     made = []
     for name, covariance in input_covariances(model, prompts, modules):
