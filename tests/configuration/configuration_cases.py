@@ -141,6 +141,7 @@ CASES: dict[str, list[Case]] = {
         ("patches.aird", {"method": "fit", "ridge": 0}, "above 0", "patches.aird.ridge:"),
         ("patches.aird", {"method": "calibrate", "alpha": 2}, "there is no such key", "patches.aird.alpha:"),
         ("patches.aird", {"method": "calibrate", "strengths": [0]}, "above 0", "patches.aird.strengths.0:"),
+        ("patches.aird", {"method": "calibrate", "rank": 2, "warm_start": 1}, "leave one out", "patches.aird:"),
         ("patches.aird", {"method": "lora", "rank": 0}, "at least 1", "patches.aird.rank:"),
         ("replies", {"train_harmful": 1}, "at least 8", "replies.train_harmful:"),
         ("patches.aird", {"method": "fit", "blocks": "all", "depth": 3}, "it needs blocks: source or"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from aird.patching.method import TO_CHOOSE, Method, PatchInputs
 from aird.patching.records import PatchRecord
@@ -88,6 +88,14 @@ class Calibrate(RankOneSettings, ChoiceSettings):
         None,
         description="Learn from attacked training prompts too.",
     )
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> Calibrate:
+        if self.rank > 1 and self.warm_start is not None:
+            raise ValueError(
+                "a rank above 1 begins with what `compensate` does, and warm_start with what `fit` does; leave one out"
+            )
+        return self
 
 
 @dataclass(frozen=True)
