@@ -121,6 +121,7 @@ def demo(arguments: argparse.Namespace) -> int:
         return [
             {name: row[name] for name in ("kind", "id")}
             | {name: row[f"{cell}_{name}"] == "1" for name in ("refused", "degenerate")}
+            | {"refusal_score": float(row[f"{cell}_refusal_score"])}
             for row in rows
         ]
 

@@ -95,10 +95,10 @@ def test_the_demo_is_a_regression_of_a_real_run(tmp_path: Path, capsys: pytest.C
     files = ["--report", outputs["html"], "--junit", outputs["xml"], "--json", outputs["json"]]
     assert check("--demo", *files) == 3
     text = capsys.readouterr().out
-    assert "92 refusals lost, 0 refusals gained" in text
+    assert "93 refusals lost, 0 refusals gained" in text and "180 first tokens" in text
     record = read_json(outputs["json"])
     assert record["exit_code"] == 3 and record["text"] == text.splitlines()[0]
-    assert record["harmful"]["worse"] == 92
+    assert record["harmful"]["worse"] == 93
     assert ElementTree.parse(outputs["xml"]).getroot().attrib["failures"] == "1"
     assert "<h1>" in outputs["html"].read_text(encoding="utf-8")
     assert check("--demo", "--json", "-") == 3
