@@ -44,7 +44,8 @@ def labels(harmful: int, harmless: int, distance: float | None = None, **bound: 
 )
 def test_the_kind_of_a_loss(after: list[dict[str, Any]], sentences: list[str]) -> None:
     found = kind_of_loss(labels(168, 32, 0.9), after)
-    assert found is not None and found.sentence() == ", and ".join(sentences)
+    form = {1: "{}", 2: "{}, and {}", 3: "{}, {}, and {}"}[len(sentences)]
+    assert found is not None and found.sentence() == form.format(*sentences)
     assert found.facts()["sensitivity"].startswith("d' 1.98 before, ")
     scored = "refusal_score" in after[0]
     assert (found.area is not None, found.scored) == (scored, 400 * scored)
