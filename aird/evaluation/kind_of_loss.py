@@ -84,8 +84,8 @@ class KindOfLoss:
                 said.append(FIRST_LOST if self.area.after.low <= CHANCE else FIRST_LESSENED)
             elif said and self.area.after.low > CHANCE:
                 said.append("its first tokens still tell the two kinds apart as before")
-        parts = [", ".join(said[:-1]), *said[-1:]]
-        return ", and ".join(part for part in parts if part) or NO_CHANGE
+        *others, last = said or [NO_CHANGE]
+        return f"{', '.join(others)}, and {last}" if others else last
 
     def facts(self) -> dict[str, str]:
         """Return name to text: what is measured, and the sentence."""

@@ -164,7 +164,8 @@ def make(settings: Calibrate, inputs: PatchInputs, folder: Path) -> PatchRecord:
     choice = choose_on_validation(held.of(inputs.compressed), tokenizer, edits, min(blocks), validation, settings)
     if lessons:
         choice["learns"] = "decisions" if lessons.refusal_tokens else "refusals"
-        choice.update({"attacks": lessons.attacks} if lessons.attacks else {})
+        if lessons.attacks:
+            choice["attacks"] = lessons.attacks
     edits = [edit.scaled(choice["strength"]) for edit in edits]
     record = save_edits(edits, blocks, directions, inputs, folder)
     if settings.direction == "free":
@@ -225,7 +226,7 @@ def _lessons(
 def _refusal_tokens(harmful: ReplySet, harmless: ReplySet) -> tuple[int, ...]:
     """Return the tokens that the original's refusals of harmful training prompts begin with.
 
-    None where its replies to harmless prompts begin alike, so that no first token tells a refusal.
+    They are none where its replies to harmless prompts begin alike, so that no first token tells a refusal.
     """
     from aird.directions.refusal_score import leading_tokens
 
