@@ -15,6 +15,7 @@ import pytest
 import torch
 from models.families import tiny_configuration, tiny_family
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tiny_model import build_tiny_model, changed_tensors, logits_of
 from transformers import AutoModelForCausalLM
 
@@ -357,6 +358,24 @@ def test_trap_target_that_matches_nothing(original: Path, calibration: list[list
     oneshot.apply("pruning.wanda", "WandaPruningModifier", options, inputs, tmp_path)
     with pytest.raises(ValueError, match="sparsity is off: all matrices together .* instead of 0.5"):
         check(measure(tmp_path), CASES["wanda"][0], measure(original))
+
+
+def test_a_pattern_keeps_the_zeros_that_the_original_had(original: Path, tmp_path: Path) -> None:
+    """Weights decoded from few bits hold exact zeros: a group of four with three of them keeps three."""
+    dense, pruned = tmp_path / "dense", tmp_path / "pruned"
+    shutil.copytree(original, dense)
+    tensors = load_file(dense / "model.safetensors")
+    name = f"{OUTPUT_PROJECTION}.weight"
+    tensors[name][:, : tensors[name].shape[1] // 4 * 4 : 4] = 0
+    tensors[name][:, 1::8] = 0
+    tensors[name][:, 2::8] = 0
+    save_file(tensors, dense / "model.safetensors", {"format": "pt"})
+    settings = Magnitude(pattern="2:4")
+    measured = compress(dense, pruned, settings, None)
+    assert measured["matrices"][OUTPUT_PROJECTION]["sparsity"] == pytest.approx(0.625)
+    other = measure(original)  # which has none of these zeros
+    with pytest.raises(ValueError, match="sparsity is off: .*out_proj|sparsity is off: .*o_proj"):
+        check(measure(pruned), settings, other)
 
 
 def test_trap_loaded_edited_and_saved(original: Path, made: Any, tmp_path: Path) -> None:
