@@ -94,10 +94,15 @@ def own_answers(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
-    """Matrices this small are slower on several threads, much slower on busy cores."""
+    """Matrices this small are slower on several threads, much slower on busy cores; commands inherit this.
+
+    Snakemake gives each job of a workflow its own number.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
     torch.set_num_threads(before)
 
 
