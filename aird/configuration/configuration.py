@@ -24,7 +24,7 @@ from aird.support.processor import Choice
 
 
 class Configuration(Settings):
-    """Everything that decides results. Where and how jobs run belongs into a profile."""
+    """Everything that decides results. A profile (`profiles/`) says where and how jobs run."""
 
     plugins: list[Text] = Field([], description="Python files with plug-ins of your own (CONTRIBUTING.md).")
     seed: Seed = Field(42, description="Seed of every drawn split and sample.")

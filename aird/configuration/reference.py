@@ -21,8 +21,6 @@ Schema = Mapping[str, Any]
 INTRODUCTION = """\
 # Configuration
 
-A configuration decides all results. A profile (`profiles/`) says where and how jobs run.
-
 - `config.yaml` is the default, a quick grid; `config/embedded.yaml` is the same model in full; `config/paper.yaml` is
   the paper's grid, for GPUs, and was never run.
 - `snakemake --configfile FILE` runs another configuration, `snakemake --config seed=1` changes single keys.

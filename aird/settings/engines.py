@@ -13,7 +13,7 @@ Cell = tuple[str, str, str]  # names of a model, a compression and a patch
 
 
 class EngineSettings(Settings):
-    """How an engine is started. It has no other key."""
+    """How an engine is started."""
 
     def asked(self) -> dict[str, object]:
         """Return what answers can depend on."""

@@ -1,7 +1,6 @@
 """Does the original's direction come back in patched checkpoints? Made where `directions.patched` names patches.
 
-One row per checkpoint, all at the site of the original's direction r: the original, each compressed checkpoint
-(`plain`), and each with a patch.
+One row per checkpoint: the original, each compressed one (`plain`), and each with a patch.
 """
 
 from __future__ import annotations
@@ -74,7 +73,7 @@ TABLE = Table(
     rows=rows,
     columns=[
         *CELL,
-        *values("layer position", says="the site of the original's direction"),
+        *values("layer position", says="the site of the original's direction r"),
         *interval(
             *("corrected_cosine", "corrected_cosine"),
             says="of the difference in means with the original's, corrected for noise",

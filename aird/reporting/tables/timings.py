@@ -1,7 +1,7 @@
-"""Where the time went: every job that was ever made in this results folder, by its last run, the longest first.
+"""Every job that was ever made in this results folder, of other configurations too, by its last run, the longest first.
 
-Other configurations that ran there have rows too. Delete `results/benchmarks/` before a run that makes everything, to
-have its time alone. Figures, cards and the report have no row.
+Delete `results/benchmarks/` before a run that makes everything, to have its time alone. Figures, cards and the
+report have no row.
 """
 
 from __future__ import annotations
