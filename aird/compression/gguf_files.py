@@ -181,18 +181,21 @@ def _tail(text: str) -> str:
 
 
 def _check_types(file: Path, wanted: str) -> None:
-    """Check that some matrix has the type that was asked for; llama.cpp takes another where columns do not fit.
+    """Check that some matrix has the type that was asked for, or is a K-quant where one was.
+
+    llama.cpp mixes K-quants in one file, and takes another type where columns do not fit: a Q2_K file of a model with
+    896 columns holds Q3_K where they are 4864, and Q4_0 elsewhere.
 
     Raises:
         ValueError: none has.
     """
-    kind = wanted.removesuffix("_S").removesuffix("_M").removesuffix("_L")
     types = read_gguf(file).types()
-    if kind not in types:
+    found = any(name.endswith("_K") for name in types) if "_K" in wanted else wanted in types
+    if not found:
         stored = ", ".join(f"{count} x {name}" for name, count in types.items())
         raise ValueError(
-            f"llama.cpp could store no matrix of this model as {kind} (it took {stored}): blocks of K-quants hold 256 "
-            "columns; take Q4_0, Q5_0 or Q8_0"
+            f"llama.cpp could store no matrix of this model as {wanted} (it took {stored}): blocks of K-quants hold "
+            "256 columns; take Q4_0, Q5_0 or Q8_0"
         )
 
 

@@ -37,6 +37,8 @@ WRITER, QUERIES = "model.layers.1.mlp.down_proj", "model.layers.1.self_attn.q_pr
     [
         # Of 128 columns, which K-quants do not divide: llama.cpp takes larger types, all but the 256 of down_proj.
         ("llama", "Q4_K_M", {"Q4_K", "Q6_K", "Q5_0", "Q8_0"}, 5.6, 0.04),
+        # No matrix is Q2_K itself, as of people's Q2_K files of models whose columns 256 does not divide.
+        ("llama", "Q2_K", {"Q3_K", "Q4_0"}, 4.2, 0.11),
         ("qwen2", "Q8_0", {"Q8_0"}, 8.5, 0.005),
     ],
 )
