@@ -51,14 +51,15 @@ class KeptAnswers:
     """The answers of one checkpoint and engine."""
 
     def __init__(self, key: Mapping[str, object], about: Mapping[str, str], folders: Sequence[Path]) -> None:
-        """Say whose answers they are, and where they lie.
+        """Say whose answers they are, and where they lie; `name` is then that of their folder.
 
         Args:
             key: all that an answer depends on, besides its prompt and how long it may be.
             about: what a user is told about them.
             folders: of kept answers; all are read, and the first is written.
         """
-        self._folders = [folder / digest(key)[:32] for folder in folders]
+        self.name = digest(key)[:32]
+        self._folders = [folder / self.name for folder in folders]
         self._about = dict(about)
         self._file: FileIO | None = None
         self._writes = bool(folders)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from patches import adapter_of, random_edits
 
 from aird.commands.inputs import open_model_folder
 from aird.commands.keeping import kept_answers
@@ -24,6 +25,7 @@ from aird.evaluation.engine import Completion
 from aird.evaluation.engines.transformers import TransformersClient
 from aird.evaluation.engines.url import Url
 from aird.evaluation.kept_answers import AT_ONCE, KeptAnswers, default_folder
+from aird.evaluation.regression import judge_change
 from aird.support.files import read_json, read_json_lines
 
 ASKED = ["--transformers", "--tokens", "4"]
@@ -93,6 +95,27 @@ def test_a_second_check_asks_only_what_was_not_asked(
     assert asked[3:] == [SIDE]
     assert check(original, compressed, *prompts(tmp_path), "--fresh") == 4
     assert asked[4:] == [SIDE, SIDE]
+
+
+def test_fresh_asks_anew_and_nothing_twice(
+    original: Path, compressed: Path, tmp_path: Path, asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The original answers, and is judged, once, though it is compared twice; it is itself the judge, too."""
+    rows = [{"id": n, "kind": kind, "degenerate": False} for kind in ("harmful", "harmless") for n in range(20)]
+    before, after = ([row | {"refused": row["kind"] == kind} for row in rows] for kind in ("harmful", "none"))
+    damaged = judge_change(before, after)
+    monkeypatch.setattr("aird.commands.check.judge_change", lambda *_: damaged)  # random weights refuse nothing
+    monkeypatch.setattr("aird.commands.check.prompts_to_learn", lambda *_: {})
+    edits = random_edits(["model.layers.0.mlp.down_proj"], 20.0)
+    monkeypatch.setattr("aird.commands.check.repair", lambda *given: adapter_of(edits, given[3]))
+    monkeypatch.setattr("aird.evaluation.judges.classifier._decided", lambda *_: True)  # it says anything
+    options = [*prompts(tmp_path), "--judge", f"classifier={original}"]
+    # Original and compressed model, the judge of harmful replies of both, the repaired model, and the judge of its.
+    whole = [SIDE, SIDE, SIDE, SIDE, SIDE // 2]
+    for name, more, expected in (("a", [], whole), ("b", ["--fresh"], whole), ("c", [], [])):
+        assert check(original, compressed, *options, "--repair", tmp_path / name, *more) == 3
+        assert asked == expected
+        del asked[:]
 
 
 def retouched(folder: Path) -> None:
