@@ -119,6 +119,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         "--length", type=above_zero, help="longest prompt plus completion, tokens (default: 1024, or the suite's)"
     )
     parser.add_argument("--fresh", action="store_true", help="ask all anew, also what an earlier command was answered")
+    parser.set_defaults(forgotten=set())  # names of kept answers that --fresh removed: it does so once in a command
 
 
 def run(arguments: argparse.Namespace) -> None:

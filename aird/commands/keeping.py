@@ -110,7 +110,7 @@ def kept_answers(
     of a check that has an `--output` there.
 
     Args:
-        arguments: of the command: `fresh` forgets what was kept.
+        arguments: of the command: `fresh` forgets what was kept before it, and `forgotten` names what it did forget.
         model, adapter: who is asked.
         engine: who answers.
     """
@@ -128,8 +128,9 @@ def kept_answers(
         return None
     about = {"model": model.name, "adapter": str(adapter or ""), "engine": engine.describe()}
     kept = KeptAnswers(key, about, [folder for folder in folders if usable(folder)])
-    if arguments.fresh:
+    if arguments.fresh and kept.name not in arguments.forgotten:
         kept.forget()
+        arguments.forgotten.add(kept.name)  # what is there from now on, this command was answered
     return kept
 
 

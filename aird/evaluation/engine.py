@@ -146,6 +146,16 @@ class Client(ABC):
         """Return the versions of programs that are not this process's own."""
         return {}
 
+    def once(self, name: str, asked: object, find: Callable[[], Any]) -> Any:
+        """Return what is found by asking the same checkpoint in another way; a client that keeps answers keeps it.
+
+        Args:
+            name: what a user is told of what is asked.
+            asked: all that the answer depends on besides the checkpoint and who runs it, as JSON.
+            find: asks, and returns JSON.
+        """
+        return find()
+
 
 # Returns a client around another one, and around the form in which that is served, which keeps answers as they come.
 Keeping = Callable[[Client, str], Client]
@@ -176,6 +186,10 @@ class ClientAround(Client):
     def versions(self) -> dict[str, str]:
         """Return versions of programs (`Client.versions`)."""
         return self._client.versions()
+
+    def once(self, name: str, asked: object, find: Callable[[], Any]) -> Any:
+        """Return what is found in another way (`Client.once`)."""
+        return self._client.once(name, asked, find)
 
 
 @dataclasses.dataclass(frozen=True)

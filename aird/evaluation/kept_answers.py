@@ -7,7 +7,8 @@ A folder of kept answers has one folder for each key, and in that
 
     about.json           of whom the answers are
     answers-*.jsonl      an answer a line; each process writes a file of its own, so that none disturbs another
-    finished-*.json      an evaluation, or a judgement, that was asked whole: not even an engine is started for it
+    finished-*.json      what was asked whole: a task of lm-eval; or an evaluation or a judgement, for which not even an
+                         engine is started then
 
 Answers may be harmful text, so all of it is the user's alone. Where it cannot be written, nothing is kept.
 """
@@ -51,14 +52,15 @@ class KeptAnswers:
     """The answers of one checkpoint and engine."""
 
     def __init__(self, key: Mapping[str, object], about: Mapping[str, str], folders: Sequence[Path]) -> None:
-        """Say whose answers they are, and where they lie.
+        """Say whose answers they are, and where they lie; `name` is then that of their folder.
 
         Args:
             key: all that an answer depends on, besides its prompt and how long it may be.
             about: what a user is told about them.
             folders: of kept answers; all are read, and the first is written.
         """
-        self._folders = [folder / digest(key)[:32] for folder in folders]
+        self.name = digest(key)[:32]
+        self._folders = [folder / self.name for folder in folders]
         self._about = dict(about)
         self._file: FileIO | None = None
         self._writes = bool(folders)
@@ -171,6 +173,16 @@ class KeepingClient(ClientAround):
     def token_logprobs(self, prompts: Sequence[Sequence[int]]) -> list[list[float | None]]:
         """Return log-probabilities of prompt tokens (`Client.token_logprobs`)."""
         return self._answers(self._client.token_logprobs, prompts, ["logprobs"], LOGPROBS)
+
+    def once(self, name: str, asked: object, find: Callable[[], Any]) -> Any:
+        """Return what is found in another way (`Client.once`)."""
+        question = [self._form, asked]
+        if (kept := self._kept.finished(question, lambda found: found)) is not None:
+            logger.info("%s is kept from before", name)
+            return kept
+        found = find()
+        self._kept.finish(question, found)
+        return found
 
     def _answers(
         self,

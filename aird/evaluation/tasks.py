@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +18,7 @@ from aird.prompts.sources import SourceError
 from aird.settings.suites import Suite
 from aird.support.files import canonical_json
 
+PARTS = ("results", "questions", "data")  # of what `run_tasks` returns, for each task
 TASK_SECONDS = 30 * 24 * 3600  # of a request of lm-eval, which has none without a time-out
 
 
@@ -53,7 +56,7 @@ def load_tasks(suite: Suite) -> list[Any]:
 def run_tasks(
     client: Client, checkpoint: Path, suite: Suite, loaded: Sequence[Any], length: int
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, list[float]]], dict[str, dict[str, Any]]]:
-    """Run a suite's lm-eval tasks against a server.
+    """Run a suite's lm-eval tasks against a server, one after another: each is kept as it ends, if answers are.
 
     Args:
         client: asks the server.
@@ -74,33 +77,50 @@ def run_tasks(
     """
     if not loaded:
         return {}, {}, {}
-    import lm_eval
     from lm_eval.tasks import TaskManager
 
+    model = _task_model(client, checkpoint, length)
+    manager = TaskManager(include_defaults=False)  # else it would read the files of all its tasks again
+    found = {}
+    for task in loaded:
+        asked = [_question(task), suite.task_limit, length]
+        ask = functools.partial(_run_task, task, model, manager, suite.task_limit)
+        found[task.task_name] = client.once(f"task {task.task_name}", asked, ask)
+    # A group or tag stands for its tasks; those that were named come first, in their order.
+    order = [*(name for name in suite.tasks if name in found), *sorted(found.keys() - set(suite.tasks))]
+    results, questions, data = ({name: found[name][part] for name in order} for part in PARTS)
+    return results, questions, data
+
+
+def _question(task: Any) -> str:
+    """Return what a task asks, and how: its settings, with the code that they name, and its documents."""
+    # Of what JSON cannot hold, its text; where an address stands in that, the task is asked again each time.
+    return json.dumps([task.dump_config(), list(task.eval_docs)], default=str)
+
+
+def _run_task(task: Any, model: Any, manager: Any, limit: int | None) -> dict[str, Any]:
+    """Return what one task gives, by the names in `PARTS`."""
+    import lm_eval
+
     report = lm_eval.simple_evaluate(
-        model=_task_model(client, checkpoint, length),
-        tasks=list(loaded),
-        task_manager=TaskManager(include_defaults=False),  # else it would read the files of all its tasks again
-        limit=suite.task_limit,
+        model=model,
+        tasks=[task],
+        task_manager=manager,
+        limit=limit,
         gen_kwargs=dict(NO_PENALTIES),  # of a server that was not started here, too
         bootstrap_iters=0,
         log_samples=True,
     )
-    results, questions, data = {}, {}, {}
-    # A group or tag stands for its tasks; those that were named come first, in their order.
-    asked = report["n-samples"]
-    for task in [*(name for name in suite.tasks if name in asked), *sorted(asked.keys() - set(suite.tasks))]:
-        metrics = report["results"][task]
-        results[task] = {
-            name.replace(",none", ""): float(value)
-            for name, value in metrics.items()
-            if isinstance(value, int | float) and not isinstance(value, bool)
-        }
-        results[task]["n"] = float(report["n-samples"][task]["effective"])
-        samples = report["samples"].get(task, [])
-        questions[task] = _per_question(samples)
-        data[task] = {"version": report["versions"][task], "sha256": _hash_of_questions(samples)}
-    return results, questions, data
+    name = task.task_name
+    results = {
+        metric.replace(",none", ""): float(value)
+        for metric, value in report["results"][name].items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    results["n"] = float(report["n-samples"][name]["effective"])
+    samples = report["samples"].get(name, [])
+    data = {"version": report["versions"][name], "sha256": _hash_of_questions(samples)}
+    return dict(zip(PARTS, (results, _per_question(samples), data), strict=True))
 
 
 def _task_model(client: Client, checkpoint: Path, length: int) -> Any:

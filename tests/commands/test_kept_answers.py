@@ -13,9 +13,11 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT
+from patches import adapter_of, random_edits
 
 from aird.commands.inputs import open_model_folder
 from aird.commands.keeping import kept_answers
@@ -23,28 +25,44 @@ from aird.commands.main import main
 from aird.evaluation.engine import Completion
 from aird.evaluation.engines.transformers import TransformersClient
 from aird.evaluation.engines.url import Url
-from aird.evaluation.kept_answers import AT_ONCE, KeptAnswers, default_folder
+from aird.evaluation.kept_answers import AT_ONCE, KeptAnswers, default_folder, digest
+from aird.evaluation.regression import judge_change
+from aird.prompts.chat import chat_tokens
 from aird.support.files import read_json, read_json_lines
 
 ASKED = ["--transformers", "--tokens", "4"]
 SIDE = 16  # prompts of both kinds
 
 
+def listen(
+    monkeypatch: pytest.MonkeyPatch, hear: Callable[[Sequence[Sequence[int]], list[Completion]], object]
+) -> None:
+    """Tell `hear` what a model is asked to complete, and its replies; requests for first tokens alone are left out."""
+    complete = TransformersClient.complete
+
+    def heard(self: TransformersClient, prompts: Sequence[Sequence[int]], *rest: int, **more: int) -> list[Completion]:
+        made = complete(self, prompts, *rest, **more)
+        if "logprobs" not in more or more["logprobs"] is None:
+            hear(prompts, made)
+        return made
+
+    monkeypatch.setattr(TransformersClient, "complete", heard)
+
+
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list that gets the number of prompts each time that a model is asked to complete some."""
     counts: list[int] = []
-    complete = TransformersClient.complete
-
-    def counted(
-        self: TransformersClient, prompts: Sequence[Sequence[int]], *rest: int, **more: int
-    ) -> list[Completion]:
-        if "logprobs" not in more or more["logprobs"] is None:
-            counts.append(len(prompts))
-        return complete(self, prompts, *rest, **more)
-
-    monkeypatch.setattr(TransformersClient, "complete", counted)
+    listen(monkeypatch, lambda prompts, _: counts.append(len(prompts)))
     return counts
+
+
+@pytest.fixture
+def replies(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], Completion]]:
+    """Return a list that gets each prompt that a model is asked to complete, with its reply."""
+    pairs: list[tuple[list[int], Completion]] = []
+    listen(monkeypatch, lambda prompts, made: pairs.extend(zip(map(list, prompts), made, strict=True)))
+    return pairs
 
 
 @pytest.fixture
@@ -95,6 +113,27 @@ def test_a_second_check_asks_only_what_was_not_asked(
     assert asked[4:] == [SIDE, SIDE]
 
 
+def test_fresh_asks_anew_and_nothing_twice(
+    original: Path, compressed: Path, tmp_path: Path, asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The original answers, and is judged, once, though it is compared twice; it is itself the judge, too."""
+    rows = [{"id": n, "kind": kind, "degenerate": False} for kind in ("harmful", "harmless") for n in range(20)]
+    before, after = ([row | {"refused": row["kind"] == kind} for row in rows] for kind in ("harmful", "none"))
+    damaged = judge_change(before, after)
+    monkeypatch.setattr("aird.commands.check.judge_change", lambda *_: damaged)  # random weights refuse nothing
+    monkeypatch.setattr("aird.commands.check.prompts_to_learn", lambda *_: {})
+    edits = random_edits(["model.layers.0.mlp.down_proj"], 20.0)
+    monkeypatch.setattr("aird.commands.check.repair", lambda *given: adapter_of(edits, given[3]))
+    monkeypatch.setattr("aird.evaluation.judges.classifier._decided", lambda *_: True)  # it says anything
+    options = [*prompts(tmp_path), "--judge", f"classifier={original}"]
+    # Original and compressed model, the judge of harmful replies of both, the repaired model, and the judge of its.
+    whole = [SIDE, SIDE, SIDE, SIDE, SIDE // 2]
+    for name, more, expected in (("a", [], whole), ("b", ["--fresh"], whole), ("c", [], [])):
+        assert check(original, compressed, *options, "--repair", tmp_path / name, *more) == 3
+        assert asked == expected
+        del asked[:]
+
+
 def retouched(folder: Path) -> None:
     """Change one weight, and set the time of the file back."""
     file = folder / "model.safetensors"
@@ -129,32 +168,53 @@ def started(original: Path, output: Path, *options: str) -> subprocess.Popen[byt
 
 
 def test_a_killed_command_goes_on_where_it_was(
-    original: Path, tmp_path: Path, asked: list[int], monkeypatch: pytest.MonkeyPatch
+    original: Path,
+    tmp_path: Path,
+    tokenizer: Any,
+    replies: list[tuple[list[int], Completion]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    total, folder = 3 * AT_ONCE, default_folder()
-    options = [*prompts(tmp_path, total // 2), "--transformers", "--tokens", "40"]
+    total, limit, folder = 3 * AT_ONCE, 40, default_folder()
+    options = [*prompts(tmp_path, total // 2), "--transformers", "--tokens", str(limit)]
+
+    def key(prompt: list[int]) -> str:
+        return digest(["plain", "completion", limit, None, prompt])
+
+    def evaluated(name: str) -> tuple[list[dict[str, Any]], Any]:
+        """Return completions and scores."""
+        assert main(["evaluate", str(original), *options, "--output", str(tmp_path / name)]) == 0
+        return read_json_lines(tmp_path / name / "completions.jsonl"), read_json(tmp_path / name / "scores.json")
+
     process = started(original, tmp_path / "killed", *options)
     while len(kept_lines(folder)) < AT_ONCE:
         assert process.poll() is None, "it ended before it was killed"
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    kept = len(kept_lines(folder))
-    assert AT_ONCE <= kept < total
+    assert AT_ONCE <= len(kept_lines(folder)) < total
     (file,) = folder.glob("*/answers-*.jsonl")
     modes = [path.stat().st_mode & 0o777 for path in (folder, file.parent, file)]
     assert modes == [0o700, 0o700, 0o600]
-    content = file.read_bytes()
-    file.write_bytes(content[:-9])  # as if it had been killed while it wrote the last line
-    assert main(["evaluate", str(original), *options, "--output", str(tmp_path / "resumed")]) == 0
-    assert sum(asked) == total - (kept - 1)
+    file.write_bytes(file.read_bytes()[:-9])  # as if it had been killed while it wrote the last line
+    *whole, _ = map(bytes.decode, kept_lines(folder))
+    kept = {record["key"]: Completion(**record["answer"]) for record in map(json.loads, whole)}
+    resumed, scores = evaluated("resumed")
+    # What was kept was not asked again, all else was, once; and each reply stands in the result as it was given.
+    made = {key(prompt): reply for prompt, reply in replies}
+    assert len(replies) == len(made) == total - len(kept) and not made.keys() & kept.keys()
+    for row in resumed:
+        reply = (kept | made)[key(chat_tokens(tokenizer, row["instruction"]))]
+        assert (row["completion"], row["finish_reason"]) == (reply.text, reply.finish_reason)
+        assert row["tokens"] == len(reply.token_ids)
+    # As without a kill, but for the reply whose line was cut: of a model of random weights two tokens may be as likely,
+    # and which is taken then hangs on what is asked beside it.
+    alone = replies[0][0]
     monkeypatch.setenv("AIRD_CACHE", str(tmp_path / "another"))
-    assert main(["evaluate", str(original), *options, "--output", str(tmp_path / "whole")]) == 0
-    resumed, whole = (read_json_lines(tmp_path / name / "completions.jsonl") for name in ("resumed", "whole"))
-    assert [row["instruction"] for row in resumed] == [row["instruction"] for row in whole]
-    # Of a model of random weights two tokens may be as likely; which is taken then hangs on what is asked beside it.
-    assert sum(one != other for one, other in zip(resumed, whole, strict=True)) <= total // 50
-    assert read_json(tmp_path / "resumed/scores.json").keys() == read_json(tmp_path / "whole/scores.json").keys()
+    undisturbed, other_scores = evaluated("undisturbed")
+    cut = {row["id"] for row in undisturbed if chat_tokens(tokenizer, row["instruction"]) == alone}
+    assert len(cut) == 1 and len(resumed) == total
+    for one, other in ((resumed, undisturbed), (scores["labels"], other_scores["labels"])):
+        assert [row for row in one if row["id"] not in cut] == [row for row in other if row["id"] not in cut]
 
 
 def test_two_commands_at_once_keep_whole_lines(original: Path, tmp_path: Path, asked: list[int]) -> None:

@@ -15,6 +15,7 @@ from tokenizers.processors import TemplateProcessing
 from aird.evaluation.engine import Abilities
 from aird.evaluation.engines.transformers import Transformers
 from aird.evaluation.http_server import HttpServer
+from aird.evaluation.kept_answers import KeptAnswers
 from aird.evaluation.tasks import _task_model, load_tasks, run_tasks
 from aird.evaluation.vllm_client import VllmClient
 from aird.models.loading import load_tokenizer, trust_code
@@ -58,15 +59,11 @@ def test_a_group_of_tasks_stands_for_each_of_them(original: Path, tmp_path: Path
             choices.append({"index": index, "text": "", "logprobs": {**tokens, "tokens": ["a"] * count}})
         return 200, {"choices": choices}
 
-    class Addressed:
-        def task_model(self) -> dict[str, Any]:
-            return {"model": "m", "base_url": f"{address}/v1/completions"}
-
     suite = Suite.model_validate(
         {"harmful": {"set": "a"}, "harmless": {"set": "b"}, "tasks": ["both"], "task_folder": str(tmp_path)}
     )
-    client: Any = Addressed()
-    with answering(answer) as address:
+    with answering(answer) as url:
+        client = VllmClient(HttpServer("vLLM", url), "m")
         results, questions, data = run_tasks(client, original, suite, load_tasks(suite), 256)
         again = run_tasks(client, original, suite, load_tasks(suite), 256)
         (tmp_path / "rows.jsonl").write_text("".join(f'{{"text": "Pear {n}?"}}\n' for n in range(3)), encoding="utf-8")
@@ -177,6 +174,41 @@ def test_a_task_whose_answers_would_be_cut_is_refused(original: Path, tmp_path: 
         server.made = [1] * 7
         with pytest.raises(RuntimeError, match=f"vLLM cut an answer after 7 of {longest} tokens"):
             run_tasks(client, original, suite, load_tasks(suite), 256)
+
+
+def test_a_task_that_ended_is_not_asked_again(original: Path, tmp_path: Path) -> None:
+    """The second of two is interrupted: what the first gave is kept, in the form in which a patch was served."""
+    server = CompletionServer(load_tokenizer(original))
+    write_tasks(tmp_path / "tasks", ROWS, 40)
+    suite = asking(tasks=["scored", "told"], task_folder=str(tmp_path / "tasks"))
+
+    def run(form: str = "plain", **settings: Any) -> tuple[Any, set[type]]:
+        """Return what a new process finds, and whether token ids were asked, of `scored`, or texts, of `told`."""
+        server.asked.clear()
+        client = KeptAnswers({"model": 1}, {}, [tmp_path / "kept"]).around(
+            VllmClient(HttpServer("vLLM", url), "m"), form
+        )
+        again = asking(**{**suite.model_dump(), **settings})
+        return run_tasks(client, original, again, load_tasks(again), 256), {type(prompt) for prompt in server.asked}
+
+    with answering(server) as url:
+        server.made = [1] * 7  # too short, so that the second task ends early
+        with pytest.raises(RuntimeError, match="vLLM cut an answer"):
+            run()
+        server.made = [1] * 40
+        resumed, asked = run()
+        assert asked == {str} and all(part.keys() == {"scored", "told"} for part in resumed)
+        assert run() == (resumed, set())
+        assert run("merged") == (resumed, {list, str})
+        assert run(task_limit=2)[1] == {list, str}
+        rows = (tmp_path / "tasks/rows.jsonl").read_text(encoding="utf-8")
+        (tmp_path / "tasks/rows.jsonl").write_text(rows.replace("Explain", "Show"), encoding="utf-8")
+        assert run()[1] == {list, str}
+        path = tmp_path / "tasks/told.yaml"
+        path.write_text(path.read_text(encoding="utf-8").replace("{{query}}", "{{query}} it"), encoding="utf-8")
+        assert run()[1] == {str}
+        whole = run_tasks(VllmClient(HttpServer("vLLM", url), "m"), original, suite, load_tasks(suite), 256)
+        assert run() == (whole, set())
 
 
 def test_a_slow_server_is_waited_for(original: Path) -> None:
