@@ -8,7 +8,9 @@ error, or an edit made of W_o and W_c, would then mean nothing.
     rescaled    W_c is R W_o S, with diagonal R and S, far better than it is W_o
     unrelated   it is not that either
 
-Only non-zero entries of W_c count, so that pruning is no scale.
+Only non-zero entries of W_c count, so that pruning is no scale. For scales only those count that lie well above the
+step of the rounding: of smaller ones rounding enlarges whatever it does not make zero, which looks like a scale where a
+whole column is small.
 """
 
 from __future__ import annotations
@@ -17,9 +19,16 @@ from typing import NamedTuple
 
 import torch
 
-# Rescaled: scales explain at least a fifth of what is left of W_c beyond a multiple of W_o. Rounding alone leaves
-# them to explain 1 / d_in + 1 / d_out.
+# Rescaled: scales explain at least a fifth of what is left of W_c beyond a multiple of W_o. Of rounding alone they
+# explain their number over that of the entries, which comes on top.
 _EXPLAINED = 0.2
+# They change entries by at least so much; less is a second rounding of numbers that were rounded before.
+_CHANGED = 0.01
+# They bring the median entry nearer by at least this share of its distance.
+_NEARER = 0.02
+# Entries count from so many steps of the rounding on, unless that leaves fewer than four for each scale.
+_STEPS = 1.5
+_ENTRIES_PER_SCALE = 4
 # A multiple of W_o, the same for all entries: half of the difference. Rounding to 2 bits shrinks by a fifth.
 _EXPLAINED_BY_ONE = 0.5
 # Unrelated: W_o and scales explain less than that of W_c. Signs alone keep 0.64 of a normal matrix.
@@ -65,14 +74,40 @@ def relation(original: torch.Tensor, compressed: torch.Tensor) -> Relation:
         return Relation(error, rescaled=False, unrelated=False)
     multiple = kept * _scale(ours, kept, None)
     by_one = float((ours - multiple).square().sum())
-    scaled = kept * _scale(ours, kept, 0)
-    scaled = scaled * _scale(ours, scaled, 1)
-    scaled = scaled * _scale(ours, scaled, 0)
+    scaled = _scaled(ours, kept)
     left = float((ours - scaled).square().sum())
     if total - left < _RELATED * total:
         return Relation(error, rescaled=False, unrelated=True)
-    rescaled = left < (1 - _EXPLAINED) * by_one or by_one < (1 - _EXPLAINED_BY_ONE) * plain
+    rescaled = _explains(ours, kept, scaled) or by_one < (1 - _EXPLAINED_BY_ONE) * plain
     return Relation(error, rescaled, unrelated=False)
+
+
+def _scaled(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+    """Return `theirs` with its rows and columns scaled to be near `ours`."""
+    for dimension in (0, 1, 0):
+        theirs = theirs * _scale(ours, theirs, dimension)
+    return theirs
+
+
+def _explains(ours: torch.Tensor, theirs: torch.Tensor, scaled: torch.Tensor) -> bool:
+    """Tell whether scales of rows and columns explain the difference of entries, both zero where none count."""
+    count = (ours != 0).sum(1, keepdim=True).clamp_min(1)
+    # Errors of rounding are spread evenly over a step.
+    step = (12 * (ours - scaled).square().sum(1, keepdim=True) / count).sqrt()
+    large = scaled.abs() > _STEPS * step
+    scales = sum(ours.shape)
+    if large.sum() >= _ENTRIES_PER_SCALE * scales:
+        ours, theirs = torch.where(large, ours, 0.0), torch.where(large, theirs, 0.0)
+    counted = ours != 0
+    by_chance = scales / max(1, int(counted.sum()))
+    before = (ours - theirs * _scale(ours, theirs, None)).abs()[counted]
+    after = (ours - _scaled(ours, theirs)).abs()[counted]
+    whole = float(before.square().sum())
+    explained = whole - float(after.square().sum())
+    # Of a few huge entries alone: rounding errors of those, which scales can take over.
+    everywhere = float(after.median()) < (max(0.0, 1 - by_chance) ** 0.5 - _NEARER) * float(before.median())
+    large_enough = explained > _CHANGED**2 * float(ours.square().sum())
+    return explained > (_EXPLAINED + by_chance) * whole and large_enough and everywhere
 
 
 def common_factor(original: torch.Tensor, compressed: torch.Tensor) -> float | None:

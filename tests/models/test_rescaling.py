@@ -54,6 +54,18 @@ UNRELATED = {
 }
 
 
+def test_small_columns_and_huge_entries_are_no_scales() -> None:
+    """As in values and queries of Qwen2.5-0.5B: rounding enlarges what it does not zero, and errors of few entries weigh most."""
+    spread = normal(128, 896) * torch.logspace(-2, 0, 896)
+    step = spread.abs().amax(1, keepdim=True) / 7
+    peaked = normal(128, 896)
+    peaked[:, 5] *= 60
+    for weight in (spread, peaked):
+        coarse = (weight / step).round() * step if weight is spread else rounded(weight, 4)
+        assert not relation(weight, coarse).rescaled
+        assert relation(weight, rounded(weight * (1 + torch.arange(896) % 5 / 4), 4)).rescaled
+
+
 @pytest.mark.parametrize("name", SAME)
 def test_compressed(name: str) -> None:
     known = relation(W, SAME[name])
