@@ -91,14 +91,14 @@ def kept_or_found(
         find: asks, and returns what can be written as JSON.
         read: makes what is returned of that.
     """
-    if kept is not None and (found := kept.finished(question, read)) is not None:
-        print(f"{told[0]} kept from before; --fresh asks again.", flush=True)
-        return found
-    print(f"Asking {told[1]} ...", flush=True)
-    new = find()
-    if kept is not None:
-        kept.finish(question, new)
-    return read(new)
+
+    def ask() -> object:
+        print(f"Asking {told[1]} ...", flush=True)
+        return find()
+
+    if kept is None:
+        return read(ask())
+    return kept.once(question, ask, read, lambda: print(f"{told[0]} kept from before; --fresh asks again.", flush=True))
 
 
 def kept_answers(

@@ -72,23 +72,32 @@ class KeptAnswers:
             shutil.rmtree(folder, ignore_errors=True)
         self._known = None
 
-    def finished(self, asked: object, read: Callable[[Any], Found]) -> Found | None:
-        """Return what was found where all of it was asked before; None else.
+    def once(
+        self, asked: object, find: Callable[[], object], read: Callable[[Any], Found], tell: Callable[[], object]
+    ) -> Found:
+        """Return what is kept of a question that was asked whole; else find it, and keep it.
 
         Args:
-            asked: what was asked.
-            read: makes what is returned of what `finish` was given.
+            asked: all that the answer depends on besides whose answers are kept.
+            find: asks, and returns what can be written as JSON.
+            read: makes what is returned of that.
+            tell: says that it was kept.
         """
+        if (kept := self._finished(asked, read)) is not None:
+            tell()
+            return kept
+        found = find()
+        with self._writing() as folder:
+            if folder is not None:
+                _write_whole(folder / f"finished-{digest(asked)}.json", json.dumps(found))
+        return read(found)
+
+    def _finished(self, asked: object, read: Callable[[Any], Found]) -> Found | None:
+        """Return what was found where all of it was asked before; None else."""
         for folder in self._folders:
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 return read(read_json(folder / f"finished-{digest(asked)}.json"))
         return None
-
-    def finish(self, asked: object, found: object) -> None:
-        """Keep all that was found, as JSON."""
-        with self._writing() as folder:
-            if folder is not None:
-                _write_whole(folder / f"finished-{digest(asked)}.json", json.dumps(found))
 
     def around(self, client: Client, form: str) -> Client:
         """Return a client that asks nothing that is kept, and keeps what it asks.
@@ -177,12 +186,7 @@ class KeepingClient(ClientAround):
     def once(self, name: str, asked: object, find: Callable[[], Any]) -> Any:
         """Return what is found in another way (`Client.once`)."""
         question = [self._form, asked]
-        if (kept := self._kept.finished(question, lambda found: found)) is not None:
-            logger.info("%s is kept from before", name)
-            return kept
-        found = find()
-        self._kept.finish(question, found)
-        return found
+        return self._kept.once(question, find, lambda found: found, lambda: logger.info("%s is kept from before", name))
 
     def _answers(
         self,

@@ -15,6 +15,7 @@ whole column is small.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -72,42 +73,36 @@ def relation(original: torch.Tensor, compressed: torch.Tensor) -> Relation:
     plain = float((ours - kept).square().sum())
     if plain <= _SAME**2 * total:
         return Relation(error, rescaled=False, unrelated=False)
-    multiple = kept * _scale(ours, kept, None)
-    by_one = float((ours - multiple).square().sum())
+    by_one = float((ours - _nearest(ours, kept) * kept).square().sum())
     scaled = _scaled(ours, kept)
-    left = float((ours - scaled).square().sum())
-    if total - left < _RELATED * total:
+    left = (ours - scaled).square().sum(1)
+    if total - float(left.sum()) < _RELATED * total:
         return Relation(error, rescaled=False, unrelated=True)
-    rescaled = _explains(ours, kept, scaled) or by_one < (1 - _EXPLAINED_BY_ONE) * plain
+    rescaled = by_one < (1 - _EXPLAINED_BY_ONE) * plain or _explains(ours, kept, scaled, left)
     return Relation(error, rescaled, unrelated=False)
 
 
-def _scaled(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
-    """Return `theirs` with its rows and columns scaled to be near `ours`."""
-    for dimension in (0, 1, 0):
-        theirs = theirs * _scale(ours, theirs, dimension)
-    return theirs
+def _explains(ours: torch.Tensor, theirs: torch.Tensor, scaled: torch.Tensor, left: torch.Tensor) -> bool:
+    """Tell whether scales of rows and columns explain the difference of entries, both zero where none count.
 
-
-def _explains(ours: torch.Tensor, theirs: torch.Tensor, scaled: torch.Tensor) -> bool:
-    """Tell whether scales of rows and columns explain the difference of entries, both zero where none count."""
-    count = (ours != 0).sum(1, keepdim=True).clamp_min(1)
+    `left` is what the `scaled` ones leave of each row, squared and summed.
+    """
     # Errors of rounding are spread evenly over a step.
-    step = (12 * (ours - scaled).square().sum(1, keepdim=True) / count).sqrt()
-    large = scaled.abs() > _STEPS * step
+    step = (12 * left / torch.count_nonzero(ours, 1).clamp_min(1)).sqrt()
+    large = scaled.abs() > _STEPS * step[:, None]
     scales = sum(ours.shape)
-    if large.sum() >= _ENTRIES_PER_SCALE * scales:
+    if torch.count_nonzero(large) >= _ENTRIES_PER_SCALE * scales:
         ours, theirs = torch.where(large, ours, 0.0), torch.where(large, theirs, 0.0)
-    counted = ours != 0
-    by_chance = scales / max(1, int(counted.sum()))
-    before = (ours - theirs * _scale(ours, theirs, None)).abs()[counted]
-    after = (ours - _scaled(ours, theirs)).abs()[counted]
+    by_chance = scales / max(1, int(torch.count_nonzero(ours)))
+    before, after = ours - _nearest(ours, theirs) * theirs, ours - _scaled(ours, theirs)
     whole = float(before.square().sum())
     explained = whole - float(after.square().sum())
-    # Of a few huge entries alone: rounding errors of those, which scales can take over.
-    everywhere = float(after.median()) < (max(0.0, 1 - by_chance) ** 0.5 - _NEARER) * float(before.median())
-    large_enough = explained > _CHANGED**2 * float(ours.square().sum())
-    return explained > (_EXPLAINED + by_chance) * whole and large_enough and everywhere
+    if not (explained > (_EXPLAINED + by_chance) * whole and explained > _CHANGED**2 * float(ours.square().sum())):
+        return False
+    # A few huge entries can be all of that: scales take over their rounding errors, and the others come no nearer.
+    nearer = math.sqrt(max(0.0, 1 - by_chance)) - _NEARER
+    counted = ours != 0
+    return float(after[counted].abs().median()) < nearer * float(before[counted].abs().median())
 
 
 def common_factor(original: torch.Tensor, compressed: torch.Tensor) -> float | None:
@@ -118,7 +113,7 @@ def common_factor(original: torch.Tensor, compressed: torch.Tensor) -> float | N
     """
     ours, theirs = compressed.float(), original.float()
     kept = torch.where(ours != 0, theirs, 0.0)
-    factor = float(_scale(ours, kept, None))
+    factor = _nearest(ours, kept)
     left = float((ours - factor * kept).square().sum())
     return factor if left < (1 - _MULTIPLE) * float(ours.square().sum()) else None
 
@@ -146,12 +141,19 @@ def check_comparable(original: torch.Tensor, compressed: torch.Tensor, module: s
         )
 
 
-def _scale(ours: torch.Tensor, theirs: torch.Tensor, dimension: int | None) -> torch.Tensor:
-    """Return the factors of `theirs` nearest to `ours` (least squares), one for each slice along the other dimension.
+def _nearest(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Return the factor of `theirs` that is nearest to `ours` (least squares)."""
+    return float(_ratio((ours * theirs).sum(), theirs.square().sum()))
 
-    `dimension` is the one that is summed over: 0 for a factor per column, 1 per row, None for one factor.
-    """
-    dimensions = [0, 1] if dimension is None else [dimension]
-    squares = theirs.square().sum(dimensions, keepdim=True)
-    products = (ours * theirs).sum(dimensions, keepdim=True)
+
+def _scaled(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+    """Return `theirs` with its columns, rows and columns again scaled to be nearest to `ours` (least squares)."""
+    products, squares = ours * theirs, theirs.square()
+    columns = _ratio(products.sum(0), squares.sum(0))
+    rows = _ratio(products @ columns, squares @ columns.square())
+    columns = _ratio(rows @ products, rows.square() @ squares)
+    return rows[:, None] * theirs * columns
+
+
+def _ratio(products: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
     return torch.where(squares > 0, products / squares.clamp_min(torch.finfo(torch.float32).tiny), 0.0)

@@ -366,15 +366,14 @@ def test_a_pattern_keeps_the_zeros_that_the_original_had(original: Path, tmp_pat
     shutil.copytree(original, dense)
     tensors = load_file(dense / "model.safetensors")
     name = f"{OUTPUT_PROJECTION}.weight"
-    tensors[name][:, : tensors[name].shape[1] // 4 * 4 : 4] = 0
-    tensors[name][:, 1::8] = 0
-    tensors[name][:, 2::8] = 0
+    for first, step in ((0, 4), (1, 8), (2, 8)):  # three zeros in every other group, one in the rest
+        tensors[name][:, first::step] = 0
     save_file(tensors, dense / "model.safetensors", {"format": "pt"})
     settings = Magnitude(pattern="2:4")
     measured = compress(dense, pruned, settings, None)
     assert measured["matrices"][OUTPUT_PROJECTION]["sparsity"] == pytest.approx(0.625)
     other = measure(original)  # which has none of these zeros
-    with pytest.raises(ValueError, match="sparsity is off: .*out_proj|sparsity is off: .*o_proj"):
+    with pytest.raises(ValueError, match=r"sparsity is off: .*o_proj"):
         check(measure(pruned), settings, other)
 
 

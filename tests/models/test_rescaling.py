@@ -60,8 +60,7 @@ def test_small_columns_and_huge_entries_are_no_scales() -> None:
     step = spread.abs().amax(1, keepdim=True) / 7
     peaked = normal(128, 896)
     peaked[:, 5] *= 60
-    for weight in (spread, peaked):
-        coarse = (weight / step).round() * step if weight is spread else rounded(weight, 4)
+    for weight, coarse in ((spread, (spread / step).round() * step), (peaked, rounded(peaked, 4))):
         assert not relation(weight, coarse).rescaled
         assert relation(weight, rounded(weight * (1 + torch.arange(896) % 5 / 4), 4)).rescaled
 
