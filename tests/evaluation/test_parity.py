@@ -90,6 +90,20 @@ def test_parity_fails(served: dict[int, float], expected: list[float]) -> None:
         parity([{0: 0.0}, served], [[0.0, -9.0], expected])
 
 
+def test_parity_where_half_of_the_first_tokens_have_no_probability() -> None:
+    """llama.cpp tells none of a token that is a part of a character: the token itself must then be the likeliest."""
+    likeliest, other, told = [-9.0, -0.1], [-0.1, -9.0], ({0: -0.2}, [-0.1, -9.0])
+    result = parity([{}, {}, told[0], told[0]], [likeliest, likeliest, told[1], told[1]])  # token 1 is served
+    assert (result["prompts"], result["same_first_token"]) == (4, 4)
+    assert result["largest_difference"] == pytest.approx(0.1)
+    for expected in ([other, other], [likeliest, other, other]):
+        rows = [{} for _ in expected], expected
+        with pytest.raises(ParityError, match="inf nats"):
+            parity([*rows[0], told[0]], [*rows[1], told[1]])
+    with pytest.raises(ParityError, match="inf nats"):
+        parity([{}, {}, told[0]], [likeliest, likeliest, told[1]])  # more than half
+
+
 def test_parity_finds_a_patch_that_is_left_out() -> None:
     """Even one that changes less than the tolerance; one that changes less than rounding does cannot be told apart."""
     patched, plain = [[-0.50, -1.50], [-0.80, -1.20]], [[-0.60, -1.40], [-0.70, -1.30]]
@@ -120,6 +134,9 @@ def test_first_tokens_of_two_servers_by_hand() -> None:
         "same_first_token": 2,
     }
     assert compare_first_tokens(one[:3], two[:3])["largest_difference"] == pytest.approx(0.2)
+    untold = completions({}, {0: -0.7}, {0: -0.1}, {0: -0.1})
+    assert compare_first_tokens(untold, untold)["largest_difference"] is None
+    assert compare_first_tokens(untold, untold)["same_first_token"] == 4
 
 
 def test_parity_asks_for_one_token() -> None:
