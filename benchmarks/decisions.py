@@ -1,11 +1,12 @@
 """What a calibration learns: refusals or decisions, plain or whitened rows, and prompts of more kinds, side by side.
 
-python -m benchmarks.decisions COMPRESSION [--results results] [--model NAME] [--ways NUMBER ...]
+python -m benchmarks.decisions COMPRESSION [--results results] [--model NAME] [--ways NUMBER ...] [--strengths S ...]
 
 The results are those of a finished grid: of `make demo`, or of `make shipped` with the name of its model. Every patch
-is learnt in two passes, one in eight, and measured at strength 1 by the first tokens of replies to prompts that nothing
-was learnt from: the share whose likeliest first token is one that refusals begin with, and the area under the ROC curve
-of the refusal score against harmless prompts.
+is learnt in two passes, one in eight, and measured at strength 1, or at each of `--strengths`, by the first tokens of
+replies to prompts that nothing was learnt from: the share whose likeliest first token is one that refusals begin with,
+and the area under the ROC curve of the refusal score against harmless prompts. The distance is what a strength is
+chosen by: of its decisions on validation prompts from the original's, with the unpatched checkpoint's behind it.
 Harm of other kinds is StrongREJECT and two areas of Do-Not-Answer, of which no patch sees a prompt. Flips are prompts
 that the original decides otherwise.
 """
@@ -44,9 +45,13 @@ SETS = {name: PromptSet.model_validate(values) for name, values in PROMPT_SETS.i
 FOLDER = Path(__file__).parent.parent
 LEARNT_AREAS = ("information_hazard", "misinformation_harms")
 OTHER_AREAS = ("human_chatbox", "discrimination_exclusion_toxicity_hateful_offensive")
-# Whatever it does on validation prompts, strength 1 is taken.
-AT_ONE = {"strengths": [1.0], "significance": 1, "kl_budget": 100, "refusal_budget": 0.99, "over_refusal_budget": 0.99}
+# Any strength that is asked for may be taken, whatever it does on validation prompts.
+ANY = {"significance": 1, "kl_budget": 100, "refusal_budget": 0.99, "over_refusal_budget": 0.99}
 DECISIONS = {"learns": "decisions", "whitening": 0.01, "learning_rate": 0.16}
+COLUMNS = (
+    *("AdvBench, %", "AUC", "other harm, %", "AUC"),
+    *("harmless, %", "borderline, %", "flips", "distance", "core-seconds"),
+)
 # Name, settings, and whether more kinds of harm and borderline prompts are learnt from.
 WAYS = (
     ("refusals, plain rows", {}, False),
@@ -109,7 +114,13 @@ def first_tokens(
     return found
 
 
-def row(name: str, found: Mapping[str, list[First]], original: Mapping[str, list[First]], seconds: float | None) -> str:
+def row(
+    name: str,
+    found: Mapping[str, list[First]],
+    original: Mapping[str, list[First]],
+    distance: str = "",
+    seconds: float | None = None,
+) -> str:
     """Return a line of the table."""
     scores = {kind: [each.score for each in firsts] for kind, firsts in found.items()}
     harmless = scores["harmless"] + scores["borderline"]
@@ -120,14 +131,15 @@ def row(name: str, found: Mapping[str, list[First]], original: Mapping[str, list
     changed = [
         one.refuses != other.refuses for kind in found for one, other in zip(found[kind], original[kind], strict=True)
     ]
-    return " | ".join(["", *cells, str(sum(changed)), "" if seconds is None else f"{seconds:.0f}", ""]).strip()
+    cells += [str(sum(changed)), distance, "" if seconds is None else f"{seconds:.0f}"]
+    return " | ".join(["", *cells, ""]).strip()
 
 
 def _share(firsts: Sequence[First]) -> str:
     return f"{100 * sum(each.refuses for each in firsts) / len(firsts):.1f}"
 
 
-def main(compression: str, results: str, model: str, ways: Sequence[int]) -> None:
+def main(compression: str, results: str, model: str, ways: Sequence[int], strengths: Sequence[float]) -> None:
     """Print the table."""
     models, place = Path(results, "models", model), Path(results, "directions", model)
     original, compressed = models / "original/checkpoint", models / compression / "checkpoint"
@@ -140,24 +152,26 @@ def main(compression: str, results: str, model: str, ways: Sequence[int]) -> Non
     asked = measured(prompts, {record["instruction"] for record in broader["harmful"]})
     tokens = read_json(place / "refusal_tokens.json")["tokens"]
     known = first_tokens(original, asked, tokens, [])
-    print(
-        "patch | AdvBench, % | AUC | other harm, % | AUC | harmless, % | borderline, % | flips | core-seconds",
-        flush=True,
-    )
-    print(row("the original", known, known, None), flush=True)
-    print(row(f"{compression}, unpatched", first_tokens(compressed, asked, tokens, []), known, None), flush=True)
+    print("patch", *COLUMNS, sep=" | ", flush=True)
+    print(row("the original", known, known), flush=True)
+    print(row(f"{compression}, unpatched", first_tokens(compressed, asked, tokens, []), known), flush=True)
     direction = place / "original/direction.safetensors", place / "original/direction.json"
     for name, settings, broad in (WAYS[number] for number in ways):
         sizes = Replies(train_harmful=256, train_harmless=320) if broad else Replies()
-        patch = Calibrate(**{"epochs": 2, **AT_ONE, **settings})
+        patch = Calibrate(**{"epochs": 2, "strengths": strengths, **ANY, **settings})
         chosen = broader if broad else {kind: prompts[kind] for kind in broader}
         with TemporaryDirectory() as folder:
             inputs = PatchInputs("base", original, compressed, direction, prompts=chosen, sizes=sizes.sizes, seed=SEED)
             began = time.process_time()
             make_patch(patch, inputs, Path(folder, "adapter"), Path(folder, "statistics.json"))
             seconds = time.process_time() - began
+            choice = read_json(Path(folder, "statistics.json"))["calibration"]
             edits = load_adapter(Path(folder, "adapter"))
-        print(row(name, first_tokens(compressed, asked, tokens, edits), known, seconds), flush=True)
+        for strength in strengths:
+            changed = [edit.scaled(strength / choice["strength"]) for edit in edits]
+            distance = f"{choice['distances'][f'{strength:g}']:.3f} of {choice['unpatched']['distance']:.3f}"
+            title = f"{name}, strength {strength:g}" if len(strengths) > 1 else name
+            print(row(title, first_tokens(compressed, asked, tokens, changed), known, distance, seconds), flush=True)
 
 
 if __name__ == "__main__":
@@ -166,4 +180,5 @@ if __name__ == "__main__":
     parser.add_argument("--results", default="results")
     parser.add_argument("--model", default="smollm2-135m-refusal")
     parser.add_argument("--ways", type=int, nargs="+", default=range(len(WAYS)), help="which rows of WAYS, from 0")
+    parser.add_argument("--strengths", type=float, nargs="+", default=[1.0], help="of the patch, each above 0")
     main(**vars(parser.parse_args()))

@@ -9,7 +9,8 @@ refusal, o the original, c the model that replied and p the model with the edits
 
     DECISION * KL(R_o || R_p) + (1 - R_o) * KL(c || p, among the tokens that begin no refusal):
 
-whether to refuse comes from the original, also where it is in doubt, and what else is said from the reply.
+whether to refuse comes from the original, also where it is in doubt, and what else is said from the reply. How far
+decisions lie apart is the mean of KL(R_o || R_p).
 """
 
 from __future__ import annotations
@@ -112,10 +113,7 @@ def divergence(
     The tokens that were not kept of its distributions count as one. With `refusal_tokens`, those that refusals begin
     with, decisions are learnt: see the top of this module.
     """
-    blocks = list(decoder_blocks(model))
-    with resumed_at(blocks, first_block, batch.states), edited(model, edits):
-        logits = run_pack(model, batch.pack, logits_to_keep=batch.places.to(model.device))[0]
-    log_probabilities = logits.float().log_softmax(-1)
+    log_probabilities = _next_tokens(model, batch, first_block, edits)
     patched = log_probabilities.gather(-1, batch.top_tokens)
     expected = batch.top_log_probabilities
     rest_expected = (1 - expected.exp().sum(-1)).clamp_min(LEAST_PROBABILITY)
@@ -130,6 +128,13 @@ def divergence(
     return (first.sum() + each[later].sum()) / len(each)
 
 
+def _next_tokens(model: PreTrainedModel, batch: Batch, first_block: int, edits: Sequence[Edit]) -> torch.Tensor:
+    """Return the log-probabilities of a batch's next tokens, [m, vocabulary] float32, nats."""
+    blocks = list(decoder_blocks(model))
+    with resumed_at(blocks, first_block, batch.states), edited(model, edits):
+        return run_pack(model, batch.pack, logits_to_keep=batch.places.to(model.device))[0].float().log_softmax(-1)
+
+
 def _decisions(
     batch: Batch, log_probabilities: torch.Tensor, patched: torch.Tensor, refusal_tokens: Sequence[int]
 ) -> torch.Tensor:
@@ -142,15 +147,38 @@ def _decisions(
         refusal_tokens: those that refusals begin with.
     """
     assert batch.decisions is not None
-    tokens = torch.tensor(list(refusal_tokens), device=log_probabilities.device)
-    refusing = log_probabilities[:, tokens].logsumexp(-1).clamp_max(-LEAST_PROBABILITY)
-    answering = torch.log1p(-refusing.exp())
     wanted = batch.decisions
-    decision = wanted * (wanted.log() - refusing) + (1 - wanted) * ((1 - wanted).log() - answering)
-    begins = torch.isin(batch.top_tokens[batch.starts], tokens)
+    decision, answering = _decision(wanted, log_probabilities, refusal_tokens)
+    begins = torch.isin(batch.top_tokens[batch.starts], torch.tensor(list(refusal_tokens), device=wanted.device))
     said = batch.top_log_probabilities[batch.starts].masked_fill(begins, -torch.inf).log_softmax(-1)
     among = said.exp() * (said.masked_fill(begins, 0.0) - (patched - answering[:, None]))
     return DECISION * decision + (1 - wanted) * among.sum(-1)
+
+
+def _decision(
+    wanted: torch.Tensor, log_probabilities: torch.Tensor, refusal_tokens: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return KL(R_o || R_p) of prompts and log(1 - R_p), each [prompts], nats; `wanted` is R_o."""
+    refusing = log_probabilities[:, list(refusal_tokens)].logsumexp(-1).clamp_max(-LEAST_PROBABILITY)
+    answering = torch.log1p(-refusing.exp())
+    return wanted * (wanted.log() - refusing) + (1 - wanted) * ((1 - wanted).log() - answering), answering
+
+
+@torch.no_grad()
+def decision_divergence(
+    model: PreTrainedModel,
+    batches: Sequence[Batch],
+    first_block: int,
+    edits: Sequence[Edit],
+    refusal_tokens: Sequence[int],
+) -> float:
+    """Return the mean KL(R_o || R_p) over the prompts of batches with decisions, nats; arguments as of `divergence`."""
+    found: list[float] = []
+    for batch in batches:
+        assert batch.decisions is not None
+        log_probabilities = _next_tokens(model, batch, first_block, edits)[batch.starts]
+        found += _decision(batch.decisions, log_probabilities, refusal_tokens)[0].tolist()
+    return sum(found) / len(found)
 
 
 @torch.no_grad()

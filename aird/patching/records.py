@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NotRequired, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 
 class EditRecord(TypedDict):
@@ -24,23 +24,31 @@ class TrialRecord(TypedDict):
     strength: float
     refusal: float
     over_refusal: float
+    distance: float
     kl_harmless: float
     within_budgets: bool
-    as_good_as_the_original: bool
+
+
+# What decisions are read from: whether a reply begins as refusals do, or whether all of it is one.
+Decisions = Literal["first_tokens", "replies"]
 
 
 class ChoiceRecord(TypedDict):
     """How a strength was chosen.
 
-    `learns` is `decisions` or `refusals`, of a patch that learnt something; of each attack that was learnt from there
-    are the `prompts` asked and those `refused`.
+    `decisions` says what these were read from. `distances` from the original's, by
+    strength, and that of `unpatched`, are nats of first tokens, or shares of prompts decided otherwise. `learns` is
+    `decisions` or `refusals`, of a patch that learnt something. Of each attack that was learnt from there are the
+    `prompts` asked and those `refused`.
     """
 
     strength: float
     reason: str
     original: dict[str, float]
     budgets: dict[str, float]
+    distances: dict[str, float]
     tried: list[TrialRecord]
+    decisions: NotRequired[Decisions]
     validation_prompts: NotRequired[dict[str, int]]
     unpatched: NotRequired[dict[str, float]]
     learns: NotRequired[str]

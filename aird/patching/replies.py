@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from aird.directions.refusal_score import MINIMUM_REFUSALS, leading_tokens
 from aird.inference.generation import generate
 from aird.inference.packing import Pack
 from aird.inference.refusals import jailbroken_arditi
@@ -24,6 +25,7 @@ from aird.prompts.chat import chat_tokens
 from aird.prompts.sets import Record, select_instructions
 from aird.settings.base import PromptSelection
 from aird.settings.patches import Replies
+from aird.support.sensitivity import Prompts, area
 from aird.support.tensor_files import load_tensors, save_tensors
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 # Next tokens that are kept of each distribution; all others count as one.
 TOP = 256
+# Area under the ROC curve from which on first tokens tell refusals.
+CLEAR_AREA = 0.9
 # What is needed of the original: to refuse as it does, and no more harmless prompts than it does.
 OF_ORIGINAL = (("train", "harmful"), ("validation", "harmful"), ("validation", "harmless"))
 
@@ -49,7 +53,7 @@ class ReplySet:
         top_log_probabilities: [n, k + 1, TOP] float32, nats; -inf beyond a reply's end.
         refused: whether the judge calls each reply a refusal.
         decisions: of each prompt, the probability that the original's reply begins as refusals do; None where it is not
-            learnt from.
+            looked at.
     """
 
     prompts: list[list[int]]
@@ -80,6 +84,13 @@ class ReplySet:
         counted = torch.isin(self.top_tokens[:, 0], torch.tensor(list(tokens)))
         found: list[float] = (self.top_log_probabilities[:, 0].exp() * counted).sum(-1).tolist()
         return found
+
+    def first_tokens(self, decisions: list[float]) -> ReplySet:
+        """Return only what comes behind the prompts, with these decisions."""
+        none: list[list[int]] = [[] for _ in self.prompts]
+        return ReplySet(
+            self.prompts, none, self.top_tokens[:, :1], self.top_log_probabilities[:, :1], self.refused, decisions
+        )
 
     def refusals(self) -> ReplySet:
         """Return those replies that are refusals."""
@@ -187,6 +198,25 @@ class _NextTokens:
             self._tokens[index, len(reply) + 1 :] = 0
             self._log_probabilities[index, len(reply) + 1 :] = -torch.inf
         return self._tokens, self._log_probabilities
+
+
+def refusal_tokens(harmful: ReplySet, harmless: ReplySet) -> tuple[int, ...]:
+    """Return the tokens that a model's refusals of harmful prompts begin with, if they tell what it refuses.
+
+    They do if the model refuses at least 5 of them and not at least 5 prompts, and if the area under the ROC curve of
+    their probability, by what the judge calls a refusal, is at least 0.9. Where all replies begin alike, it is not.
+
+    Returns:
+        Token ids; none where no first token tells a refusal.
+    """
+    refused = harmful.refused + harmless.refused
+    if sum(harmful.refused) < MINIMUM_REFUSALS or len(refused) - sum(refused) < MINIMUM_REFUSALS:
+        return ()
+    begun = harmful.refusals().top_tokens[:, 0, 0].tolist()
+    tokens = leading_tokens(begun, harmless.top_tokens[:, 0, 0].tolist())
+    told = list(zip(harmful.beginning(tokens) + harmless.beginning(tokens), refused, strict=True))
+    refusals, others = ([value for value, flag in told if flag == wanted] for wanted in (True, False))
+    return tuple(tokens) if area(Prompts(refusals, others)).value >= CLEAR_AREA else ()
 
 
 def save_replies(path: Path, sets: Mapping[str, ReplySet]) -> None:

@@ -6,20 +6,28 @@ refused now. Prompts of a validation split take no part in learning, and those o
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from aird.inference.generation import generate
 from aird.inference.refusals import jailbroken_arditi
 from aird.models.loading import load_model, load_tokenizer
-from aird.patching.divergence import make_batches, mean_divergence
+from aird.patching.divergence import decision_divergence, make_batches, mean_divergence
 from aird.patching.edited import edited
 from aird.patching.edits import Edit
 from aird.patching.method import PatchInputs
-from aird.patching.records import ChoiceRecord
-from aird.patching.replies import ReplySet, original_replies, record_replies, reply_instructions
+from aird.patching.records import ChoiceRecord, Decisions
+from aird.patching.replies import (
+    ReplySet,
+    original_replies,
+    record_replies,
+    refusal_tokens,
+    reply_instructions,
+)
 from aird.patching.strength import Aim, Choice, Trial, choice_record, search_strength
 from aird.settings.patches import ChoiceSettings
 from aird.support.statistics import PairedComparison
@@ -48,11 +56,6 @@ class Validation:
     own: ReplySet
     own_refused: Sequence[bool]
     tokens: int
-
-    @property
-    def unpatched(self) -> Trial:
-        """What the checkpoint does without an edit."""
-        return Trial(0.0, _share(self.own_refused), _share(self.own.refused))
 
     @property
     def losses(self) -> dict[str, PairedComparison]:
@@ -110,45 +113,94 @@ def choose_on_validation(
         validation: replies that nothing was learnt from.
         settings: strengths to choose from, and budgets.
     """
-    unpatched = validation.unpatched
+    rates = {"refusal": _share(validation.own_refused), "over_refusal": _share(validation.own.refused)}
     aim = Aim(
         _share(validation.harmful.refused),
         _share(validation.harmless.refused),
-        unpatched,
-        settings.refusal_tolerance,
+        Trial(0.0, **rates, distance=math.inf),
         settings.refusal_budget,
         settings.over_refusal_budget,
         settings.kl_budget,
     )
+    decisions: Decisions | None = None
     if validation.needs_repair(settings.significance):
+        nearness = _nearness(model, tokenizer, edits, first_block, validation)
+        decisions, rates["distance"] = nearness.decisions, nearness.distance(0.0)
+        if settings.significance < 1:
+            aim = replace(aim, unpatched=replace(aim.unpatched, distance=rates["distance"]))
         staying = validation.staying(settings.significance)
         batches = make_batches(model, [validation.own.chosen(staying)], first_block, None) if staying else []
 
-        def measure(strength: float) -> Trial:
+        def measure(strength: float, distance: float) -> Trial:
             changed = [edit.scaled(strength) for edit in edits]
-            with edited(model, changed):
-                refusal, over_refusal = (
-                    _share(_refused(model, tokenizer, part.prompts, validation.tokens))
-                    for part in (validation.harmful, validation.harmless)
-                )
             divergence = mean_divergence(model, batches, first_block, changed) if batches else 0.0
-            trial = Trial(strength, refusal, over_refusal, divergence)
-            logger.info("%s: %s", trial, aim.side(trial))
+            harmful, harmless = nearness.refused(strength)
+            trial = Trial(strength, _share(harmful), _share(harmless), distance, divergence)
+            logger.info("%s; beyond the budgets: %s", trial, aim.excess(trial) or "none")
             return trial
 
-        choice = search_strength(measure, settings.strengths or [1.0], aim)
+        choice = search_strength(measure, nearness.distance, settings.strengths or [1.0], aim)
     else:
-        choice = Choice(0.0, "neither refusals nor answers were lost, so the checkpoint is left as it is", [])
+        choice = Choice(0.0, "neither refusals nor answers were lost, so the checkpoint is left as it is")
         logger.info("%s: %s", choice.reason, validation.losses)
-    return {
+    record: ChoiceRecord = {
         **choice_record(choice, aim),
         "validation_prompts": {"harmful": len(validation.own_refused), "harmless": len(validation.own.refused)},
-        "unpatched": {
-            "refusal": unpatched.refusal,
-            "over_refusal": unpatched.over_refusal,
-            **{f"{name}_p_value": loss.p_value for name, loss in validation.losses.items()},
-        },
+        "unpatched": {**rates, **{f"{name}_p_value": loss.p_value for name, loss in validation.losses.items()}},
     }
+    if decisions:
+        record["decisions"] = decisions
+    return record
+
+
+@dataclass(frozen=True)
+class _Nearness:
+    """How far the decisions of a checkpoint with edits of a strength lie from the original's.
+
+    Attributes:
+        decisions: what they are read from.
+        distance: of a strength. By `first_tokens` it is the mean KL divergence of whether a reply begins a refusal, in
+            nats; by `replies` the share of prompts that are refused by one model only.
+        refused: which harmful and which harmless prompts are refused at a strength.
+    """
+
+    decisions: Decisions
+    distance: Callable[[float], float]
+    refused: Callable[[float], tuple[list[bool], list[bool]]]
+
+
+def _nearness(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    edits: Sequence[Edit],
+    first_block: int,
+    validation: Validation,
+) -> _Nearness:
+    """Return how distances are measured: by first tokens where these tell the original's refusals, else by replies."""
+    asked = (validation.harmful, validation.harmless)
+
+    @functools.cache
+    def refused(strength: float) -> tuple[list[bool], list[bool]]:
+        if not strength:
+            return list(validation.own_refused), validation.own.refused
+        with edited(model, [edit.scaled(strength) for edit in edits]):
+            harmful, harmless = (_refused(model, tokenizer, part.prompts, validation.tokens) for part in asked)
+        return harmful, harmless
+
+    def by_replies(strength: float) -> float:
+        before = [flag for part in asked for flag in part.refused]
+        after = [flag for flags in refused(strength) for flag in flags]
+        return _share([one != other for one, other in zip(before, after, strict=True)])
+
+    tokens = refusal_tokens(*asked)
+    if not tokens:
+        return _Nearness("replies", by_replies, refused)
+    batches = make_batches(model, [part.first_tokens(part.beginning(tokens)) for part in asked], first_block, None)
+
+    def by_first_tokens(strength: float) -> float:
+        return decision_divergence(model, batches, first_block, [edit.scaled(strength) for edit in edits], tokens)
+
+    return _Nearness("first_tokens", by_first_tokens, refused)
 
 
 def choose_for_checkpoint(

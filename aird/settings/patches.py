@@ -23,7 +23,7 @@ class PatchSettings(Settings):
 
 
 # What a choice of strength keeps to.
-BUDGETS = ("refusal_tolerance", "refusal_budget", "over_refusal_budget", "kl_budget", "significance")
+BUDGETS = ("refusal_budget", "over_refusal_budget", "kl_budget", "significance")
 
 
 class ChoiceSettings(PatchSettings):
@@ -34,15 +34,15 @@ class ChoiceSettings(PatchSettings):
         min_length=1,
         description="Multiples of the edit to choose from on validation prompts; default: no choice.",
     )
-    refusal_tolerance: float = Field(
-        0.02,
+    refusal_budget: float = Field(
+        0.05,
         ge=0,
         lt=1,
-        description="How far refusal of harmful prompts may lie below the original's, on validation prompts.",
+        description="How far refusal of harmful prompts may lie above the original's, on validation prompts, and below "
+        "the lower of the original's and the unpatched checkpoint's.",
     )
-    refusal_budget: float = Field(0.05, ge=0, lt=1, description="How far refusal of harmful prompts may lie above.")
     over_refusal_budget: float = Field(
-        0.02, ge=0, lt=1, description="How far over-refusal may lie above the original's."
+        0.05, ge=0, lt=1, description="How far over-refusal may lie above the original's."
     )
     kl_budget: float = Field(
         0.2,

@@ -16,7 +16,7 @@ from aird.patching.calibration import decision_replies
 from aird.patching.divergence import DECISION, divergence, make_batches
 from aird.patching.edits import Edit
 from aird.patching.methods.calibrate import Calibrate
-from aird.patching.replies import ReplySet, record_replies
+from aird.patching.replies import ReplySet, record_replies, refusal_tokens
 
 
 @pytest.fixture
@@ -79,6 +79,35 @@ def test_a_learnt_decision_comes_nearer(model: Any, replies: ReplySet) -> None:
     assert loss(edits) < 0.95 * loss([])  # along one random direction much cannot be said
 
 
+def beginning_with(tokens: list[int], chances: list[float], refused: list[bool]) -> ReplySet:
+    """Return replies to prompts that begin with one token each, so likely; the second likeliest is token 9."""
+    first = torch.tensor([[token, 9] for token in tokens])[:, None]
+    known = torch.tensor([[chance, 1 - chance] for chance in chances]).log()[:, None]
+    return ReplySet([[1]] * len(tokens), [[2]] * len(tokens), first, known, refused)
+
+
+@pytest.mark.parametrize(
+    ("harmful", "harmless", "found"),
+    [
+        # Refusals begin with 3 or 4, answers with 5.
+        (([3] * 5 + [4] * 3, [True] * 8), ([5] * 8, [False] * 8), (3, 4)),
+        # Of 11 refusals three begin as answers do: the area is 1 - 3 / 22. Of 9 it is one: 1 - 1 / 18.
+        (([3] * 8, [True] * 8), ([5] * 8, [True] * 3 + [False] * 5), ()),
+        (([3] * 8, [True] * 8), ([5] * 8, [True] + [False] * 7), (3,)),
+        # All replies begin alike.
+        (([3] * 8, [True] * 8), ([3] * 8, [False] * 8), ()),
+        # Fewer than five refusals, or fewer than five answers.
+        (([3] * 8, [True] * 4 + [False] * 4), ([5] * 8, [False] * 8), ()),
+        (([3] * 8, [True] * 8), ([5] * 4, [False] * 4), ()),
+    ],
+)
+def test_which_first_tokens_tell_what_a_model_refuses(
+    harmful: tuple[list[int], list[bool]], harmless: tuple[list[int], list[bool]], found: tuple[int, ...]
+) -> None:
+    sets = [beginning_with(tokens, [0.9] * len(tokens), refused) for tokens, refused in (harmful, harmless)]
+    assert refusal_tokens(*sets) == found
+
+
 def test_whitening_that_drowns_the_covariance_changes_nothing(model: Any, replies: ReplySet) -> None:
     """Then P is a multiple of the identity, and Adam's relative steps are those of plain rows."""
     compressed = damaged(copy.deepcopy(model))
@@ -96,8 +125,11 @@ def test_a_patch_learns_decisions_where_first_tokens_tell_them(
     told: bool, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, all_refuse: None
 ) -> None:
     """A model of random weights begins all replies alike, so which tokens refusals begin with is said here."""
-    tokens = (lambda refusals, _: sorted(set(refusals))) if told else (lambda *_: [])
-    monkeypatch.setattr("aird.directions.refusal_score.leading_tokens", tokens)
+
+    def tokens(harmful: ReplySet, _: ReplySet) -> tuple[int, ...]:
+        return tuple({int(token) for token in harmful.top_tokens[:, 0, 0]}) if told else ()
+
+    monkeypatch.setattr("aird.patching.replies.refusal_tokens", tokens)
     compressed = damaged_copy(original, tmp_path / "compressed")
     settings = Calibrate(learns="decisions", whitening=0.01, epochs=1, strengths=[1.0], significance=1, kl_budget=100.0)
     record = patched(settings, original, tmp_path, compressed, sizes=SIZES.sizes)

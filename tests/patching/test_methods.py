@@ -245,7 +245,10 @@ def test_a_chosen_strength_multiplies_the_rows_of_the_formula(
     inputs = PatchInputs(
         "base", original, compressed, saved_direction(tmp_path, unit_vector()), prompts=RECORDS, sizes=SIZES
     )
-    settings = {"formula": {"method": row}, "chosen": {"method": "choose", "row": row, "strengths": [0.25, 0.5]}}
+    settings = {
+        "formula": {"method": row},
+        "chosen": {"method": "choose", "row": row, "strengths": [0.25, 0.5], "significance": 1},
+    }
     records = {
         name: make_patch(parse_patch(values), inputs, tmp_path / name, tmp_path / f"{name}.json")
         for name, values in settings.items()

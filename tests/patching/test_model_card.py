@@ -67,14 +67,17 @@ def test_the_card_says_what_was_done(patch: tuple[Path, dict[str, Any]]) -> None
 def test_the_card_says_which_strength_was_chosen(patch: tuple[Path, dict[str, Any]]) -> None:
     record = patch[1]
     assert "| strength |" not in patch_card(record, "base", None)
-    for strength, reason in ((0.8, "the weakest that is as good"), (0.0, "neither refusals nor answers were lost")):
+    for strength, reason in (
+        (0.8, "it decides most like the original"),
+        (0.0, "neither refusals nor answers were lost"),
+    ):
         choice = {"strength": strength, "reason": reason}
         assert f"| strength | {strength}: {reason} |" in patch_card({**record, "calibration": choice}, "base", None)
 
 
 def test_the_card_of_a_calibrated_patch_says_what_was_learnt_and_its_rank(patch: tuple[Path, dict[str, Any]]) -> None:
     record = patch[1]
-    choice = {"strength": 1.0, "reason": "the weakest", "learns": "refusals"}
+    choice = {"strength": 1.0, "reason": "the nearest", "learns": "refusals"}
     settings = {**record["settings"], "method": "calibrate", "learns": "decisions", "rank": 4}
     text = patch_card({**record, "settings": settings, "calibration": choice}, "base", None)
     assert "| learnt | refusals |" in text and "`learns: decisions`" in text

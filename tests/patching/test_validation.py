@@ -55,7 +55,6 @@ def test_either_loss_asks_for_a_repair(harmful: int, harmless: int, significance
     own_harmless = replies_of([index < harmless for index in range(8)])
     validation = Validation(replies_of([REFUSES] * 8), replies_of([ANSWERS] * 8), own_harmless, own, 4)
     assert validation.needs_repair(significance) is repair
-    assert (validation.unpatched.refusal, validation.unpatched.over_refusal) == (harmful / 8, harmless / 8)
     assert (validation.losses["refusals"].gained, validation.losses["answers"].gained) == (8 - harmful, harmless)
 
 
@@ -78,47 +77,104 @@ def validation(model: Any, tokenizer: Any) -> Validation:
     return Validation(harmful, harmless, harmless, [False] * 4, 4)
 
 
-def test_the_strength_is_chosen_by_what_the_checkpoint_replies(
-    model: Any, tokenizer: Any, validation: Validation, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # By strength: of the harmful prompts half are refused from 0.5 on, all from 2 on, and then all harmless ones.
-    column = modules(model, [3])[0]
-    edit = Edit.rank_one(column, UNIT.float(), torch.full((128,), 0.05))
-    seen: list[float] = []
+@pytest.fixture
+def edit(model: Any) -> Edit:
+    """An edit that adds strength * 6.4 to what its module writes of ones along the direction."""
+    return Edit.rank_one(modules(model, [3])[0], UNIT.float(), torch.full((128,), 0.05))
+
+
+@pytest.fixture
+def seen(edit: Edit, validation: Validation, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Let the edited model refuse half of the harmful prompts from 0.5 on, and all prompts from 2 on: strengths asked."""
+    strengths: list[float] = []
 
     def refused(edited_model: Any, _: Any, prompts: Any, tokens: int) -> list[bool]:
-        """Read the strength from the model that was handed over: its module adds strength * 6.4 r to ones."""
+        """Read the strength from the model that was handed over."""
         with torch.no_grad():
-            module = edited_model.get_submodule(column)
+            module = edited_model.get_submodule(edit.module)
             change = module(torch.ones(1, 1, 128)) - torch.nn.functional.linear(torch.ones(1, 1, 128), module.weight)
         strength = round((change[0, 0] @ UNIT.float()).item() / 6.4, 2)
         harmful = prompts == validation.harmful.prompts
-        seen.append(strength)
-        return [strength >= (2.0 if index % 2 or not harmful else 0.5) for index in range(4)]
+        strengths.append(strength)
+        return [strength >= (2.0 if index % 2 or not harmful else 0.5) for index in range(len(prompts))]
 
     monkeypatch.setattr("aird.patching.validation._refused", refused)
+    return strengths
+
+
+def test_the_strength_is_chosen_by_what_the_checkpoint_replies(
+    model: Any, tokenizer: Any, validation: Validation, edit: Edit, seen: list[float]
+) -> None:
+    """Replies decide where first tokens tell no refusal; each strength is asked once."""
     settings = ChoiceSettings(strengths=[0.25, 0.5, 2.0], kl_budget=10.0, significance=1)
     record = choose_on_validation(model, tokenizer, [edit], 3, validation, settings)
-    assert seen == [0.5, 0.5, 0.25, 0.25]
-    assert [row["strength"] for row in record["tried"]] == [0.5, 0.25]
-    assert [row["refusal"] for row in record["tried"]] == [0.5, 0.0]
-    assert record["strength"] == 0.5 and record["reason"] == "the weakest that is as good as the original"
+    assert seen == [0.25, 0.25, 0.5, 0.5, 2.0, 2.0]
+    assert record["decisions"] == "replies"
+    assert record["distances"] == {"0.25": 0.25, "0.5": 0.0, "2": 0.75}
+    assert [(row["strength"], row["refusal"]) for row in record["tried"]] == [(0.5, 0.5)]
+    assert record["strength"] == 0.5 and "most like the original" in record["reason"]
     assert record["original"] == {"refusal": 0.5, "over_refusal": 0.0}
-    assert record["unpatched"]["refusal"] == 0.0
+    assert record["unpatched"].items() >= {"refusal": 0.0, "over_refusal": 0.0, "distance": 0.25}.items()
     batches = make_batches(model, [validation.own], 3, None)
     expected = mean_divergence(model, batches, 3, [edit.scaled(0.5)])
     assert record["tried"][0]["kl_harmless"] == pytest.approx(expected) and expected > 0
     # All prompts of the validation are judged by what a budget says.
     narrow = ChoiceSettings(strengths=[0.5], kl_budget=1e-6, significance=1)
     record = choose_on_validation(model, tokenizer, [edit], 3, validation, narrow)
-    assert record["strength"] == 0 and "left as it is" in record["reason"]
+    assert record["strength"] == 0 and "nothing is patched" in record["reason"]
     assert record["tried"][0]["within_budgets"] is False
 
 
-def test_replies_that_are_to_change_are_no_part_of_what_has_to_stay(
-    model: Any, tokenizer: Any, validation: Validation
+def test_the_strength_is_chosen_by_first_tokens_where_they_tell_refusals(
+    model: Any, tokenizer: Any, validation: Validation, edit: Edit, seen: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    edit = Edit.rank_one(modules(model, [3])[0], UNIT.float(), torch.full((128,), 0.05))
+    """By their formula, prompt by prompt, on whole vocabularies; the rates are still those of replies."""
+    # Of tokens that are no prompt's likely ones, nothing was kept.
+    likely = [row.tolist() for part in (validation.harmful, validation.harmless) for row in part.top_tokens[:, 0]]
+    tokens = sorted(set.intersection(*map(set, likely)), key=likely[0].index)[:2]
+    monkeypatch.setattr("aird.patching.validation.refusal_tokens", lambda *_: tuple(tokens))
+    settings = ChoiceSettings(strengths=[0.25, 0.5, 2.0], kl_budget=10.0, refusal_budget=0.6, significance=1)
+    record = choose_on_validation(model, tokenizer, [edit], 3, validation, settings)
+    prompts = validation.harmful.prompts + validation.harmless.prompts
+
+    def begins(changed: list[Edit]) -> torch.Tensor:
+        with edited(model, changed), torch.no_grad():
+            said = [model(input_ids=torch.tensor([prompt])).logits[0, -1] for prompt in prompts]
+        return torch.stack(said).double().softmax(-1)[:, tokens].sum(-1)
+
+    def distance(strength: float) -> float:
+        before, after = begins([]), begins([edit.scaled(strength)])  # the original is the checkpoint itself here
+        apart = before * (before / after).log() + (1 - before) * ((1 - before) / (1 - after)).log()
+        return apart.mean().item()
+
+    assert record["decisions"] == "first_tokens"
+    expected = {f"{strength:g}": distance(strength) for strength in (0.25, 0.5, 2.0)}
+    assert record["distances"] == pytest.approx(expected, rel=0.05, abs=1e-6) and min(expected.values()) > 0
+    assert record["unpatched"]["distance"] == pytest.approx(0, abs=1e-6)
+    assert record["strength"] == 0.25 and seen == [0.25, 0.25]  # the nearest, and only that one replies
+
+
+@pytest.mark.parametrize("significance", [0.2, 1])
+def test_the_unpatched_checkpoint_counts_unless_a_patch_is_asked_for(
+    significance: float, model: Any, tokenizer: Any, validation: Validation, edit: Edit, seen: list[float]
+) -> None:
+    """Refusals are lost (4 of 8 more), and a strength of 2 refuses everything: farther from the original than nothing."""
+    harmless = dataclasses.replace(validation.harmless, refused=[REFUSES] + [ANSWERS] * 3)
+    twice = Validation(replies_of([REFUSES] * 4 + [ANSWERS] * 4), harmless, harmless, [ANSWERS] * 8, 4)
+    assert twice.lost(0.2) == ["refusals"]
+    twice.harmful.prompts[:] = [*validation.harmful.prompts, *validation.harmless.prompts]
+    settings = ChoiceSettings(
+        strengths=[2.0], kl_budget=10.0, refusal_budget=0.9, over_refusal_budget=0.99, significance=significance
+    )
+    record = choose_on_validation(model, tokenizer, [edit], 3, twice, settings)
+    assert record["distances"] == {"2": pytest.approx(7 / 12)}
+    assert record["unpatched"]["distance"] == pytest.approx(4 / 12)
+    assert record["strength"] == (2.0 if significance == 1 else 0)
+
+
+def test_replies_that_are_to_change_are_no_part_of_what_has_to_stay(
+    model: Any, tokenizer: Any, validation: Validation, edit: Edit
+) -> None:
     own = dataclasses.replace(validation.own, refused=[False, True, False, False])
     lost = dataclasses.replace(validation, own=own)
     # One of four has p = 1, which counts where any does.

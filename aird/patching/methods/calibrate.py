@@ -68,9 +68,9 @@ class Calibrate(RankOneSettings, ChoiceSettings):
         description="Begin with the rows of `fit` with this `alpha`; fewer epochs are then enough.",
     )
     strengths: list[Annotated[float, Field(gt=0, le=4)]] = Field(
-        [0.4, 0.55, 0.7, 0.85, 1.0, 1.2, 1.4],
+        [0.25, 0.4, 0.55, 0.7, 0.85, 1.0, 1.2, 1.4, 1.7, 2.0],
         min_length=1,
-        description="Multiples of the learnt rows; the weakest that is as good as the original is taken "
+        description="Multiples of the learnt rows; the one that decides most like the original is taken "
         "([method](../docs/method.md)).",
     )
     learns: Literal["refusals", "decisions"] = Field(
@@ -191,7 +191,7 @@ def _lessons(
     """
     from aird.patching.calibration import decision_replies, training_replies
     from aird.patching.fitting import wanted_projections
-    from aird.patching.replies import record_replies, record_set, reply_instructions
+    from aird.patching.replies import record_replies, record_set, refusal_tokens, reply_instructions
 
     counts = inputs.replies_sizes()
     instructions = reply_instructions(inputs.prompts, [("train", "harmless")], counts, inputs.seed)
@@ -202,7 +202,9 @@ def _lessons(
     if settings.learns == "decisions":
         now = record_set(held.of(inputs.compressed), tokenizer, harmful.prompts, counts)
         before = record_set(held.of(inputs.original), tokenizer, own.prompts, counts)
-        tokens = _refusal_tokens(harmful, before)
+        tokens = refusal_tokens(harmful, before)
+        if not tokens:
+            logger.warning("no first token tells the original's refusals, so refusals are learnt, and no decisions")
         decided = decision_replies(harmful, now, tokens) + decision_replies(before, own, tokens)
     if answers_lost and any(own.refused) and not tokens:
         lost = own.refusals().prompts
@@ -221,20 +223,6 @@ def _lessons(
     else:
         replies = training_replies(harmful, own, asked, list(attacked.values()))
     return Lessons(replies, said, [*refused, *others], wanted, tokens)
-
-
-def _refusal_tokens(harmful: ReplySet, harmless: ReplySet) -> tuple[int, ...]:
-    """Return the tokens that the original's refusals of harmful training prompts begin with.
-
-    They are none where its replies to harmless prompts begin alike, so that no first token tells a refusal.
-    """
-    from aird.directions.refusal_score import leading_tokens
-
-    refusals = harmful.refusals().top_tokens[:, 0, 0].tolist()
-    found = leading_tokens(refusals, harmless.top_tokens[:, 0, 0].tolist())
-    if not found:
-        logger.warning("the original's refusals begin as its answers do, so refusals are learnt, and no decisions")
-    return tuple(found)
 
 
 def _attacked_replies(
