@@ -186,7 +186,7 @@ class KeepingClient(ClientAround):
     def once(self, name: str, asked: object, find: Callable[[], Any]) -> Any:
         """Return what is found in another way (`Client.once`)."""
         question = [self._form, asked]
-        return self._kept.once(question, find, lambda found: found, lambda: logger.info("%s is kept from before", name))
+        return self._kept.once(question, find, lambda found: found, lambda: logger.info("%s is kept already", name))
 
     def _answers(
         self,
@@ -203,7 +203,7 @@ class KeepingClient(ClientAround):
         missing = [part for each in parts if (part := [index for index in each if keys[index] not in known])]
         sizes = [len(part) for part in missing]
         if done := len(prompts) - sum(sizes):
-            logger.info("%d of %d answers are kept from before", done, len(prompts))
+            logger.info("%d of %d answers are kept already", done, len(prompts))
         for part in progress.over(missing, "prompts", sizes, done):
             answers = ask([prompts[index] for index in part])
             made = zip(part, answers, strict=True)
