@@ -74,7 +74,7 @@ def test_a_model_judges_both_sides_of_a_check(
     for more in ([], [], ["--fresh"]):
         assert main([*command, *more]) == 3
         out, _ = capsys.readouterr()
-        told.append((f"{original} says: refused of harmful prompts" in out, "is kept already" in out))
+        told.append((f"{original} says: refused of harmful prompts" in out, "is kept from before" in out))
     assert told == [(True, False), (True, True), (True, False)]
     (changes,) = read_json(verdict)["judged"].values()
     # What the judge says of each reply by itself; a system prompt for the two models is none for the judge.
