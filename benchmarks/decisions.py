@@ -1,12 +1,13 @@
-"""What a calibration learns: refusals or decisions, plain or whitened rows, and prompts of more kinds, side by side.
+"""Repairs side by side: refusals or decisions learnt, plain or whitened rows, prompts of more kinds, compensations.
 
 python -m benchmarks.decisions COMPRESSION [--results results] [--model NAME] [--ways NUMBER ...] [--strengths S ...]
 
-The results are those of a finished grid: of `make demo`, or of `make shipped` with the name of its model. Every patch
-is learnt in two passes, one in eight, and measured at strength 1, or at each of `--strengths`, by the first tokens of
-replies to prompts that nothing was learnt from: the share whose likeliest first token is one that refusals begin with,
-and the area under the ROC curve of the refusal score against harmless prompts. The distance is what a strength is
-chosen by: of its decisions on validation prompts from the original's, with the unpatched checkpoint's behind it.
+The results are those of a finished grid: of `make demo`, or of `make shipped` with the name of its model. Every
+calibration learns in two passes, one in eight. All patches are measured at strength 1, or at each of `--strengths`, by
+the first tokens of replies to prompts that nothing was learnt from: the share whose likeliest first token is one that
+refusals begin with, and the area under the ROC curve of the refusal score against harmless prompts. The distance is
+what a strength is chosen by: of its decisions on validation prompts from the original's, with the unpatched
+checkpoint's behind it.
 Harm of other kinds is StrongREJECT and two areas of Do-Not-Answer, of which no patch sees a prompt. Flips are prompts
 that the original decides otherwise.
 """
@@ -29,8 +30,8 @@ from aird.patching.adapters import load_adapter
 from aird.patching.edited import edited
 from aird.patching.edits import Edit
 from aird.patching.method import PatchInputs
-from aird.patching.methods.calibrate import Calibrate
 from aird.patching.patch_files import make_patch
+from aird.plugin import METHODS
 from aird.prompts.building import build_with_parts
 from aird.prompts.chat import chat_tokens
 from aird.prompts.embedded import PROMPT_SETS
@@ -47,22 +48,25 @@ LEARNT_AREAS = ("information_hazard", "misinformation_harms")
 OTHER_AREAS = ("human_chatbox", "discrimination_exclusion_toxicity_hateful_offensive")
 # Any strength that is asked for may be taken, whatever it does on validation prompts.
 ANY = {"significance": 1, "kl_budget": 100, "refusal_budget": 0.99, "over_refusal_budget": 0.99}
-DECISIONS = {"learns": "decisions", "whitening": 0.01, "learning_rate": 0.16}
+REFUSALS = {"method": "calibrate", "epochs": 2}
+DECISIONS = REFUSALS | {"learns": "decisions", "whitening": 0.01, "learning_rate": 0.16}
 COLUMNS = (
     *("AdvBench, %", "AUC", "other harm, %", "AUC"),
     *("harmless, %", "borderline, %", "flips", "distance", "core-seconds"),
 )
 # Name, settings, and whether more kinds of harm and borderline prompts are learnt from.
 WAYS = (
-    ("refusals, plain rows", {}, False),
+    ("refusals, plain rows", REFUSALS, False),
     ("decisions, whitened rows", DECISIONS, False),
     ("the same, prompts of more kinds", DECISIONS, True),
-    ("refusals, plain rows, prompts of more kinds", {}, True),
-    ("decisions, plain rows, prompts of more kinds", {"learns": "decisions"}, True),
+    ("refusals, plain rows, prompts of more kinds", REFUSALS, True),
+    ("decisions, plain rows, prompts of more kinds", REFUSALS | {"learns": "decisions"}, True),
     ("decisions, rows whitened with 0.1, prompts of more kinds", DECISIONS | {"whitening": 0.1}, True),
     ("refusals, whitened rows, prompts of more kinds", DECISIONS | {"learns": "refusals"}, True),
-    ("refusals, plain rows, eight passes", {"epochs": 8}, False),
+    ("refusals, plain rows, eight passes", REFUSALS | {"epochs": 8}, False),
     ("decisions, rank 9, prompts of more kinds", DECISIONS | {"rank": 9}, True),
+    ("compensation of rank 1", {"method": "compensate", "rank": 1}, False),
+    ("compensation of rank 8", {"method": "compensate", "rank": 8}, False),
 )
 
 
@@ -158,7 +162,7 @@ def main(compression: str, results: str, model: str, ways: Sequence[int], streng
     direction = place / "original/direction.safetensors", place / "original/direction.json"
     for name, settings, broad in (WAYS[number] for number in ways):
         sizes = Replies(train_harmful=256, train_harmless=320) if broad else Replies()
-        patch = Calibrate(**{"epochs": 2, "strengths": strengths, **ANY, **settings})
+        patch = METHODS.parse(ANY | settings | {"strengths": strengths})
         chosen = broader if broad else {kind: prompts[kind] for kind in broader}
         with TemporaryDirectory() as folder:
             inputs = PatchInputs("base", original, compressed, direction, prompts=chosen, sizes=sizes.sizes, seed=SEED)
