@@ -7,9 +7,8 @@ calibration learns in two passes, one in eight. All patches are measured at stre
 the first tokens of replies to prompts that nothing was learnt from: the share whose likeliest first token is one that
 refusals begin with, and the area under the ROC curve of the refusal score against harmless prompts. The distance is
 what a strength is chosen by: of its decisions on validation prompts from the original's, with the unpatched
-checkpoint's behind it.
-Harm of other kinds is StrongREJECT and two areas of Do-Not-Answer, of which no patch sees a prompt. Flips are prompts
-that the original decides otherwise.
+checkpoint's behind it. Harm of other kinds is StrongREJECT and two areas of Do-Not-Answer, of which no patch sees a
+prompt. Flips are prompts that the original decides otherwise.
 """
 
 from __future__ import annotations
